@@ -1,0 +1,2 @@
+//! Builds and checks Macula.
+fn main() {}
