@@ -2,9 +2,18 @@
 //!
 //! Each subcommand is one module. The rules they enforce are pure functions over small inputs, so they are tested
 //! without touching the workspace; reading files and starting `cargo` stays at the edges.
-#![expect(clippy::print_stdout, reason = "the terminal is the interface of this tool")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the terminal is the interface of this tool"
+)]
 
 mod codegen;
+mod finding;
+mod layers;
+mod source;
+mod steps;
+mod tidy;
 mod workspace;
 
 use std::process::ExitCode;
@@ -21,23 +30,44 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Everything the CI runs: check, docs, test.
+    Ci,
+    /// Format, tidy, codegen --check, layers, clippy, and each package compiled alone.
+    Check,
+    /// Every test and doctest, with every feature.
+    Test,
+    /// Build the documentation; warnings are errors.
+    Docs,
+    /// Compile each package by itself, with its default features and with none.
+    Alone,
     /// Regenerate macula-wire/src/gen from macula-wire/proto.
     Codegen {
         /// Change nothing; fail when the checked-in code is not what the schemas give.
         #[arg(long)]
         check: bool,
     },
+    /// Check who depends on whom, and that the cores stay pure.
+    Layers,
+    /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
+    Tidy,
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Ci => steps::ci(),
+        Command::Check => steps::check(),
+        Command::Test => steps::test(),
+        Command::Docs => steps::docs(),
+        Command::Alone => steps::alone(),
         Command::Codegen { check: false } => codegen::write(),
         Command::Codegen { check: true } => codegen::check(),
+        Command::Layers => layers::check(),
+        Command::Tidy => tidy::check(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            println!("error: {error:#}");
+            eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -7,7 +7,9 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::layers::HOUSE;
 
 /// The workspace root: the folder that holds this package's folder.
 pub(crate) fn root() -> &'static Path {
@@ -29,7 +31,55 @@ pub(crate) fn display(path: &Path) -> String {
     shown.to_string_lossy().replace('\\', "/")
 }
 
-/// Every file under `dir` whose name ends in `.extension`, sorted; empty when `dir` does not exist.
+/// The cargo that runs this tool, started in the workspace root.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
+    command.current_dir(root());
+    command
+}
+
+/// Runs `command` to its end; its output goes where ours goes.
+///
+/// # Errors
+///
+/// It cannot be started, or it fails.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    ensure!(status.success(), "`{}` failed ({status})", line(command));
+    Ok(())
+}
+
+/// Runs `command` to its end and gives what it wrote to standard output.
+///
+/// # Errors
+///
+/// It cannot be started, it fails, or it writes something that is not UTF-8.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let output = command
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot start `{}`", line(command)))?;
+    ensure!(
+        output.status.success(),
+        "`{}` failed ({})",
+        line(command),
+        output.status
+    );
+    String::from_utf8(output.stdout).with_context(|| format!("`{}` wrote something that is not UTF-8", line(command)))
+}
+
+/// The command as a person would type it.
+pub(crate) fn line(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_name().unwrap_or_default();
+    let words = std::iter::once(program).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
+/// Every file under `dir` whose name ends in `.extension`, sorted; empty when `dir` does not exist. Folders named
+/// `target` hold build output and are passed over.
 ///
 /// # Errors
 ///
@@ -47,9 +97,32 @@ pub(crate) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
         {
             let path = entry?.path();
             if path.is_dir() {
-                pending.push(path);
+                if !path.ends_with("target") {
+                    pending.push(path);
+                }
             } else if path.extension().is_some_and(|it| it == extension) {
                 found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The manifests of the unpublished packages that live inside a crate's folder, outside the workspace: fuzz targets and
+/// comparison benchmarks, whose dependencies nobody else should compile.
+///
+/// # Errors
+///
+/// A folder cannot be read.
+pub(crate) fn side_packages() -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for (package, _) in HOUSE {
+        let folder = root().join(package);
+        for entry in folder.read_dir().with_context(|| format!("cannot read {package}"))? {
+            let manifest = entry?.path().join("Cargo.toml");
+            if manifest.is_file() {
+                found.push(manifest);
             }
         }
     }
