@@ -41,7 +41,7 @@ pub(crate) fn write() -> Result<()> {
     Ok(())
 }
 
-/// Fails when [`write`] would change anything, and leaves what it would write in `target/codegen` to compare with.
+/// Fails when [`write()`] would change anything, and leaves what it would write in `target/codegen` to compare with.
 pub(crate) fn check() -> Result<()> {
     let fresh = generate(&proto_dir())?;
     let scratch = target_dir().join("codegen");
