@@ -9,11 +9,11 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use regex::Regex;
-use serde::Deserialize;
 
 use crate::finding::{Finding, report};
+use crate::metadata::{Package, packages};
 use crate::source::{self, Source, matches, pattern};
 use crate::workspace::{cargo, display, files, output, root};
 
@@ -86,33 +86,6 @@ pub(crate) fn check() -> Result<()> {
         CORES.len()
     );
     Ok(())
-}
-
-/// A workspace member as `cargo metadata` gives it.
-#[derive(Debug, Deserialize)]
-struct Package {
-    name: String,
-    manifest_path: String,
-    dependencies: Vec<Dependency>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Dependency {
-    name: String,
-    /// `None` for a normal dependency.
-    kind: Option<String>,
-}
-
-fn packages() -> Result<Vec<Package>> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        packages: Vec<Package>,
-    }
-    let mut metadata = cargo();
-    metadata.args(["metadata", "--locked", "--no-deps", "--format-version", "1"]);
-    let text = output(&mut metadata)?;
-    let metadata: Metadata = serde_json::from_str(&text).context("cannot understand `cargo metadata`")?;
-    Ok(metadata.packages)
 }
 
 /// The edges between our packages that are not arrows.
@@ -221,6 +194,7 @@ fn words(source: &Source) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metadata::Dependency;
 
     fn package(name: &str, dependencies: &[(&str, Option<&str>)]) -> Package {
         Package {
@@ -233,6 +207,7 @@ mod tests {
                     kind: kind.map(str::to_owned),
                 })
                 .collect(),
+            targets: Vec::new(),
         }
     }
 

@@ -9,8 +9,12 @@
 )]
 
 mod codegen;
+mod criterion;
 mod finding;
 mod layers;
+mod metadata;
+mod programs;
+mod report;
 mod source;
 mod steps;
 mod tidy;
@@ -50,6 +54,21 @@ enum Command {
     Layers,
     /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
     Tidy,
+    /// Run a simulation in release: tables in the terminal, plots as SVG files.
+    #[command(after_help = programs::sims())]
+    Sim {
+        #[command(flatten)]
+        request: programs::Request,
+    },
+    /// Run a benchmark in release: tables in the terminal, plots as SVG files.
+    #[command(after_help = programs::benches())]
+    Bench {
+        /// Run this part only.
+        #[arg(long)]
+        part: Option<programs::Part>,
+        #[command(flatten)]
+        request: programs::Request,
+    },
 }
 
 fn main() -> ExitCode {
@@ -63,6 +82,8 @@ fn main() -> ExitCode {
         Command::Codegen { check: true } => codegen::check(),
         Command::Layers => layers::check(),
         Command::Tidy => tidy::check(),
+        Command::Sim { request } => programs::sim(request),
+        Command::Bench { part, request } => programs::bench(request, part),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
