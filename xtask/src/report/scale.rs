@@ -20,8 +20,11 @@ pub(super) struct Tick {
 pub(super) enum Reach {
     /// From the least value to the largest.
     Tight,
-    /// To the next tick outside; down to zero when linear and nothing is negative.
+    /// To the next tick outside, as [`Reach::Zero`] only when zero is no further away than the values are apart: what
+    /// varies little among large numbers would else be a flat line.
     Ticks,
+    /// To the next tick outside, zero included when linear: bars stand on it.
+    Zero,
 }
 
 #[derive(Debug)]
@@ -72,19 +75,21 @@ impl Axis {
 
     fn linear(range: Option<(f64, f64)>, reach: Reach) -> Self {
         let (mut low, mut high) = range.unwrap_or((0.0, 1.0));
-        if reach == Reach::Ticks {
+        let apart = high - low;
+        let near_zero = low.abs().min(high.abs()) <= apart || apart == 0.0;
+        if reach == Reach::Zero || (reach == Reach::Ticks && near_zero) {
             low = low.min(0.0);
             high = high.max(0.0);
         }
         if low == high {
             let room = if low == 0.0 { 1.0 } else { low.abs() / 2.0 };
             (low, high) = (low - room, high + room);
-            if reach == Reach::Ticks {
-                low = 0.0;
+            if reach != Reach::Tight {
+                low = low.max(0.0);
             }
         }
         let step = nice_step((high - low) / INTERVALS);
-        if reach == Reach::Ticks {
+        if reach != Reach::Tight {
             (low, high) = ((low / step).floor() * step, (high / step).ceil() * step);
         }
         let label = Labels::new(low.abs().max(high.abs()), step);
@@ -109,7 +114,7 @@ impl Axis {
         if first == last {
             last += 1;
         }
-        if reach == Reach::Ticks || low == high {
+        if reach != Reach::Tight || low == high {
             (low, high) = (10_f64.powi(first), 10_f64.powi(last));
         }
         first -= 1;
@@ -212,6 +217,14 @@ mod tests {
     }
 
     #[test]
+    fn what_varies_little_among_large_numbers_is_not_flattened() {
+        assert_eq!(labels(&[99.1, 99.9], false, Reach::Ticks)[0], "99.0");
+        assert_eq!(labels(&[99.1, 99.9], false, Reach::Zero)[0], "0");
+        assert_eq!(labels(&[50.0, 99.0], false, Reach::Ticks)[0], "50");
+        assert_eq!(labels(&[40.0, 99.0], false, Reach::Ticks)[0], "0");
+    }
+
+    #[test]
     fn a_tight_axis_ends_at_its_values() {
         let axis = Axis::fit([3.0, 11.0].into_iter(), false, Reach::Tight);
         assert_eq!(axis.place(3.0), Some(0.0));
@@ -266,7 +279,7 @@ mod tests {
     fn one_value_or_none_still_makes_an_axis() {
         for log in [false, true] {
             for values in [&[][..], &[5.0][..], &[0.0][..]] {
-                for reach in [Reach::Tight, Reach::Ticks] {
+                for reach in [Reach::Tight, Reach::Ticks, Reach::Zero] {
                     let axis = Axis::fit(values.iter().copied(), log, reach);
                     assert!(axis.low < axis.high, "{axis:?}");
                     assert!(!axis.ticks.is_empty(), "{axis:?}");

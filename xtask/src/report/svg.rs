@@ -36,7 +36,11 @@ pub(super) struct Drawing {
 /// Draws `plot`.
 pub(super) fn draw(plot: &Plot) -> Drawing {
     let values = plot.series.iter().flat_map(|it| &it.points).map(|[_, y]| *y);
-    let y = Axis::fit(values, plot.y_log, Reach::Ticks);
+    let reach = match plot.kind {
+        Kind::Line => Reach::Ticks,
+        Kind::Bar => Reach::Zero,
+    };
+    let y = Axis::fit(values, plot.y_log, reach);
     let mut canvas = Canvas::default();
     canvas.frame(plot, &y);
     let left_out = match plot.kind {
@@ -181,11 +185,10 @@ impl Canvas {
         self.element(format_args!(
             r##"<path d="M{LEFT:.1} {TOP:.1}V{bottom:.1}H{right:.1}" fill="none" stroke="#333"/>"##
         ));
-        let named: Vec<(usize, &Series)> = plot
-            .series
-            .iter()
-            .enumerate()
-            .filter(|(_, it)| !it.name.is_empty())
+        let labelled_below = plot.kind == Kind::Bar && Groups::are_series(&plot.series);
+        let series = plot.series.iter().enumerate();
+        let named: Vec<(usize, &Series)> = series
+            .filter(|(_, it)| !it.name.is_empty() && !labelled_below)
             .collect();
         for (row, (at, series)) in named.iter().enumerate() {
             let y = TOP + 12.0 + LEGEND_LINE * row as f64;
@@ -250,11 +253,21 @@ struct Bar {
 }
 
 impl Groups {
-    fn of(series: &[Series]) -> Self {
+    /// Every x, once, in order.
+    fn places(series: &[Series]) -> Vec<f64> {
         let mut places: Vec<f64> = series.iter().flat_map(|it| &it.points).map(|[x, _]| *x).collect();
         places.sort_by(f64::total_cmp);
         places.dedup();
-        let one_each = places.len() == 1 && series.len() > 1;
+        places
+    }
+
+    fn are_series(series: &[Series]) -> bool {
+        series.len() > 1 && Groups::places(series).len() == 1
+    }
+
+    fn of(series: &[Series]) -> Self {
+        let places = Groups::places(series);
+        let one_each = Groups::are_series(series);
         let mut bars = Vec::new();
         for (at, [x, value]) in series
             .iter()
