@@ -1,1 +1,43 @@
 #![doc = include_str!("../README.md")]
+
+mod endpoint;
+mod frame;
+mod hash;
+mod key;
+mod name;
+mod node_id;
+mod record;
+mod signer;
+mod status;
+
+#[expect(
+    missing_docs,
+    unreachable_pub,
+    clippy::all,
+    reason = "generated from the schemas, which carry the documentation"
+)]
+#[rustfmt::skip]
+mod r#gen {
+    pub mod v1 {
+        include!("gen/macula.v1.rs");
+    }
+}
+
+/// The generated messages of the schemas in `proto/macula/v1`, for the crates that speak the protocol.
+///
+/// They are the wire's form, unchecked; the types at the top of this crate are what a program works with.
+pub mod proto {
+    pub use crate::r#gen::v1::*;
+}
+
+pub use endpoint::{Endpoint, EndpointError};
+pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
+pub use key::ServiceKey;
+pub use name::{MAX_NAME_BYTES, NameError, Realm, RealmHash, ServiceName};
+pub use node_id::{NodeId, ParseNodeIdError};
+pub use record::{
+    Advertisement, DEFAULT_TTL, MAX_ENDPOINTS, MAX_METADATA_ENTRIES, MAX_METADATA_KEY_BYTES, MAX_RECORD_BYTES, MAX_TTL,
+    MAX_ZONE_BYTES, MIN_TTL, RecordError, SignedProvider, VerifiedProvider,
+};
+pub use signer::{SecretKey, Signer};
+pub use status::StatusCode;

@@ -1,2 +1,95 @@
-//! Builds and checks Macula.
-fn main() {}
+//! Builds and checks Macula: everything a contributor or the CI runs that plain `cargo` does not offer.
+//!
+//! Each subcommand is one module. The rules they enforce are pure functions over small inputs, so they are tested
+//! without touching the workspace; reading files and starting `cargo` stays at the edges.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the terminal is the interface of this tool"
+)]
+
+mod codegen;
+mod criterion;
+mod finding;
+mod layers;
+mod metadata;
+mod programs;
+mod report;
+mod source;
+mod steps;
+mod tidy;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds and checks Macula.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything the CI runs: check, docs, test.
+    Ci,
+    /// Format, tidy, codegen --check, layers, clippy, and each package compiled alone.
+    Check,
+    /// Every test and doctest, with every feature.
+    Test,
+    /// Build the documentation; warnings are errors.
+    Docs,
+    /// Compile each package by itself, with its default features and with none.
+    Alone,
+    /// Regenerate macula-wire/src/gen from macula-wire/proto.
+    Codegen {
+        /// Change nothing; fail when the checked-in code is not what the schemas give.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Check who depends on whom, and that the cores stay pure.
+    Layers,
+    /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
+    Tidy,
+    /// Run a simulation in release: tables in the terminal, plots as SVG files.
+    #[command(after_help = programs::sims())]
+    Sim {
+        #[command(flatten)]
+        request: programs::Request,
+    },
+    /// Run a benchmark in release: tables in the terminal, plots as SVG files.
+    #[command(after_help = programs::benches())]
+    Bench {
+        /// Run this part only.
+        #[arg(long)]
+        part: Option<programs::Part>,
+        #[command(flatten)]
+        request: programs::Request,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Ci => steps::ci(),
+        Command::Check => steps::check(),
+        Command::Test => steps::test(),
+        Command::Docs => steps::docs(),
+        Command::Alone => steps::alone(),
+        Command::Codegen { check: false } => codegen::write(),
+        Command::Codegen { check: true } => codegen::check(),
+        Command::Layers => layers::check(),
+        Command::Tidy => tidy::check(),
+        Command::Sim { request } => programs::sim(request),
+        Command::Bench { part, request } => programs::bench(request, part),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

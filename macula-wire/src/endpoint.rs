@@ -1,0 +1,124 @@
+//! Where a node listens.
+
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    str::FromStr,
+    sync::Arc,
+};
+
+/// Where a node listens: a host name or IP address, and a UDP port. Its text form is `https://node1:9443`.
+///
+/// The scheme is the field's for HTTP/3 endpoints and carries no meaning of its own; it may be left out when parsing. Host
+/// names are at most 253 bytes (RFC 1035). Cheap to clone.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    host: Arc<str>,
+    port: u16,
+}
+
+/// The text is not an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum EndpointError {
+    /// There is no port.
+    #[error("an endpoint needs a port: write it like `node1:9443` or `[::1]:9443`")]
+    NoPort,
+    /// The port is not a number from 1 to 65535.
+    #[error("the port of an endpoint is a number from 1 to 65535")]
+    BadPort,
+    /// The host is neither a host name nor an IP address.
+    #[error("the host of an endpoint is a name like `node1.example`, an IPv4 address, or an IPv6 address in brackets")]
+    BadHost,
+}
+
+impl Endpoint {
+    /// The host name or IP address, an IPv6 address without its brackets.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The UDP port, never 0.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The host as an IP address, when it is one and not a name.
+    #[must_use]
+    pub fn ip(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = EndpointError;
+
+    fn from_str(text: &str) -> Result<Self, EndpointError> {
+        let text = text.strip_prefix("https://").unwrap_or(text);
+        let (host, port) = text.rsplit_once(':').ok_or(EndpointError::NoPort)?;
+        // `parse` alone would take a sign.
+        if !port.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(EndpointError::BadPort);
+        }
+        let port = port.parse().ok().filter(|&p| p != 0).ok_or(EndpointError::BadPort)?;
+        let host = if let Some(inner) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            // One address, one text: peers compare endpoints.
+            inner
+                .parse::<Ipv6Addr>()
+                .map_err(|_| EndpointError::BadHost)?
+                .to_string()
+        } else {
+            if !is_host_name(host) {
+                return Err(EndpointError::BadHost);
+            }
+            host.to_ascii_lowercase()
+        };
+        Ok(Self {
+            host: host.into(),
+            port,
+        })
+    }
+}
+
+fn is_host_name(host: &str) -> bool {
+    let label = |l: &str| {
+        !l.is_empty() && l.len() <= 63 && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    host.len() <= 253 && host.split('.').all(label)
+}
+
+impl TryFrom<SocketAddr> for Endpoint {
+    type Error = EndpointError;
+
+    /// The endpoint at a socket address.
+    ///
+    /// # Errors
+    /// [`EndpointError::BadPort`] when the port is 0.
+    fn try_from(addr: SocketAddr) -> Result<Self, EndpointError> {
+        match addr.port() {
+            0 => Err(EndpointError::BadPort),
+            port => Ok(Self {
+                host: addr.ip().to_canonical().to_string().into(),
+                port,
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "https://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "https://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Endpoint({self})")
+    }
+}

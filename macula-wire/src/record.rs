@@ -1,0 +1,486 @@
+//! Signed provider records: what a provider publishes, and the proof that it did.
+//!
+//! **Invariant:** a [`VerifiedProvider`] exists only where its signature was made or checked in this process, and its body is
+//! byte for byte what was signed. Everything that stores or shows providers takes this type, so an unchecked record cannot
+//! get there.
+//!
+//! What is left out: which of two records wins, and when one expires, is the directory's business.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use ed25519_dalek::{Signature, VerifyingKey};
+use prost::Message;
+
+use crate::{Endpoint, EndpointError, NodeId, RealmHash, ServiceKey, Signer, proto};
+
+/// The shortest validity of a record.
+pub const MIN_TTL: Duration = Duration::from_secs(20);
+/// The validity of a record unless told otherwise.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(300);
+/// The longest validity of a record.
+pub const MAX_TTL: Duration = Duration::from_secs(3600);
+/// The most endpoints a record carries.
+pub const MAX_ENDPOINTS: usize = 8;
+/// The most bytes a record's signed body has.
+pub const MAX_RECORD_BYTES: usize = 1024;
+/// The most metadata entries a record carries.
+pub const MAX_METADATA_ENTRIES: usize = 16;
+/// The longest metadata key, in bytes.
+pub const MAX_METADATA_KEY_BYTES: usize = 64;
+/// The longest zone name, in bytes.
+pub const MAX_ZONE_BYTES: usize = 64;
+
+const SIGNATURE_DOMAIN: &[u8] = b"macula/v1/provider\0";
+
+/// A record is not valid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The bytes are not a record.
+    #[error("the record cannot be decoded")]
+    Malformed(#[from] prost::DecodeError),
+    /// The body is larger than [`MAX_RECORD_BYTES`].
+    #[error("the record has {0} bytes, more than {MAX_RECORD_BYTES}; shorten its metadata or endpoints")]
+    TooLarge(usize),
+    /// The node id is not 32 bytes.
+    #[error("the record's node id is not 32 bytes")]
+    BadNodeId,
+    /// The signature does not match the owner, realm, key and body.
+    #[error("the record's signature is not its owner's for this realm and key")]
+    BadSignature,
+    /// The validity is outside [`MIN_TTL`] to [`MAX_TTL`], or not whole seconds.
+    #[error("a record is valid for 20 to 3600 whole seconds, not {0:?}")]
+    BadTtl(Duration),
+    /// A live record without an endpoint.
+    #[error("the record has no endpoint; a provider needs at least one address to be called at")]
+    NoEndpoint,
+    /// More than [`MAX_ENDPOINTS`] endpoints.
+    #[error("the record has {0} endpoints, more than {MAX_ENDPOINTS}")]
+    TooManyEndpoints(usize),
+    /// An endpoint cannot be read.
+    #[error("the record has an endpoint that cannot be read")]
+    BadEndpoint(#[from] EndpointError),
+    /// The metadata has too many entries, a key that is too long or empty, or keys out of order.
+    #[error(
+        "a record's metadata has at most {MAX_METADATA_ENTRIES} entries with keys of 1 to {MAX_METADATA_KEY_BYTES} bytes"
+    )]
+    BadMetadata,
+    /// The zone's name is longer than [`MAX_ZONE_BYTES`].
+    #[error("the zone's name has {0} bytes, more than {MAX_ZONE_BYTES}")]
+    ZoneTooLong(usize),
+    /// A live record of weight 0.
+    #[error("a provider's weight is at least 1; withdraw it instead")]
+    ZeroWeight,
+    /// A withdrawal that carries more than its owner and dates.
+    #[error("a withdrawal carries neither endpoints nor metadata")]
+    WithdrawalWithContent,
+}
+
+/// What a provider says of itself (D11).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advertisement {
+    endpoints: Vec<Endpoint>,
+    metadata: BTreeMap<String, Bytes>,
+    weight: u32,
+    zone: Option<String>,
+    ttl: Duration,
+}
+
+impl Advertisement {
+    /// An advertisement of a provider that listens at `endpoints`, the preferred one first: weight 1, no zone, no metadata,
+    /// valid for [`DEFAULT_TTL`].
+    #[must_use]
+    pub fn new(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().collect(),
+            metadata: BTreeMap::new(),
+            weight: 1,
+            zone: None,
+            ttl: DEFAULT_TTL,
+        }
+    }
+
+    /// Sets how long the record is valid: whole seconds from [`MIN_TTL`] to [`MAX_TTL`].
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets the relative capacity, at least 1.
+    #[must_use]
+    pub fn with_weight(mut self, weight: u32) -> Self {
+        self.weight = weight;
+        self
+    }
+
+    /// Sets where the provider runs; an empty name means unknown.
+    #[must_use]
+    pub fn with_zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into()).filter(|z| !z.is_empty());
+        self
+    }
+
+    /// Adds or replaces a metadata entry.
+    #[must_use]
+    pub fn with_metadata(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        self.metadata.insert(key.into(), value.into());
+        self
+    }
+
+    /// Where the provider listens, the preferred endpoint first.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// The provider's metadata.
+    #[must_use]
+    pub fn metadata(&self) -> &BTreeMap<String, Bytes> {
+        &self.metadata
+    }
+
+    /// The relative capacity, at least 1 in a record.
+    #[must_use]
+    pub fn weight(&self) -> u32 {
+        self.weight
+    }
+
+    /// Where the provider runs, when it says so.
+    #[must_use]
+    pub fn zone(&self) -> Option<&str> {
+        self.zone.as_deref()
+    }
+
+    /// How long the record is valid.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    fn check(&self) -> Result<(), RecordError> {
+        check_ttl(self.ttl)?;
+        if self.endpoints.is_empty() {
+            return Err(RecordError::NoEndpoint);
+        }
+        if self.endpoints.len() > MAX_ENDPOINTS {
+            return Err(RecordError::TooManyEndpoints(self.endpoints.len()));
+        }
+        let bad_key = |key: &String| key.is_empty() || key.len() > MAX_METADATA_KEY_BYTES;
+        if self.metadata.len() > MAX_METADATA_ENTRIES || self.metadata.keys().any(bad_key) {
+            return Err(RecordError::BadMetadata);
+        }
+        match &self.zone {
+            Some(zone) if zone.len() > MAX_ZONE_BYTES => return Err(RecordError::ZoneTooLong(zone.len())),
+            _ => {}
+        }
+        if self.weight == 0 {
+            Err(RecordError::ZeroWeight)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn from_proto(record: proto::ProviderRecord) -> Result<Self, RecordError> {
+        if record.endpoints.len() > MAX_ENDPOINTS {
+            return Err(RecordError::TooManyEndpoints(record.endpoints.len()));
+        }
+        if !record.metadata.is_sorted_by(|a, b| a.key < b.key) {
+            return Err(RecordError::BadMetadata);
+        }
+        let advertisement = Self {
+            endpoints: record
+                .endpoints
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_, _>>()?,
+            metadata: record
+                .metadata
+                .into_iter()
+                .map(|entry| (entry.key, entry.value))
+                .collect(),
+            weight: record.weight,
+            zone: Some(record.zone).filter(|z| !z.is_empty()),
+            ttl: Duration::from_secs(record.ttl_secs.into()),
+        };
+        advertisement.check()?;
+        Ok(advertisement)
+    }
+}
+
+fn check_ttl(ttl: Duration) -> Result<(), RecordError> {
+    let whole = ttl.subsec_nanos() == 0;
+    if whole && (MIN_TTL..=MAX_TTL).contains(&ttl) {
+        Ok(())
+    } else {
+        Err(RecordError::BadTtl(ttl))
+    }
+}
+
+/// A record and a signature that nobody has checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignedProvider {
+    /// The encoded record, as it was signed.
+    pub body: Bytes,
+    /// The owner's signature.
+    pub signature: Bytes,
+}
+
+impl From<proto::SignedProvider> for SignedProvider {
+    fn from(message: proto::SignedProvider) -> Self {
+        Self {
+            body: message.body,
+            signature: message.signature,
+        }
+    }
+}
+
+impl From<SignedProvider> for proto::SignedProvider {
+    fn from(signed: SignedProvider) -> Self {
+        Self {
+            body: signed.body,
+            signature: signed.signature,
+        }
+    }
+}
+
+impl SignedProvider {
+    /// Checks everything about the record but its dates: form, limits, and that the node it names signed it for this realm
+    /// and key.
+    ///
+    /// The signature, which costs far more than the rest, is checked last, and strictly: keys and signatures that verify
+    /// only under lenient rules are refused (`verify_strict` of ed25519-dalek; Chalkias et al., *Taming the many EdDSAs*).
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn verify(&self, realm: &RealmHash, key: &ServiceKey) -> Result<VerifiedProvider, RecordError> {
+        if self.body.len() > MAX_RECORD_BYTES {
+            return Err(RecordError::TooLarge(self.body.len()));
+        }
+        let header = Header::parse(&self.body)?;
+        let signature = Signature::from_slice(&self.signature).map_err(|_| RecordError::BadSignature)?;
+        let owner = VerifyingKey::from_bytes(header.node_id.as_bytes()).map_err(|_| RecordError::BadSignature)?;
+        owner
+            .verify_strict(&signed_bytes(realm, key, &self.body), &signature)
+            .map_err(|_| RecordError::BadSignature)?;
+        Ok(VerifiedProvider {
+            key: *key,
+            header,
+            // A copy of its own: a slice would keep the whole datagram or message it came in alive.
+            body: Bytes::copy_from_slice(&self.body),
+            signature: signature.to_bytes(),
+        })
+    }
+}
+
+fn signed_bytes(realm: &RealmHash, key: &ServiceKey, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes();
+    [SIGNATURE_DOMAIN, realm.as_bytes(), key.as_bytes(), &length, body].concat()
+}
+
+/// The fixed-size part of a record that every holder needs at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    node_id: NodeId,
+    seq: u64,
+    advertised_at_ms: u64,
+    ttl_secs: u32,
+    withdrawn: bool,
+}
+
+impl Header {
+    /// Checks a whole body, and keeps its header.
+    fn parse(body: &[u8]) -> Result<Self, RecordError> {
+        let record = proto::ProviderRecord::decode(body)?;
+        let header = Self {
+            node_id: NodeId::from_slice(&record.node_id).ok_or(RecordError::BadNodeId)?,
+            seq: record.seq,
+            advertised_at_ms: record.advertised_at_ms,
+            ttl_secs: record.ttl_secs,
+            withdrawn: record.withdrawn,
+        };
+        if header.withdrawn {
+            check_ttl(header.ttl())?;
+            let content = !record.endpoints.is_empty() || !record.metadata.is_empty() || !record.zone.is_empty();
+            if content || record.weight != 0 {
+                return Err(RecordError::WithdrawalWithContent);
+            }
+        } else {
+            Advertisement::from_proto(record)?;
+        }
+        Ok(header)
+    }
+
+    fn ttl(&self) -> Duration {
+        Duration::from_secs(self.ttl_secs.into())
+    }
+}
+
+/// A record that its owner signed: made by [`VerifiedProvider::sign`], [`VerifiedProvider::sign_withdrawal`] or
+/// [`SignedProvider::verify`], and in no other way (D9).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifiedProvider {
+    key: ServiceKey,
+    header: Header,
+    body: Bytes,
+    signature: [u8; 64],
+}
+
+impl VerifiedProvider {
+    /// Signs an advertisement of `signer`'s node under `key`. `seq` must be larger than any used before for this key, and
+    /// `now_ms` is the time since the Unix epoch in milliseconds.
+    ///
+    /// # Errors
+    /// When the advertisement breaks a limit of records.
+    pub fn sign(
+        signer: &(impl Signer + ?Sized),
+        realm: &RealmHash,
+        key: &ServiceKey,
+        seq: u64,
+        now_ms: u64,
+        advertisement: &Advertisement,
+    ) -> Result<Self, RecordError> {
+        advertisement.check()?;
+        let record = proto::ProviderRecord {
+            endpoints: advertisement.endpoints.iter().map(ToString::to_string).collect(),
+            metadata: advertisement
+                .metadata
+                .iter()
+                .map(|(key, value)| proto::MetadataEntry {
+                    key: key.clone(),
+                    value: value.clone(),
+                })
+                .collect(),
+            weight: advertisement.weight,
+            zone: advertisement.zone.clone().unwrap_or_default(),
+            ..bare(signer, seq, now_ms, advertisement.ttl, false)
+        };
+        Self::seal(signer, realm, key, &record)
+    }
+
+    /// Signs the withdrawal of `signer`'s node from `key`; it supersedes every record with a `seq` up to its own, and should
+    /// be given a `ttl` that outlives them.
+    ///
+    /// # Errors
+    /// When `ttl` is out of bounds.
+    pub fn sign_withdrawal(
+        signer: &(impl Signer + ?Sized),
+        realm: &RealmHash,
+        key: &ServiceKey,
+        seq: u64,
+        now_ms: u64,
+        ttl: Duration,
+    ) -> Result<Self, RecordError> {
+        check_ttl(ttl)?;
+        Self::seal(signer, realm, key, &bare(signer, seq, now_ms, ttl, true))
+    }
+
+    fn seal(
+        signer: &(impl Signer + ?Sized),
+        realm: &RealmHash,
+        key: &ServiceKey,
+        record: &proto::ProviderRecord,
+    ) -> Result<Self, RecordError> {
+        let body = Bytes::from(record.encode_to_vec());
+        if body.len() > MAX_RECORD_BYTES {
+            return Err(RecordError::TooLarge(body.len()));
+        }
+        let header = Header::parse(&body)?;
+        let signature = signer.sign(&signed_bytes(realm, key, &body));
+        Ok(Self {
+            key: *key,
+            header,
+            body,
+            signature,
+        })
+    }
+
+    /// The key it is published under.
+    #[must_use]
+    pub fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+
+    /// The provider.
+    #[must_use]
+    pub fn node_id(&self) -> &NodeId {
+        &self.header.node_id
+    }
+
+    /// The publication's number: of two records of one provider under one key, the higher one counts.
+    #[must_use]
+    pub fn seq(&self) -> u64 {
+        self.header.seq
+    }
+
+    /// When its owner says it was published, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn advertised_at_ms(&self) -> u64 {
+        self.header.advertised_at_ms
+    }
+
+    /// How long it is valid, [`MIN_TTL`] to [`MAX_TTL`].
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.header.ttl()
+    }
+
+    /// Whether it is a withdrawal.
+    #[must_use]
+    pub fn is_withdrawn(&self) -> bool {
+        self.header.withdrawn
+    }
+
+    /// What the provider says of itself; `None` for a withdrawal.
+    ///
+    /// Decoded on every call: holders keep bytes, readers keep this.
+    #[must_use]
+    pub fn advertisement(&self) -> Option<Advertisement> {
+        if self.header.withdrawn {
+            return None;
+        }
+        // Checked when this value was minted.
+        proto::ProviderRecord::decode(&self.body[..])
+            .ok()
+            .and_then(|record| Advertisement::from_proto(record).ok())
+    }
+
+    /// The encoded record, byte for byte as signed.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The owner's signature.
+    #[must_use]
+    pub fn signature(&self) -> &[u8; 64] {
+        &self.signature
+    }
+
+    /// The record as it travels.
+    #[must_use]
+    pub fn to_signed(&self) -> SignedProvider {
+        SignedProvider {
+            body: self.body.clone(),
+            signature: Bytes::copy_from_slice(&self.signature),
+        }
+    }
+}
+
+fn bare(
+    signer: &(impl Signer + ?Sized),
+    seq: u64,
+    now_ms: u64,
+    ttl: Duration,
+    withdrawn: bool,
+) -> proto::ProviderRecord {
+    proto::ProviderRecord {
+        node_id: Bytes::copy_from_slice(signer.node_id().as_bytes()),
+        seq,
+        advertised_at_ms: now_ms,
+        ttl_secs: u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX),
+        withdrawn,
+        ..Default::default()
+    }
+}

@@ -1,0 +1,62 @@
+//! The workspace as `cargo metadata` tells it: packages, what they depend on, and what they build.
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+use crate::workspace::{cargo, output};
+
+/// A workspace member.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Package {
+    pub(crate) name: String,
+    pub(crate) manifest_path: String,
+    pub(crate) dependencies: Vec<Dependency>,
+    #[serde(default)]
+    pub(crate) targets: Vec<Target>,
+}
+
+/// A dependency as it is declared.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Dependency {
+    pub(crate) name: String,
+    /// `None` for a normal dependency.
+    pub(crate) kind: Option<String>,
+}
+
+/// Something a package builds.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Target {
+    pub(crate) name: String,
+    pub(crate) kind: Vec<String>,
+    #[serde(default, rename = "required-features")]
+    pub(crate) required_features: Vec<String>,
+}
+
+impl Package {
+    pub(crate) fn targets_of(&self, kind: &str) -> impl Iterator<Item = &Target> {
+        self.targets
+            .iter()
+            .filter(move |it| it.kind.iter().any(|of| of == kind))
+    }
+
+    pub(crate) fn example(&self, name: &str) -> Option<&Target> {
+        self.targets_of("example").find(|it| it.name == name)
+    }
+}
+
+/// Every member of the workspace.
+///
+/// # Errors
+///
+/// A manifest is broken, or the lock file is out of date.
+pub(crate) fn packages() -> Result<Vec<Package>> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        packages: Vec<Package>,
+    }
+    let mut metadata = cargo();
+    metadata.args(["metadata", "--locked", "--no-deps", "--format-version", "1"]);
+    let text = output(&mut metadata)?;
+    let metadata: Metadata = serde_json::from_str(&text).context("cannot understand `cargo metadata`")?;
+    Ok(metadata.packages)
+}

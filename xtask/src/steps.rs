@@ -1,0 +1,163 @@
+//! What the CI runs, as named steps: each prints a header and how long it took, and the first failure ends the run with
+//! one line that says which step failed and how to run it again alone.
+//!
+//! The order is cheap first. Tests come last, unit and integration tests after the doctests, and nothing is printed
+//! after them: a run ends with the test runner's own closing lines.
+
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+
+use crate::layers::HOUSE;
+use crate::workspace::{cargo, run, side_packages};
+use crate::{codegen, layers, tidy};
+
+/// One thing to run.
+struct Step {
+    name: &'static str,
+    /// The command that runs this step alone.
+    again: &'static str,
+    run: fn() -> Result<()>,
+}
+
+const CHECK: &[Step] = &[
+    Step {
+        name: "format",
+        again: "cargo fmt --all -- --check",
+        run: format,
+    },
+    Step {
+        name: "tidy",
+        again: "cargo xtask tidy",
+        run: tidy::check,
+    },
+    Step {
+        name: "codegen",
+        again: "cargo xtask codegen --check",
+        run: codegen::check,
+    },
+    Step {
+        name: "layers",
+        again: "cargo xtask layers",
+        run: layers::check,
+    },
+    Step {
+        name: "clippy",
+        again: CLIPPY_AGAIN,
+        run: clippy,
+    },
+    Step {
+        name: "alone",
+        again: "cargo xtask alone",
+        run: alone,
+    },
+];
+
+const CLIPPY_AGAIN: &str = "cargo clippy --workspace --all-targets --all-features -- -D warnings";
+
+const DOCS: &[Step] = &[Step {
+    name: "docs",
+    again: "cargo xtask docs",
+    run: build_docs,
+}];
+
+const TEST: &[Step] = &[
+    Step {
+        name: "doctests",
+        again: "cargo test --workspace --all-features --doc",
+        run: doctests,
+    },
+    Step {
+        name: "tests",
+        again: TESTS_AGAIN,
+        run: tests,
+    },
+];
+
+const TESTS_AGAIN: &str = "cargo test --workspace --all-features --lib --bins --tests --examples";
+
+/// Format, tidy, generated code, layers, lints, and each package on its own.
+pub(crate) fn check() -> Result<()> {
+    run_all(&[CHECK])
+}
+
+/// Every test and doctest.
+pub(crate) fn test() -> Result<()> {
+    run_all(&[TEST])
+}
+
+/// The documentation, with warnings denied.
+pub(crate) fn docs() -> Result<()> {
+    run_all(&[DOCS])
+}
+
+/// All of the above.
+pub(crate) fn ci() -> Result<()> {
+    run_all(&[CHECK, DOCS, TEST])
+}
+
+/// Each package compiled by itself, with its default features and with none.
+///
+/// The workspace's other members turn on features of shared dependencies; only a build of one package alone shows what
+/// it forgot to ask for itself.
+pub(crate) fn alone() -> Result<()> {
+    for (package, _) in HOUSE.iter().filter(|(name, _)| *name != "xtask") {
+        for features in [&[][..], &["--no-default-features"][..]] {
+            let mut check = cargo();
+            check
+                .args(["check", "--locked", "--quiet", "--package", package])
+                .args(features);
+            run(&mut check).context("it lacks a feature of a dependency, or a `cfg` around code that needs one")?;
+        }
+    }
+    println!("every package compiles on its own");
+    Ok(())
+}
+
+fn run_all(groups: &[&[Step]]) -> Result<()> {
+    let steps: Vec<&Step> = groups.iter().copied().flatten().collect();
+    for (at, step) in steps.iter().enumerate() {
+        println!("==> {} ({} of {})", step.name, at + 1, steps.len());
+        let started = Instant::now();
+        (step.run)().with_context(|| format!("step {} failed, run it alone with `{}`", step.name, step.again))?;
+        if at + 1 < steps.len() {
+            println!("    {} took {:.1} s", step.name, started.elapsed().as_secs_f64());
+        }
+    }
+    Ok(())
+}
+
+/// `cargo` with a subcommand over the whole workspace, every feature on.
+fn workspace(subcommand: &str) -> Command {
+    let mut command = cargo();
+    command.args([subcommand, "--locked", "--workspace", "--all-features"]);
+    command
+}
+
+fn format() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--", "--check"]))?;
+    for manifest in side_packages()? {
+        run(cargo()
+            .args(["fmt", "--manifest-path"])
+            .arg(manifest)
+            .args(["--", "--check"]))?;
+    }
+    Ok(())
+}
+
+fn clippy() -> Result<()> {
+    run(workspace("clippy").args(["--all-targets", "--", "-D", "warnings"]))
+}
+
+fn build_docs() -> Result<()> {
+    run(workspace("doc").arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn doctests() -> Result<()> {
+    run(workspace("test").arg("--doc"))
+}
+
+fn tests() -> Result<()> {
+    run(workspace("test").args(["--lib", "--bins", "--tests", "--examples"]))
+}
