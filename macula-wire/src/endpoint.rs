@@ -65,14 +65,20 @@ impl FromStr for Endpoint {
         let port = port.parse().ok().filter(|&p| p != 0).ok_or(EndpointError::BadPort)?;
         let host = if let Some(inner) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             // One address, one text: peers compare endpoints.
-            inner.parse::<Ipv6Addr>().map_err(|_| EndpointError::BadHost)?.to_string()
+            inner
+                .parse::<Ipv6Addr>()
+                .map_err(|_| EndpointError::BadHost)?
+                .to_string()
         } else {
             if !is_host_name(host) {
                 return Err(EndpointError::BadHost);
             }
             host.to_ascii_lowercase()
         };
-        Ok(Self { host: host.into(), port })
+        Ok(Self {
+            host: host.into(),
+            port,
+        })
     }
 }
 
@@ -93,7 +99,10 @@ impl TryFrom<SocketAddr> for Endpoint {
     fn try_from(addr: SocketAddr) -> Result<Self, EndpointError> {
         match addr.port() {
             0 => Err(EndpointError::BadPort),
-            port => Ok(Self { host: addr.ip().to_canonical().to_string().into(), port }),
+            port => Ok(Self {
+                host: addr.ip().to_canonical().to_string().into(),
+                port,
+            }),
         }
     }
 }

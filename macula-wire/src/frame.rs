@@ -42,7 +42,10 @@ pub enum FrameError {
 /// goes into a message.
 pub fn encode_frame<M: Message>(message: &M, buffer: &mut impl BufMut) {
     let length = message.encoded_len();
-    assert!(length <= MAX_FRAME_BYTES, "a frame of {length} bytes was to be sent; the most is {MAX_FRAME_BYTES}");
+    assert!(
+        length <= MAX_FRAME_BYTES,
+        "a frame of {length} bytes was to be sent; the most is {MAX_FRAME_BYTES}"
+    );
     prost::encoding::encode_varint(length as u64, buffer);
     message.encode_raw(buffer);
 }
@@ -86,19 +89,35 @@ fn read_prefix(bytes: &[u8], limit: usize) -> Result<Prefix, FrameError> {
         length |= usize::from(byte & 0x7f) << (7 * at);
         if byte & 0x80 == 0 {
             if length > limit {
-                return Err(FrameError::TooLarge { announced: length, limit });
+                return Err(FrameError::TooLarge {
+                    announced: length,
+                    limit,
+                });
             }
             return Ok(Prefix::Complete { prefix: at + 1, length });
         }
     }
-    if bytes.len() < MAX_PREFIX_BYTES { Ok(Prefix::Incomplete) } else { Err(FrameError::BadLength) }
+    if bytes.len() < MAX_PREFIX_BYTES {
+        Ok(Prefix::Incomplete)
+    } else {
+        Err(FrameError::BadLength)
+    }
 }
 
 impl FrameDecoder {
     /// A decoder that takes frames of at most `limit` bytes, not counting their length; at most [`MAX_FRAME_BYTES`].
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { limit: limit.min(MAX_FRAME_BYTES), chunk: Bytes::new(), partial: BytesMut::new() }
+        Self {
+            limit: limit.min(MAX_FRAME_BYTES),
+            chunk: Bytes::new(),
+            partial: BytesMut::new(),
+        }
+    }
+
+    /// From here on, takes frames of at most `limit` bytes: where a stream's first frame and those after it differ in size.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.min(MAX_FRAME_BYTES);
     }
 
     /// Adds bytes of the stream. Take every frame with [`FrameDecoder::next_frame`] before the next push, else what is
@@ -159,7 +178,11 @@ impl FrameDecoder {
     /// # Errors
     /// [`FrameError::Truncated`] when it ended within one.
     pub fn finish(&self) -> Result<(), FrameError> {
-        if self.partial.is_empty() && self.chunk.is_empty() { Ok(()) } else { Err(FrameError::Truncated) }
+        if self.partial.is_empty() && self.chunk.is_empty() {
+            Ok(())
+        } else {
+            Err(FrameError::Truncated)
+        }
     }
 }
 
@@ -178,6 +201,20 @@ mod tests {
         prost::encoding::encode_varint(payload.len() as u64, &mut out);
         out.extend_from_slice(payload);
         out
+    }
+
+    #[test]
+    fn a_limit_set_between_frames_holds_for_those_after() {
+        let mut decoder = FrameDecoder::new(1);
+        decoder.push([framed(b"a"), framed(b"bc")].concat().into());
+        assert_eq!(decoder.next_frame().unwrap().unwrap(), "a");
+        decoder.set_limit(2);
+        assert_eq!(decoder.next_frame().unwrap().unwrap(), "bc");
+        decoder.push(framed(b"def").into());
+        assert_eq!(
+            decoder.next_frame(),
+            Err(FrameError::TooLarge { announced: 3, limit: 2 })
+        );
     }
 
     proptest! {
@@ -245,7 +282,13 @@ mod tests {
     fn an_oversized_length_is_refused_before_its_bytes_arrive() {
         let mut decoder = FrameDecoder::new(1000);
         decoder.push(Bytes::from_static(&[0xff, 0xff, 0xff, 0x7f]));
-        assert_eq!(decoder.next_frame(), Err(FrameError::TooLarge { announced: MAX_FRAME_BYTES, limit: 1000 }));
+        assert_eq!(
+            decoder.next_frame(),
+            Err(FrameError::TooLarge {
+                announced: MAX_FRAME_BYTES,
+                limit: 1000
+            })
+        );
     }
 
     #[test]

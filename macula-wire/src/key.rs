@@ -18,7 +18,10 @@ impl ServiceKey {
     #[must_use]
     pub fn new(realm: &Realm, service: &ServiceName) -> Self {
         // The realm's hash has a fixed length, so no two pairs of names join to the same bytes.
-        Self(sha256(b"macula/v1/service\0", &[realm.hash().as_bytes(), service.as_str().as_bytes()]))
+        Self(sha256(
+            b"macula/v1/service\0",
+            &[realm.hash().as_bytes(), service.as_str().as_bytes()],
+        ))
     }
 
     /// The key with these bytes.

@@ -62,7 +62,9 @@ pub enum RecordError {
     #[error("the record has an endpoint that cannot be read")]
     BadEndpoint(#[from] EndpointError),
     /// The metadata has too many entries, a key that is too long or empty, or keys out of order.
-    #[error("a record's metadata has at most {MAX_METADATA_ENTRIES} entries with keys of 1 to {MAX_METADATA_KEY_BYTES} bytes")]
+    #[error(
+        "a record's metadata has at most {MAX_METADATA_ENTRIES} entries with keys of 1 to {MAX_METADATA_KEY_BYTES} bytes"
+    )]
     BadMetadata,
     /// The zone's name is longer than [`MAX_ZONE_BYTES`].
     #[error("the zone's name has {0} bytes, more than {MAX_ZONE_BYTES}")]
@@ -173,7 +175,11 @@ impl Advertisement {
             Some(zone) if zone.len() > MAX_ZONE_BYTES => return Err(RecordError::ZoneTooLong(zone.len())),
             _ => {}
         }
-        if self.weight == 0 { Err(RecordError::ZeroWeight) } else { Ok(()) }
+        if self.weight == 0 {
+            Err(RecordError::ZeroWeight)
+        } else {
+            Ok(())
+        }
     }
 
     fn from_proto(record: proto::ProviderRecord) -> Result<Self, RecordError> {
@@ -184,8 +190,16 @@ impl Advertisement {
             return Err(RecordError::BadMetadata);
         }
         let advertisement = Self {
-            endpoints: record.endpoints.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
-            metadata: record.metadata.into_iter().map(|entry| (entry.key, entry.value)).collect(),
+            endpoints: record
+                .endpoints
+                .iter()
+                .map(|text| text.parse())
+                .collect::<Result<_, _>>()?,
+            metadata: record
+                .metadata
+                .into_iter()
+                .map(|entry| (entry.key, entry.value))
+                .collect(),
             weight: record.weight,
             zone: Some(record.zone).filter(|z| !z.is_empty()),
             ttl: Duration::from_secs(record.ttl_secs.into()),
@@ -197,7 +211,11 @@ impl Advertisement {
 
 fn check_ttl(ttl: Duration) -> Result<(), RecordError> {
     let whole = ttl.subsec_nanos() == 0;
-    if whole && (MIN_TTL..=MAX_TTL).contains(&ttl) { Ok(()) } else { Err(RecordError::BadTtl(ttl)) }
+    if whole && (MIN_TTL..=MAX_TTL).contains(&ttl) {
+        Ok(())
+    } else {
+        Err(RecordError::BadTtl(ttl))
+    }
 }
 
 /// A record and a signature that nobody has checked.
@@ -211,13 +229,19 @@ pub struct SignedProvider {
 
 impl From<proto::SignedProvider> for SignedProvider {
     fn from(message: proto::SignedProvider) -> Self {
-        Self { body: message.body, signature: message.signature }
+        Self {
+            body: message.body,
+            signature: message.signature,
+        }
     }
 }
 
 impl From<SignedProvider> for proto::SignedProvider {
     fn from(signed: SignedProvider) -> Self {
-        Self { body: signed.body, signature: signed.signature }
+        Self {
+            body: signed.body,
+            signature: signed.signature,
+        }
     }
 }
 
@@ -323,7 +347,10 @@ impl VerifiedProvider {
             metadata: advertisement
                 .metadata
                 .iter()
-                .map(|(key, value)| proto::MetadataEntry { key: key.clone(), value: value.clone() })
+                .map(|(key, value)| proto::MetadataEntry {
+                    key: key.clone(),
+                    value: value.clone(),
+                })
                 .collect(),
             weight: advertisement.weight,
             zone: advertisement.zone.clone().unwrap_or_default(),
@@ -361,7 +388,12 @@ impl VerifiedProvider {
         }
         let header = Header::parse(&body)?;
         let signature = signer.sign(&signed_bytes(realm, key, &body));
-        Ok(Self { key: *key, header, body, signature })
+        Ok(Self {
+            key: *key,
+            header,
+            body,
+            signature,
+        })
     }
 
     /// The key it is published under.
@@ -409,7 +441,9 @@ impl VerifiedProvider {
             return None;
         }
         // Checked when this value was minted.
-        proto::ProviderRecord::decode(&self.body[..]).ok().and_then(|record| Advertisement::from_proto(record).ok())
+        proto::ProviderRecord::decode(&self.body[..])
+            .ok()
+            .and_then(|record| Advertisement::from_proto(record).ok())
     }
 
     /// The encoded record, byte for byte as signed.
@@ -427,7 +461,10 @@ impl VerifiedProvider {
     /// The record as it travels.
     #[must_use]
     pub fn to_signed(&self) -> SignedProvider {
-        SignedProvider { body: self.body.clone(), signature: Bytes::copy_from_slice(&self.signature) }
+        SignedProvider {
+            body: self.body.clone(),
+            signature: Bytes::copy_from_slice(&self.signature),
+        }
     }
 }
 

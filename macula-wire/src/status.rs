@@ -67,7 +67,11 @@ impl StatusCode {
     /// The code with this number; [`StatusCode::Unknown`] for a number that has none, as gRPC asks.
     #[must_use]
     pub fn from_u32(number: u32) -> Self {
-        usize::try_from(number).ok().and_then(|n| Self::ALL.get(n)).copied().unwrap_or(Self::Unknown)
+        usize::try_from(number)
+            .ok()
+            .and_then(|n| Self::ALL.get(n))
+            .copied()
+            .unwrap_or(Self::Unknown)
     }
 
     /// The number of the code.
