@@ -181,13 +181,20 @@ impl Reply {
     /// The handler's error: the call ran and failed.
     #[must_use]
     pub fn error(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), ..Self::ok(Bytes::new()) }
+        Self {
+            status,
+            message: message.into(),
+            ..Self::ok(Bytes::new())
+        }
     }
 
     /// A refusal: the call was not started, and it is safe to try another provider.
     #[must_use]
     pub fn refused(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { not_started: true, ..Self::error(status, message) }
+        Self {
+            not_started: true,
+            ..Self::error(status, message)
+        }
     }
 
     /// Sets the provider's metadata.

@@ -22,9 +22,17 @@ pub(crate) const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallReply, CallError> {
     let timeout = request.timeout.min(MAX_CALL_TIMEOUT);
     let deadline = Instant::now() + timeout;
-    let limit = link.inner.config.limits.max_message_bytes.min(link.peer.max_message_bytes);
+    let limit = link
+        .inner
+        .config
+        .limits
+        .max_message_bytes
+        .min(link.peer.max_message_bytes);
     if request.body.len() > limit {
-        return Err(CallError::TooLarge { bytes: request.body.len(), limit });
+        return Err(CallError::TooLarge {
+            bytes: request.body.len(),
+            limit,
+        });
     }
     if link.is_peer_leaving() {
         return Err(CallError::NotSent(NotSent::GoingAway));
@@ -70,9 +78,10 @@ fn micros(time: Duration) -> u64 {
 /// A peer that closes because it is idle or drained has answered every call it took: the rest it did not start.
 fn sent_and_lost(link: &Link, lost: Lost) -> CallError {
     match link.refine(lost) {
-        lost @ Lost::ClosedByPeer { code: CloseCode::Shutdown | CloseCode::Retired, .. } => {
-            CallError::NotSent(NotSent::Lost(lost))
-        }
+        lost @ Lost::ClosedByPeer {
+            code: CloseCode::Shutdown | CloseCode::Retired,
+            ..
+        } => CallError::NotSent(NotSent::Lost(lost)),
         lost => CallError::Unknown(Unknown::Lost(lost)),
     }
 }
@@ -133,7 +142,10 @@ pub(crate) async fn request(
         let mut outgoing = Outgoing::new(send);
         let mut incoming = Incoming::new(recv, MAX_REQUEST_BYTES);
         let [prefix, body] = body_frame(body);
-        match outgoing.send(&mut [kind_bytes(protocol.stream_kind()), prefix, body]).await {
+        match outgoing
+            .send(&mut [kind_bytes(protocol.stream_kind()), prefix, body])
+            .await
+        {
             Ok(()) | Err(SendError::Stopped) => outgoing.close_half(),
             Err(SendError::Lost(lost)) => return Err(link.refine(lost).into()),
         }
@@ -155,5 +167,7 @@ pub(crate) async fn request(
         Ok(reply)
     };
     let timeout = timeout.min(MAX_CALL_TIMEOUT);
-    tokio::time::timeout(timeout, exchange).await.unwrap_or(Err(RequestError::Timeout(timeout)))
+    tokio::time::timeout(timeout, exchange)
+        .await
+        .unwrap_or(Err(RequestError::Timeout(timeout)))
 }

@@ -19,11 +19,7 @@ pub(crate) const MAX_HEAD_FRAME: usize = MAX_HEAD_BYTES + INLINE_BYTES + FRAME_O
 pub(crate) const FRAME_OVERHEAD: usize = 64;
 
 /// A call's frames: the head, with a small payload in it, and a frame for a large one.
-pub(crate) fn request_frames(
-    request: &CallRequest<'_>,
-    timeout_us: u64,
-    kind: u8,
-) -> Result<Vec<Bytes>, CallError> {
+pub(crate) fn request_frames(request: &CallRequest<'_>, timeout_us: u64, kind: u8) -> Result<Vec<Bytes>, CallError> {
     let inline = request.body.len() <= INLINE_BYTES;
     let head = proto::Head {
         service: request.service.as_str().to_owned(),
@@ -38,7 +34,10 @@ pub(crate) fn request_frames(
     if bytes > MAX_HEAD_BYTES || head.metadata.len() > MAX_METADATA_ENTRIES {
         return Err(CallError::HeadTooLarge { bytes });
     }
-    let frame = proto::CallFrame { call: 0, kind: Some(proto::call_frame::Kind::Head(head)) };
+    let frame = proto::CallFrame {
+        call: 0,
+        kind: Some(proto::call_frame::Kind::Head(head)),
+    };
     let mut buffer = BytesMut::with_capacity(8 + frame.encoded_len());
     buffer.put_u8(kind);
     macula_wire::encode_frame(&frame, &mut buffer);
@@ -67,14 +66,22 @@ pub(crate) fn reply_frames(reply: Reply, call: u64) -> Vec<Bytes> {
         details: reply.details,
         pushback_ms: reply.pushback.map(Pushback::to_wire),
     };
-    let frame = proto::CallFrame { call, kind: Some(proto::call_frame::Kind::Trailers(trailers)) };
+    let frame = proto::CallFrame {
+        call,
+        kind: Some(proto::call_frame::Kind::Trailers(trailers)),
+    };
     frames.push(macula_wire::frame(&frame));
     frames
 }
 
 /// The size of a reply without its payload, to be held against [`MAX_HEAD_BYTES`].
 pub(crate) fn reply_head_bytes(reply: &Reply) -> usize {
-    let metadata = reply.metadata.entries().iter().map(|entry| entry.encoded_len() + 4).sum::<usize>();
+    let metadata = reply
+        .metadata
+        .entries()
+        .iter()
+        .map(|entry| entry.encoded_len() + 4)
+        .sum::<usize>();
     reply.message.len() + reply.details.len() + metadata + FRAME_OVERHEAD
 }
 
@@ -99,7 +106,11 @@ pub(crate) fn reply(trailers: proto::Trailers, body: Bytes) -> Result<CallReply,
     let status = StatusCode::from_u32(trailers.status);
     let pushback = Pushback::from_wire(trailers.pushback_ms);
     if trailers.not_started {
-        return Err(CallError::Refused { status, message: trailers.message, pushback });
+        return Err(CallError::Refused {
+            status,
+            message: trailers.message,
+            pushback,
+        });
     }
     Ok(CallReply {
         status,
@@ -148,7 +159,14 @@ mod tests {
 
     #[test]
     fn a_data_frame_written_by_hand_is_what_the_schema_gives() {
-        for (length, end) in [(0, false), (0, true), (1, true), (127, false), (128, true), (70_000, false)] {
+        for (length, end) in [
+            (0, false),
+            (0, true),
+            (1, true),
+            (127, false),
+            (128, true),
+            (70_000, false),
+        ] {
             let payload = Bytes::from(vec![5; length]);
             let mut decoder = macula_wire::FrameDecoder::new(1 << 20);
             decoder.push(data_frame(payload.clone(), end).concat().into());

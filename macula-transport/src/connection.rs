@@ -13,8 +13,7 @@ use macula_wire::proto::{self, control};
 use tokio::sync::{Notify, mpsc};
 
 use crate::{
-    CallReply, CallRequest, PeerInfo, Protocol,
-    caller,
+    CallReply, CallRequest, PeerInfo, Protocol, caller,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, RequestError},
     pool::{Activity, ConnectionId},
@@ -114,7 +113,10 @@ pub(crate) struct Link {
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("peer", &self.peer.node_id).field("at", &self.peer.remote_addr).finish()
+        f.debug_struct("Link")
+            .field("peer", &self.peer.node_id)
+            .field("at", &self.peer.remote_addr)
+            .finish()
     }
 }
 
@@ -181,7 +183,10 @@ impl Link {
 
     pub(crate) fn enter(self: &Arc<Self>, direction: Direction) -> InFlight {
         self.count(direction).fetch_add(1, SeqCst);
-        InFlight { link: self.clone(), direction }
+        InFlight {
+            link: self.clone(),
+            direction,
+        }
     }
 
     fn count(&self, direction: Direction) -> &AtomicUsize {

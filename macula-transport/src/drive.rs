@@ -75,7 +75,9 @@ pub(crate) async fn connection(
 
 /// Acts on a control message; `false` when it cannot be read.
 fn hear(link: &Link, frame: bytes::Bytes) -> bool {
-    let Ok(message) = proto::Control::decode(frame) else { return false };
+    let Ok(message) = proto::Control::decode(frame) else {
+        return false;
+    };
     match message.kind {
         Some(control::Kind::Probe(proto::Probe { nonce })) => {
             link.tell(control::Kind::ProbeAck(proto::ProbeAck { nonce }));
@@ -93,5 +95,8 @@ fn hear(link: &Link, frame: bytes::Bytes) -> bool {
 /// Tells the peer that this node takes no further calls.
 pub(crate) fn say_goodbye(link: &Link, reason: GoAwayReason) {
     let last_call = link.running(Direction::Inbound) as u64;
-    link.tell(control::Kind::GoAway(proto::GoAway { reason: reason.into(), last_call }));
+    link.tell(control::Kind::GoAway(proto::GoAway {
+        reason: reason.into(),
+        last_call,
+    }));
 }

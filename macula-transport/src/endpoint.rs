@@ -55,7 +55,10 @@ pub(crate) struct Inner {
 
 impl std::fmt::Debug for Inner {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").field("node_id", &self.node_id).field("local_addr", &self.local_addr).finish()
+        f.debug_struct("Inner")
+            .field("node_id", &self.node_id)
+            .field("local_addr", &self.local_addr)
+            .finish()
     }
 }
 
@@ -68,7 +71,9 @@ impl Endpoint {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BindError::NoRuntime);
         }
-        let tls = Tls::new(&config.identity).map_err(TlsError::from).map_err(BindError::Tls)?;
+        let tls = Tls::new(&config.identity)
+            .map_err(TlsError::from)
+            .map_err(BindError::Tls)?;
         let counters = Arc::new(Counters::default());
         let transport = Arc::new(quic::transport_config(&config));
         let server = tls.server().map_err(TlsError::from).map_err(BindError::Tls)?;
@@ -140,7 +145,11 @@ impl Endpoint {
     /// Sets where new peers are told this node listens, as [`Config::with_advertised`].
     pub fn set_advertised(&self, endpoints: impl IntoIterator<Item = macula_wire::Endpoint>) {
         let endpoints = endpoints.into_iter().take(macula_wire::MAX_ENDPOINTS).collect();
-        *self.inner.advertised.write().unwrap_or_else(std::sync::PoisonError::into_inner) = endpoints;
+        *self
+            .inner
+            .advertised
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = endpoints;
     }
 
     /// What has been counted so far.
@@ -209,7 +218,10 @@ impl Inner {
     }
 
     pub(crate) fn hello(&self) -> proto::Hello {
-        let endpoints = self.advertised.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let endpoints = self
+            .advertised
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         hello::ours(&self.config, &endpoints)
     }
 
@@ -239,7 +251,12 @@ pub(crate) fn start(
     established: Established,
     register: impl FnOnce(&Arc<Link>) -> Option<pool::ConnectionId>,
 ) -> Option<Arc<Link>> {
-    let Established { quic, peer, outgoing, incoming } = established;
+    let Established {
+        quic,
+        peer,
+        outgoing,
+        incoming,
+    } = established;
     quic.set_max_concurrent_bi_streams(inner.config.limits.max_streams.into());
     let (link, queue) = Link::new(quic, peer, inner.clone());
     let id = register(&link)?;

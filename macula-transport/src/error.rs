@@ -176,9 +176,15 @@ impl DialError {
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
             Self::WrongNode { .. } | Self::Myself { .. } | Self::Hello { .. } | Self::Tls(_) => true,
-            Self::Refused { source, .. } => {
-                !matches!(source, Lost::TimedOut | Lost::Restarted | Lost::ClosedByPeer { code: CloseCode::Busy, .. })
-            }
+            Self::Refused { source, .. } => !matches!(
+                source,
+                Lost::TimedOut
+                    | Lost::Restarted
+                    | Lost::ClosedByPeer {
+                        code: CloseCode::Busy,
+                        ..
+                    }
+            ),
             _ => false,
         }
     }
@@ -290,7 +296,10 @@ pub enum CallError {
         limit: usize,
     },
     /// The names and metadata are larger than a head may be. Nothing was sent, and no provider would take it.
-    #[error("the call's names and metadata have {bytes} bytes; at most {} are taken", crate::MAX_HEAD_BYTES)]
+    #[error(
+        "the call's names and metadata have {bytes} bytes; at most {} are taken",
+        crate::MAX_HEAD_BYTES
+    )]
     HeadTooLarge {
         /// The size of the head without payload.
         bytes: usize,

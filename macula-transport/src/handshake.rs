@@ -38,10 +38,7 @@ pub(crate) async fn dial(
 ) -> Result<Established, DialError> {
     let start = Instant::now();
     let deadline = start + inner.config.timers.connect;
-    let (addresses, mut error) = match timeout_at(deadline, resolve(endpoints)).await {
-        Ok(resolved) => resolved,
-        Err(_) => (Vec::new(), None),
-    };
+    let (addresses, mut error) = timeout_at(deadline, resolve(endpoints)).await.unwrap_or_default();
     let mut waiting = addresses.into_iter();
     let mut dials = FuturesUnordered::new();
     let mut next_at = start;
@@ -83,7 +80,12 @@ async fn resolve(endpoints: &[macula_wire::Endpoint]) -> (Vec<SocketAddr>, Optio
         }
         match tokio::net::lookup_host((endpoint.host(), endpoint.port())).await {
             Ok(found) => addresses.extend(found),
-            Err(source) => error = Some(DialError::Resolve { endpoint: endpoint.clone(), source: Arc::new(source) }),
+            Err(source) => {
+                error = Some(DialError::Resolve {
+                    endpoint: endpoint.clone(),
+                    source: Arc::new(source),
+                })
+            }
         }
     }
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
@@ -111,9 +113,14 @@ async fn attempt(
     deadline: Instant,
 ) -> Result<Established, DialError> {
     let (config, found) = inner.client_config(expected).map_err(DialError::Tls)?;
-    let connecting =
-        inner.quic.connect_with(config, addr, "macula.invalid").map_err(|_| DialError::Address { addr })?;
-    let timed_out = || DialError::TimedOut { addr, after: inner.config.timers.connect };
+    let connecting = inner
+        .quic
+        .connect_with(config, addr, "macula.invalid")
+        .map_err(|_| DialError::Address { addr })?;
+    let timed_out = || DialError::TimedOut {
+        addr,
+        after: inner.config.timers.connect,
+    };
     let quic = match timeout_at(deadline, connecting).await {
         Err(_) => return Err(timed_out()),
         Ok(Ok(quic)) => quic,
@@ -128,9 +135,12 @@ async fn attempt(
     let refused = |quic: &quinn::Connection, error: HelloError| {
         quic.close(error.close_code().to_wire(), error.to_string().as_bytes());
         match error {
-            HelloError::Lost(Lost::ClosedByPeer { code: CloseCode::Realm, .. }) => {
-                DialError::Hello { addr, source: HelloError::Realm }
-            }
+            HelloError::Lost(Lost::ClosedByPeer {
+                code: CloseCode::Realm, ..
+            }) => DialError::Hello {
+                addr,
+                source: HelloError::Realm,
+            },
             HelloError::Lost(source) => DialError::Refused { addr, source },
             source => DialError::Hello { addr, source },
         }
@@ -143,7 +153,12 @@ async fn attempt(
         return Err(DialError::Myself { addr });
     }
     match timeout_at(deadline, open_control(inner, &quic, node_id)).await {
-        Ok(Ok((peer, outgoing, incoming))) => Ok(Established { quic, peer, outgoing, incoming }),
+        Ok(Ok((peer, outgoing, incoming))) => Ok(Established {
+            quic,
+            peer,
+            outgoing,
+            incoming,
+        }),
         Ok(Err(error)) => Err(refused(&quic, error)),
         Err(_) => {
             quic.close(CloseCode::Protocol.to_wire(), b"no introduction came in time");
@@ -179,7 +194,12 @@ pub(crate) async fn accept(inner: &Inner, quic: &quinn::Connection) -> Result<Es
     }
     let peer = hear_hello(inner, quic, node_id, &mut incoming).await?;
     say_hello(inner, &mut outgoing, None).await?;
-    Ok(Established { quic: quic.clone(), peer, outgoing, incoming })
+    Ok(Established {
+        quic: quic.clone(),
+        peer,
+        outgoing,
+        incoming,
+    })
 }
 
 async fn say_hello(inner: &Inner, outgoing: &mut Outgoing, kind: Option<StreamKind>) -> Result<(), HelloError> {

@@ -30,13 +30,16 @@ pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Endpoint]) -> prot
         endpoints: endpoints.iter().map(ToString::to_string).collect(),
         max_message_bytes: saturated(config.limits.max_message_bytes),
         max_concurrent_calls: saturated(config.limits.max_concurrent_calls),
-        agent: shortened(config.agent.clone()),
+        agent: shortened(&config.agent),
     }
 }
 
-fn shortened(mut agent: String) -> String {
-    agent.truncate(agent.floor_char_boundary(MAX_AGENT_BYTES));
+fn shortened(agent: &str) -> String {
     agent
+        .char_indices()
+        .take_while(|(at, c)| at + c.len_utf8() <= MAX_AGENT_BYTES)
+        .map(|(_, c)| c)
+        .collect()
 }
 
 /// What the peer says of itself, checked.
@@ -47,9 +50,14 @@ pub(crate) fn read(
     remote_addr: SocketAddr,
 ) -> Result<PeerInfo, HelloError> {
     let message = proto::Control::decode(frame).map_err(|_| HelloError::Malformed)?;
-    let Some(proto::control::Kind::Hello(hello)) = message.kind else { return Err(HelloError::Malformed) };
+    let Some(proto::control::Kind::Hello(hello)) = message.kind else {
+        return Err(HelloError::Malformed);
+    };
     if hello.version != VERSION {
-        return Err(HelloError::Version { theirs: hello.version, ours: VERSION });
+        return Err(HelloError::Version {
+            theirs: hello.version,
+            ours: VERSION,
+        });
     }
     if hello.realm != realm.as_bytes()[..] {
         return Err(HelloError::Realm);
@@ -58,11 +66,15 @@ pub(crate) fn read(
         return Err(HelloError::Malformed);
     }
     // Shown to people: nothing in it may steer a terminal.
-    let agent = shortened(hello.agent).chars().filter(|c| !c.is_control()).collect();
+    let agent = shortened(&hello.agent).chars().filter(|c| !c.is_control()).collect();
     Ok(PeerInfo {
         node_id,
         role: Role::from_wire(hello.role),
-        endpoints: hello.endpoints.iter().map(|text| text.parse()).collect::<Result<_, _>>()?,
+        endpoints: hello
+            .endpoints
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<_, _>>()?,
         remote_addr,
         agent,
         max_message_bytes: hello.max_message_bytes.min(MAX_PEER_MESSAGE_BYTES) as usize,

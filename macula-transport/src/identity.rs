@@ -80,7 +80,10 @@ impl Identity {
     /// # Errors
     /// When the file cannot be read, does not hold a key, or can be read by anyone but its owner.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
-        let read_error = |source| IdentityError::Read { path: path.to_owned(), source };
+        let read_error = |source| IdentityError::Read {
+            path: path.to_owned(),
+            source,
+        };
         let file = fs::File::open(path).map_err(read_error)?;
         check_private(path, &file.metadata().map_err(read_error)?)?;
         let mut text = Zeroizing::new(String::new());
@@ -116,7 +119,10 @@ impl Identity {
             text.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
         }
         text.push('\n');
-        write_private(path, text.as_bytes()).map_err(|source| IdentityError::Write { path: path.to_owned(), source })
+        write_private(path, text.as_bytes()).map_err(|source| IdentityError::Write {
+            path: path.to_owned(),
+            source,
+        })
     }
 
     /// The public half: what others know the node by.
@@ -165,7 +171,14 @@ fn parse_secret(text: &str) -> Option<Zeroizing<[u8; SecretKey::LEN]>> {
 fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), IdentityError> {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 { Ok(()) } else { Err(IdentityError::Exposed { path: path.to_owned(), mode }) }
+    if mode & 0o077 == 0 {
+        Ok(())
+    } else {
+        Err(IdentityError::Exposed {
+            path: path.to_owned(),
+            mode,
+        })
+    }
 }
 
 #[cfg(not(unix))]
@@ -206,7 +219,11 @@ mod tests {
         let path = dir.path().join("node.key");
         let made = Identity::load_or_generate(&path).unwrap();
         assert_eq!(Identity::load_or_generate(&path).unwrap().node_id(), made.node_id());
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            1,
+            "no temporary file is left"
+        );
     }
 
     #[cfg(unix)]
@@ -231,10 +248,16 @@ mod tests {
         let path = dir.path().join("node.key");
         for text in ["", "hello", &"g".repeat(64), &"a".repeat(66), &"a".repeat(1000)] {
             write_private(&path, text.as_bytes()).unwrap();
-            assert!(matches!(Identity::load_or_generate(&path), Err(IdentityError::Malformed { .. })));
+            assert!(matches!(
+                Identity::load_or_generate(&path),
+                Err(IdentityError::Malformed { .. })
+            ));
             assert_eq!(fs::read_to_string(&path).unwrap(), *text);
         }
         let missing = dir.path().join("no such folder").join("node.key");
-        assert!(matches!(Identity::load_or_generate(&missing), Err(IdentityError::Write { .. })));
+        assert!(matches!(
+            Identity::load_or_generate(&missing),
+            Err(IdentityError::Write { .. })
+        ));
     }
 }

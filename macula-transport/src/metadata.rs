@@ -20,7 +20,10 @@ impl Metadata {
 
     /// Adds an entry after the others.
     pub fn push(&mut self, key: impl Into<String>, value: impl Into<Bytes>) {
-        self.0.push(MetadataEntry { key: key.into(), value: value.into() });
+        self.0.push(MetadataEntry {
+            key: key.into(),
+            value: value.into(),
+        });
     }
 
     /// The value of the first entry with this key.

@@ -47,13 +47,12 @@ fn idle_timeout(idle: Duration) -> IdleTimeout {
     IdleTimeout::from(millis)
 }
 
-pub(crate) fn server_config(
-    tls: QuicServerConfig,
-    transport: Arc<TransportConfig>,
-    config: &Config,
-) -> ServerConfig {
+pub(crate) fn server_config(tls: QuicServerConfig, transport: Arc<TransportConfig>, config: &Config) -> ServerConfig {
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
-    server.transport_config(transport).max_incoming(config.limits.max_handshakes).migration(false);
+    server
+        .transport_config(transport)
+        .max_incoming(config.limits.max_handshakes)
+        .migration(false);
     server
 }
 
@@ -62,13 +61,19 @@ pub(crate) fn server_config(
 pub(crate) fn endpoint_config(identity: &Identity, counters: Arc<Counters>) -> EndpointConfig {
     let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, identity.secret().as_bytes());
     let derive = |domain: &[u8]| ring::hmac::sign(&secret, domain);
-    let reset_key =
-        ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derive(b"macula/v1/stateless-reset").as_ref());
+    let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derive(b"macula/v1/stateless-reset").as_ref());
     let mark = derive(b"macula/v1/connection-id");
-    let mark = mark.as_ref().iter().take(8).fold(0, |mark, &byte| mark << 8 | u64::from(byte));
+    let mark = mark
+        .as_ref()
+        .iter()
+        .take(8)
+        .fold(0, |mark, &byte| mark << 8 | u64::from(byte));
     let mut config = EndpointConfig::new(Arc::new(reset_key));
     config.cid_generator(move || {
-        Box::new(CountingIds { ids: HashedConnectionIdGenerator::from_key(mark), counters: counters.clone() })
+        Box::new(CountingIds {
+            ids: HashedConnectionIdGenerator::from_key(mark),
+            counters: counters.clone(),
+        })
     });
     config
 }
@@ -85,7 +90,9 @@ impl ConnectionIdGenerator for CountingIds {
     }
 
     fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
-        self.ids.validate(id).inspect_err(|_| self.counters.foreign_datagrams.add())
+        self.ids
+            .validate(id)
+            .inspect_err(|_| self.counters.foreign_datagrams.add())
     }
 
     fn cid_len(&self) -> usize {

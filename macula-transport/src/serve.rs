@@ -16,7 +16,7 @@ use crate::{
     caller::MAX_CALL_TIMEOUT,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME, Pieces},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
-    connection::{Direction, Link},
+    connection::{Direction, InFlight, Link},
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, StreamKind, body_frame},
 };
 
@@ -90,7 +90,11 @@ async fn call(
 ) -> Result<(), Refusal> {
     let frame = first_frame(incoming, head_by).await?;
     let head_frame_bytes = frame.len();
-    let Ok(proto::CallFrame { kind: Some(Kind::Head(mut head)), .. }) = proto::CallFrame::decode(frame) else {
+    let Ok(proto::CallFrame {
+        kind: Some(Kind::Head(mut head)),
+        ..
+    }) = proto::CallFrame::decode(frame)
+    else {
         return Err(Refusal::Broken);
     };
     if head_frame_bytes - head.payload.len() > MAX_HEAD_BYTES + FRAME_OVERHEAD
@@ -103,7 +107,7 @@ async fn call(
         Ok(in_flight) => in_flight,
         Err(refusal) => {
             incoming.stop(ResetCode::Cancelled);
-            return send_reply(link, outgoing, refusal, deadline).await;
+            return send_reply(link, outgoing, refusal.into(), deadline).await;
         }
     };
     let body = match timeout_at(deadline, body(link, incoming, &mut head)).await {
@@ -139,18 +143,37 @@ async fn call(
 }
 
 /// Takes a call, or says why not.
-pub(crate) fn admit(link: &Arc<Link>) -> Result<crate::connection::InFlight, Reply> {
+pub(crate) fn admit(link: &Arc<Link>) -> Result<InFlight, NotAdmitted> {
     let counters = &link.inner.counters;
     let refusal = if link.inner.is_draining() {
-        Reply::refused(StatusCode::Unavailable, "the node is shutting down")
+        NotAdmitted::Draining
     } else if link.running(Direction::Inbound) >= link.inner.config.limits.max_concurrent_calls {
-        Reply::refused(StatusCode::ResourceExhausted, "the node runs as many calls of this peer as it takes")
+        NotAdmitted::Busy
     } else {
         counters.calls_taken.add();
         return Ok(link.enter(Direction::Inbound));
     };
     counters.calls_refused.add();
     Err(refusal)
+}
+
+/// Why a call is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotAdmitted {
+    Draining,
+    Busy,
+}
+
+impl From<NotAdmitted> for Reply {
+    fn from(why: NotAdmitted) -> Self {
+        match why {
+            NotAdmitted::Draining => Self::refused(StatusCode::Unavailable, "the node is shutting down"),
+            NotAdmitted::Busy => Self::refused(
+                StatusCode::ResourceExhausted,
+                "the node runs as many calls of this peer as it takes",
+            ),
+        }
+    }
 }
 
 /// The whole request: what the head carries, or the frames after it.
@@ -169,7 +192,10 @@ async fn body(link: &Link, incoming: &mut Incoming, head: &mut proto::Head) -> R
     loop {
         let frame = incoming.next().await?.ok_or(Refusal::Broken)?;
         let data = match proto::CallFrame::decode(frame) {
-            Ok(proto::CallFrame { kind: Some(Kind::Data(data)), .. }) => data,
+            Ok(proto::CallFrame {
+                kind: Some(Kind::Data(data)),
+                ..
+            }) => data,
             _ => return Err(Refusal::Broken),
         };
         if pieces.len() + data.payload.len() > limit {
@@ -194,7 +220,10 @@ async fn run(link: &Link, call: IncomingCall, deadline: Instant) -> Reply {
         Ok(Err(_)) => panicked(link),
         Err(_) => {
             link.inner.counters.calls_dropped.add();
-            Reply::error(StatusCode::DeadlineExceeded, "the deadline passed before the handler was done")
+            Reply::error(
+                StatusCode::DeadlineExceeded,
+                "the deadline passed before the handler was done",
+            )
         }
     }
 }
@@ -206,13 +235,22 @@ fn panicked(link: &Link) -> Reply {
 
 /// A reply as it may be sent to this peer: one that is too large becomes the error that says so.
 pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
-    let limit = link.inner.config.limits.max_message_bytes.min(link.peer.max_message_bytes);
+    let limit = link
+        .inner
+        .config
+        .limits
+        .max_message_bytes
+        .min(link.peer.max_message_bytes);
     let head = codec::reply_head_bytes(&reply);
     if reply.body.len() > limit {
-        let words = format!("the reply has {} bytes; a message has at most {limit}", reply.body.len());
+        let words = format!(
+            "the reply has {} bytes; a message has at most {limit}",
+            reply.body.len()
+        );
         Reply::error(StatusCode::ResourceExhausted, words)
     } else if head > MAX_HEAD_BYTES || reply.metadata.len() > MAX_METADATA_ENTRIES {
-        let words = format!("the reply's message, details and metadata have {head} bytes; at most {MAX_HEAD_BYTES} are sent");
+        let words =
+            format!("the reply's message, details and metadata have {head} bytes; at most {MAX_HEAD_BYTES} are sent");
         Reply::error(StatusCode::ResourceExhausted, words)
     } else {
         reply
@@ -259,7 +297,12 @@ async fn request(
         outgoing.reset(ResetCode::Declined);
         return Ok(());
     };
-    match timeout_at(Instant::now() + link.inner.config.timers.head, outgoing.send(&mut body_frame(answer))).await {
+    match timeout_at(
+        Instant::now() + link.inner.config.timers.head,
+        outgoing.send(&mut body_frame(answer)),
+    )
+    .await
+    {
         Ok(Ok(())) => {
             outgoing.finish();
             Ok(())

@@ -86,7 +86,10 @@ impl From<quinn::WriteError> for SendError {
 
 impl Outgoing {
     pub(crate) fn new(stream: quinn::SendStream) -> Self {
-        Self { stream, finished: false }
+        Self {
+            stream,
+            finished: false,
+        }
     }
 
     /// Sends every chunk, waiting for the peer's credit.
@@ -167,7 +170,10 @@ const READ_CHUNK_BYTES: usize = 64 * 1024;
 impl Incoming {
     /// `limit` is of one frame, without its length.
     pub(crate) fn new(stream: quinn::RecvStream, limit: usize) -> Self {
-        Self { stream, decoder: FrameDecoder::new(limit) }
+        Self {
+            stream,
+            decoder: FrameDecoder::new(limit),
+        }
     }
 
     /// The stream's first byte, before any frame; `None` when it is empty.
@@ -252,7 +258,11 @@ impl CloseCode {
     }
 
     pub(crate) fn from_wire(code: VarInt) -> Self {
-        usize::try_from(code.into_inner()).ok().and_then(|at| Self::ALL.get(at)).copied().unwrap_or(Self::Other)
+        usize::try_from(code.into_inner())
+            .ok()
+            .and_then(|at| Self::ALL.get(at))
+            .copied()
+            .unwrap_or(Self::Other)
     }
 }
 
@@ -268,9 +278,15 @@ impl From<quinn::ConnectionError> for Lost {
                 let code = CloseCode::from_wire(close.error_code);
                 let words = &close.reason[..close.reason.len().min(MAX_REASON_BYTES)];
                 // Shown to people: nothing in it may steer a terminal.
-                let words: String = String::from_utf8_lossy(words).chars().filter(|c| !c.is_control()).collect();
+                let words: String = String::from_utf8_lossy(words)
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .collect();
                 let reason = if words.is_empty() { code.to_string() } else { words };
-                Self::ClosedByPeer { code, reason: reason.into() }
+                Self::ClosedByPeer {
+                    code,
+                    reason: reason.into(),
+                }
             }
             quinn::ConnectionError::LocallyClosed => Self::ClosedHere(CloseCode::Shutdown),
             quinn::ConnectionError::VersionMismatch

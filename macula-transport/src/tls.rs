@@ -31,8 +31,9 @@ pub(crate) const ALPN: &[u8] = b"macula/1";
 /// What precedes the key in an Ed25519 SubjectPublicKeyInfo (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// What precedes the secret in an Ed25519 PKCS #8 private key (RFC 8410, section 7).
-const PKCS8_PREFIX: [u8; 16] =
-    [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+const PKCS8_PREFIX: [u8; 16] = [
+    0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+];
 
 /// The peer's key is not the one that was dialed, or not a key of ours at all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -66,16 +67,23 @@ impl Tls {
         ];
         provider.signature_verification_algorithms = ed25519_only(&provider.signature_verification_algorithms);
         let pkcs8 = [&PKCS8_PREFIX[..], identity.secret().as_bytes()].concat();
-        let key = provider.key_provider.load_private_key(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8)))?;
+        let key = provider
+            .key_provider
+            .load_private_key(PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8)))?;
         let key = Arc::new(CertifiedKey::new(vec![spki(&identity.node_id())], key));
-        Ok(Self { provider: Arc::new(provider), key })
+        Ok(Self {
+            provider: Arc::new(provider),
+            key,
+        })
     }
 
     /// The accepting side's configuration: any peer that proves an Ed25519 key.
     pub(crate) fn server(&self) -> Result<QuicServerConfig, Error> {
         let mut config = rustls::ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
-            .with_client_cert_verifier(Arc::new(AnyKey { provider: self.provider.clone() }))
+            .with_client_cert_verifier(Arc::new(AnyKey {
+                provider: self.provider.clone(),
+            }))
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(self.key.clone())));
         config.alpn_protocols = vec![ALPN.to_vec()];
         config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -86,7 +94,11 @@ impl Tls {
 
     /// The dialing side's configuration, for one dial: exactly `expected`, or any key when there is none (trust on first use).
     pub(crate) fn client(&self, expected: Option<NodeId>) -> Result<(QuicClientConfig, Arc<FoundKey>), Error> {
-        let found = Arc::new(FoundKey { expected, found: OnceLock::new(), provider: self.provider.clone() });
+        let found = Arc::new(FoundKey {
+            expected,
+            found: OnceLock::new(),
+            provider: self.provider.clone(),
+        });
         let mut config = rustls::ClientConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .dangerous()
@@ -116,11 +128,16 @@ fn spki(node: &NodeId) -> CertificateDer<'static> {
 }
 
 fn parse_spki(der: &[u8]) -> Result<NodeId, KeyError> {
-    der.strip_prefix(&SPKI_PREFIX).and_then(NodeId::from_slice).ok_or(KeyError::NotEd25519)
+    der.strip_prefix(&SPKI_PREFIX)
+        .and_then(NodeId::from_slice)
+        .ok_or(KeyError::NotEd25519)
 }
 
 fn ed25519_only(all: &WebPkiSupportedAlgorithms) -> WebPkiSupportedAlgorithms {
-    let of_ours = all.mapping.iter().position(|(scheme, _)| *scheme == SignatureScheme::ED25519);
+    let of_ours = all
+        .mapping
+        .iter()
+        .position(|(scheme, _)| *scheme == SignatureScheme::ED25519);
     WebPkiSupportedAlgorithms {
         all: of_ours.map_or(all.all, |at| all.mapping[at].1),
         mapping: of_ours.map_or(all.mapping, |at| &all.mapping[at..=at]),
@@ -175,7 +192,9 @@ impl ServerCertVerifier for FoundKey {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13))
+        Err(Error::PeerIncompatible(
+            rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13,
+        ))
     }
 
     fn verify_tls13_signature(

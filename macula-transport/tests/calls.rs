@@ -25,7 +25,10 @@ async fn a_call_is_answered_with_what_the_handler_says() {
     assert_eq!(metadata.get("traceparent").unwrap(), "00-a");
 
     let reply = connection.call(CallRequest::new(&service("fail"), "")).await.unwrap();
-    assert_eq!((reply.status, reply.message.as_str()), (StatusCode::NotFound, "nothing here"));
+    assert_eq!(
+        (reply.status, reply.message.as_str()),
+        (StatusCode::NotFound, "nothing here")
+    );
     let reply = connection.call(CallRequest::new(&service("whoami"), "")).await.unwrap();
     assert_eq!(reply.body, client.node_id().to_string());
 }
@@ -36,7 +39,10 @@ async fn calls_go_both_ways_over_one_connection() {
     let (b, _events) = provider().await;
     let there = connect(&a, &b).await.unwrap();
     echoes(&there, "there").await;
-    until("the accepting side pools the connection", || b.pool().open(&a.node_id()).is_some()).await;
+    until("the accepting side pools the connection", || {
+        b.pool().open(&a.node_id()).is_some()
+    })
+    .await;
     let back = connect(&b, &a).await.unwrap();
     echoes(&back, "and back").await;
     assert_eq!((a.pool().stats().opened, b.pool().stats().opened), (1, 0));
@@ -47,8 +53,20 @@ async fn f5_a_refusal_says_that_the_call_was_not_started() {
     let (provider, _events) = provider().await;
     let client = client().await;
     let connection = connect(&client, &provider).await.unwrap();
-    let error = connection.call(CallRequest::new(&service("refuse"), "")).await.unwrap_err();
-    assert!(matches!(error, CallError::Refused { status: StatusCode::Unavailable, .. }), "{error}");
+    let error = connection
+        .call(CallRequest::new(&service("refuse"), ""))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CallError::Refused {
+                status: StatusCode::Unavailable,
+                ..
+            }
+        ),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -96,10 +114,17 @@ async fn messages_beyond_the_limit_are_refused_where_they_are_made() {
     let metadata: Metadata = [("k", vec![0; 17 * 1024])].into_iter().collect();
     let name = service("echo");
     let request = CallRequest::new(&name, "").with_metadata(&metadata);
-    assert!(matches!(connection.call(request).await, Err(CallError::HeadTooLarge { .. })));
+    assert!(matches!(
+        connection.call(request).await,
+        Err(CallError::HeadTooLarge { .. })
+    ));
 
     let reply = connection.call(CallRequest::new(&service("huge"), "")).await.unwrap();
-    assert_eq!(reply.status, StatusCode::ResourceExhausted, "a reply that is too large becomes the error that says so");
+    assert_eq!(
+        reply.status,
+        StatusCode::ResourceExhausted,
+        "a reply that is too large becomes the error that says so"
+    );
     let reply = connection.call(CallRequest::new(&service("large"), "")).await.unwrap();
     assert_eq!(reply.body, vec![7; 1 << 20]);
 }
@@ -124,11 +149,16 @@ async fn other_protocols_carry_opaque_requests() {
     let connection = connect(&client, &provider).await.unwrap();
     for size in [0, 1, 16 * 1024, 64 * 1024] {
         let body = Bytes::from(vec![3; size]);
-        assert_eq!(connection.request(Protocol::Dht, body.clone(), PATIENCE).await.unwrap(), body);
+        assert_eq!(
+            connection.request(Protocol::Dht, body.clone(), PATIENCE).await.unwrap(),
+            body
+        );
     }
     let declined = connection.request(Protocol::Dht, "decline".into(), PATIENCE).await;
     assert!(matches!(declined, Err(RequestError::Declined)));
-    let large = connection.request(Protocol::Dht, vec![0; 64 * 1024 + 1].into(), PATIENCE).await;
+    let large = connection
+        .request(Protocol::Dht, vec![0; 64 * 1024 + 1].into(), PATIENCE)
+        .await;
     assert!(matches!(large, Err(RequestError::TooLarge { .. })));
 }
 
@@ -159,19 +189,28 @@ async fn n4_a_draining_node_refuses_new_calls_and_finishes_running_ones() {
     let client = client().await;
     let connection = connect(&client, &provider).await.unwrap();
     let (running, extra) = (connection.clone(), connection.clone());
-    let running =
-        tokio::spawn(async move { running.call(CallRequest::new(&service("gated"), "").with_timeout(PATIENCE)).await });
+    let running = tokio::spawn(async move {
+        running
+            .call(CallRequest::new(&service("gated"), "").with_timeout(PATIENCE))
+            .await
+    });
     assert_eq!(events.recv().await, Some(Seen::Started));
     let shutdown = async { provider.shutdown(PATIENCE).await };
     let rest = async {
         let refused = loop {
-            match extra.call(CallRequest::new(&service("echo"), "").with_timeout(PATIENCE)).await {
+            match extra
+                .call(CallRequest::new(&service("echo"), "").with_timeout(PATIENCE))
+                .await
+            {
                 Ok(_) => tokio::task::yield_now().await,
                 Err(error) => break error,
             }
         };
         assert!(
-            matches!(refused, CallError::Refused { .. } | CallError::NotSent(NotSent::GoingAway)),
+            matches!(
+                refused,
+                CallError::Refused { .. } | CallError::NotSent(NotSent::GoingAway)
+            ),
             "{refused}: {refused:?}"
         );
         release.send(true).unwrap();

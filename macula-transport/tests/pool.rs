@@ -5,9 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::{PATIENCE, Seen, at, client, config, connect, echoes, provider, service, until};
-use macula_transport::{
-    CallError, CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, Unknown,
-};
+use macula_transport::{CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_concurrent_dials_are_one_dial() {
@@ -28,10 +26,20 @@ async fn p1_the_peer_is_who_was_dialed_or_nobody() {
     let client = client().await;
     let wrong = common::identity().node_id();
     let error = client.pool().get(&wrong, &at(&provider)).await.unwrap_err();
-    assert!(matches!(error, DialError::WrongNode { expected, found, .. }
-        if expected == wrong && found == provider.node_id()), "{error}");
-    until("the provider counts the failed handshake", || provider.stats().rejected_handshakes == 1).await;
-    echoes(&connect(&client, &provider).await.unwrap(), "the right one is still served").await;
+    assert!(
+        matches!(error, DialError::WrongNode { expected, found, .. }
+        if expected == wrong && found == provider.node_id()),
+        "{error}"
+    );
+    until("the provider counts the failed handshake", || {
+        provider.stats().rejected_handshakes == 1
+    })
+    .await;
+    echoes(
+        &connect(&client, &provider).await.unwrap(),
+        "the right one is still served",
+    )
+    .await;
     let error = client.pool().get(&wrong, &at(&provider)).await.unwrap_err();
     assert!(matches!(error, DialError::BackingOff { .. }), "{error}");
 }
@@ -51,7 +59,10 @@ async fn a_first_contact_finds_the_id_and_is_pooled_under_it() {
 
 #[tokio::test]
 async fn p2_idle_connections_make_room_and_busy_ones_do_not() {
-    let pool = PoolConfig { max_connections: 1, ..PoolConfig::default() };
+    let pool = PoolConfig {
+        max_connections: 1,
+        ..PoolConfig::default()
+    };
     let client = Endpoint::bind(config().with_pool(pool), NoService).await.unwrap();
     let (first, mut events) = provider().await;
     let (second, _events) = provider().await;
@@ -75,12 +86,19 @@ async fn p2_idle_connections_make_room_and_busy_ones_do_not() {
 
 #[tokio::test]
 async fn p2_unused_connections_are_closed() {
-    let pool = PoolConfig { idle_timeout: Duration::from_millis(20), ..PoolConfig::default() };
+    let pool = PoolConfig {
+        idle_timeout: Duration::from_millis(20),
+        ..PoolConfig::default()
+    };
     let client = Endpoint::bind(config().with_pool(pool), NoService).await.unwrap();
     let (provider, _events) = provider().await;
     let connection = connect(&client, &provider).await.unwrap();
     echoes(&connection, "hello").await;
-    assert_eq!(client.pool().stats().open, 1, "a connection that somebody holds is not idle");
+    assert_eq!(
+        client.pool().stats().open,
+        1,
+        "a connection that somebody holds is not idle"
+    );
     drop(connection);
     until("the connection is closed", || client.pool().stats().open == 0).await;
     assert_eq!(client.pool().stats().idle_closed, 1);
@@ -101,17 +119,33 @@ async fn p2_all_is_closed_at_shutdown() {
 #[tokio::test]
 async fn nobody_at_the_address_is_told_so() {
     let unused = std::net::UdpSocket::bind(common::loopback()).unwrap();
-    let timers = macula_transport::Timers { connect: Duration::from_millis(100), ..Default::default() };
-    let client = Endpoint::bind(Config::new(common::identity()).with_timers(timers), NoService).await.unwrap();
+    let timers = macula_transport::Timers {
+        connect: Duration::from_millis(100),
+        ..Default::default()
+    };
+    let client = Endpoint::bind(Config::new(common::identity()).with_timers(timers), NoService)
+        .await
+        .unwrap();
     let address = unused.local_addr().unwrap().try_into().unwrap();
-    let error = client.pool().get(&common::identity().node_id(), &[address]).await.unwrap_err();
+    let error = client
+        .pool()
+        .get(&common::identity().node_id(), &[address])
+        .await
+        .unwrap_err();
     assert!(matches!(error, DialError::TimedOut { .. }), "{error}");
     assert_eq!(client.pool().stats().dial_failures, 1);
     let error = client.pool().get(&common::identity().node_id(), &[]).await.unwrap_err();
     assert!(matches!(error, DialError::NoAddress), "{error}");
     let nowhere = "no-such-host.invalid:1".parse().unwrap();
-    let error = client.pool().get(&common::identity().node_id(), &[nowhere]).await.unwrap_err();
-    assert!(matches!(error, DialError::Resolve { .. } | DialError::NoAddress), "{error}");
+    let error = client
+        .pool()
+        .get(&common::identity().node_id(), &[nowhere])
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, DialError::Resolve { .. } | DialError::NoAddress),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -121,7 +155,11 @@ async fn a_dial_goes_on_to_the_address_that_answers() {
     let client = client().await;
     let [there] = at(&provider);
     let addresses = [silent.local_addr().unwrap().try_into().unwrap(), there];
-    echoes(&client.pool().get(&provider.node_id(), &addresses).await.unwrap(), "hello").await;
+    echoes(
+        &client.pool().get(&provider.node_id(), &addresses).await.unwrap(),
+        "hello",
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -132,40 +170,6 @@ async fn a_port_in_use_is_told_so() {
     assert!(error.to_string().contains("cannot listen"), "{error}");
 }
 
-/// P3: a peer that comes back on its port resets the connections of its former self, and is reached again.
-#[tokio::test]
-async fn p3_a_restarted_peer_is_noticed_and_reached_again() {
-    let identity = common::identity();
-    let (handler, mut events) = common::Service::new();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let first = config_of(&identity, common::loopback());
-    let first = runtime.spawn(Endpoint::bind(first, handler)).await.unwrap().unwrap();
-    let address = first.local_addr();
-    let client = client().await;
-    let connection = connect(&client, &first).await.unwrap();
-    echoes(&connection, "hello").await;
-    // As a kill: the tasks and the socket are gone, and nobody says goodbye.
-    std::mem::forget(first);
-    runtime.shutdown_background();
-    let (handler, _events) = common::Service::new();
-    let second = loop {
-        match Endpoint::bind(config_of(&identity, address), common::Service { seen: handler.seen.clone() }).await {
-            Ok(endpoint) => break endpoint,
-            Err(_) => tokio::task::yield_now().await,
-        }
-    };
-    let error = connection.call(CallRequest::new(&service("hang"), "").with_timeout(PATIENCE)).await.unwrap_err();
-    assert!(matches!(error, CallError::Unknown(Unknown::Lost(Lost::Restarted))), "{error}: {error:?}");
-    drop(connection);
-    until("the dead connection leaves the pool", || client.pool().stats().open == 0).await;
-    echoes(&connect(&client, &second).await.unwrap(), "hello again").await;
-    events.close();
-}
-
-fn config_of(identity: &macula_transport::Identity, listen: std::net::SocketAddr) -> Config {
-    Config::new(identity.clone()).with_listen(listen)
-}
-
 #[tokio::test]
 async fn an_ended_connection_says_why() {
     let (provider, _events) = provider().await;
@@ -174,5 +178,11 @@ async fn an_ended_connection_says_why() {
     assert_eq!(connection.lost(), None);
     drop(provider);
     until("the end is noticed", || connection.lost().is_some()).await;
-    assert!(matches!(connection.lost(), Some(Lost::ClosedByPeer { code: CloseCode::Aborted, .. })));
+    assert!(matches!(
+        connection.lost(),
+        Some(Lost::ClosedByPeer {
+            code: CloseCode::Aborted,
+            ..
+        })
+    ));
 }

@@ -137,7 +137,10 @@ impl Shell {
             lost: 0,
             stopped: false,
         };
-        Self { table: Mutex::new(table), changed: Notify::new() }
+        Self {
+            table: Mutex::new(table),
+            changed: Notify::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -170,7 +173,11 @@ impl Shell {
                     None => DialError::NoAddress,
                 });
             }
-            Answer::Full => return Err(DialError::PoolFull { max: inner.config.pool.max_connections }),
+            Answer::Full => {
+                return Err(DialError::PoolFull {
+                    max: inner.config.pool.max_connections,
+                });
+            }
             Answer::Join(ticket) => table.wait(ticket),
             Answer::Dial(ticket) => {
                 let waiter = table.wait(ticket);
@@ -194,7 +201,9 @@ impl Shell {
         let now = now();
         let Table { state, links, .. } = &mut *table;
         let Some(ticket) = state.dial_unknown(|id| activity(links, id, now)) else {
-            return Err(DialError::PoolFull { max: inner.config.pool.max_connections });
+            return Err(DialError::PoolFull {
+                max: inner.config.pool.max_connections,
+            });
         };
         let waiter = table.wait(ticket);
         tokio::spawn(dial(inner.clone(), ticket, None, vec![at.clone()]));
@@ -304,7 +313,9 @@ impl Table {
 }
 
 fn activity(links: &HashMap<ConnectionId, Arc<Link>>, id: ConnectionId, now: Instant) -> Activity {
-    links.get(&id).map_or(Activity::IdleSince(now), |link| link.activity(now))
+    links
+        .get(&id)
+        .map_or(Activity::IdleSince(now), |link| link.activity(now))
 }
 
 async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<macula_wire::Endpoint>) {
@@ -325,9 +336,16 @@ async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<m
         }
         Err(error) => {
             tracing::debug!(node = node.map(|node| node.short()), %error, "a dial failed");
-            let failure = if error.is_refusal() { DialFailure::Refused } else { DialFailure::Unreachable };
+            let failure = if error.is_refusal() {
+                DialFailure::Refused
+            } else {
+                DialFailure::Unreachable
+            };
             let cause = Arc::new(error.clone());
-            shell.lock().state.dial_failed(now(), ticket, state::fingerprint(&at), failure, cause);
+            shell
+                .lock()
+                .state
+                .dial_failed(now(), ticket, state::fingerprint(&at), failure, cause);
             Err(error)
         }
     };

@@ -175,12 +175,15 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         if let Some((&ticket, _)) = self.dials.iter().find(|(_, dialed)| dialed.as_ref() == Some(peer)) {
             return Answer::Join(ticket);
         }
-        if let Some(failing) = self.failing.get(peer) {
-            if failing.addresses == addresses && now < failing.until {
-                return Answer::BackOff(failing.until);
-            }
+        if let Some(failing) = self
+            .failing
+            .get(peer)
+            .filter(|it| it.addresses == addresses && now < it.until)
+        {
+            return Answer::BackOff(failing.until);
         }
-        self.start_dial(Some(peer.clone()), activity).map_or(Answer::Full, Answer::Dial)
+        self.start_dial(Some(peer.clone()), activity)
+            .map_or(Answer::Full, Answer::Dial)
     }
 
     /// The connection that is handed out for `peer`, if one is open.
@@ -194,7 +197,11 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
     }
 
     fn start_dial(&mut self, peer: Option<P>, activity: impl Fn(ConnectionId) -> Activity) -> Option<Ticket> {
-        let dialed = self.entries.values().filter(|entry| entry.origin == Origin::Dialed).count();
+        let dialed = self
+            .entries
+            .values()
+            .filter(|entry| entry.origin == Origin::Dialed)
+            .count();
         if dialed + self.dials.len() >= self.config.max_connections && !self.make_room(Origin::Dialed, activity) {
             return None;
         }
@@ -213,16 +220,11 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
     }
 
     /// A dial has failed; the peer, when it was named, is left alone for a while.
-    pub(crate) fn dial_failed(
-        &mut self,
-        now: Instant,
-        ticket: Ticket,
-        addresses: u64,
-        failure: DialFailure,
-        cause: F,
-    ) {
+    pub(crate) fn dial_failed(&mut self, now: Instant, ticket: Ticket, addresses: u64, failure: DialFailure, cause: F) {
         self.counts.dial_failures += 1;
-        let Some(Some(peer)) = self.dials.remove(&ticket) else { return };
+        let Some(Some(peer)) = self.dials.remove(&ticket) else {
+            return;
+        };
         let longest = match failure {
             DialFailure::Unreachable => self.config.max_backoff,
             DialFailure::Refused => self.config.max_refused_backoff,
@@ -235,10 +237,22 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         let spread = 1.0 + BACKOFF_SPREAD * (2.0 * self.random() - 1.0);
         let until = now + pause.mul_f64(spread).min(longest);
         if self.failing.len() >= MAX_FAILING && !self.failing.contains_key(&peer) {
-            let soonest = self.failing.iter().min_by_key(|(_, failing)| failing.until).map(|(peer, _)| peer.clone());
+            let soonest = self
+                .failing
+                .iter()
+                .min_by_key(|(_, failing)| failing.until)
+                .map(|(peer, _)| peer.clone());
             soonest.and_then(|peer| self.failing.remove(&peer));
         }
-        self.failing.insert(peer, Failing { addresses, until, pause, cause });
+        self.failing.insert(
+            peer,
+            Failing {
+                addresses,
+                until,
+                pause,
+                cause,
+            },
+        );
     }
 
     /// Why the last dial to `peer` failed, while that is remembered.
@@ -253,7 +267,11 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         peer: P,
         activity: impl Fn(ConnectionId) -> Activity,
     ) -> Option<ConnectionId> {
-        let accepted = self.entries.values().filter(|entry| entry.origin == Origin::Accepted).count();
+        let accepted = self
+            .entries
+            .values()
+            .filter(|entry| entry.origin == Origin::Accepted)
+            .count();
         if accepted >= self.max_accepted && !self.make_room(Origin::Accepted, activity) {
             return None;
         }
@@ -267,7 +285,15 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.failing.remove(&peer);
         self.current.entry(peer.clone()).or_insert(connection);
         let check_at = now + self.config.idle_timeout;
-        self.entries.insert(connection, Entry { peer, origin, retired: false, check_at });
+        self.entries.insert(
+            connection,
+            Entry {
+                peer,
+                origin,
+                retired: false,
+                check_at,
+            },
+        );
         connection
     }
 
@@ -290,7 +316,11 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
     /// Hands out another connection of `peer` in place of `connection`, if there is one.
     fn replace(&mut self, peer: &P, connection: ConnectionId) {
         if self.current.get(peer) == Some(&connection) {
-            let other = self.entries.iter().find(|(_, entry)| entry.peer == *peer && !entry.retired).map(|(&id, _)| id);
+            let other = self
+                .entries
+                .iter()
+                .find(|(_, entry)| entry.peer == *peer && !entry.retired)
+                .map(|(&id, _)| id);
             match other {
                 Some(other) => self.current.insert(peer.clone(), other),
                 None => self.current.remove(peer),
@@ -305,7 +335,9 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             Activity::IdleSince(since) => Some((since, connection)),
             Activity::Busy => None,
         });
-        let Some((_, connection)) = idle.min() else { return false };
+        let Some((_, connection)) = idle.min() else {
+            return false;
+        };
         self.counts.evicted += 1;
         self.close(connection, Closing::Evicted);
         true
@@ -318,8 +350,12 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
 
     /// Closes what has been idle for too long. Early or repeated calls are harmless.
     pub(crate) fn handle_timeout(&mut self, now: Instant, activity: impl Fn(ConnectionId) -> Activity) {
-        let due: Vec<_> =
-            self.entries.iter().filter(|(_, entry)| entry.check_at <= now).map(|(&connection, _)| connection).collect();
+        let due: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.check_at <= now)
+            .map(|(&connection, _)| connection)
+            .collect();
         for connection in due {
             let idle_until = match activity(connection) {
                 Activity::Busy => now + self.config.idle_timeout,
@@ -333,7 +369,10 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             }
         }
         self.failing.retain(|_, failing| now < failing.until + failing.pause);
-        debug_assert!(self.poll_timeout().is_none_or(|at| at > now), "a handled timeout leaves none due");
+        debug_assert!(
+            self.poll_timeout().is_none_or(|at| at > now),
+            "a handled timeout leaves none due"
+        );
     }
 
     /// When [`PoolState::handle_timeout`] next has something to do.

@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use macula_transport::{
-    CallRequest, Config, Connection, DialError, Endpoint, Handler, Identity, IncomingCall, NoService, PeerInfo, Protocol,
-    Reply, Role,
+    CallRequest, Config, Connection, DialError, Endpoint, Handler, Identity, IncomingCall, NoService, PeerInfo,
+    Protocol, Reply, Role,
 };
 use macula_wire::{ServiceName, StatusCode};
 use tokio::sync::mpsc;
@@ -54,7 +54,10 @@ pub(crate) fn service(name: &str) -> ServiceName {
 /// Calls `echo` and expects `body` back.
 pub(crate) async fn echoes(connection: &Connection, body: impl Into<Bytes>) {
     let body = body.into();
-    let reply = connection.call(CallRequest::new(&service("echo"), body.clone()).with_timeout(PATIENCE)).await.unwrap();
+    let reply = connection
+        .call(CallRequest::new(&service("echo"), body.clone()).with_timeout(PATIENCE))
+        .await
+        .unwrap();
     assert_eq!((reply.status, reply.body == body), (StatusCode::Ok, true));
 }
 
@@ -65,7 +68,9 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(PATIENCE, wait).await.unwrap_or_else(|_| panic!("never happened: {what}"));
+    tokio::time::timeout(PATIENCE, wait)
+        .await
+        .unwrap_or_else(|_| panic!("never happened: {what}"));
 }
 
 /// What a [`Service`] tells about a call.
