@@ -377,6 +377,10 @@ impl<K: Eq + Hash + Clone> Call<K> {
         if self.live.iter().any(Option::is_some) {
             return; // the other one may still succeed
         }
+        // Past the deadline nothing could be tried any more: whether somebody is left does not matter.
+        if now >= self.deadline {
+            return self.end(now, balancer, End::DeadlineExceeded);
+        }
         let at = balancer.begin_pick(now);
         let excluded = self.exclude_tried(balancer);
         if let Some(end) = self.exhausted(balancer, excluded) {
