@@ -1,1 +1,25 @@
 #![doc = include_str!("../README.md")]
+
+mod addresses;
+mod bootstrap;
+mod builder;
+mod directory;
+mod node;
+
+pub use bootstrap::{BootstrapAddr, ParseBootstrapError};
+pub use builder::{MAX_BOOTSTRAP, NodeBuilder, StartError};
+pub use bytes::Bytes;
+pub use directory::{DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport};
+pub use macula_dht::{AdvertiseError, Refusal};
+pub use macula_rpc::{
+    Answer, AnswerSource, Attempt, CallBuilder, CallError, Cause, Client, Handler, Metadata, Provider, Request,
+    Response, RetryPolicy, Server, Source, Status, StatusCode, Strategy,
+};
+pub use macula_transport::{BindError, DialError, Identity, IdentityError, PoolStats};
+pub use macula_wire::{Endpoint, EndpointError, NameError, NodeId, Realm, ServiceName};
+pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, ServeError};
+
+/// The examples of the project's README, which is written for this crate's users too.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ProjectReadme;

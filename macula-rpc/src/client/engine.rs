@@ -19,6 +19,10 @@ use macula_wire::{NodeId, ServiceName, StatusCode};
 use super::{Answer, AnswerSource, Client, builder::Options, services::Balanced};
 use crate::{CallError, Cause, Provider, Response, Status, error::Attempt};
 
+/// How much longer than this node waits a provider is told to work: timers are a millisecond coarse, and a provider's that
+/// fired first would turn the end of the call's time into an answer, to be tried elsewhere.
+const TIMER_SLACK: Duration = Duration::from_millis(10);
+
 /// What is the same for every attempt of a call.
 struct Job<'a> {
     client: &'a Client,
@@ -181,7 +185,7 @@ impl<'a> Job<'a> {
         Stage::Sending(Box::pin(async move {
             let mut request = CallRequest::new(service, payload)
                 .with_method(&options.method)
-                .with_timeout(until.saturating_duration_since(now()))
+                .with_timeout(until.saturating_duration_since(now()) + TIMER_SLACK)
                 .with_route(route);
             if let Some(metadata) = &options.metadata {
                 request = request.with_metadata(metadata);

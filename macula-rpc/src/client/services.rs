@@ -77,8 +77,15 @@ pub(super) struct State {
 
 impl Balanced {
     fn new(defaults: &Defaults, seed: u64) -> Self {
-        let locality = LocalityConfig { zone: defaults.zone, ..LocalityConfig::default() };
-        let config = BalancerConfig { strategy: defaults.strategy, locality, ..BalancerConfig::default() };
+        let locality = LocalityConfig {
+            zone: defaults.zone,
+            ..LocalityConfig::default()
+        };
+        let config = BalancerConfig {
+            strategy: defaults.strategy,
+            locality,
+            ..BalancerConfig::default()
+        };
         let state = State {
             balancer: Balancer::new(config, seed),
             list: Arc::default(),

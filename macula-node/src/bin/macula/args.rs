@@ -1,0 +1,218 @@
+//! The command line: what can be typed, and what each word means.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use macula_node::{BootstrapAddr, Endpoint, Realm, ServiceName, Strategy};
+
+use crate::serve::Serve;
+
+/// A QUIC service mesh: call a service by name, and a provider that dies is not noticed.
+#[derive(Debug, Parser)]
+#[command(name = "macula", version, propagate_version = true, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Runs a node of the mesh until SIGINT or SIGTERM, which make it drain and leave.
+    Node(NodeArgs),
+    /// Starts three providers and a client here, kills one, and shows that no call fails.
+    Demo(DemoArgs),
+    /// Calls a service and prints the answer.
+    ///
+    /// Exit codes: 0 answered, 1 the mesh could not be joined, 2 usage, 3 service_not_found, 4 all_providers_failed,
+    /// 5 max_attempts_exceeded, 6 deadline passed, 7 the service's own definitive error.
+    Call(CallArgs),
+    /// Lists the providers of a service.
+    Providers(ProvidersArgs),
+    /// Prints the node id of an identity file, and makes the file if there is none.
+    Id(IdArgs),
+}
+
+/// How to get into the mesh.
+#[derive(Debug, Args)]
+pub(crate) struct MeshArgs {
+    /// A node already in the mesh; may be given several times.
+    ///
+    /// With the node's id in front, no other node is accepted there; without it, whoever answers first is trusted and shown.
+    #[arg(
+        long,
+        value_name = "[NODEID@]HOST:PORT",
+        env = "MACULA_BOOTSTRAP",
+        value_delimiter = ','
+    )]
+    pub(crate) bootstrap: Vec<BootstrapAddr>,
+    /// The realm: services of one are invisible in another.
+    #[arg(long, value_name = "NAME", default_value = "default", env = "MACULA_REALM")]
+    pub(crate) realm: Realm,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct NodeArgs {
+    #[command(flatten)]
+    pub(crate) mesh: MeshArgs,
+    /// Where to listen for QUIC; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9443", env = "MACULA_LISTEN")]
+    pub(crate) listen: SocketAddr,
+    /// What others should dial, when it is not the address listened at; may be given several times.
+    #[arg(long, value_name = "HOST:PORT", env = "MACULA_ADVERTISE", value_delimiter = ',')]
+    pub(crate) advertise: Vec<Endpoint>,
+    /// The file that holds the node's secret key, made if missing; without it the node has a new identity at every start.
+    #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
+    pub(crate) identity: Option<PathBuf>,
+    /// A service to provide: `NAME=echo`, or `NAME=exec:COMMAND` to run a shell command for each call; may be given several
+    /// times.
+    ///
+    /// A command reads the request from standard input and answers on standard output. When it exits with an error, the caller
+    /// gets the last line of its standard error: as the caller's own fault, which is not tried elsewhere, for the exit codes 64
+    /// and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied), and else as a failure that is.
+    #[arg(long, value_name = "NAME=echo|exec:COMMAND")]
+    pub(crate) serve: Vec<Serve>,
+    /// How long the node's provider records are valid without being renewed, 20 to 3600.
+    #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(20..=3600), env = "MACULA_TTL")]
+    pub(crate) ttl: u64,
+    /// Prints the line that says the node is ready as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Leaves when standard input is closed, so that the node does not outlive the program that started it.
+    #[arg(long)]
+    pub(crate) until_stdin_closes: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CallArgs {
+    /// The service's name.
+    pub(crate) service: ServiceName,
+    /// The request; `-` reads it from standard input.
+    #[arg(default_value = "")]
+    pub(crate) data: String,
+    #[command(flatten)]
+    pub(crate) mesh: MeshArgs,
+    /// How a provider is chosen.
+    #[arg(long, value_name = "STRATEGY", default_value = "random", env = "MACULA_STRATEGY")]
+    pub(crate) strategy: StrategyArg,
+    /// How long the whole call may take, like `2s` or `500ms`.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// How long one provider is waited for before another is tried.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub(crate) attempt_timeout: Option<Duration>,
+    /// How many providers are tried at most [default: 3, or all if there are fewer].
+    #[arg(long, value_name = "N")]
+    pub(crate) max_attempts: Option<u32>,
+    /// How many calls to make, one after another.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) count: u32,
+    /// Prints one JSON object per call.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ProvidersArgs {
+    /// The service's name.
+    pub(crate) service: ServiceName,
+    #[command(flatten)]
+    pub(crate) mesh: MeshArgs,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct IdArgs {
+    /// The identity file [default: ~/.macula/identity].
+    #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
+    pub(crate) identity: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// How many providers to start.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=32))]
+    pub(crate) providers: u16,
+    /// How many calls to make.
+    #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub(crate) calls: u32,
+    /// How a provider is chosen.
+    #[arg(long, value_name = "STRATEGY", default_value = "round_robin")]
+    pub(crate) strategy: StrategyArg,
+    /// The size of each request, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=4_000_000))]
+    pub(crate) payload: u32,
+    /// Leaves every provider alive.
+    #[arg(long)]
+    pub(crate) no_kill: bool,
+    /// Prints exactly one JSON object on standard output, and nothing else there.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A selection strategy by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub(crate) enum StrategyArg {
+    /// The first of the directory's list, the same for every caller.
+    First,
+    /// Any, with equal chances.
+    Random,
+    /// One after another.
+    RoundRobin,
+}
+
+impl From<StrategyArg> for Strategy {
+    fn from(arg: StrategyArg) -> Self {
+        match arg {
+            StrategyArg::First => Self::First,
+            StrategyArg::Random => Self::Random,
+            StrategyArg::RoundRobin => Self::RoundRobin,
+        }
+    }
+}
+
+/// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.
+fn duration(text: &str) -> Result<Duration, String> {
+    const HELP: &str = "write a time like `2s`, `500ms` or `1m`, more than 0 and at most 24h";
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let scale = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(HELP.into()),
+    };
+    let seconds = number.parse::<f64>().map_err(|_| HELP)? * scale;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(time) if !time.is_zero() && time <= Duration::from_secs(86_400) => Ok(time),
+        _ => Err(HELP.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_with_their_units() {
+        assert_eq!(duration("2s"), Ok(Duration::from_secs(2)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1.5"), Ok(Duration::from_millis(1500)));
+        assert_eq!(duration("1m"), Ok(Duration::from_secs(60)));
+        for bad in ["", "s", "0s", "-1s", "2 s", "2d", "1e9", "25h", "1.2.3s", "inf"] {
+            assert!(duration(bad).is_err(), "{bad} was taken");
+        }
+    }
+}

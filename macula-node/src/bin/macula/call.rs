@@ -1,0 +1,130 @@
+//! `macula call`.
+
+use std::{
+    io::{IsTerminal, Read, Write},
+    time::{Duration, Instant},
+};
+
+use macula_node::{Answer, Attempt, Bytes, CallError, MAX_MESSAGE_BYTES, Node};
+use serde_json::{Value, json};
+
+use crate::{
+    args::CallArgs,
+    failure::{Failure, call_code},
+    mesh,
+};
+
+pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
+    let payload = read_payload(&args.data)?;
+    let node = mesh::client(&args.mesh).await?;
+    let mut first_failure = None;
+    for _ in 0..args.count {
+        let start = Instant::now();
+        let outcome = call(&node, &args, payload.clone()).await;
+        show(&args, &outcome, start.elapsed())?;
+        if let Err(error) = outcome {
+            first_failure.get_or_insert(Failure::shown(call_code(&error)));
+        }
+    }
+    node.shutdown().await;
+    first_failure.map_or(Ok(()), Err)
+}
+
+async fn call(node: &Node, args: &CallArgs, payload: Bytes) -> Result<Answer, CallError> {
+    let mut call = node
+        .client()
+        .request(&args.service)
+        .strategy(args.strategy.into())
+        .timeout(args.timeout);
+    if let Some(attempts) = args.max_attempts {
+        call = call.max_attempts(attempts);
+    }
+    if let Some(timeout) = args.attempt_timeout {
+        call = call.attempt_timeout(timeout);
+    }
+    call.send(payload).await
+}
+
+fn read_payload(data: &str) -> Result<Bytes, Failure> {
+    let payload = if data == "-" {
+        let mut bytes = Vec::new();
+        // One byte more than allowed is enough to know.
+        let limit = MAX_MESSAGE_BYTES as u64 + 1;
+        let read = std::io::stdin().lock().take(limit).read_to_end(&mut bytes);
+        read.map_err(|error| Failure::other(format!("standard input could not be read: {error}")))?;
+        Bytes::from(bytes)
+    } else {
+        Bytes::copy_from_slice(data.as_bytes())
+    };
+    if payload.len() > MAX_MESSAGE_BYTES {
+        return Err(Failure::usage(format!(
+            "the request has more than the {MAX_MESSAGE_BYTES} bytes (4 MiB) a message may have; send it in parts"
+        )));
+    }
+    Ok(payload)
+}
+
+fn show(args: &CallArgs, outcome: &Result<Answer, CallError>, took: Duration) -> Result<(), Failure> {
+    let broken = |error: std::io::Error| Failure::other(format!("the answer could not be written: {error}"));
+    let mut stdout = std::io::stdout().lock();
+    match outcome {
+        _ if args.json => writeln!(stdout, "{}", as_json(args, outcome, took)).map_err(broken)?,
+        Ok(answer) => {
+            stdout.write_all(answer.payload()).map_err(broken)?;
+            // Bytes stay as they are in a pipe or file; a person, or the next answer, wants a line.
+            if args.count > 1 || stdout.is_terminal() {
+                writeln!(stdout).map_err(broken)?;
+            }
+        }
+        Err(error) => {
+            let _ = Failure::from(error.clone()).report();
+        }
+    }
+    stdout.flush().map_err(broken)
+}
+
+fn as_json(args: &CallArgs, outcome: &Result<Answer, CallError>, took: Duration) -> Value {
+    let service = args.service.as_str();
+    let us = took.as_micros() as u64;
+    match outcome {
+        Ok(answer) => {
+            let (key, reply) = match std::str::from_utf8(answer.payload()) {
+                Ok(text) => ("reply", text.to_owned()),
+                Err(_) => (
+                    "reply_hex",
+                    answer.payload().iter().map(|byte| format!("{byte:02x}")).collect(),
+                ),
+            };
+            json!({
+                "service": service,
+                "ok": true,
+                key: reply,
+                "provider": answer.provider().map(|p| p.node_id.to_string()),
+                "source": answer.source().name(),
+                "failed_attempts": attempts(answer.failed_attempts()),
+                "us": us,
+            })
+        }
+        Err(error) => json!({
+            "service": service,
+            "ok": false,
+            "error": error.name(),
+            "message": error.to_string(),
+            "failed_attempts": attempts(error.attempts()),
+            "us": us,
+        }),
+    }
+}
+
+fn attempts(attempts: &[Attempt]) -> Vec<Value> {
+    let one = |attempt: &Attempt| {
+        json!({
+            "provider": attempt.node_id.to_string(),
+            "endpoint": attempt.endpoint.as_ref().map(ToString::to_string),
+            "cause": attempt.cause.to_string(),
+            "started_us": attempt.started.as_micros() as u64,
+            "us": attempt.took.as_micros() as u64,
+        })
+    };
+    attempts.iter().map(one).collect()
+}

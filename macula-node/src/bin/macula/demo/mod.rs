@@ -1,0 +1,279 @@
+//! `macula demo`: providers as separate processes, one of them killed, and no call lost.
+
+mod fleet;
+mod summary;
+mod tally;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use macula_node::{Bytes, Client, Node, NodeId, ServiceName, Strategy};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+
+use crate::{args::DemoArgs, failure::Failure};
+use fleet::Fleet;
+use summary::Summary;
+use tally::{Ended, Phase, Tally};
+
+const SERVICE: &str = "demo.echo";
+
+/// Callers at work at the same time.
+const CALLERS: u32 = 8;
+
+/// The calls are spread over this time, so that a person can watch, and so that a provider that comes back is back before
+/// they end. Without a kill there is less to watch.
+const SPREAD_OVER: Duration = Duration::from_secs(15);
+const SPREAD_OVER_WITHOUT_KILL: Duration = Duration::from_secs(4);
+
+/// How long a provider is waited for before another is tried.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long the client may take to learn all providers from the DHT.
+const DISCOVERED_WITHIN: Duration = Duration::from_secs(15);
+
+pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
+    if args.providers == 1 && !args.no_kill {
+        return Err(Failure::usage(
+            "with one provider nobody is left when it is killed; start more, or add --no-kill",
+        ));
+    }
+    tokio::select! {
+        outcome = demonstrate(&args) => outcome,
+        _ = tokio::signal::ctrl_c() => Err(Failure::shown(130)),
+    }
+}
+
+async fn demonstrate(args: &DemoArgs) -> Result<(), Failure> {
+    say(args, &format!("starting {} providers of {SERVICE} …", args.providers));
+    let mut fleet = Fleet::start(args.providers, SERVICE).await?;
+    let client = join(&fleet).await?;
+    say(
+        args,
+        "the client knows one address and has learnt of every provider from the DHT",
+    );
+
+    let tally = make_calls(args, &mut fleet, client.client()).await?;
+    let killed = (!args.no_kill).then(|| victim(&fleet)).flatten();
+    let summary = Summary {
+        tally: &tally,
+        providers: fleet
+            .providers
+            .iter()
+            .map(|p| (p.node_id, p.endpoint.clone()))
+            .collect(),
+        killed,
+        connections_opened: client.connection_stats().opened,
+        strategy: Strategy::from(args.strategy),
+        payload: args.payload,
+    };
+    if args.json {
+        println!("{}", summary.to_json())
+    } else {
+        print!("{summary}")
+    }
+    client.shutdown().await;
+    fleet.stop().await;
+    if tally.failed() == 0 {
+        Ok(())
+    } else {
+        Err(Failure::shown(1))
+    }
+}
+
+fn say(args: &DemoArgs, line: &str) {
+    if !args.json {
+        eprintln!("{line}");
+    }
+}
+
+/// The provider to kill: the last, which is not the client's bootstrap node.
+fn victim(fleet: &Fleet) -> Option<NodeId> {
+    fleet.providers.last().map(|provider| provider.node_id)
+}
+
+/// Starts a client that knows the first provider's address only, and waits until it has learnt of the others.
+async fn join(fleet: &Fleet) -> anyhow::Result<Node> {
+    let bootstrap = fleet.providers.first().context("no provider was started")?.address();
+    let client = Node::builder().client().bootstrap([bootstrap.parse()?]).start().await?;
+    client.join().await?;
+    let service = ServiceName::new(SERVICE)?;
+    let everyone = async {
+        let mut pause = tokio::time::interval(Duration::from_millis(50));
+        loop {
+            pause.tick().await;
+            if client.lookup(&service).await?.len() == fleet.providers.len() {
+                return anyhow::Ok(());
+            }
+        }
+    };
+    tokio::time::timeout(DISCOVERED_WITHIN, everyone)
+        .await
+        .with_context(|| format!("the client did not learn of every provider within {DISCOVERED_WITHIN:?}"))??;
+    Ok(client)
+}
+
+/// What the callers share.
+struct Work {
+    client: Client,
+    service: ServiceName,
+    strategy: Strategy,
+    payload: Bytes,
+    calls: u32,
+    next: AtomicU32,
+    phase: AtomicU8,
+    start: Instant,
+    spread_over: Duration,
+}
+
+impl Work {
+    fn phase(&self) -> Phase {
+        Phase::ALL[usize::from(self.phase.load(Ordering::Acquire))]
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// Makes calls when they are due until none is left.
+    async fn caller(self: Arc<Self>, ended: mpsc::Sender<(Phase, Ended)>) {
+        loop {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.calls {
+                return;
+            }
+            let due = self.spread_over.mul_f64(f64::from(number) / f64::from(self.calls));
+            tokio::time::sleep_until(self.start + due).await;
+            let call = self.call().await;
+            // A call that was under way when the provider was killed belongs to the failover.
+            if ended.send((self.phase(), call)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn call(&self) -> Ended {
+        let call = self
+            .client
+            .request(&self.service)
+            .strategy(self.strategy)
+            .attempt_timeout(ATTEMPT_TIMEOUT);
+        let start = Instant::now();
+        let outcome = call.send(self.payload.clone()).await;
+        let took = start.elapsed();
+        match outcome {
+            Ok(answer) => Ended {
+                by: answer.provider().map(|provider| provider.node_id),
+                attempts: 1 + u32::try_from(answer.failed_attempts().len()).unwrap_or(u32::MAX),
+                took,
+            },
+            Err(error) => {
+                eprintln!("macula: a call failed: {error}");
+                Ended {
+                    by: None,
+                    attempts: u32::try_from(error.attempts().len()).unwrap_or(u32::MAX),
+                    took,
+                }
+            }
+        }
+    }
+}
+
+async fn make_calls(args: &DemoArgs, fleet: &mut Fleet, client: &Client) -> anyhow::Result<Tally> {
+    let work = Arc::new(Work {
+        client: client.clone(),
+        service: ServiceName::new(SERVICE)?,
+        strategy: args.strategy.into(),
+        payload: (0..args.payload).map(|at| (at % 251) as u8).collect(),
+        calls: args.calls,
+        next: AtomicU32::new(0),
+        phase: AtomicU8::new(Phase::Before as u8),
+        start: Instant::now(),
+        spread_over: if args.no_kill {
+            SPREAD_OVER_WITHOUT_KILL
+        } else {
+            SPREAD_OVER
+        },
+    });
+    let (ended, mut endings) = mpsc::channel(1024);
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS.min(args.calls) {
+        callers.spawn(Arc::clone(&work).caller(ended.clone()));
+    }
+    drop(ended);
+
+    let ids: Vec<_> = fleet.providers.iter().map(|provider| provider.node_id).collect();
+    let bar = progress_bar(args);
+    let mut tally = Tally::default();
+    let mut victim = fleet.providers.last_mut().filter(|_| !args.no_kill);
+    let mut state = Victim::Alive;
+    while let Some((phase, call)) = endings.recv().await {
+        tally.add(phase, call);
+        bar.set_position(tally.calls());
+        bar.set_message(counts(&ids, &tally, state));
+        let Some(victim) = victim.as_mut() else { continue };
+        match state {
+            Victim::Alive if tally.calls() >= u64::from(args.calls / 3) => {
+                work.enter(Phase::Down);
+                victim.kill().await?;
+                state = Victim::Killed;
+            }
+            Victim::Killed if tally.calls() >= u64::from(args.calls / 2) => {
+                victim.restart(SERVICE).await?;
+                state = Victim::Restarted;
+            }
+            Victim::Restarted if call.by == Some(victim.node_id) => {
+                work.enter(Phase::Back);
+                state = Victim::Back;
+            }
+            Victim::Alive | Victim::Killed | Victim::Restarted | Victim::Back => {}
+        }
+    }
+    bar.finish_and_clear();
+    while let Some(caller) = callers.join_next().await {
+        caller.context("a caller ended early")?;
+    }
+    Ok(tally)
+}
+
+/// What has been done to the provider that is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Alive,
+    Killed,
+    Restarted,
+    /// It has answered a call again.
+    Back,
+}
+
+impl Victim {
+    const fn note(self) -> &'static str {
+        match self {
+            Self::Alive => "",
+            Self::Killed => " (killed)",
+            Self::Restarted => " (restarted)",
+            Self::Back => " (back)",
+        }
+    }
+}
+
+fn progress_bar(args: &DemoArgs) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} calls  {msg}");
+    // The template is a constant: an error here would be a bug that the plain style does not hide from anybody.
+    ProgressBar::new(args.calls.into()).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+/// The calls that each provider has answered, the killed one last.
+fn counts(ids: &[NodeId], tally: &Tally, victim: Victim) -> String {
+    let counts: Vec<_> = ids
+        .iter()
+        .map(|id| format!("{} {}", id.short(), tally.answered_by(id)))
+        .collect();
+    format!("{}{}", counts.join("  "), victim.note())
+}

@@ -1,0 +1,167 @@
+//! How a command fails: one line on standard error, and an exit code that a script can tell apart.
+
+use std::{fmt::Display, process::ExitCode};
+
+use macula_node::{CallError, StartError};
+
+/// A command's failure.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    /// `None` when the command has said it already.
+    line: Option<String>,
+}
+
+impl Failure {
+    /// Something that has no exit code of its own.
+    pub(crate) fn other(line: impl Display) -> Self {
+        Self {
+            code: 1,
+            line: Some(line.to_string()),
+        }
+    }
+
+    /// The command was used wrongly.
+    pub(crate) fn usage(line: impl Display) -> Self {
+        Self {
+            code: 2,
+            line: Some(line.to_string()),
+        }
+    }
+
+    /// A failure that the command has shown itself.
+    pub(crate) fn shown(code: u8) -> Self {
+        Self { code, line: None }
+    }
+
+    pub(crate) fn report(self) -> ExitCode {
+        if let Some(line) = self.line {
+            eprintln!("macula: {}", one_line(&line));
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        Self {
+            code: call_code(&error),
+            line: Some(error.to_string()),
+        }
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Self::other(chain(&error))
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::other(format!("{error:#}"))
+    }
+}
+
+/// The exit code of a failed call.
+pub(crate) fn call_code(error: &CallError) -> u8 {
+    match error {
+        CallError::InvalidName(_) | CallError::RequestTooLarge { .. } => 2,
+        CallError::ServiceNotFound { .. } => 3,
+        CallError::AllProvidersFailed { .. } => 4,
+        CallError::MaxAttemptsExceeded { .. } => 5,
+        CallError::DeadlineExceeded { .. } => 6,
+        CallError::Answered { .. } => 7,
+        _ => 1,
+    }
+}
+
+/// An error and its causes, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Transparent errors repeat their source.
+        if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
+        source = cause.source();
+    }
+    line
+}
+
+/// Reports what is wrong with the command line; help and version are no failures.
+pub(crate) fn usage(error: &clap::Error) -> ExitCode {
+    if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let shown = error.print();
+        return if shown.is_ok() && !error.use_stderr() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::from(2)
+        };
+    }
+    let text = error.render().to_string();
+    let what = text.split("\n\n").next().unwrap_or(&text);
+    let what = what.strip_prefix("error: ").unwrap_or(what);
+    Failure::usage(format!("{what}; see `macula --help`")).report()
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_said_is_one_line() {
+        assert_eq!(one_line("a\n  b\tc "), "a b c");
+    }
+
+    #[test]
+    fn each_end_of_a_call_has_its_exit_code() {
+        let service: macula_node::ServiceName = "a".parse().unwrap();
+        let code = |error: CallError| call_code(&error);
+        assert_eq!(
+            code(CallError::ServiceNotFound {
+                service: service.clone()
+            }),
+            3
+        );
+        assert_eq!(
+            code(CallError::AllProvidersFailed {
+                service: service.clone(),
+                attempts: vec![]
+            }),
+            4
+        );
+        assert_eq!(
+            code(CallError::MaxAttemptsExceeded {
+                service: service.clone(),
+                attempts: vec![]
+            }),
+            5
+        );
+        let allowed = std::time::Duration::from_secs(1);
+        assert_eq!(
+            code(CallError::DeadlineExceeded {
+                service: service.clone(),
+                allowed,
+                attempts: vec![]
+            }),
+            6
+        );
+        let status = macula_node::Status::not_found("no");
+        assert_eq!(
+            code(CallError::Answered {
+                service,
+                status,
+                attempts: vec![]
+            }),
+            7
+        );
+        assert_eq!(code(CallError::RequestTooLarge { size: 2, limit: 1 }), 2);
+    }
+}

@@ -1,0 +1,33 @@
+//! `macula id`.
+
+use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::PathBuf};
+
+use macula_node::Identity;
+
+use crate::{
+    args::IdArgs,
+    failure::{Failure, chain},
+};
+
+pub(crate) fn run(args: &IdArgs) -> Result<(), Failure> {
+    let file = match &args.identity {
+        Some(file) => file.clone(),
+        None => default_file()?,
+    };
+    let identity = Identity::load_or_generate(&file).map_err(|error| Failure::other(chain(&error)))?;
+    println!("{}", identity.node_id());
+    Ok(())
+}
+
+fn default_file() -> Result<PathBuf, Failure> {
+    let home = std::env::home_dir().filter(|home| home.is_absolute());
+    let folder = home.map(|home| home.join(".macula")).ok_or_else(|| {
+        Failure::usage("there is no home folder to keep an identity in; name a file with --identity FILE")
+    })?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&folder)
+        .map_err(|error| Failure::other(format!("the folder {} could not be made: {error}", folder.display())))?;
+    Ok(folder.join("identity"))
+}

@@ -1,0 +1,69 @@
+//! `macula`: runs a node of the mesh, and calls, lists and shows from the command line.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command line program talks on its standard streams"
+)]
+
+mod args;
+mod call;
+mod demo;
+mod failure;
+mod id;
+mod mesh;
+mod node;
+mod providers;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::{
+    args::{Cli, Command},
+    failure::Failure,
+};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::usage(&error),
+    };
+    start_logging();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Logs go to standard error: warnings, or what `RUST_LOG` asks for.
+fn start_logging() {
+    let filter = EnvFilter::builder()
+        .with_default_directive(tracing::Level::WARN.into())
+        .from_env_lossy();
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false);
+    tracing_subscriber::registry().with(filter).with(lines).init();
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::other(format!("the threads of this program could not be started: {error}")))?;
+    let result = runtime.block_on(async {
+        match command {
+            Command::Node(args) => node::run(args).await,
+            Command::Demo(args) => demo::run(args).await,
+            Command::Call(args) => call::run(args).await,
+            Command::Providers(args) => providers::run(args).await,
+            Command::Id(args) => id::run(&args),
+        }
+    });
+    // A read of standard input cannot be cancelled; nobody should have to press a key to leave.
+    runtime.shutdown_background();
+    result
+}

@@ -1,0 +1,208 @@
+//! What a node is told at its start.
+
+use std::{net::SocketAddr, time::Duration};
+
+use macula_dht::AdvertiseError;
+use macula_rpc::{Handler, ServeError, Strategy};
+use macula_transport::{BindError, Identity, IdentityError};
+use macula_wire::{
+    Advertisement, DEFAULT_TTL, Endpoint, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
+};
+
+use crate::{BootstrapAddr, Node};
+
+/// The most bootstrap addresses a node is given.
+pub const MAX_BOOTSTRAP: usize = 64;
+
+/// A service and its handler, before the node runs.
+pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<ServiceName, ServeError> + Send>;
+
+/// Builds a [`Node`].
+#[must_use = "a builder does nothing until it is started"]
+pub struct NodeBuilder {
+    pub(crate) identity: Option<Identity>,
+    pub(crate) realm: Realm,
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) advertise: Vec<Endpoint>,
+    pub(crate) bootstrap: Vec<BootstrapAddr>,
+    pub(crate) mode: Mode,
+    pub(crate) ttl: Duration,
+    pub(crate) weight: u32,
+    pub(crate) zone: Option<String>,
+    pub(crate) strategy: Strategy,
+    pub(crate) services: Vec<Result<Registration, NameError>>,
+}
+
+/// What the node does for others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Stores records and answers lookups.
+    Node,
+    /// Calls, looks up and publishes only.
+    Client,
+}
+
+/// A node could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A new key could not be made.
+    #[error("no identity could be made")]
+    Identity(#[from] IdentityError),
+    /// The node cannot listen.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A service's name is not valid.
+    #[error("a service cannot be served: {0}")]
+    ServiceName(#[from] NameError),
+    /// Two services have one name.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// The node cannot be published as a provider.
+    #[error("the node cannot be published as a provider")]
+    Advertise(#[from] AdvertiseError),
+    /// More endpoints than a record carries.
+    #[error("{0} endpoints are advertised, more than the {MAX_ENDPOINTS} a provider may have")]
+    TooManyEndpoints(usize),
+    /// The validity of records is out of bounds.
+    #[error("provider records are valid for 20 s to 3600 s, in whole seconds, not {0:?}")]
+    Ttl(Duration),
+    /// More bootstrap addresses than [`MAX_BOOTSTRAP`].
+    #[error("{0} bootstrap addresses are given; {MAX_BOOTSTRAP} are enough")]
+    TooManyBootstrapAddresses(usize),
+}
+
+impl NodeBuilder {
+    pub(crate) fn new() -> Self {
+        Self {
+            identity: None,
+            realm: Realm::default(),
+            listen: None,
+            advertise: Vec::new(),
+            bootstrap: Vec::new(),
+            mode: Mode::Node,
+            ttl: DEFAULT_TTL,
+            weight: 1,
+            zone: None,
+            strategy: Strategy::default(),
+            services: Vec::new(),
+        }
+    }
+
+    /// Sets the node's identity; without it, the node has a new one.
+    pub fn identity(mut self, identity: Identity) -> Self {
+        self.identity = Some(identity);
+        self
+    }
+
+    /// Sets the realm; `default` without it.
+    pub fn realm(mut self, realm: Realm) -> Self {
+        self.realm = realm;
+        self
+    }
+
+    /// Sets the UDP address to listen on, port 0 for a free one; every IPv4 address and a free port without it.
+    pub fn listen(mut self, listen: SocketAddr) -> Self {
+        self.listen = Some(listen);
+        self
+    }
+
+    /// Sets what others should dial; without it, the address listened on, or the address of the interface that leads to the
+    /// first bootstrap node when that is every address.
+    pub fn advertise(mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+        self.advertise.extend(endpoints);
+        self
+    }
+
+    /// Adds nodes that are in the mesh already.
+    pub fn bootstrap(mut self, addresses: impl IntoIterator<Item = BootstrapAddr>) -> Self {
+        self.bootstrap.extend(addresses);
+        self
+    }
+
+    /// Only calls, looks up and publishes: stores nothing for others, and enters nobody's routing table. For programs that come
+    /// and go.
+    pub fn client(mut self) -> Self {
+        self.mode = Mode::Client;
+        self
+    }
+
+    /// Sets how long the node's provider records are valid without being renewed.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Sets this node's relative capacity, at least 1.
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight.max(1);
+        self
+    }
+
+    /// Sets where this node runs.
+    pub fn zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
+        self
+    }
+
+    /// Sets how this node's calls choose a provider; `random` without it.
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.strategy = strategy;
+        self
+    }
+
+    /// Provides `service` from the start.
+    pub fn serve<S>(mut self, service: S, handler: impl Handler) -> Self
+    where
+        S: TryInto<ServiceName>,
+        NameError: From<S::Error>,
+    {
+        let registration = service
+            .try_into()
+            .map_err(NameError::from)
+            .map(|name| -> Registration { Box::new(move |server| server.serve(name.clone(), handler).map(|()| name)) });
+        self.services.push(registration);
+        self
+    }
+
+    /// Starts the node: it listens, and joins the mesh in the background. [`Node::join`] waits for that.
+    ///
+    /// # Errors
+    /// When the node cannot listen, or something it was told is out of bounds.
+    pub async fn start(self) -> Result<Node, StartError> {
+        if self.advertise.len() > MAX_ENDPOINTS {
+            return Err(StartError::TooManyEndpoints(self.advertise.len()));
+        }
+        if self.bootstrap.len() > MAX_BOOTSTRAP {
+            return Err(StartError::TooManyBootstrapAddresses(self.bootstrap.len()));
+        }
+        if self.ttl.subsec_nanos() != 0 || !(MIN_TTL..=MAX_TTL).contains(&self.ttl) {
+            return Err(StartError::Ttl(self.ttl));
+        }
+        Node::start(self).await
+    }
+
+    /// What the node says of itself under each of its services.
+    pub(crate) fn advertisement(&self, endpoints: &[Endpoint]) -> Advertisement {
+        let plain = Advertisement::new(endpoints.iter().cloned())
+            .with_ttl(self.ttl)
+            .with_weight(self.weight);
+        match &self.zone {
+            Some(zone) => plain.with_zone(zone),
+            None => plain,
+        }
+    }
+}
+
+impl std::fmt::Debug for NodeBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeBuilder")
+            .field("realm", &self.realm)
+            .field("mode", &self.mode)
+            .field("listen", &self.listen)
+            .field("advertise", &self.advertise)
+            .field("bootstrap", &self.bootstrap)
+            .field("services", &self.services.len())
+            .finish_non_exhaustive()
+    }
+}

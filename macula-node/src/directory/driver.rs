@@ -1,0 +1,311 @@
+//! The task that owns the DHT core: performs what the core asks for, and tells it what happened and when.
+//!
+//! **Invariant:** every effect is performed in the one match of [`Driver::perform`], and nothing else decides anything.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use macula_dht::{Config, Dht, Event, Memory, Output, QueryId, QueryResult, Request, RequestFailed, Role, Want};
+use macula_rpc::{Provider, ResolveError};
+use macula_transport::{Identity, Pool};
+use macula_wire::{Advertisement, Realm, SecretKey, ServiceKey};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+
+use super::{
+    Command, Directory, PublishReport, Shared, WithdrawReport,
+    join::{Joining, Progress, Reached},
+    requests::{self, Done},
+};
+use crate::BootstrapAddr;
+
+/// Requests on their way at a time; the core is told that those beyond it timed out, and asks again later.
+const MAX_REQUESTS: usize = 1024;
+/// Commands taken before the core is drained.
+const COMMANDS_AT_ONCE: usize = 64;
+
+type Core = Dht<SecretKey, Memory>;
+type LookupReply = oneshot::Sender<Result<Arc<[Provider]>, ResolveError>>;
+
+/// The core, and who waits for what.
+pub(crate) struct Driver {
+    core: Core,
+    commands: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+    joining: Joining,
+    /// Lookups under way by number, and who waits for each; one a key.
+    lookups: HashMap<QueryId, (ServiceKey, Vec<LookupReply>)>,
+    advertising: HashMap<ServiceKey, Vec<oneshot::Sender<Result<PublishReport, macula_dht::AdvertiseError>>>>,
+    withdrawing: HashMap<ServiceKey, Vec<oneshot::Sender<WithdrawReport>>>,
+    requests: JoinSet<Done>,
+    timeouts: Timeouts,
+}
+
+/// How long the network is given.
+#[derive(Clone, Copy)]
+struct Timeouts {
+    request: Duration,
+    identify: Duration,
+}
+
+impl Driver {
+    /// A directory for the node that is `identity`, and the task that is to run it.
+    pub(crate) fn new(
+        identity: &Identity,
+        realm: &Realm,
+        role: Role,
+        bootstrap: Vec<BootstrapAddr>,
+        unix_ms: u64,
+    ) -> (Directory, Self, watch::Receiver<Progress>, Reached) {
+        let config = Config {
+            role,
+            ..Config::default()
+        };
+        let timeouts = Timeouts {
+            request: config.hard_timeout,
+            identify: config.identify_timeout,
+        };
+        let seed = identity
+            .node_id()
+            .as_bytes()
+            .iter()
+            .fold(unix_ms, |seed, byte| seed.rotate_left(7) ^ u64::from(*byte));
+        let core = Dht::new(
+            config,
+            identity.secret().clone(),
+            realm.clone(),
+            Memory,
+            now(),
+            unix_ms,
+            seed,
+        );
+        let (directory, commands) = Directory::new(core.clock());
+        let (progress, watched) = watch::channel(None);
+        let reached = Reached::default();
+        let driver = Self {
+            core,
+            commands,
+            shared: Arc::clone(&directory.shared),
+            joining: Joining::new(bootstrap, progress, reached.clone()),
+            lookups: HashMap::new(),
+            advertising: HashMap::new(),
+            withdrawing: HashMap::new(),
+            requests: JoinSet::new(),
+            timeouts,
+        };
+        (directory, driver, watched, reached)
+    }
+
+    /// Publishes this node under a key as soon as the task runs.
+    pub(crate) fn advertise(
+        &mut self,
+        key: ServiceKey,
+        advertisement: Advertisement,
+    ) -> Result<(), macula_dht::AdvertiseError> {
+        self.core.advertise(now(), key, advertisement)
+    }
+
+    /// Runs until every [`Directory`] is gone.
+    pub(crate) async fn run(mut self, pool: Pool) {
+        if self.joining.is_alone() {
+            self.joining.joined(0, std::iter::empty());
+        } else {
+            self.core.bootstrap(now(), self.joining.seeds());
+        }
+        let mut batch = Vec::with_capacity(COMMANDS_AT_ONCE);
+        loop {
+            while let Some(output) = self.core.poll_output() {
+                self.perform(output, &pool);
+            }
+            self.publish_stats();
+            let due = self.core.poll_timeout();
+            tokio::select! {
+                biased;
+                Some(done) = self.requests.join_next(), if !self.requests.is_empty() => {
+                    // A task that panicked leaves its request to the core's timeout.
+                    if let Ok(done) = done {
+                        self.take(done);
+                    }
+                }
+                taken = self.commands.recv_many(&mut batch, COMMANDS_AT_ONCE) => {
+                    if taken == 0 {
+                        return;
+                    }
+                    batch.drain(..).for_each(|command| self.obey(command));
+                }
+                () = sleep_until(due) => {}
+            }
+            self.core.handle_timeout(now());
+        }
+    }
+
+    /// Does what the core asks for.
+    fn perform(&mut self, output: Output, pool: &Pool) {
+        match output {
+            Output::Send { id, .. } if self.requests.len() >= MAX_REQUESTS => {
+                self.core.handle_response(now(), id, Err(RequestFailed::TimedOut));
+            }
+            Output::Send { id, to, request } => {
+                let body = request.encode();
+                self.requests
+                    .spawn(requests::send(pool.clone(), id, to, body, self.timeouts.request));
+            }
+            Output::Identify { id, endpoint } => {
+                self.requests
+                    .spawn(requests::identify(pool.clone(), id, endpoint, self.timeouts.identify));
+            }
+            Output::Event(event) => self.hear(event),
+        }
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Finished { query, result, stats } => {
+                tracing::debug!(?stats, "a lookup is over");
+                self.finish(query, result);
+            }
+            Event::Advertised {
+                key,
+                acknowledged,
+                refused,
+                unreachable,
+            } => {
+                let report = PublishReport {
+                    acknowledged,
+                    refused,
+                    unreachable,
+                };
+                if !report.refused.is_empty() {
+                    tracing::warn!(%key, %report, "some nodes did not take this node's provider record");
+                }
+                self.joining.published(&key);
+                // Whoever asked may have stopped waiting.
+                for reply in self.advertising.remove(&key).into_iter().flatten() {
+                    let _ = reply.send(Ok(report.clone()));
+                }
+            }
+            Event::Withdrawn {
+                key,
+                acknowledged,
+                unacknowledged,
+            } => {
+                let report = WithdrawReport {
+                    acknowledged,
+                    unacknowledged,
+                };
+                for reply in self.withdrawing.remove(&key).into_iter().flatten() {
+                    let _ = reply.send(report);
+                }
+            }
+            Event::Joined { contacts } => {
+                let services: Vec<_> = self.core.advertised().copied().collect();
+                self.joining.joined(contacts, services.into_iter());
+            }
+            Event::JoinFailed { retry_in } => self.joining.failed(retry_in),
+            Event::BackendFailed(error) => tracing::warn!(%error, "the directory cannot be kept"),
+            // Batches are part of the final answer too.
+            _ => {}
+        }
+    }
+
+    fn take(&mut self, done: Done) {
+        match done {
+            Done::Replied { id, result, cause, to } => {
+                self.joining.exchanged(&to, cause);
+                self.core.handle_response(now(), id, result);
+            }
+            Done::Identified { id, endpoint, peer } => {
+                let peer = peer.as_deref().map_err(Clone::clone);
+                let contact = self.joining.identified(&endpoint, peer);
+                self.core.handle_identified(now(), id, contact);
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Answer { peer, body, reply } => {
+                let response = self
+                    .core
+                    .handle_request(now(), &requests::peer(&peer), Request::decode(body));
+                // The peer may have gone.
+                let _ = reply.send(response.encode());
+            }
+            Command::Lookup { key, reply } => self.look_up(key, reply),
+            Command::Advertise {
+                key,
+                advertisement,
+                reply,
+            } => match self.core.advertise(now(), key, advertisement) {
+                Ok(()) => self.advertising.entry(key).or_default().push(reply),
+                Err(error) => drop(reply.send(Err(error))),
+            },
+            Command::Withdraw { key, reply } => {
+                self.withdrawing.entry(key).or_default().push(reply);
+                self.core.withdraw(now(), key);
+            }
+        }
+    }
+
+    /// Starts a lookup, or joins the one under way for the key.
+    fn look_up(&mut self, key: ServiceKey, reply: Option<LookupReply>) {
+        if let Some((_, waiting)) = self.lookups.values_mut().find(|(of, _)| *of == key) {
+            waiting.extend(reply);
+            return;
+        }
+        match self.core.start_lookup(now(), key, Want::All) {
+            Ok(query) => drop(self.lookups.insert(query, (key, reply.into_iter().collect()))),
+            Err(error) => {
+                tracing::warn!(%error, "a lookup was not started");
+                self.shared.cache().found.abandon(&key);
+                reply
+                    .into_iter()
+                    .for_each(|reply| drop(reply.send(Err(ResolveError::Unreachable))));
+            }
+        }
+    }
+
+    fn finish(&mut self, query: QueryId, result: QueryResult) {
+        let Some((key, waiting)) = self.lookups.remove(&query) else {
+            return;
+        };
+        let mut cache = self.shared.cache();
+        let answer = match result {
+            QueryResult::Unreachable => {
+                cache.found.abandon(&key);
+                Err(ResolveError::Unreachable)
+            }
+            QueryResult::Found(providers) => Ok(providers),
+            QueryResult::NotFound | QueryResult::Nodes(_) => Ok(Vec::new()),
+        };
+        let answer = answer.map(|providers| {
+            let read: Arc<[Provider]> = providers.iter().filter_map(super::provider).collect();
+            cache.found.insert(now(), &key, providers);
+            read
+        });
+        waiting.into_iter().for_each(|reply| drop(reply.send(answer.clone())));
+    }
+
+    fn publish_stats(&self) {
+        let mut stats = self.shared.stats();
+        stats.dht = self.core.counters();
+        stats.known_nodes = self.core.table().len();
+        stats.records = self.core.store().usage().records;
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,212 @@
+//! How far this node has got into the mesh, in terms a person understands.
+//!
+//! Joining itself is the core's: it asks the seeds, looks for its neighbours, and starts again when it has lost everybody (N3).
+//! Here it is followed: who was reached, who was trusted on first use, and what the last failure was.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use macula_dht::{Contact, Seed};
+use macula_rpc::{Provider, Routers};
+use macula_transport::{DialError, PeerInfo, RequestError, Role};
+use macula_wire::{Endpoint, NodeId, ServiceKey};
+use tokio::sync::watch;
+
+use super::requests;
+use crate::BootstrapAddr;
+
+/// A node that was reached by an address without an id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TrustedPeer {
+    /// Who answered.
+    pub node_id: NodeId,
+    /// Where it answered.
+    pub endpoint: Endpoint,
+}
+
+/// How a node got into the mesh.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct JoinReport {
+    /// How many nodes of the mesh it knows.
+    pub contacts: usize,
+    /// The bootstrap nodes whose id was not known beforehand.
+    pub trusted_on_first_use: Vec<TrustedPeer>,
+}
+
+/// Why a bootstrap node could not be reached.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinCause {
+    /// There is no connection to it.
+    #[error(transparent)]
+    Dial(Arc<DialError>),
+    /// It took the connection and did not answer as a node of the mesh.
+    #[error("it is not a node of the mesh that answers")]
+    Request(#[source] Arc<RequestError>),
+    /// It did not answer.
+    #[error("it did not answer within {0:?}: is the node running, and the UDP port open?")]
+    NoAnswer(Duration),
+    /// It is a client, which knows no mesh.
+    #[error("it is a client; name a node that was started with `macula node`")]
+    Client,
+}
+
+/// No bootstrap node could be reached.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// Every bootstrap address was tried.
+    #[error("no bootstrap node could be reached; the last one tried was {address}")]
+    Unreachable {
+        /// The last address that failed.
+        address: BootstrapAddr,
+        /// What it met.
+        source: JoinCause,
+    },
+    /// The bootstrap nodes can be reached, and do not answer.
+    #[error("no bootstrap node answered")]
+    NoAnswer,
+    /// The node was shut down first.
+    #[error("the node was shut down before it was in the mesh")]
+    ShutDown,
+}
+
+/// How far the node has got: `None` until the first attempt is over.
+pub(crate) type Progress = Option<Result<JoinReport, JoinError>>;
+
+/// The bootstrap nodes that answered: they pass calls on when the DHT gives no answer.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reached(Arc<Mutex<Vec<Provider>>>);
+
+impl Reached {
+    fn add(&self, contact: &Contact) {
+        let mut reached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reached.retain(|known| known.node_id != *contact.node_id());
+        reached.push(Provider::new(*contact.node_id(), contact.endpoints().iter().cloned()));
+    }
+}
+
+impl Routers for Reached {
+    fn routers(&self) -> Vec<Provider> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Follows this node's way into the mesh.
+pub(super) struct Joining {
+    bootstrap: Vec<BootstrapAddr>,
+    progress: watch::Sender<Progress>,
+    reached: Reached,
+    report: JoinReport,
+    failure: Option<JoinError>,
+    /// Services that are to be published before this node calls itself ready.
+    unpublished: Option<BTreeSet<ServiceKey>>,
+}
+
+impl Joining {
+    pub(super) fn new(bootstrap: Vec<BootstrapAddr>, progress: watch::Sender<Progress>, reached: Reached) -> Self {
+        Self {
+            bootstrap,
+            progress,
+            reached,
+            report: JoinReport::default(),
+            failure: None,
+            unpublished: None,
+        }
+    }
+
+    /// What the core starts from.
+    pub(super) fn seeds(&self) -> Vec<Seed> {
+        let seed = |address: &BootstrapAddr| match address.node_id {
+            Some(id) => Seed::Known(Contact::new(id, [address.endpoint.clone()])),
+            None => Seed::At(address.endpoint.clone()),
+        };
+        self.bootstrap.iter().map(seed).collect()
+    }
+
+    /// A node without bootstrap addresses is its own mesh.
+    pub(super) fn is_alone(&self) -> bool {
+        self.bootstrap.is_empty()
+    }
+
+    /// The node is in the mesh once `services` are published there.
+    pub(super) fn joined(&mut self, contacts: usize, services: impl Iterator<Item = ServiceKey>) {
+        self.report.contacts = contacts;
+        self.unpublished = Some(services.collect());
+        self.settle();
+    }
+
+    /// A service has been published.
+    pub(super) fn published(&mut self, key: &ServiceKey) {
+        if let Some(unpublished) = &mut self.unpublished
+            && unpublished.remove(key)
+        {
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        if self.unpublished.as_ref().is_some_and(BTreeSet::is_empty) {
+            self.unpublished = None;
+            self.progress.send_replace(Some(Ok(self.report.clone())));
+        }
+    }
+
+    /// The core's attempt failed; it tries again by itself.
+    pub(super) fn failed(&mut self, retry_in: Duration) {
+        let error = self.failure.take().unwrap_or(JoinError::NoAnswer);
+        tracing::info!(%error, ?retry_in, "not in the mesh yet");
+        self.progress.send_replace(Some(Err(error)));
+    }
+
+    /// An endpoint was asked who listens there: the contact for the core, unless nobody does.
+    pub(super) fn identified(&mut self, endpoint: &Endpoint, peer: Result<&PeerInfo, JoinCause>) -> Option<Contact> {
+        let address = BootstrapAddr::from(endpoint.clone());
+        match peer {
+            Ok(peer) if peer.role == Role::Client => self.unreachable(address, JoinCause::Client),
+            Ok(peer) => {
+                let trusted = TrustedPeer {
+                    node_id: peer.node_id,
+                    endpoint: endpoint.clone(),
+                };
+                if !self.report.trusted_on_first_use.contains(&trusted) {
+                    tracing::info!(node_id = %peer.node_id, %endpoint, "trusted on first use");
+                    self.report.trusted_on_first_use.push(trusted);
+                }
+                let contact = requests::contact(peer, Some(endpoint));
+                self.reached.add(&contact);
+                return Some(contact);
+            }
+            // A list of bootstrap nodes that all share names each of them to itself.
+            Err(JoinCause::Dial(error)) if matches!(*error, DialError::Myself { .. }) => {}
+            Err(cause) => self.unreachable(address, cause),
+        }
+        None
+    }
+
+    /// A peer was asked something: remembered when it is a bootstrap node.
+    pub(super) fn exchanged(&mut self, to: &Contact, cause: Option<JoinCause>) {
+        let known = self
+            .bootstrap
+            .iter()
+            .find(|address| address.node_id.as_ref() == Some(to.node_id()));
+        match (known, cause) {
+            (Some(_), None) => self.reached.add(to),
+            (Some(address), Some(cause)) => {
+                let address = address.clone();
+                self.unreachable(address, cause);
+            }
+            (None, _) => {}
+        }
+    }
+
+    fn unreachable(&mut self, address: BootstrapAddr, source: JoinCause) {
+        tracing::debug!(%address, error = %source, "a bootstrap node was not reached");
+        self.failure = Some(JoinError::Unreachable { address, source });
+    }
+}

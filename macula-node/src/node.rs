@@ -1,0 +1,366 @@
+//! The node: every layer, composed.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, join_all};
+use macula_dht::AdvertiseError;
+use macula_rpc::{CallError, Client, Handler, Provider, ResolveError, ResolveOptions, Server};
+use macula_transport::{
+    Config, Endpoint as Transport, Identity, IncomingCall, PeerInfo, PoolStats, Protocol, Reply, Role,
+};
+use macula_wire::{Advertisement, Endpoint, NameError, NodeId, Realm, ServiceKey, ServiceName};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::{
+    JoinError, JoinReport, NodeBuilder, StartError, addresses,
+    builder::Mode,
+    directory::{Directory, DirectoryStats, Driver, Progress, PublishReport, WithdrawReport},
+};
+
+/// The largest request or response, in bytes: 4 MiB.
+pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long a shutdown waits for the holders of this node's records to take its withdrawals.
+const WITHDRAW_WITHIN: Duration = Duration::from_secs(2);
+/// How long a shutdown waits for running calls.
+const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+
+/// A node of the mesh: it listens, finds, calls, and serves. Cheap to clone; clones are the same node.
+///
+/// Dropping the last clone ends it at once; [`Node::shutdown`] ends it in order.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    transport: Transport,
+    server: Server,
+    client: Client,
+    directory: Directory,
+    publisher: Publisher,
+    endpoints: Vec<Endpoint>,
+    progress: watch::Receiver<Progress>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A service cannot be provided.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// Another handler has the name.
+    #[error(transparent)]
+    Name(#[from] macula_rpc::ServeError),
+    /// The node cannot be published as its provider.
+    #[error("the node cannot be published as a provider")]
+    Advertise(#[from] AdvertiseError),
+}
+
+/// The providers of a service could not be looked up.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the providers cannot be looked up")]
+#[non_exhaustive]
+pub struct LookupError(#[from] ResolveError);
+
+impl Node {
+    /// Builds a node.
+    pub fn builder() -> NodeBuilder {
+        NodeBuilder::new()
+    }
+
+    pub(crate) async fn start(builder: NodeBuilder) -> Result<Self, StartError> {
+        let identity = match &builder.identity {
+            Some(identity) => identity.clone(),
+            None => Identity::generate()?,
+        };
+        let (role, dht_role, listen) = match builder.mode {
+            Mode::Node => {
+                let anywhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+                (
+                    Role::Node,
+                    macula_dht::Role::Node,
+                    Some(builder.listen.unwrap_or(anywhere)),
+                )
+            }
+            Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
+        };
+        let (directory, mut driver, progress, reached) = Driver::new(
+            &identity,
+            &builder.realm,
+            dht_role,
+            builder.bootstrap.clone(),
+            unix_ms(),
+        );
+        let server = Server::new();
+        let handler = NodeHandler {
+            server: server.clone(),
+            directory: directory.clone(),
+        };
+        let config = Config::new(identity).with_realm(builder.realm.clone()).with_role(role);
+        let config = match listen {
+            Some(listen) => config.with_listen(listen),
+            None => config,
+        };
+        let transport = Transport::bind(config, handler).await?;
+
+        let endpoints = match (&builder.advertise[..], listen) {
+            ([], Some(_)) => addresses::reachable(transport.local_addr(), &builder.bootstrap)
+                .into_iter()
+                .collect(),
+            ([], None) => Vec::new(),
+            (given, _) => given.to_vec(),
+        };
+        transport.set_advertised(endpoints.iter().cloned());
+        let publisher = Publisher {
+            realm: builder.realm.clone(),
+            directory: directory.clone(),
+            advertisement: builder.advertisement(&endpoints),
+            services: Arc::default(),
+        };
+        for registration in builder.services {
+            let service = registration?(&server)?;
+            driver.advertise(
+                ServiceKey::new(&builder.realm, &service),
+                publisher.advertisement.clone(),
+            )?;
+            publisher.services().push(service);
+        }
+
+        let client = Client::builder(&transport, directory.resolver(builder.realm))
+            .local_first(server.clone())
+            .routers(reached)
+            .strategy(builder.strategy);
+        let client = match &builder.zone {
+            Some(zone) => client.zone(zone),
+            None => client,
+        };
+        let client = client.build();
+        server.route_through(&client);
+        let task = tokio::spawn(driver.run(transport.pool()));
+        let inner = Inner {
+            transport,
+            server,
+            client,
+            directory,
+            publisher,
+            endpoints,
+            progress,
+            task,
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Waits until the first attempt to join the mesh is over, or any later one has succeeded. A node without bootstrap
+    /// addresses is its own mesh, and in it at once.
+    ///
+    /// # Errors
+    /// When no bootstrap node could be reached; the node goes on trying.
+    pub async fn join(&self) -> Result<JoinReport, JoinError> {
+        let mut progress = self.inner.progress.clone();
+        let outcome = progress
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| JoinError::ShutDown)?;
+        outcome.clone().unwrap_or(Err(JoinError::ShutDown))
+    }
+
+    /// The node's identity.
+    #[must_use]
+    pub fn id(&self) -> NodeId {
+        self.inner.transport.node_id()
+    }
+
+    /// Where others are told to dial, the preferred endpoint first; none for a client.
+    #[must_use]
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.inner.endpoints
+    }
+
+    /// The address listened on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.transport.local_addr()
+    }
+
+    /// What makes calls: cheap to clone, and to keep.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// Calls `service` with `payload`; short for `node.client().call(…)`.
+    ///
+    /// # Errors
+    /// What became of the call, with everything that was tried.
+    pub async fn call<S>(&self, service: S, payload: impl Into<Bytes>) -> Result<Bytes, CallError>
+    where
+        S: TryInto<ServiceName>,
+        NameError: From<S::Error>,
+    {
+        self.inner.client.call(service, payload).await
+    }
+
+    /// Provides `service` from now on: the handler takes calls, and the node is published as a provider.
+    ///
+    /// # Errors
+    /// When the name is served already, or the node cannot be published: it has no endpoint, or too many services.
+    pub async fn serve(&self, service: ServiceName, handler: impl Handler) -> Result<PublishReport, ServeError> {
+        self.inner.server.serve(service.clone(), handler)?;
+        let published = self.inner.publisher.publish(&service).await;
+        if published.is_err() {
+            self.inner.server.withdraw(&service);
+        }
+        Ok(published?)
+    }
+
+    /// Stops providing `service`; running calls finish. Withdrawing what is not served is fine (D5).
+    pub async fn withdraw(&self, service: &ServiceName) -> WithdrawReport {
+        self.inner.server.withdraw(service);
+        self.inner.publisher.withdraw(service).await
+    }
+
+    /// The providers of `service`, in the directory's order, from the cache while it is fresh (D7); none when nobody provides it.
+    ///
+    /// # Errors
+    /// When the directory gives no answer.
+    pub async fn providers(&self, service: &ServiceName) -> Result<Arc<[Provider]>, LookupError> {
+        Ok(self.inner.client.providers(service, ResolveOptions::default()).await?)
+    }
+
+    /// The providers of `service`, from the DHT itself.
+    ///
+    /// # Errors
+    /// When the DHT gives no answer.
+    pub async fn lookup(&self, service: &ServiceName) -> Result<Arc<[Provider]>, LookupError> {
+        let options = ResolveOptions::default().with_force_refresh(true);
+        Ok(self.inner.client.providers(service, options).await?)
+    }
+
+    /// What the connection pool has counted.
+    #[must_use]
+    pub fn connection_stats(&self) -> PoolStats {
+        self.inner.transport.pool().stats()
+    }
+
+    /// What the transport has counted, rejected peers among it.
+    #[must_use]
+    pub fn transport_stats(&self) -> macula_transport::Stats {
+        self.inner.transport.stats()
+    }
+
+    /// What the directory has counted.
+    #[must_use]
+    pub fn directory_stats(&self) -> DirectoryStats {
+        self.inner.directory.stats()
+    }
+
+    /// Leaves in order (N4): withdraws every service, refuses new calls so that their callers go elsewhere, finishes the running
+    /// ones, and closes every connection. Takes 32 s at most, and a moment when nothing runs.
+    pub async fn shutdown(&self) {
+        let inner = &self.inner;
+        let withdrawn = tokio::time::timeout(WITHDRAW_WITHIN, inner.publisher.withdraw_all()).await;
+        if withdrawn.is_err() {
+            tracing::warn!("not every holder of this node's records has confirmed their withdrawal");
+        }
+        if tokio::time::timeout(DRAIN_WITHIN, inner.server.drain()).await.is_err() {
+            tracing::warn!(running = inner.server.running(), "calls still run; they are given up");
+        }
+        inner.transport.shutdown(WITHDRAW_WITHIN).await;
+        inner.task.abort();
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node")
+            .field("id", &self.id())
+            .field("endpoints", &self.endpoints())
+            .finish_non_exhaustive()
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What peers reach: services and the directory.
+struct NodeHandler {
+    server: Server,
+    directory: Directory,
+}
+
+impl macula_transport::Handler for NodeHandler {
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
+        self.server.call(call)
+    }
+
+    fn request(&self, peer: &Arc<PeerInfo>, protocol: Protocol, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
+        match protocol {
+            Protocol::Dht => {
+                let (directory, peer) = (self.directory.clone(), Arc::clone(peer));
+                Box::pin(async move { directory.answer(&peer, body).await })
+            }
+            _ => Box::pin(std::future::ready(None)),
+        }
+    }
+}
+
+/// Publishes this node's services in the directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Publisher {
+    realm: Realm,
+    directory: Directory,
+    advertisement: Advertisement,
+    services: Arc<Mutex<Vec<ServiceName>>>,
+}
+
+impl Publisher {
+    fn services(&self) -> MutexGuard<'_, Vec<ServiceName>> {
+        self.services.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn key(&self, service: &ServiceName) -> ServiceKey {
+        ServiceKey::new(&self.realm, service)
+    }
+
+    async fn publish(&self, service: &ServiceName) -> Result<PublishReport, AdvertiseError> {
+        let report = self
+            .directory
+            .advertise(self.key(service), self.advertisement.clone())
+            .await?;
+        self.services().push(service.clone());
+        Ok(report)
+    }
+
+    async fn withdraw(&self, service: &ServiceName) -> WithdrawReport {
+        self.services().retain(|known| known != service);
+        self.directory.withdraw(self.key(service)).await
+    }
+
+    async fn withdraw_all(&self) {
+        let services = self.services().clone();
+        join_all(services.iter().map(|service| self.withdraw(service))).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_limit_is_the_transports() {
+        assert_eq!(MAX_MESSAGE_BYTES, macula_transport::Limits::default().max_message_bytes);
+    }
+}

@@ -1,0 +1,176 @@
+//! N2 of the specification, over real processes: three nodes advertise one service, one client learns all three from the
+//! DHT, and one of them is killed, or hangs.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use macula_node::{Cause, Node, NodeId, ServiceName, Strategy};
+use rustix::process::Signal;
+use support::{NodeProcess, mesh};
+
+const SERVICE: &str = "demo.echo";
+
+fn service() -> ServiceName {
+    SERVICE.parse().unwrap()
+}
+
+fn id(node: &NodeProcess) -> NodeId {
+    node.id.parse().unwrap()
+}
+
+/// A client that knows the first node only.
+async fn client(nodes: &[NodeProcess]) -> Node {
+    let node = Node::builder()
+        .client()
+        .bootstrap([nodes[0].pinned().parse().unwrap()])
+        .start()
+        .await
+        .unwrap();
+    node.join().await.unwrap();
+    node
+}
+
+/// Makes `count` calls, all of which must succeed, and counts who answered and what failed on the way.
+async fn calls(
+    client: &Node,
+    count: usize,
+    attempt_timeout: Duration,
+) -> (BTreeMap<NodeId, usize>, Vec<(NodeId, Cause)>) {
+    let (mut answered, mut failed) = (BTreeMap::new(), Vec::new());
+    for number in 0..count {
+        let call = client
+            .client()
+            .request(SERVICE)
+            .strategy(Strategy::RoundRobin)
+            .attempt_timeout(attempt_timeout);
+        let answer = call.send(number.to_string()).await.unwrap();
+        assert_eq!(answer.payload(), number.to_string().as_bytes());
+        *answered.entry(answer.provider().unwrap().node_id).or_default() += 1;
+        failed.extend(
+            answer
+                .failed_attempts()
+                .iter()
+                .map(|attempt| (attempt.node_id, attempt.cause.clone())),
+        );
+    }
+    (answered, failed)
+}
+
+#[tokio::test]
+async fn n2_killing_one_of_three_providers_loses_no_call() {
+    let mut nodes = mesh(3, "demo.echo=echo");
+    let client = client(&nodes).await;
+
+    // All three come from the DHT, and they listen at three different endpoints.
+    let providers = client.lookup(&service()).await.unwrap();
+    let endpoints: BTreeSet<_> = providers
+        .iter()
+        .flat_map(|provider| provider.endpoints.clone())
+        .collect();
+    assert_eq!(
+        endpoints,
+        nodes.iter().map(|node| node.endpoint.parse().unwrap()).collect()
+    );
+
+    let (answered, failed) = calls(&client, 30, Duration::from_secs(5)).await;
+    assert_eq!(
+        answered,
+        nodes.iter().map(|node| (id(node), 10)).collect(),
+        "S2: in turn"
+    );
+    assert!(failed.is_empty(), "{failed:?}");
+    // P1: thirty calls, three connections.
+    assert_eq!(client.connection_stats().opened, 3);
+
+    let killed = id(&nodes[2]);
+    nodes[2].kill();
+    let (answered, failed) = calls(&client, 60, Duration::from_millis(300)).await;
+    assert_eq!(answered.get(&killed), None);
+    assert_eq!(answered.values().sum::<usize>(), 60);
+    assert!(!failed.is_empty(), "the killed provider was never tried");
+    assert!(failed.iter().all(|(node, _)| *node == killed), "{failed:?}");
+
+    // H2: it is given up for a while; the calls do not try it one by one.
+    assert!(
+        failed.len() < 20,
+        "{} of 60 calls tried the dead provider",
+        failed.len()
+    );
+    client.shutdown().await;
+}
+
+#[tokio::test]
+async fn n2_killing_the_bootstrap_node_loses_no_call() {
+    let mut nodes = mesh(3, "demo.echo=echo");
+    let client = client(&nodes).await;
+    calls(&client, 3, Duration::from_secs(5)).await;
+    nodes[0].kill();
+    let (answered, _) = calls(&client, 30, Duration::from_millis(300)).await;
+    assert_eq!(answered.values().sum::<usize>(), 30);
+    client.shutdown().await;
+}
+
+#[tokio::test]
+async fn f1_calls_to_a_hung_provider_fail_over_after_the_attempt_timeout() {
+    let nodes = mesh(3, "demo.echo=echo");
+    let client = client(&nodes).await;
+    calls(&client, 3, Duration::from_secs(5)).await;
+
+    let hung = id(&nodes[1]);
+    nodes[1].signal(Signal::STOP);
+    let (answered, failed) = calls(&client, 9, Duration::from_millis(300)).await;
+    nodes[1].signal(Signal::CONT);
+
+    assert_eq!(answered.get(&hung), None);
+    assert!(failed.iter().all(|(node, _)| *node == hung), "{failed:?}");
+    let waited = failed
+        .iter()
+        .any(|(_, cause)| matches!(cause, Cause::TimedOut(_) | Cause::Lost(_)));
+    assert!(waited, "no attempt waited for the hung provider: {failed:?}");
+    client.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_provider_that_comes_back_on_its_port_is_called_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = folder.path().join("identity");
+    let identity = identity.to_str().unwrap();
+    let first = NodeProcess::start(&["--serve", "demo.echo=echo"]);
+    let args = [
+        "--serve",
+        "demo.echo=echo",
+        "--identity",
+        identity,
+        "--bootstrap",
+        &first.pinned(),
+    ];
+    let mut second = NodeProcess::start(&args);
+    let address = second.address().to_owned();
+    let returning = id(&second);
+    let nodes = [first];
+    let client = client(&nodes).await;
+    assert_eq!(client.lookup(&service()).await.unwrap().len(), 2);
+
+    calls(&client, 2, Duration::from_secs(5)).await;
+    second.kill();
+    calls(&client, 4, Duration::from_millis(300)).await;
+    let second = NodeProcess::start_at(&address, &args);
+    assert_eq!(id(&second), returning);
+
+    // No number of calls is promised, but that it comes back is; each call succeeds meanwhile.
+    let until = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        let (answered, _) = calls(&client, 2, Duration::from_millis(300)).await;
+        if answered.contains_key(&returning) {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < until, "the provider was not found again");
+        tokio::task::yield_now().await;
+    }
+    client.shutdown().await;
+}

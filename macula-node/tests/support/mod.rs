@@ -1,0 +1,153 @@
+//! Nodes as real processes, for the tests of what a person runs.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+/// The program under test, with nothing of the surroundings' settings.
+pub(crate) fn macula() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_macula"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MACULA_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs the program to its end.
+pub(crate) fn run(args: &[&str]) -> Output {
+    macula().args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs the program to its end with `input` on its standard input.
+pub(crate) fn run_with_input(args: &[&str], input: &[u8]) -> Output {
+    use std::io::Write;
+
+    let mut child = macula()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // The program may stop reading: its exit is what is tested.
+    let _ = stdin.write_all(input);
+    drop(stdin);
+    child.wait_with_output().unwrap()
+}
+
+/// Standard error as text.
+pub(crate) fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// Standard output as text.
+pub(crate) fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// A node in a process of its own, ready, and killed when dropped.
+pub(crate) struct NodeProcess {
+    pub(crate) id: String,
+    pub(crate) endpoint: String,
+    child: Child,
+    /// Closing it would end the node.
+    _stdin: ChildStdin,
+}
+
+impl NodeProcess {
+    /// Starts a node on a free loopback port with these further arguments and waits until it is ready.
+    pub(crate) fn start(args: &[&str]) -> Self {
+        Self::start_at("127.0.0.1:0", args)
+    }
+
+    pub(crate) fn start_at(listen: &str, args: &[&str]) -> Self {
+        let mut child = macula()
+            .args(["node", "--json", "--until-stdin-closes", "--listen", listen])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let ready: Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("the node printed {line:?}"));
+        Self {
+            id: ready["node_id"].as_str().unwrap().to_owned(),
+            endpoint: ready["endpoint"].as_str().unwrap().to_owned(),
+            _stdin: child.stdin.take().unwrap(),
+            child,
+        }
+    }
+
+    /// `host:port`.
+    pub(crate) fn address(&self) -> &str {
+        self.endpoint.strip_prefix("https://").unwrap()
+    }
+
+    /// `NODEID@host:port`.
+    pub(crate) fn pinned(&self) -> String {
+        format!("{}@{}", self.id, self.address())
+    }
+
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Kills the process with SIGKILL and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until the process ends and answers with its exit code.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for NodeProcess {
+    fn drop(&mut self) {
+        // Gone already, when the test has ended it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A bootstrap node and `count - 1` others that know it, all serving `--serve` as given.
+pub(crate) fn mesh(count: usize, serve: &str) -> Vec<NodeProcess> {
+    let mut nodes = vec![NodeProcess::start(&["--serve", serve])];
+    while nodes.len() < count {
+        let bootstrap = nodes[0].pinned();
+        nodes.push(NodeProcess::start(&["--serve", serve, "--bootstrap", &bootstrap]));
+    }
+    nodes
+}
+
+/// The one line a failed command says, checked for what no person should see.
+pub(crate) fn complaint(output: &Output) -> String {
+    let text = stderr(output);
+    assert_eq!(text.lines().count(), 1, "more than one line, or none: {text}");
+    for internal in ["panicked", "RUST_BACKTRACE", "Err(", "Some("] {
+        assert!(!text.contains(internal), "{text}");
+    }
+    text
+}
+
+/// A file with this content in `folder`.
+pub(crate) fn file(folder: &Path, name: &str, content: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, content).unwrap();
+    path
+}
