@@ -1,1 +1,36 @@
 #![doc = include_str!("../README.md")]
+
+mod backoff;
+mod balancer;
+mod budget;
+mod call;
+mod clock;
+mod fate;
+mod identity;
+mod latency;
+mod policy;
+mod provider;
+mod quantile;
+mod rng;
+mod strategy;
+mod weights;
+mod window;
+
+pub mod guide;
+
+pub use backoff::Backoff;
+pub use balancer::{
+    AffinityConfig, Balancer, BalancerConfig, Changes, EjectionReason, Event, HealthConfig, Lease, Locality,
+    LocalityConfig, MAX_EVENTS, PickContext, PickError, ProbeConsent, ProviderState, ProviderStats, RestoreReason,
+    Stats,
+};
+pub use budget::{BudgetConfig, Spending};
+pub use call::{
+    Attempt, AttemptId, Attempts, Call, CallError, CallOptions, Hedge, MAX_CALL_TIMEOUT, Output, StopReason, Success,
+};
+pub use fate::{Code, Fate, Loss, Pushback, Refusal};
+pub use latency::{LatencyConfig, MAX_LATENCY};
+pub use policy::RetryPolicy;
+pub use provider::{Link, MAX_PROVIDERS, MAX_WEIGHT, Provider, Zone};
+pub use strategy::{ParseStrategyError, Strategy};
+pub use window::Counts;

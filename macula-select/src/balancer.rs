@@ -1,0 +1,380 @@
+//! The providers of one service: who they are, how they do, and who is next.
+//!
+//! **Invariants.** Every lease is reported once, and a report of an earlier life of a provider touches nothing.
+//! At most [`HealthConfig::max_ejected`] of the providers are ejected, after every report and every update. Neither
+//! a pick nor a report allocates. Time never runs backward in here, whatever the caller's clock does.
+//!
+//! It knows nothing of calls, payloads, connections: [`Call`](crate::Call) and the caller do.
+
+mod affinity;
+mod config;
+mod event;
+mod health;
+mod index;
+mod lease;
+mod member;
+mod p2c;
+mod pick;
+mod roster;
+mod rotation;
+mod stats;
+mod timers;
+mod update;
+
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+pub use config::{AffinityConfig, BalancerConfig, HealthConfig, LocalityConfig};
+pub use event::{EjectionReason, Event, MAX_EVENTS, RestoreReason};
+pub use lease::Lease;
+pub use pick::{Locality, PickContext, PickError, ProbeConsent};
+pub use stats::{ProviderState, ProviderStats, Stats};
+pub use update::Changes;
+
+pub(crate) use lease::Handle;
+pub(crate) use pick::{Choice, Excluded};
+
+use crate::budget::Budget;
+use crate::clock::{Clock, NEVER, Nanos, nanos};
+use crate::fate::{Fate, Pushback, Refusal, Verdict};
+use crate::identity;
+use crate::latency::Constants;
+use crate::provider::Link;
+use crate::quantile::Quantile;
+use crate::rng::Rng;
+use crate::weights::Weights;
+use event::Events;
+use index::Index;
+use member::{Circuit, Cold, Hot};
+use roster::{Roster, Tier};
+use rotation::Rotation;
+
+/// Chooses among the providers of one service, and learns from what becomes of each choice.
+///
+/// `K` names a provider: a node id, an address, anything that is `Eq + Hash + Clone`. Cloning it should be cheap (`Copy`,
+/// or an `Arc`), because every dispatch does.
+///
+/// ```
+/// use macula_select::{Balancer, BalancerConfig, Fate, PickContext, Provider};
+/// use std::time::Instant;
+///
+/// let now = Instant::now();
+/// let mut balancer = Balancer::new(BalancerConfig::default(), 42);
+/// balancer.update(now, ["a", "b", "c"].map(Provider::new));
+///
+/// let lease = balancer.pick(now, &PickContext::default())?;
+/// println!("send it to {}", balancer.provider(&lease).expect("it was just picked"));
+/// balancer.report(now, lease, Fate::Ok);
+/// # Ok::<(), macula_select::PickError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Balancer<K> {
+    config: BalancerConfig,
+    constants: Constants,
+    pub(crate) clock: Clock,
+    pub(crate) rng: Rng,
+    hot: Vec<Hot>,
+    cold: Vec<Cold<K>>,
+    vacant: Vec<u32>,
+    index: Index,
+    /// Slots in the caller's order.
+    list: Vec<u32>,
+    rotation: Rotation,
+    roster: Roster,
+    weights: Weights,
+    /// The number of the current pick; members that carry it are excluded from it.
+    mark: u32,
+    /// The typical latency of a success, for providers that were never measured; 1 ns until there is one.
+    typical: f32,
+    quantile: Quantile,
+    pub(crate) budget: Budget,
+    budget_exhausted: bool,
+    events: Events<K>,
+    panicking: bool,
+    /// Members whose circuit is not closed.
+    ejected: u32,
+    /// Of these, waiting for a probe.
+    half_open: u32,
+    /// Members in the caller's zone, and their calls in flight.
+    local: u32,
+    local_in_flight: u32,
+    in_flight: u32,
+    next_due: Nanos,
+    next_tune: Nanos,
+    counters: Counters,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Counters {
+    issued: u64,
+    reported: u64,
+    panic_picks: u64,
+    probes: u64,
+    ejections: u64,
+    ejections_capped: u64,
+}
+
+/// Weight of one sample in the typical latency.
+const TYPICAL_WEIGHT: f32 = 1.0 / 32.0;
+
+impl<K: Eq + Hash + Clone> Balancer<K> {
+    /// An empty balancer. All its chance comes from `seed`.
+    #[must_use]
+    pub fn new(config: BalancerConfig, seed: u64) -> Self {
+        Self {
+            constants: Constants::new(config.latency),
+            clock: Clock::default(),
+            rng: Rng::new(seed),
+            hot: Vec::new(),
+            cold: Vec::new(),
+            vacant: Vec::new(),
+            index: Index::default(),
+            list: Vec::new(),
+            rotation: Rotation::default(),
+            roster: Roster::default(),
+            weights: Weights::default(),
+            mark: 0,
+            typical: 1.0,
+            quantile: Quantile::new(),
+            budget: Budget::new(config.budget),
+            budget_exhausted: false,
+            events: Events::new(),
+            panicking: false,
+            ejected: 0,
+            half_open: 0,
+            local: 0,
+            local_in_flight: 0,
+            in_flight: 0,
+            next_due: NEVER,
+            next_tune: NEVER,
+            counters: Counters::default(),
+            config,
+        }
+    }
+
+    /// What it was made with.
+    #[must_use]
+    pub fn config(&self) -> &BalancerConfig {
+        &self.config
+    }
+
+    /// The number of providers in the set.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether the set is empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Whether this provider is in the set.
+    #[must_use]
+    pub fn contains(&self, key: &K) -> bool {
+        self.find(key).is_some()
+    }
+
+    /// The provider that a lease is for, or `None` if an update removed it meanwhile.
+    #[must_use]
+    pub fn provider(&self, lease: &Lease) -> Option<&K> {
+        self.member(lease.handle)
+            .and_then(|slot| self.cold[slot as usize].key.as_ref())
+    }
+
+    /// Takes back a lease and learns how the attempt ended.
+    ///
+    /// Also fine after the provider was removed, or removed and added again: its new life then starts unburdened.
+    pub fn report(&mut self, now: Instant, lease: Lease, fate: Fate) {
+        let now = self.clock.tick(now);
+        self.counters.reported += 1;
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let Some(slot) = self.member(lease.handle) else { return };
+        let hot = &mut self.hot[slot as usize];
+        let cold = &mut self.cold[slot as usize];
+        hot.in_flight = hot.in_flight.saturating_sub(1);
+        if self.config.locality.zone.is_some() && !cold.remote {
+            self.local_in_flight = self.local_in_flight.saturating_sub(1);
+        }
+        let elapsed = now.saturating_sub(lease.started);
+        let verdict = fate.verdict();
+        match verdict {
+            Verdict::Success => {
+                cold.consecutive = 0;
+                cold.window.record(now, true);
+                if fate == Fate::Ok {
+                    hot.latency.observe(now, elapsed, self.typical, &self.constants);
+                    let sample = elapsed as f32 + 1.0;
+                    self.typical = if self.typical <= 1.0 {
+                        sample
+                    } else {
+                        self.typical + (sample - self.typical) * TYPICAL_WEIGHT
+                    };
+                    self.quantile.record(elapsed);
+                } else {
+                    // Errors are answered fast; that is no reason to prefer who gives them.
+                    hot.latency.observe_at_least(now, elapsed, &self.constants);
+                }
+            }
+            Verdict::Failure => {
+                cold.consecutive = cold.consecutive.saturating_add(1);
+                cold.window.record(now, false);
+                hot.latency.penalise(now, elapsed, &self.constants);
+            }
+            Verdict::Neutral => hot.latency.observe_at_least(now, elapsed, &self.constants),
+        }
+        self.judge(now, slot, lease.probe, verdict);
+        let hold = match fate.pushback() {
+            Some(Pushback::After(wait)) => wait.min(self.config.health.max_hold),
+            Some(Pushback::Stop) | None => Duration::ZERO,
+        };
+        let hold = match fate {
+            Fate::Refused {
+                reason: Refusal::Draining,
+                ..
+            } => hold.max(self.config.health.link_hold),
+            Fate::Ok
+            | Fate::NotSent
+            | Fate::Refused { .. }
+            | Fate::Unknown(_)
+            | Fate::Answered { .. }
+            | Fate::Cancelled => hold,
+        };
+        if !hold.is_zero() {
+            self.hold(now, slot, now.saturating_add(nanos(hold)));
+        }
+    }
+
+    /// Tells what the transport knows about the way to a provider. Unknown keys are ignored.
+    pub fn set_link(&mut self, now: Instant, key: &K, link: Link) {
+        let now = self.clock.tick(now);
+        let Some(slot) = self.find(key) else { return };
+        self.cold[slot as usize].hold = match link {
+            Link::Up => 0,
+            Link::Down => now.saturating_add(nanos(self.config.health.link_hold)).min(NEVER - 1),
+            Link::Draining => NEVER,
+        };
+        if link == Link::Draining {
+            // It left by itself; what it did before does not count against the cap.
+            self.set_circuit(slot, Circuit::Closed, 0);
+        }
+        self.settle(now, slot);
+        self.enforce_cap(now);
+        self.watch_panic();
+    }
+
+    /// Takes a server's report of its own load: 0 is idle, 1 is full.
+    ///
+    /// It makes p2c picks costlier by 1 / (1 − load), as waiting grows in a queue, for
+    /// [`HealthConfig::load_ttl`]. Unknown keys are ignored, numbers outside `0..=1` clamped.
+    pub fn report_load(&mut self, now: Instant, key: &K, load: f64) {
+        let now = self.clock.tick(now);
+        let Some(slot) = self.find(key) else { return };
+        let cold = &mut self.cold[slot as usize];
+        cold.load = (load.clamp(0.0, 1.0) * 100.0) as u8;
+        cold.load_at = (now / 1_000_000_000) as u32;
+        self.tune(now, slot);
+    }
+
+    /// The next event, oldest first.
+    #[must_use]
+    pub fn poll_event(&mut self) -> Option<Event<K>> {
+        self.events.pop()
+    }
+
+    /// When [`Balancer::handle_timeout`] has something to do next. Later than the `now` last given to it.
+    ///
+    /// Observers need this: picks notice by themselves what is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.clock.instant(self.next_due.min(self.next_tune))
+    }
+
+    /// Advances time. Early or repeated calls are harmless.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let now = self.clock.tick(now);
+        self.advance(now);
+        debug_assert!(self.next_due.min(self.next_tune) > now);
+    }
+
+    /// A snapshot as of the latest moment it was told of.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let ready = self.roster.span(Tier::Local, Tier::Remote).len();
+        let draining = self.roster.span(Tier::Draining, Tier::Draining).len();
+        Stats {
+            providers: self.roster.len(),
+            ready,
+            ejected: self.ejected,
+            draining,
+            issued: self.counters.issued,
+            reported: self.counters.reported,
+            panic_picks: self.counters.panic_picks,
+            probes: self.counters.probes,
+            ejections: self.counters.ejections,
+            ejections_capped: self.counters.ejections_capped,
+            events_lost: self.events.lost(),
+            spending: self.budget.spending(self.clock.latest()),
+            p95: self.quantile.compute(),
+        }
+    }
+
+    /// Every provider in the caller's order, as of the latest moment it was told of.
+    pub fn providers(&self) -> impl Iterator<Item = ProviderStats<'_, K>> {
+        let now = self.clock.latest();
+        self.list.iter().filter_map(move |slot| {
+            let (hot, cold) = (&self.hot[*slot as usize], &self.cold[*slot as usize]);
+            let latency = hot
+                .latency
+                .is_measured()
+                .then(|| Duration::from_nanos(hot.latency.read(now, self.typical, &self.constants) as u64));
+            Some(ProviderStats {
+                provider: cold.key.as_ref()?,
+                state: match (cold.hold, cold.circuit) {
+                    (NEVER, _) => ProviderState::Draining,
+                    (_, Circuit::Open) => ProviderState::Ejected,
+                    (_, Circuit::HalfOpen) => ProviderState::HalfOpen,
+                    (_, Circuit::Probing) => ProviderState::Probing,
+                    (0, Circuit::Closed) => ProviderState::Ready,
+                    (_, Circuit::Closed) => ProviderState::Held,
+                },
+                in_flight: hot.in_flight,
+                latency,
+                counts: cold.window.counts(now),
+                consecutive_failures: cold.consecutive,
+                ejections: u32::from(cold.ejections),
+                ramp: f64::from(cold.effective) / (f64::from(cold.weight) * f64::from(timers::WEIGHT_UNIT)),
+            })
+        })
+    }
+
+    /// The observed 95th percentile of the latency of successes.
+    pub(crate) fn p95(&mut self) -> Option<Duration> {
+        self.quantile.p95()
+    }
+
+    /// Takes a retry from the budget, if there is one.
+    pub(crate) fn take_retry(&mut self, now: Nanos) -> bool {
+        let allowed = self.budget.try_retry(now);
+        if allowed {
+            self.budget_exhausted = false;
+        } else if !self.budget_exhausted {
+            self.budget_exhausted = true;
+            self.events.push(Event::BudgetExhausted);
+        }
+        allowed
+    }
+
+    /// The slot of a handle, if it still lives the same life.
+    #[inline]
+    fn member(&self, handle: Handle) -> Option<u32> {
+        (self.cold.get(handle.slot as usize)?.generation == handle.generation).then_some(handle.slot)
+    }
+
+    fn find(&self, key: &K) -> Option<u32> {
+        self.index.find(identity::of(key), |slot| {
+            self.cold[slot as usize].key.as_ref() == Some(key)
+        })
+    }
+}

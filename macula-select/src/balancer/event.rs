@@ -1,0 +1,113 @@
+//! News for observers, in a short queue.
+//!
+//! Events report; they ask for nothing. Whoever does not read them loses the oldest, which is counted.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+/// Events kept for an observer that is slow to read them.
+pub const MAX_EVENTS: usize = 64;
+
+/// Something an operator may want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event<K> {
+    /// A provider was put aside for failing.
+    Ejected {
+        /// Who.
+        provider: K,
+        /// Until when, at least.
+        until: Instant,
+        /// Which ejection in a row this is, from 1.
+        count: u32,
+        /// Why.
+        reason: EjectionReason,
+    },
+    /// A call was sent to an ejected provider to find out whether it works again.
+    Probing {
+        /// Who.
+        provider: K,
+    },
+    /// An ejected provider is used again.
+    Restored {
+        /// Who.
+        provider: K,
+        /// Why.
+        reason: RestoreReason,
+    },
+    /// No healthy provider is left; picks disregard health.
+    PanicEntered,
+    /// A healthy provider is there again.
+    PanicLeft,
+    /// A retry was wanted and the budget forbade it. Told once until a retry is allowed again.
+    BudgetExhausted,
+}
+
+/// Why a provider was ejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EjectionReason {
+    /// Too many failures in a row.
+    ConsecutiveFailures,
+    /// Too low a success rate.
+    SuccessRate,
+    /// The probe failed.
+    ProbeFailed,
+}
+
+/// Why a provider was restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RestoreReason {
+    /// The probe succeeded.
+    ProbeSucceeded,
+    /// The set shrank, and more of it would have been ejected than is allowed.
+    CapExceeded,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Events<K> {
+    queue: VecDeque<Event<K>>,
+    lost: u64,
+}
+
+impl<K> Events<K> {
+    /// Allocates the whole queue: a report must not.
+    pub(crate) fn new() -> Self {
+        Self {
+            queue: VecDeque::with_capacity(MAX_EVENTS),
+            lost: 0,
+        }
+    }
+
+    pub(crate) fn push(&mut self, event: Event<K>) {
+        if self.queue.len() == MAX_EVENTS {
+            self.queue.pop_front();
+            self.lost += 1;
+        }
+        self.queue.push_back(event);
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Event<K>> {
+        self.queue.pop_front()
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unread_queue_stays_short_and_counts_what_it_lost() {
+        let mut events = Events::new();
+        for provider in 0..MAX_EVENTS + 3 {
+            events.push(Event::Probing { provider });
+        }
+        assert_eq!(events.lost(), 3);
+        assert_eq!(events.pop(), Some(Event::Probing { provider: 3 }));
+    }
+}

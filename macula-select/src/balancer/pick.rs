@@ -1,0 +1,379 @@
+//! A pick: narrow the set down to a region of equally usable providers, then let the strategy choose in it.
+//!
+//! In this order: a provider that waits for its probe, if the call can afford it; the healthy ones of the caller's zone; the
+//! healthy ones elsewhere; and when no healthy one is left untried, the ejected ones (H3). Draining ones never.
+
+use std::hash::Hash;
+use std::ops::Range;
+use std::time::Instant;
+
+use thiserror::Error;
+
+use super::Balancer;
+use super::lease::{Handle, Lease};
+use super::roster::{Span, Tier};
+use crate::clock::Nanos;
+use crate::strategy::Strategy;
+
+/// Whether a pick prefers the caller's zone. Without one ([`LocalityConfig::zone`](crate::LocalityConfig::zone)) both are
+/// the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Locality {
+    /// Stay in the zone while it has the capacity.
+    #[default]
+    Prefer,
+    /// All zones alike.
+    Ignore,
+}
+
+/// Whether a pick may be used to find out if an ejected provider works again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProbeConsent {
+    /// It may: if it fails, another provider can be tried.
+    #[default]
+    Willing,
+    /// Only if the provider has waited for a willing one for
+    /// [`HealthConfig::probe_patience`](crate::HealthConfig::probe_patience).
+    Reluctant,
+}
+
+/// What a pick is for.
+#[derive(Debug, Clone, Copy)]
+pub struct PickContext<'a, K> {
+    /// How to choose; `None` is as the balancer is configured.
+    pub strategy: Option<Strategy>,
+    /// Providers that must not be chosen.
+    pub exclude: &'a [K],
+    /// The key of [`Strategy::Affinity`].
+    pub affinity: Option<u64>,
+    /// Whether to prefer the caller's zone.
+    pub locality: Locality,
+    /// Whether this may be a probe.
+    pub probe: ProbeConsent,
+}
+
+impl<K> Default for PickContext<'_, K> {
+    fn default() -> Self {
+        Self {
+            strategy: None,
+            exclude: &[],
+            affinity: None,
+            locality: Locality::default(),
+            probe: ProbeConsent::default(),
+        }
+    }
+}
+
+/// Why nobody was picked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PickError {
+    /// The set is empty.
+    #[error("no provider is known; look the service up again")]
+    Empty,
+    /// Every provider is excluded or going away.
+    #[error("every provider was tried or is shutting down; look the service up again")]
+    Exhausted,
+}
+
+/// [`PickContext`] without the exclusions.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choice {
+    pub(crate) strategy: Option<Strategy>,
+    pub(crate) affinity: Option<u64>,
+    pub(crate) locality: Locality,
+    pub(crate) probe: ProbeConsent,
+}
+
+/// How many providers of each tier are excluded from the current pick.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Excluded([u32; 4]);
+
+impl Excluded {
+    fn in_tier(self, tier: Tier) -> u32 {
+        self.0[tier as usize]
+    }
+}
+
+/// Candidates: a range of the roster, some of them excluded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Region {
+    span: Span,
+    pub(crate) excluded: u32,
+}
+
+impl Region {
+    #[inline]
+    pub(crate) fn len(self) -> u32 {
+        self.span.len()
+    }
+
+    #[inline]
+    pub(crate) fn start(self) -> u32 {
+        self.span.start
+    }
+
+    #[inline]
+    pub(crate) fn free(self) -> u32 {
+        self.span.len() - self.excluded
+    }
+
+    #[inline]
+    pub(crate) fn contains(self, position: u32) -> bool {
+        self.span.contains(position)
+    }
+
+    pub(crate) fn span(self) -> Span {
+        self.span
+    }
+
+    pub(crate) fn positions(self) -> Range<u32> {
+        self.span.start..self.span.end
+    }
+
+    pub(crate) fn without_one(self) -> Self {
+        Self {
+            excluded: self.excluded + 1,
+            ..self
+        }
+    }
+}
+
+/// Draws that may hit an excluded provider before the free ones are counted instead.
+const MAX_REDRAWS: u32 = 32;
+
+impl<K: Eq + Hash + Clone> Balancer<K> {
+    /// Chooses a provider.
+    ///
+    /// Never fails for reasons of health: when only ejected providers are left, one of them is chosen. The lease counts
+    /// as a call in flight until it is given to [`Balancer::report`].
+    ///
+    /// # Errors
+    ///
+    /// [`PickError::Empty`] without providers, [`PickError::Exhausted`] if all of them are excluded or draining.
+    pub fn pick(&mut self, now: Instant, context: &PickContext<'_, K>) -> Result<Lease, PickError> {
+        let PickContext {
+            strategy,
+            exclude,
+            affinity,
+            locality,
+            probe,
+        } = *context;
+        let now = self.begin_pick(now);
+        let mut excluded = Excluded::default();
+        for key in exclude {
+            if let Some(slot) = self.find(key) {
+                self.exclude(slot, &mut excluded);
+            }
+        }
+        self.choose(
+            now,
+            Choice {
+                strategy,
+                affinity,
+                locality,
+                probe,
+            },
+            excluded,
+        )
+    }
+
+    /// The first third of a pick: what is due by now, and a new mark for exclusions.
+    #[inline]
+    pub(crate) fn begin_pick(&mut self, now: Instant) -> Nanos {
+        let now = self.clock.tick(now);
+        self.advance(now);
+        self.next_mark();
+        now
+    }
+
+    /// The second third: excludes a provider that was tried, also if it left and came back since.
+    pub(crate) fn exclude_tried(&mut self, handle: Handle, key: &K, excluded: &mut Excluded) {
+        if let Some(slot) = self.member(handle).or_else(|| self.find(key)) {
+            self.exclude(slot, excluded);
+        }
+    }
+
+    /// Whether anybody is left to choose from.
+    pub(crate) fn has_candidates(&self, excluded: Excluded) -> bool {
+        let usable = self.roster.span(Tier::Local, Tier::Sidelined).len();
+        let tried = [Tier::Local, Tier::Remote, Tier::Sidelined].map(|tier| excluded.in_tier(tier));
+        usable > tried.iter().sum()
+    }
+
+    /// The last third.
+    #[inline]
+    pub(crate) fn choose(&mut self, now: Nanos, choice: Choice, excluded: Excluded) -> Result<Lease, PickError> {
+        if self.half_open > 0
+            && let Some(slot) = self.due_for_probe(now, choice.probe == ProbeConsent::Willing)
+        {
+            let epoch = self.start_probe(now, slot);
+            return Ok(self.grant(now, slot, epoch));
+        }
+        let (region, healthy) = self.region(choice.locality, excluded)?;
+        let slot = match choice.strategy.unwrap_or(self.config.strategy) {
+            Strategy::First => self.first(region),
+            Strategy::RoundRobin => self.take_turn(region),
+            Strategy::Affinity if choice.affinity.is_some() => {
+                choice.affinity.and_then(|key| self.by_affinity(region, key))
+            }
+            Strategy::Random => self.draw(region),
+            // Loads and weights say little about providers that are all put aside.
+            Strategy::WeightedRoundRobin
+            | Strategy::WeightedRandom
+            | Strategy::PeakEwma
+            | Strategy::LeastLoaded
+            | Strategy::Affinity
+                if !healthy =>
+            {
+                self.draw(region)
+            }
+            Strategy::WeightedRoundRobin => self.take_weighted_turn(region),
+            Strategy::WeightedRandom => self.draw_weighted(region),
+            Strategy::PeakEwma | Strategy::Affinity => self.peak_ewma(now, region),
+            Strategy::LeastLoaded => self.least_loaded(region),
+        };
+        let slot = slot.ok_or(PickError::Exhausted)?;
+        let epoch = if healthy { 0 } else { self.panic_pick(now, slot) };
+        Ok(self.grant(now, slot, epoch))
+    }
+
+    /// Where to choose, and whether those are healthy.
+    #[inline]
+    fn region(&mut self, locality: Locality, excluded: Excluded) -> Result<(Region, bool), PickError> {
+        let of = |first, last, excluded| Region {
+            span: self.roster.span(first, last),
+            excluded,
+        };
+        let local = of(Tier::Local, Tier::Local, excluded.in_tier(Tier::Local));
+        let remote = of(Tier::Remote, Tier::Remote, excluded.in_tier(Tier::Remote));
+        let healthy = of(Tier::Local, Tier::Remote, local.excluded + remote.excluded);
+        if remote.len() == 0 && local.free() > 0 {
+            return Ok((local, true));
+        }
+        if healthy.free() > 0 {
+            if locality == Locality::Ignore || local.free() == 0 || remote.free() == 0 {
+                return Ok((healthy, true));
+            }
+            return Ok((if self.spills(local) { remote } else { local }, true));
+        }
+        let sidelined = of(Tier::Sidelined, Tier::Sidelined, excluded.in_tier(Tier::Sidelined));
+        if sidelined.free() > 0 {
+            return Ok((sidelined, false));
+        }
+        Err(if self.list.is_empty() {
+            PickError::Empty
+        } else {
+            PickError::Exhausted
+        })
+    }
+
+    /// Whether a pick leaves the caller's zone though it need not: too many of its providers are unhealthy, or they are
+    /// all busy.
+    fn spills(&mut self, local: Region) -> bool {
+        let config = self.config.locality;
+        if self.local_in_flight / local.len() >= config.spill_above.max(1) {
+            return true;
+        }
+        let capacity = f64::from(local.len()) / f64::from(self.local.max(1)) * config.overprovision;
+        capacity < 1.0 && self.rng.unit() >= capacity
+    }
+
+    /// Counts a pick that disregards health. If its provider was due for a probe, this is the probe.
+    fn panic_pick(&mut self, now: Nanos, slot: u32) -> u32 {
+        self.counters.panic_picks += 1;
+        let cold = &self.cold[slot as usize];
+        if cold.circuit == super::Circuit::HalfOpen {
+            self.start_probe(now, slot)
+        } else {
+            0
+        }
+    }
+
+    fn grant(&mut self, now: Nanos, slot: u32, probe: u32) -> Lease {
+        self.counters.issued += 1;
+        self.in_flight += 1;
+        self.hot[slot as usize].in_flight += 1;
+        let cold = &self.cold[slot as usize];
+        if self.config.locality.zone.is_some() && !cold.remote {
+            self.local_in_flight += 1;
+        }
+        Lease {
+            handle: Handle {
+                slot,
+                generation: cold.generation,
+            },
+            probe,
+            started: now,
+        }
+    }
+
+    fn first(&self, region: Region) -> Option<u32> {
+        self.list.iter().copied().find(|slot| {
+            let hot = &self.hot[*slot as usize];
+            hot.mark != self.mark && region.contains(hot.position)
+        })
+    }
+
+    /// One candidate, all equally likely.
+    pub(super) fn draw(&mut self, region: Region) -> Option<u32> {
+        if region.excluded == 0 {
+            return (region.len() > 0).then(|| self.roster.slot(region.start() + self.rng.below(region.len())));
+        }
+        if region.free() >= region.excluded {
+            for _ in 0..MAX_REDRAWS {
+                let slot = self.roster.slot(region.start() + self.rng.below(region.len()));
+                if self.hot[slot as usize].mark != self.mark {
+                    return Some(slot);
+                }
+            }
+        }
+        let nth = self.rng.below(region.free()) as usize;
+        self.candidates(region).nth(nth)
+    }
+
+    /// One candidate in proportion to its weight.
+    pub(super) fn draw_weighted(&mut self, region: Region) -> Option<u32> {
+        for _ in 0..MAX_REDRAWS {
+            let slot = self.weights.locate(self.rng.below_u64(self.weights.total())) as u32;
+            let hot = self.hot.get(slot as usize)?;
+            if hot.mark != self.mark && region.contains(hot.position) {
+                return Some(slot);
+            }
+        }
+        let weight = |balancer: &Self, slot: u32| u64::from(balancer.cold[slot as usize].effective);
+        let total = self.candidates(region).map(|slot| weight(self, slot)).sum();
+        let mut point = self.rng.below_u64(total);
+        self.candidates(region).find(|slot| {
+            let weight = weight(self, *slot);
+            let here = point < weight;
+            point = point.saturating_sub(weight);
+            here
+        })
+    }
+
+    fn candidates(&self, region: Region) -> impl Iterator<Item = u32> {
+        region
+            .positions()
+            .map(|position| self.roster.slot(position))
+            .filter(|slot| self.hot[*slot as usize].mark != self.mark)
+    }
+
+    fn exclude(&mut self, slot: u32, excluded: &mut Excluded) {
+        let hot = &mut self.hot[slot as usize];
+        if hot.mark != self.mark {
+            hot.mark = self.mark;
+            excluded.0[self.roster.tier(hot.position) as usize] += 1;
+        }
+    }
+
+    /// A number that no member carries.
+    #[inline]
+    pub(super) fn next_mark(&mut self) {
+        self.mark = self.mark.wrapping_add(1);
+        if self.mark == 0 {
+            self.hot.iter_mut().for_each(|hot| hot.mark = 0);
+            self.mark = 1;
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! A snapshot of a balancer, for dashboards and tests. Reading it changes nothing.
+
+use std::time::Duration;
+
+use crate::budget::Spending;
+use crate::window::Counts;
+
+/// A balancer at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Providers in the set.
+    pub providers: u32,
+    /// Of these, used freely.
+    pub ready: u32,
+    /// Ejected or on probation.
+    pub ejected: u32,
+    /// Going away.
+    pub draining: u32,
+    /// Leases that were issued.
+    pub issued: u64,
+    /// Leases that were reported.
+    pub reported: u64,
+    /// Picks that disregarded health.
+    pub panic_picks: u64,
+    /// Probes that were sent.
+    pub probes: u64,
+    /// Ejections.
+    pub ejections: u64,
+    /// Ejections that the cap forbade.
+    pub ejections_capped: u64,
+    /// Events that nobody read in time.
+    pub events_lost: u64,
+    /// Calls, retries and hedges of the last ten seconds.
+    pub spending: Spending,
+    /// The 95th percentile of recent successes, once 20 are known.
+    pub p95: Option<Duration>,
+}
+
+impl Stats {
+    /// Leases that are out.
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.issued - self.reported
+    }
+}
+
+/// Where a provider stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProviderState {
+    /// Used freely.
+    Ready,
+    /// Held back by pushback or a broken link.
+    Held,
+    /// Put aside for failing.
+    Ejected,
+    /// Waits for a call that finds out whether it works again.
+    HalfOpen,
+    /// A probe is out.
+    Probing,
+    /// Going away.
+    Draining,
+}
+
+/// One provider at one moment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct ProviderStats<'a, K> {
+    /// Who.
+    pub provider: &'a K,
+    /// Where it stands.
+    pub state: ProviderState,
+    /// Calls in flight.
+    pub in_flight: u32,
+    /// The latency estimate; `None` if nothing was measured.
+    pub latency: Option<Duration>,
+    /// Successes and failures of the last ten seconds.
+    pub counts: Counts,
+    /// Failures in a row.
+    pub consecutive_failures: u32,
+    /// Ejections that are not forgiven yet.
+    pub ejections: u32,
+    /// The weight in force, as a share of the configured one, `(0, 1]`.
+    pub ramp: f64,
+}

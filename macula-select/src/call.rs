@@ -1,0 +1,472 @@
+//! One call: which attempts it makes, when it gives one up, and how it ends.
+//!
+//! **The contract.** [`Call::poll`] until it says [`Output::Wait`], performing what it asks; then sleep until that
+//! instant or the next result, whichever is first; tell results with [`Call::on_result`]; begin again. It ends
+//! with one [`Output::Done`]. A caller who loses interest must [`Call::cancel`], or its providers look busy for ever.
+//!
+//! **Invariants.** A provider is tried at most once. No attempt starts at or after the deadline. While a call that
+//! must not run twice has an attempt in flight, and after one whose fate is unknown, there is no other. When it is
+//! done, every lease has been reported and every attempt still in flight aborted.
+//!
+//! It moves no payload and holds no connection: the shell finds both by [`AttemptId`].
+
+mod attempts;
+mod options;
+mod outcome;
+
+use std::hash::Hash;
+use std::time::{Duration, Instant};
+
+pub use attempts::{Attempt, AttemptId, Attempts};
+pub use options::{CallOptions, Hedge, MAX_CALL_TIMEOUT};
+pub use outcome::{CallError, Output, StopReason, Success};
+
+use crate::balancer::{Balancer, Choice, Excluded, Lease, ProbeConsent};
+use crate::clock::Nanos;
+use crate::fate::{Fate, Loss, Pushback};
+use options::DEFAULT_MAX_ATTEMPTS;
+
+/// Attempts of a call in flight at once: a first one and its hedge.
+const MAX_IN_FLIGHT: usize = 2;
+
+/// One call to a service.
+///
+/// Always poll it with the same [`Balancer`], the one of its service.
+///
+/// ```
+/// use macula_select::{Balancer, BalancerConfig, Call, CallOptions, Fate, Output, Provider};
+/// use std::time::Instant;
+///
+/// let now = Instant::now();
+/// let mut balancer = Balancer::new(BalancerConfig::default(), 7);
+/// balancer.update(now, [Provider::new("a"), Provider::new("b")]);
+///
+/// let mut call = Call::new(now, CallOptions::default());
+/// let mut tried = 0;
+/// let success = loop {
+///     match call.poll(now, &mut balancer) {
+///         Output::Dispatch { to: _, attempt, .. } => {
+///             tried += 1;
+///             let fate = if tried == 1 { Fate::NotSent } else { Fate::Ok };
+///             call.on_result(now, &mut balancer, attempt, fate);
+///         }
+///         Output::Abort { .. } => {}
+///         Output::Wait(_) => unreachable!("every attempt was answered"),
+///         Output::Done(result) => break result?,
+///         Output::Over => unreachable!("it is polled once after it is done"),
+///     }
+/// };
+/// assert_eq!(success.attempts.len(), 2);
+/// # Ok::<(), macula_select::CallError<&str>>(())
+/// ```
+#[derive(Debug)]
+pub struct Call<K> {
+    options: CallOptions,
+    started: Instant,
+    deadline: Instant,
+    /// The latest time seen: the caller's clock may step back.
+    latest: Instant,
+    attempts: Attempts<K>,
+    live: [Option<Live>; MAX_IN_FLIGHT],
+    /// Attempts to be aborted, oldest first.
+    aborts: [Option<AttemptId>; MAX_IN_FLIGHT],
+    /// Attempts that count against the limit.
+    counted: u32,
+    /// Failovers so far, for the backoff.
+    failovers: u32,
+    hedged: bool,
+    state: State<K>,
+}
+
+#[derive(Debug)]
+struct Live {
+    attempt: AttemptId,
+    lease: Lease,
+    until: Instant,
+}
+
+#[derive(Debug)]
+enum State<K> {
+    /// The next attempt may start now.
+    Ready,
+    /// The next attempt may start then.
+    Waiting(Instant),
+    /// Attempts are in flight.
+    InFlight,
+    /// It ended, and the shell has to be told.
+    Ended(End),
+    /// The shell was told.
+    Over(std::marker::PhantomData<K>),
+}
+
+/// How a call ends, before it is told.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Ok(AttemptId),
+    ServiceNotFound,
+    AllProvidersFailed,
+    MaxAttemptsExceeded(u32),
+    DeadlineExceeded,
+    NotRetried(AttemptId, StopReason),
+    Cancelled,
+}
+
+impl<K: Eq + Hash + Clone> Call<K> {
+    /// A call that begins now.
+    #[must_use]
+    pub fn new(now: Instant, options: CallOptions) -> Self {
+        Self {
+            started: now,
+            deadline: now + options.timeout.min(MAX_CALL_TIMEOUT),
+            latest: now,
+            attempts: Attempts::new(),
+            live: [const { None }; MAX_IN_FLIGHT],
+            aborts: [None; MAX_IN_FLIGHT],
+            counted: 0,
+            failovers: 0,
+            hedged: false,
+            state: State::Ready,
+            options,
+        }
+    }
+
+    /// When it gives up. Tell the provider, so that it stops too (F7).
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// When it began.
+    #[must_use]
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The attempts so far.
+    #[must_use]
+    pub fn attempts(&self) -> &Attempts<K> {
+        &self.attempts
+    }
+
+    /// What to do next.
+    pub fn poll(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Output<K> {
+        let now = self.tick(now);
+        loop {
+            if let Some(attempt) = self.next_abort() {
+                return Output::Abort { attempt };
+            }
+            match self.state {
+                State::Over(_) => return Output::Over,
+                State::Ended(end) => {
+                    self.state = State::Over(std::marker::PhantomData);
+                    return Output::Done(self.conclude(end));
+                }
+                State::Ready | State::Waiting(_) | State::InFlight if now >= self.deadline => {
+                    self.time_out(now, balancer, |_| true);
+                    self.end(now, balancer, End::DeadlineExceeded);
+                }
+                State::Waiting(at) if at > now => return Output::Wait(at.min(self.deadline)),
+                State::Ready | State::Waiting(_) => {
+                    if let Some(output) = self.start(now, balancer) {
+                        return output;
+                    }
+                }
+                State::InFlight => {
+                    if self.time_out(now, balancer, |live| live.until <= now) {
+                        continue;
+                    }
+                    let hedge_at = self.hedge_at(balancer);
+                    if hedge_at.is_some_and(|at| at <= now) {
+                        if let Some(output) = self.start_hedge(now, balancer) {
+                            return output;
+                        }
+                        continue;
+                    }
+                    let until = self.live.iter().flatten().map(|live| live.until).chain(hedge_at).min();
+                    return Output::Wait(until.map_or(self.deadline, |until| until.min(self.deadline)));
+                }
+            }
+        }
+    }
+
+    /// Tells how an attempt ended.
+    ///
+    /// Results of attempts that were aborted, or reported before, change nothing.
+    pub fn on_result(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId, fate: Fate) {
+        let now = self.tick(now);
+        let place = self
+            .live
+            .iter_mut()
+            .find(|live| live.as_ref().is_some_and(|live| live.attempt == attempt));
+        let Some(live) = place.and_then(Option::take) else {
+            return;
+        };
+        self.settle(now, balancer, live, fate);
+    }
+
+    /// Ends the call: every attempt in flight is given up.
+    ///
+    /// The leases are returned at once; [`Call::poll`] says what to abort.
+    pub fn cancel(&mut self, now: Instant, balancer: &mut Balancer<K>) {
+        let now = self.tick(now);
+        match self.state {
+            State::Ended(_) | State::Over(_) => {}
+            State::Ready | State::Waiting(_) | State::InFlight => self.end(now, balancer, End::Cancelled),
+        }
+    }
+
+    /// Starts the next attempt, or ends the call.
+    fn start(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Output<K>> {
+        let at = balancer.begin_pick(now);
+        let excluded = self.exclude_tried(balancer);
+        if let Some(end) = self.exhausted(balancer, excluded) {
+            self.end(now, balancer, end);
+            return None;
+        }
+        if self.attempts.is_empty() {
+            balancer.budget.call(at);
+        }
+        let output = self.dispatch(now, at, balancer, excluded, false);
+        if output.is_none() {
+            self.end(now, balancer, End::AllProvidersFailed);
+        }
+        output
+    }
+
+    fn start_hedge(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Output<K>> {
+        self.hedged = true;
+        let at = balancer.begin_pick(now);
+        let excluded = self.exclude_tried(balancer);
+        if self.exhausted(balancer, excluded).is_some() || !balancer.budget.try_hedge(at) {
+            return None;
+        }
+        self.dispatch(now, at, balancer, excluded, true)
+    }
+
+    fn dispatch(
+        &mut self,
+        now: Instant,
+        at: Nanos,
+        balancer: &mut Balancer<K>,
+        excluded: Excluded,
+        hedge: bool,
+    ) -> Option<Output<K>> {
+        let choice = Choice {
+            strategy: self.options.strategy,
+            affinity: self.options.affinity,
+            locality: self.options.locality,
+            probe: self.probe_consent(hedge),
+        };
+        let lease = balancer.choose(at, choice, excluded).ok()?;
+        let Some(to) = balancer.provider(&lease).cloned() else {
+            balancer.report(now, lease, Fate::Cancelled);
+            return None;
+        };
+        let attempt = self.attempts.push(Attempt {
+            provider: to.clone(),
+            handle: lease.handle,
+            started: now,
+            elapsed: Duration::ZERO,
+            fate: Fate::Cancelled,
+            hedge,
+        });
+        let until = (now + self.options.attempt_timeout.min(MAX_CALL_TIMEOUT)).min(self.deadline);
+        self.counted += 1;
+        self.state = State::InFlight;
+        let live = Live { attempt, lease, until };
+        match self.live.iter_mut().find(|place| place.is_none()) {
+            Some(place) => *place = Some(live),
+            None => unreachable!("a hedge is sent beside one attempt, anything else beside none"),
+        }
+        Some(Output::Dispatch {
+            to,
+            attempt,
+            until,
+            hedge,
+        })
+    }
+
+    /// A probe may well fail, so it should be a call that can go on elsewhere.
+    fn probe_consent(&self, hedge: bool) -> ProbeConsent {
+        let last = self.counted + 1 >= self.limit();
+        if hedge || last || self.options.policy.never_twice() {
+            ProbeConsent::Reluctant
+        } else {
+            ProbeConsent::Willing
+        }
+    }
+
+    /// The default needs no look at the number of providers: when they are fewer, exhaustion is found first.
+    fn limit(&self) -> u32 {
+        self.options.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS)
+    }
+
+    fn exclude_tried(&self, balancer: &mut Balancer<K>) -> Excluded {
+        let mut excluded = Excluded::default();
+        for attempt in self.attempts.iter() {
+            balancer.exclude_tried(attempt.handle, &attempt.provider, &mut excluded);
+        }
+        excluded
+    }
+
+    /// F4's table: exhaustion before the limit.
+    fn exhausted(&self, balancer: &Balancer<K>, excluded: Excluded) -> Option<End> {
+        if balancer.is_empty() && self.attempts.is_empty() {
+            return Some(End::ServiceNotFound);
+        }
+        if !balancer.has_candidates(excluded) {
+            return Some(End::AllProvidersFailed);
+        }
+        let limit = self.limit();
+        (self.counted >= limit).then_some(End::MaxAttemptsExceeded(limit))
+    }
+
+    /// When a hedge is due, if one may still be sent.
+    fn hedge_at(&self, balancer: &mut Balancer<K>) -> Option<Instant> {
+        let hedge = self.options.hedge?;
+        if self.hedged || !self.options.idempotent || self.options.policy.never_twice() {
+            return None;
+        }
+        let after = match hedge {
+            Hedge::AtP95 => balancer.p95()?,
+            Hedge::After(after) => after,
+        };
+        let first = self.live.iter().flatten().next()?;
+        let at = self.attempts.get(first.attempt)?.started + after.min(MAX_CALL_TIMEOUT);
+        (at < self.deadline).then_some(at)
+    }
+
+    /// Gives up the attempts for which `due` holds, and returns whether there were any.
+    fn time_out(&mut self, now: Instant, balancer: &mut Balancer<K>, due: impl Fn(&Live) -> bool) -> bool {
+        let mut any = false;
+        for place in 0..MAX_IN_FLIGHT {
+            if let Some(live) = self.live[place].take_if(|live| due(live)) {
+                any = true;
+                self.abort_later(live.attempt);
+                self.settle(now, balancer, live, Fate::Unknown(Loss::TimedOut));
+            }
+        }
+        any
+    }
+
+    /// Takes an attempt that is over out of the books, and decides what follows.
+    fn settle(&mut self, now: Instant, balancer: &mut Balancer<K>, live: Live, fate: Fate) {
+        self.close(now, balancer, &live.attempt, live.lease, fate);
+        match fate {
+            Fate::Ok => self.end(now, balancer, End::Ok(live.attempt)),
+            Fate::Cancelled => self.end(now, balancer, End::Cancelled),
+            Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Answered { .. } => {
+                if fate == Fate::NotSent {
+                    self.counted -= 1;
+                }
+                if self.options.policy.retries(&fate) {
+                    self.fail_over(now, balancer, live.attempt, fate);
+                } else {
+                    self.end(now, balancer, End::NotRetried(live.attempt, StopReason::Definitive));
+                }
+            }
+        }
+    }
+
+    /// An attempt failed and the policy allows another one.
+    fn fail_over(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId, fate: Fate) {
+        match self.state {
+            State::InFlight => {}
+            State::Ready | State::Waiting(_) | State::Ended(_) | State::Over(_) => return,
+        }
+        if self.live.iter().any(Option::is_some) {
+            return; // the other one may still succeed
+        }
+        let at = balancer.begin_pick(now);
+        let excluded = self.exclude_tried(balancer);
+        if let Some(end) = self.exhausted(balancer, excluded) {
+            return self.end(now, balancer, end);
+        }
+        if fate == Fate::NotSent {
+            self.state = State::Ready;
+            return;
+        }
+        let pushback = fate.pushback();
+        if pushback == Some(Pushback::Stop) {
+            return self.end(now, balancer, End::NotRetried(attempt, StopReason::Pushback));
+        }
+        if !balancer.take_retry(at) {
+            return self.end(now, balancer, End::NotRetried(attempt, StopReason::BudgetExhausted));
+        }
+        self.failovers += 1;
+        let wait = match (pushback, self.options.backoff) {
+            (Some(Pushback::After(wait)), _) => wait.min(MAX_CALL_TIMEOUT),
+            (Some(Pushback::Stop) | None, Some(backoff)) => backoff.wait(self.failovers, &mut balancer.rng),
+            (Some(Pushback::Stop) | None, None) => Duration::ZERO,
+        };
+        if wait.is_zero() {
+            self.state = State::Ready;
+        } else if now + wait >= self.deadline {
+            self.end(now, balancer, End::DeadlineExceeded);
+        } else {
+            self.state = State::Waiting(now + wait);
+        }
+    }
+
+    /// Ends the call once; whatever is in flight is given up.
+    fn end(&mut self, now: Instant, balancer: &mut Balancer<K>, end: End) {
+        match self.state {
+            State::Ended(_) | State::Over(_) => return,
+            State::Ready | State::Waiting(_) | State::InFlight => self.state = State::Ended(end),
+        }
+        for place in 0..MAX_IN_FLIGHT {
+            if let Some(live) = self.live[place].take() {
+                self.abort_later(live.attempt);
+                self.close(now, balancer, &live.attempt, live.lease, Fate::Cancelled);
+            }
+        }
+    }
+
+    /// Writes an attempt's end into the log and returns its lease.
+    fn close(&mut self, now: Instant, balancer: &mut Balancer<K>, id: &AttemptId, lease: Lease, fate: Fate) {
+        if let Some(attempt) = self.attempts.get_mut(*id) {
+            attempt.elapsed = now.saturating_duration_since(attempt.started);
+            attempt.fate = fate;
+        }
+        balancer.report(now, lease, fate);
+    }
+
+    fn conclude(&mut self, end: End) -> Result<Success<K>, CallError<K>> {
+        let attempts = std::mem::replace(&mut self.attempts, Attempts::new());
+        if let End::Ok(attempt) = end {
+            return Ok(Success { attempt, attempts });
+        }
+        let attempts = Box::new(attempts);
+        Err(match end {
+            End::Ok(_) => unreachable!("it returned above"),
+            End::ServiceNotFound => CallError::ServiceNotFound,
+            End::AllProvidersFailed => CallError::AllProvidersFailed { attempts },
+            End::MaxAttemptsExceeded(limit) => CallError::MaxAttemptsExceeded { limit, attempts },
+            End::DeadlineExceeded => CallError::DeadlineExceeded { attempts },
+            End::NotRetried(attempt, reason) => CallError::NotRetried {
+                attempt,
+                reason,
+                attempts,
+            },
+            End::Cancelled => CallError::Cancelled { attempts },
+        })
+    }
+
+    fn abort_later(&mut self, attempt: AttemptId) {
+        if let Some(place) = self.aborts.iter_mut().find(|place| place.is_none()) {
+            *place = Some(attempt);
+        }
+    }
+
+    fn next_abort(&mut self) -> Option<AttemptId> {
+        let next = self.aborts[0].take();
+        self.aborts.rotate_left(1);
+        next
+    }
+
+    #[inline]
+    fn tick(&mut self, now: Instant) -> Instant {
+        self.latest = self.latest.max(now);
+        self.latest
+    }
+}

@@ -1,0 +1,89 @@
+//! What the caller tells the balancer about one provider.
+
+use crate::identity;
+
+/// The largest weight; larger ones are clamped to it.
+pub const MAX_WEIGHT: u32 = u16::MAX as u32;
+
+/// The largest number of providers in one balancer; [`crate::Balancer::update`] reports what it left out.
+pub const MAX_PROVIDERS: usize = 65_536;
+
+/// Where a provider stands: a zone, region, rack; whatever is worth staying inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Zone(u64);
+
+impl Zone {
+    /// The zone with this number.
+    #[must_use]
+    pub const fn new(id: u64) -> Self {
+        Self(id)
+    }
+
+    /// The zone with this name, as 64 bits of a stable hash.
+    ///
+    /// ```
+    /// use macula_select::Zone;
+    /// assert_eq!(Zone::named("eu-west-1a"), Zone::named("eu-west-1a"));
+    /// assert_ne!(Zone::named("eu-west-1a"), Zone::named("eu-west-1b"));
+    /// ```
+    #[must_use]
+    pub const fn named(name: &str) -> Self {
+        Self(identity::of_name(name))
+    }
+}
+
+/// One provider of a service, as [`crate::Balancer::update`] takes it.
+///
+/// ```
+/// use macula_select::{Provider, Zone};
+/// let provider = Provider::new("10.0.0.7:9443").weight(4).zone(Zone::named("a"));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Provider<K> {
+    pub(crate) key: K,
+    pub(crate) weight: u32,
+    pub(crate) zone: Option<Zone>,
+}
+
+impl<K> Provider<K> {
+    /// A provider of weight 1 in no particular zone.
+    ///
+    /// The key is its identity: one provider, one key, from update to update.
+    #[must_use]
+    pub fn new(key: K) -> Self {
+        Self {
+            key,
+            weight: 1,
+            zone: None,
+        }
+    }
+
+    /// Its share relative to the others, clamped to `1..=`[`MAX_WEIGHT`].
+    ///
+    /// To send a provider nothing, leave it out of the update or set [`crate::Link::Draining`].
+    #[must_use]
+    pub fn weight(mut self, weight: u32) -> Self {
+        self.weight = weight.clamp(1, MAX_WEIGHT);
+        self
+    }
+
+    /// The zone it stands in.
+    #[must_use]
+    pub fn zone(mut self, zone: impl Into<Option<Zone>>) -> Self {
+        self.zone = zone.into();
+        self
+    }
+}
+
+/// What the transport knows about the way to a provider, told with [`crate::Balancer::set_link`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Link {
+    /// Connected, or dialing is expected to work: the state of every new provider. Clears the other two.
+    Up,
+    /// The connection is dead or dialing failed. Others are preferred for
+    /// [`HealthConfig::link_hold`](crate::HealthConfig::link_hold); then the provider is given another chance.
+    Down,
+    /// The provider said that it is going away. It is never picked until it is `Up` again, or `Down`, after
+    /// which it may have come back as a new process.
+    Draining,
+}
