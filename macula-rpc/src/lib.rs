@@ -1,1 +1,23 @@
 #![doc = include_str!("../README.md")]
+
+mod client;
+mod error;
+mod handler;
+mod request;
+mod resolve;
+mod server;
+mod status;
+
+pub use client::{
+    Answer, AnswerSource, CallBuilder, Client, ClientBuilder, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, MAX_SERVICES,
+    Routers,
+};
+pub use error::{Attempt, CallError, Cause};
+pub use handler::Handler;
+pub use macula_select::{Backoff, Hedge, RetryPolicy, StopReason, Strategy};
+pub use macula_transport::Metadata;
+pub use macula_wire::{Endpoint, NameError, NodeId, ServiceName, StatusCode};
+pub use request::{Request, Response};
+pub use resolve::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
+pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, ServeError, Server};
+pub use status::Status;

@@ -1,1 +1,36 @@
 #![doc = include_str!("../README.md")]
+
+mod call;
+mod caller;
+mod codec;
+mod config;
+mod connection;
+mod drive;
+mod endpoint;
+mod error;
+mod handler;
+mod handshake;
+mod hello;
+mod identity;
+mod metadata;
+mod peer;
+mod pool;
+mod quic;
+mod serve;
+mod stats;
+mod stream;
+mod tls;
+
+pub use call::{CallReply, CallRequest, IncomingCall, Reply};
+pub use config::{Config, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES, PoolConfig, Timers};
+pub use connection::Connection;
+pub use endpoint::Endpoint;
+pub use error::{
+    BindError, CallError, CloseCode, DialError, HelloError, Lost, NotSent, Pushback, RequestError, TlsError, Unknown,
+};
+pub use handler::{Handler, NoService, Protocol};
+pub use identity::{Identity, IdentityError};
+pub use metadata::Metadata;
+pub use peer::{PeerInfo, Role};
+pub use pool::{Pool, PoolStats};
+pub use stats::Stats;

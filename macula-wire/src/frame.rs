@@ -115,6 +115,11 @@ impl FrameDecoder {
         }
     }
 
+    /// From here on, takes frames of at most `limit` bytes: where a stream's first frame and those after it differ in size.
+    pub fn set_limit(&mut self, limit: usize) {
+        self.limit = limit.min(MAX_FRAME_BYTES);
+    }
+
     /// Adds bytes of the stream. Take every frame with [`FrameDecoder::next_frame`] before the next push, else what is
     /// left is copied.
     pub fn push(&mut self, chunk: Bytes) {
@@ -196,6 +201,20 @@ mod tests {
         prost::encoding::encode_varint(payload.len() as u64, &mut out);
         out.extend_from_slice(payload);
         out
+    }
+
+    #[test]
+    fn a_limit_set_between_frames_holds_for_those_after() {
+        let mut decoder = FrameDecoder::new(1);
+        decoder.push([framed(b"a"), framed(b"bc")].concat().into());
+        assert_eq!(decoder.next_frame().unwrap().unwrap(), "a");
+        decoder.set_limit(2);
+        assert_eq!(decoder.next_frame().unwrap().unwrap(), "bc");
+        decoder.push(framed(b"def").into());
+        assert_eq!(
+            decoder.next_frame(),
+            Err(FrameError::TooLarge { announced: 3, limit: 2 })
+        );
     }
 
     proptest! {

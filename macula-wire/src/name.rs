@@ -1,6 +1,6 @@
 //! Names people choose: services and realms. Parsed once, valid ever after.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{convert::Infallible, fmt, str::FromStr, sync::Arc};
 
 use crate::hash::sha256;
 
@@ -23,6 +23,12 @@ pub enum NameError {
     /// A part between dots is empty.
     #[error("a name neither starts nor ends with a dot nor has two in a row; write it like `api.compute`")]
     EmptySegment,
+}
+
+impl From<Infallible> for NameError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
 }
 
 fn check(text: &str) -> Result<(), NameError> {
@@ -85,6 +91,20 @@ macro_rules! name {
 
             fn from_str(text: &str) -> Result<Self, NameError> {
                 Self::new(text)
+            }
+        }
+
+        impl TryFrom<&str> for $name {
+            type Error = NameError;
+
+            fn try_from(text: &str) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
+        impl From<&$name> for $name {
+            fn from(name: &$name) -> Self {
+                name.clone()
             }
         }
 

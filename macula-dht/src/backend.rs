@@ -1,0 +1,100 @@
+//! Where records and contacts outlive the process.
+//!
+//! A backend is a cache, not an authority: what it gives back is verified like a stranger's bytes. The core works from memory
+//! and hands changes over in batches, so a slow or broken disk delays nothing but the commit.
+
+use macula_wire::{NodeId, ServiceKey, SignedProvider};
+
+use crate::Contact;
+
+/// Keeps what a node would want back after a restart.
+pub trait Backend {
+    /// Everything that was kept. Asked once, at the start.
+    ///
+    /// # Errors
+    /// When nothing can be read. The node then starts empty.
+    fn load(&mut self) -> Result<Loaded, BackendError>;
+
+    /// Keeps `changes`, in this order, all or none.
+    ///
+    /// # Errors
+    /// When they cannot be kept. They are not offered again.
+    fn commit(&mut self, changes: &[Change]) -> Result<(), BackendError>;
+
+    /// Whether there is any point in gathering changes.
+    fn is_volatile(&self) -> bool {
+        false
+    }
+}
+
+/// A backend could not do its work.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// Reading or writing failed.
+    #[error("the directory's file could not be read or written; check the disk and the file's permissions")]
+    Io(#[source] std::io::Error),
+    /// What is kept cannot be understood.
+    #[error("the directory's file is damaged")]
+    Corrupt(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// A change to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A record was stored, or replaced the one of the same provider.
+    Put(StoredRecord),
+    /// The record of a provider is gone.
+    Remove {
+        /// The key.
+        key: ServiceKey,
+        /// The provider.
+        node: NodeId,
+    },
+    /// These are the contacts now.
+    Contacts(Vec<StoredContact>),
+}
+
+/// A record as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRecord {
+    /// The key it is under.
+    pub key: ServiceKey,
+    /// The provider.
+    pub node: NodeId,
+    /// The record.
+    pub record: SignedProvider,
+    /// When its place is free again, in milliseconds since the Unix epoch.
+    pub expires_ms: u64,
+}
+
+/// A contact as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredContact(pub Contact);
+
+/// What was kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// Records, unverified.
+    pub records: Vec<StoredRecord>,
+    /// Contacts, which may be gone by now.
+    pub contacts: Vec<StoredContact>,
+}
+
+/// Keeps nothing: the node starts empty.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Memory;
+
+impl Backend for Memory {
+    fn load(&mut self) -> Result<Loaded, BackendError> {
+        Ok(Loaded::default())
+    }
+
+    fn commit(&mut self, _changes: &[Change]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn is_volatile(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,282 @@
+//! The directory cache: what lookups found, kept for a minute (D7).
+//!
+//! Usable alone; time is passed in. An answer is fresh for [`CacheLimits::fresh`] or the shortest remaining validity in it, if
+//! that is less; an empty one for [`CacheLimits::negative`]. For [`CacheLimits::stale`] after that it is still served while
+//! somebody refreshes it.
+//!
+//! **Invariants:** no record is handed out at or after its expiry (D4); at most one caller a key is told to look it up
+//! (single flight), and a caller who never reports back blocks the key for [`CacheLimits::flight`] at most.
+//!
+//! What is left out: the lookup itself, and how those who wait for another's lookup hear of its end.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use macula_wire::{ServiceKey, VerifiedProvider};
+
+use crate::Clock;
+
+/// How much a cache keeps, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheLimits {
+    /// The most keys; the least recently used one makes room.
+    pub keys: usize,
+    /// How long an answer is fresh at most.
+    pub fresh: Duration,
+    /// How long an answer without providers is fresh.
+    pub negative: Duration,
+    /// How long an answer that is no longer fresh is served while it is refreshed.
+    pub stale: Duration,
+    /// How long a lookup may take before another caller is told to start one.
+    pub flight: Duration,
+}
+
+impl Default for CacheLimits {
+    fn default() -> Self {
+        Self {
+            keys: 4096,
+            fresh: Duration::from_secs(60),
+            negative: Duration::from_secs(5),
+            stale: Duration::from_secs(30),
+            flight: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Who looks a key up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flight {
+    /// The caller: report with [`DirectoryCache::insert`] or [`DirectoryCache::abandon`].
+    Lead,
+    /// Somebody else does already; wait for that.
+    Follow,
+}
+
+/// What a cache knows of a key.
+#[derive(Debug, Clone)]
+pub enum Cached {
+    /// These providers, in the list's order; at least one.
+    Hit(Arc<[VerifiedProvider]>),
+    /// These providers, and the answer is due to be refreshed behind the call.
+    Stale(Arc<[VerifiedProvider]>, Flight),
+    /// That there is no provider.
+    Negative,
+    /// Nothing.
+    Miss(Flight),
+}
+
+/// How often a cache answered how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheCounters {
+    /// Fresh answers with providers.
+    pub hits: u64,
+    /// Fresh answers without.
+    pub negative_hits: u64,
+    /// Answers served while they are refreshed.
+    pub stale: u64,
+    /// Callers that had to wait for a lookup.
+    pub misses: u64,
+    /// Keys that made room for others.
+    pub evictions: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    answer: Option<Answer>,
+    /// When the lookup under way, if any, was started.
+    flight: Option<Instant>,
+    /// The entry's place in the order of use.
+    used: u64,
+}
+
+#[derive(Debug)]
+struct Answer {
+    providers: Arc<[VerifiedProvider]>,
+    /// When each of them expires.
+    expiries: Vec<Instant>,
+    fresh_until: Instant,
+}
+
+/// What lookups found lately.
+#[derive(Debug)]
+pub struct DirectoryCache {
+    clock: Clock,
+    limits: CacheLimits,
+    entries: BTreeMap<ServiceKey, Entry>,
+    /// Keys by when they were last used.
+    order: BTreeMap<u64, ServiceKey>,
+    uses: u64,
+    counters: CacheCounters,
+}
+
+impl DirectoryCache {
+    /// An empty cache.
+    #[must_use]
+    pub fn new(clock: Clock, limits: CacheLimits) -> Self {
+        Self {
+            clock,
+            limits,
+            entries: BTreeMap::new(),
+            order: BTreeMap::new(),
+            uses: 0,
+            counters: CacheCounters::default(),
+        }
+    }
+
+    /// How often it answered how.
+    #[must_use]
+    pub fn counters(&self) -> CacheCounters {
+        self.counters
+    }
+
+    /// The number of keys it holds.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// What is known of `key`.
+    pub fn get(&mut self, now: Instant, key: &ServiceKey) -> Cached {
+        let limits = self.limits;
+        let entry = self.touch(key);
+        let answer = entry
+            .answer
+            .as_mut()
+            .filter(|answer| now < answer.fresh_until + limits.stale);
+        let cached = match answer {
+            None => {
+                entry.answer = None;
+                Cached::Miss(take_off(&mut entry.flight, now, limits.flight))
+            }
+            Some(answer) => {
+                answer.drop_expired(now);
+                match (answer.providers.is_empty(), now < answer.fresh_until) {
+                    (true, true) => Cached::Negative,
+                    (false, true) => Cached::Hit(Arc::clone(&answer.providers)),
+                    // That there was no provider is not served beyond its time.
+                    (true, false) => Cached::Miss(take_off(&mut entry.flight, now, limits.flight)),
+                    (false, false) => {
+                        let flight = take_off(&mut entry.flight, now, limits.flight);
+                        Cached::Stale(Arc::clone(&answer.providers), flight)
+                    }
+                }
+            }
+        };
+        match cached {
+            Cached::Hit(_) => self.counters.hits += 1,
+            Cached::Stale(..) => self.counters.stale += 1,
+            Cached::Negative => self.counters.negative_hits += 1,
+            Cached::Miss(_) => self.counters.misses += 1,
+        }
+        cached
+    }
+
+    /// Skips what is known of `key`: the caller wants a lookup.
+    ///
+    /// A lookup that is under way serves, since its answer will be as new.
+    pub fn force_refresh(&mut self, now: Instant, key: &ServiceKey) -> Flight {
+        self.counters.misses += 1;
+        let flight = self.limits.flight;
+        take_off(&mut self.touch(key).flight, now, flight)
+    }
+
+    /// Takes a lookup's answer, empty when it found no provider. Ends the key's flight.
+    pub fn insert(&mut self, now: Instant, key: &ServiceKey, providers: Vec<VerifiedProvider>) {
+        let mut expiries = Vec::with_capacity(providers.len());
+        let clock = self.clock;
+        let mut kept: Vec<_> = providers
+            .into_iter()
+            .filter(|provider| !provider.is_withdrawn())
+            .filter_map(|provider| clock.validity(now, &provider).ok().map(|left| (now + left, provider)))
+            .collect();
+        kept.sort_by_cached_key(|(_, provider)| key.rank(provider.node_id()));
+        expiries.extend(kept.iter().map(|(expiry, _)| *expiry));
+        let mut fresh = if kept.is_empty() {
+            self.limits.negative
+        } else {
+            self.limits.fresh
+        };
+        if let Some(first) = expiries.iter().min() {
+            fresh = fresh.min(first.saturating_duration_since(now));
+        }
+        let providers = kept.into_iter().map(|(_, provider)| provider).collect();
+        let entry = self.touch(key);
+        entry.flight = None;
+        entry.answer = Some(Answer {
+            providers,
+            expiries,
+            fresh_until: now + fresh,
+        });
+    }
+
+    /// Ends the key's flight without an answer: the lookup failed. What is known stays.
+    pub fn abandon(&mut self, key: &ServiceKey) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.flight = None;
+        }
+    }
+
+    /// Forgets what is known of `key`: it turned out wrong.
+    pub fn forget(&mut self, key: &ServiceKey) {
+        if let Some(entry) = self.entries.get_mut(key) {
+            entry.answer = None;
+        }
+    }
+
+    /// The key's entry, made the most recently used one.
+    fn touch(&mut self, key: &ServiceKey) -> &mut Entry {
+        self.uses += 1;
+        let uses = self.uses;
+        if let Some(entry) = self.entries.get(key) {
+            self.order.remove(&entry.used);
+        } else if self.entries.len() >= self.limits.keys.max(1)
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.entries.remove(&oldest);
+            self.counters.evictions += 1;
+        }
+        self.order.insert(uses, *key);
+        let entry = self.entries.entry(*key).or_default();
+        entry.used = uses;
+        entry
+    }
+}
+
+fn take_off(flight: &mut Option<Instant>, now: Instant, limit: Duration) -> Flight {
+    match *flight {
+        Some(started) if now < started + limit => Flight::Follow,
+        _ => {
+            *flight = Some(now);
+            Flight::Lead
+        }
+    }
+}
+
+impl Answer {
+    fn drop_expired(&mut self, now: Instant) {
+        if self.expiries.iter().all(|&expiry| now < expiry) {
+            return;
+        }
+        let expiries = &self.expiries;
+        let live = self.providers.iter().zip(expiries).filter(|(_, expiry)| now < **expiry);
+        self.providers = live.map(|(provider, _)| provider.clone()).collect();
+        self.expiries.retain(|expiry| now < *expiry);
+        if self.providers.is_empty() {
+            // The records ran out; that says nothing about who has come since.
+            self.fresh_until = self.fresh_until.min(now);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "cache_tests.rs"]
+mod tests;

@@ -1,0 +1,137 @@
+use macula_wire::{Advertisement, Realm, SecretKey};
+
+use super::*;
+
+struct Fixture {
+    start: Instant,
+    key: ServiceKey,
+    cache: DirectoryCache,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let start = Instant::now();
+        let key = ServiceKey::new(&Realm::default(), &"api.compute".parse().unwrap());
+        Self {
+            start,
+            key,
+            cache: DirectoryCache::new(Clock::new(start, 0), CacheLimits::default()),
+        }
+    }
+
+    fn record(&self, node: u8, issued_secs: u64, ttl_secs: u64) -> VerifiedProvider {
+        let advertisement = Advertisement::new(["node:1".parse().unwrap()]).with_ttl(Duration::from_secs(ttl_secs));
+        let signer = SecretKey::from_bytes(&[node; 32]);
+        let realm = Realm::default().hash();
+        VerifiedProvider::sign(&signer, &realm, &self.key, 1, issued_secs * 1000, &advertisement).unwrap()
+    }
+
+    fn at(&self, secs: u64) -> Instant {
+        self.start + Duration::from_secs(secs)
+    }
+
+    fn get(&mut self, secs: u64) -> Cached {
+        self.cache.get(self.at(secs), &self.key.clone())
+    }
+
+    fn insert(&mut self, secs: u64, providers: Vec<VerifiedProvider>) {
+        self.cache.insert(self.at(secs), &self.key.clone(), providers);
+    }
+}
+
+#[test]
+fn d7_an_answer_is_fresh_for_60_s_and_served_for_30_more_while_one_caller_refreshes() {
+    let mut f = Fixture::new();
+    assert!(matches!(f.get(0), Cached::Miss(Flight::Lead)));
+    f.insert(0, vec![f.record(1, 0, 300)]);
+    assert!(matches!(f.get(59), Cached::Hit(p) if p.len() == 1));
+    assert!(matches!(f.get(60), Cached::Stale(_, Flight::Lead)));
+    assert!(matches!(f.get(61), Cached::Stale(_, Flight::Follow)));
+    f.insert(62, vec![f.record(1, 62, 300)]);
+    assert!(matches!(f.get(121), Cached::Hit(_)));
+    assert!(matches!(f.get(152), Cached::Miss(Flight::Lead)));
+    let counters = f.cache.counters();
+    assert_eq!((counters.hits, counters.stale, counters.misses), (2, 2, 2));
+}
+
+#[test]
+fn d7_an_empty_answer_is_fresh_for_5_s() {
+    let mut f = Fixture::new();
+    f.insert(0, vec![]);
+    assert!(matches!(f.get(4), Cached::Negative));
+    assert!(matches!(f.get(5), Cached::Miss(Flight::Lead)));
+}
+
+#[test]
+fn d4_a_record_is_never_served_at_or_after_its_expiry() {
+    let mut f = Fixture::new();
+    f.insert(0, vec![f.record(1, 0, 20), f.record(2, 0, 300)]);
+    assert!(matches!(f.get(19), Cached::Hit(p) if p.len() == 2));
+    assert!(matches!(f.get(20), Cached::Stale(p, Flight::Lead) if p.len() == 1));
+    f.insert(21, vec![f.record(1, 2, 20)]);
+    assert!(matches!(f.get(21), Cached::Hit(_)));
+    assert!(
+        matches!(f.get(22), Cached::Miss(Flight::Lead)),
+        "an answer that ran out is not a negative one"
+    );
+}
+
+#[test]
+fn d4_a_record_that_arrives_expired_or_withdrawn_is_not_kept() {
+    let mut f = Fixture::new();
+    let signer = SecretKey::from_bytes(&[3; 32]);
+    let (realm, ttl) = (Realm::default().hash(), Duration::from_secs(300));
+    let gone = VerifiedProvider::sign_withdrawal(&signer, &realm, &f.key, 2, 0, ttl).unwrap();
+    f.insert(30, vec![f.record(1, 0, 20), gone]);
+    assert!(matches!(f.get(30), Cached::Negative));
+}
+
+#[test]
+fn d7_force_refresh_skips_the_cache_but_joins_a_lookup_under_way() {
+    let mut f = Fixture::new();
+    f.insert(0, vec![f.record(1, 0, 300)]);
+    let (now, key) = (f.at(1), f.key);
+    assert_eq!(f.cache.force_refresh(now, &key), Flight::Lead);
+    assert_eq!(f.cache.force_refresh(now, &key), Flight::Follow);
+    assert!(matches!(f.get(1), Cached::Hit(_)));
+    f.cache.abandon(&key);
+    assert_eq!(f.cache.force_refresh(now, &key), Flight::Lead);
+}
+
+#[test]
+fn a_lost_leader_blocks_a_key_for_no_longer_than_a_flight() {
+    let mut f = Fixture::new();
+    assert!(matches!(f.get(0), Cached::Miss(Flight::Lead)));
+    assert!(matches!(f.get(9), Cached::Miss(Flight::Follow)));
+    assert!(matches!(f.get(10), Cached::Miss(Flight::Lead)));
+}
+
+#[test]
+fn the_least_recently_used_key_makes_room() {
+    let start = Instant::now();
+    let mut cache = DirectoryCache::new(
+        Clock::new(start, 0),
+        CacheLimits {
+            keys: 2,
+            ..CacheLimits::default()
+        },
+    );
+    let key = |n| ServiceKey::from_bytes([n; 32]);
+    cache.insert(start, &key(1), vec![]);
+    cache.insert(start, &key(2), vec![]);
+    assert!(matches!(cache.get(start, &key(1)), Cached::Negative));
+    cache.insert(start, &key(3), vec![]);
+    assert_eq!((cache.len(), cache.counters().evictions), (2, 1));
+    assert!(matches!(cache.get(start, &key(1)), Cached::Negative));
+    assert!(matches!(cache.get(start, &key(2)), Cached::Miss(Flight::Lead)));
+}
+
+#[test]
+fn d1_providers_come_in_the_order_of_the_key() {
+    let mut f = Fixture::new();
+    f.insert(0, (1..20).map(|node| f.record(node, 0, 300)).collect());
+    let Cached::Hit(providers) = f.get(0) else {
+        panic!("a fresh answer")
+    };
+    assert!(providers.is_sorted_by_key(|p| f.key.rank(p.node_id())));
+}

@@ -1,0 +1,116 @@
+//! The two clocks a directory needs, held together.
+//!
+//! Expiry runs on the monotonic clock; the dates in records are wall-clock time. A [`Clock`] ties the two at one moment, when
+//! it is made, and never again: a wall clock that is set back or forth later changes nothing here.
+//!
+//! **Invariant:** of one record, a later reading never gives a later expiry than `issued + ttl`, so no chain of holders and
+//! caches prolongs it (D4).
+
+use std::time::{Duration, Instant};
+
+use macula_wire::VerifiedProvider;
+
+/// How far into the future a record may be dated: the clock error between two nodes that is forgiven.
+pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+
+/// Nanoseconds since a clock's origin: compact, exact, and enough for five centuries.
+pub(crate) type Tick = u64;
+
+/// Monotonic and wall-clock time, tied together once.
+#[derive(Debug, Clone, Copy)]
+pub struct Clock {
+    origin: Instant,
+    unix_ms: u64,
+}
+
+impl Clock {
+    /// A clock for which it is `now` on the monotonic clock and `unix_ms` milliseconds after the Unix epoch.
+    #[must_use]
+    pub fn new(now: Instant, unix_ms: u64) -> Self {
+        Self { origin: now, unix_ms }
+    }
+
+    /// The wall-clock time at `now`, in milliseconds since the Unix epoch.
+    #[must_use]
+    pub fn unix_ms(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.origin).as_millis();
+        self.unix_ms.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+
+    /// How long `record` is still valid at `now` for somebody who receives it then: `min(ttl, issued + ttl - now)`.
+    ///
+    /// # Errors
+    /// When it is no longer valid, or dated too far ahead.
+    pub fn validity(&self, now: Instant, record: &VerifiedProvider) -> Result<Duration, DateError> {
+        self.check_dates(now, record.advertised_at_ms(), record.ttl())
+    }
+
+    pub(crate) fn check_dates(&self, now: Instant, issued_ms: u64, ttl: Duration) -> Result<Duration, DateError> {
+        let now_ms = self.unix_ms(now);
+        if issued_ms > now_ms.saturating_add(millis(MAX_CLOCK_SKEW)) {
+            return Err(DateError::FromTheFuture);
+        }
+        match issued_ms.saturating_add(millis(ttl)).checked_sub(now_ms) {
+            None | Some(0) => Err(DateError::Expired),
+            Some(left) => Ok(ttl.min(Duration::from_millis(left))),
+        }
+    }
+
+    pub(crate) fn tick(&self, now: Instant) -> Tick {
+        nanos(now.saturating_duration_since(self.origin))
+    }
+
+    pub(crate) fn instant(&self, tick: Tick) -> Instant {
+        self.origin + Duration::from_nanos(tick)
+    }
+}
+
+/// The dates of a record rule it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DateError {
+    /// Its validity is over.
+    #[error("the record has expired; if it is fresh, set the clock of the node that published it")]
+    Expired,
+    /// It is dated more than [`MAX_CLOCK_SKEW`] ahead.
+    #[error("the record is dated over a minute ahead; set the clock of the node that published it")]
+    FromTheFuture,
+}
+
+/// Whole milliseconds, saturating.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Nanoseconds, saturating.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d4_validity_is_the_lesser_of_received_and_issued() {
+        let now = Instant::now();
+        let clock = Clock::new(now, 1_000_000);
+        let ttl = Duration::from_secs(20);
+        let at = |issued| clock.check_dates(now, issued, ttl);
+        assert_eq!(at(1_000_000), Ok(ttl));
+        assert_eq!(at(1_030_000), Ok(ttl), "a publisher whose clock is ahead gains nothing");
+        assert_eq!(at(990_000), Ok(Duration::from_secs(10)));
+        assert_eq!(at(980_000), Err(DateError::Expired));
+        assert_eq!(at(980_001), Ok(Duration::from_millis(1)));
+        assert_eq!(at(1_060_001), Err(DateError::FromTheFuture));
+        assert_eq!(at(u64::MAX), Err(DateError::FromTheFuture));
+        assert_eq!(at(0), Err(DateError::Expired));
+    }
+
+    #[test]
+    fn an_instant_before_the_origin_is_the_origin() {
+        let early = Instant::now();
+        let clock = Clock::new(early + Duration::from_secs(5), 7);
+        assert_eq!((clock.tick(early), clock.unix_ms(early)), (0, 7));
+    }
+}

@@ -1,0 +1,268 @@
+//! Becoming and staying part of a mesh.
+//!
+//! Joining is a lookup for this node's own id from every seed and every peer remembered, after which the rest of the table
+//! is filled by lookups for random points of each bucket. The same is done again whenever the table has run empty, and, one
+//! remembered peer or seed at a time, now and then for ever: two halves of a mesh that lost each other find back.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Instant,
+};
+
+use macula_wire::{Endpoint, Signer};
+
+use super::{Dht, MAX_REMEMBERED, MAX_SEEDS, exchange::Purpose, queries::Goal};
+use crate::{
+    Backend, Contact, Event, Output, Point, QueryId, Request, RequestId, Seed,
+    clock::{Tick, nanos},
+};
+
+/// How often it is looked whether something needs refreshing, in nanoseconds.
+pub(super) const MAINTENANCE: Tick = 60_000_000_000;
+/// The most refreshing lookups at a time.
+const MAX_REFRESHES: usize = 2;
+
+/// Who this node joins through, and how far it is.
+#[derive(Debug, Default)]
+pub(super) struct Joining {
+    known: Vec<Contact>,
+    addresses: Vec<Endpoint>,
+    /// Peers that left the table, the latest last.
+    remembered: VecDeque<Contact>,
+    /// Addresses being asked who listens there.
+    identifying: BTreeMap<RequestId, Endpoint>,
+    identify_until: Option<Tick>,
+    query: Option<QueryId>,
+    /// When to try again.
+    retry_at: Option<Tick>,
+    attempts: u32,
+    /// Which remembered peer or seed is tried next.
+    turn: usize,
+}
+
+impl Joining {
+    pub(super) fn has_seeds(&self) -> bool {
+        !self.known.is_empty() || !self.addresses.is_empty()
+    }
+
+    pub(super) fn known_contacts(&self) -> impl Iterator<Item = &Contact> {
+        self.known.iter().chain(&self.remembered)
+    }
+
+    pub(super) fn remember(&mut self, contact: Contact) {
+        self.remembered.retain(|known| known.node_id() != contact.node_id());
+        if self.remembered.len() == MAX_REMEMBERED {
+            self.remembered.pop_front();
+        }
+        self.remembered.push_back(contact);
+    }
+
+    pub(super) fn due(&self) -> Option<Tick> {
+        [self.identify_until, self.retry_at].into_iter().flatten().min()
+    }
+
+    fn is_running(&self) -> bool {
+        self.query.is_some() || !self.identifying.is_empty()
+    }
+}
+
+impl<S: Signer, B: Backend> Dht<S, B> {
+    /// Joins a mesh through `seeds`, which are kept for joining again; at most [`MAX_SEEDS`].
+    ///
+    /// [`Event::Joined`] or [`Event::JoinFailed`] follows; after the latter it is tried again without being asked to.
+    pub fn bootstrap(&mut self, now: Instant, seeds: impl IntoIterator<Item = Seed>) {
+        for seed in seeds {
+            if self.joining.known.len() + self.joining.addresses.len() >= MAX_SEEDS {
+                break;
+            }
+            match seed {
+                Seed::Known(contact) if *contact.node_id() != self.own => {
+                    self.joining.known.retain(|known| known.node_id() != contact.node_id());
+                    self.joining.known.push(contact);
+                }
+                Seed::At(endpoint) if !self.joining.addresses.contains(&endpoint) => {
+                    self.joining.addresses.push(endpoint);
+                }
+                Seed::Known(_) | Seed::At(_) => {}
+            }
+        }
+        if !self.joining.is_running() {
+            self.start_join(now);
+        }
+    }
+
+    /// Asks a node whether it answers, and takes it into the routing table when it does.
+    pub fn add_contact(&mut self, now: Instant, contact: Contact) {
+        if *contact.node_id() != self.own && self.probing.insert(*contact.node_id()) {
+            self.send(now, contact, Purpose::Probe, Request::Ping);
+        }
+    }
+
+    /// Takes the answer to an [`Output::Identify`]: the nodes that listen at the address, none when it cannot be reached.
+    pub fn handle_identified(&mut self, now: Instant, id: RequestId, nodes: impl IntoIterator<Item = Contact>) {
+        if self.joining.identifying.remove(&id).is_none() {
+            self.counters.unexpected += 1;
+            return;
+        }
+        if self.joining.identifying.is_empty() {
+            self.joining.identify_until = None;
+        }
+        let nodes: Vec<_> = nodes
+            .into_iter()
+            .take(MAX_SEEDS)
+            .filter(|node| *node.node_id() != self.own)
+            .collect();
+        for node in &nodes {
+            self.joining.remember(node.clone());
+        }
+        match self.joining.query {
+            Some(query) => {
+                if let Some(lookup) = self.queries.get_mut(&query).and_then(|query| query.paths.first_mut()) {
+                    lookup.add(nodes, 0);
+                }
+                self.pump(now, query);
+            }
+            None if !nodes.is_empty() => self.start_join_lookup(now, nodes),
+            None if self.joining.identifying.is_empty() => self.on_join_lookup(now, 0),
+            None => {}
+        }
+    }
+
+    fn start_join(&mut self, now: Instant) {
+        self.joining.retry_at = None;
+        let addresses = self.joining.addresses.clone();
+        for endpoint in addresses {
+            let id = self.next_request();
+            self.joining.identifying.insert(id, endpoint.clone());
+            self.outputs.push_back(Output::Identify { id, endpoint });
+        }
+        if !self.joining.identifying.is_empty() {
+            self.joining.identify_until = Some(self.clock.tick(now) + nanos(self.config.identify_timeout));
+        }
+        let known: Vec<_> = self.joining.known_contacts().cloned().collect();
+        if !known.is_empty() || !self.table.is_empty() {
+            self.start_join_lookup(now, known);
+        }
+    }
+
+    fn start_join_lookup(&mut self, now: Instant, contacts: Vec<Contact>) {
+        let own = Point::from(self.own);
+        match self.start(now, own, Goal::Join) {
+            Ok(id) => {
+                if let Some(lookup) = self.queries.get_mut(&id).and_then(|query| query.paths.first_mut()) {
+                    lookup.add(contacts, 0);
+                }
+                self.joining.query = Some(id);
+                self.pump(now, id);
+            }
+            Err(_) => self.retry_join(now),
+        }
+    }
+
+    /// The lookup for this node's own id is over.
+    pub(super) fn on_join_lookup(&mut self, now: Instant, answered: usize) {
+        self.joining.query = None;
+        if answered == 0 {
+            if self.joining.identifying.is_empty() {
+                self.retry_join(now);
+            }
+            return;
+        }
+        self.joining.attempts = 0;
+        self.joining.retry_at = None;
+        let contacts = self.table.len();
+        self.outputs.push_back(Output::Event(Event::Joined { contacts }));
+        // Everything farther than the closest neighbour is filled from random points; what is closer was just looked up.
+        let own = Point::from(self.own);
+        let deepest = self
+            .table
+            .closest(&own, 1)
+            .next()
+            .map(|c| own.distance(&c.node_id().into()).shared_bits());
+        self.refreshes.extend(0..deepest.unwrap_or(0));
+        self.start_refreshes(now);
+        self.publish_unheld(now);
+    }
+
+    fn retry_join(&mut self, now: Instant) {
+        let wait = self.config.join_backoff * 2_u32.saturating_pow(self.joining.attempts.min(16));
+        let wait = nanos(wait.min(self.config.max_join_backoff));
+        // From half to all of it, so that a mesh that comes back is not asked by everybody at once.
+        let wait = wait / 2 + self.rng.below(wait / 2 + 1);
+        self.joining.attempts += 1;
+        self.joining.retry_at = Some(self.clock.tick(now) + wait);
+        let retry_in = std::time::Duration::from_nanos(wait);
+        self.outputs.push_back(Output::Event(Event::JoinFailed { retry_in }));
+    }
+
+    /// What of joining is due.
+    pub(super) fn advance_join(&mut self, now: Instant) {
+        let tick = self.clock.tick(now);
+        if self.joining.identify_until.is_some_and(|until| until <= tick) {
+            self.joining.identify_until = None;
+            self.joining.identifying.clear();
+            if self.joining.query.is_none() && self.table.is_empty() {
+                self.retry_join(now);
+            }
+        }
+        if self.joining.retry_at.is_some_and(|at| at <= tick) {
+            self.start_join(now);
+        }
+    }
+
+    /// Starts waiting refreshes, as many as may run.
+    pub(super) fn start_refreshes(&mut self, now: Instant) {
+        let mut running = self.queries.values().filter(|query| query.is_refresh()).count();
+        while running < MAX_REFRESHES
+            && let Some(bucket) = self.refreshes.pop_first()
+        {
+            let noise = self.rng.words();
+            let target = Point::from(self.own).diverging_at(bucket, noise);
+            let Ok(id) = self.start(now, target, Goal::Refresh) else {
+                return;
+            };
+            running += 1;
+            self.pump(now, id);
+        }
+    }
+
+    /// Refreshes buckets nobody looked through lately, and looks for a mesh that was lost.
+    pub(super) fn maintain(&mut self, now: Instant) {
+        let tick = self.clock.tick(now);
+        let lost = self.table.is_empty() && self.joining.known_contacts().next().is_some();
+        if (lost || (self.table.is_empty() && self.joining.has_seeds()))
+            && !self.joining.is_running()
+            && self.joining.retry_at.is_none()
+        {
+            self.retry_join(now);
+        }
+        if self.maintain_at > tick {
+            return;
+        }
+        self.maintain_at = tick + MAINTENANCE;
+        let interval = self.config.refresh_interval;
+        self.refreshes.extend(
+            self.table
+                .ages(now)
+                .filter(|(_, age)| *age >= interval)
+                .map(|(index, _)| index),
+        );
+        self.start_refreshes(now);
+        let count = self.joining.known_contacts().count();
+        if count > 0 {
+            self.joining.turn = (self.joining.turn + 1) % count;
+            let turn = self.joining.known_contacts().nth(self.joining.turn).cloned();
+            if let Some(contact) = turn.filter(|contact| !self.table.contains(contact.node_id())) {
+                self.add_contact(now, contact);
+            }
+        }
+    }
+
+    /// A node entered the routing table.
+    pub(super) fn on_neighbour(&mut self, now: Instant, contact: &Contact) {
+        self.joining
+            .remembered
+            .retain(|known| known.node_id() != contact.node_id());
+        let _ = now;
+    }
+}

@@ -1,0 +1,373 @@
+//! Lookups from start to end: what is asked, what is found, when it is enough.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use macula_wire::{NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider};
+
+use super::{Dht, MAX_QUERIES, TooManyQueries, exchange::Purpose};
+use crate::{
+    Backend, Contact, Event, K, Output, Point, QueryId, QueryResult, Request, Response, Stats, Want, clock::Tick,
+    lookup::Lookup,
+};
+
+/// The most pages of one peer's list a lookup reads.
+const MAX_PAGES: u8 = 32;
+
+/// What a lookup is for.
+#[derive(Debug)]
+pub(super) enum Goal {
+    /// The caller wants the closest nodes.
+    Nodes,
+    /// The caller wants providers.
+    Providers(Search),
+    /// A job wants to know where to publish.
+    Publish,
+    /// Joining: the closest nodes are to know this one.
+    Join,
+    /// Keeping a bucket fresh.
+    Refresh,
+}
+
+/// What a search for providers has found.
+#[derive(Debug)]
+pub(super) struct Search {
+    key: ServiceKey,
+    want: Want,
+    /// The newest record of each provider, withdrawals included.
+    found: BTreeMap<NodeId, VerifiedProvider>,
+    live: usize,
+    /// How many pages each peer with a long list has given.
+    pages: BTreeMap<NodeId, u8>,
+    /// The step that found the first provider.
+    hop: u8,
+}
+
+#[derive(Debug)]
+pub(super) struct Query {
+    goal: Goal,
+    pub(super) paths: Vec<Lookup>,
+    /// Whom one of several paths has asked: the others leave it alone.
+    claimed: BTreeSet<NodeId>,
+    started: Tick,
+    messages: u32,
+    /// Whether there was anybody to ask.
+    had_contacts: bool,
+}
+
+impl<S: Signer, B: Backend> Dht<S, B> {
+    /// Looks for providers of `key`: [`Event::Providers`] as they are found, then one [`Event::Finished`].
+    ///
+    /// This node's own store is asked first, and may be enough.
+    ///
+    /// # Errors
+    /// When [`MAX_QUERIES`] are running.
+    pub fn start_lookup(&mut self, now: Instant, key: ServiceKey, want: Want) -> Result<QueryId, TooManyQueries> {
+        let search = Search {
+            key,
+            want,
+            found: BTreeMap::new(),
+            live: 0,
+            pages: BTreeMap::new(),
+            hop: 0,
+        };
+        let id = self.start(now, key.into(), Goal::Providers(search))?;
+        let held: Vec<_> = self.store.page(now, &key, None).cloned().collect();
+        self.on_found(now, id, 0, held);
+        self.pump(now, id);
+        Ok(id)
+    }
+
+    /// Looks for the nodes closest to `target`: one [`Event::Finished`].
+    ///
+    /// # Errors
+    /// When [`MAX_QUERIES`] are running.
+    pub fn start_find_node(&mut self, now: Instant, target: Point) -> Result<QueryId, TooManyQueries> {
+        let id = self.start(now, target, Goal::Nodes)?;
+        self.pump(now, id);
+        Ok(id)
+    }
+
+    /// Ends a lookup without an event.
+    pub fn drop_query(&mut self, query: QueryId) {
+        let is_callers = |q: &Query| matches!(q.goal, Goal::Nodes | Goal::Providers(_));
+        if self.queries.get(&query).is_some_and(is_callers) {
+            self.queries.remove(&query);
+        }
+    }
+
+    /// Prepares a lookup from what is known here; [`Dht::pump`] sets it going.
+    pub(super) fn start(&mut self, now: Instant, target: Point, goal: Goal) -> Result<QueryId, TooManyQueries> {
+        if self.queries.len() >= MAX_QUERIES {
+            return Err(TooManyQueries);
+        }
+        let id = QueryId(self.next_query);
+        self.next_query += 1;
+        let mut lookup = Lookup::new(self.own, target);
+        lookup.add(self.starting_points(&target), 0);
+        self.table.note_lookup(now, &target);
+        let had_contacts = !lookup.is_finished() || self.joining.has_seeds();
+        let query = Query {
+            goal,
+            paths: vec![lookup],
+            claimed: BTreeSet::new(),
+            started: self.clock.tick(now),
+            messages: 0,
+            had_contacts,
+        };
+        self.queries.insert(id, query);
+        Ok(id)
+    }
+
+    /// Sends what a lookup may send, and ends it when it is over.
+    pub(super) fn pump(&mut self, now: Instant, id: QueryId) {
+        let Some(query) = self.queries.get_mut(&id) else { return };
+        let several = query.paths.len() > 1;
+        let mut sends = Vec::new();
+        let (paths, claimed) = (&mut query.paths, &mut query.claimed);
+        // Path by path, one request each in turn, so that none gets all the good candidates.
+        let mut active = true;
+        while active {
+            active = false;
+            for (path, lookup) in paths.iter_mut().enumerate() {
+                if let Some((contact, hop)) = lookup.next(|node| several && claimed.contains(node)) {
+                    if several {
+                        claimed.insert(*contact.node_id());
+                    }
+                    sends.push((contact, path, hop));
+                    active = true;
+                }
+            }
+        }
+        query.messages += sends.len() as u32;
+        let request = query.request();
+        let finished = sends.is_empty() && query.paths.iter().all(Lookup::is_finished);
+        for (contact, path, hop) in sends {
+            let path = u8::try_from(path).unwrap_or(u8::MAX);
+            self.send(now, contact, Purpose::Step { query: id, path, hop }, request.clone());
+        }
+        if finished {
+            self.finish(now, id);
+        }
+    }
+
+    /// Takes a peer's answer to a step of a lookup. Returns whether it was honest as far as can be seen.
+    pub(super) fn on_step_answer(
+        &mut self,
+        now: Instant,
+        id: QueryId,
+        path: u8,
+        hop: u8,
+        peer: &Contact,
+        response: Response,
+    ) -> bool {
+        if !self.queries.contains_key(&id) {
+            return true;
+        }
+        let (records, closest, more) = match response {
+            Response::Nodes(closest) => (Vec::new(), closest, false),
+            Response::Providers { records, closest, more } => (records, closest, more),
+            Response::Pong | Response::Published(_) | Response::Declined(_) => return true,
+        };
+        let last = records.last().and_then(peek_node);
+        let Some(verified) = self.verify_found(now, id, &records) else {
+            self.on_step_failure(now, id, path, peer.node_id());
+            return false;
+        };
+        self.on_found(now, id, hop, verified);
+        let Some(query) = self.queries.get_mut(&id) else {
+            return true;
+        };
+        let after = if more { last } else { None };
+        let next = after.and_then(|after| {
+            Some(Request::FindProviders {
+                key: query.next_page(peer.node_id())?,
+                after: Some(after),
+            })
+        });
+        let Some(lookup) = query.paths.get_mut(usize::from(path)) else {
+            return true;
+        };
+        lookup.add(closest, hop);
+        match next {
+            Some(request) => {
+                query.messages += 1;
+                self.send(now, peer.clone(), Purpose::Step { query: id, path, hop }, request);
+            }
+            None => lookup.on_answer(peer.node_id()),
+        }
+        self.pump(now, id);
+        true
+    }
+
+    pub(super) fn on_step_overdue(&mut self, now: Instant, id: QueryId, path: u8, node: &NodeId) {
+        if let Some(lookup) = self
+            .queries
+            .get_mut(&id)
+            .and_then(|query| query.paths.get_mut(usize::from(path)))
+        {
+            lookup.on_overdue(node);
+            self.pump(now, id);
+        }
+    }
+
+    pub(super) fn on_step_failure(&mut self, now: Instant, id: QueryId, path: u8, node: &NodeId) {
+        if let Some(lookup) = self
+            .queries
+            .get_mut(&id)
+            .and_then(|query| query.paths.get_mut(usize::from(path)))
+        {
+            lookup.on_failure(node);
+            self.pump(now, id);
+        }
+    }
+
+    /// Checks the records of an answer that are not known yet; `None` when one is forged.
+    fn verify_found(&mut self, now: Instant, id: QueryId, records: &[SignedProvider]) -> Option<Vec<VerifiedProvider>> {
+        let Some(Query {
+            goal: Goal::Providers(search),
+            ..
+        }) = self.queries.get(&id)
+        else {
+            return Some(Vec::new());
+        };
+        let mut verified = Vec::new();
+        for record in records {
+            let known = peek_node(record).and_then(|node| search.found.get(&node));
+            if known.is_some_and(|known| known.body() == &record.body && known.signature()[..] == record.signature[..])
+            {
+                continue;
+            }
+            let record = record.verify(&self.realm_hash, &search.key).ok()?;
+            if self.clock.validity(now, &record).is_ok() {
+                verified.push(record);
+            }
+        }
+        Some(verified)
+    }
+
+    /// Merges records into what a search has found, and ends it when that is enough.
+    fn on_found(&mut self, now: Instant, id: QueryId, hop: u8, records: Vec<VerifiedProvider>) {
+        let Some(Query {
+            goal: Goal::Providers(search),
+            ..
+        }) = self.queries.get_mut(&id)
+        else {
+            return;
+        };
+        let mut batch = Vec::new();
+        for record in records {
+            let known = search.found.get(record.node_id());
+            if known.is_some_and(|known| !crate::store::supersedes(&record, known)) {
+                continue;
+            }
+            let was_live = known.is_some_and(|known| !known.is_withdrawn());
+            search.live = search.live + usize::from(!record.is_withdrawn()) - usize::from(was_live);
+            if !record.is_withdrawn() {
+                batch.push(record.clone());
+            }
+            search.found.insert(*record.node_id(), record);
+        }
+        let enough = search.want.is_satisfied_by(search.live);
+        if !batch.is_empty() {
+            search.hop = if search.hop == 0 { hop } else { search.hop };
+            self.outputs
+                .push_back(Output::Event(Event::Providers { query: id, batch }));
+        }
+        if enough {
+            self.finish(now, id);
+        }
+    }
+
+    /// Ends a lookup: its one final event, or the next step of what it was for.
+    fn finish(&mut self, now: Instant, id: QueryId) {
+        let Some(query) = self.queries.remove(&id) else { return };
+        let answered: usize = query.paths.iter().map(Lookup::answered).sum();
+        let mut stats = Stats {
+            hops: query.paths.iter().map(Lookup::depth).max().unwrap_or(0),
+            messages: query.messages,
+            answered: u32::try_from(answered).unwrap_or(u32::MAX),
+            elapsed: Duration::from_nanos(self.clock.tick(now).saturating_sub(query.started)),
+        };
+        let nobody = answered == 0 && query.had_contacts;
+        let result = match query.goal {
+            Goal::Publish => return self.on_holders_found(now, id, query.closest()),
+            Goal::Join => return self.on_join_lookup(now, answered),
+            Goal::Refresh => return self.start_refreshes(now),
+            Goal::Nodes if nobody => QueryResult::Unreachable,
+            Goal::Nodes => QueryResult::Nodes(query.closest()),
+            Goal::Providers(search) => {
+                stats.hops = if search.live > 0 { search.hop } else { stats.hops };
+                match search.into_result() {
+                    found if !found.is_empty() => QueryResult::Found(found),
+                    _ if nobody => QueryResult::Unreachable,
+                    _ => QueryResult::NotFound,
+                }
+            }
+        };
+        self.outputs.push_back(Output::Event(Event::Finished {
+            query: id,
+            result,
+            stats,
+        }));
+    }
+}
+
+impl Query {
+    pub(super) fn is_refresh(&self) -> bool {
+        matches!(self.goal, Goal::Refresh)
+    }
+
+    fn request(&self) -> Request {
+        let target = || self.paths.first().map_or(Point::MIN, |lookup| *lookup.target());
+        match &self.goal {
+            Goal::Providers(search) => Request::FindProviders {
+                key: search.key,
+                after: None,
+            },
+            Goal::Nodes | Goal::Publish | Goal::Join | Goal::Refresh => Request::FindNode { target: target() },
+        }
+    }
+
+    /// Counts a page of `peer`'s list; the key when another may be asked for.
+    fn next_page(&mut self, peer: &NodeId) -> Option<ServiceKey> {
+        let Goal::Providers(search) = &mut self.goal else {
+            return None;
+        };
+        let pages = search.pages.entry(*peer).or_default();
+        *pages += 1;
+        (*pages < MAX_PAGES).then_some(search.key)
+    }
+
+    /// The closest that answered on any path.
+    fn closest(&self) -> Vec<Contact> {
+        if let [lookup] = &self.paths[..] {
+            return lookup.closest().cloned().collect();
+        }
+        let target = self.paths.first().map_or(Point::MIN, |lookup| *lookup.target());
+        let mut all: Vec<_> = self.paths.iter().flat_map(Lookup::closest).cloned().collect();
+        all.sort_by_cached_key(|contact| Point::from(contact.node_id()).distance(&target));
+        all.dedup_by(|a, b| a.node_id() == b.node_id());
+        all.truncate(K);
+        all
+    }
+}
+
+impl Search {
+    fn into_result(self) -> Vec<VerifiedProvider> {
+        let mut live: Vec<_> = self
+            .found
+            .into_values()
+            .filter(|record| !record.is_withdrawn())
+            .collect();
+        live.sort_by_cached_key(|record| self.key.rank(record.node_id()));
+        live
+    }
+}
+
+/// The provider an unverified record names.
+fn peek_node(record: &SignedProvider) -> Option<NodeId> {
+    crate::message::peek(&record.body).map(|peek| peek.node)
+}

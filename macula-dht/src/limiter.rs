@@ -1,0 +1,201 @@
+//! How fast peers may ask: a token bucket for each, one for all unknown ones together, and one for signatures.
+//!
+//! A request costs a token, and another for every kibibyte of its reply, so what a peer gets out of this node is bounded by
+//! its bucket whatever it asks (amplification). Signature checks, the one expensive thing a peer can cause, have a bucket of
+//! their own that all peers share.
+//!
+//! **Invariant:** at most [`RateLimits::peers`] buckets are held. A bucket that is full again says nothing and is forgotten.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use macula_wire::NodeId;
+
+use crate::clock::{Tick, nanos};
+
+/// How fast peers may ask.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RateLimits {
+    /// Tokens a peer gains in a second.
+    pub per_second: f64,
+    /// Tokens a peer can save up.
+    pub burst: f64,
+    /// The most peers that are told apart; the others share one bucket.
+    pub peers: usize,
+    /// Signatures checked in a second.
+    pub signatures_per_second: f64,
+    /// Signatures checked at once after a quiet time.
+    pub signature_burst: f64,
+}
+
+impl Default for RateLimits {
+    fn default() -> Self {
+        Self {
+            per_second: 200.0,
+            burst: 1000.0,
+            peers: 4096,
+            signatures_per_second: 4000.0,
+            signature_burst: 8000.0,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Bucket {
+    tokens: f32,
+    since: Tick,
+}
+
+impl Bucket {
+    fn full(burst: f64, tick: Tick) -> Self {
+        Self {
+            tokens: burst as f32,
+            since: tick,
+        }
+    }
+
+    fn refill(&mut self, rate: f64, burst: f64, tick: Tick) {
+        let gained = Duration::from_nanos(tick.saturating_sub(self.since)).as_secs_f64() * rate;
+        self.tokens = (f64::from(self.tokens) + gained).min(burst) as f32;
+        self.since = tick;
+    }
+
+    /// When it is full again.
+    fn full_at(&self, rate: f64, burst: f64) -> Tick {
+        let missing = (burst - f64::from(self.tokens)).max(0.0);
+        let wait = Duration::try_from_secs_f64(missing / rate.max(1e-9)).unwrap_or(Duration::MAX);
+        self.since.saturating_add(nanos(wait))
+    }
+}
+
+/// The buckets.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    limits: RateLimits,
+    peers: BTreeMap<NodeId, Bucket>,
+    /// That of all peers beyond [`RateLimits::peers`].
+    others: Bucket,
+    signatures: Bucket,
+    /// The number of buckets at which full ones are looked for again.
+    sweep_at: usize,
+}
+
+/// The least number of buckets at which full ones are looked for.
+const SWEEP_MIN: usize = 16;
+
+impl Limiter {
+    pub(crate) fn new(limits: RateLimits) -> Self {
+        Self {
+            limits,
+            peers: BTreeMap::new(),
+            others: Bucket::full(limits.burst, 0),
+            signatures: Bucket::full(limits.signature_burst, 0),
+            sweep_at: SWEEP_MIN,
+        }
+    }
+
+    /// Whether `peer` may ask now.
+    pub(crate) fn admit(&mut self, tick: Tick, peer: &NodeId) -> bool {
+        let (rate, burst) = (self.limits.per_second, self.limits.burst);
+        let bucket = self.bucket(tick, peer);
+        bucket.refill(rate, burst, tick);
+        if bucket.tokens < 1.0 {
+            return false;
+        }
+        bucket.tokens -= 1.0;
+        true
+    }
+
+    /// Charges `peer` for a reply of `bytes`; its bucket may go below zero.
+    pub(crate) fn charge(&mut self, tick: Tick, peer: &NodeId, bytes: usize) {
+        self.bucket(tick, peer).tokens -= (bytes / 1024) as f32;
+    }
+
+    /// Whether another signature may be checked now.
+    pub(crate) fn admit_signature(&mut self, tick: Tick) -> bool {
+        self.signatures
+            .refill(self.limits.signatures_per_second, self.limits.signature_burst, tick);
+        if self.signatures.tokens < 1.0 {
+            return false;
+        }
+        self.signatures.tokens -= 1.0;
+        true
+    }
+
+    fn bucket(&mut self, tick: Tick, peer: &NodeId) -> &mut Bucket {
+        if !self.peers.contains_key(peer) {
+            if self.peers.len() >= self.sweep_at.min(self.limits.peers) {
+                let RateLimits { per_second, burst, .. } = self.limits;
+                self.peers.retain(|_, bucket| bucket.full_at(per_second, burst) > tick);
+                self.sweep_at = (2 * self.peers.len()).max(SWEEP_MIN);
+            }
+            if self.peers.len() >= self.limits.peers {
+                return &mut self.others;
+            }
+        }
+        self.peers
+            .entry(*peer)
+            .or_insert_with(|| Bucket::full(self.limits.burst, tick))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Tick = 1_000_000_000;
+
+    fn limiter() -> Limiter {
+        Limiter::new(RateLimits {
+            per_second: 2.0,
+            burst: 4.0,
+            peers: 20,
+            signatures_per_second: 1.0,
+            signature_burst: 2.0,
+        })
+    }
+
+    fn peer(n: u8) -> NodeId {
+        NodeId::from_bytes([n; 32])
+    }
+
+    #[test]
+    fn a_peer_that_asks_too_fast_waits_and_others_do_not() {
+        let mut limiter = limiter();
+        let admitted = (0..10).filter(|_| limiter.admit(0, &peer(1))).count();
+        assert_eq!(admitted, 4);
+        assert!(limiter.admit(0, &peer(2)));
+        assert!(limiter.admit(SECOND, &peer(1)) && limiter.admit(SECOND, &peer(1)));
+        assert!(!limiter.admit(SECOND, &peer(1)));
+    }
+
+    #[test]
+    fn large_replies_cost_more() {
+        let mut limiter = limiter();
+        assert!(limiter.admit(0, &peer(1)));
+        limiter.charge(0, &peer(1), 16 * 1024);
+        assert!(!limiter.admit(SECOND, &peer(1)));
+        assert!(limiter.admit(8 * SECOND, &peer(1)));
+    }
+
+    #[test]
+    fn peers_beyond_the_limit_share_one_bucket_until_others_are_forgotten() {
+        let mut limiter = limiter();
+        assert!((0..20).all(|n| limiter.admit(0, &peer(n))));
+        let admitted = (100..200).filter(|&n| limiter.admit(0, &peer(n))).count();
+        assert_eq!(admitted, 4);
+        assert_eq!(limiter.peers.len(), 20);
+        assert!(
+            (100..120).all(|n| limiter.admit(SECOND, &peer(n))),
+            "all are full again after a second"
+        );
+        assert!(limiter.peers.len() <= 20);
+    }
+
+    #[test]
+    fn signatures_have_a_budget_of_their_own() {
+        let mut limiter = limiter();
+        let admitted = |limiter: &mut Limiter, tick| (0..10).filter(|_| limiter.admit_signature(tick)).count();
+        assert_eq!(admitted(&mut limiter, 0), 2);
+        assert_eq!(admitted(&mut limiter, SECOND), 1);
+    }
+}

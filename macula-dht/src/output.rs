@@ -1,0 +1,168 @@
+//! What goes in besides requests, and everything that comes out.
+
+use std::{net::IpAddr, time::Duration};
+
+use macula_wire::{Endpoint, NodeId, ServiceKey, VerifiedProvider};
+
+use crate::{BackendError, Contact, MessageError, Refusal, Request, Response, Role};
+
+/// A request this node sent: the shell reports its end under this number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub(crate) u64);
+
+/// A lookup that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct QueryId(pub(crate) u64);
+
+/// How many providers a lookup is to find before it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// One.
+    First,
+    /// This many, or all there are.
+    AtLeast(usize),
+    /// All that the k closest nodes know.
+    All,
+}
+
+impl Want {
+    pub(crate) fn is_satisfied_by(self, found: usize) -> bool {
+        match self {
+            Self::First => found >= 1,
+            Self::AtLeast(count) => found >= count,
+            Self::All => false,
+        }
+    }
+}
+
+/// A peer's answer to a request of this node.
+#[derive(Debug, Clone)]
+pub struct Reply {
+    /// What it answered, as it was decoded.
+    pub response: Result<Response, MessageError>,
+    /// What the peer does in the mesh, by its connection's handshake. Clients do not enter the routing table.
+    pub role: Role,
+    /// The address the answer came from, for diversity limits.
+    pub ip: Option<IpAddr>,
+}
+
+/// Why a request has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestFailed {
+    /// No connection could be opened, or not to the node meant.
+    #[error("the peer could not be reached")]
+    Unreachable,
+    /// The connection was lost.
+    #[error("the connection to the peer was lost before it answered")]
+    Lost,
+    /// The shell gave up waiting.
+    #[error("the peer did not answer in time")]
+    TimedOut,
+}
+
+/// Something the shell has to do, or to know.
+#[derive(Debug)]
+pub enum Output {
+    /// Send `request` to `to`, and report what comes of it with [`Dht::handle_response`](crate::Dht::handle_response).
+    ///
+    /// After [`Config::hard_timeout`](crate::Config::hard_timeout) the answer is no longer waited for.
+    Send {
+        /// The request's number.
+        id: RequestId,
+        /// The peer; the connection must prove that it is this one.
+        to: Contact,
+        /// What to send.
+        request: Request,
+    },
+    /// Find out which nodes listen at `endpoint`, whose host name may stand for several addresses, and report them with
+    /// [`Dht::handle_identified`](crate::Dht::handle_identified).
+    Identify {
+        /// The number to report under.
+        id: RequestId,
+        /// Where to ask.
+        endpoint: Endpoint,
+    },
+    /// Something happened.
+    Event(Event),
+}
+
+/// News.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A lookup found providers, or newer records of those it had found.
+    Providers {
+        /// The lookup.
+        query: QueryId,
+        /// What is new, at least one.
+        batch: Vec<VerifiedProvider>,
+    },
+    /// A lookup is over. The last event of its query.
+    Finished {
+        /// The lookup.
+        query: QueryId,
+        /// What it found.
+        result: QueryResult,
+        /// What it took.
+        stats: Stats,
+    },
+    /// A service has been published, or published anew (D5).
+    Advertised {
+        /// The service's key.
+        key: ServiceKey,
+        /// The number of peers that hold the record.
+        acknowledged: usize,
+        /// The peers that refused it, and why (D10).
+        refused: Vec<(NodeId, Refusal)>,
+        /// The number of peers that should hold it and did not answer.
+        unreachable: usize,
+    },
+    /// A service has been withdrawn (D3).
+    Withdrawn {
+        /// The service's key.
+        key: ServiceKey,
+        /// The number of peers that hold the withdrawal.
+        acknowledged: usize,
+        /// The number of peers that should hold it and do not; they show the service until its record expires.
+        unacknowledged: usize,
+    },
+    /// This node is part of a mesh.
+    Joined {
+        /// The number of contacts it has so far.
+        contacts: usize,
+    },
+    /// No seed and no remembered peer answered.
+    JoinFailed {
+        /// When the next attempt is due, counted from now.
+        retry_in: Duration,
+    },
+    /// The backend could not keep what it was given; everything goes on from memory.
+    BackendFailed(BackendError),
+}
+
+/// What a lookup found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueryResult {
+    /// The closest nodes, closest first.
+    Nodes(Vec<Contact>),
+    /// Providers, in the list's order (D1); at least one.
+    Found(Vec<VerifiedProvider>),
+    /// No provider: those who would know said so.
+    NotFound,
+    /// Nobody answered, so nothing is known.
+    Unreachable,
+}
+
+/// What a lookup took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// How many steps away the answer was: 1 for a peer of this node's own table, 0 for this node itself.
+    pub hops: u8,
+    /// The number of requests sent.
+    pub messages: u32,
+    /// The number of peers that answered.
+    pub answered: u32,
+    /// The time from start to end.
+    pub elapsed: Duration,
+}

@@ -1,0 +1,495 @@
+//! The provider store: for each key a list of signed records, one a provider (D1 to D4, D9, D10).
+//!
+//! Usable alone. Only a [`VerifiedProvider`] gets in, so every record here was signed by the provider it names.
+//!
+//! **Merging.** Of two records of one provider under one key the higher `seq` wins; on a tie a withdrawal beats a live record,
+//! then the larger SHA-256 of body and signature. The order is total, so merging is commutative, associative and idempotent.
+//! A loser stays remembered through the winner: its place is held, hidden, until every record merged into it would have expired,
+//! so no older record shows again after a newer, shorter-lived one or a withdrawal.
+//!
+//! **Invariants:** nothing expired is ever returned; a key has one record a node; remote usage is within
+//! [`StoreLimits`] after every call; local records are neither evicted nor refused for what remote ones take.
+//!
+//! What is left out: who may publish here at all, and how fast. That is decided before a signature is checked.
+
+mod entry;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
+
+pub(crate) use self::entry::supersedes;
+use self::entry::{KeyEntry, Slot, Stored, size_of};
+use crate::{
+    Clock, DateError, Refusal,
+    clock::{MAX_CLOCK_SKEW, Tick, millis, nanos},
+    contact::{Contact, Subnet},
+};
+
+/// How much a store holds. Every limit is hard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreLimits {
+    /// The most providers of one key, local ones included.
+    pub providers_per_key: usize,
+    /// The most keys that remote records are under.
+    pub keys: usize,
+    /// The most bytes remote records take, counting for each its body and what holding it costs.
+    pub bytes: usize,
+    /// The most remote records of one publisher.
+    pub records_per_publisher: usize,
+    /// The most records of this node itself. They count against none of the limits above but the first.
+    pub local_records: usize,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        Self {
+            providers_per_key: 256,
+            keys: 65_536,
+            bytes: 64 * 1024 * 1024,
+            records_per_publisher: 1024,
+            local_records: 65_536,
+        }
+    }
+}
+
+/// Where a record came from.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin<'a> {
+    /// This node published it.
+    Local,
+    /// This peer delivered it. Records of a full key are evicted by the subnet of who delivered them.
+    Remote(&'a Contact),
+    /// It was read back from a backend.
+    Restored,
+}
+
+/// How a record was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inserted {
+    /// The provider is new under this key.
+    New,
+    /// It supersedes the provider's earlier record.
+    Replaced,
+    /// The very record was there already.
+    Unchanged,
+}
+
+/// A record was not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InsertError {
+    /// A newer record of the provider is there.
+    #[error("a newer record of this provider is stored, with sequence number {stored_seq}")]
+    Stale {
+        /// The sequence number of the newer record.
+        stored_seq: u64,
+    },
+    /// Its dates rule it out.
+    #[error(transparent)]
+    Dates(#[from] DateError),
+    /// The key holds [`StoreLimits::providers_per_key`] and none of them has to give way.
+    #[error("the key has as many providers as it may")]
+    KeyFull,
+    /// The store is at [`StoreLimits::keys`], [`StoreLimits::bytes`] or [`StoreLimits::local_records`].
+    #[error("the store is full")]
+    StoreFull,
+    /// The publisher is at [`StoreLimits::records_per_publisher`].
+    #[error("the publisher has as many records here as it may")]
+    PublisherQuota,
+}
+
+impl From<InsertError> for Refusal {
+    fn from(error: InsertError) -> Self {
+        match error {
+            InsertError::Stale { .. } => Self::Stale,
+            InsertError::Dates(DateError::Expired) => Self::Expired,
+            InsertError::Dates(DateError::FromTheFuture) => Self::Invalid,
+            InsertError::KeyFull => Self::KeyFull,
+            InsertError::StoreFull => Self::StoreFull,
+            InsertError::PublisherQuota => Self::PublisherQuota,
+        }
+    }
+}
+
+/// What a store holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Keys with at least one remote record.
+    pub keys: usize,
+    /// Remote records, withdrawals and held places included.
+    pub records: usize,
+    /// The bytes these are charged.
+    pub bytes: usize,
+    /// Local records.
+    pub local: usize,
+}
+
+/// The records this node holds, its own and those of others.
+#[derive(Debug)]
+pub struct ProviderStore {
+    clock: Clock,
+    limits: StoreLimits,
+    keys: BTreeMap<ServiceKey, KeyEntry>,
+    /// Remote records of each publisher.
+    publishers: BTreeMap<NodeId, u32>,
+    /// When each key next has something to drop: one element a key.
+    due: BTreeSet<(Tick, ServiceKey)>,
+    usage: Usage,
+}
+
+impl ProviderStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new(clock: Clock, limits: StoreLimits) -> Self {
+        Self {
+            clock,
+            limits,
+            keys: BTreeMap::new(),
+            publishers: BTreeMap::new(),
+            due: BTreeSet::new(),
+            usage: Usage::default(),
+        }
+    }
+
+    /// What the store holds.
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Merges a record into its key's list.
+    ///
+    /// # Errors
+    /// Why it was not taken. The store is then as before, but for the time an older record's place is held.
+    pub fn insert(
+        &mut self,
+        now: Instant,
+        record: VerifiedProvider,
+        origin: Origin<'_>,
+    ) -> Result<Inserted, InsertError> {
+        let tick = self.clock.tick(now);
+        let (expires, retain) = self.lifetime(now, tick, &record)?;
+        let key = *record.key();
+        let rank = entry::rank(&record);
+        let local = matches!(origin, Origin::Local);
+        if let Some(entry) = self.keys.get_mut(&key)
+            && let Ok(at) = entry.find(rank, record.node_id())
+        {
+            return self.merge(at, record, expires, retain, origin);
+        }
+        if let Err(refused) = self.make_room(tick, &key, &record, origin) {
+            self.settle(&key);
+            return Err(refused);
+        }
+        let subnet = match origin {
+            Origin::Local => Subnet::UNKNOWN,
+            Origin::Remote(contact) => contact.subnet(),
+            Origin::Restored => entry::claimed_subnet(&record),
+        };
+        if local {
+            self.usage.local += 1;
+        } else {
+            *self.publishers.entry(*record.node_id()).or_default() += 1;
+            self.usage.records += 1;
+            self.usage.bytes += size_of(&record);
+        }
+        let entry = self.keys.entry(key).or_default();
+        if !local {
+            entry.remote += 1;
+            self.usage.keys += usize::from(entry.remote == 1);
+        }
+        entry.insert(
+            rank,
+            Stored {
+                record,
+                expires,
+                retain,
+                subnet,
+                local,
+            },
+        );
+        self.look_at(&key, retain);
+        Ok(Inserted::New)
+    }
+
+    /// The visible records of a key, in the list's order (D1).
+    pub fn get(&self, now: Instant, key: &ServiceKey) -> impl Iterator<Item = &VerifiedProvider> {
+        let tick = self.clock.tick(now);
+        self.slots(key)
+            .filter(move |stored| stored.is_visible(tick))
+            .map(|stored| &stored.record)
+    }
+
+    /// Like [`ProviderStore::get`], with withdrawals, and only what comes after the provider `after`: what is told to peers.
+    pub fn page(
+        &self,
+        now: Instant,
+        key: &ServiceKey,
+        after: Option<&NodeId>,
+    ) -> impl Iterator<Item = &VerifiedProvider> {
+        let tick = self.clock.tick(now);
+        let entry = self.keys.get(key);
+        let from = match (entry, after) {
+            (Some(entry), Some(node)) => match entry.find(entry::rank_of(key, node), node) {
+                Ok(at) => at + 1,
+                Err(at) => at,
+            },
+            _ => 0,
+        };
+        entry
+            .into_iter()
+            .flat_map(move |entry| &entry.slots[from..])
+            .map(|slot| &*slot.stored)
+            .filter(move |stored| stored.is_told(tick))
+            .map(|stored| &stored.record)
+    }
+
+    /// The record of `node` under `key` as it is held, visible or not.
+    #[must_use]
+    pub fn held(&self, key: &ServiceKey, node: &NodeId) -> Option<&VerifiedProvider> {
+        let entry = self.keys.get(key)?;
+        entry
+            .find(entry::rank_of(key, node), node)
+            .ok()
+            .map(|at| &entry.slots[at].stored.record)
+    }
+
+    /// The keys from `from` on, in ascending order.
+    pub fn keys_from(&self, from: &ServiceKey) -> impl Iterator<Item = &ServiceKey> {
+        self.keys.range(from..).map(|(key, _)| key)
+    }
+
+    /// Drops this node's own record of a key without a trace. For a record that was never published, or is being replaced.
+    pub fn remove_local(&mut self, key: &ServiceKey, node: &NodeId) {
+        if let Some(entry) = self.keys.get(key)
+            && let Ok(at) = entry.find(entry::rank_of(key, node), node)
+            && entry.slots[at].stored.local
+        {
+            self.remove(key, at);
+            self.settle(key);
+        }
+    }
+
+    /// Drops what has expired.
+    pub fn expire(&mut self, now: Instant) {
+        let tick = self.clock.tick(now);
+        while let Some(&(due, key)) = self.due.first()
+            && due <= tick
+        {
+            self.due.pop_first();
+            self.expire_key(tick, &key);
+            if let Some(entry) = self.keys.get_mut(&key) {
+                entry.due = entry.slots.iter().map(|slot| slot.stored.retain).min().unwrap_or(0);
+                if entry.due == 0 {
+                    self.keys.remove(&key);
+                } else {
+                    self.due.insert((entry.due, key));
+                }
+            }
+        }
+    }
+
+    /// When [`ProviderStore::expire`] next has something to do.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.due.first().map(|&(tick, _)| self.clock.instant(tick))
+    }
+
+    fn slots(&self, key: &ServiceKey) -> impl Iterator<Item = &Stored> {
+        self.keys
+            .get(key)
+            .into_iter()
+            .flat_map(|entry| &entry.slots)
+            .map(|slot| &*slot.stored)
+    }
+
+    /// Until when a record is shown, and until when its place is held.
+    fn lifetime(&self, now: Instant, tick: Tick, record: &VerifiedProvider) -> Result<(Tick, Tick), DateError> {
+        let validity = self.clock.validity(now, record)?;
+        let expires = tick.saturating_add(nanos(validity));
+        if !record.is_withdrawn() {
+            return Ok((expires, expires));
+        }
+        // A withdrawal lasts for `issued + ttl` even if that is later than `received + ttl`: what it supersedes may arrive
+        // later than it did, and is then valid up to its own `issued + ttl`. The skew bounds it.
+        let ahead = record
+            .advertised_at_ms()
+            .saturating_sub(self.clock.unix_ms(now))
+            .min(millis(MAX_CLOCK_SKEW));
+        let retain = expires.saturating_add(ahead * 1_000_000);
+        Ok((retain, retain))
+    }
+
+    /// Merges a record into the one of the same provider at `at` of its key's list.
+    fn merge(
+        &mut self,
+        at: usize,
+        record: VerifiedProvider,
+        expires: Tick,
+        retain: Tick,
+        origin: Origin<'_>,
+    ) -> Result<Inserted, InsertError> {
+        let entry = self.keys.entry(*record.key()).or_default();
+        let stored = &mut entry.slots[at].stored;
+        if stored.record.body() == record.body() && stored.record.signature() == record.signature() {
+            return Ok(Inserted::Unchanged);
+        }
+        let local = matches!(origin, Origin::Local);
+        // What a peer says of this node's own record is never taken from it; the publisher looks at the number instead.
+        let protected = stored.local && !local;
+        if protected || !supersedes(&record, &stored.record) {
+            if !protected {
+                stored.retain = stored.retain.max(retain);
+            }
+            return Err(InsertError::Stale {
+                stored_seq: stored.record.seq(),
+            });
+        }
+        let (before, after) = (size_of(&stored.record), size_of(&record));
+        let was_remote = !stored.local;
+        if was_remote && !local && after > before && self.usage.bytes - before + after > self.limits.bytes {
+            return Err(InsertError::StoreFull);
+        }
+        if was_remote && local && self.usage.local >= self.limits.local_records {
+            return Err(InsertError::StoreFull);
+        }
+        let node = *record.node_id();
+        stored.retain = stored.retain.max(retain);
+        stored.expires = expires;
+        stored.record = record;
+        stored.local |= local;
+        if let Origin::Remote(contact) = origin {
+            stored.subnet = contact.subnet();
+        }
+        if was_remote {
+            self.usage.bytes -= before;
+            if local {
+                entry.remote -= 1;
+                self.usage.keys -= usize::from(entry.remote == 0);
+                self.usage.records -= 1;
+                self.usage.local += 1;
+                self.forget_publisher(&node);
+            } else {
+                self.usage.bytes += after;
+            }
+        }
+        Ok(Inserted::Replaced)
+    }
+
+    /// Makes room for a record of a provider that is new under its key, or says why there is none.
+    fn make_room(
+        &mut self,
+        tick: Tick,
+        key: &ServiceKey,
+        record: &VerifiedProvider,
+        origin: Origin<'_>,
+    ) -> Result<(), InsertError> {
+        self.expire_key(tick, key);
+        let local = matches!(origin, Origin::Local);
+        if local {
+            if self.usage.local >= self.limits.local_records {
+                return Err(InsertError::StoreFull);
+            }
+        } else {
+            let published = self.publishers.get(record.node_id()).map_or(0, |&count| count as usize);
+            if published >= self.limits.records_per_publisher {
+                return Err(InsertError::PublisherQuota);
+            }
+            let new_key = self.keys.get(key).is_none_or(|entry| entry.remote == 0);
+            if new_key && self.usage.keys >= self.limits.keys {
+                return Err(InsertError::StoreFull);
+            }
+        }
+        let victim = match self.keys.get(key) {
+            Some(entry) if entry.slots.len() >= self.limits.providers_per_key => {
+                let newcomer = match origin {
+                    Origin::Local => None,
+                    Origin::Remote(contact) => Some(contact.subnet()),
+                    Origin::Restored => Some(entry::claimed_subnet(record)),
+                };
+                Some(entry.victim(newcomer).ok_or(InsertError::KeyFull)?)
+            }
+            _ => None,
+        };
+        if !local {
+            let freed = victim.map_or(0, |at| {
+                self.keys.get(key).map_or(0, |e| size_of(&e.slots[at].stored.record))
+            });
+            if self.usage.bytes - freed + size_of(record) > self.limits.bytes {
+                return Err(InsertError::StoreFull);
+            }
+        }
+        if let Some(at) = victim {
+            self.remove(key, at);
+        }
+        Ok(())
+    }
+
+    fn expire_key(&mut self, tick: Tick, key: &ServiceKey) {
+        let mut at = self.keys.get(key).map_or(0, |entry| entry.slots.len());
+        while at > 0 {
+            at -= 1;
+            let over = self
+                .keys
+                .get(key)
+                .is_some_and(|entry| entry.slots[at].stored.retain <= tick);
+            if over {
+                self.remove(key, at);
+            }
+        }
+    }
+
+    /// Removes the record at `at` of a key's list. The caller settles the key.
+    fn remove(&mut self, key: &ServiceKey, at: usize) {
+        let Some(entry) = self.keys.get_mut(key) else { return };
+        let Slot { stored, .. } = entry.slots.remove(at);
+        if stored.local {
+            self.usage.local -= 1;
+        } else {
+            entry.remote -= 1;
+            self.usage.keys -= usize::from(entry.remote == 0);
+            self.usage.records -= 1;
+            self.usage.bytes -= size_of(&stored.record);
+            self.forget_publisher(stored.record.node_id());
+        }
+    }
+
+    fn forget_publisher(&mut self, node: &NodeId) {
+        if let Some(count) = self.publishers.get_mut(node) {
+            *count -= 1;
+            if *count == 0 {
+                self.publishers.remove(node);
+            }
+        }
+    }
+
+    /// Makes sure that a key is looked at no later than `at`.
+    ///
+    /// A time that is too early is left: it costs one look in vain, and spares an update of the order on every refresh.
+    fn look_at(&mut self, key: &ServiceKey, at: Tick) {
+        let Some(entry) = self.keys.get_mut(key) else { return };
+        if entry.due == 0 || at < entry.due {
+            if entry.due != 0 {
+                self.due.remove(&(entry.due, *key));
+            }
+            entry.due = at;
+            self.due.insert((at, *key));
+        }
+    }
+
+    /// Drops a key whose list is empty (D3).
+    fn settle(&mut self, key: &ServiceKey) {
+        if let Some(entry) = self.keys.get(key)
+            && entry.slots.is_empty()
+        {
+            self.due.remove(&(entry.due, *key));
+            self.keys.remove(key);
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! Options: for a client, and for one call.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use macula_select::{Backoff, Hedge, RetryPolicy, Strategy, Zone};
+use macula_transport::{Endpoint, Metadata, Pool};
+use macula_wire::{NameError, ServiceName};
+
+use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Routers, Services, Shared};
+use crate::{CallError, Resolve, ResolveOptions, Server};
+
+/// Builds a [`Client`].
+#[must_use = "a builder does nothing until it is built"]
+pub struct ClientBuilder {
+    pool: Pool,
+    resolver: Arc<dyn Resolve>,
+    routers: Option<Arc<dyn Routers>>,
+    local: Option<Server>,
+    defaults: Defaults,
+    seed: u64,
+}
+
+impl ClientBuilder {
+    pub(super) fn new(endpoint: &Endpoint, resolver: Arc<dyn Resolve>) -> Self {
+        // The endpoint's key is random: its bytes start the sequences of two clients in different places.
+        let seed = endpoint
+            .node_id()
+            .as_bytes()
+            .chunks_exact(8)
+            .fold(0, |seed: u64, chunk| {
+                let mut word = [0; 8];
+                word.copy_from_slice(chunk);
+                seed.rotate_left(17) ^ u64::from_le_bytes(word)
+            });
+        let defaults = Defaults {
+            strategy: Strategy::default(),
+            timeout: DEFAULT_TIMEOUT,
+            attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
+            zone: None,
+        };
+        Self {
+            pool: endpoint.pool(),
+            resolver,
+            routers: None,
+            local: None,
+            defaults,
+            seed,
+        }
+    }
+
+    /// Runs calls of services that `server` serves in this process, without the network.
+    pub fn local_first(mut self, server: Server) -> Self {
+        self.local = Some(server);
+        self
+    }
+
+    /// Sends calls through these routers when the directory gives no answer.
+    pub fn routers(mut self, routers: impl Routers) -> Self {
+        self.routers = Some(Arc::new(routers));
+        self
+    }
+
+    /// Sets how providers are chosen; [`Strategy::Random`] without it.
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.defaults.strategy = strategy;
+        self
+    }
+
+    /// Sets how long a call may take; [`DEFAULT_TIMEOUT`] without it.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.defaults.timeout = timeout;
+        self
+    }
+
+    /// Sets how long one provider is waited for; [`DEFAULT_ATTEMPT_TIMEOUT`] without it.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.defaults.attempt_timeout = timeout;
+        self
+    }
+
+    /// Sets where this client runs: providers of the same zone are preferred.
+    pub fn zone(mut self, zone: &str) -> Self {
+        self.defaults.zone = Some(Zone::named(zone));
+        self
+    }
+
+    /// Sets the seed of every choice at random, for choices that can be replayed.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// The client.
+    #[must_use]
+    pub fn build(self) -> Client {
+        Client {
+            shared: Arc::new(Shared {
+                services: Services::new(self.seed, self.defaults.clone()),
+                pool: self.pool,
+                resolver: self.resolver,
+                routers: self.routers,
+                local: self.local,
+                defaults: self.defaults,
+            }),
+        }
+    }
+}
+
+/// What one call says of itself.
+#[derive(Debug, Clone)]
+pub(super) struct Options {
+    pub(super) timeout: Option<Duration>,
+    pub(super) attempt_timeout: Option<Duration>,
+    pub(super) max_attempts: Option<u32>,
+    pub(super) strategy: Option<Strategy>,
+    pub(super) policy: RetryPolicy,
+    pub(super) idempotent: bool,
+    pub(super) hedge: Option<Hedge>,
+    pub(super) backoff: Option<Backoff>,
+    pub(super) affinity: Option<u64>,
+    pub(super) method: String,
+    pub(super) metadata: Option<Metadata>,
+    pub(super) resolve: ResolveOptions,
+    pub(super) may_run_here: bool,
+    pub(super) may_route: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            attempt_timeout: None,
+            max_attempts: None,
+            strategy: None,
+            policy: RetryPolicy::default(),
+            idempotent: false,
+            hedge: None,
+            backoff: None,
+            affinity: None,
+            method: String::new(),
+            metadata: None,
+            resolve: ResolveOptions::default(),
+            may_run_here: true,
+            may_route: true,
+        }
+    }
+}
+
+/// One call, before it is made.
+#[must_use = "a call is made by `send`"]
+pub struct CallBuilder {
+    client: Client,
+    service: Result<ServiceName, NameError>,
+    pub(super) options: Options,
+}
+
+impl CallBuilder {
+    pub(super) fn new(client: Client, service: Result<ServiceName, NameError>) -> Self {
+        Self {
+            client,
+            service,
+            options: Options::default(),
+        }
+    }
+
+    /// Sets how long the whole call may take, lookup and failover included.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how long one provider is waited for before another is tried.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.options.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how many providers are tried at most; without it 3, or all if there are fewer (F3).
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.options.max_attempts = Some(attempts);
+        self
+    }
+
+    /// Sets how the provider is chosen.
+    pub fn strategy(mut self, strategy: Strategy) -> Self {
+        self.options.strategy = Some(strategy);
+        self
+    }
+
+    /// Sets which failures are tried elsewhere (F6).
+    pub fn retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.options.policy = policy;
+        self
+    }
+
+    /// Declares that the call may run twice at once without harm.
+    pub fn idempotent(mut self) -> Self {
+        self.options.idempotent = true;
+        self
+    }
+
+    /// Sends a second attempt beside a slow first one (F10); heeded only for calls that are declared
+    /// [`CallBuilder::idempotent`].
+    pub fn hedge(mut self, hedge: Hedge) -> Self {
+        self.options.hedge = Some(hedge);
+        self
+    }
+
+    /// Waits between attempts; without it the next one starts at once (F9).
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.options.backoff = Some(backoff);
+        self
+    }
+
+    /// Sends calls with the same key to the same provider, with [`Strategy::Affinity`].
+    pub fn affinity(mut self, key: u64) -> Self {
+        self.options.affinity = Some(key);
+        self
+    }
+
+    /// Sets the method within the service.
+    pub fn method(mut self, method: impl Into<String>) -> Self {
+        self.options.method = method.into();
+        self
+    }
+
+    /// Sets what travels beside the payload.
+    pub fn metadata(mut self, metadata: Metadata) -> Self {
+        self.options.metadata = Some(metadata);
+        self
+    }
+
+    /// Asks the directory itself, not its cache (D7).
+    pub fn force_refresh(mut self) -> Self {
+        self.options.resolve = self.options.resolve.with_force_refresh(true);
+        self
+    }
+
+    /// Passes over a handler of this process: the call goes to a provider that the directory gives.
+    pub fn remote_only(mut self) -> Self {
+        self.options.may_run_here = false;
+        self
+    }
+
+    /// Makes the call. Dropping the future cancels it, on the wire too (F8).
+    ///
+    /// # Errors
+    /// What became of the call, with everything that was tried: see [`CallError`].
+    pub async fn send(self, payload: impl Into<Bytes>) -> Result<Answer, CallError> {
+        self.client.run(self.service?, self.options, payload.into()).await
+    }
+}
+
+impl std::fmt::Debug for ClientBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientBuilder")
+            .field("defaults", &self.defaults)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for CallBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CallBuilder")
+            .field("service", &self.service)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,268 @@
+//! The caller's side: one line, one result.
+//!
+//! A call goes in this order: a handler of this process; the providers that the directory's cache or the directory itself
+//! gives; and when the directory gives no answer, a router that this node is connected to.
+
+mod builder;
+mod engine;
+mod forward;
+mod services;
+
+use std::{
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use macula_select::{Strategy, Zone};
+use macula_transport::{Endpoint, Pool};
+use macula_wire::{NameError, ServiceName};
+
+use crate::{CallError, Provider, Resolve, ResolveOptions, Response, Server, Source, error::Attempt, request::Request};
+pub use builder::{CallBuilder, ClientBuilder};
+pub use services::MAX_SERVICES;
+use services::Services;
+
+/// How long a call may take, unless told otherwise (F7).
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one provider is waited for before another is tried, unless told otherwise. A third of [`DEFAULT_TIMEOUT`], so that
+/// three attempts fit.
+pub const DEFAULT_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Calls services by name. Cheap to clone; clones share connections, provider health and rotation.
+#[derive(Clone)]
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    pool: Pool,
+    resolver: Arc<dyn Resolve>,
+    routers: Option<Arc<dyn Routers>>,
+    local: Option<Server>,
+    services: Services,
+    defaults: Defaults,
+}
+
+/// What holds for every call that does not say otherwise (S3).
+#[derive(Debug, Clone)]
+struct Defaults {
+    strategy: Strategy,
+    timeout: Duration,
+    attempt_timeout: Duration,
+    zone: Option<Zone>,
+}
+
+/// The nodes that pass a call on when the directory gives no answer: the bootstrap nodes this node is connected to.
+pub trait Routers: Send + Sync + 'static {
+    /// The routers to ask, the best first; none when there is none.
+    fn routers(&self) -> Vec<Provider>;
+}
+
+/// What a successful call brought.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    response: Response,
+    provider: Option<Arc<Provider>>,
+    source: AnswerSource,
+    failed_attempts: Vec<Attempt>,
+}
+
+/// Which step of a call found who answered it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AnswerSource {
+    /// A handler of this process: no network.
+    Local,
+    /// A provider that a directory knew.
+    Directory(Source),
+    /// A router, which served the call itself or passed it on.
+    Router,
+}
+
+impl AnswerSource {
+    /// The step's name in spans and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Directory(source) => source.name(),
+            Self::Router => "router",
+        }
+    }
+}
+
+impl Answer {
+    /// The answer's bytes.
+    #[must_use]
+    pub fn payload(&self) -> &Bytes {
+        self.response.payload()
+    }
+
+    /// The answer with its metadata, taken.
+    #[must_use]
+    pub fn into_response(self) -> Response {
+        self.response
+    }
+
+    /// Who answered; `None` for a handler of this process.
+    #[must_use]
+    pub fn provider(&self) -> Option<&Provider> {
+        self.provider.as_deref()
+    }
+
+    /// Which step found who answered.
+    #[must_use]
+    pub fn source(&self) -> AnswerSource {
+        self.source
+    }
+
+    /// The attempts that failed before the one that answered, in the order of their starts.
+    #[must_use]
+    pub fn failed_attempts(&self) -> &[Attempt] {
+        &self.failed_attempts
+    }
+}
+
+/// A client that does not keep the client alive.
+pub(crate) struct WeakClient(Weak<Shared>);
+
+impl WeakClient {
+    pub(crate) fn upgrade(&self) -> Option<Client> {
+        self.0.upgrade().map(|shared| Client { shared })
+    }
+}
+
+impl Client {
+    /// Starts a client that finds providers with `resolver` and connects to them from `endpoint`.
+    pub fn builder(endpoint: &Endpoint, resolver: impl Resolve) -> ClientBuilder {
+        ClientBuilder::new(endpoint, Arc::new(resolver))
+    }
+
+    /// Calls `service` with `payload` and answers with the response's payload.
+    ///
+    /// # Errors
+    /// What became of the call, with everything that was tried: see [`CallError`].
+    pub async fn call<S>(&self, service: S, payload: impl Into<Bytes>) -> Result<Bytes, CallError>
+    where
+        S: TryInto<ServiceName>,
+        NameError: From<S::Error>,
+    {
+        let answer = self.request(service).send(payload).await?;
+        Ok(answer.into_response().into_parts().0)
+    }
+
+    /// A call of `service` whose options are set one by one; [`CallBuilder::send`] makes it.
+    pub fn request<S>(&self, service: S) -> CallBuilder
+    where
+        S: TryInto<ServiceName>,
+        NameError: From<S::Error>,
+    {
+        CallBuilder::new(self.clone(), service.try_into().map_err(NameError::from))
+    }
+
+    /// The providers of `service`, in the directory's order; none when nobody provides it.
+    ///
+    /// # Errors
+    /// When the directory gives no answer.
+    pub async fn providers(
+        &self,
+        service: &ServiceName,
+        options: ResolveOptions,
+    ) -> Result<Arc<[Provider]>, crate::ResolveError> {
+        Ok(self.shared.resolver.resolve(service, options).await?.providers)
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakClient {
+        WeakClient(Arc::downgrade(&self.shared))
+    }
+
+    /// Makes the call that `call` describes.
+    async fn run(&self, service: ServiceName, call: builder::Options, payload: Bytes) -> Result<Answer, CallError> {
+        let start = Instant::now();
+        let timeout = call.timeout.unwrap_or(self.shared.defaults.timeout);
+        let late = |attempts| CallError::DeadlineExceeded {
+            service: service.clone(),
+            allowed: timeout,
+            attempts,
+        };
+        if let Some(outcome) = self.run_local(&service, &call, &payload, start + timeout).await {
+            return outcome.unwrap_or_else(|_elapsed| Err(late(Vec::new())));
+        }
+        // The directory's time is the call's time.
+        let lookup = self.shared.resolver.resolve(&service, call.resolve);
+        let resolved = tokio::time::timeout_at((start + timeout).into(), lookup)
+            .await
+            .map_err(|_| late(Vec::new()))?;
+        match resolved {
+            Ok(resolved) => {
+                let source = AnswerSource::Directory(resolved.source);
+                let balanced = self.shared.services.of(&service, &resolved.providers, start);
+                engine::run(self, &service, &call, payload, start, &balanced, source).await
+            }
+            Err(reason) => {
+                let routers = self
+                    .shared
+                    .routers
+                    .as_ref()
+                    .filter(|_| call.may_route)
+                    .map(|r| r.routers());
+                match routers {
+                    Some(routers) if !routers.is_empty() => {
+                        tracing::debug!(%service, %reason, "the directory gives no answer; a router is asked");
+                        let balanced = self.shared.services.routers(routers, start);
+                        engine::run(self, &service, &call, payload, start, &balanced, AnswerSource::Router).await
+                    }
+                    _ => Err(CallError::Unresolved {
+                        service,
+                        source: reason,
+                    }),
+                }
+            }
+        }
+    }
+
+    /// Runs the call in this process; `None` when nobody serves it here, or whoever does refuses it.
+    async fn run_local(
+        &self,
+        service: &ServiceName,
+        call: &builder::Options,
+        payload: &Bytes,
+        deadline: Instant,
+    ) -> Option<Result<Result<Answer, CallError>, tokio::time::error::Elapsed>> {
+        let server = self.shared.local.as_ref().filter(|_| call.may_run_here)?;
+        let metadata = call.metadata.clone().unwrap_or_default();
+        let request = Request::local(
+            service.clone(),
+            call.method.clone(),
+            metadata,
+            payload.clone(),
+            deadline,
+        );
+        let work = server.call_local(request)?;
+        match tokio::time::timeout_at(deadline.into(), work).await {
+            Ok(Ok(response)) => Some(Ok(Ok(Answer {
+                response,
+                provider: None,
+                source: AnswerSource::Local,
+                failed_attempts: Vec::new(),
+            }))),
+            Ok(Err(status)) if status.is_refused() => None,
+            Ok(Err(status)) => Some(Ok(Err(CallError::Answered {
+                service: service.clone(),
+                status,
+                attempts: Vec::new(),
+            }))),
+            Err(elapsed) => Some(Err(elapsed)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("defaults", &self.shared.defaults)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,125 @@
+//! The balancer of each service, and the provider list it goes by.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
+use macula_wire::{NodeId, ServiceName};
+
+use super::Defaults;
+use crate::Provider;
+
+/// Services whose health and rotation are remembered at a time; a client that calls more of them forgets those that have no
+/// call running.
+pub const MAX_SERVICES: usize = 4096;
+
+/// The balancers of a client's services.
+pub(super) struct Services {
+    seed: u64,
+    defaults: Defaults,
+    services: Mutex<HashMap<ServiceName, Arc<Balanced>>>,
+    routers: Arc<Balanced>,
+}
+
+impl Services {
+    pub(super) fn new(seed: u64, defaults: Defaults) -> Self {
+        let routers = Arc::new(Balanced::new(&defaults, seed));
+        Self {
+            seed,
+            defaults,
+            services: Mutex::default(),
+            routers,
+        }
+    }
+
+    /// The balancer of `service`, reconciled with its providers.
+    pub(super) fn of(&self, service: &ServiceName, providers: &Arc<[Provider]>, now: Instant) -> Arc<Balanced> {
+        let balanced = {
+            let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+            match services.get(service) {
+                Some(known) => Arc::clone(known),
+                None => {
+                    if services.len() >= MAX_SERVICES {
+                        services.retain(|_, balanced| Arc::strong_count(balanced) > 1);
+                    }
+                    // Each service its own sequence: callers that start together do not pick in step.
+                    let seed = self.seed ^ (services.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                    let fresh = Arc::new(Balanced::new(&self.defaults, seed));
+                    services.insert(service.clone(), Arc::clone(&fresh));
+                    fresh
+                }
+            }
+        };
+        balanced.reconcile(providers, now);
+        balanced
+    }
+
+    /// The balancer of the routers, reconciled with those that there are.
+    pub(super) fn routers(&self, routers: Vec<Provider>, now: Instant) -> Arc<Balanced> {
+        self.routers.reconcile(&routers.into(), now);
+        Arc::clone(&self.routers)
+    }
+}
+
+/// A balancer behind a lock that is held for single steps only, never across an await.
+pub(super) struct Balanced {
+    state: Mutex<State>,
+}
+
+pub(super) struct State {
+    pub(super) balancer: Balancer<NodeId>,
+    list: Arc<[Provider]>,
+    by_id: HashMap<NodeId, Arc<Provider>>,
+}
+
+impl Balanced {
+    fn new(defaults: &Defaults, seed: u64) -> Self {
+        let locality = LocalityConfig { zone: defaults.zone, ..LocalityConfig::default() };
+        let config = BalancerConfig { strategy: defaults.strategy, locality, ..BalancerConfig::default() };
+        let state = State {
+            balancer: Balancer::new(config, seed),
+            list: Arc::default(),
+            by_id: HashMap::new(),
+        };
+        Self {
+            state: Mutex::new(state),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes over a provider list, unless it is the one already there.
+    fn reconcile(&self, providers: &Arc<[Provider]>, now: Instant) {
+        let mut state = self.lock();
+        if Arc::ptr_eq(&state.list, providers) {
+            return;
+        }
+        if state.list != *providers {
+            let candidates = providers.iter().map(|provider| {
+                let zone = provider.zone.as_deref().map(Zone::named);
+                macula_select::Provider::new(provider.node_id)
+                    .weight(provider.weight)
+                    .zone(zone)
+            });
+            state.balancer.update(now, candidates);
+            state.by_id = providers.iter().map(|p| (p.node_id, Arc::new(p.clone()))).collect();
+        }
+        state.list = Arc::clone(providers);
+    }
+}
+
+impl State {
+    /// The provider with this id, as the list has it.
+    pub(super) fn provider(&self, id: &NodeId) -> Arc<Provider> {
+        // The balancer's keys are the list's; one without an endpoint would fail to be dialed.
+        self.by_id
+            .get(id)
+            .cloned()
+            .unwrap_or_else(|| Arc::new(Provider::new(*id, [])))
+    }
+}

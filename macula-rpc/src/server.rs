@@ -1,0 +1,286 @@
+//! The services of this process: handed to the transport for peers, and to the client for calls that need no network.
+//!
+//! **Invariant:** a call that is refused has not reached its handler, so it is safe to make elsewhere (F5); and every call
+//! that has reached one is counted until its future is gone, so a drain waits for all of them and for nothing else.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use macula_transport::{IncomingCall, Metadata, Reply};
+use macula_wire::{ServiceName, StatusCode};
+use tokio::sync::Notify;
+
+use crate::{
+    Handler, Request, Response, Status,
+    client::{Client, WeakClient},
+    handler::SharedHandler,
+};
+
+/// Services running at a time in one process, unless told otherwise: more calls are refused, and go elsewhere.
+pub const DEFAULT_MAX_CONCURRENT_CALLS: usize = 16_384;
+
+/// A service cannot be served.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// Another handler has the name.
+    #[error("{0} is served already; withdraw it first")]
+    AlreadyServed(ServiceName),
+}
+
+/// The services of this process. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    services: RwLock<HashMap<ServiceName, SharedHandler>>,
+    max_concurrent: usize,
+    running: AtomicUsize,
+    draining: AtomicBool,
+    idle: Notify,
+    router: OnceLock<WeakClient>,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Server {
+    /// A server without services that runs [`DEFAULT_MAX_CONCURRENT_CALLS`] at a time.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_max_concurrent_calls(DEFAULT_MAX_CONCURRENT_CALLS)
+    }
+
+    /// A server that runs at most `max` calls at a time and refuses the rest.
+    #[must_use]
+    pub fn with_max_concurrent_calls(max: usize) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                services: RwLock::default(),
+                max_concurrent: max,
+                running: AtomicUsize::new(0),
+                draining: AtomicBool::new(false),
+                idle: Notify::new(),
+                router: OnceLock::new(),
+            }),
+        }
+    }
+
+    /// Serves `service` with `handler` from now on.
+    ///
+    /// # Errors
+    /// When the name is served already.
+    pub fn serve(&self, service: ServiceName, handler: impl Handler) -> Result<(), ServeError> {
+        use std::collections::hash_map::Entry;
+
+        match self
+            .shared
+            .services
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(service)
+        {
+            Entry::Occupied(taken) => Err(ServeError::AlreadyServed(taken.key().clone())),
+            Entry::Vacant(free) => {
+                free.insert(Arc::new(handler));
+                Ok(())
+            }
+        }
+    }
+
+    /// Stops serving `service`: running calls finish, new ones are refused. Withdrawing what is not served is fine (D5).
+    pub fn withdraw(&self, service: &ServiceName) {
+        self.shared
+            .services
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(service);
+    }
+
+    /// The services served now, sorted by name.
+    #[must_use]
+    pub fn services(&self) -> Vec<ServiceName> {
+        let services = self.shared.services.read().unwrap_or_else(PoisonError::into_inner);
+        let mut names: Vec<_> = services.keys().cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Whether `service` is served here.
+    #[must_use]
+    pub fn serves(&self, service: &ServiceName) -> bool {
+        self.handler(service).is_some()
+    }
+
+    /// How many calls are running.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.shared.running.load(Ordering::Acquire)
+    }
+
+    /// Passes calls that peers ask to have routed, and that nobody serves here, on through `client`, once.
+    ///
+    /// The first client given stays. It is not kept alive by this.
+    pub fn route_through(&self, client: &Client) {
+        // A second router would be a misuse without consequence: calls are routed all the same.
+        let _ = self.shared.router.set(client.downgrade());
+    }
+
+    /// Refuses new calls from now on, and waits until the running ones are done (N4).
+    pub async fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+        loop {
+            let idle = self.shared.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.running() == 0 {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    fn handler(&self, service: &ServiceName) -> Option<SharedHandler> {
+        self.shared
+            .services
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(service)
+            .cloned()
+    }
+
+    /// Admits a call, or says why not.
+    fn admit(&self) -> Result<Running, Status> {
+        // Counted before the flag is read: a drain either sees this call or has set the flag before it.
+        let running = Running::start(&self.shared);
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Err(Status::refused_with(
+                StatusCode::Unavailable,
+                "the node is shutting down",
+            ));
+        }
+        if self.running() > self.shared.max_concurrent {
+            let limit = self.shared.max_concurrent;
+            return Err(Status::refused(format!(
+                "the node runs {limit} calls already, as many as it may"
+            )));
+        }
+        Ok(running)
+    }
+
+    /// Runs a call of this process when the service is served here; `None` when it is not.
+    pub(crate) fn call_local(
+        &self,
+        request: Request,
+    ) -> Option<impl Future<Output = Result<Response, Status>> + use<>> {
+        let handler = self.handler(request.service())?;
+        let admitted = self.admit();
+        Some(async move {
+            let _running = admitted?;
+            guarded(&handler, request).await
+        })
+    }
+
+    async fn answer(self, call: IncomingCall) -> Result<Response, Status> {
+        let _running = self.admit()?;
+        if let Some(handler) = self.handler(call.service()) {
+            return guarded(&handler, Request::remote(call)).await;
+        }
+        let router = self
+            .shared
+            .router
+            .get()
+            .and_then(WeakClient::upgrade)
+            .filter(|_| call.may_route());
+        match router {
+            Some(client) => client.forward(call).await,
+            None => {
+                let message = format!("{} is not served here", call.service());
+                Err(Status::refused_with(StatusCode::Unimplemented, message))
+            }
+        }
+    }
+}
+
+/// Runs a handler; its panic is the handler's failure and nobody else's.
+async fn guarded(handler: &SharedHandler, request: Request) -> Result<Response, Status> {
+    let service = request.service().clone();
+    let work = AssertUnwindSafe(async { handler.handle(request).await }).catch_unwind();
+    work.await.unwrap_or_else(|panic| {
+        let what = panic
+            .downcast_ref::<&str>()
+            .copied()
+            .or(panic.downcast_ref::<String>().map(String::as_str));
+        tracing::error!(%service, panic = what.unwrap_or("without a message"), "a handler panicked");
+        // The caller learns that it happened; what the panic said may be nobody's business outside.
+        Err(Status::internal("the handler panicked"))
+    })
+}
+
+impl macula_transport::Handler for Server {
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
+        let server = self.clone();
+        Box::pin(async move {
+            match server.answer(call).await {
+                Ok(response) => {
+                    let (payload, metadata) = response.into_parts();
+                    Reply::ok(payload).with_metadata(metadata)
+                }
+                Err(status) => status.into_reply(),
+            }
+        })
+    }
+}
+
+/// One running call, counted while it lives.
+struct Running(Arc<Shared>);
+
+impl Running {
+    fn start(shared: &Arc<Shared>) -> Self {
+        shared.running.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server")
+            .field("services", &self.services())
+            .field("running", &self.running())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Status {
+    /// The status as it travels.
+    fn into_reply(self) -> Reply {
+        let (code, message, details, refused) = self.into_parts();
+        let reply = if refused {
+            Reply::refused(code, message)
+        } else {
+            Reply::error(code, message)
+        };
+        reply.with_details(details).with_metadata(Metadata::new())
+    }
+}

@@ -1,0 +1,550 @@
+//! Calls over real connections, with providers known beforehand.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use macula_rpc::{
+    AnswerSource, CallError, Cause, Client, ClientBuilder, NodeId, Provider, Request, Resolve, ResolveError,
+    ResolveOptions, Resolved, RetryPolicy, Routers, Server, ServiceName, StaticResolver, Status, StatusCode, Strategy,
+};
+use macula_transport::{Config, Endpoint, Identity, NoService};
+use tokio::sync::{Notify, mpsc};
+
+fn name() -> ServiceName {
+    "api.compute".parse().unwrap()
+}
+
+/// A provider in this process, with a connection endpoint of its own.
+struct Peer {
+    endpoint: Endpoint,
+    server: Server,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Peer {
+    /// A node that serves nothing yet.
+    async fn bare(server: Server) -> Self {
+        let config = Config::new(Identity::generate().unwrap()).with_listen("127.0.0.1:0".parse().unwrap());
+        let endpoint = Endpoint::bind(config, server.clone()).await.unwrap();
+        Self {
+            endpoint,
+            server,
+            calls: Arc::default(),
+        }
+    }
+
+    /// A provider of `api.compute` that counts its calls and answers with `outcome`.
+    async fn with(outcome: impl Fn(Bytes) -> Result<Bytes, Status> + Clone + Send + Sync + 'static) -> Self {
+        let peer = Self::bare(Server::new()).await;
+        let calls = Arc::clone(&peer.calls);
+        let handler = move |request: Request| {
+            calls.fetch_add(1, SeqCst);
+            let outcome = outcome(request.into_payload());
+            async move { outcome }
+        };
+        peer.server.serve(name(), handler).unwrap();
+        peer
+    }
+
+    async fn echo() -> Self {
+        Self::with(Ok).await
+    }
+
+    async fn failing(code: StatusCode) -> Self {
+        Self::with(move |_| Err(Status::new(code, "on purpose"))).await
+    }
+
+    fn id(&self) -> NodeId {
+        self.endpoint.node_id()
+    }
+
+    fn provider(&self) -> Provider {
+        Provider::new(self.id(), [self.endpoint.local_addr().try_into().unwrap()])
+    }
+
+    fn calls(&self) -> usize {
+        self.calls.load(SeqCst)
+    }
+}
+
+fn directory(peers: &[Peer]) -> StaticResolver {
+    StaticResolver::new().with_service(name(), peers.iter().map(Peer::provider))
+}
+
+/// A client's builder and the endpoint it calls from.
+async fn caller(resolver: impl Resolve) -> (Endpoint, ClientBuilder) {
+    let endpoint = Endpoint::bind(Config::new(Identity::generate().unwrap()), NoService)
+        .await
+        .unwrap();
+    let builder = Client::builder(&endpoint, resolver);
+    (endpoint, builder)
+}
+
+#[tokio::test]
+async fn a_call_is_one_line() {
+    let peers = [Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    assert_eq!(builder.build().call("api.compute", "6 x 7").await.unwrap(), "6 x 7");
+}
+
+#[tokio::test]
+async fn s1_first_goes_to_the_first_of_the_list() {
+    let peers = [Peer::echo().await, Peer::echo().await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    for _ in 0..5 {
+        client.call(&name(), "").await.unwrap();
+    }
+    assert_eq!(peers.each_ref().map(Peer::calls), [5, 0, 0]);
+}
+
+#[tokio::test]
+async fn s3_the_strategy_of_a_call_goes_before_the_clients() {
+    let peers = [Peer::echo().await, Peer::echo().await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    for _ in 0..6 {
+        client
+            .request(name())
+            .strategy(Strategy::RoundRobin)
+            .send("")
+            .await
+            .unwrap();
+    }
+    assert_eq!(peers.each_ref().map(Peer::calls), [2, 2, 2]);
+}
+
+#[tokio::test]
+async fn s5_a_service_nobody_provides_is_not_found() {
+    let (_endpoint, builder) = caller(StaticResolver::new()).await;
+    let error = builder.build().call("no.such", "").await.unwrap_err();
+    assert!(matches!(error, CallError::ServiceNotFound { .. }), "{error}");
+    assert!(error.to_string().starts_with("service_not_found"));
+}
+
+#[tokio::test]
+async fn f1_f2_an_error_goes_to_another_provider_and_never_twice_to_one() {
+    let peers = [
+        Peer::failing(StatusCode::Internal).await,
+        Peer::failing(StatusCode::Unavailable).await,
+        Peer::echo().await,
+    ];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let answer = builder
+        .strategy(Strategy::First)
+        .build()
+        .request(name())
+        .send("x")
+        .await
+        .unwrap();
+    assert_eq!(answer.provider().unwrap().node_id, peers[2].id());
+    assert_eq!(answer.failed_attempts().len(), 2);
+    assert_eq!(peers.each_ref().map(Peer::calls), [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn f3_f4_three_of_three_is_all_providers_failed_and_three_of_five_is_max_attempts_exceeded() {
+    let mut peers = Vec::new();
+    for _ in 0..5 {
+        peers.push(Peer::failing(StatusCode::Internal).await);
+    }
+    let (_endpoint, builder) = caller(directory(&peers[..3])).await;
+    let error = builder.build().call(name(), "").await.unwrap_err();
+    assert!(matches!(error, CallError::AllProvidersFailed { .. }), "{error}");
+    // F4: every attempt is told: provider, endpoint, cause, time.
+    let tried: HashSet<_> = error.attempts().iter().map(|attempt| attempt.node_id).collect();
+    assert_eq!(tried, peers[..3].iter().map(Peer::id).collect());
+    for attempt in error.attempts() {
+        let peer = peers.iter().find(|peer| peer.id() == attempt.node_id).unwrap();
+        assert_eq!(attempt.endpoint, peer.endpoint.local_addr().try_into().ok());
+        assert!(matches!(&attempt.cause, Cause::Answered(status) if status.message() == "on purpose"));
+        assert!(attempt.took > Duration::ZERO);
+        assert!(error.to_string().contains(&attempt.node_id.short()));
+    }
+
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let error = builder.build().call(name(), "").await.unwrap_err();
+    assert!(matches!(error, CallError::MaxAttemptsExceeded { .. }), "{error}");
+    assert_eq!(error.attempts().len(), 3);
+}
+
+#[tokio::test]
+async fn f5_a_provider_that_cannot_be_reached_costs_no_attempt() {
+    let gone = Peer::echo().await;
+    let absent = gone.provider();
+    gone.endpoint.shutdown(Duration::ZERO).await;
+    drop(gone);
+    let peer = Peer::echo().await;
+    let resolver = StaticResolver::new().with_service(name(), [absent.clone(), peer.provider()]);
+    let (_endpoint, builder) = caller(resolver).await;
+    let call = builder
+        .strategy(Strategy::First)
+        .build()
+        .request(name())
+        .max_attempts(1);
+    let answer = call
+        .attempt_timeout(Duration::from_millis(200))
+        .send("x")
+        .await
+        .unwrap();
+    assert_eq!(answer.provider().unwrap().node_id, peer.id());
+    let failed = &answer.failed_attempts()[0];
+    assert_eq!(failed.node_id, absent.node_id);
+    assert!(matches!(failed.cause, Cause::NotSent(_)), "{failed}");
+}
+
+#[tokio::test]
+async fn f5_a_node_that_does_not_serve_the_service_refuses() {
+    let other = Peer::bare(Server::new()).await;
+    let peer = Peer::echo().await;
+    let resolver = StaticResolver::new().with_service(name(), [other.provider(), peer.provider()]);
+    let (_endpoint, builder) = caller(resolver).await;
+    let call = builder
+        .strategy(Strategy::First)
+        .build()
+        .request(name())
+        .retry_policy(RetryPolicy::NeverProcessed);
+    let answer = call.send("x").await.unwrap();
+    assert!(matches!(answer.failed_attempts()[0].cause, Cause::Refused(_)));
+}
+
+#[tokio::test]
+async fn f6_the_callers_own_fault_is_final() {
+    let peers = [Peer::failing(StatusCode::InvalidArgument).await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let error = builder
+        .strategy(Strategy::First)
+        .build()
+        .call(name(), "")
+        .await
+        .unwrap_err();
+    assert!(matches!(&error, CallError::Answered { status, .. } if status.code() == StatusCode::InvalidArgument));
+    assert_eq!(peers[1].calls(), 0);
+}
+
+#[tokio::test]
+async fn f6_under_any_error_every_error_response_is_retried() {
+    let peers = [Peer::failing(StatusCode::InvalidArgument).await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let call = builder
+        .strategy(Strategy::First)
+        .build()
+        .request(name())
+        .retry_policy(RetryPolicy::AnyError);
+    assert_eq!(call.send("x").await.unwrap().payload(), "x");
+}
+
+#[tokio::test]
+async fn f6_a_call_that_may_have_run_is_not_repeated_when_it_must_not() {
+    let peers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let call = builder
+        .strategy(Strategy::First)
+        .build()
+        .request(name())
+        .retry_policy(RetryPolicy::NeverProcessed);
+    let error = call.send("x").await.unwrap_err();
+    assert!(matches!(&error, CallError::Answered { .. }), "{error}");
+    assert_eq!(peers[1].calls(), 0);
+}
+
+/// Serves `api.compute` with a handler that never answers, and tells when it starts and when it is dropped.
+async fn stuck() -> (Peer, mpsc::UnboundedReceiver<&'static str>) {
+    struct Dropped(mpsc::UnboundedSender<&'static str>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            let _ = self.0.send("dropped");
+        }
+    }
+
+    let peer = Peer::bare(Server::new()).await;
+    let (events, seen) = mpsc::unbounded_channel();
+    let handler = move |_request: Request| {
+        let _ = events.send("started");
+        let dropped = Dropped(events.clone());
+        async move {
+            let _dropped = dropped;
+            std::future::pending::<Result<Bytes, Status>>().await
+        }
+    };
+    peer.server.serve(name(), handler).unwrap();
+    (peer, seen)
+}
+
+#[tokio::test]
+async fn f7_an_attempt_that_times_out_goes_elsewhere_and_a_deadline_ends_the_call() {
+    let (hung, mut seen) = stuck().await;
+    let peer = Peer::echo().await;
+    let resolver = StaticResolver::new().with_service(name(), [hung.provider(), peer.provider()]);
+    let (_endpoint, builder) = caller(resolver).await;
+    let client = builder.strategy(Strategy::First).build();
+    let answer = client
+        .request(name())
+        .attempt_timeout(Duration::from_millis(100))
+        .send("x")
+        .await
+        .unwrap();
+    assert!(matches!(answer.failed_attempts()[0].cause, Cause::TimedOut(_)));
+    // The provider stopped working.
+    assert_eq!(seen.recv().await, Some("started"));
+    assert_eq!(seen.recv().await, Some("dropped"));
+
+    let error = client
+        .request(name())
+        .timeout(Duration::from_millis(100))
+        .send("x")
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
+    assert_eq!(seen.recv().await, Some("started"));
+    assert_eq!(seen.recv().await, Some("dropped"));
+}
+
+#[tokio::test]
+async fn f8_a_dropped_call_is_cancelled_at_the_provider() {
+    let (peer, mut seen) = stuck().await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let client = builder.build();
+    let call = tokio::spawn(async move { client.call(name(), "x").await });
+    assert_eq!(seen.recv().await, Some("started"));
+    call.abort();
+    assert_eq!(seen.recv().await, Some("dropped"));
+}
+
+#[tokio::test]
+async fn a_local_handler_is_called_without_the_network() {
+    let peers = [Peer::echo().await];
+    let (endpoint, builder) = caller(directory(&peers)).await;
+    let here = Server::new();
+    here.serve(name(), |request: Request| async move {
+        assert!(request.peer().is_none());
+        Ok::<_, Status>("here")
+    })
+    .unwrap();
+    let client = builder.local_first(here.clone()).build();
+    let answer = client.request(name()).send("x").await.unwrap();
+    assert_eq!(
+        (answer.payload().as_ref(), answer.source()),
+        (&b"here"[..], AnswerSource::Local)
+    );
+    assert_eq!(endpoint.pool().stats().opened, 0);
+
+    let answer = client.request(name()).remote_only().send("x").await.unwrap();
+    assert_eq!(answer.payload(), "x");
+
+    // What is withdrawn, or refused by a drain, is called elsewhere.
+    here.drain().await;
+    assert_eq!(client.call(name(), "x").await.unwrap(), "x");
+    here.withdraw(&name());
+    assert_eq!(client.call(name(), "x").await.unwrap(), "x");
+}
+
+#[tokio::test]
+async fn a_panicking_handler_fails_its_own_call_only() {
+    let peer = Peer::with(|payload| {
+        if payload == "boom" {
+            panic!("on purpose")
+        } else {
+            Ok(payload)
+        }
+    })
+    .await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let client = builder.build();
+    let error = client.call(name(), "boom").await.unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    assert!(
+        !error.to_string().contains("on purpose"),
+        "what a panic says stays at home: {error}"
+    );
+    assert_eq!(client.call(name(), "fine").await.unwrap(), "fine");
+}
+
+#[tokio::test]
+async fn n4_a_draining_server_finishes_what_runs_and_refuses_what_comes() {
+    let peer = Peer::bare(Server::new()).await;
+    let (started, mut running) = mpsc::unbounded_channel();
+    let release = Arc::new(Notify::new());
+    let gate = Arc::clone(&release);
+    peer.server
+        .serve(name(), move |request: Request| {
+            let (gate, started) = (Arc::clone(&gate), started.clone());
+            async move {
+                let _ = started.send(());
+                gate.notified().await;
+                Ok::<_, Status>(request.into_payload())
+            }
+        })
+        .unwrap();
+    let (_endpoint, builder) = caller(StaticResolver::new().with_service(name(), [peer.provider()])).await;
+    let client = builder.build();
+    let first = tokio::spawn({
+        let client = client.clone();
+        async move { client.call(name(), "first").await }
+    });
+    running.recv().await.unwrap();
+    let server = peer.server.clone();
+    let drained = tokio::spawn(async move { server.drain().await });
+    // The drain begins at its first poll; until then calls are taken.
+    let refused = loop {
+        match client
+            .request(name())
+            .attempt_timeout(Duration::from_millis(50))
+            .send("second")
+            .await
+        {
+            Err(error) if matches!(error.attempts(), [tried] if matches!(tried.cause, Cause::Refused(_))) => {
+                break error;
+            }
+            other => drop(other),
+        }
+    };
+    assert!(refused.to_string().contains("shutting down"), "{refused}");
+    assert!(!drained.is_finished());
+    release.notify_waiters();
+    assert_eq!(first.await.unwrap().unwrap(), "first");
+    drained.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_server_at_its_limit_refuses() {
+    let peer = Peer::bare(Server::with_max_concurrent_calls(0)).await;
+    peer.server
+        .serve(name(), |_: Request| async { Ok::<_, Status>("") })
+        .unwrap();
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let error = builder.build().call(name(), "").await.unwrap_err();
+    assert!(matches!(&error.attempts()[0].cause, Cause::Refused(_)), "{error}");
+}
+
+/// A directory that never answers.
+struct Down;
+
+impl Resolve for Down {
+    fn resolve<'a>(
+        &'a self,
+        _service: &'a ServiceName,
+        _options: ResolveOptions,
+    ) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
+        Box::pin(std::future::ready(Err(ResolveError::Unreachable)))
+    }
+}
+
+struct Via(Provider);
+
+impl Routers for Via {
+    fn routers(&self) -> Vec<Provider> {
+        vec![self.0.clone()]
+    }
+}
+
+#[tokio::test]
+async fn with_the_directory_down_a_router_serves_the_call_or_passes_it_on_once() {
+    // The router serves nothing itself, but its directory knows a provider.
+    let provider = Peer::echo().await;
+    let router = Peer::bare(Server::new()).await;
+    let onward = Client::builder(&router.endpoint, directory(std::slice::from_ref(&provider))).build();
+    router.server.route_through(&onward);
+
+    let (_endpoint, builder) = caller(Down).await;
+    let client = builder.routers(Via(router.provider())).build();
+    let answer = client.request(name()).send("x").await.unwrap();
+    assert_eq!(
+        (answer.payload().as_ref(), answer.source()),
+        (&b"x"[..], AnswerSource::Router)
+    );
+    assert_eq!(provider.calls(), 1);
+
+    let error = client.call("no.such", "x").await.unwrap_err();
+    assert!(matches!(error, CallError::ServiceNotFound { .. }), "{error}");
+
+    // Once: a router whose own directory is down does not pass the call to a further router.
+    let lost = Peer::bare(Server::new()).await;
+    let nowhere = Client::builder(&lost.endpoint, Down)
+        .routers(Via(router.provider()))
+        .build();
+    lost.server.route_through(&nowhere);
+    let (_endpoint, builder) = caller(Down).await;
+    let error = builder
+        .routers(Via(lost.provider()))
+        .build()
+        .call(name(), "x")
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CallError::AllProvidersFailed { .. }), "{error}");
+    assert_eq!(provider.calls(), 1);
+}
+
+#[tokio::test]
+async fn without_directory_and_router_the_error_says_what_to_check() {
+    let (_endpoint, builder) = caller(Down).await;
+    let error = builder.build().call(name(), "x").await.unwrap_err();
+    assert!(matches!(error, CallError::Unresolved { .. }));
+    assert!(error.to_string().contains("bootstrap"), "{error}");
+}
+
+#[tokio::test]
+async fn a_request_above_the_limit_is_refused_here() {
+    let peers = [Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let error = builder
+        .build()
+        .call(name(), vec![0; 4 * 1024 * 1024 + 1])
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CallError::RequestTooLarge { .. }), "{error}");
+    assert_eq!(peers[0].calls(), 0);
+}
+
+#[tokio::test]
+async fn what_travels_beside_the_payload_arrives() {
+    let peer = Peer::bare(Server::new()).await;
+    let echo = |request: Request| async move {
+        let mut metadata = request.metadata().clone();
+        metadata.push("method", request.method().to_owned());
+        Ok::<_, Status>(macula_rpc::Response::new("").with_metadata(metadata))
+    };
+    peer.server.serve(name(), echo).unwrap();
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let metadata = [("trace", "abc")].into_iter().collect();
+    let answer = builder
+        .build()
+        .request(name())
+        .method("Sum")
+        .metadata(metadata)
+        .send("")
+        .await
+        .unwrap();
+    let (_, back) = answer.into_response().into_parts();
+    assert_eq!(back.get("trace").unwrap(), "abc");
+    assert_eq!(back.get("method").unwrap(), "Sum");
+}
+
+#[test]
+fn a_name_is_served_once() {
+    let server = Server::new();
+    let handler = |_: Request| async { Ok::<_, Status>("") };
+    server.serve(name(), handler).unwrap();
+    assert!(
+        server
+            .serve(name(), handler)
+            .unwrap_err()
+            .to_string()
+            .contains("withdraw")
+    );
+    server.withdraw(&name());
+    // D5: withdrawing what is not served is fine.
+    server.withdraw(&name());
+    server.serve(name(), handler).unwrap();
+    assert_eq!(server.services(), [name()]);
+}

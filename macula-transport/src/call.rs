@@ -1,0 +1,226 @@
+//! What a caller gives and gets, and what a provider gets and gives.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use macula_wire::{ServiceName, StatusCode, proto};
+
+use crate::{Metadata, PeerInfo, error::Pushback};
+
+/// One call: which service, with what, and for how long to wait.
+#[derive(Debug, Clone)]
+pub struct CallRequest<'a> {
+    pub(crate) service: &'a ServiceName,
+    pub(crate) method: &'a str,
+    pub(crate) metadata: Option<&'a Metadata>,
+    pub(crate) body: Bytes,
+    pub(crate) timeout: Duration,
+    pub(crate) route: bool,
+}
+
+/// How long a call waits unless told otherwise.
+pub(crate) const DEFAULT_CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl<'a> CallRequest<'a> {
+    /// A call of `service` with `body`: no method, no metadata, 10 s to answer.
+    #[must_use]
+    pub fn new(service: &'a ServiceName, body: impl Into<Bytes>) -> Self {
+        Self {
+            service,
+            method: "",
+            metadata: None,
+            body: body.into(),
+            timeout: DEFAULT_CALL_TIMEOUT,
+            route: false,
+        }
+    }
+
+    /// Sets the method within the service.
+    #[must_use]
+    pub fn with_method(mut self, method: &'a str) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// Sets the metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: &'a Metadata) -> Self {
+        self.metadata = Some(metadata);
+        self
+    }
+
+    /// Sets how long to wait, from the moment of the call. The provider is told, and stops working when it is over.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Lets the peer pass the call on, once, to a provider it finds.
+    #[must_use]
+    pub fn with_route(mut self, route: bool) -> Self {
+        self.route = route;
+        self
+    }
+
+    pub(crate) fn metadata(&self) -> &[proto::MetadataEntry] {
+        self.metadata.map_or(&[], Metadata::entries)
+    }
+}
+
+/// What the provider answered, success or not.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct CallReply {
+    /// The outcome.
+    pub status: StatusCode,
+    /// What went wrong, for a person; empty on success.
+    pub message: String,
+    /// The provider's metadata.
+    pub metadata: Metadata,
+    /// The response.
+    pub body: Bytes,
+    /// Rich error details, as gRPC's `grpc-status-details-bin`.
+    pub details: Bytes,
+    /// What the provider asks about the next try.
+    pub pushback: Option<Pushback>,
+}
+
+/// A call from a peer.
+#[derive(Debug, Clone)]
+pub struct IncomingCall {
+    pub(crate) peer: Arc<PeerInfo>,
+    pub(crate) service: ServiceName,
+    pub(crate) method: String,
+    pub(crate) metadata: Metadata,
+    pub(crate) route: bool,
+    pub(crate) deadline: Instant,
+    pub(crate) body: Bytes,
+}
+
+impl IncomingCall {
+    /// Who calls.
+    #[must_use]
+    pub fn peer(&self) -> &Arc<PeerInfo> {
+        &self.peer
+    }
+
+    /// The service called.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        &self.service
+    }
+
+    /// The method within the service; empty for services that have one only.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        &self.method
+    }
+
+    /// The caller's metadata.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Whether this node may pass the call on to a provider it finds.
+    #[must_use]
+    pub fn may_route(&self) -> bool {
+        self.route
+    }
+
+    /// When the caller stops waiting. The handler is dropped then.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The request.
+    #[must_use]
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The request, taken.
+    #[must_use]
+    pub fn into_body(self) -> Bytes {
+        self.body
+    }
+}
+
+/// The answer to a call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) message: String,
+    pub(crate) metadata: Metadata,
+    pub(crate) body: Bytes,
+    pub(crate) details: Bytes,
+    pub(crate) not_started: bool,
+    pub(crate) pushback: Option<Pushback>,
+}
+
+impl Reply {
+    /// Success, with the response.
+    #[must_use]
+    pub fn ok(body: impl Into<Bytes>) -> Self {
+        Self {
+            status: StatusCode::Ok,
+            message: String::new(),
+            metadata: Metadata::new(),
+            body: body.into(),
+            details: Bytes::new(),
+            not_started: false,
+            pushback: None,
+        }
+    }
+
+    /// The handler's error: the call ran and failed.
+    #[must_use]
+    pub fn error(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            ..Self::ok(Bytes::new())
+        }
+    }
+
+    /// A refusal: the call was not started, and it is safe to try another provider.
+    #[must_use]
+    pub fn refused(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            not_started: true,
+            ..Self::error(status, message)
+        }
+    }
+
+    /// Sets the provider's metadata.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// Sets rich error details, as gRPC's `grpc-status-details-bin`.
+    #[must_use]
+    pub fn with_details(mut self, details: impl Into<Bytes>) -> Self {
+        self.details = details.into();
+        self
+    }
+
+    /// Asks the caller to leave this provider alone for a while.
+    #[must_use]
+    pub fn with_pushback(mut self, pushback: Pushback) -> Self {
+        self.pushback = Some(pushback);
+        self
+    }
+
+    /// The outcome.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+}

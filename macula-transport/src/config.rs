@@ -1,0 +1,199 @@
+//! How an endpoint behaves: every limit and every timer by name.
+
+use std::{net::SocketAddr, time::Duration};
+
+use macula_wire::Realm;
+
+use crate::{Identity, Role};
+
+/// The largest part of a call's opening frame that is not payload, in bytes: names, metadata, deadline.
+pub const MAX_HEAD_BYTES: usize = 16 * 1024;
+/// The most metadata entries of a call or reply.
+pub const MAX_METADATA_ENTRIES: usize = 128;
+/// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
+pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
+
+/// Everything an [`Endpoint`](crate::Endpoint) is told at its start. Only the identity has no default.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub(crate) identity: Identity,
+    pub(crate) realm: Realm,
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) role: Role,
+    pub(crate) advertise: Vec<macula_wire::Endpoint>,
+    pub(crate) agent: String,
+    pub(crate) limits: Limits,
+    pub(crate) timers: Timers,
+    pub(crate) pool: PoolConfig,
+}
+
+impl Config {
+    /// A client of the default realm on a port the system chooses.
+    #[must_use]
+    pub fn new(identity: Identity) -> Self {
+        Self {
+            identity,
+            realm: Realm::default(),
+            listen: None,
+            role: Role::Client,
+            advertise: Vec::new(),
+            agent: concat!("macula/", env!("CARGO_PKG_VERSION")).to_owned(),
+            limits: Limits::default(),
+            timers: Timers::default(),
+            pool: PoolConfig::default(),
+        }
+    }
+
+    /// Sets the realm: peers of another part at once.
+    #[must_use]
+    pub fn with_realm(mut self, realm: Realm) -> Self {
+        self.realm = realm;
+        self
+    }
+
+    /// Sets the UDP address to listen on; port 0 lets the system choose. Without it, any address and port.
+    #[must_use]
+    pub fn with_listen(mut self, listen: SocketAddr) -> Self {
+        self.listen = Some(listen);
+        self
+    }
+
+    /// Sets what this node does in the mesh.
+    #[must_use]
+    pub fn with_role(mut self, role: Role) -> Self {
+        self.role = role;
+        self
+    }
+
+    /// Sets where peers are told this node listens, the preferred endpoint first; those beyond
+    /// [`macula_wire::MAX_ENDPOINTS`] are not told.
+    ///
+    /// An endpoint that listens on port 0 learns its port when it is bound:
+    /// [`Endpoint::set_advertised`](crate::Endpoint::set_advertised) tells it then.
+    #[must_use]
+    pub fn with_advertised(mut self, endpoints: impl IntoIterator<Item = macula_wire::Endpoint>) -> Self {
+        self.advertise = endpoints.into_iter().take(macula_wire::MAX_ENDPOINTS).collect();
+        self
+    }
+
+    /// Sets the software's name and version as peers see it, at most 64 bytes of it.
+    #[must_use]
+    pub fn with_agent(mut self, agent: impl Into<String>) -> Self {
+        self.agent = agent.into();
+        self
+    }
+
+    /// Sets the limits on peers.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Sets the timers.
+    #[must_use]
+    pub fn with_timers(mut self, timers: Timers) -> Self {
+        self.timers = timers;
+        self
+    }
+
+    /// Sets the rules of the connection pool.
+    #[must_use]
+    pub fn with_pool(mut self, pool: PoolConfig) -> Self {
+        self.pool = pool;
+        self
+    }
+}
+
+/// What a peer may take of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest payload of a message, either way, in bytes. Default 4 MiB.
+    pub max_message_bytes: usize,
+    /// Calls running at a time for one connection; more are refused as not started. Default 1 024.
+    pub max_concurrent_calls: usize,
+    /// Streams a peer may have open at a time, once it has introduced itself. Default 256.
+    pub max_streams: u32,
+    /// Bytes a peer may have in flight on one stream. Default 1.25 MB.
+    pub stream_window: u32,
+    /// Bytes a peer may have in flight on one connection. Default 16 MiB.
+    pub connection_window: u32,
+    /// Accepted connections at a time; more are refused. Default 4 096.
+    pub max_accepted: usize,
+    /// Handshakes of accepted connections at a time; more are dropped. Default 256.
+    pub max_handshakes: usize,
+    /// Handshakes at a time from which on a peer must first prove its address (RFC 9000, section 8.1). Default 64.
+    pub retry_above: usize,
+    /// Size of the UDP socket's buffers, in bytes. Default 4 MiB; the kernel may grant less.
+    pub socket_buffer_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_message_bytes: 4 << 20,
+            max_concurrent_calls: 1024,
+            max_streams: 256,
+            stream_window: 1_250_000,
+            connection_window: 16 << 20,
+            max_accepted: 4096,
+            max_handshakes: 256,
+            retry_above: 64,
+            socket_buffer_bytes: 4 << 20,
+        }
+    }
+}
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timers {
+    /// From the first packet of a dial to the peer's HELLO. Default 3 s.
+    pub connect: Duration,
+    /// From a peer's opening of a stream to its first whole frame. Default 5 s.
+    pub head: Duration,
+    /// Silence after which a connection is lost. Default 45 s.
+    pub idle: Duration,
+    /// Silence after which a quiet connection is kept open by a packet. Default 15 s.
+    pub keep_alive: Duration,
+    /// From the start of one address's dial to the start of the next one's (RFC 8305, section 5). Default 250 ms.
+    pub next_address: Duration,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(3),
+            head: Duration::from_secs(5),
+            idle: Duration::from_secs(45),
+            keep_alive: Duration::from_secs(15),
+            next_address: Duration::from_millis(250),
+        }
+    }
+}
+
+/// The rules of the connection pool (P1, P2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Dialed connections at a time, dials included. Default 256.
+    pub max_connections: usize,
+    /// How long a connection may be unused. Default 90 s.
+    pub idle_timeout: Duration,
+    /// The first pause after a failed dial. Default 100 ms, growing by 1.6 each time.
+    pub first_backoff: Duration,
+    /// The longest pause after a dial that nobody answered. Default 1 s, so that a peer that comes back is soon found.
+    pub max_backoff: Duration,
+    /// The longest pause after a dial that the peer itself refused: another key, realm or version. Default 30 s.
+    pub max_refused_backoff: Duration,
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        Self {
+            max_connections: 256,
+            idle_timeout: Duration::from_secs(90),
+            first_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(1),
+            max_refused_backoff: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! A connection: the handle that callers hold, and the link behind it that the endpoint's tasks share.
+
+use std::{
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use macula_wire::proto::{self, control};
+use tokio::sync::{Notify, mpsc};
+
+use crate::{
+    CallReply, CallRequest, PeerInfo, Protocol, caller,
+    endpoint::Inner,
+    error::{CallError, CloseCode, Lost, RequestError},
+    pool::{Activity, ConnectionId},
+};
+
+/// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
+const MAX_CONTROL_QUEUE: usize = 16;
+/// For so long after an answer a connection counts as used: its last packets may still be under way.
+const SETTLING: Duration = Duration::from_secs(1);
+
+/// An open connection to a peer, out of the pool. Cheap to clone.
+///
+/// While a handle exists its connection counts as used and is not closed to make room for another, so take it when there is
+/// something to send and drop it soon after; the pool gives it again.
+#[derive(Debug)]
+pub struct Connection {
+    link: Arc<Link>,
+}
+
+impl Connection {
+    pub(crate) fn new(link: Arc<Link>) -> Self {
+        link.leases.fetch_add(1, SeqCst);
+        Self { link }
+    }
+
+    /// Who is at the other end.
+    #[must_use]
+    pub fn peer(&self) -> &Arc<PeerInfo> {
+        &self.link.peer
+    }
+
+    /// Calls the peer. Dropping the future cancels the call, at the peer too.
+    ///
+    /// # Errors
+    /// When the peer gave no status; the variant says whether the call may have run.
+    pub async fn call(&self, request: CallRequest<'_>) -> Result<CallReply, CallError> {
+        caller::call(&self.link, request).await
+    }
+
+    /// Asks the peer something of another protocol. Dropping the future cancels the request.
+    ///
+    /// # Errors
+    /// When no reply came.
+    pub async fn request(&self, protocol: Protocol, body: Bytes, timeout: Duration) -> Result<Bytes, RequestError> {
+        caller::request(&self.link, protocol, body, timeout).await
+    }
+
+    /// Why the connection has ended; `None` while it has not.
+    #[must_use]
+    pub fn lost(&self) -> Option<Lost> {
+        self.link.quic.close_reason().map(|error| self.link.lost(error))
+    }
+
+    /// The current estimate of the path's round trip.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.link.quic.rtt()
+    }
+}
+
+impl Clone for Connection {
+    fn clone(&self) -> Self {
+        Self::new(self.link.clone())
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.link.touch();
+        self.link.leases.fetch_sub(1, SeqCst);
+        self.link.noticed();
+    }
+}
+
+/// What the endpoint's tasks share of one connection.
+pub(crate) struct Link {
+    pub(crate) quic: quinn::Connection,
+    pub(crate) peer: Arc<PeerInfo>,
+    pub(crate) inner: Arc<Inner>,
+    /// Set once, when the pool has taken the connection.
+    pub(crate) id: OnceLock<ConnectionId>,
+    control: mpsc::Sender<proto::Control>,
+    leases: AtomicUsize,
+    /// Calls and requests of ours under way.
+    outbound: AtomicUsize,
+    /// Calls and requests of the peer under way.
+    inbound: AtomicUsize,
+    /// Microseconds since the endpoint's epoch.
+    last_used: AtomicU64,
+    last_answered: AtomicU64,
+    /// The peer takes no further calls.
+    peer_leaving: AtomicBool,
+    /// Woken when something ended while somebody waits for quiet.
+    pub(crate) quiet: Notify,
+    closed_as: OnceLock<CloseCode>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link")
+            .field("peer", &self.peer.node_id)
+            .field("at", &self.peer.remote_addr)
+            .finish()
+    }
+}
+
+/// Which side asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Outbound,
+    Inbound,
+}
+
+impl Link {
+    pub(crate) fn new(
+        quic: quinn::Connection,
+        peer: PeerInfo,
+        inner: Arc<Inner>,
+    ) -> (Arc<Self>, mpsc::Receiver<proto::Control>) {
+        let (control, queue) = mpsc::channel(MAX_CONTROL_QUEUE);
+        let link = Self {
+            quic,
+            peer: Arc::new(peer),
+            inner,
+            id: OnceLock::new(),
+            control,
+            leases: AtomicUsize::new(0),
+            outbound: AtomicUsize::new(0),
+            inbound: AtomicUsize::new(0),
+            last_used: AtomicU64::new(0),
+            last_answered: AtomicU64::new(0),
+            peer_leaving: AtomicBool::new(false),
+            quiet: Notify::new(),
+            closed_as: OnceLock::new(),
+        };
+        link.touch();
+        (Arc::new(link), queue)
+    }
+
+    /// Queues a control message; drops it when the peer takes none, as a later one says the same.
+    pub(crate) fn tell(&self, kind: control::Kind) {
+        if self.control.try_send(proto::Control { kind: Some(kind) }).is_err() {
+            tracing::debug!(peer = %self.peer.node_id.short(), "a control message was dropped");
+        }
+    }
+
+    pub(crate) fn close(&self, code: CloseCode, words: &str) {
+        let _ = self.closed_as.set(code);
+        self.quic.close(code.to_wire(), words.as_bytes());
+    }
+
+    /// What became of the connection, in our terms: quinn does not remember why we closed it.
+    pub(crate) fn lost(&self, error: quinn::ConnectionError) -> Lost {
+        self.refine(error.into())
+    }
+
+    pub(crate) fn refine(&self, lost: Lost) -> Lost {
+        match (lost, self.closed_as.get()) {
+            (Lost::ClosedHere(_), Some(&code)) => Lost::ClosedHere(code),
+            (lost, _) => lost,
+        }
+    }
+
+    pub(crate) fn touch(&self) {
+        self.last_used.fetch_max(self.inner.micros(), Relaxed);
+    }
+
+    pub(crate) fn enter(self: &Arc<Self>, direction: Direction) -> InFlight {
+        self.count(direction).fetch_add(1, SeqCst);
+        InFlight {
+            link: self.clone(),
+            direction,
+        }
+    }
+
+    fn count(&self, direction: Direction) -> &AtomicUsize {
+        match direction {
+            Direction::Outbound => &self.outbound,
+            Direction::Inbound => &self.inbound,
+        }
+    }
+
+    pub(crate) fn running(&self, direction: Direction) -> usize {
+        self.count(direction).load(SeqCst)
+    }
+
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.running(Direction::Outbound) == 0 && self.running(Direction::Inbound) == 0
+    }
+
+    pub(crate) fn peer_leaves(&self) {
+        self.peer_leaving.store(true, SeqCst);
+        self.quiet.notify_waiters();
+    }
+
+    pub(crate) fn is_peer_leaving(&self) -> bool {
+        self.peer_leaving.load(SeqCst)
+    }
+
+    fn noticed(&self) {
+        if self.is_peer_leaving() || self.inner.is_draining() {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    /// What the pool's rules are told of this connection.
+    pub(crate) fn activity(&self, now: Instant) -> Activity {
+        let at = |micros: &AtomicU64| self.inner.epoch + Duration::from_micros(micros.load(Relaxed));
+        let settling = now < at(&self.last_answered) + SETTLING && self.last_answered.load(Relaxed) != 0;
+        if self.leases.load(SeqCst) > 0 || !self.is_quiet() || settling {
+            Activity::Busy
+        } else {
+            Activity::IdleSince(at(&self.last_used))
+        }
+    }
+}
+
+/// One call or request under way; ends when dropped.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    link: Arc<Link>,
+    direction: Direction,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let now = self.link.inner.micros();
+        self.link.last_used.fetch_max(now, Relaxed);
+        if self.direction == Direction::Inbound {
+            self.link.last_answered.fetch_max(now, Relaxed);
+        }
+        self.link.count(self.direction).fetch_sub(1, SeqCst);
+        self.link.noticed();
+    }
+}

@@ -1,0 +1,329 @@
+//! The endpoint: a UDP socket, an identity, and every connection made from or to it.
+
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+use macula_wire::{NodeId, RealmHash, proto};
+use tokio::time::timeout;
+
+use crate::{
+    Config, Handler, Identity, Pool, Stats,
+    connection::{Direction, Link},
+    drive,
+    error::{BindError, CloseCode, TlsError},
+    handshake::{self, Established},
+    hello, pool, quic,
+    stats::Counters,
+    tls::{FoundKey, Tls},
+};
+
+/// How long a shut-down endpoint waits for its last packets to leave.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A node's place on the network: a UDP socket, an identity, and the connections made from and to it.
+///
+/// Not to be mixed up with [`macula_wire::Endpoint`], which is only an address. Dropping it closes everything at once;
+/// [`Endpoint::shutdown`] parts without failing a call.
+#[derive(Debug)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+/// What the endpoint's tasks share.
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) node_id: NodeId,
+    pub(crate) realm: RealmHash,
+    pub(crate) handler: Arc<dyn Handler>,
+    pub(crate) quic: quinn::Endpoint,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) pool: pool::Shell,
+    pub(crate) epoch: Instant,
+    local_addr: SocketAddr,
+    tls: Tls,
+    transport: Arc<quinn::TransportConfig>,
+    advertised: RwLock<Vec<macula_wire::Endpoint>>,
+    draining: AtomicBool,
+    handshakes: AtomicUsize,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner")
+            .field("node_id", &self.node_id)
+            .field("local_addr", &self.local_addr)
+            .finish()
+    }
+}
+
+impl Endpoint {
+    /// Starts an endpoint, which serves its peers from now on.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on, or there is no tokio runtime.
+    pub async fn bind(config: Config, handler: impl Handler) -> Result<Self, BindError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(BindError::NoRuntime);
+        }
+        let tls = Tls::new(&config.identity)
+            .map_err(TlsError::from)
+            .map_err(BindError::Tls)?;
+        let counters = Arc::new(Counters::default());
+        let transport = Arc::new(quic::transport_config(&config));
+        let server = tls.server().map_err(TlsError::from).map_err(BindError::Tls)?;
+        let server = quic::server_config(server, transport.clone(), &config);
+        let socket = match config.listen {
+            Some(addr) => quic::bind_socket(addr, config.limits.socket_buffer_bytes)
+                .map_err(|source| BindError::Socket { addr, source })?,
+            None => {
+                // A machine without IPv6 has no such socket.
+                let (six, four) = ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::UNSPECIFIED, 0).into());
+                quic::bind_socket(six, config.limits.socket_buffer_bytes)
+                    .or_else(|_| quic::bind_socket(four, config.limits.socket_buffer_bytes))
+                    .map_err(|source| BindError::Socket { addr: four, source })?
+            }
+        };
+        let bound = socket.local_addr().and_then(|local| {
+            let endpoint_config = quic::endpoint_config(&config.identity, counters.clone());
+            let quic = quinn::Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::TokioRuntime))?;
+            Ok((local, quic))
+        });
+        let addr = config.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into());
+        let (mut local_addr, quic) = bound.map_err(|source| BindError::Socket { addr, source })?;
+        local_addr.set_ip(local_addr.ip().to_canonical());
+        let inner = Arc::new(Inner {
+            node_id: config.identity.node_id(),
+            realm: config.realm.hash(),
+            handler: Arc::new(handler),
+            quic,
+            counters,
+            pool: pool::Shell::new(config.pool, config.limits.max_accepted, seed()),
+            epoch: tokio::time::Instant::now().into_std(),
+            local_addr,
+            tls,
+            transport,
+            advertised: RwLock::new(config.advertise.clone()),
+            draining: AtomicBool::new(false),
+            handshakes: AtomicUsize::new(0),
+            config,
+        });
+        tokio::spawn(accept_all(inner.clone()));
+        tokio::spawn(pool::keep(inner.clone()));
+        Ok(Self { inner })
+    }
+
+    /// The address the socket is bound to, its port chosen.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.local_addr
+    }
+
+    /// What this node is known by.
+    #[must_use]
+    pub fn node_id(&self) -> NodeId {
+        self.inner.node_id
+    }
+
+    /// The node's identity.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.config.identity
+    }
+
+    /// The connections to other nodes.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        Pool::new(self.inner.clone())
+    }
+
+    /// Sets where new peers are told this node listens, as [`Config::with_advertised`].
+    pub fn set_advertised(&self, endpoints: impl IntoIterator<Item = macula_wire::Endpoint>) {
+        let endpoints = endpoints.into_iter().take(macula_wire::MAX_ENDPOINTS).collect();
+        *self
+            .inner
+            .advertised
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = endpoints;
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.inner.counters.snapshot(self.inner.pool.len())
+    }
+
+    /// Takes no further calls and waits until those under way are answered: peers are told, and what they send all the same
+    /// is refused as not started (N4).
+    ///
+    /// There is no way back; calls of this node fail from now on too.
+    pub async fn drain(&self) {
+        self.inner.draining.store(true, SeqCst);
+        let links = self.inner.pool.links();
+        for link in &links {
+            drive::say_goodbye(link, proto::GoAwayReason::Draining);
+        }
+        for link in links {
+            loop {
+                let quiet = link.quiet.notified();
+                if link.running(Direction::Inbound) == 0 || link.quic.close_reason().is_some() {
+                    break;
+                }
+                tokio::select! {
+                    () = quiet => {}
+                    _ = link.quic.closed() => break,
+                }
+            }
+        }
+    }
+
+    /// Drains, waits until the peers have what they were sent, and closes every connection: all within `grace`, after which
+    /// what is not finished is given up.
+    pub async fn shutdown(&self, grace: Duration) {
+        let parted = async {
+            self.drain().await;
+            for link in self.inner.pool.links() {
+                link.quic.closed().await;
+            }
+        };
+        let code = match timeout(grace, parted).await {
+            Ok(()) => CloseCode::Shutdown,
+            Err(_) => CloseCode::Aborted,
+        };
+        self.inner.close(code);
+        let _ = timeout(FAREWELL, self.inner.quic.wait_idle()).await;
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.inner.close(CloseCode::Aborted);
+    }
+}
+
+impl Inner {
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(SeqCst)
+    }
+
+    /// Microseconds since the endpoint was bound.
+    pub(crate) fn micros(&self) -> u64 {
+        let now = tokio::time::Instant::now().into_std();
+        u64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn hello(&self) -> proto::Hello {
+        let endpoints = self
+            .advertised
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        hello::ours(&self.config, &endpoints)
+    }
+
+    pub(crate) fn client_config(
+        &self,
+        expected: Option<NodeId>,
+    ) -> Result<(quinn::ClientConfig, Arc<FoundKey>), TlsError> {
+        let (tls, found) = self.tls.client(expected)?;
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(self.transport.clone());
+        Ok((config, found))
+    }
+
+    fn close(&self, code: CloseCode) {
+        self.draining.store(true, SeqCst);
+        for link in self.pool.links() {
+            link.close(code, "");
+        }
+        self.quic.close(code.to_wire(), b"");
+        self.pool.stop();
+    }
+}
+
+/// Starts the tasks of a connection that both sides have accepted. `None` when the pool does not take it.
+pub(crate) fn start(
+    inner: &Arc<Inner>,
+    established: Established,
+    register: impl FnOnce(&Arc<Link>) -> Option<pool::ConnectionId>,
+) -> Option<Arc<Link>> {
+    let Established {
+        quic,
+        peer,
+        outgoing,
+        incoming,
+    } = established;
+    quic.set_max_concurrent_bi_streams(inner.config.limits.max_streams.into());
+    let (link, queue) = Link::new(quic, peer, inner.clone());
+    let id = register(&link)?;
+    // Nobody else knows the link yet.
+    let _ = link.id.set(id);
+    tokio::spawn(drive::connection(link.clone(), outgoing, incoming, queue));
+    Some(link)
+}
+
+async fn accept_all(inner: Arc<Inner>) {
+    while let Some(arriving) = inner.quic.accept().await {
+        let handshakes = inner.handshakes.load(SeqCst);
+        let limits = &inner.config.limits;
+        if inner.is_draining() || handshakes >= limits.max_handshakes {
+            inner.counters.rejected_busy.add();
+            arriving.refuse();
+        } else if handshakes >= limits.retry_above && arriving.may_retry() && !arriving.remote_address_validated() {
+            inner.counters.retried.add();
+            // Cannot fail: it was just asked whether it may.
+            let _ = arriving.retry();
+        } else {
+            inner.handshakes.fetch_add(1, SeqCst);
+            let inner = inner.clone();
+            tokio::spawn(async move {
+                accept_one(&inner, arriving).await;
+                inner.handshakes.fetch_sub(1, SeqCst);
+            });
+        }
+    }
+}
+
+async fn accept_one(inner: &Arc<Inner>, arriving: quinn::Incoming) {
+    let limit = inner.config.timers.connect;
+    let from = arriving.remote_address();
+    let quic = match arriving.accept() {
+        Ok(connecting) => match timeout(limit, connecting).await {
+            Ok(Ok(quic)) => quic,
+            Ok(Err(error)) => return rejected_handshake(inner, from, &error.to_string()),
+            Err(_) => return rejected_handshake(inner, from, "it took too long"),
+        },
+        Err(error) => return rejected_handshake(inner, from, &error.to_string()),
+    };
+    let hello = timeout(limit, handshake::accept(inner, &quic)).await;
+    match hello.unwrap_or(Err(crate::error::HelloError::TimedOut)) {
+        Ok(established) => {
+            let accepted = start(inner, established, |link| inner.pool.accepted(link));
+            if accepted.is_none() {
+                inner.counters.rejected_busy.add();
+                quic.close(CloseCode::Busy.to_wire(), b"");
+            }
+        }
+        Err(error) => {
+            inner.counters.rejected_hellos.add();
+            tracing::info!(%from, %error, "a peer was turned away");
+            quic.close(error.close_code().to_wire(), error.to_string().as_bytes());
+        }
+    }
+}
+
+fn rejected_handshake(inner: &Inner, from: SocketAddr, error: &str) {
+    inner.counters.rejected_handshakes.add();
+    tracing::info!(%from, error, "a handshake failed");
+}
+
+fn seed() -> u64 {
+    let mut seed = [0; 8];
+    // Only jitter depends on it.
+    let _ = getrandom::fill(&mut seed);
+    u64::from_le_bytes(seed)
+}

@@ -1,0 +1,96 @@
+//! The introduction: the first message each side sends on the control stream, and what is made of the peer's.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use macula_wire::{NodeId, RealmHash, proto};
+use prost::Message as _;
+
+use crate::{
+    Config, PeerInfo, Role,
+    error::{CloseCode, HelloError},
+};
+
+/// The version of the protocol.
+pub(crate) const VERSION: u32 = 1;
+/// The largest frame on the control stream, in bytes.
+pub(crate) const MAX_CONTROL_BYTES: usize = 8 * 1024;
+/// The longest agent name that is sent or kept, in bytes.
+const MAX_AGENT_BYTES: usize = 64;
+/// The largest message anybody is believed to take.
+const MAX_PEER_MESSAGE_BYTES: u32 = 1 << 28;
+
+/// What this node says of itself.
+pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Endpoint]) -> proto::Hello {
+    let saturated = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    proto::Hello {
+        version: VERSION,
+        realm: Bytes::copy_from_slice(config.realm.hash().as_bytes()),
+        role: config.role.to_wire().into(),
+        endpoints: endpoints.iter().map(ToString::to_string).collect(),
+        max_message_bytes: saturated(config.limits.max_message_bytes),
+        max_concurrent_calls: saturated(config.limits.max_concurrent_calls),
+        agent: shortened(&config.agent),
+    }
+}
+
+fn shortened(agent: &str) -> String {
+    agent
+        .char_indices()
+        .take_while(|(at, c)| at + c.len_utf8() <= MAX_AGENT_BYTES)
+        .map(|(_, c)| c)
+        .collect()
+}
+
+/// What the peer says of itself, checked.
+pub(crate) fn read(
+    frame: Bytes,
+    realm: &RealmHash,
+    node_id: NodeId,
+    remote_addr: SocketAddr,
+) -> Result<PeerInfo, HelloError> {
+    let message = proto::Control::decode(frame).map_err(|_| HelloError::Malformed)?;
+    let Some(proto::control::Kind::Hello(hello)) = message.kind else {
+        return Err(HelloError::Malformed);
+    };
+    if hello.version != VERSION {
+        return Err(HelloError::Version {
+            theirs: hello.version,
+            ours: VERSION,
+        });
+    }
+    if hello.realm != realm.as_bytes()[..] {
+        return Err(HelloError::Realm);
+    }
+    if hello.endpoints.len() > macula_wire::MAX_ENDPOINTS {
+        return Err(HelloError::Malformed);
+    }
+    // Shown to people: nothing in it may steer a terminal.
+    let agent = shortened(&hello.agent).chars().filter(|c| !c.is_control()).collect();
+    Ok(PeerInfo {
+        node_id,
+        role: Role::from_wire(hello.role),
+        endpoints: hello
+            .endpoints
+            .iter()
+            .map(|text| text.parse())
+            .collect::<Result<_, _>>()?,
+        remote_addr,
+        agent,
+        max_message_bytes: hello.max_message_bytes.min(MAX_PEER_MESSAGE_BYTES) as usize,
+        max_concurrent_calls: hello.max_concurrent_calls as usize,
+    })
+}
+
+impl HelloError {
+    /// How the peer is told.
+    pub(crate) fn close_code(&self) -> CloseCode {
+        match self {
+            Self::Realm => CloseCode::Realm,
+            Self::Version { .. } => CloseCode::Version,
+            Self::Malformed | Self::Endpoint(_) | Self::Frame(_) | Self::TimedOut | Self::Lost(_) | Self::Ended => {
+                CloseCode::Protocol
+            }
+        }
+    }
+}

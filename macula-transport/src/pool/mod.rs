@@ -1,0 +1,389 @@
+//! The pool of connections: the shell that dials, waits and closes as [`state`] decides.
+
+mod state;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use macula_wire::NodeId;
+use tokio::sync::{Notify, oneshot};
+
+pub(crate) use state::{Activity, ConnectionId};
+use state::{Answer, Closing, DialFailure, Output, PoolState, Ticket};
+
+use crate::{
+    Connection, PoolConfig,
+    connection::Link,
+    drive,
+    endpoint::{self, Inner},
+    error::{CloseCode, DialError},
+    handshake,
+};
+
+/// The connections of an endpoint: one for each peer, opened on demand, used again, closed when idle (P1, P2).
+///
+/// A peer that dialed this node is called over its own connection. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+/// What a pool has counted, and holds now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Connections open now, dialed and accepted.
+    pub open: usize,
+    /// Connections dialed.
+    pub opened: u64,
+    /// Connections accepted.
+    pub accepted: u64,
+    /// Requests for a connection that found one open.
+    pub reused: u64,
+    /// Dials that failed.
+    pub dial_failures: u64,
+    /// Connections closed to make room.
+    pub evicted: u64,
+    /// Connections closed because they were idle.
+    pub idle_closed: u64,
+    /// Connections lost: timed out, reset, or closed by the peer.
+    pub lost: u64,
+}
+
+impl Pool {
+    pub(crate) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    /// A connection to a node, verified against its id: the open one, or a new one to whichever endpoint answers first.
+    ///
+    /// Concurrent requests for one node make one dial (P1). Dropping the future does not stop the dial, from which others may
+    /// gain.
+    ///
+    /// # Errors
+    /// When the node cannot be reached, is not who it should be, failed a moment ago, or the pool is full of connections in
+    /// use.
+    pub async fn get(&self, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Connection, DialError> {
+        let outcome = match self.inner.pool.get(&self.inner, node, at)? {
+            Found::Ready(connection) => return Ok(connection),
+            Found::Wait(outcome) => outcome,
+        };
+        outcome.await.unwrap_or(Err(DialError::ShutDown))
+    }
+
+    /// A connection to whichever node listens at an endpoint, trusted on first use: who it is, [`Connection::peer`] says.
+    ///
+    /// For the first contact with a mesh only: nothing protects it from somebody in between. The connection is pooled under
+    /// the id found.
+    ///
+    /// # Errors
+    /// As [`Pool::get`].
+    pub async fn first_contact(&self, at: &macula_wire::Endpoint) -> Result<Connection, DialError> {
+        let inner = &self.inner;
+        let outcome = inner.pool.first_contact(inner, at)?;
+        outcome.await.unwrap_or(Err(DialError::ShutDown))
+    }
+
+    /// The open connection to a node, if there is one.
+    #[must_use]
+    pub fn open(&self, node: &NodeId) -> Option<Connection> {
+        self.inner.pool.open(node)
+    }
+
+    /// What has been counted so far, and is open now.
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        self.inner.pool.stats()
+    }
+}
+
+enum Found {
+    Ready(Connection),
+    Wait(oneshot::Receiver<Result<Connection, DialError>>),
+}
+
+type Waiter = oneshot::Sender<Result<Connection, DialError>>;
+
+/// The pool's state behind its lock, with what the core does not know: links and waiters.
+#[derive(Debug)]
+pub(crate) struct Shell {
+    table: Mutex<Table>,
+    /// Woken when the core's next timeout may have changed.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Table {
+    state: PoolState<NodeId, Arc<DialError>>,
+    links: HashMap<ConnectionId, Arc<Link>>,
+    waiters: HashMap<Ticket, Vec<Waiter>>,
+    lost: u64,
+    stopped: bool,
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Shell {
+    pub(crate) fn new(config: PoolConfig, max_accepted: usize, seed: u64) -> Self {
+        let table = Table {
+            state: PoolState::new(config, max_accepted, seed),
+            links: HashMap::new(),
+            waiters: HashMap::new(),
+            lost: 0,
+            stopped: false,
+        };
+        Self {
+            table: Mutex::new(table),
+            changed: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, inner: &Arc<Inner>, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Found, DialError> {
+        let mut table = self.lock();
+        if table.stopped || inner.is_draining() {
+            return Err(DialError::ShutDown);
+        }
+        let now = now();
+        let Table { state, links, .. } = &mut *table;
+        let addresses = state::fingerprint(at);
+        let answer = state.get(now, node, addresses, |id| activity(links, id, now));
+        let waiter = match answer {
+            Answer::Ready(id) => match table.links.get(&id) {
+                Some(link) => return Ok(Found::Ready(Connection::new(link.clone()))),
+                // The core and the links change together; were it otherwise, a dial would follow.
+                None => {
+                    table.state.closed(id);
+                    return Err(DialError::NoAddress);
+                }
+            },
+            Answer::BackOff(until) => {
+                let retry_in = until.saturating_duration_since(now);
+                let cause = table.state.failure(node).cloned();
+                return Err(match cause {
+                    Some(source) => DialError::BackingOff { retry_in, source },
+                    None => DialError::NoAddress,
+                });
+            }
+            Answer::Full => {
+                return Err(DialError::PoolFull {
+                    max: inner.config.pool.max_connections,
+                });
+            }
+            Answer::Join(ticket) => table.wait(ticket),
+            Answer::Dial(ticket) => {
+                let waiter = table.wait(ticket);
+                tokio::spawn(dial(inner.clone(), ticket, Some(*node), at.to_vec()));
+                waiter
+            }
+        };
+        self.perform(table);
+        Ok(Found::Wait(waiter))
+    }
+
+    fn first_contact(
+        &self,
+        inner: &Arc<Inner>,
+        at: &macula_wire::Endpoint,
+    ) -> Result<oneshot::Receiver<Result<Connection, DialError>>, DialError> {
+        let mut table = self.lock();
+        if table.stopped || inner.is_draining() {
+            return Err(DialError::ShutDown);
+        }
+        let now = now();
+        let Table { state, links, .. } = &mut *table;
+        let Some(ticket) = state.dial_unknown(|id| activity(links, id, now)) else {
+            return Err(DialError::PoolFull {
+                max: inner.config.pool.max_connections,
+            });
+        };
+        let waiter = table.wait(ticket);
+        tokio::spawn(dial(inner.clone(), ticket, None, vec![at.clone()]));
+        self.perform(table);
+        Ok(waiter)
+    }
+
+    fn open(&self, node: &NodeId) -> Option<Connection> {
+        let table = self.lock();
+        let link = table.state.current(node).and_then(|id| table.links.get(&id));
+        link.map(|link| Connection::new(link.clone()))
+    }
+
+    /// Takes in a connection that a peer has dialed; `None` when there are too many.
+    pub(crate) fn accepted(&self, link: &Arc<Link>) -> Option<ConnectionId> {
+        let mut table = self.lock();
+        if table.stopped {
+            return None;
+        }
+        let now = now();
+        let Table { state, links, .. } = &mut *table;
+        let id = state.accepted(now, link.peer.node_id, |id| activity(links, id, now))?;
+        table.links.insert(id, link.clone());
+        self.perform(table);
+        Some(id)
+    }
+
+    /// A connection takes no further calls.
+    pub(crate) fn retired(&self, link: &Link) {
+        if let Some(&id) = link.id.get() {
+            self.lock().state.retired(id);
+        }
+    }
+
+    /// A connection has ended.
+    pub(crate) fn ended(&self, link: &Link) {
+        let Some(&id) = link.id.get() else { return };
+        let mut table = self.lock();
+        table.state.closed(id);
+        if table.links.remove(&id).is_some() {
+            table.lost += 1;
+        }
+    }
+
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        self.lock().links.values().cloned().collect()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().state.len()
+    }
+
+    fn stats(&self) -> PoolStats {
+        let table = self.lock();
+        let counts = table.state.counts();
+        PoolStats {
+            open: table.state.len(),
+            opened: counts.opened,
+            accepted: counts.accepted,
+            reused: counts.reused,
+            dial_failures: counts.dial_failures,
+            evicted: counts.evicted,
+            idle_closed: counts.idled,
+            lost: table.lost,
+        }
+    }
+
+    /// Takes no further connections, and wakes whoever waits for one.
+    pub(crate) fn stop(&self) {
+        let mut table = self.lock();
+        table.stopped = true;
+        table.waiters.clear();
+        drop(table);
+        self.changed.notify_one();
+    }
+
+    /// Does what the core says.
+    fn perform(&self, mut table: MutexGuard<'_, Table>) {
+        while let Some(output) = table.state.poll_output() {
+            match output {
+                Output::Close(id, why) => {
+                    if let Some(link) = table.links.remove(&id) {
+                        let words = match why {
+                            Closing::Evicted => "the connection made room for another",
+                            Closing::Idle => "the connection was idle",
+                        };
+                        drive::say_goodbye(&link, macula_wire::proto::GoAwayReason::Retired);
+                        link.close(CloseCode::Retired, words);
+                    }
+                }
+            }
+        }
+        drop(table);
+        self.changed.notify_one();
+    }
+}
+
+impl Table {
+    fn wait(&mut self, ticket: Ticket) -> oneshot::Receiver<Result<Connection, DialError>> {
+        let (waiter, outcome) = oneshot::channel();
+        let waiters = self.waiters.entry(ticket).or_default();
+        // Those who gave up make place, so the list is as long as the callers that wait.
+        waiters.retain(|waiter| !waiter.is_closed());
+        waiters.push(waiter);
+        outcome
+    }
+}
+
+fn activity(links: &HashMap<ConnectionId, Arc<Link>>, id: ConnectionId, now: Instant) -> Activity {
+    links
+        .get(&id)
+        .map_or(Activity::IdleSince(now), |link| link.activity(now))
+}
+
+async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<macula_wire::Endpoint>) {
+    let dialed = handshake::dial(&inner, node, &at).await;
+    let shell = &inner.pool;
+    let result = match dialed {
+        Ok(established) => {
+            let link = endpoint::start(&inner, established, |link| {
+                let mut table = shell.lock();
+                if table.stopped {
+                    return None;
+                }
+                let id = table.state.dialed(now(), ticket, link.peer.node_id);
+                table.links.insert(id, link.clone());
+                Some(id)
+            });
+            link.map(Connection::new).ok_or(DialError::ShutDown)
+        }
+        Err(error) => {
+            tracing::debug!(node = node.map(|node| node.short()), %error, "a dial failed");
+            let failure = if error.is_refusal() {
+                DialFailure::Refused
+            } else {
+                DialFailure::Unreachable
+            };
+            let cause = Arc::new(error.clone());
+            shell
+                .lock()
+                .state
+                .dial_failed(now(), ticket, state::fingerprint(&at), failure, cause);
+            Err(error)
+        }
+    };
+    let mut table = shell.lock();
+    let waiters = table.waiters.remove(&ticket).unwrap_or_default();
+    shell.perform(table);
+    for waiter in waiters {
+        // Whoever does not wait any more misses nothing.
+        let _ = waiter.send(result.clone());
+    }
+}
+
+/// Keeps the core's time until the endpoint is closed.
+pub(crate) async fn keep(inner: Arc<Inner>) {
+    let shell = &inner.pool;
+    loop {
+        let changed = shell.changed.notified();
+        let (next, stopped) = {
+            let table = shell.lock();
+            (table.state.poll_timeout(), table.stopped)
+        };
+        if stopped {
+            return;
+        }
+        let due = async {
+            match next {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = changed => continue,
+            () = due => {}
+        }
+        let now = now();
+        let mut table = shell.lock();
+        let Table { state, links, .. } = &mut *table;
+        state.handle_timeout(now, |id| activity(links, id, now));
+        shell.perform(table);
+    }
+}

@@ -1,0 +1,417 @@
+//! The pool's policy: who is dialed, which connection is handed out, which one makes room (P1, P2).
+//!
+//! A core: no clock, no lock, no socket. The shell asks, performs what [`PoolState::poll_output`] says, and reports back.
+//!
+//! **Invariants:**
+//! - at most one dial to a peer is under way;
+//! - dialed connections and dials together never exceed the limit;
+//! - only a connection that is not in use is closed to make room, the least recently used one first;
+//! - a peer that failed is not dialed again before its pause is over, unless it is now known at another address.
+//!
+//! What is left out: whether a connection is in use is known where calls are counted, so it is an argument.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    time::{Duration, Instant},
+};
+
+use crate::PoolConfig;
+
+/// Names a connection within the pool; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct ConnectionId(pub(crate) u64);
+
+/// Names a dial under way; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ticket(u64);
+
+/// Which side made a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Dialed,
+    Accepted,
+}
+
+/// What is going on over a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Activity {
+    /// Somebody holds it, or calls are running.
+    Busy,
+    /// Nobody has used it since.
+    IdleSince(Instant),
+}
+
+/// The answer to a request for a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// Use this one.
+    Ready(ConnectionId),
+    /// A dial is under way: wait for its outcome.
+    Join(Ticket),
+    /// Dial, and report with this ticket.
+    Dial(Ticket),
+    /// A dial failed lately: not before this time.
+    BackOff(Instant),
+    /// Every connection is in use.
+    Full,
+}
+
+/// Why the pool closes a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// It made room for another.
+    Evicted,
+    /// Nobody used it for too long.
+    Idle,
+}
+
+/// What the shell must do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Close a connection; the pool has forgotten it already.
+    Close(ConnectionId, Closing),
+}
+
+/// How a dial ended badly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DialFailure {
+    /// Nobody answered.
+    Unreachable,
+    /// The peer said no.
+    Refused,
+}
+
+/// What the pool has counted since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) opened: u64,
+    pub(crate) accepted: u64,
+    pub(crate) reused: u64,
+    pub(crate) dial_failures: u64,
+    pub(crate) evicted: u64,
+    pub(crate) idled: u64,
+}
+
+#[derive(Debug)]
+struct Entry<P> {
+    peer: P,
+    origin: Origin,
+    /// No longer handed out; closed when it is no longer used.
+    retired: bool,
+    /// When it is next looked at for being idle.
+    check_at: Instant,
+}
+
+#[derive(Debug)]
+struct Failing<F> {
+    /// Of the addresses that failed.
+    addresses: u64,
+    until: Instant,
+    pause: Duration,
+    cause: F,
+}
+
+/// How many failing peers are remembered; beyond it the one that may soonest be dialed again is forgotten.
+const MAX_FAILING: usize = 4096;
+/// How much longer each pause is than the one before.
+const BACKOFF_FACTOR: f64 = 1.6;
+/// How far a pause varies, either way.
+const BACKOFF_SPREAD: f64 = 0.2;
+
+/// The pool's policy. `P` names a peer, `F` says why a dial failed.
+#[derive(Debug)]
+pub(crate) struct PoolState<P, F> {
+    config: PoolConfig,
+    max_accepted: usize,
+    entries: BTreeMap<ConnectionId, Entry<P>>,
+    /// The connection that is handed out for a peer.
+    current: BTreeMap<P, ConnectionId>,
+    /// The dial under way to a peer; `None` when the peer is not yet known.
+    dials: BTreeMap<Ticket, Option<P>>,
+    failing: BTreeMap<P, Failing<F>>,
+    outputs: VecDeque<Output>,
+    next: u64,
+    rng: u64,
+    counts: Counts,
+}
+
+/// A number for a set of addresses, to see whether a peer is known at new ones.
+pub(crate) fn fingerprint<A: Hash>(addresses: &[A]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    addresses.hash(&mut hasher);
+    hasher.finish()
+}
+
+impl<P: Ord + Clone, F> PoolState<P, F> {
+    pub(crate) fn new(config: PoolConfig, max_accepted: usize, seed: u64) -> Self {
+        Self {
+            config,
+            max_accepted,
+            entries: BTreeMap::new(),
+            current: BTreeMap::new(),
+            dials: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            next: 0,
+            rng: seed,
+            counts: Counts::default(),
+        }
+    }
+
+    /// A connection to `peer`, or what must happen first.
+    pub(crate) fn get(
+        &mut self,
+        now: Instant,
+        peer: &P,
+        addresses: u64,
+        activity: impl Fn(ConnectionId) -> Activity,
+    ) -> Answer {
+        if let Some(&connection) = self.current.get(peer) {
+            self.counts.reused += 1;
+            return Answer::Ready(connection);
+        }
+        // A dial is one peer's, and they are few: the table is no larger than the pool.
+        if let Some((&ticket, _)) = self.dials.iter().find(|(_, dialed)| dialed.as_ref() == Some(peer)) {
+            return Answer::Join(ticket);
+        }
+        if let Some(failing) = self
+            .failing
+            .get(peer)
+            .filter(|it| it.addresses == addresses && now < it.until)
+        {
+            return Answer::BackOff(failing.until);
+        }
+        self.start_dial(Some(peer.clone()), activity)
+            .map_or(Answer::Full, Answer::Dial)
+    }
+
+    /// The connection that is handed out for `peer`, if one is open.
+    pub(crate) fn current(&self, peer: &P) -> Option<ConnectionId> {
+        self.current.get(peer).copied()
+    }
+
+    /// Permission to dial an address whose node is not known; `None` when every connection is in use.
+    pub(crate) fn dial_unknown(&mut self, activity: impl Fn(ConnectionId) -> Activity) -> Option<Ticket> {
+        self.start_dial(None, activity)
+    }
+
+    fn start_dial(&mut self, peer: Option<P>, activity: impl Fn(ConnectionId) -> Activity) -> Option<Ticket> {
+        let dialed = self
+            .entries
+            .values()
+            .filter(|entry| entry.origin == Origin::Dialed)
+            .count();
+        if dialed + self.dials.len() >= self.config.max_connections && !self.make_room(Origin::Dialed, activity) {
+            return None;
+        }
+        let ticket = Ticket(self.fresh());
+        self.dials.insert(ticket, peer);
+        Some(ticket)
+    }
+
+    /// A dial has succeeded. The connection is `peer`'s, whoever was dialed.
+    ///
+    /// When the peer dialed us in the meantime, both connections stay until one is idle; the older one is handed out.
+    pub(crate) fn dialed(&mut self, now: Instant, ticket: Ticket, peer: P) -> ConnectionId {
+        self.dials.remove(&ticket);
+        self.counts.opened += 1;
+        self.insert(now, peer, Origin::Dialed)
+    }
+
+    /// A dial has failed; the peer, when it was named, is left alone for a while.
+    pub(crate) fn dial_failed(&mut self, now: Instant, ticket: Ticket, addresses: u64, failure: DialFailure, cause: F) {
+        self.counts.dial_failures += 1;
+        let Some(Some(peer)) = self.dials.remove(&ticket) else {
+            return;
+        };
+        let longest = match failure {
+            DialFailure::Unreachable => self.config.max_backoff,
+            DialFailure::Refused => self.config.max_refused_backoff,
+        };
+        let before = self.failing.get(&peer).filter(|failing| failing.addresses == addresses);
+        let pause = match before {
+            Some(failing) => failing.pause.mul_f64(BACKOFF_FACTOR).min(longest),
+            None => self.config.first_backoff.min(longest),
+        };
+        let spread = 1.0 + BACKOFF_SPREAD * (2.0 * self.random() - 1.0);
+        let until = now + pause.mul_f64(spread).min(longest);
+        if self.failing.len() >= MAX_FAILING && !self.failing.contains_key(&peer) {
+            let soonest = self
+                .failing
+                .iter()
+                .min_by_key(|(_, failing)| failing.until)
+                .map(|(peer, _)| peer.clone());
+            soonest.and_then(|peer| self.failing.remove(&peer));
+        }
+        self.failing.insert(
+            peer,
+            Failing {
+                addresses,
+                until,
+                pause,
+                cause,
+            },
+        );
+    }
+
+    /// Why the last dial to `peer` failed, while that is remembered.
+    pub(crate) fn failure(&self, peer: &P) -> Option<&F> {
+        self.failing.get(peer).map(|failing| &failing.cause)
+    }
+
+    /// A peer has dialed us; `None` when there are as many such connections as are taken, all in use.
+    pub(crate) fn accepted(
+        &mut self,
+        now: Instant,
+        peer: P,
+        activity: impl Fn(ConnectionId) -> Activity,
+    ) -> Option<ConnectionId> {
+        let accepted = self
+            .entries
+            .values()
+            .filter(|entry| entry.origin == Origin::Accepted)
+            .count();
+        if accepted >= self.max_accepted && !self.make_room(Origin::Accepted, activity) {
+            return None;
+        }
+        self.counts.accepted += 1;
+        Some(self.insert(now, peer, Origin::Accepted))
+    }
+
+    fn insert(&mut self, now: Instant, peer: P, origin: Origin) -> ConnectionId {
+        let connection = ConnectionId(self.fresh());
+        // Whoever is connected is there: it may be dialed again at once when this connection ends.
+        self.failing.remove(&peer);
+        self.current.entry(peer.clone()).or_insert(connection);
+        let check_at = now + self.config.idle_timeout;
+        self.entries.insert(
+            connection,
+            Entry {
+                peer,
+                origin,
+                retired: false,
+                check_at,
+            },
+        );
+        connection
+    }
+
+    /// A connection has ended, or is being closed by the shell.
+    pub(crate) fn closed(&mut self, connection: ConnectionId) {
+        if let Some(entry) = self.entries.remove(&connection) {
+            self.replace(&entry.peer, connection);
+        }
+    }
+
+    /// The peer takes no further calls on a connection: it is not handed out again.
+    pub(crate) fn retired(&mut self, connection: ConnectionId) {
+        if let Some(entry) = self.entries.get_mut(&connection) {
+            entry.retired = true;
+            let peer = entry.peer.clone();
+            self.replace(&peer, connection);
+        }
+    }
+
+    /// Hands out another connection of `peer` in place of `connection`, if there is one.
+    fn replace(&mut self, peer: &P, connection: ConnectionId) {
+        if self.current.get(peer) == Some(&connection) {
+            let other = self
+                .entries
+                .iter()
+                .find(|(_, entry)| entry.peer == *peer && !entry.retired)
+                .map(|(&id, _)| id);
+            match other {
+                Some(other) => self.current.insert(peer.clone(), other),
+                None => self.current.remove(peer),
+            };
+        }
+    }
+
+    /// Closes the least recently used idle connection of `origin`, if one is idle.
+    fn make_room(&mut self, origin: Origin, activity: impl Fn(ConnectionId) -> Activity) -> bool {
+        let idle = self.entries.iter().filter(|(_, entry)| entry.origin == origin);
+        let idle = idle.filter_map(|(&connection, _)| match activity(connection) {
+            Activity::IdleSince(since) => Some((since, connection)),
+            Activity::Busy => None,
+        });
+        let Some((_, connection)) = idle.min() else {
+            return false;
+        };
+        self.counts.evicted += 1;
+        self.close(connection, Closing::Evicted);
+        true
+    }
+
+    fn close(&mut self, connection: ConnectionId, why: Closing) {
+        self.closed(connection);
+        self.outputs.push_back(Output::Close(connection, why));
+    }
+
+    /// Closes what has been idle for too long. Early or repeated calls are harmless.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, activity: impl Fn(ConnectionId) -> Activity) {
+        let due: Vec<_> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.check_at <= now)
+            .map(|(&connection, _)| connection)
+            .collect();
+        for connection in due {
+            let idle_until = match activity(connection) {
+                Activity::Busy => now + self.config.idle_timeout,
+                Activity::IdleSince(since) => since + self.config.idle_timeout,
+            };
+            if idle_until <= now {
+                self.counts.idled += 1;
+                self.close(connection, Closing::Idle);
+            } else if let Some(entry) = self.entries.get_mut(&connection) {
+                entry.check_at = idle_until;
+            }
+        }
+        self.failing.retain(|_, failing| now < failing.until + failing.pause);
+        debug_assert!(
+            self.poll_timeout().is_none_or(|at| at > now),
+            "a handled timeout leaves none due"
+        );
+    }
+
+    /// When [`PoolState::handle_timeout`] next has something to do.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let idle = self.entries.values().map(|entry| entry.check_at);
+        let failing = self.failing.values().map(|failing| failing.until + failing.pause);
+        idle.chain(failing).min()
+    }
+
+    /// What the shell must do next; drain it after every call.
+    #[must_use]
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// How many connections there are, dialed and accepted.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    fn fresh(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// A number in 0..1 (SplitMix64; Steele, Lea and Flood, 2014).
+    fn random(&mut self) -> f64 {
+        self.rng = self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.rng;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,0 +1,313 @@
+//! The providing side: what a peer's stream asks, answered by the handler.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{FutureExt as _, future::BoxFuture};
+use macula_wire::{
+    ServiceName, StatusCode,
+    proto::{self, call_frame::Kind},
+};
+use prost::Message as _;
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    IncomingCall, Metadata, Protocol, Reply,
+    caller::MAX_CALL_TIMEOUT,
+    codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME, Pieces},
+    config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
+    connection::{Direction, InFlight, Link},
+    stream::{Incoming, Outgoing, ReceiveError, ResetCode, StreamKind, body_frame},
+};
+
+/// How long after the deadline a reply may still take to leave: its caller reads slowly, or not at all.
+const REPLY_GRACE: Duration = Duration::from_secs(1);
+
+/// A stream that brings no answer, and how it ends.
+enum Refusal {
+    /// The peer sent what it must not.
+    Broken,
+    /// The peer did not say in time what it wants.
+    Slow,
+    /// The peer or the connection ended it.
+    Gone,
+}
+
+impl From<ReceiveError> for Refusal {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::Reset(_) | ReceiveError::Lost(_) => Self::Gone,
+            ReceiveError::Frame(_) => Self::Broken,
+        }
+    }
+}
+
+/// Serves one stream that the peer opened.
+pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn::RecvStream) {
+    let mut outgoing = Outgoing::new(send);
+    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
+    let head_by = Instant::now() + link.inner.config.timers.head;
+    let served = async {
+        let kind = match timeout_at(head_by, incoming.kind()).await {
+            Ok(kind) => kind?.and_then(StreamKind::from_byte),
+            Err(_) => return Err(Refusal::Slow),
+        };
+        match kind {
+            Some(StreamKind::Call) => call(&link, &mut outgoing, &mut incoming, head_by).await,
+            Some(StreamKind::Dht) => request(&link, Protocol::Dht, &mut outgoing, &mut incoming, head_by).await,
+            Some(StreamKind::Control) | None => Err(Refusal::Broken),
+        }
+    };
+    let code = match served.await {
+        Ok(()) => return,
+        Err(Refusal::Broken) => {
+            link.inner.counters.rejected_frames.add();
+            ResetCode::Protocol
+        }
+        Err(Refusal::Slow) => {
+            link.inner.counters.slow_streams.add();
+            ResetCode::Slow
+        }
+        Err(Refusal::Gone) => ResetCode::Cancelled,
+    };
+    outgoing.reset(code);
+    incoming.stop(code);
+}
+
+/// The first frame of a stream, whole within the time a peer has for it.
+async fn first_frame(incoming: &mut Incoming, by: Instant) -> Result<Bytes, Refusal> {
+    match timeout_at(by, incoming.next()).await {
+        Ok(frame) => frame?.ok_or(Refusal::Broken),
+        Err(_) => Err(Refusal::Slow),
+    }
+}
+
+async fn call(
+    link: &Arc<Link>,
+    outgoing: &mut Outgoing,
+    incoming: &mut Incoming,
+    head_by: Instant,
+) -> Result<(), Refusal> {
+    let frame = first_frame(incoming, head_by).await?;
+    let head_frame_bytes = frame.len();
+    let Ok(proto::CallFrame {
+        kind: Some(Kind::Head(mut head)),
+        ..
+    }) = proto::CallFrame::decode(frame)
+    else {
+        return Err(Refusal::Broken);
+    };
+    if head_frame_bytes - head.payload.len() > MAX_HEAD_BYTES + FRAME_OVERHEAD
+        || head.metadata.len() > MAX_METADATA_ENTRIES
+    {
+        return Err(Refusal::Broken);
+    }
+    let deadline = Instant::now() + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
+    let in_flight = match admit(link) {
+        Ok(in_flight) => in_flight,
+        Err(refusal) => {
+            incoming.stop(ResetCode::Cancelled);
+            return send_reply(link, outgoing, refusal.into(), deadline).await;
+        }
+    };
+    let body = match timeout_at(deadline, body(link, incoming, &mut head)).await {
+        Ok(body) => body?,
+        Err(_) => return Err(Refusal::Slow),
+    };
+    let answer = match ServiceName::new(&head.service) {
+        Ok(service) => {
+            let call = IncomingCall {
+                peer: link.peer.clone(),
+                service,
+                method: head.method,
+                metadata: Metadata::from_wire(head.metadata),
+                route: head.route,
+                deadline: deadline.into_std(),
+                body,
+            };
+            tokio::select! {
+                biased;
+                reply = run(link, call, deadline) => Some(reply),
+                () = outgoing.stopped() => None,
+            }
+        }
+        Err(error) => Some(Reply::error(StatusCode::InvalidArgument, error.to_string())),
+    };
+    let Some(answer) = answer else {
+        link.inner.counters.calls_dropped.add();
+        return Err(Refusal::Gone);
+    };
+    let sent = send_reply(link, outgoing, answer, deadline).await;
+    drop(in_flight);
+    sent
+}
+
+/// Takes a call, or says why not.
+pub(crate) fn admit(link: &Arc<Link>) -> Result<InFlight, NotAdmitted> {
+    let counters = &link.inner.counters;
+    let refusal = if link.inner.is_draining() {
+        NotAdmitted::Draining
+    } else if link.running(Direction::Inbound) >= link.inner.config.limits.max_concurrent_calls {
+        NotAdmitted::Busy
+    } else {
+        counters.calls_taken.add();
+        return Ok(link.enter(Direction::Inbound));
+    };
+    counters.calls_refused.add();
+    Err(refusal)
+}
+
+/// Why a call is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotAdmitted {
+    Draining,
+    Busy,
+}
+
+impl From<NotAdmitted> for Reply {
+    fn from(why: NotAdmitted) -> Self {
+        match why {
+            NotAdmitted::Draining => Self::refused(StatusCode::Unavailable, "the node is shutting down"),
+            NotAdmitted::Busy => Self::refused(
+                StatusCode::ResourceExhausted,
+                "the node runs as many calls of this peer as it takes",
+            ),
+        }
+    }
+}
+
+/// The whole request: what the head carries, or the frames after it.
+async fn body(link: &Link, incoming: &mut Incoming, head: &mut proto::Head) -> Result<Bytes, Refusal> {
+    let limit = link.inner.config.limits.max_message_bytes;
+    let first = std::mem::take(&mut head.payload);
+    if first.len() > limit.min(INLINE_BYTES) {
+        return Err(Refusal::Broken);
+    }
+    if head.end {
+        return Ok(first);
+    }
+    incoming.set_limit(limit + FRAME_OVERHEAD);
+    let mut pieces = Pieces::default();
+    pieces.push(first);
+    loop {
+        let frame = incoming.next().await?.ok_or(Refusal::Broken)?;
+        let data = match proto::CallFrame::decode(frame) {
+            Ok(proto::CallFrame {
+                kind: Some(Kind::Data(data)),
+                ..
+            }) => data,
+            _ => return Err(Refusal::Broken),
+        };
+        if pieces.len() + data.payload.len() > limit {
+            return Err(Refusal::Broken);
+        }
+        pieces.push(data.payload);
+        if data.end {
+            return Ok(pieces.join());
+        }
+    }
+}
+
+/// Runs the handler to its answer, its panic or the deadline.
+async fn run(link: &Link, call: IncomingCall, deadline: Instant) -> Reply {
+    let handler = &link.inner.handler;
+    // The handler itself may panic before it returns a future.
+    let answer: Result<BoxFuture<'static, Reply>, _> =
+        std::panic::catch_unwind(AssertUnwindSafe(|| handler.call(call)));
+    let Ok(answer) = answer else { return panicked(link) };
+    match timeout_at(deadline, AssertUnwindSafe(answer).catch_unwind()).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(_)) => panicked(link),
+        Err(_) => {
+            link.inner.counters.calls_dropped.add();
+            Reply::error(
+                StatusCode::DeadlineExceeded,
+                "the deadline passed before the handler was done",
+            )
+        }
+    }
+}
+
+fn panicked(link: &Link) -> Reply {
+    link.inner.counters.handler_panics.add();
+    Reply::error(StatusCode::Internal, "the handler panicked")
+}
+
+/// A reply as it may be sent to this peer: one that is too large becomes the error that says so.
+pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
+    let limit = link
+        .inner
+        .config
+        .limits
+        .max_message_bytes
+        .min(link.peer.max_message_bytes);
+    let head = codec::reply_head_bytes(&reply);
+    if reply.body.len() > limit {
+        let words = format!(
+            "the reply has {} bytes; a message has at most {limit}",
+            reply.body.len()
+        );
+        Reply::error(StatusCode::ResourceExhausted, words)
+    } else if head > MAX_HEAD_BYTES || reply.metadata.len() > MAX_METADATA_ENTRIES {
+        let words =
+            format!("the reply's message, details and metadata have {head} bytes; at most {MAX_HEAD_BYTES} are sent");
+        Reply::error(StatusCode::ResourceExhausted, words)
+    } else {
+        reply
+    }
+}
+
+async fn send_reply(link: &Link, outgoing: &mut Outgoing, reply: Reply, deadline: Instant) -> Result<(), Refusal> {
+    let mut frames = codec::reply_frames(fitting(link, reply), 0);
+    match timeout_at(deadline.max(Instant::now()) + REPLY_GRACE, outgoing.send(&mut frames)).await {
+        Ok(Ok(())) => {
+            outgoing.finish();
+            Ok(())
+        }
+        Ok(Err(_)) => Err(Refusal::Gone),
+        Err(_) => Err(Refusal::Slow),
+    }
+}
+
+async fn request(
+    link: &Arc<Link>,
+    protocol: Protocol,
+    outgoing: &mut Outgoing,
+    incoming: &mut Incoming,
+    head_by: Instant,
+) -> Result<(), Refusal> {
+    incoming.set_limit(MAX_REQUEST_BYTES);
+    let body = first_frame(incoming, head_by).await?;
+    let _in_flight = link.enter(Direction::Inbound);
+    let handler = &link.inner.handler;
+    let asked = std::panic::catch_unwind(AssertUnwindSafe(|| handler.request(&link.peer, protocol, body)));
+    let answer = match asked {
+        Ok(answer) => tokio::select! {
+            biased;
+            answer = AssertUnwindSafe(answer).catch_unwind() => answer,
+            () = outgoing.stopped() => return Err(Refusal::Gone),
+        },
+        Err(panic) => Err(panic),
+    };
+    let answer = answer.unwrap_or_else(|_| {
+        link.inner.counters.handler_panics.add();
+        None
+    });
+    let Some(answer) = answer.filter(|answer| answer.len() <= MAX_REQUEST_BYTES) else {
+        outgoing.reset(ResetCode::Declined);
+        return Ok(());
+    };
+    match timeout_at(
+        Instant::now() + link.inner.config.timers.head,
+        outgoing.send(&mut body_frame(answer)),
+    )
+    .await
+    {
+        Ok(Ok(())) => {
+            outgoing.finish();
+            Ok(())
+        }
+        Ok(Err(_)) => Err(Refusal::Gone),
+        Err(_) => Err(Refusal::Slow),
+    }
+}

@@ -1,0 +1,78 @@
+//! What an endpoint has counted.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// What an endpoint has counted since it was bound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Connections open now, either way.
+    pub connections: usize,
+    /// Handshakes of peers that failed: no key, an X.509 certificate, another protocol, a bad signature.
+    pub rejected_handshakes: u64,
+    /// Peers turned away at their introduction: another realm or version, or no introduction at all.
+    pub rejected_hellos: u64,
+    /// Peers turned away because there were too many connections or handshakes.
+    pub rejected_busy: u64,
+    /// Peers asked to prove their address first.
+    pub retried: u64,
+    /// Datagrams that belong to no connection and start none.
+    pub foreign_datagrams: u64,
+    /// Streams ended because of what the peer sent: frames too large, cut short, or not what they should be.
+    pub rejected_frames: u64,
+    /// Streams ended because the peer was too slow to say what it wants.
+    pub slow_streams: u64,
+    /// Replies that match no call.
+    pub dropped_replies: u64,
+    /// Calls of peers that were taken.
+    pub calls_taken: u64,
+    /// Calls of peers that were refused as not started.
+    pub calls_refused: u64,
+    /// Calls of peers that were cancelled, or whose deadline passed, before they were answered.
+    pub calls_dropped: u64,
+    /// Handlers that panicked.
+    pub handler_panics: u64,
+}
+
+macro_rules! counters {
+    ($($name:ident),*) => {
+        /// The counters behind [`Stats`].
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: Counter),* }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self, connections: usize) -> Stats {
+                Stats { connections, $($name: self.$name.get()),* }
+            }
+        }
+    };
+}
+
+counters!(
+    rejected_handshakes,
+    rejected_hellos,
+    rejected_busy,
+    retried,
+    foreign_datagrams,
+    rejected_frames,
+    slow_streams,
+    dropped_replies,
+    calls_taken,
+    calls_refused,
+    calls_dropped,
+    handler_panics
+);
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}

@@ -1,0 +1,322 @@
+//! QUIC streams that carry frames, and that a drop resets.
+//!
+//! **Invariant:** a stream is finished only by [`Outgoing::finish`]. quinn finishes a stream that is dropped, which would make an
+//! abandoned message look like a whole one; here dropping resets.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use macula_wire::{FrameDecoder, FrameError, proto};
+use quinn::VarInt;
+
+use crate::error::{CloseCode, Lost};
+
+/// What a stream is for: its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StreamKind {
+    /// The control stream, the first one the dialing side opens.
+    Control,
+    /// One call.
+    Call,
+    /// A request of the DHT.
+    Dht,
+}
+
+impl StreamKind {
+    pub(crate) const fn byte(self) -> u8 {
+        match self {
+            Self::Control => 0x01,
+            Self::Call => 0x02,
+            Self::Dht => 0x10,
+        }
+    }
+
+    pub(crate) const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0x01 => Some(Self::Control),
+            0x02 => Some(Self::Call),
+            0x10 => Some(Self::Dht),
+            _ => None,
+        }
+    }
+}
+
+/// Why a stream was reset or stopped: the code the peer sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResetCode {
+    /// Whoever wanted the result does not any more.
+    Cancelled = 1,
+    /// The peer broke the protocol on this stream.
+    Protocol = 2,
+    /// The peer was too slow.
+    Slow = 3,
+    /// The request is declined.
+    Declined = 4,
+}
+
+impl From<ResetCode> for VarInt {
+    fn from(code: ResetCode) -> Self {
+        Self::from_u32(code as u32)
+    }
+}
+
+/// The sending half of a stream.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    stream: quinn::SendStream,
+    finished: bool,
+}
+
+/// The peer or the connection ended a sending half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SendError {
+    /// The peer takes no more; it may have answered all the same.
+    Stopped,
+    Lost(Lost),
+}
+
+impl From<quinn::WriteError> for SendError {
+    fn from(error: quinn::WriteError) -> Self {
+        match error {
+            quinn::WriteError::ConnectionLost(error) => Self::Lost(error.into()),
+            quinn::WriteError::Stopped(_) | quinn::WriteError::ClosedStream | quinn::WriteError::ZeroRttRejected => {
+                Self::Stopped
+            }
+        }
+    }
+}
+
+impl Outgoing {
+    pub(crate) fn new(stream: quinn::SendStream) -> Self {
+        Self {
+            stream,
+            finished: false,
+        }
+    }
+
+    /// Sends every chunk, waiting for the peer's credit.
+    pub(crate) async fn send(&mut self, chunks: &mut [Bytes]) -> Result<(), SendError> {
+        Ok(self.stream.write_all_chunks(chunks).await?)
+    }
+
+    /// Ends this half after what was sent, but a drop still takes it back: the peer learns that nobody waits any more.
+    pub(crate) fn close_half(&mut self) {
+        // Fails only when the stream is over in another way, which the other half reports.
+        let _ = self.stream.finish();
+    }
+
+    /// Ends this half after what was sent, whatever comes.
+    pub(crate) fn finish(&mut self) {
+        self.finished = true;
+        self.close_half();
+    }
+
+    pub(crate) fn reset(&mut self, code: ResetCode) {
+        self.finished = true;
+        let _ = self.stream.reset(code.into());
+    }
+
+    /// Waits until the peer wants no more of this half, or has all of it.
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        let stopped = self.stream.stopped();
+        async move {
+            let _ = stopped.await;
+        }
+    }
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _ = self.stream.reset(ResetCode::Cancelled.into());
+        }
+    }
+}
+
+/// The receiving half of a stream, cut into frames. Dropping it tells the peer to stop.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    stream: quinn::RecvStream,
+    decoder: FrameDecoder,
+}
+
+/// The peer or the connection ended a receiving half before its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ReceiveError {
+    Reset(u64),
+    Lost(Lost),
+    Frame(FrameError),
+}
+
+impl From<FrameError> for ReceiveError {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl From<quinn::ReadError> for ReceiveError {
+    fn from(error: quinn::ReadError) -> Self {
+        match error {
+            quinn::ReadError::ConnectionLost(error) => Self::Lost(error.into()),
+            quinn::ReadError::Reset(code) => Self::Reset(code.into_inner()),
+            quinn::ReadError::ClosedStream
+            | quinn::ReadError::IllegalOrderedRead
+            | quinn::ReadError::ZeroRttRejected => Self::Reset(ResetCode::Cancelled as u64),
+        }
+    }
+}
+
+/// The most bytes taken from a stream at once.
+const READ_CHUNK_BYTES: usize = 64 * 1024;
+
+impl Incoming {
+    /// `limit` is of one frame, without its length.
+    pub(crate) fn new(stream: quinn::RecvStream, limit: usize) -> Self {
+        Self {
+            stream,
+            decoder: FrameDecoder::new(limit),
+        }
+    }
+
+    /// The stream's first byte, before any frame; `None` when it is empty.
+    pub(crate) async fn kind(&mut self) -> Result<Option<u8>, ReceiveError> {
+        let chunk = self.stream.read_chunk(1, true).await?;
+        Ok(chunk.and_then(|chunk| chunk.bytes.first().copied()))
+    }
+
+    /// The next frame; `None` when the peer finished the stream between two.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, ReceiveError> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame()? {
+                return Ok(Some(frame));
+            }
+            match self.stream.read_chunk(READ_CHUNK_BYTES, true).await? {
+                Some(chunk) => self.decoder.push(chunk.bytes),
+                None => {
+                    self.decoder.finish()?;
+                    return Ok(None);
+                }
+            }
+        }
+    }
+
+    /// From here on, frames are of at most `limit` bytes.
+    pub(crate) fn set_limit(&mut self, limit: usize) {
+        self.decoder.set_limit(limit);
+    }
+
+    pub(crate) fn stop(&mut self, code: ResetCode) {
+        // Fails only when the stream has ended.
+        let _ = self.stream.stop(code.into());
+    }
+
+    /// Takes note of the stream's end if it has arrived, so that dropping this does not ask the peer to stop for nothing.
+    pub(crate) fn settle(&mut self) {
+        use futures::FutureExt as _;
+        let _ = self.stream.read_chunk(1, true).now_or_never();
+    }
+}
+
+/// The bytes of a stream's kind.
+pub(crate) fn kind_bytes(kind: StreamKind) -> Bytes {
+    Bytes::copy_from_slice(&[kind.byte()])
+}
+
+/// `body` as one frame: its length, then itself, not copied.
+pub(crate) fn body_frame(body: Bytes) -> [Bytes; 2] {
+    let mut prefix = BytesMut::with_capacity(10);
+    put_varint(&mut prefix, body.len() as u64);
+    [prefix.freeze(), body]
+}
+
+pub(crate) fn put_varint(buffer: &mut BytesMut, mut value: u64) {
+    while value >= 0x80 {
+        buffer.put_u8((value & 0x7f) as u8 | 0x80);
+        value >>= 7;
+    }
+    buffer.put_u8(value as u8);
+}
+
+/// One control message as a frame.
+pub(crate) fn control_frame(kind: proto::control::Kind) -> Bytes {
+    macula_wire::frame(&proto::Control { kind: Some(kind) })
+}
+
+impl CloseCode {
+    const ALL: [Self; 9] = [
+        Self::Other,
+        Self::Shutdown,
+        Self::Retired,
+        Self::Protocol,
+        Self::Realm,
+        Self::Version,
+        Self::Busy,
+        Self::Unresponsive,
+        Self::Aborted,
+    ];
+
+    pub(crate) fn to_wire(self) -> VarInt {
+        VarInt::from_u32(self as u32)
+    }
+
+    pub(crate) fn from_wire(code: VarInt) -> Self {
+        usize::try_from(code.into_inner())
+            .ok()
+            .and_then(|at| Self::ALL.get(at))
+            .copied()
+            .unwrap_or(Self::Other)
+    }
+}
+
+/// The most of a peer's closing words that is kept, in bytes.
+const MAX_REASON_BYTES: usize = 256;
+
+impl From<quinn::ConnectionError> for Lost {
+    fn from(error: quinn::ConnectionError) -> Self {
+        match error {
+            quinn::ConnectionError::TimedOut => Self::TimedOut,
+            quinn::ConnectionError::Reset => Self::Restarted,
+            quinn::ConnectionError::ApplicationClosed(close) => {
+                let code = CloseCode::from_wire(close.error_code);
+                let words = &close.reason[..close.reason.len().min(MAX_REASON_BYTES)];
+                // Shown to people: nothing in it may steer a terminal.
+                let words: String = String::from_utf8_lossy(words)
+                    .chars()
+                    .filter(|c| !c.is_control())
+                    .collect();
+                let reason = if words.is_empty() { code.to_string() } else { words };
+                Self::ClosedByPeer {
+                    code,
+                    reason: reason.into(),
+                }
+            }
+            quinn::ConnectionError::LocallyClosed => Self::ClosedHere(CloseCode::Shutdown),
+            quinn::ConnectionError::VersionMismatch
+            | quinn::ConnectionError::TransportError(_)
+            | quinn::ConnectionError::ConnectionClosed(_)
+            | quinn::ConnectionError::CidsExhausted => Self::Transport(error.to_string().into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn close_codes_survive_the_wire_and_unknown_ones_are_other() {
+        for code in CloseCode::ALL {
+            assert_eq!(CloseCode::from_wire(code.to_wire()), code);
+        }
+        assert_eq!(CloseCode::from_wire(VarInt::from_u32(9)), CloseCode::Other);
+        assert_eq!(CloseCode::from_wire(VarInt::MAX), CloseCode::Other);
+    }
+
+    #[test]
+    fn a_body_frame_is_what_the_decoder_takes() {
+        for length in [0, 1, 127, 128, 16_384, 70_000] {
+            let body = Bytes::from(vec![7; length]);
+            let mut decoder = FrameDecoder::new(1 << 20);
+            decoder.push(body_frame(body.clone()).concat().into());
+            assert_eq!(decoder.next_frame().unwrap().unwrap(), body);
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Peers as processes of their own: killed, stopped, started again.
+//!
+//! The provider is this very test program, started again with one test selected; that test does nothing unless asked to.
+
+mod common;
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use common::{PATIENCE, client, echoes, service, until};
+use macula_transport::{CallError, CallRequest, Config, Connection, DialError, Endpoint, Identity, Lost, Unknown};
+use macula_wire::NodeId;
+
+const ADDRESS: &str = "MACULA_TEST_LISTEN";
+const KEY: &str = "MACULA_TEST_IDENTITY";
+
+/// Serves until its standard input ends, when it is started as a provider.
+#[test]
+fn provider_process() {
+    let (Ok(listen), Ok(key)) = (std::env::var(ADDRESS), std::env::var(KEY)) else {
+        return;
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let _guard = runtime.enter();
+    let identity = Identity::load(Path::new(&key)).unwrap();
+    let (handler, _events) = common::Service::new();
+    let config = Config::new(identity).with_listen(listen.parse().unwrap());
+    let endpoint = runtime.block_on(Endpoint::bind(config, handler)).unwrap();
+    println!("\nlistening {}", endpoint.local_addr());
+    std::io::stdout().flush().unwrap();
+    runtime.block_on(async {
+        let end = std::thread::spawn(|| std::io::stdin().read_line(&mut String::new()));
+        while !end.is_finished() {
+            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
+
+struct Provider {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Provider {
+    fn start(key: &Path, listen: SocketAddr) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["provider_process", "--exact", "--nocapture"])
+            .env(ADDRESS, listen.to_string())
+            .env(KEY, key)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let address = lines
+            .map_while(Result::ok)
+            .find_map(|line| line.strip_prefix("listening ")?.parse().ok());
+        Self {
+            child,
+            address: address.expect("the provider starts"),
+        }
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([name, &self.child.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Stops the process; a stop takes effect some time after the signal was sent.
+    fn stop(&self) {
+        self.signal("-STOP");
+        let stopped = || {
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))
+                .unwrap()
+                .contains(") T ")
+        };
+        while !stopped() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Provider {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Setup {
+    _dir: tempfile::TempDir,
+    key: std::path::PathBuf,
+    node: NodeId,
+    provider: Provider,
+    client: Endpoint,
+}
+
+impl Setup {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("node.key");
+        let node = Identity::load_or_generate(&key).unwrap().node_id();
+        let provider = Provider::start(&key, common::loopback());
+        Self {
+            _dir: dir,
+            key,
+            node,
+            provider,
+            client: client().await,
+        }
+    }
+
+    async fn get(&self) -> Result<Connection, DialError> {
+        self.client
+            .pool()
+            .get(&self.node, &[self.provider.address.try_into().unwrap()])
+            .await
+    }
+}
+
+/// P3: a peer that comes back on its port resets the connections of its former self, and is reached again.
+#[tokio::test]
+async fn p3_a_restarted_peer_is_noticed_and_reached_again() {
+    let mut setup = Setup::new().await;
+    let connection = setup.get().await.unwrap();
+    echoes(&connection, "hello").await;
+    setup.provider.kill();
+    setup.provider = Provider::start(&setup.key, setup.provider.address);
+    let name = service("hang");
+    let error = connection
+        .call(CallRequest::new(&name, "").with_timeout(PATIENCE))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, CallError::Unknown(Unknown::Lost(Lost::Restarted))),
+        "{error}: {error:?}"
+    );
+    drop(connection);
+    until("the dead connection leaves the pool", || {
+        setup.client.pool().stats().open == 0
+    })
+    .await;
+    echoes(&setup.get().await.unwrap(), "hello again").await;
+}
+
+#[cfg(target_os = "linux")]
+/// A peer that hangs costs a call its attempt timeout, no more.
+#[tokio::test]
+async fn f7_a_stopped_peer_costs_the_attempt_timeout() {
+    let setup = Setup::new().await;
+    let connection = setup.get().await.unwrap();
+    echoes(&connection, "hello").await;
+    setup.provider.stop();
+    let name = service("echo");
+    let timeout = Duration::from_millis(300);
+    let error = connection
+        .call(CallRequest::new(&name, "").with_timeout(timeout))
+        .await
+        .unwrap_err();
+    assert!(matches!(error, CallError::Unknown(Unknown::Timeout(_))), "{error}");
+    setup.provider.signal("-CONT");
+    echoes(&setup.get().await.unwrap(), "hello again").await;
+}
