@@ -2,7 +2,8 @@
 //!
 //! Three checks. *Edges*: each dependency of one of our packages on another, of any kind, is an arrow of [`HOUSE`].
 //! *Reach*: the normal dependencies of a core, with every feature on and resolved for that package alone, hold nothing
-//! of [`UNREACHABLE`]. *Words*: a core's shipped source names no clock, lock, thread, channel or randomness.
+//! of [`UNREACHABLE`]. *Words*: a core's shipped source names no clock, lock, thread, channel or randomness. That holds
+//! for every file of a core package, and for every module elsewhere whose documentation says [`CORE_MODULE`].
 //!
 //! Left out: build-time code. A procedural macro of a core may depend on what it likes; it never runs in the core.
 
@@ -40,6 +41,9 @@ pub(crate) const HOUSE: &[(&str, &[&str])] = &[
 /// Packages that are a core from their first line to their last.
 const CORES: &[&str] = &["macula-select", "macula-dht"];
 
+/// Begins the line of a module's documentation that makes it a core inside a package that is none.
+const CORE_MODULE: &str = "A core:";
+
 /// What a core must not reach: runtimes, QUIC, TLS and everything that asks the system for randomness. Generators that
 /// take a seed (`rand_core`, `rand_chacha`, …) are none of these.
 const UNREACHABLE: &[&str] = &[
@@ -76,14 +80,19 @@ pub(crate) fn check() -> Result<()> {
             "{p}",
         ]);
         findings.extend(reach(core, &output(&mut tree)?));
-        let sources = source::read(&files(&root().join(core).join("src"), "rs")?)?;
-        findings.extend(sources.iter().flat_map(words));
+    }
+    let mut cores = 0;
+    for (package, _) in HOUSE.iter().filter(|(name, _)| *name != "xtask") {
+        let sources = source::read(&files(&root().join(package).join("src"), "rs")?)?;
+        for core in sources.iter().filter(|it| CORES.contains(package) || is_core(it)) {
+            cores += 1;
+            findings.extend(words(core));
+        }
     }
     report(findings)?;
     println!(
-        "{} packages keep to their layers, {} cores are pure",
-        packages.len(),
-        CORES.len()
+        "{} packages keep to their layers, {cores} files of cores are pure",
+        packages.len()
     );
     Ok(())
 }
@@ -147,6 +156,10 @@ fn reach(core: &str, tree: &str) -> Vec<Finding> {
         }
     }
     findings
+}
+
+fn is_core(source: &Source) -> bool {
+    source.module_docs().any(|line| line.starts_with(CORE_MODULE))
 }
 
 /// Words that give an effect away, and what to do instead.
@@ -290,6 +303,18 @@ mod tests {
                 "macula-dht/src/a.rs:5"
             ]
         );
+    }
+
+    #[test]
+    fn a_module_says_that_it_is_a_core() {
+        assert!(is_core(&Source::new(
+            "a",
+            "//! The pool's policy.\n//!\n//! A core: no clock, no lock.\nuse b;\n"
+        )));
+        assert!(!is_core(&Source::new(
+            "a",
+            "//! Drives a core.\n\n/// A core: x\nfn f() {}\n//! A core: y\n"
+        )));
     }
 
     #[test]

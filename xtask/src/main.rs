@@ -11,6 +11,7 @@
 mod codegen;
 mod criterion;
 mod finding;
+mod fuzz;
 mod layers;
 mod metadata;
 mod programs;
@@ -36,7 +37,7 @@ struct Cli {
 enum Command {
     /// Everything the CI runs: check, docs, test.
     Ci,
-    /// Format, tidy, codegen --check, layers, clippy, and each package compiled alone.
+    /// Format, tidy, codegen --check, layers, clippy, each package compiled alone, fuzz --check.
     Check,
     /// Every test and doctest, with every feature.
     Test,
@@ -69,6 +70,11 @@ enum Command {
         #[command(flatten)]
         request: programs::Request,
     },
+    /// Fuzz a target, or all of them for a while.
+    Fuzz {
+        #[command(flatten)]
+        request: fuzz::Request,
+    },
 }
 
 fn main() -> ExitCode {
@@ -84,6 +90,7 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::check(),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),
+        Command::Fuzz { request } => fuzz::fuzz(request),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

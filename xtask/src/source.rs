@@ -1,6 +1,6 @@
 //! Rust source with everything blanked out that is not code: enough lexing to search for words without false alarms.
 //!
-//! Invariant: blanking replaces characters by spaces and keeps every line break, so line numbers stay true.
+//! Invariant: blanking replaces each byte by a space and keeps every line break, so offsets and line numbers stay true.
 //! Left out: parsing. Macros, paths behind `use … as`, and code built by macros are not understood.
 
 use std::collections::BTreeSet;
@@ -46,6 +46,13 @@ impl Source {
         }
     }
 
+    /// The lines of the module's documentation, without their `//!`.
+    pub(crate) fn module_docs(&self) -> impl Iterator<Item = &str> {
+        let lines = self.text.lines().map(str::trim_start);
+        let head = lines.take_while(|line| line.is_empty() || line.starts_with("//") || line.starts_with("#!["));
+        head.filter_map(|line| line.strip_prefix("//!")).map(str::trim)
+    }
+
     pub(crate) fn is_generated(&self) -> bool {
         self.text.starts_with(GENERATED)
     }
@@ -67,7 +74,7 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Source>> {
     for path in paths {
         let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", display(path)))?;
         let source = Source::new(display(path), text);
-        test_only.extend(test_modules(path, &source.code));
+        test_only.extend(test_modules(path, &source));
         sources.push((path, source));
     }
     let is_test = |path: &Path| {
@@ -91,10 +98,13 @@ pub(crate) fn matches<'a>(code: &'a str, pattern: &'a Regex) -> impl Iterator<It
     })
 }
 
-/// The files, without extension, of the modules that `path` declares for test builds only.
-fn test_modules(path: &Path, code: &str) -> Vec<PathBuf> {
-    static DECLARED: LazyLock<Regex> =
-        LazyLock::new(|| pattern(r"#\[cfg\((?:all\()?\s*test\b[^\]]*\]\s*(?:pub(?:\([^)]*\))?\s+)?mod\s+(\w+)\s*;"));
+/// The files, without extension, of the modules that the source at `path` declares for test builds only.
+fn test_modules(path: &Path, source: &Source) -> Vec<PathBuf> {
+    static DECLARED: LazyLock<Regex> = LazyLock::new(|| {
+        pattern(
+            r"#\[cfg\((?:all\()?\s*test\b[^\]]*\]\s*(?:#\[path\s*=(\s*)\]\s*)?(?:pub(?:\([^)]*\))?\s+)?mod\s+(\w+)\s*;",
+        )
+    });
     let parent = path.parent().unwrap_or(Path::new(""));
     let stem = path.file_stem().unwrap_or_default();
     let owns_folder = ["lib", "main", "mod"].iter().any(|it| stem == *it);
@@ -103,14 +113,30 @@ fn test_modules(path: &Path, code: &str) -> Vec<PathBuf> {
     } else {
         parent.join(stem)
     };
-    DECLARED
-        .captures_iter(code)
-        .filter_map(|found| Some(folder.join(found.get(1)?.as_str())))
-        .collect()
+    let declared = DECLARED.captures_iter(&source.code);
+    let files = declared.filter_map(|found| match found.get(1) {
+        // The name is a literal, so only the text still has it.
+        Some(literal) => {
+            let name = source.text.get(literal.range())?.trim().trim_matches('"');
+            Some(parent.join(name).with_extension(""))
+        }
+        None => Some(folder.join(found.get(2)?.as_str())),
+    });
+    files.collect()
 }
 
 fn erase(text: &str) -> String {
-    text.chars().map(|c| if c == '\n' { '\n' } else { ' ' }).collect()
+    let mut erased = String::with_capacity(text.len());
+    text.chars().for_each(|c| erase_into(&mut erased, c));
+    erased
+}
+
+fn erase_into(erased: &mut String, c: char) {
+    if c == '\n' {
+        erased.push(c);
+    } else {
+        erased.extend(std::iter::repeat_n(' ', c.len_utf8()));
+    }
 }
 
 /// Blanks the item that follows each `#[cfg(test)]`.
@@ -156,7 +182,7 @@ fn blank(text: &str) -> String {
     while at < chars.len() {
         let end = literal_end(&chars, at);
         if end > at {
-            code.extend(chars[at..end].iter().map(|c| if *c == '\n' { '\n' } else { ' ' }));
+            chars[at..end].iter().for_each(|c| erase_into(&mut code, *c));
             at = end;
         } else {
             code.push(chars[at]);
@@ -256,13 +282,14 @@ mod tests {
 
     #[test]
     fn comments_and_literals_are_blank_and_lines_stay() {
-        let text = "a // x\nb /* x /* x */ \n x */ c \"x\\\" x\" r#\"x\" x\"# br\"x\" 'x' '\\'' d";
+        let text = "a // xα\nb /* x /* x */ \n x */ c \"x\\\" x\" r#\"x\" x\"# br\"x\" 'x' '\\'' d";
         let code = blank(text);
         assert!(!code.contains('x'), "{code}");
         for kept in ["a", "b", "c", "d"] {
             assert!(code.contains(kept), "{kept} is gone from {code}");
         }
         assert_eq!(code.matches('\n').count(), text.matches('\n').count());
+        assert_eq!(code.len(), text.len());
     }
 
     #[test]
@@ -292,11 +319,19 @@ mod tests {
 
     #[test]
     fn files_of_test_modules_are_found_beside_their_parent() {
-        let code = "#[cfg(test)]\nmod tests;\nmod real;\n#[cfg(all(test, unix))]\npub(crate) mod model;";
-        let found = test_modules(Path::new("c/src/lib.rs"), code);
+        let text = "#[cfg(test)]\nmod tests;\nmod real;\n#[cfg(all(test, unix))]\npub(crate) mod model;";
+        let source = Source::new("", text);
+        let found = test_modules(Path::new("c/src/lib.rs"), &source);
         assert_eq!(found, [Path::new("c/src/tests"), Path::new("c/src/model")]);
-        let found = test_modules(Path::new("c/src/pool.rs"), code);
+        let found = test_modules(Path::new("c/src/pool.rs"), &source);
         assert_eq!(found, [Path::new("c/src/pool/tests"), Path::new("c/src/pool/model")]);
+    }
+
+    #[test]
+    fn a_test_module_may_name_its_file() {
+        let source = Source::new("", "// α\n#[cfg(test)]\n#[path = \"pool_tests.rs\"]\nmod tests;\n");
+        let found = test_modules(Path::new("c/src/pool.rs"), &source);
+        assert_eq!(found, [Path::new("c/src/pool_tests")]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use crate::layers::HOUSE;
 use crate::workspace::{cargo, run, side_packages};
-use crate::{codegen, layers, tidy};
+use crate::{codegen, fuzz, layers, tidy};
 
 /// One thing to run.
 struct Step {
@@ -52,6 +52,11 @@ const CHECK: &[Step] = &[
         again: "cargo xtask alone",
         run: alone,
     },
+    Step {
+        name: "fuzz targets",
+        again: "cargo xtask fuzz --check",
+        run: fuzz::check,
+    },
 ];
 
 const CLIPPY_AGAIN: &str = "cargo clippy --workspace --all-targets --all-features -- -D warnings";
@@ -77,7 +82,7 @@ const TEST: &[Step] = &[
 
 const TESTS_AGAIN: &str = "cargo test --workspace --all-features --lib --bins --tests --examples";
 
-/// Format, tidy, generated code, layers, lints, and each package on its own.
+/// Format, tidy, generated code, layers, lints, each package on its own, and the fuzz targets' lints.
 pub(crate) fn check() -> Result<()> {
     run_all(&[CHECK])
 }

@@ -109,12 +109,8 @@ fn too_long(source: &Source) -> Option<Finding> {
 /// A module that ships opens with `//!`, or is its package's readme.
 fn undocumented_module(source: &Source) -> Option<Finding> {
     let ships = source.path.contains("/src/") && !source.shipped.trim().is_empty();
-    let documented = source
-        .text
-        .lines()
-        .map(str::trim_start)
-        .take_while(|line| line.is_empty() || line.starts_with("//") || line.starts_with("#!["))
-        .any(|line| line.starts_with("//!") || line.starts_with("#![doc"));
+    let is_readme = source.text.starts_with("#![doc") || source.text.contains("\n#![doc = include_str!");
+    let documented = is_readme || source.module_docs().next().is_some();
     (ships && !documented).then(|| {
         Finding::new(
             &source.path,

@@ -6,15 +6,23 @@ use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::layers::HOUSE;
 
 /// The workspace root: the folder that holds this package's folder.
+///
+/// `cargo run` names that folder anew each time; the one known when this was compiled may have been moved since.
 pub(crate) fn root() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    here.parent().unwrap_or(here)
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let here = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let here = here.filter(|it| it.ends_with("xtask"));
+        let here = here.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+        here.parent().map(Path::to_path_buf).unwrap_or_default()
+    });
+    &ROOT
 }
 
 /// Where build output goes: `CARGO_TARGET_DIR` when set, else `target` in the workspace root.
