@@ -38,7 +38,7 @@ use crate::budget::Budget;
 use crate::clock::{Clock, NEVER, Nanos, nanos};
 use crate::fate::{Fate, Pushback, Refusal, Verdict};
 use crate::identity;
-use crate::latency::Constants;
+use crate::latency::Decay;
 use crate::provider::Link;
 use crate::quantile::Quantile;
 use crate::rng::Rng;
@@ -70,7 +70,7 @@ use rotation::Rotation;
 #[derive(Debug, Clone)]
 pub struct Balancer<K> {
     config: BalancerConfig,
-    constants: Constants,
+    decay: Decay,
     pub(crate) clock: Clock,
     pub(crate) rng: Rng,
     hot: Vec<Hot>,
@@ -85,7 +85,7 @@ pub struct Balancer<K> {
     /// The number of the current pick; members that carry it are excluded from it.
     mark: u32,
     /// The typical latency of a success, for providers that were never measured; 1 ns until there is one.
-    typical: f32,
+    typical: f64,
     quantile: Quantile,
     pub(crate) budget: Budget,
     budget_exhausted: bool,
@@ -98,7 +98,6 @@ pub struct Balancer<K> {
     /// Members in the caller's zone, and their calls in flight.
     local: u32,
     local_in_flight: u32,
-    in_flight: u32,
     next_due: Nanos,
     next_tune: Nanos,
     counters: Counters,
@@ -115,14 +114,14 @@ struct Counters {
 }
 
 /// Weight of one sample in the typical latency.
-const TYPICAL_WEIGHT: f32 = 1.0 / 32.0;
+const TYPICAL_WEIGHT: f64 = 1.0 / 32.0;
 
 impl<K: Eq + Hash + Clone> Balancer<K> {
     /// An empty balancer. All its chance comes from `seed`.
     #[must_use]
     pub fn new(config: BalancerConfig, seed: u64) -> Self {
         Self {
-            constants: Constants::new(config.latency),
+            decay: Decay::new(config.latency),
             clock: Clock::default(),
             rng: Rng::new(seed),
             hot: Vec::new(),
@@ -144,7 +143,6 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             half_open: 0,
             local: 0,
             local_in_flight: 0,
-            in_flight: 0,
             next_due: NEVER,
             next_tune: NEVER,
             counters: Counters::default(),
@@ -189,8 +187,8 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     pub fn report(&mut self, now: Instant, lease: Lease, fate: Fate) {
         let now = self.clock.tick(now);
         self.counters.reported += 1;
-        self.in_flight = self.in_flight.saturating_sub(1);
         let Some(slot) = self.member(lease.handle) else { return };
+        let unit = self.unit(now);
         let hot = &mut self.hot[slot as usize];
         let cold = &mut self.cold[slot as usize];
         hot.in_flight = hot.in_flight.saturating_sub(1);
@@ -204,8 +202,10 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 cold.consecutive = 0;
                 cold.window.record(now, true);
                 if fate == Fate::Ok {
-                    hot.latency.observe(now, elapsed, self.typical, &self.constants);
-                    let sample = elapsed as f32 + 1.0;
+                    hot.latency
+                        .observe(unit, &self.decay, now - cold.observed, elapsed, self.typical);
+                    cold.observed = now;
+                    let sample = elapsed as i64 as f64 + 1.0;
                     self.typical = if self.typical <= 1.0 {
                         sample
                     } else {
@@ -214,15 +214,16 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                     self.quantile.record(elapsed);
                 } else {
                     // Errors are answered fast; that is no reason to prefer who gives them.
-                    hot.latency.observe_at_least(now, elapsed, &self.constants);
+                    hot.latency.observe_at_least(unit, elapsed);
                 }
             }
             Verdict::Failure => {
                 cold.consecutive = cold.consecutive.saturating_add(1);
                 cold.window.record(now, false);
-                hot.latency.penalise(now, elapsed, &self.constants);
+                hot.latency.penalise(unit, &self.decay, elapsed);
+                cold.observed = now;
             }
-            Verdict::Neutral => hot.latency.observe_at_least(now, elapsed, &self.constants),
+            Verdict::Neutral => hot.latency.observe_at_least(unit, elapsed),
         }
         self.judge(now, slot, lease.probe, verdict);
         let hold = match fate.pushback() {
@@ -323,12 +324,13 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// Every provider in the caller's order, as of the latest moment it was told of.
     pub fn providers(&self) -> impl Iterator<Item = ProviderStats<'_, K>> {
         let now = self.clock.latest();
+        let unit = self.decay.unit(now);
         self.list.iter().filter_map(move |slot| {
             let (hot, cold) = (&self.hot[*slot as usize], &self.cold[*slot as usize]);
             let latency = hot
                 .latency
                 .is_measured()
-                .then(|| Duration::from_nanos(hot.latency.read(now, self.typical, &self.constants) as u64));
+                .then(|| Duration::from_nanos(hot.latency.nanos(unit, self.typical) as u64));
             Some(ProviderStats {
                 provider: cold.key.as_ref()?,
                 state: match (cold.hold, cold.circuit) {
@@ -369,7 +371,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// The slot of a handle, if it still lives the same life.
     #[inline]
     fn member(&self, handle: Handle) -> Option<u32> {
-        (self.cold.get(handle.slot as usize)?.generation == handle.generation).then_some(handle.slot)
+        (self.hot.get(handle.slot as usize)?.generation == handle.generation).then_some(handle.slot)
     }
 
     fn find(&self, key: &K) -> Option<u32> {

@@ -22,7 +22,7 @@ pub use options::{CallOptions, Hedge, MAX_CALL_TIMEOUT};
 pub use outcome::{CallError, Output, StopReason, Success};
 
 use crate::balancer::{Balancer, Choice, Excluded, Lease, ProbeConsent};
-use crate::clock::Nanos;
+use crate::clock::{Nanos, nanos};
 use crate::fate::{Fate, Loss, Pushback};
 use options::DEFAULT_MAX_ATTEMPTS;
 
@@ -266,7 +266,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             provider: to.clone(),
             handle: lease.handle,
             started: now,
-            elapsed: Duration::ZERO,
+            elapsed: 0,
             fate: Fate::Cancelled,
             hedge,
         });
@@ -429,7 +429,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
     /// Writes an attempt's end into the log and returns its lease.
     fn close(&mut self, now: Instant, balancer: &mut Balancer<K>, id: &AttemptId, lease: Lease, fate: Fate) {
         if let Some(attempt) = self.attempts.get_mut(*id) {
-            attempt.elapsed = now.saturating_duration_since(attempt.started);
+            attempt.elapsed = nanos(now.saturating_duration_since(attempt.started));
             attempt.fate = fate;
         }
         balancer.report(now, lease, fate);

@@ -15,6 +15,12 @@ impl Rng {
         Self(Xoshiro256PlusPlus::seed_from_u64(seed))
     }
 
+    /// 64 random bits.
+    #[inline]
+    pub(crate) fn bits(&mut self) -> u64 {
+        self.0.next_u64()
+    }
+
     /// A number in `0..bound`; 0 when `bound` is 0.
     ///
     /// Multiply-shift of 32 random bits (Lemire, 2019) without the rejection step: the bias is at most

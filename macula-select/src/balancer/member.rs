@@ -11,12 +11,14 @@ use crate::window::Window;
 pub(crate) struct Hot {
     pub(crate) latency: Estimate,
     /// Cost per call in flight: the inverse of weight and slow-start share, times the reported load's factor.
-    pub(crate) multiplier: f32,
+    pub(crate) multiplier: f64,
     pub(crate) in_flight: u32,
     /// Its place in the roster.
     pub(crate) position: u32,
     /// Excluded from the pick that has this number.
     pub(crate) mark: u32,
+    /// Counts the lives of this slot: leases of earlier ones touch nothing.
+    pub(crate) generation: u32,
 }
 
 impl Hot {
@@ -27,6 +29,7 @@ impl Hot {
             in_flight: 0,
             position: 0,
             mark: 0,
+            generation: 0,
         }
     }
 }
@@ -56,8 +59,8 @@ pub(crate) struct Cold<K> {
     pub(crate) hold: Nanos,
     /// When it joined or was last restored.
     pub(crate) since: Nanos,
-    /// Counts the lives of this slot: leases of earlier ones touch nothing.
-    pub(crate) generation: u32,
+    /// When its latency was last observed.
+    pub(crate) observed: Nanos,
     /// Counts probes: only the latest may decide.
     pub(crate) epoch: u32,
     /// The weight in sixteenths, reduced by slow start.
@@ -83,7 +86,7 @@ impl<K> Cold<K> {
             until: 0,
             hold: 0,
             since: 0,
-            generation: 0,
+            observed: 0,
             epoch: 0,
             effective: 0,
             consecutive: 0,

@@ -151,6 +151,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// # Errors
     ///
     /// [`PickError::Empty`] without providers, [`PickError::Exhausted`] if all of them are excluded or draining.
+    #[inline]
     pub fn pick(&mut self, now: Instant, context: &PickContext<'_, K>) -> Result<Lease, PickError> {
         let PickContext {
             strategy,
@@ -160,12 +161,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             probe,
         } = *context;
         let now = self.begin_pick(now);
-        let mut excluded = Excluded::default();
-        for key in exclude {
-            if let Some(slot) = self.find(key) {
-                self.exclude(slot, &mut excluded);
-            }
-        }
+        let excluded = if exclude.is_empty() {
+            Excluded::default()
+        } else {
+            self.exclude_keys(exclude)
+        };
         self.choose(
             now,
             Choice {
@@ -201,16 +201,29 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         usable > tried.iter().sum()
     }
 
+    fn exclude_keys(&mut self, keys: &[K]) -> Excluded {
+        let mut excluded = Excluded::default();
+        for key in keys {
+            if let Some(slot) = self.find(key) {
+                self.exclude(slot, &mut excluded);
+            }
+        }
+        excluded
+    }
+
     /// The last third.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn choose(&mut self, now: Nanos, choice: Choice, excluded: Excluded) -> Result<Lease, PickError> {
         if self.half_open > 0
-            && let Some(slot) = self.due_for_probe(now, choice.probe == ProbeConsent::Willing)
+            && let Some(lease) = self.probe(now, choice.probe)
         {
-            let epoch = self.start_probe(now, slot);
-            return Ok(self.grant(now, slot, epoch));
+            return Ok(lease);
         }
-        let (region, healthy) = self.region(choice.locality, excluded)?;
+        let mut region = self.region_of(Tier::Local, Tier::Local, excluded.in_tier(Tier::Local));
+        if region.free() == 0 || self.roster.span(Tier::Remote, Tier::Remote).len() > 0 {
+            region = self.wider_region(choice.locality, excluded)?;
+        }
+        let healthy = self.roster.span(Tier::Local, Tier::Remote).contains(region.start());
         let slot = match choice.strategy.unwrap_or(self.config.strategy) {
             Strategy::First => self.first(region),
             Strategy::RoundRobin => self.take_turn(region),
@@ -238,34 +251,35 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         Ok(self.grant(now, slot, epoch))
     }
 
-    /// Where to choose, and whether those are healthy.
-    #[inline]
-    fn region(&mut self, locality: Locality, excluded: Excluded) -> Result<(Region, bool), PickError> {
-        let of = |first, last, excluded| Region {
-            span: self.roster.span(first, last),
-            excluded,
-        };
-        let local = of(Tier::Local, Tier::Local, excluded.in_tier(Tier::Local));
-        let remote = of(Tier::Remote, Tier::Remote, excluded.in_tier(Tier::Remote));
-        let healthy = of(Tier::Local, Tier::Remote, local.excluded + remote.excluded);
-        if remote.len() == 0 && local.free() > 0 {
-            return Ok((local, true));
-        }
+    /// Where to choose if not simply among all the healthy ones.
+    #[inline(never)]
+    fn wider_region(&mut self, locality: Locality, excluded: Excluded) -> Result<Region, PickError> {
+        let local = self.region_of(Tier::Local, Tier::Local, excluded.in_tier(Tier::Local));
+        let remote = self.region_of(Tier::Remote, Tier::Remote, excluded.in_tier(Tier::Remote));
+        let healthy = self.region_of(Tier::Local, Tier::Remote, local.excluded + remote.excluded);
         if healthy.free() > 0 {
             if locality == Locality::Ignore || local.free() == 0 || remote.free() == 0 {
-                return Ok((healthy, true));
+                return Ok(healthy);
             }
-            return Ok((if self.spills(local) { remote } else { local }, true));
+            return Ok(if self.spills(local) { remote } else { local });
         }
-        let sidelined = of(Tier::Sidelined, Tier::Sidelined, excluded.in_tier(Tier::Sidelined));
+        let sidelined = self.region_of(Tier::Sidelined, Tier::Sidelined, excluded.in_tier(Tier::Sidelined));
         if sidelined.free() > 0 {
-            return Ok((sidelined, false));
+            return Ok(sidelined);
         }
         Err(if self.list.is_empty() {
             PickError::Empty
         } else {
             PickError::Exhausted
         })
+    }
+
+    #[inline]
+    fn region_of(&self, first: Tier, last: Tier, excluded: u32) -> Region {
+        Region {
+            span: self.roster.span(first, last),
+            excluded,
+        }
     }
 
     /// Whether a pick leaves the caller's zone though it need not: too many of its providers are unhealthy, or they are
@@ -279,7 +293,16 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         capacity < 1.0 && self.rng.unit() >= capacity
     }
 
+    /// A lease of the provider that waits for a probe, if there is one that this pick may be.
+    #[cold]
+    fn probe(&mut self, now: Nanos, consent: ProbeConsent) -> Option<Lease> {
+        let slot = self.due_for_probe(now, consent == ProbeConsent::Willing)?;
+        let epoch = self.start_probe(now, slot);
+        Some(self.grant(now, slot, epoch))
+    }
+
     /// Counts a pick that disregards health. If its provider was due for a probe, this is the probe.
+    #[cold]
     fn panic_pick(&mut self, now: Nanos, slot: u32) -> u32 {
         self.counters.panic_picks += 1;
         let cold = &self.cold[slot as usize];
@@ -290,22 +313,27 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
     }
 
+    #[inline]
     fn grant(&mut self, now: Nanos, slot: u32, probe: u32) -> Lease {
         self.counters.issued += 1;
-        self.in_flight += 1;
-        self.hot[slot as usize].in_flight += 1;
-        let cold = &self.cold[slot as usize];
-        if self.config.locality.zone.is_some() && !cold.remote {
+        let hot = &mut self.hot[slot as usize];
+        hot.in_flight += 1;
+        if self.config.locality.zone.is_some() && !self.cold[slot as usize].remote {
             self.local_in_flight += 1;
         }
         Lease {
             handle: Handle {
                 slot,
-                generation: cold.generation,
+                generation: hot.generation,
             },
             probe,
             started: now,
         }
+    }
+
+    /// Leases that are out, those of former providers included.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.counters.issued - self.counters.reported
     }
 
     fn first(&self, region: Region) -> Option<u32> {
@@ -316,10 +344,16 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     }
 
     /// One candidate, all equally likely.
+    #[inline]
     pub(super) fn draw(&mut self, region: Region) -> Option<u32> {
-        if region.excluded == 0 {
-            return (region.len() > 0).then(|| self.roster.slot(region.start() + self.rng.below(region.len())));
+        if region.excluded > 0 {
+            return self.draw_unmarked(region);
         }
+        (region.len() > 0).then(|| self.roster.slot(region.start() + self.rng.below(region.len())))
+    }
+
+    #[inline(never)]
+    fn draw_unmarked(&mut self, region: Region) -> Option<u32> {
         if region.free() >= region.excluded {
             for _ in 0..MAX_REDRAWS {
                 let slot = self.roster.slot(region.start() + self.rng.below(region.len()));

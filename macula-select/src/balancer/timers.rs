@@ -6,11 +6,12 @@ use super::Balancer;
 use super::member::Circuit;
 use super::roster::Tier;
 use crate::clock::{NEVER, Nanos, nanos};
+use crate::latency::Unit;
 
 /// A weight of one, in the units of effective weights.
 pub(super) const WEIGHT_UNIT: u32 = 16;
 /// The share that slow start begins with.
-const FIRST_SHARE: f32 = 0.1;
+const FIRST_SHARE: f64 = 0.1;
 /// How often slow starts and load reports are looked at.
 const TUNE_EVERY: Nanos = 1_000_000_000;
 /// Loads above this count as this, or a full provider would cost infinitely much.
@@ -26,6 +27,24 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         if now >= self.next_tune {
             self.tune_all(now);
         }
+    }
+
+    /// The unit of latency estimates by now.
+    #[inline]
+    pub(super) fn unit(&mut self, now: Nanos) -> Unit {
+        match self.decay.remembered(now) {
+            Some(unit) => unit,
+            None => self.next_unit(now),
+        }
+    }
+
+    #[inline(never)]
+    fn next_unit(&mut self, now: Nanos) -> Unit {
+        if self.decay.is_worn(now) {
+            let old = self.decay.reset(now);
+            self.hot.iter_mut().for_each(|hot| hot.latency.rebase(old));
+        }
+        self.decay.remember(now)
     }
 
     #[cold]
@@ -100,7 +119,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             if age >= full {
                 cold.ramping = false;
             } else {
-                share = (age as f32 / full as f32).max(FIRST_SHARE);
+                share = (age as f64 / full as f64).max(FIRST_SHARE);
             }
         }
         let mut load = 1.0;
@@ -111,17 +130,17 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             if expires <= now {
                 cold.load = 0;
             } else {
-                load = 100.0 / f32::from(100 - cold.load.min(MAX_LOAD_PERCENT));
+                load = 100.0 / f64::from(100 - cold.load.min(MAX_LOAD_PERCENT));
             }
         }
         if cold.ramping || cold.load > 0 {
             self.next_tune = self.next_tune.min(now.saturating_add(TUNE_EVERY));
         }
         let weight = u32::from(cold.weight) * WEIGHT_UNIT;
-        let effective = ((weight as f32 * share) as u32).max(1);
+        let effective = ((f64::from(weight) * share) as u32).max(1);
         cold.effective = effective;
         let hot = &mut self.hot[slot as usize];
-        hot.multiplier = load / (f32::from(cold.weight) * share);
+        hot.multiplier = load / (f64::from(cold.weight) * share);
         let healthy = self.roster.tier(hot.position) <= Tier::Remote;
         self.reweigh(slot, if healthy { u64::from(effective) } else { 0 });
     }

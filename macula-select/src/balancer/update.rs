@@ -107,16 +107,18 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             self.cold.push(Cold::vacant());
             (self.hot.len() - 1) as u32
         });
-        let generation = self.cold[slot as usize].generation;
+        let generation = self.hot[slot as usize].generation;
         self.cold[slot as usize] = Cold {
             key: Some(key),
             identity,
             since: now,
             ramping,
-            generation,
             ..Cold::vacant()
         };
-        self.hot[slot as usize] = Hot::vacant();
+        self.hot[slot as usize] = Hot {
+            generation,
+            ..Hot::vacant()
+        };
         self.weights.grow(self.hot.len());
         self.roster.insert(&mut self.hot, slot, Tier::Local);
         self.rotation.join(slot);
@@ -166,17 +168,15 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         self.set_circuit(slot, Circuit::Closed, 0);
         self.reweigh(slot, 0);
         self.roster.remove(&mut self.hot, slot);
-        let in_flight = self.hot[slot as usize].in_flight;
+        let hot = &mut self.hot[slot as usize];
+        hot.generation = hot.generation.wrapping_add(1);
         let cold = &mut self.cold[slot as usize];
         if !cold.remote {
             self.local -= 1;
-            if self.config.locality.zone.is_some() {
-                self.local_in_flight = self.local_in_flight.saturating_sub(in_flight);
-            }
+            self.local_in_flight = self.local_in_flight.saturating_sub(hot.in_flight);
         }
         cold.key = None;
         cold.hold = NEVER;
-        cold.generation = cold.generation.wrapping_add(1);
         self.vacant.push(slot);
     }
 }

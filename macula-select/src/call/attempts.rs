@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::balancer::Handle;
+use crate::clock::Nanos;
 use crate::fate::Fate;
 
 /// Attempts kept without allocating.
@@ -35,7 +36,7 @@ pub struct Attempt<K> {
     pub(crate) provider: K,
     pub(crate) handle: Handle,
     pub(crate) started: Instant,
-    pub(crate) elapsed: Duration,
+    pub(crate) elapsed: Nanos,
     pub(crate) fate: Fate,
     pub(crate) hedge: bool,
 }
@@ -56,7 +57,7 @@ impl<K> Attempt<K> {
     /// How long it took.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        self.elapsed
+        Duration::from_nanos(self.elapsed)
     }
 
     /// How it ended. One that another attempt made superfluous was cancelled.
@@ -158,7 +159,7 @@ mod tests {
                 provider,
                 handle: Handle { slot: 0, generation: 0 },
                 started,
-                elapsed: Duration::ZERO,
+                elapsed: 0,
                 fate: Fate::NotSent,
                 hedge: false,
             });
