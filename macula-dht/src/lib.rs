@@ -16,6 +16,7 @@ mod message;
 mod output;
 mod point;
 mod rng;
+mod size;
 mod store;
 mod table;
 

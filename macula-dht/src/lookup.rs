@@ -67,7 +67,7 @@ impl Lookup {
 
     /// Widens the lookup to everything within `region`.
     pub(crate) fn widen(&mut self, region: Distance) {
-        self.region = Some(region);
+        self.region = self.region.max(Some(region));
     }
 
     /// Adds what is not known yet: contacts of this node's own table with `hop` 0, else those named by a peer at `hop`.
@@ -178,6 +178,24 @@ impl Lookup {
             .enumerate()
             .take_while(move |(at, c)| *at < K || region.is_some_and(|region| c.distance <= region))
             .map(|(_, c)| &c.contact)
+    }
+
+    /// All that answered, closest first.
+    pub(crate) fn all_answered(&self) -> impl Iterator<Item = &Contact> {
+        self.candidates
+            .iter()
+            .filter(|c| c.state == State::Answered)
+            .map(|c| &c.contact)
+    }
+
+    /// Whether [`Lookup::widen`] was called.
+    pub(crate) fn is_widened(&self) -> bool {
+        self.region.is_some()
+    }
+
+    /// The distance of the k-th closest that answered; `None` when fewer did.
+    pub(crate) fn kth(&self) -> Option<Distance> {
+        self.distances().nth(K - 1)
     }
 
     /// The distances of the k closest that answered, ascending.

@@ -132,6 +132,9 @@ pub enum Refusal {
     /// The node is not among those that should hold the key.
     #[error("the node is not among those closest to the key")]
     NotResponsible,
+    /// The node checks as many signatures as it can.
+    #[error("the node is busy checking signatures; it is asked again by itself")]
+    Busy,
     /// A reason this version does not know.
     #[error("the node refused the record for a reason this version does not know")]
     Unknown,
@@ -348,6 +351,7 @@ pub(crate) struct Peek {
     pub(crate) seq: u64,
     pub(crate) advertised_at_ms: u64,
     pub(crate) ttl: Duration,
+    pub(crate) withdrawn: bool,
 }
 
 pub(crate) fn peek(body: &[u8]) -> Option<Peek> {
@@ -357,6 +361,7 @@ pub(crate) fn peek(body: &[u8]) -> Option<Peek> {
         seq: record.seq,
         advertised_at_ms: record.advertised_at_ms,
         ttl: Duration::from_secs(record.ttl_secs.into()),
+        withdrawn: record.withdrawn,
     })
 }
 
@@ -372,6 +377,7 @@ fn outcome_to_proto(outcome: Outcome) -> proto::PublishOutcome {
             Refusal::StoreFull => P::StoreFull,
             Refusal::PublisherQuota => P::PublisherQuota,
             Refusal::NotResponsible => P::NotResponsible,
+            Refusal::Busy => P::Busy,
             Refusal::Unknown => P::Unspecified,
         },
     }
@@ -388,6 +394,7 @@ fn outcome_from_proto(code: i32) -> Outcome {
         Ok(P::StoreFull) => Refusal::StoreFull,
         Ok(P::PublisherQuota) => Refusal::PublisherQuota,
         Ok(P::NotResponsible) => Refusal::NotResponsible,
+        Ok(P::Busy) => Refusal::Busy,
         Ok(P::Unspecified) | Err(_) => Refusal::Unknown,
     })
 }

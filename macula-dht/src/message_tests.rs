@@ -48,6 +48,7 @@ fn response() -> impl Strategy<Value = Response> {
         Outcome::Refused(Refusal::StoreFull),
         Outcome::Refused(Refusal::PublisherQuota),
         Outcome::Refused(Refusal::NotResponsible),
+        Outcome::Refused(Refusal::Busy),
         Outcome::Refused(Refusal::Unknown),
     ]);
     prop_oneof![

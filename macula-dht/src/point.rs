@@ -47,6 +47,18 @@ impl Point {
         ])
     }
 
+    /// The first (or last) point that shares the first `bits` bits with this one.
+    pub(crate) fn with_tail(&self, bits: usize, ones: bool) -> Self {
+        let tail = Distance::within(bits).0;
+        Self(std::array::from_fn(|word| {
+            if ones {
+                self.0[word] | tail[word]
+            } else {
+                self.0[word] & !tail[word]
+            }
+        }))
+    }
+
     /// The point that shares exactly the first `bits` bits with this one and takes the rest from `noise`.
     pub(crate) fn diverging_at(&self, bits: usize, noise: [u64; 4]) -> Self {
         let mut words = [0; 4];
@@ -114,6 +126,15 @@ impl Distance {
         shared
     }
 
+    /// The greatest distance of two points that share `bits` bits.
+    pub(crate) fn within(bits: usize) -> Self {
+        Self(std::array::from_fn(|word| match bits.saturating_sub(64 * word) {
+            0 => u64::MAX,
+            kept if kept >= 64 => 0,
+            kept => u64::MAX >> kept,
+        }))
+    }
+
     /// The most significant 64 bits.
     pub(crate) fn head(&self) -> u64 {
         self.0[0]
@@ -177,6 +198,13 @@ mod tests {
         fn diverging_points_share_exactly_the_asked_bits(bytes: [u8; 32], noise: [u64; 4], bits in 0..=256_usize) {
             let point = Point::from_bytes(&bytes);
             prop_assert_eq!(point.distance(&point.diverging_at(bits, noise)).shared_bits(), bits);
+        }
+
+        #[test]
+        fn the_greatest_distance_within_a_prefix_shares_just_that(bits in 0..=255_usize, bytes: [u8; 32], noise: [u64; 4]) {
+            prop_assert_eq!(Distance::within(bits).shared_bits(), bits);
+            let point = Point::from_bytes(&bytes);
+            prop_assert!(point.distance(&point.diverging_at(bits, noise)) <= Distance::within(bits));
         }
 
         #[test]

@@ -263,6 +263,6 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.joining
             .remembered
             .retain(|known| known.node_id() != contact.node_id());
-        let _ = now;
+        self.plan_hand_over(now, contact);
     }
 }

@@ -7,6 +7,7 @@
 //! most one final event; an answer that was not asked for, or comes too late, changes nothing.
 
 mod exchange;
+mod handover;
 mod join;
 mod persist;
 mod publish;
@@ -15,6 +16,7 @@ mod serve;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Instant,
 };
 
@@ -23,6 +25,7 @@ use macula_wire::{NodeId, Realm, RealmHash, ServiceKey, ServiceName, Signer, Ver
 pub use self::publish::{AdvertiseError, MAX_JOBS};
 use self::{
     exchange::Inflight,
+    handover::HandOver,
     join::Joining,
     publish::{Job, Service},
     queries::Query,
@@ -32,6 +35,7 @@ use crate::{
     clock::{Tick, nanos},
     limiter::Limiter,
     rng::Rng,
+    size::SizeEstimate,
 };
 
 /// The most lookups that run at a time, those for publishing and maintenance included.
@@ -112,6 +116,12 @@ pub struct Dht<S, B = Memory> {
     due: BTreeSet<(Tick, ServiceKey)>,
     jobs: BTreeMap<QueryId, Job>,
 
+    /// Services of a region that was just looked up, with the region's nodes.
+    ready: VecDeque<(ServiceKey, Arc<[Contact]>)>,
+    handovers: VecDeque<HandOver>,
+    handover_at: Option<Tick>,
+    size: SizeEstimate,
+
     joining: Joining,
     /// Buckets to be refreshed.
     refreshes: BTreeSet<usize>,
@@ -150,6 +160,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             services: BTreeMap::new(),
             due: BTreeSet::new(),
             jobs: BTreeMap::new(),
+            ready: VecDeque::new(),
+            handovers: VecDeque::new(),
+            handover_at: None,
+            size: SizeEstimate::default(),
             joining: Joining::default(),
             refreshes: BTreeSet::new(),
             maintain_at,
@@ -180,6 +194,12 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     #[must_use]
     pub fn key(&self, service: &ServiceName) -> ServiceKey {
         ServiceKey::new(&self.realm, service)
+    }
+
+    /// How many nodes the network has, as far as lookups show; `None` while that is not known.
+    #[must_use]
+    pub fn network_size(&self) -> Option<f64> {
+        self.size.nodes()
     }
 
     /// The clock, for a [`DirectoryCache`](crate::DirectoryCache) beside this core.
@@ -255,6 +275,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.start_due_jobs(now);
         self.advance_join(now);
         self.maintain(now);
+        self.hand_over(now);
         self.commit(now);
         debug_assert!(
             self.poll_timeout().is_none_or(|at| at > now),
@@ -263,7 +284,11 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     /// Providers of a key that this node holds itself, its own records among them, in the list's order.
-    pub fn local_providers(&self, now: Instant, key: &ServiceKey) -> impl Iterator<Item = &VerifiedProvider> {
+    pub fn local_providers(
+        &self,
+        now: Instant,
+        key: &ServiceKey,
+    ) -> impl Iterator<Item = &VerifiedProvider> + use<'_, S, B> {
         self.store.get(now, key)
     }
 

@@ -2,14 +2,25 @@
 //!
 //! A job looks up the nodes closest to the key, then sends them the record. One service has at most one job; a newer one
 //! replaces it. Services that are due are taken in the order of their time and then of their keys, [`MAX_JOBS`] at once.
+//!
+//! Many services are one sweep through the key space: when another one is due soon within the subtree that holds a key's k
+//! closest nodes, the lookup takes in the whole subtree, after which the k closest of every key in it are known exactly, and
+//! all the services in it are published without another lookup. That takes about n / k lookups however many services there are.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use macula_wire::{Advertisement, MAX_TTL, NodeId, RecordError, ServiceKey, Signer, VerifiedProvider};
 
-use super::{Dht, exchange::Purpose, queries::Goal};
+use super::{
+    Dht, TooManyQueries,
+    exchange::Purpose,
+    queries::{Goal, Query},
+};
 use crate::{
-    Backend, Contact, Event, InsertError, Origin, Outcome, Output, QueryId, Refusal, Request,
+    Backend, Contact, Distance, Event, InsertError, K, Origin, Outcome, Output, Point, QueryId, Refusal, Request,
     clock::{Tick, nanos},
 };
 
@@ -19,8 +30,12 @@ pub const MAX_JOBS: usize = 16;
 const REFRESH_AHEAD: Duration = Duration::from_secs(60);
 /// The shortest time between two publications of a service.
 const MIN_REFRESH: Duration = Duration::from_secs(10);
-/// When a publication that nobody acknowledged is tried again.
+/// When a publication that nobody acknowledged, or that was refused for the time being, is tried again.
 const RETRY: Duration = Duration::from_secs(5);
+/// How far ahead of its time a service is published when its neighbours are.
+const SWEEP_AHEAD: Duration = Duration::from_secs(5);
+/// By how much a sequence number grows, doubled each time, when holders know a larger one.
+const SEQ_STEP: u64 = 60_000;
 
 /// A service cannot be advertised.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +61,8 @@ pub(super) struct Service {
     job: Option<QueryId>,
     /// When it is published next.
     next: Tick,
+    /// How often in a row holders knew a larger sequence number.
+    outdated: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +109,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             holders: Vec::new(),
             job: None,
             next: 0,
+            outdated: 0,
         };
         if let Some(former) = self.services.remove(&key) {
             self.due.remove(&(former.next, key));
@@ -129,7 +147,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let stored = self.store.insert(now, record.clone(), Origin::Local);
         debug_assert!(stored.is_ok(), "{stored:?}");
         self.touch_backend(now);
-        self.start_job(now, key, Kind::Withdraw, record, service.holders);
+        self.start_job(now, key, Kind::Withdraw, record, service.holders, None);
     }
 
     /// The keys this node advertises, ascending.
@@ -140,12 +158,17 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     /// Publishes what is due, as far as the number of jobs allows.
     pub(super) fn start_due_jobs(&mut self, now: Instant) {
         let tick = self.clock.tick(now);
-        while self.jobs.len() < MAX_JOBS
-            && let Some(&(due, key)) = self.due.first()
-            && due <= tick
-        {
-            self.due.pop_first();
-            self.publish(now, key);
+        while self.jobs.len() < MAX_JOBS {
+            if let Some((key, nodes)) = self.ready.pop_front() {
+                self.publish(now, key, Some(&nodes));
+            } else if let Some(&(due, key)) = self.due.first()
+                && due <= tick
+            {
+                self.due.pop_first();
+                self.publish(now, key, None);
+            } else {
+                break;
+            }
         }
     }
 
@@ -161,8 +184,13 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.start_due_jobs(now);
     }
 
-    fn publish(&mut self, now: Instant, key: ServiceKey) {
+    /// Publishes a service, to the closest of `nodes` when these are known to hold all that are closest.
+    fn publish(&mut self, now: Instant, key: ServiceKey, nodes: Option<&[Contact]>) {
         let Some(service) = self.services.get(&key) else { return };
+        if service.job.is_some() || self.due.contains(&(service.next, key)) {
+            // It was advertised anew while it was waiting.
+            return;
+        }
         let advertisement = service.advertisement.clone();
         let published = self
             .store
@@ -188,14 +216,16 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         let refresh = MIN_REFRESH.max(advertisement.ttl().saturating_sub(REFRESH_AHEAD));
         let next = self.clock.tick(now) + nanos(refresh);
-        let job = self.start_job(now, key, Kind::Advertise, record, Vec::new());
         if let Some(service) = self.services.get_mut(&key) {
-            service.job = job.filter(|job| self.jobs.contains_key(job));
-            // A job that ended at once has set the time already.
-            if service.next <= self.clock.tick(now) {
-                service.next = next;
-                self.due.insert((next, key));
-            }
+            service.next = next;
+            self.due.insert((next, key));
+        }
+        let id = self.start_job(now, key, Kind::Advertise, record, Vec::new(), nodes);
+        // A job may end at once.
+        if let Some(service) = self.services.get_mut(&key)
+            && self.jobs.contains_key(&id)
+        {
+            service.job = Some(id);
         }
     }
 
@@ -231,7 +261,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         kind: Kind,
         record: VerifiedProvider,
         former: Vec<Contact>,
-    ) -> Option<QueryId> {
+        nodes: Option<&[Contact]>,
+    ) -> QueryId {
         let job = Job {
             key,
             kind,
@@ -242,25 +273,89 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             refused: Vec::new(),
             unreachable: 0,
         };
-        match self.start(now, key.into(), Goal::Publish) {
+        let started = match nodes {
+            Some(_) => Err(TooManyQueries),
+            None => self.start(now, key.into(), Goal::Publish),
+        };
+        match started {
             Ok(id) => {
                 self.jobs.insert(id, job);
                 self.pump(now, id);
-                Some(id)
+                id
             }
-            Err(_) => {
-                // No room for the lookup. A refresh comes round again; a withdrawal goes to those who hold the record.
+            Err(TooManyQueries) => {
+                // The nodes are known, or there is no room for a lookup: then a refresh comes round again, and a withdrawal
+                // goes to those who hold the record.
                 let id = QueryId(self.next_query);
                 self.next_query += 1;
                 self.jobs.insert(id, job);
-                self.on_holders_found(now, id, Vec::new());
-                Some(id)
+                let point = Point::from(key);
+                let mut closest = nodes.unwrap_or_default().to_vec();
+                closest.sort_by_cached_key(|contact| Point::from(contact.node_id()).distance(&point));
+                closest.truncate(K);
+                self.send_records(now, id, closest);
+                id
             }
         }
     }
 
-    /// The closest nodes of a job's key are known: they get the record.
-    pub(super) fn on_holders_found(&mut self, now: Instant, id: QueryId, closest: Vec<Contact>) {
+    /// The lookup for a job's key has come to its end: the record goes out, or the lookup goes on through the subtree for the
+    /// sake of other services there.
+    pub(super) fn on_publish_lookup(&mut self, now: Instant, id: QueryId, mut query: Query) {
+        let (Some(job), [lookup]) = (self.jobs.get(&id), &mut query.paths[..]) else {
+            return;
+        };
+        let (key, point) = (job.key, Point::from(job.key));
+        // With fewer than k in all, everybody is known.
+        let bits = lookup.kth().map_or(0, |kth| kth.shared_bits());
+        let others = self.due_within(now, &key, bits);
+        if !others.is_empty() && lookup.kth().is_some() && !lookup.is_widened() {
+            lookup.widen(Distance::within(bits));
+            if !lookup.is_finished() {
+                self.queries.insert(id, query);
+                return self.pump(now, id);
+            }
+        }
+        let crowd = lookup
+            .kth()
+            .filter(|&kth| self.size.is_crowded(kth))
+            .and_then(|_| self.size.region(1.0));
+        let nodes: Arc<[Contact]> = lookup.all_answered().cloned().collect();
+        if crowd.is_none() {
+            for other in others {
+                if let Some(service) = self.services.get(&other) {
+                    self.due.remove(&(service.next, other));
+                    self.ready.push_back((other, Arc::clone(&nodes)));
+                }
+            }
+        }
+        let within =
+            |contact: &Contact| crowd.is_some_and(|region| Point::from(contact.node_id()).distance(&point) <= region);
+        let targets = nodes
+            .iter()
+            .enumerate()
+            .filter(|(at, contact)| *at < K || within(contact));
+        let targets = targets.map(|(_, contact)| contact.clone()).collect();
+        self.send_records(now, id, targets);
+        self.start_due_jobs(now);
+    }
+
+    /// Other services that share `bits` bits with `key` and are due soon.
+    fn due_within(&self, now: Instant, key: &ServiceKey, bits: usize) -> Vec<ServiceKey> {
+        let soon = self.clock.tick(now) + nanos(SWEEP_AHEAD);
+        let point = Point::from(key);
+        let first = ServiceKey::from_bytes(point.with_tail(bits, false).to_bytes());
+        let last = ServiceKey::from_bytes(point.with_tail(bits, true).to_bytes());
+        let near = self.services.range(first..=last);
+        near.filter(|(other, service)| {
+            *other != key && service.next <= soon && self.due.contains(&(service.next, **other))
+        })
+        .map(|(other, _)| *other)
+        .collect()
+    }
+
+    /// A job's targets are known: they get the record.
+    fn send_records(&mut self, now: Instant, id: QueryId, closest: Vec<Contact>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let mut targets = closest;
         for contact in std::mem::take(&mut job.former) {
@@ -311,7 +406,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 unacknowledged: refused.len() + unreachable,
             },
             Kind::Advertise => {
-                self.settle_service(now, &key, job.holders, unreachable > 0 || !refused.is_empty());
+                self.settle_service(now, &key, job.holders, &refused, unreachable);
                 Event::Advertised {
                     key,
                     acknowledged,
@@ -324,18 +419,35 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.start_due_jobs(now);
     }
 
-    fn settle_service(&mut self, now: Instant, key: &ServiceKey, holders: Vec<Contact>, troubled: bool) {
-        let expects_peers = troubled || !self.table.is_empty() || self.joining.has_seeds();
+    fn settle_service(
+        &mut self,
+        now: Instant,
+        key: &ServiceKey,
+        holders: Vec<Contact>,
+        refused: &[(NodeId, Refusal)],
+        unreachable: usize,
+    ) {
+        let refused_as = |refusal| refused.iter().any(|(_, given)| *given == refusal);
+        let expects_peers = unreachable > 0 || !self.table.is_empty() || self.joining.has_seeds();
+        let unheld = holders.is_empty() && refused.is_empty() && expects_peers;
         let retry = self.clock.tick(now) + nanos(RETRY);
         let Some(service) = self.services.get_mut(key) else {
             return;
         };
         service.job = None;
-        if holders.is_empty() && expects_peers && service.next > retry {
+        service.holders = holders;
+        let outdated = refused_as(Refusal::Stale);
+        if outdated {
+            // This node's clock was set back since the last process of this identity. How far is not known.
+            service.seq = service.seq.saturating_add(SEQ_STEP << service.outdated.min(30));
+            service.outdated += 1;
+        } else {
+            service.outdated = 0;
+        }
+        if (unheld || outdated || refused_as(Refusal::Busy)) && service.next > retry {
             self.due.remove(&(service.next, *key));
             service.next = retry;
             self.due.insert((retry, *key));
         }
-        service.holders = holders;
     }
 }

@@ -15,6 +15,8 @@ use crate::{
 
 /// The most pages of one peer's list a lookup reads.
 const MAX_PAGES: u8 = 32;
+/// The number of paths of a search that found nothing on one.
+const DISJOINT_PATHS: usize = 2;
 
 /// What a lookup is for.
 #[derive(Debug)]
@@ -43,6 +45,18 @@ pub(super) struct Search {
     pages: BTreeMap<NodeId, u8>,
     /// The step that found the first provider.
     hop: u8,
+    effort: Effort,
+}
+
+/// How hard a search tries. One that ends without a provider tries harder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Effort {
+    /// The k closest.
+    Plain,
+    /// The whole region that k nodes take up on average, because the k closest are crowded into a corner of it.
+    Region,
+    /// [`DISJOINT_PATHS`] paths, none asking whom another has asked (Baumgart and Mies, *S/Kademlia*, 2007).
+    Disjoint,
 }
 
 #[derive(Debug)]
@@ -72,6 +86,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             live: 0,
             pages: BTreeMap::new(),
             hop: 0,
+            effort: Effort::Plain,
         };
         let id = self.start(now, key.into(), Goal::Providers(search))?;
         let held: Vec<_> = self.store.page(now, &key, None).cloned().collect();
@@ -283,7 +298,15 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Ends a lookup: its one final event, or the next step of what it was for.
     fn finish(&mut self, now: Instant, id: QueryId) {
+        if self.try_harder(now, id) {
+            return;
+        }
         let Some(query) = self.queries.remove(&id) else { return };
+        if let [lookup] = &query.paths[..]
+            && !lookup.is_widened()
+        {
+            self.size.observe(lookup.distances());
+        }
         let answered: usize = query.paths.iter().map(Lookup::answered).sum();
         let mut stats = Stats {
             hops: query.paths.iter().map(Lookup::depth).max().unwrap_or(0),
@@ -293,7 +316,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         let nobody = answered == 0 && query.had_contacts;
         let result = match query.goal {
-            Goal::Publish => return self.on_holders_found(now, id, query.closest()),
+            Goal::Publish => return self.on_publish_lookup(now, id, query),
             Goal::Join => return self.on_join_lookup(now, answered),
             Goal::Refresh => return self.start_refreshes(now),
             Goal::Nodes if nobody => QueryResult::Unreachable,
@@ -312,6 +335,50 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             result,
             stats,
         }));
+    }
+}
+
+impl<S: Signer, B: Backend> Dht<S, B> {
+    /// Lets a lookup that has come to its end go on, when its end may be where somebody wants it to be.
+    ///
+    /// A search that was told by a whole neighbourhood that there is no provider asks the region around a crowd, and then goes
+    /// again on disjoint paths. A publication to a crowd goes to the region too. In a network no larger than k everybody has
+    /// been asked, and there is nothing to try.
+    fn try_harder(&mut self, now: Instant, id: QueryId) -> bool {
+        let Some(query) = self.queries.get_mut(&id) else {
+            return false;
+        };
+        let [lookup] = &mut query.paths[..] else { return false };
+        let Some(kth) = lookup.kth() else { return false };
+        let crowd = if self.size.is_crowded(kth) {
+            self.size.region(1.0)
+        } else {
+            None
+        };
+        match &mut query.goal {
+            Goal::Publish => match crowd {
+                Some(region) if !lookup.is_widened() => lookup.widen(region),
+                Some(_) | None => return false,
+            },
+            Goal::Providers(search) if search.live == 0 && search.effort < Effort::Disjoint => match crowd {
+                Some(region) if search.effort == Effort::Plain => {
+                    search.effort = Effort::Region;
+                    lookup.widen(region);
+                }
+                Some(_) | None => {
+                    search.effort = Effort::Disjoint;
+                    let target = *lookup.target();
+                    query.paths = (0..DISJOINT_PATHS).map(|_| Lookup::new(self.own, target)).collect();
+                    // Dealt out in turn, so that each path starts about equally close.
+                    for (at, contact) in self.table.closest(&target, DISJOINT_PATHS * K).enumerate() {
+                        query.paths[at % DISJOINT_PATHS].add([contact.clone()], 0);
+                    }
+                }
+            },
+            Goal::Providers(_) | Goal::Nodes | Goal::Join | Goal::Refresh => return false,
+        }
+        self.pump(now, id);
+        true
     }
 }
 

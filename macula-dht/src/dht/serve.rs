@@ -6,9 +6,9 @@ use macula_wire::{NodeId, ServiceKey, SignedProvider, Signer};
 
 use super::{Dht, MAX_PROBES, exchange::Purpose};
 use crate::{
-    Backend, Contact, Declined, InsertError, K, MessageError, Origin, Outcome, Peer, Point, Refusal, Request, Response,
+    Backend, Contact, Declined, Inserted, K, MessageError, Origin, Outcome, Peer, Point, Refusal, Request, Response,
     Role,
-    message::{fit_contacts, fit_records},
+    message::{fit_contacts, fit_records, peek},
 };
 
 /// A node holds a key when fewer than this many of those it knows are closer to it: twice k, since two nodes rarely agree
@@ -50,9 +50,13 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             }
             Request::Publish { key, records } => {
                 let responsible = self.is_responsible(&key);
-                let outcomes = records.iter().map(|record| match responsible {
-                    false => Outcome::Refused(Refusal::NotResponsible),
-                    true => self.take(now, &from.contact, &key, record),
+                let outcomes = records.iter().map(|record| {
+                    let taken = if responsible {
+                        self.take(now, &from.contact, &key, record)
+                    } else {
+                        Err(Refusal::NotResponsible)
+                    };
+                    taken.map_or_else(Outcome::Refused, |()| Outcome::Stored)
                 });
                 let outcomes: Vec<_> = outcomes.collect();
                 let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
@@ -82,40 +86,34 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
-    /// Whether this node is among those that should hold `key`.
+    /// Whether this node is among those that should hold `key`: few it knows are closer, or the key lies within the region
+    /// that the k closest would take up in a network of this size, however many have crowded into it.
     pub(super) fn is_responsible(&self, key: &ServiceKey) -> bool {
-        self.is_node() && self.table.closer_than_self(&key.into(), RESPONSIBLE) < RESPONSIBLE
+        let key = Point::from(key);
+        let within = || {
+            self.size
+                .region(2.0)
+                .is_some_and(|region| Point::from(self.own).distance(&key) <= region)
+        };
+        self.is_node() && (self.table.closer_than_self(&key, RESPONSIBLE) < RESPONSIBLE || within())
     }
 
     /// Stores a peer's record, or says why not. What is cheap to see is looked at before the signature.
-    fn take(&mut self, now: Instant, from: &Contact, key: &ServiceKey, record: &SignedProvider) -> Outcome {
-        let verified = match self.verify(now, key, record) {
-            Ok(verified) => verified,
-            Err(refusal) => return Outcome::Refused(refusal),
-        };
-        if *verified.node_id() == self.own {
-            // Somebody hands our own record back. We know what we publish.
-            return Outcome::Stored;
+    fn take(&mut self, now: Instant, from: &Contact, key: &ServiceKey, record: &SignedProvider) -> Result<(), Refusal> {
+        let peek = peek(&record.body).ok_or(Refusal::Invalid)?;
+        if peek.node == self.own {
+            // What this node publishes it knows best.
+            return Ok(());
         }
-        match self.store.insert(now, verified, Origin::Remote(from)) {
-            Ok(_) => {
-                self.touch_backend(now);
-                Outcome::Stored
-            }
-            Err(InsertError::Stale { .. }) => Outcome::Refused(Refusal::Stale),
-            Err(error) => Outcome::Refused(error.into()),
+        if self.store.precheck(now, key, record, &peek, from)? == Inserted::Unchanged {
+            return Ok(());
         }
-    }
-
-    fn verify(
-        &mut self,
-        now: Instant,
-        key: &ServiceKey,
-        record: &SignedProvider,
-    ) -> Result<macula_wire::VerifiedProvider, Refusal> {
         if !self.limiter.admit_signature(self.clock.tick(now)) {
-            return Err(Refusal::StoreFull);
+            return Err(Refusal::Busy);
         }
-        record.verify(&self.realm_hash, key).map_err(|_| Refusal::Invalid)
+        let verified = record.verify(&self.realm_hash, key).map_err(|_| Refusal::Invalid)?;
+        self.store.insert(now, verified, Origin::Remote(from))?;
+        self.touch_backend(now);
+        Ok(())
     }
 }

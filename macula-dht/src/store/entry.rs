@@ -3,6 +3,7 @@
 use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
 use sha2::{Digest, Sha256};
 
+use super::Newcomer;
 use crate::{
     clock::Tick,
     contact::{Contact, Subnet},
@@ -97,15 +98,15 @@ impl KeyEntry {
 
     /// Which record of a full list gives way: of the largest group of one subnet, the one that expires first.
     ///
-    /// `newcomer` is the subnet of a remote newcomer. It gets in only when its own group stays smaller than the one that gives
-    /// way, so one subnet never turns others out and equals never take turns. A local newcomer always gets in.
-    pub(super) fn victim(&self, newcomer: Option<Subnet>) -> Option<usize> {
+    /// A remote newcomer gets in only when its own group stays smaller than the one that gives way, so one subnet never turns
+    /// others out and equals never take turns. A local newcomer always gets in.
+    pub(super) fn victim(&self, newcomer: Newcomer) -> Option<usize> {
         let remote = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.stored.local);
         let mut subnets: Vec<_> = remote().map(|(_, slot)| slot.stored.subnet).collect();
         subnets.sort_unstable();
         let largest = subnets.chunk_by(|a, b| a == b).max_by_key(|group| group.len())?;
         let (subnet, size) = (largest[0], largest.len());
-        if let Some(newcomer) = newcomer {
+        if let Newcomer::Remote(newcomer) = newcomer {
             let own = subnets.iter().filter(|&&subnet| subnet == newcomer).count();
             if own + 1 >= size {
                 return None;
@@ -118,9 +119,9 @@ impl KeyEntry {
     }
 }
 
-/// What a record is charged, in bytes. Rounded up so that a refresh, whose numbers may take a byte more, costs the same.
-pub(super) fn size_of(record: &VerifiedProvider) -> usize {
-    record.body().len().next_multiple_of(64) + RECORD_OVERHEAD
+/// What a record with a body of this length is charged, in bytes. Rounded up so that a refresh, whose numbers may take a byte more, costs the same.
+pub(super) fn size_of(body: usize) -> usize {
+    body.next_multiple_of(64) + RECORD_OVERHEAD
 }
 
 /// Whether `new` wins over `old`, of the same provider and key.

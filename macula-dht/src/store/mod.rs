@@ -21,7 +21,7 @@ use std::{
     time::Instant,
 };
 
-use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
+use macula_wire::{NodeId, ServiceKey, SignedProvider, VerifiedProvider};
 
 pub(crate) use self::entry::supersedes;
 use self::entry::{KeyEntry, Slot, Stored, size_of};
@@ -29,6 +29,7 @@ use crate::{
     Clock, DateError, Refusal,
     clock::{MAX_CLOCK_SKEW, Tick, millis, nanos},
     contact::{Contact, Subnet},
+    message::Peek,
 };
 
 /// How much a store holds. Every limit is hard.
@@ -141,6 +142,15 @@ pub struct ProviderStore {
     /// When each key next has something to drop: one element a key.
     due: BTreeSet<(Tick, ServiceKey)>,
     usage: Usage,
+    /// Records that changed and are not committed, when somebody wants to know.
+    changes: Option<BTreeSet<(ServiceKey, NodeId)>>,
+}
+
+/// Whose record wants a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Newcomer {
+    Local,
+    Remote(Subnet),
 }
 
 impl ProviderStore {
@@ -154,6 +164,7 @@ impl ProviderStore {
             publishers: BTreeMap::new(),
             due: BTreeSet::new(),
             usage: Usage::default(),
+            changes: None,
         }
     }
 
@@ -183,22 +194,34 @@ impl ProviderStore {
         {
             return self.merge(at, record, expires, retain, origin);
         }
-        if let Err(refused) = self.make_room(tick, &key, &record, origin) {
-            self.settle(&key);
-            return Err(refused);
-        }
         let subnet = match origin {
             Origin::Local => Subnet::UNKNOWN,
             Origin::Remote(contact) => contact.subnet(),
             Origin::Restored => entry::claimed_subnet(&record),
         };
+        let size = size_of(record.body().len());
+        self.expire_key(tick, &key);
+        let newcomer = if local {
+            Newcomer::Local
+        } else {
+            Newcomer::Remote(subnet)
+        };
+        match self.room(&key, record.node_id(), size, newcomer) {
+            Ok(None) => {}
+            Ok(Some(victim)) => self.remove(&key, victim),
+            Err(refused) => {
+                self.settle(&key);
+                return Err(refused);
+            }
+        }
         if local {
             self.usage.local += 1;
         } else {
             *self.publishers.entry(*record.node_id()).or_default() += 1;
             self.usage.records += 1;
-            self.usage.bytes += size_of(&record);
+            self.usage.bytes += size;
         }
+        self.note_change(&key, record.node_id());
         let entry = self.keys.entry(key).or_default();
         if !local {
             entry.remote += 1;
@@ -219,7 +242,7 @@ impl ProviderStore {
     }
 
     /// The visible records of a key, in the list's order (D1).
-    pub fn get(&self, now: Instant, key: &ServiceKey) -> impl Iterator<Item = &VerifiedProvider> {
+    pub fn get(&self, now: Instant, key: &ServiceKey) -> impl Iterator<Item = &VerifiedProvider> + use<'_> {
         let tick = self.clock.tick(now);
         self.slots(key)
             .filter(move |stored| stored.is_visible(tick))
@@ -232,7 +255,7 @@ impl ProviderStore {
         now: Instant,
         key: &ServiceKey,
         after: Option<&NodeId>,
-    ) -> impl Iterator<Item = &VerifiedProvider> {
+    ) -> impl Iterator<Item = &VerifiedProvider> + use<'_> {
         let tick = self.clock.tick(now);
         let entry = self.keys.get(key);
         let from = match (entry, after) {
@@ -301,7 +324,7 @@ impl ProviderStore {
         self.due.first().map(|&(tick, _)| self.clock.instant(tick))
     }
 
-    fn slots(&self, key: &ServiceKey) -> impl Iterator<Item = &Stored> {
+    fn slots(&self, key: &ServiceKey) -> impl Iterator<Item = &Stored> + use<'_> {
         self.keys
             .get(key)
             .into_iter()
@@ -335,7 +358,8 @@ impl ProviderStore {
         retain: Tick,
         origin: Origin<'_>,
     ) -> Result<Inserted, InsertError> {
-        let entry = self.keys.entry(*record.key()).or_default();
+        let key = *record.key();
+        let entry = self.keys.entry(key).or_default();
         let stored = &mut entry.slots[at].stored;
         if stored.record.body() == record.body() && stored.record.signature() == record.signature() {
             return Ok(Inserted::Unchanged);
@@ -351,7 +375,7 @@ impl ProviderStore {
                 stored_seq: stored.record.seq(),
             });
         }
-        let (before, after) = (size_of(&stored.record), size_of(&record));
+        let (before, after) = (size_of(stored.record.body().len()), size_of(record.body().len()));
         let was_remote = !stored.local;
         if was_remote && !local && after > before && self.usage.bytes - before + after > self.limits.bytes {
             return Err(InsertError::StoreFull);
@@ -379,56 +403,74 @@ impl ProviderStore {
                 self.usage.bytes += after;
             }
         }
+        self.note_change(&key, &node);
         Ok(Inserted::Replaced)
     }
 
-    /// Makes room for a record of a provider that is new under its key, or says why there is none.
-    fn make_room(
-        &mut self,
-        tick: Tick,
+    /// Whether there is room for a record of a provider that is new under its key, and at the cost of which one of the list.
+    fn room(
+        &self,
         key: &ServiceKey,
-        record: &VerifiedProvider,
-        origin: Origin<'_>,
-    ) -> Result<(), InsertError> {
-        self.expire_key(tick, key);
-        let local = matches!(origin, Origin::Local);
-        if local {
-            if self.usage.local >= self.limits.local_records {
-                return Err(InsertError::StoreFull);
-            }
-        } else {
-            let published = self.publishers.get(record.node_id()).map_or(0, |&count| count as usize);
-            if published >= self.limits.records_per_publisher {
-                return Err(InsertError::PublisherQuota);
-            }
-            let new_key = self.keys.get(key).is_none_or(|entry| entry.remote == 0);
-            if new_key && self.usage.keys >= self.limits.keys {
-                return Err(InsertError::StoreFull);
+        node: &NodeId,
+        size: usize,
+        newcomer: Newcomer,
+    ) -> Result<Option<usize>, InsertError> {
+        let entry = self.keys.get(key);
+        match newcomer {
+            Newcomer::Local if self.usage.local >= self.limits.local_records => return Err(InsertError::StoreFull),
+            Newcomer::Local => {}
+            Newcomer::Remote(_) => {
+                let published = self.publishers.get(node).map_or(0, |&count| count as usize);
+                if published >= self.limits.records_per_publisher {
+                    return Err(InsertError::PublisherQuota);
+                }
+                if entry.is_none_or(|entry| entry.remote == 0) && self.usage.keys >= self.limits.keys {
+                    return Err(InsertError::StoreFull);
+                }
             }
         }
-        let victim = match self.keys.get(key) {
-            Some(entry) if entry.slots.len() >= self.limits.providers_per_key => {
-                let newcomer = match origin {
-                    Origin::Local => None,
-                    Origin::Remote(contact) => Some(contact.subnet()),
-                    Origin::Restored => Some(entry::claimed_subnet(record)),
-                };
-                Some(entry.victim(newcomer).ok_or(InsertError::KeyFull)?)
-            }
-            _ => None,
+        let victim = match entry.filter(|entry| entry.slots.len() >= self.limits.providers_per_key) {
+            Some(entry) => Some((entry.victim(newcomer).ok_or(InsertError::KeyFull)?, entry)),
+            None => None,
         };
-        if !local {
-            let freed = victim.map_or(0, |at| {
-                self.keys.get(key).map_or(0, |e| size_of(&e.slots[at].stored.record))
-            });
-            if self.usage.bytes - freed + size_of(record) > self.limits.bytes {
+        if let Newcomer::Remote(_) = newcomer {
+            let freed = victim.map_or(0, |(at, entry)| size_of(entry.slots[at].stored.record.body().len()));
+            if self.usage.bytes - freed + size > self.limits.bytes {
                 return Err(InsertError::StoreFull);
             }
         }
-        if let Some(at) = victim {
-            self.remove(key, at);
+        Ok(victim.map(|(at, _)| at))
+    }
+
+    /// Says of an unverified record, as far as can be seen without checking its signature, whether it would be taken, so that
+    /// nobody makes this node check signatures in vain. [`Inserted::Unchanged`] means that the very record is held already.
+    pub(crate) fn precheck(
+        &mut self,
+        now: Instant,
+        key: &ServiceKey,
+        record: &SignedProvider,
+        peek: &Peek,
+        from: &Contact,
+    ) -> Result<Inserted, InsertError> {
+        self.clock.check_dates(now, peek.advertised_at_ms, peek.ttl)?;
+        let rank = entry::rank_of(key, &peek.node);
+        if let Some(entry) = self.keys.get(key)
+            && let Ok(at) = entry.find(rank, &peek.node)
+        {
+            let held = &entry.slots[at].stored.record;
+            if held.body() == &record.body && held.signature()[..] == record.signature[..] {
+                return Ok(Inserted::Unchanged);
+            }
+            if peek.seq < held.seq() {
+                return Err(InsertError::Stale { stored_seq: held.seq() });
+            }
+            return Ok(Inserted::Replaced);
         }
-        Ok(())
+        self.expire_key(self.clock.tick(now), key);
+        self.settle(key);
+        let newcomer = Newcomer::Remote(from.subnet());
+        self.room(key, &peek.node, size_of(record.body.len()), newcomer)
+            .map(|_| Inserted::New)
     }
 
     fn expire_key(&mut self, tick: Tick, key: &ServiceKey) {
@@ -455,9 +497,38 @@ impl ProviderStore {
             entry.remote -= 1;
             self.usage.keys -= usize::from(entry.remote == 0);
             self.usage.records -= 1;
-            self.usage.bytes -= size_of(&stored.record);
+            self.usage.bytes -= size_of(stored.record.body().len());
             self.forget_publisher(stored.record.node_id());
         }
+        self.note_change(key, stored.record.node_id());
+    }
+
+    /// Starts to note which records change, for a backend to keep.
+    pub(crate) fn track_changes(&mut self) {
+        self.changes.get_or_insert_default();
+    }
+
+    /// What has changed since the last call.
+    pub(crate) fn take_changes(&mut self) -> BTreeSet<(ServiceKey, NodeId)> {
+        self.changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    pub(crate) fn has_changes(&self) -> bool {
+        self.changes.as_ref().is_some_and(|changes| !changes.is_empty())
+    }
+
+    /// Marks a record as changed, if anybody wants to know.
+    pub(crate) fn note_change(&mut self, key: &ServiceKey, node: &NodeId) {
+        if let Some(changes) = &mut self.changes {
+            changes.insert((*key, *node));
+        }
+    }
+
+    /// When the place of a record is free again.
+    pub(crate) fn held_until(&self, key: &ServiceKey, node: &NodeId) -> Option<Instant> {
+        let entry = self.keys.get(key)?;
+        let at = entry.find(entry::rank_of(key, node), node).ok()?;
+        Some(self.clock.instant(entry.slots[at].stored.retain))
     }
 
     fn forget_publisher(&mut self, node: &NodeId) {

@@ -417,6 +417,8 @@ pub enum PublishOutcome {
     PublisherQuota = 7,
     /// This node is not among those that should hold the key.
     NotResponsible = 8,
+    /// This node checks as many signatures as it can; publish again later.
+    Busy = 9,
 }
 impl PublishOutcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -434,6 +436,7 @@ impl PublishOutcome {
             Self::StoreFull => "PUBLISH_OUTCOME_STORE_FULL",
             Self::PublisherQuota => "PUBLISH_OUTCOME_PUBLISHER_QUOTA",
             Self::NotResponsible => "PUBLISH_OUTCOME_NOT_RESPONSIBLE",
+            Self::Busy => "PUBLISH_OUTCOME_BUSY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -448,6 +451,7 @@ impl PublishOutcome {
             "PUBLISH_OUTCOME_STORE_FULL" => Some(Self::StoreFull),
             "PUBLISH_OUTCOME_PUBLISHER_QUOTA" => Some(Self::PublisherQuota),
             "PUBLISH_OUTCOME_NOT_RESPONSIBLE" => Some(Self::NotResponsible),
+            "PUBLISH_OUTCOME_BUSY" => Some(Self::Busy),
             _ => None,
         }
     }

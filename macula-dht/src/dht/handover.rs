@@ -1,0 +1,110 @@
+//! Records for a node that is newly among the closest to their keys.
+//!
+//! Every holder notices a newcomer, so each record would be sent k times. Only those among the [`SENDERS`] closest to a key
+//! send it: enough that one of them may fail, and the publisher's next round mends the rest.
+//!
+//! The keys are gone through a few at a time: however many records there are, a newcomer costs little at once.
+
+use std::{collections::BTreeMap, time::Instant};
+
+use macula_wire::{NodeId, ServiceKey, SignedProvider, Signer};
+
+use super::{Dht, exchange::Purpose};
+use crate::{Backend, Contact, K, MAX_PUBLISH_RECORDS, Point, Request, clock::Tick};
+
+/// How many of the closest holders of a key hand its records over.
+const SENDERS: usize = 2;
+/// The most newcomers that wait for their records. One beyond that gets them from the publishers' next round.
+const MAX_WAITING: usize = 16;
+/// The most keys looked at in one step.
+const STEP_KEYS: usize = 256;
+/// The most requests sent in one step.
+const STEP_REQUESTS: usize = 16;
+/// The time from one step to the next, in nanoseconds.
+const STEP: Tick = 20_000_000;
+
+/// A newcomer, and how far it has been served.
+#[derive(Debug)]
+pub(super) struct HandOver {
+    to: Contact,
+    from: ServiceKey,
+}
+
+impl<S: Signer, B: Backend> Dht<S, B> {
+    /// A node entered the table; some of what this one holds may be its to hold.
+    pub(super) fn plan_hand_over(&mut self, now: Instant, to: &Contact) {
+        let first = ServiceKey::from_bytes([0; 32]);
+        if !self.is_node() || self.handovers.len() >= MAX_WAITING || self.store.keys_from(&first).next().is_none() {
+            return;
+        }
+        self.handovers.push_back(HandOver {
+            to: to.clone(),
+            from: first,
+        });
+        let next = self.clock.tick(now) + STEP;
+        self.handover_at.get_or_insert(next);
+    }
+
+    /// Does the next step.
+    pub(super) fn hand_over(&mut self, now: Instant) {
+        let tick = self.clock.tick(now);
+        if self.handover_at.is_none_or(|at| at > tick) {
+            return;
+        }
+        self.handover_at = None;
+        let Some(HandOver { to, from }) = self.handovers.pop_front() else {
+            return;
+        };
+        let mut batches: BTreeMap<ServiceKey, Vec<SignedProvider>> = BTreeMap::new();
+        let mut resume = None;
+        let mut requests = 0;
+        for (looked_at, key) in self.store.keys_from(&from).enumerate() {
+            if looked_at >= STEP_KEYS || requests >= STEP_REQUESTS {
+                resume = Some(*key);
+                break;
+            }
+            if self.is_newly_responsible(to.node_id(), key) {
+                let records: Vec<_> = self
+                    .store
+                    .page(now, key, None)
+                    .map(|record| record.to_signed())
+                    .collect();
+                requests += records.len().div_ceil(MAX_PUBLISH_RECORDS);
+                batches.insert(*key, records);
+            }
+        }
+        for (key, records) in batches {
+            for records in records.chunks(MAX_PUBLISH_RECORDS) {
+                let request = Request::Publish {
+                    key,
+                    records: records.to_vec(),
+                };
+                self.send(now, to.clone(), Purpose::HandOver, request);
+            }
+        }
+        if let Some(from) = resume
+            && self.table.contains(to.node_id())
+        {
+            self.handovers.push_front(HandOver { to, from });
+        }
+        if !self.handovers.is_empty() {
+            self.handover_at = Some(tick + STEP);
+        }
+    }
+
+    /// Whether `node` is among the k closest to `key`, and this one is among those that tell it what there is: the closest
+    /// holders, and the owner.
+    fn is_newly_responsible(&self, node: &NodeId, key: &ServiceKey) -> bool {
+        let point = Point::from(key);
+        let own = Point::from(self.own).distance(&point);
+        let (mut closer, mut found) = (0, false);
+        for contact in self.table.closest(&point, K) {
+            if contact.node_id() == node {
+                found = true;
+            } else if Point::from(contact.node_id()).distance(&point) < own {
+                closer += 1;
+            }
+        }
+        found && (closer < SENDERS || self.services.contains_key(key))
+    }
+}
