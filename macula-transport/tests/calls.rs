@@ -1,5 +1,7 @@
 //! Calls over real sockets: what comes back, what is cancelled, what is refused.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod common;
 
 use std::{collections::BTreeSet, time::Duration};

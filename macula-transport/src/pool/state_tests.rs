@@ -1,1 +1,343 @@
+//! The pool's policy against a model that keeps everything it was told and checks every answer by the rules.
 
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[derive(Debug, Clone)]
+enum Step {
+    Get { peer: u8, addresses: u64 },
+    FirstContact,
+    DialOk { which: usize, peer: u8 },
+    DialFailed { which: usize, failure: DialFailure },
+    Accepted { peer: u8 },
+    Closed { which: usize },
+    Retired { which: usize },
+    Busy { which: usize },
+    Idle { which: usize },
+    Advance { millis: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let which = 0..8_usize;
+    let failure = prop_oneof![Just(DialFailure::Unreachable), Just(DialFailure::Refused)];
+    prop_oneof![
+        5 => (0..6_u8, 0..2_u64).prop_map(|(peer, addresses)| Step::Get { peer, addresses }),
+        1 => Just(Step::FirstContact),
+        4 => (which.clone(), 0..6_u8).prop_map(|(which, peer)| Step::DialOk { which, peer }),
+        2 => (which.clone(), failure).prop_map(|(which, failure)| Step::DialFailed { which, failure }),
+        2 => (0..6_u8).prop_map(|peer| Step::Accepted { peer }),
+        1 => which.clone().prop_map(|which| Step::Closed { which }),
+        1 => which.clone().prop_map(|which| Step::Retired { which }),
+        2 => which.clone().prop_map(|which| Step::Busy { which }),
+        2 => which.prop_map(|which| Step::Idle { which }),
+        3 => (0..4000_u64).prop_map(|millis| Step::Advance { millis }),
+    ]
+}
+
+struct ModelConnection {
+    peer: u8,
+    origin: Origin,
+    retired: bool,
+    activity: Activity,
+}
+
+struct Failure {
+    addresses: u64,
+    at: Instant,
+    longest: Duration,
+}
+
+/// What the pool was told, and no rule.
+struct Model {
+    config: PoolConfig,
+    max_accepted: usize,
+    now: Instant,
+    connections: RefCell<BTreeMap<ConnectionId, ModelConnection>>,
+    dials: BTreeMap<Ticket, (Option<u8>, u64)>,
+    failures: BTreeMap<u8, Failure>,
+}
+
+const CONFIG: PoolConfig = PoolConfig {
+    max_connections: 3,
+    idle_timeout: Duration::from_secs(5),
+    first_backoff: Duration::from_millis(100),
+    max_backoff: Duration::from_secs(1),
+    max_refused_backoff: Duration::from_secs(8),
+};
+
+impl Model {
+    fn activity(&self, id: ConnectionId) -> Activity {
+        self.connections.borrow()[&id].activity
+    }
+
+    fn count(&self, origin: Origin) -> usize {
+        self.connections
+            .borrow()
+            .values()
+            .filter(|it| it.origin == origin)
+            .count()
+    }
+
+    fn idle(&self, origin: Origin) -> Option<(Instant, ConnectionId)> {
+        let connections = self.connections.borrow();
+        let of_origin = connections.iter().filter(|(_, it)| it.origin == origin);
+        of_origin
+            .filter_map(|(&id, it)| match it.activity {
+                Activity::IdleSince(since) => Some((since, id)),
+                Activity::Busy => None,
+            })
+            .min()
+    }
+
+    /// P2: what is closed is idle: the longest unused one to make room, or all that were unused for too long.
+    fn take_outputs(&mut self, state: &mut PoolState<u8, u8>, origin: Origin) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        while let Some(output) = state.poll_output() {
+            let Output::Close(id, why) = output;
+            match (why, self.activity(id)) {
+                (_, Activity::Busy) => panic!("a connection in use was closed"),
+                (Closing::Evicted, Activity::IdleSince(since)) => {
+                    assert_eq!(self.idle(origin), Some((since, id)), "another was unused for longer");
+                }
+                (Closing::Idle, Activity::IdleSince(since)) => assert!(since + CONFIG.idle_timeout <= self.now),
+            }
+            self.connections.borrow_mut().remove(&id);
+            outputs.push(output);
+        }
+        outputs
+    }
+
+    fn get(&mut self, state: &mut PoolState<u8, u8>, peer: u8, addresses: u64) -> Answer {
+        let answer = state.get(self.now, &peer, addresses, |id| self.activity(id));
+        let open: BTreeSet<_> = {
+            let connections = self.connections.borrow();
+            connections
+                .iter()
+                .filter(|(_, it)| it.peer == peer && !it.retired)
+                .map(|(&id, _)| id)
+                .collect()
+        };
+        let dialing = self
+            .dials
+            .iter()
+            .find(|(_, (to, _))| *to == Some(peer))
+            .map(|(&ticket, _)| ticket);
+        match answer {
+            Answer::Ready(id) => assert!(open.contains(&id)),
+            _ => assert!(open.is_empty(), "an open connection was not used"),
+        }
+        match answer {
+            Answer::Ready(_) => {}
+            Answer::Join(ticket) => assert_eq!(dialing, Some(ticket)),
+            Answer::Dial(ticket) => {
+                assert_eq!(dialing, None, "P1: two dials to one peer");
+                self.dials.insert(ticket, (Some(peer), addresses));
+            }
+            Answer::BackOff(until) => {
+                let failure = &self.failures[&peer];
+                assert!(failure.addresses == addresses && self.now < until);
+                assert!(until <= failure.at + failure.longest, "the pause is bounded");
+            }
+            Answer::Full => {
+                assert!(self.count(Origin::Dialed) + self.dials.len() >= self.config.max_connections);
+                assert_eq!(
+                    self.idle(Origin::Dialed),
+                    None,
+                    "an idle connection could have made room"
+                );
+            }
+        }
+        answer
+    }
+
+    fn add(&self, id: ConnectionId, peer: u8, origin: Origin) {
+        let activity = Activity::IdleSince(self.now);
+        let added = ModelConnection {
+            peer,
+            origin,
+            retired: false,
+            activity,
+        };
+        assert!(
+            self.connections.borrow_mut().insert(id, added).is_none(),
+            "an id was used twice"
+        );
+    }
+
+    fn pick(&self, which: usize) -> Option<ConnectionId> {
+        let connections = self.connections.borrow();
+        connections.keys().nth(which % connections.len().max(1)).copied()
+    }
+
+    fn pick_dial(&self, which: usize) -> Option<Ticket> {
+        self.dials.keys().nth(which % self.dials.len().max(1)).copied()
+    }
+
+    fn apply(&mut self, state: &mut PoolState<u8, u8>, step: &Step) -> String {
+        let mut origin = Origin::Dialed;
+        let mut answer = String::new();
+        match *step {
+            Step::Get { peer, addresses } => answer = format!("{:?}", self.get(state, peer, addresses)),
+            Step::FirstContact => match state.dial_unknown(|id| self.activity(id)) {
+                Some(ticket) => drop(self.dials.insert(ticket, (None, 0))),
+                None => assert_eq!(self.idle(Origin::Dialed), None),
+            },
+            Step::DialOk { which, peer } => {
+                if let Some(ticket) = self.pick_dial(which) {
+                    let (dialed, _) = self.dials.remove(&ticket).unwrap();
+                    let peer = dialed.unwrap_or(peer);
+                    self.failures.remove(&peer);
+                    self.add(state.dialed(self.now, ticket, peer), peer, Origin::Dialed);
+                }
+            }
+            Step::DialFailed { which, failure } => {
+                if let Some(ticket) = self.pick_dial(which) {
+                    let (dialed, addresses) = self.dials.remove(&ticket).unwrap();
+                    state.dial_failed(self.now, ticket, addresses, failure, 0);
+                    let longest = match failure {
+                        DialFailure::Unreachable => self.config.max_backoff,
+                        DialFailure::Refused => self.config.max_refused_backoff,
+                    };
+                    dialed.map(|peer| {
+                        self.failures.insert(
+                            peer,
+                            Failure {
+                                addresses,
+                                at: self.now,
+                                longest,
+                            },
+                        )
+                    });
+                }
+            }
+            Step::Accepted { peer } => {
+                origin = Origin::Accepted;
+                match state.accepted(self.now, peer, |id| self.activity(id)) {
+                    Some(id) => {
+                        let outputs = self.take_outputs(state, origin);
+                        answer = format!("{outputs:?}");
+                        self.failures.remove(&peer);
+                        self.add(id, peer, Origin::Accepted);
+                    }
+                    None => {
+                        assert!(self.count(origin) >= self.max_accepted);
+                        assert_eq!(self.idle(origin), None);
+                    }
+                }
+            }
+            Step::Closed { which } => {
+                if let Some(id) = self.pick(which) {
+                    state.closed(id);
+                    self.connections.borrow_mut().remove(&id);
+                }
+            }
+            Step::Retired { which } => {
+                if let Some(id) = self.pick(which) {
+                    state.retired(id);
+                    self.connections.borrow_mut().get_mut(&id).unwrap().retired = true;
+                }
+            }
+            Step::Busy { which } => {
+                if let Some(id) = self.pick(which) {
+                    self.connections.borrow_mut().get_mut(&id).unwrap().activity = Activity::Busy;
+                }
+            }
+            Step::Idle { which } => {
+                if let Some(id) = self.pick(which) {
+                    self.connections.borrow_mut().get_mut(&id).unwrap().activity = Activity::IdleSince(self.now);
+                }
+            }
+            Step::Advance { millis } => {
+                self.now += Duration::from_millis(millis);
+                state.handle_timeout(self.now, |id| self.activity(id));
+                assert!(state.poll_timeout().is_none_or(|at| at > self.now));
+            }
+        }
+        let outputs = self.take_outputs(state, origin);
+        answer + &format!("{outputs:?}")
+    }
+}
+
+fn run(steps: &[Step], start: Instant) -> Vec<String> {
+    let mut state = PoolState::new(CONFIG, 2, 7);
+    let mut model = Model {
+        config: CONFIG,
+        max_accepted: 2,
+        now: start,
+        connections: RefCell::default(),
+        dials: BTreeMap::new(),
+        failures: BTreeMap::new(),
+    };
+    let mut trace = Vec::new();
+    for step in steps {
+        trace.push(model.apply(&mut state, step));
+        assert!(
+            model.count(Origin::Dialed) + model.dials.len() <= CONFIG.max_connections,
+            "P2: too many connections"
+        );
+        assert!(model.count(Origin::Accepted) <= 2);
+        assert_eq!(state.len(), model.connections.borrow().len());
+        let too_long = |it: &ModelConnection| matches!(it.activity, Activity::IdleSince(since) if since + CONFIG.idle_timeout <= model.now);
+        if matches!(step, Step::Advance { .. }) {
+            assert!(
+                !model.connections.borrow().values().any(too_long),
+                "P2: a connection was idle for too long"
+            );
+        }
+    }
+    trace
+}
+
+proptest! {
+    #[test]
+    fn p1_p2_every_answer_follows_the_rules(steps in prop::collection::vec(step(), 1..200)) {
+        let start = Instant::now();
+        let trace = run(&steps, start);
+        prop_assert_eq!(trace, run(&steps, start), "same inputs, same outputs");
+    }
+}
+
+#[test]
+fn a_failing_peer_is_left_alone_for_longer_each_time_and_at_once_reached_at_a_new_address() {
+    let mut state: PoolState<u8, ()> = PoolState::new(CONFIG, 2, 1);
+    let idle = |_| Activity::Busy;
+    let mut now = Instant::now();
+    let mut pauses = Vec::new();
+    for _ in 0..20 {
+        let Answer::Dial(ticket) = state.get(now, &1, 0, idle) else {
+            panic!("a pause that is over still holds")
+        };
+        state.dial_failed(now, ticket, 0, DialFailure::Unreachable, ());
+        let Answer::BackOff(until) = state.get(now, &1, 0, idle) else {
+            panic!("a failure is forgotten at once")
+        };
+        assert!(
+            matches!(state.get(now, &2, 0, idle), Answer::Dial(ticket) if {
+                state.dialed(now, ticket, 2);
+                true
+            }) || matches!(state.get(now, &2, 0, idle), Answer::Ready(_))
+        );
+        pauses.push(until - now);
+        now = until;
+    }
+    assert!(pauses[0] >= CONFIG.first_backoff.mul_f64(1.0 - BACKOFF_SPREAD));
+    assert!(
+        pauses[0] < pauses[5] && pauses.iter().all(|&pause| pause <= CONFIG.max_backoff),
+        "{pauses:?}"
+    );
+    let Answer::Dial(ticket) = state.get(now, &1, 0, idle) else {
+        panic!("a pause that is over still holds")
+    };
+    state.dial_failed(now, ticket, 0, DialFailure::Unreachable, ());
+    assert!(
+        matches!(state.get(now, &1, 1, idle), Answer::Dial(_)),
+        "known at a new address"
+    );
+}

@@ -1,0 +1,476 @@
+//! Peers that are not what they should be, or send what they must not: rejected, counted, and the node keeps serving.
+
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+mod common;
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use common::{client, config, connect, echoes, identity, provider, until};
+use macula_transport::{Config, DialError, Endpoint, HelloError, Identity, Limits, Lost, NoService, Stats, Timers};
+use macula_wire::{Realm, proto};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use rustls::{
+    DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
+    sign::CertifiedKey,
+};
+
+/// A TLS verifier that takes anything: what the node sees is what is tested.
+#[derive(Debug)]
+struct Anyone {
+    raw: bool,
+}
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        self.raw
+    }
+}
+
+/// What a hostile peer shows as its key.
+enum Shown {
+    /// Its own raw key.
+    Key(Identity),
+    /// A raw key whose secret it does not have.
+    Stolen {
+        shown: Identity,
+        secret: Identity,
+    },
+    Nothing,
+    X509,
+}
+
+fn pkcs8(identity: &Identity) -> PrivateKeyDer<'static> {
+    let prefix = [
+        0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
+    ];
+    PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(
+        [&prefix[..], identity.secret().as_bytes()].concat(),
+    ))
+}
+
+fn raw_key(shown: &Identity, secret: &Identity) -> Arc<CertifiedKey> {
+    let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+    let key = rustls::crypto::ring::default_provider()
+        .key_provider
+        .load_private_key(pkcs8(secret))
+        .unwrap();
+    Arc::new(CertifiedKey::new(
+        vec![[&prefix[..], shown.node_id().as_bytes()].concat().into()],
+        key,
+    ))
+}
+
+fn builder() -> rustls::ConfigBuilder<rustls::ClientConfig, rustls::WantsVerifier> {
+    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+}
+
+fn client_tls(shown: Shown, alpn: &[u8]) -> quinn::ClientConfig {
+    let raw = !matches!(shown, Shown::X509);
+    let builder = builder()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone { raw }));
+    let resolver = |key| Arc::new(rustls::client::AlwaysResolvesClientRawPublicKeys::new(key));
+    let mut config = match shown {
+        Shown::Key(identity) => builder.with_client_cert_resolver(resolver(raw_key(&identity, &identity))),
+        Shown::Stolen { shown, secret } => builder.with_client_cert_resolver(resolver(raw_key(&shown, &secret))),
+        Shown::Nothing => builder.with_no_client_auth(),
+        Shown::X509 => {
+            let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+            let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+            builder
+                .with_client_auth_cert(vec![made.cert.der().clone()], key)
+                .unwrap()
+        }
+    };
+    config.alpn_protocols = vec![alpn.to_vec()];
+    quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(config).unwrap()))
+}
+
+fn raw_client() -> quinn::Endpoint {
+    quinn::Endpoint::client(common::loopback()).unwrap()
+}
+
+/// A QUIC connection without any of the node's code, its handshake done.
+async fn raw_connection(endpoint: &quinn::Endpoint, to: &Endpoint) -> quinn::Connection {
+    let config = client_tls(Shown::Key(identity()), b"macula/1");
+    endpoint
+        .connect_with(config, to.local_addr(), "x")
+        .unwrap()
+        .await
+        .unwrap()
+}
+
+fn hello(realm: &Realm, version: u32) -> Vec<u8> {
+    let hello = proto::Hello {
+        version,
+        realm: Bytes::copy_from_slice(realm.hash().as_bytes()),
+        max_message_bytes: 4 << 20,
+        max_concurrent_calls: 100,
+        ..Default::default()
+    };
+    let frame = macula_wire::frame(&proto::Control {
+        kind: Some(proto::control::Kind::Hello(hello)),
+    });
+    [&[1], &frame[..]].concat()
+}
+
+/// A connection that has introduced itself, by hand.
+async fn introduced(endpoint: &quinn::Endpoint, to: &Endpoint) -> (quinn::Connection, quinn::SendStream) {
+    let connection = raw_connection(endpoint, to).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&hello(&Realm::default(), 1)).await.unwrap();
+    recv.read_chunk(1, true).await.unwrap().unwrap();
+    (connection, send)
+}
+
+async fn still_serves(provider: &Endpoint) {
+    let client = client().await;
+    echoes(&connect(&client, provider).await.unwrap(), "still here").await;
+}
+
+async fn rejected(provider: &Endpoint, shown: Shown, alpn: &[u8]) {
+    let before = provider.stats().rejected_handshakes;
+    let endpoint = raw_client();
+    let connecting = endpoint
+        .connect_with(client_tls(shown, alpn), provider.local_addr(), "x")
+        .unwrap();
+    // A TLS 1.3 client may believe it is connected before the server has judged it.
+    match connecting.await {
+        Ok(connection) => drop(connection.closed().await),
+        Err(error) => drop(error),
+    }
+    until("the failed handshake is counted", || {
+        provider.stats().rejected_handshakes > before
+    })
+    .await;
+    still_serves(provider).await;
+}
+
+#[tokio::test]
+async fn a_peer_without_a_key_is_rejected() {
+    rejected(&provider().await.0, Shown::Nothing, b"macula/1").await;
+}
+
+#[tokio::test]
+async fn a_peer_with_an_x509_certificate_is_rejected() {
+    rejected(&provider().await.0, Shown::X509, b"macula/1").await;
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_own_the_key_it_shows_is_rejected() {
+    let stolen = Shown::Stolen {
+        shown: identity(),
+        secret: identity(),
+    };
+    rejected(&provider().await.0, stolen, b"macula/1").await;
+}
+
+#[tokio::test]
+async fn a_peer_of_another_protocol_is_rejected() {
+    rejected(&provider().await.0, Shown::Key(identity()), b"h3").await;
+}
+
+fn server(tls: rustls::ServerConfig) -> quinn::Endpoint {
+    let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+    quinn::Endpoint::server(config, common::loopback()).unwrap()
+}
+
+fn server_builder() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::WantsServerCert> {
+    rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+}
+
+async fn dial_fails(server: quinn::Endpoint, node: &Identity) -> DialError {
+    let address: SocketAddr = server.local_addr().unwrap();
+    let accepting = tokio::spawn(async move {
+        while let Some(incoming) = server.accept().await {
+            if let Ok(connection) = incoming.await {
+                connection.closed().await;
+            }
+        }
+    });
+    let client = client().await;
+    let error = client
+        .pool()
+        .get(&node.node_id(), &[address.try_into().unwrap()])
+        .await
+        .unwrap_err();
+    accepting.abort();
+    error
+}
+
+#[tokio::test]
+async fn a_dialed_peer_with_an_x509_certificate_is_refused() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let mut tls = server_builder()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    tls.alpn_protocols = vec![b"macula/1".to_vec()];
+    let error = dial_fails(server(tls), &identity()).await;
+    assert!(
+        matches!(
+            error,
+            DialError::Refused {
+                source: Lost::Transport(_),
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_dialed_peer_that_does_not_own_its_key_is_refused() {
+    let shown = identity();
+    let resolver = rustls::server::AlwaysResolvesServerRawPublicKeys::new(raw_key(&shown, &identity()));
+    let mut tls = server_builder().with_cert_resolver(Arc::new(resolver));
+    tls.alpn_protocols = vec![b"macula/1".to_vec()];
+    let error = dial_fails(server(tls), &shown).await;
+    assert!(
+        matches!(
+            error,
+            DialError::Refused {
+                source: Lost::Transport(_),
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_dialed_peer_of_another_protocol_is_refused() {
+    let shown = identity();
+    let resolver = rustls::server::AlwaysResolvesServerRawPublicKeys::new(raw_key(&shown, &shown));
+    let mut tls = server_builder().with_cert_resolver(Arc::new(resolver));
+    tls.alpn_protocols = vec![b"h3".to_vec()];
+    let error = dial_fails(server(tls), &shown).await;
+    assert!(
+        matches!(
+            error,
+            DialError::Refused {
+                source: Lost::Transport(_),
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn peers_of_another_realm_part_with_an_error_on_both_sides() {
+    let (provider, _events) = provider().await;
+    let stranger = Endpoint::bind(config().with_realm("elsewhere".parse().unwrap()), NoService)
+        .await
+        .unwrap();
+    let error = connect(&stranger, &provider).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            DialError::Hello {
+                source: HelloError::Realm,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    until("the provider counts it", || provider.stats().rejected_hellos == 1).await;
+    still_serves(&provider).await;
+}
+
+#[tokio::test]
+async fn peers_of_another_version_part_with_an_error_on_both_sides() {
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let connection = raw_connection(&endpoint, &provider).await;
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    send.write_all(&hello(&Realm::default(), 2)).await.unwrap();
+    let quinn::ConnectionError::ApplicationClosed(close) = connection.closed().await else {
+        panic!("not closed")
+    };
+    assert!(String::from_utf8_lossy(&close.reason).contains("version 2"), "{close}");
+    until("the provider counts it", || provider.stats().rejected_hellos == 1).await;
+    still_serves(&provider).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_never_introduces_itself_is_let_go() {
+    let timers = Timers {
+        connect: Duration::from_millis(100),
+        ..Timers::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_timers(timers), handler).await.unwrap();
+    let endpoint = raw_client();
+    let connection = raw_connection(&endpoint, &provider).await;
+    connection.closed().await;
+    assert_eq!(provider.stats().rejected_hellos, 1);
+    still_serves(&provider).await;
+}
+
+#[tokio::test]
+async fn random_datagrams_are_counted_and_change_nothing() {
+    let (provider, _events) = provider().await;
+    let socket = tokio::net::UdpSocket::bind(common::loopback()).await.unwrap();
+    let mut seed = 0x2545_f491_4f6c_dd1d_u64;
+    let mut random = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for _ in 0..500 {
+        let length = random() as usize % 1400;
+        let datagram: Vec<u8> = (0..length).map(|_| random() as u8).collect();
+        socket.send_to(&datagram, provider.local_addr()).await.unwrap();
+    }
+    until("some are counted", || provider.stats().foreign_datagrams > 0).await;
+    still_serves(&provider).await;
+}
+
+/// Sends `bytes` on a stream of a connection that has introduced itself, ends it, and expects it to be rejected and counted.
+async fn bad_stream(bytes: Vec<u8>, counted: fn(Stats) -> u64) {
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let (connection, _control) = introduced(&endpoint, &provider).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&bytes).await.unwrap();
+    send.finish().unwrap();
+    let end = recv.read_to_end(1 << 20).await;
+    assert!(
+        matches!(end, Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(_)))),
+        "{end:?}"
+    );
+    until("it is counted", || counted(provider.stats()) == 1).await;
+    assert_eq!(
+        connection.close_reason(),
+        None,
+        "one bad stream does not cost the connection"
+    );
+    still_serves(&provider).await;
+}
+
+#[tokio::test]
+async fn an_oversized_frame_is_rejected() {
+    bad_stream(vec![2, 0xff, 0xff, 0xff, 0x7f], |stats| stats.rejected_frames).await;
+}
+
+#[tokio::test]
+async fn a_truncated_frame_is_rejected() {
+    bad_stream(vec![2, 10, 1, 2, 3], |stats| stats.rejected_frames).await;
+}
+
+#[tokio::test]
+async fn a_frame_that_is_no_message_is_rejected() {
+    bad_stream(vec![2, 3, 0xff, 0xff, 0xff], |stats| stats.rejected_frames).await;
+}
+
+#[tokio::test]
+async fn a_stream_of_no_known_kind_is_rejected() {
+    bad_stream(vec![0x7e, 0], |stats| stats.rejected_frames).await;
+}
+
+#[tokio::test]
+async fn an_empty_stream_is_rejected() {
+    bad_stream(vec![], |stats| stats.rejected_frames).await;
+}
+
+#[tokio::test]
+async fn a_head_that_does_not_arrive_in_time_costs_its_stream() {
+    let timers = Timers {
+        head: Duration::from_millis(50),
+        ..Timers::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_timers(timers), handler).await.unwrap();
+    let endpoint = raw_client();
+    let (connection, _control) = introduced(&endpoint, &provider).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&[2, 100, 1]).await.unwrap();
+    assert!(recv.read_to_end(1024).await.is_err());
+    assert_eq!(provider.stats().slow_streams, 1);
+    still_serves(&provider).await;
+}
+
+#[tokio::test]
+async fn a_broken_control_stream_costs_its_connection() {
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let (connection, mut control) = introduced(&endpoint, &provider).await;
+    control.write_all(&[0xff, 0xff, 0xff, 0x7f]).await.unwrap();
+    connection.closed().await;
+    assert_eq!(provider.stats().rejected_frames, 1);
+    still_serves(&provider).await;
+}
+
+#[tokio::test]
+async fn more_connections_than_are_taken_are_refused_while_all_are_in_use() {
+    let limits = Limits {
+        max_accepted: 1,
+        ..Limits::default()
+    };
+    let (handler, mut events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    let (first, second) = (
+        client().await,
+        Endpoint::bind(Config::new(identity()), NoService).await.unwrap(),
+    );
+    let connection = connect(&first, &provider).await.unwrap();
+    let name = common::service("hang");
+    let call = connection.call(macula_transport::CallRequest::new(&name, "").with_timeout(common::PATIENCE));
+    let rest = async {
+        events.recv().await;
+        let connection = connect(&second, &provider).await;
+        // The provider judges after it has heard the introduction, so the dial itself may succeed.
+        if let Ok(connection) = connection {
+            until("the connection is closed", || connection.lost().is_some()).await;
+        }
+    };
+    tokio::select! {
+        result = call => panic!("a hanging call ended: {result:?}"),
+        () = rest => {}
+    }
+    assert_eq!(provider.stats().rejected_busy, 1);
+}
