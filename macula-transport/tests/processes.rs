@@ -39,11 +39,8 @@ fn provider_process() {
     println!("\nlistening {}", endpoint.local_addr());
     std::io::stdout().flush().unwrap();
     runtime.block_on(async {
-        let end = std::thread::spawn(|| std::io::stdin().read_line(&mut String::new()));
-        while !end.is_finished() {
-            tokio::task::yield_now().await;
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let end = tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()));
+        end.await.unwrap().unwrap();
     });
 }
 
