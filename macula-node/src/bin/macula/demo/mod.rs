@@ -70,13 +70,13 @@ async fn demonstrate(args: &DemoArgs) -> Result<(), Failure> {
             .collect(),
         killed,
         connections_opened: client.connection_stats().opened,
-        strategy: Strategy::from(args.strategy),
+        strategy: args.strategy,
         payload: args.payload,
     };
     if args.json {
-        println!("{}", summary.to_json())
+        println!("{}", summary.to_json().context("the summary cannot be written as JSON")?);
     } else {
-        print!("{summary}")
+        print!("{summary}");
     }
     client.shutdown().await;
     fleet.stop().await;
@@ -189,7 +189,7 @@ async fn make_calls(args: &DemoArgs, fleet: &mut Fleet, client: &Client) -> anyh
     let work = Arc::new(Work {
         client: client.clone(),
         service: ServiceName::new(SERVICE)?,
-        strategy: args.strategy.into(),
+        strategy: args.strategy,
         payload: (0..args.payload).map(|at| (at % 251) as u8).collect(),
         calls: args.calls,
         next: AtomicU32::new(0),
