@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -10,12 +10,13 @@ use std::{
 
 use bytes::Bytes;
 use macula_wire::proto::{self, control};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
     CallReply, CallRequest, PeerInfo, Protocol, caller,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, RequestError},
+    lane::{MAX_CALLS, caller::Lane},
     pool::{Activity, ConnectionId},
 };
 
@@ -109,6 +110,10 @@ pub(crate) struct Link {
     /// Woken when something ended while somebody waits for quiet.
     pub(crate) quiet: Notify,
     closed_as: OnceLock<CloseCode>,
+    /// The calls the peer takes beyond those under way.
+    pub(crate) credit: Semaphore,
+    /// Where small calls go.
+    lane: Mutex<Option<Arc<Lane>>>,
 }
 
 impl std::fmt::Debug for Link {
@@ -134,6 +139,7 @@ impl Link {
         inner: Arc<Inner>,
     ) -> (Arc<Self>, mpsc::Receiver<proto::Control>) {
         let (control, queue) = mpsc::channel(MAX_CONTROL_QUEUE);
+        let credit = Semaphore::new(peer.max_concurrent_calls.clamp(1, MAX_CALLS));
         let link = Self {
             quic,
             peer: Arc::new(peer),
@@ -148,6 +154,8 @@ impl Link {
             peer_leaving: AtomicBool::new(false),
             quiet: Notify::new(),
             closed_as: OnceLock::new(),
+            credit,
+            lane: Mutex::new(None),
         };
         link.touch();
         (Arc::new(link), queue)
@@ -178,10 +186,13 @@ impl Link {
     }
 
     pub(crate) fn touch(&self) {
-        self.last_used.fetch_max(self.inner.micros(), Relaxed);
+        self.last_used.fetch_max(self.inner.lately(), Relaxed);
     }
 
     pub(crate) fn enter(self: &Arc<Self>, direction: Direction) -> InFlight {
+        if direction == Direction::Outbound {
+            self.inner.load.started();
+        }
         self.count(direction).fetch_add(1, SeqCst);
         InFlight {
             link: self.clone(),
@@ -219,6 +230,28 @@ impl Link {
         }
     }
 
+    /// The lane that small calls take: `over` has ended, if given.
+    pub(crate) fn lane(self: &Arc<Self>) -> Arc<Lane> {
+        let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*lane {
+            Some(lane) if !lane.is_over() => lane.clone(),
+            _ => lane.insert(Lane::open(self)).clone(),
+        }
+    }
+
+    /// The lane that runs on this stream of ours.
+    pub(crate) fn lane_on(&self, stream: u64) -> Option<Arc<Lane>> {
+        let lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        lane.clone().filter(|lane| lane.stream() == Some(stream))
+    }
+
+    /// Calls of the peer were answered.
+    pub(crate) fn answered(&self) {
+        let now = self.inner.lately();
+        self.last_used.fetch_max(now, Relaxed);
+        self.last_answered.fetch_max(now, Relaxed);
+    }
+
     /// What the pool's rules are told of this connection.
     pub(crate) fn activity(&self, now: Instant) -> Activity {
         let at = |micros: &AtomicU64| self.inner.epoch + Duration::from_micros(micros.load(Relaxed));
@@ -240,10 +273,13 @@ pub(crate) struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let now = self.link.inner.micros();
+        let now = self.link.inner.lately();
         self.link.last_used.fetch_max(now, Relaxed);
         if self.direction == Direction::Inbound {
             self.link.last_answered.fetch_max(now, Relaxed);
+        }
+        if self.direction == Direction::Outbound {
+            self.link.inner.load.ended();
         }
         self.link.count(self.direction).fetch_sub(1, SeqCst);
         self.link.noticed();

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod batching;
 mod call;
 mod caller;
 mod codec;
@@ -8,11 +9,15 @@ mod connection;
 mod drive;
 mod endpoint;
 mod error;
+mod frame;
 mod handler;
 mod handshake;
 mod hello;
 mod identity;
+mod lane;
+mod load;
 mod metadata;
+mod outbox;
 mod peer;
 mod pool;
 mod quic;

@@ -16,12 +16,13 @@ use crate::{
     caller::MAX_CALL_TIMEOUT,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME, Pieces},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
-    connection::{Direction, InFlight, Link},
+    connection::{Direction, Link},
+    lane,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, StreamKind, body_frame},
 };
 
 /// How long after the deadline a reply may still take to leave: its caller reads slowly, or not at all.
-const REPLY_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const REPLY_GRACE: Duration = Duration::from_secs(1);
 
 /// A stream that brings no answer, and how it ends.
 enum Refusal {
@@ -37,7 +38,7 @@ impl From<ReceiveError> for Refusal {
     fn from(error: ReceiveError) -> Self {
         match error {
             ReceiveError::Reset(_) | ReceiveError::Lost(_) => Self::Gone,
-            ReceiveError::Frame(_) => Self::Broken,
+            ReceiveError::Frame(_) | ReceiveError::Broken => Self::Broken,
         }
     }
 }
@@ -54,8 +55,9 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
         };
         match kind {
             Some(StreamKind::Call) => call(&link, &mut outgoing, &mut incoming, head_by).await,
+            Some(StreamKind::Lane) => Ok(lane::provider::serve(&link, &mut outgoing, &mut incoming).await?),
             Some(StreamKind::Dht) => request(&link, Protocol::Dht, &mut outgoing, &mut incoming, head_by).await,
-            Some(StreamKind::Control) | None => Err(Refusal::Broken),
+            Some(StreamKind::Control | StreamKind::Reply) | None => Err(Refusal::Broken),
         }
     };
     let code = match served.await {
@@ -103,13 +105,12 @@ async fn call(
         return Err(Refusal::Broken);
     }
     let deadline = Instant::now() + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
-    let in_flight = match admit(link) {
-        Ok(in_flight) => in_flight,
-        Err(refusal) => {
-            incoming.stop(ResetCode::Cancelled);
-            return send_reply(link, outgoing, refusal.into(), deadline).await;
-        }
-    };
+    if let Err(refusal) = admit(link) {
+        incoming.stop(ResetCode::Cancelled);
+        return send_reply(link, outgoing, refusal.into(), deadline).await;
+    }
+    let _in_flight = link.enter(Direction::Inbound);
+    link.inner.load.arrived(1);
     let body = match timeout_at(deadline, body(link, incoming, &mut head)).await {
         Ok(body) => body?,
         Err(_) => return Err(Refusal::Slow),
@@ -137,13 +138,11 @@ async fn call(
         link.inner.counters.calls_dropped.add();
         return Err(Refusal::Gone);
     };
-    let sent = send_reply(link, outgoing, answer, deadline).await;
-    drop(in_flight);
-    sent
+    send_reply(link, outgoing, answer, deadline).await
 }
 
 /// Takes a call, or says why not.
-pub(crate) fn admit(link: &Arc<Link>) -> Result<InFlight, NotAdmitted> {
+pub(crate) fn admit(link: &Link) -> Result<(), NotAdmitted> {
     let counters = &link.inner.counters;
     let refusal = if link.inner.is_draining() {
         NotAdmitted::Draining
@@ -151,7 +150,7 @@ pub(crate) fn admit(link: &Arc<Link>) -> Result<InFlight, NotAdmitted> {
         NotAdmitted::Busy
     } else {
         counters.calls_taken.add();
-        return Ok(link.enter(Direction::Inbound));
+        return Ok(());
     };
     counters.calls_refused.add();
     Err(refusal)
@@ -218,17 +217,19 @@ async fn run(link: &Link, call: IncomingCall, deadline: Instant) -> Reply {
     match timeout_at(deadline, AssertUnwindSafe(answer).catch_unwind()).await {
         Ok(Ok(reply)) => reply,
         Ok(Err(_)) => panicked(link),
-        Err(_) => {
-            link.inner.counters.calls_dropped.add();
-            Reply::error(
-                StatusCode::DeadlineExceeded,
-                "the deadline passed before the handler was done",
-            )
-        }
+        Err(_) => too_late(link),
     }
 }
 
-fn panicked(link: &Link) -> Reply {
+pub(crate) fn too_late(link: &Link) -> Reply {
+    link.inner.counters.calls_dropped.add();
+    Reply::error(
+        StatusCode::DeadlineExceeded,
+        "the deadline passed before the handler was done",
+    )
+}
+
+pub(crate) fn panicked(link: &Link) -> Reply {
     link.inner.counters.handler_panics.add();
     Reply::error(StatusCode::Internal, "the handler panicked")
 }
@@ -258,7 +259,7 @@ pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
 }
 
 async fn send_reply(link: &Link, outgoing: &mut Outgoing, reply: Reply, deadline: Instant) -> Result<(), Refusal> {
-    let mut frames = codec::reply_frames(fitting(link, reply), 0);
+    let mut frames = codec::reply_frames(&fitting(link, reply), 0);
     match timeout_at(deadline.max(Instant::now()) + REPLY_GRACE, outgoing.send(&mut frames)).await {
         Ok(Ok(())) => {
             outgoing.finish();
