@@ -32,6 +32,14 @@ pub(crate) fn request_frames(request: &CallRequest<'_>, timeout_us: u64, kind: S
     outbox.take()
 }
 
+/// The start of a streaming call: its kind, and the head without any payload.
+pub(crate) fn head_frame(request: &CallRequest<'_>, timeout_us: u64, kind: StreamKind) -> Vec<Bytes> {
+    let mut outbox = Outbox::default();
+    let _ = outbox.write(|buffer| buffer.put_u8(kind.byte()));
+    let _ = frame::put_head(&mut outbox, 0, request, timeout_us, false);
+    outbox.take()
+}
+
 /// A reply's frames: the trailers, with a small payload in them, and before them a frame for a large one.
 pub(crate) fn reply_frames(reply: &Reply, call: u64) -> Vec<Bytes> {
     let mut outbox = Outbox::default();

@@ -13,15 +13,17 @@ use macula_wire::proto::{self, control};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
-    CallReply, CallRequest, PeerInfo, Protocol, caller,
+    CallReply, CallRequest, CallStream, PeerInfo, Protocol, caller,
     endpoint::Inner,
-    error::{CallError, CloseCode, Lost, RequestError},
+    error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
     lane::{MAX_CALLS, caller::Lane},
     pool::{Activity, ConnectionId},
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
 const MAX_CONTROL_QUEUE: usize = 16;
+/// How many large requests of one peer are put together at a time: each takes up to a whole message of memory.
+const MAX_LARGE_REQUESTS: usize = 16;
 /// For so long after an answer a connection counts as used: its last packets may still be under way.
 const SETTLING: Duration = Duration::from_secs(1);
 
@@ -52,6 +54,15 @@ impl Connection {
     /// When the peer gave no status; the variant says whether the call may have run.
     pub async fn call(&self, request: CallRequest<'_>) -> Result<CallReply, CallError> {
         caller::call(&self.link, request).await
+    }
+
+    /// Opens a call whose request and reply are streams of messages; its body, unless empty, is the first message. It may last
+    /// until the request's timeout.
+    ///
+    /// # Errors
+    /// When the call was not opened.
+    pub async fn open(&self, request: CallRequest<'_>) -> Result<CallStream, CallError> {
+        caller::open(&self.link, request).await
     }
 
     /// Asks the peer something of another protocol. Dropping the future cancels the request.
@@ -111,7 +122,9 @@ pub(crate) struct Link {
     pub(crate) quiet: Notify,
     closed_as: OnceLock<CloseCode>,
     /// The calls the peer takes beyond those under way.
-    pub(crate) credit: Semaphore,
+    pub(crate) credit: Arc<Semaphore>,
+    /// How many further large requests of the peer are put together at a time.
+    pub(crate) large_requests: Semaphore,
     /// Where small calls go.
     lane: Mutex<Option<Arc<Lane>>>,
 }
@@ -139,7 +152,7 @@ impl Link {
         inner: Arc<Inner>,
     ) -> (Arc<Self>, mpsc::Receiver<proto::Control>) {
         let (control, queue) = mpsc::channel(MAX_CONTROL_QUEUE);
-        let credit = Semaphore::new(peer.max_concurrent_calls.clamp(1, MAX_CALLS));
+        let credit = Arc::new(Semaphore::new(peer.max_concurrent_calls.clamp(1, MAX_CALLS)));
         let link = Self {
             quic,
             peer: Arc::new(peer),
@@ -155,6 +168,7 @@ impl Link {
             quiet: Notify::new(),
             closed_as: OnceLock::new(),
             credit,
+            large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
             lane: Mutex::new(None),
         };
         link.touch();
@@ -182,6 +196,27 @@ impl Link {
         match (lost, self.closed_as.get()) {
             (Lost::ClosedHere(_), Some(&code)) => Lost::ClosedHere(code),
             (lost, _) => lost,
+        }
+    }
+
+    /// The largest payload of a message to the peer, in bytes.
+    pub(crate) fn message_limit(&self) -> usize {
+        self.inner
+            .config
+            .limits
+            .max_message_bytes
+            .min(self.peer.max_message_bytes)
+    }
+
+    /// What a lost connection means for a call that was sent: a peer that closes because it is idle or drained has answered
+    /// every call it took, and the rest it did not start.
+    pub(crate) fn sent_and_lost(&self, lost: Lost) -> CallError {
+        match self.refine(lost) {
+            lost @ Lost::ClosedByPeer {
+                code: CloseCode::Shutdown | CloseCode::Retired,
+                ..
+            } => CallError::NotSent(NotSent::Lost(lost)),
+            lost => CallError::Unknown(Unknown::Lost(lost)),
         }
     }
 

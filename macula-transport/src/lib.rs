@@ -24,6 +24,7 @@ mod quic;
 mod serve;
 mod stats;
 mod stream;
+mod streaming;
 mod tls;
 
 pub use call::{CallReply, CallRequest, IncomingCall, Reply};
@@ -39,3 +40,4 @@ pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role};
 pub use pool::{Pool, PoolStats};
 pub use stats::Stats;
+pub use streaming::{CallKind, CallStream, Gone, IncomingMessages, OutgoingMessages, Replies, Requests};

@@ -76,6 +76,8 @@ impl From<ResetCode> for VarInt {
 pub(crate) struct Outgoing {
     stream: quinn::SendStream,
     finished: bool,
+    /// A send began and has not ended.
+    halfway: bool,
 }
 
 /// The peer or the connection ended a sending half.
@@ -102,12 +104,21 @@ impl Outgoing {
         Self {
             stream,
             finished: false,
+            halfway: false,
         }
     }
 
     /// Sends every chunk, waiting for the peer's credit.
+    ///
+    /// When this is given up halfway, the stream holds part of a frame: nothing more is sent on it.
     pub(crate) async fn send(&mut self, chunks: &mut [Bytes]) -> Result<(), SendError> {
-        Ok(self.stream.write_all_chunks(chunks).await?)
+        if std::mem::replace(&mut self.halfway, true) {
+            self.reset(ResetCode::Cancelled);
+            return Err(SendError::Stopped);
+        }
+        self.stream.write_all_chunks(chunks).await?;
+        self.halfway = false;
+        Ok(())
     }
 
     /// Which of its opener's streams it is.

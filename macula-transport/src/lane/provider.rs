@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::future::BoxFuture;
 use macula_wire::{ServiceName, StatusCode, proto::Head};
 use tokio::{
     sync::Notify,
@@ -21,7 +21,7 @@ use super::{
     state::{self, Asked, ProviderLane},
 };
 use crate::{
-    IncomingCall, Metadata, Reply,
+    CallKind, Handler, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Reply,
     caller::MAX_CALL_TIMEOUT,
     codec::{self, INLINE_BYTES},
     connection::{Direction, InFlight, Link},
@@ -29,6 +29,7 @@ use crate::{
     outbox::Flush,
     serve::{self, REPLY_GRACE},
     stream::{Incoming, LANE_PRIORITY, Outgoing, READ_BATCH, ReceiveError, ResetCode, StreamKind, kind_bytes},
+    streaming::{One, Sink},
 };
 
 /// A handler that takes longer than this where its call was read makes those after it run beside the lane.
@@ -172,8 +173,8 @@ impl Lane {
             deadline: deadline.into_std(),
             body: head.payload,
         };
-        let handler = &link.inner.handler;
-        let Ok(mut answer) = std::panic::catch_unwind(AssertUnwindSafe(|| handler.call(call))) else {
+        let begun = std::panic::catch_unwind(AssertUnwindSafe(|| begin(&link.inner.handler, call)));
+        let Ok(mut answer) = begun else {
             self.reply(id, serve::panicked(link));
             return Ok(());
         };
@@ -208,11 +209,7 @@ impl Lane {
         deadline: Instant,
         in_flight: InFlight,
     ) {
-        let reply = match timeout_at(deadline, AssertUnwindSafe(answer).catch_unwind()).await {
-            Ok(Ok(reply)) => reply,
-            Ok(Err(_)) => serve::panicked(&self.link),
-            Err(_) => serve::too_late(&self.link),
-        };
+        let reply = serve::finish(&self.link, answer, deadline).await;
         if self.lock().ended(id) {
             self.reply(id, reply);
         }
@@ -256,6 +253,33 @@ impl Lane {
             .is_err()
         {
             self.link.inner.counters.slow_streams.add();
+        }
+    }
+}
+
+/// Starts the handler. One that streams gets the one request, and gives one reply.
+fn begin(handler: &Arc<dyn Handler>, mut call: IncomingCall) -> BoxFuture<'static, Reply> {
+    match handler.kind(&call) {
+        CallKind::Unary => handler.call(call),
+        CallKind::Streaming => {
+            let one = Arc::new(tokio::sync::Mutex::new(One::default()));
+            let messages = IncomingMessages::one(std::mem::take(&mut call.body));
+            let answer = handler.stream(call, messages, OutgoingMessages::new(Sink::One(one.clone())));
+            Box::pin(async move {
+                let mut reply = answer.await;
+                let mut one = one.lock().await;
+                let message = one.message.take();
+                if one.too_many || (message.is_some() && !reply.body.is_empty()) {
+                    return Reply::error(
+                        StatusCode::FailedPrecondition,
+                        "the service streams its reply: open the call as a stream",
+                    );
+                }
+                if let Some(message) = message {
+                    reply.body = message;
+                }
+                reply
+            })
         }
     }
 }
