@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use macula_select::StopReason;
 use macula_wire::{Endpoint, NameError, NodeId, ServiceName};
 
-use crate::{ResolveError, Status};
+use crate::{CodecError, ResolveError, Status};
 
 /// One try of a call at one provider, in the order of their starts (F4).
 #[derive(Debug, Clone)]
@@ -134,6 +134,24 @@ pub enum CallError {
         /// The most a request may have, in bytes.
         limit: usize,
     },
+    /// The request's message could not be written. Nothing was sent.
+    #[error("{service} was not called: the request cannot be written: {source}")]
+    Unencodable {
+        /// The service called.
+        service: ServiceName,
+        /// What the format says.
+        source: CodecError,
+    },
+    /// The call succeeded, and its answer is not the message expected.
+    #[error("{service} answered{} what is not the message expected: {source}; do both sides use one schema?", By(.node_id))]
+    Undecodable {
+        /// The service called.
+        service: ServiceName,
+        /// Who answered; `None` for a handler of this process.
+        node_id: Option<NodeId>,
+        /// What the format says.
+        source: CodecError,
+    },
 }
 
 impl CallError {
@@ -150,7 +168,9 @@ impl CallError {
             | Self::Unresolved { .. }
             | Self::InvalidName(_)
             | Self::MetadataTooLarge { .. }
-            | Self::RequestTooLarge { .. } => &[],
+            | Self::RequestTooLarge { .. }
+            | Self::Unencodable { .. }
+            | Self::Undecodable { .. } => &[],
         }
     }
 
@@ -168,6 +188,8 @@ impl CallError {
             Self::InvalidName(_) => "invalid_name",
             Self::MetadataTooLarge { .. } => "metadata_too_large",
             Self::RequestTooLarge { .. } => "request_too_large",
+            Self::Unencodable { .. } => "unencodable",
+            Self::Undecodable { .. } => "undecodable",
         }
     }
 }
@@ -179,6 +201,18 @@ const fn advice(reason: StopReason) -> &'static str {
             "too many calls to this service are being retried already; look at its providers"
         }
         _ => "it may have run, and the retry policy forbids a second run",
+    }
+}
+
+/// Who answered, when it was a peer.
+struct By<'a>(&'a Option<NodeId>);
+
+impl fmt::Display for By<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(node_id) => write!(f, " (from {})", node_id.short()),
+            None => Ok(()),
+        }
     }
 }
 

@@ -1,14 +1,14 @@
 //! What a service does with a call.
 
-use std::{future::Future, sync::Arc};
+use std::{fmt, future::Future, marker::PhantomData, sync::Arc};
 
 use futures::future::BoxFuture;
 
-use crate::{Request, Response, Status};
+use crate::{Decode, IntoResponse, Request, Response, Status, StatusCode};
 
 /// A service's code: an async function from [`Request`] to [`Response`] or [`Status`].
 ///
-/// Every `Fn(Request) -> impl Future<Output = Result<impl Into<Response>, Status>>` is one. The future is dropped when the
+/// Every `Fn(Request) -> impl Future<Output = Result<impl IntoResponse, Status>>` is one. The future is dropped when the
 /// caller cancels or the deadline passes, so work stops with it.
 pub trait Handler: Send + Sync + 'static {
     /// Answers one call.
@@ -19,11 +19,72 @@ impl<F, Fut, R> Handler for F
 where
     F: Fn(Request) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<R, Status>> + Send + 'static,
-    R: Into<Response>,
+    R: IntoResponse,
 {
     fn handle(&self, request: Request) -> BoxFuture<'static, Result<Response, Status>> {
         let answer = self(request);
-        Box::pin(async move { answer.await.map(Into::into) })
+        Box::pin(async move { answer.await?.into_response() })
+    }
+}
+
+/// Makes a handler of an async function from a typed [`Request`] to a message.
+///
+/// A request that cannot be read is answered with [`StatusCode::InvalidArgument`], before the function is called.
+///
+/// ```
+/// use macula_rpc::{Json, Request, Server, Status, typed};
+///
+/// let server = Server::new();
+/// let sum = typed(async |request: Request<Json<Vec<i64>>>| {
+///     let Json(numbers) = request.into_payload();
+///     Ok::<_, Status>(Json(numbers.iter().sum::<i64>()))
+/// });
+/// server.serve("math.sum".parse()?, sum)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn typed<F, Fut, Req, R>(function: F) -> Typed<F, Req>
+where
+    F: Fn(Request<Req>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<R, Status>> + Send + 'static,
+    Req: Decode + Send + 'static,
+    R: IntoResponse,
+{
+    Typed {
+        function,
+        request: PhantomData,
+    }
+}
+
+/// A typed handler; [`typed`] makes it.
+pub struct Typed<F, Req> {
+    function: F,
+    request: PhantomData<fn(Req)>,
+}
+
+impl<F, Req> fmt::Debug for Typed<F, Req> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Typed").finish_non_exhaustive()
+    }
+}
+
+impl<F, Fut, Req, R> Handler for Typed<F, Req>
+where
+    F: Fn(Request<Req>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<R, Status>> + Send + 'static,
+    Req: Decode + Send + 'static,
+    R: IntoResponse,
+{
+    fn handle(&self, request: Request) -> BoxFuture<'static, Result<Response, Status>> {
+        match request.decode() {
+            Ok(request) => {
+                let answer = (self.function)(request);
+                Box::pin(async move { answer.await?.into_response() })
+            }
+            Err(error) => {
+                let words = format!("the request cannot be read: {error}");
+                Box::pin(std::future::ready(Err(Status::new(StatusCode::InvalidArgument, words))))
+            }
+        }
     }
 }
 

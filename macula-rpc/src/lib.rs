@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod client;
+mod codec;
 mod error;
 mod handler;
 mod request;
@@ -12,8 +13,13 @@ pub use client::{
     Answer, AnswerSource, CallBuilder, Client, ClientBuilder, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, MAX_SERVICES,
     Routers,
 };
+#[cfg(feature = "json")]
+pub use codec::Json;
+#[cfg(feature = "prost")]
+pub use codec::Prost;
+pub use codec::{CodecError, Decode, Encode, IntoResponse};
 pub use error::{Attempt, CallError, Cause};
-pub use handler::Handler;
+pub use handler::{Handler, Typed, typed};
 pub use macula_select::{Backoff, Hedge, RetryPolicy, StopReason, Strategy};
 pub use macula_transport::Metadata;
 pub use macula_wire::{Endpoint, NameError, NodeId, ServiceName, StatusCode};

@@ -6,13 +6,15 @@ use bytes::Bytes;
 use macula_transport::{IncomingCall, Metadata, PeerInfo};
 use macula_wire::ServiceName;
 
-/// A call, as its handler sees it.
+use crate::{CodecError, Decode};
+
+/// A call, as its handler sees it: its payload as bytes, or as the message that a [`typed`](crate::typed) handler takes.
 #[derive(Debug, Clone)]
-pub struct Request {
+pub struct Request<T = Bytes> {
     service: ServiceName,
     method: String,
     metadata: Metadata,
-    payload: Bytes,
+    payload: T,
     deadline: Instant,
     peer: Option<Arc<PeerInfo>>,
 }
@@ -48,6 +50,20 @@ impl Request {
         }
     }
 
+    /// The same call with its payload read as a message.
+    pub(crate) fn decode<T: Decode>(self) -> Result<Request<T>, CodecError> {
+        Ok(Request {
+            payload: T::decode(self.payload)?,
+            service: self.service,
+            method: self.method,
+            metadata: self.metadata,
+            deadline: self.deadline,
+            peer: self.peer,
+        })
+    }
+}
+
+impl<T> Request<T> {
     /// The service called.
     #[must_use]
     pub fn service(&self) -> &ServiceName {
@@ -66,15 +82,15 @@ impl Request {
         &self.metadata
     }
 
-    /// The request's bytes.
+    /// The request's payload.
     #[must_use]
-    pub fn payload(&self) -> &Bytes {
+    pub fn payload(&self) -> &T {
         &self.payload
     }
 
-    /// The request's bytes, taken.
+    /// The request's payload, taken.
     #[must_use]
-    pub fn into_payload(self) -> Bytes {
+    pub fn into_payload(self) -> T {
         self.payload
     }
 
@@ -91,19 +107,19 @@ impl Request {
     }
 }
 
-/// A handler's answer.
+/// A handler's answer: its payload as bytes or as a message, and what travels beside it.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Response {
-    payload: Bytes,
+pub struct Response<T = Bytes> {
+    payload: T,
     metadata: Metadata,
 }
 
-impl Response {
+impl<T> Response<T> {
     /// An answer with this payload.
     #[must_use]
-    pub fn new(payload: impl Into<Bytes>) -> Self {
+    pub const fn new(payload: T) -> Self {
         Self {
-            payload: payload.into(),
+            payload,
             metadata: Metadata::new(),
         }
     }
@@ -115,9 +131,9 @@ impl Response {
         self
     }
 
-    /// The answer's bytes.
+    /// The answer's payload.
     #[must_use]
-    pub fn payload(&self) -> &Bytes {
+    pub fn payload(&self) -> &T {
         &self.payload
     }
 
@@ -129,13 +145,17 @@ impl Response {
 
     /// The payload and the metadata, taken.
     #[must_use]
-    pub fn into_parts(self) -> (Bytes, Metadata) {
+    pub fn into_parts(self) -> (T, Metadata) {
         (self.payload, self.metadata)
     }
 }
 
-impl<T: Into<Bytes>> From<T> for Response {
-    fn from(payload: T) -> Self {
-        Self::new(payload)
+impl Response {
+    /// The same answer with its payload read as a message.
+    pub(crate) fn decode<T: Decode>(self) -> Result<Response<T>, CodecError> {
+        Ok(Response {
+            payload: T::decode(self.payload)?,
+            metadata: self.metadata,
+        })
     }
 }

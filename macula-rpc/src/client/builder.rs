@@ -8,7 +8,7 @@ use macula_transport::{Endpoint, Metadata, Pool};
 use macula_wire::{NameError, ServiceName};
 
 use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Routers, Services, Shared};
-use crate::{CallError, Resolve, ResolveOptions, Server};
+use crate::{CallError, Decode, Encode, Resolve, ResolveOptions, Server};
 
 /// Builds a [`Client`].
 #[must_use = "a builder does nothing until it is built"]
@@ -249,6 +249,21 @@ impl CallBuilder {
     /// What became of the call, with everything that was tried: see [`CallError`].
     pub async fn send(self, payload: impl Into<Bytes>) -> Result<Answer, CallError> {
         self.client.run(self.service?, self.options, payload.into()).await
+    }
+
+    /// Makes the call with a message, and reads the answer as another: `send_typed::<Req, Res>`.
+    ///
+    /// # Errors
+    /// As [`CallBuilder::send`]; and [`CallError::Unencodable`] or [`CallError::Undecodable`] when a message cannot be written
+    /// or read.
+    pub async fn send_typed<Req: Encode, Res: Decode>(self, request: Req) -> Result<Answer<Res>, CallError> {
+        let service = self.service?;
+        let payload = match request.encode() {
+            Ok(payload) => payload,
+            Err(source) => return Err(CallError::Unencodable { service, source }),
+        };
+        let answer = self.client.run(service.clone(), self.options, payload).await?;
+        answer.decode(service)
     }
 }
 

@@ -18,7 +18,10 @@ use macula_select::{Strategy, Zone};
 use macula_transport::{Endpoint, Pool};
 use macula_wire::{NameError, ServiceName};
 
-use crate::{CallError, Provider, Resolve, ResolveOptions, Response, Server, Source, error::Attempt, request::Request};
+use crate::{
+    CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Response, Server, Source, error::Attempt,
+    request::Request,
+};
 pub use builder::{CallBuilder, ClientBuilder};
 pub use services::MAX_SERVICES;
 use services::Services;
@@ -60,10 +63,10 @@ pub trait Routers: Send + Sync + 'static {
     fn routers(&self) -> Vec<Provider>;
 }
 
-/// What a successful call brought.
+/// What a successful call brought, its payload as bytes or as a message.
 #[derive(Debug, Clone)]
-pub struct Answer {
-    response: Response,
+pub struct Answer<T = Bytes> {
+    response: Response<T>,
     provider: Option<Arc<Provider>>,
     source: AnswerSource,
     failed_attempts: Vec<Attempt>,
@@ -93,16 +96,16 @@ impl AnswerSource {
     }
 }
 
-impl Answer {
-    /// The answer's bytes.
+impl<T> Answer<T> {
+    /// The answer's payload.
     #[must_use]
-    pub fn payload(&self) -> &Bytes {
+    pub fn payload(&self) -> &T {
         self.response.payload()
     }
 
     /// The answer with its metadata, taken.
     #[must_use]
-    pub fn into_response(self) -> Response {
+    pub fn into_response(self) -> Response<T> {
         self.response
     }
 
@@ -122,6 +125,26 @@ impl Answer {
     #[must_use]
     pub fn failed_attempts(&self) -> &[Attempt] {
         &self.failed_attempts
+    }
+}
+
+impl Answer {
+    /// The same answer with its payload read as a message. Nothing else is tried when it cannot be: the call has run.
+    fn decode<T: Decode>(self, service: ServiceName) -> Result<Answer<T>, CallError> {
+        let node_id = self.provider.as_ref().map(|provider| provider.node_id);
+        match self.response.decode() {
+            Ok(response) => Ok(Answer {
+                response,
+                provider: self.provider,
+                source: self.source,
+                failed_attempts: self.failed_attempts,
+            }),
+            Err(source) => Err(CallError::Undecodable {
+                service,
+                node_id,
+                source,
+            }),
+        }
     }
 }
 
@@ -150,6 +173,34 @@ impl Client {
         NameError: From<S::Error>,
     {
         let answer = self.request(service).send(payload).await?;
+        Ok(answer.into_response().into_parts().0)
+    }
+
+    /// Calls `service` with a message and reads the answer as another.
+    ///
+    /// ```no_run
+    /// # async fn example(client: macula_rpc::Client) -> Result<(), macula_rpc::CallError> {
+    /// use macula_rpc::Json;
+    ///
+    /// let Json(sum): Json<i64> = client.call_typed("math.sum", Json([6, 36])).await?;
+    /// assert_eq!(sum, 42);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Client::call`], and when a message cannot be written or read.
+    pub async fn call_typed<Req, Res>(
+        &self,
+        service: impl TryInto<ServiceName, Error: Into<NameError>>,
+        request: Req,
+    ) -> Result<Res, CallError>
+    where
+        Req: Encode,
+        Res: Decode,
+    {
+        let service = service.try_into().map_err(Into::into);
+        let answer = CallBuilder::new(self.clone(), service).send_typed(request).await?;
         Ok(answer.into_response().into_parts().0)
     }
 

@@ -1,93 +1,16 @@
 //! Calls over real connections, with providers known beforehand.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-use std::{
-    collections::HashSet,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use macula_rpc::{
-    AnswerSource, CallError, Cause, Client, ClientBuilder, NodeId, Provider, Request, Resolve, ResolveError,
-    ResolveOptions, Resolved, RetryPolicy, Routers, Server, ServiceName, StaticResolver, Status, StatusCode, Strategy,
+    AnswerSource, CallError, Cause, Client, Provider, Request, Resolve, ResolveError, ResolveOptions, Resolved,
+    RetryPolicy, Routers, Server, ServiceName, StaticResolver, Status, StatusCode, Strategy,
 };
-use macula_transport::{Config, Endpoint, Identity, NoService};
 use tokio::sync::{Notify, mpsc};
 
-fn name() -> ServiceName {
-    "api.compute".parse().unwrap()
-}
-
-/// A provider in this process, with a connection endpoint of its own.
-struct Peer {
-    endpoint: Endpoint,
-    server: Server,
-    calls: Arc<AtomicUsize>,
-}
-
-impl Peer {
-    /// A node that serves nothing yet.
-    async fn bare(server: Server) -> Self {
-        let config = Config::new(Identity::generate().unwrap()).with_listen("127.0.0.1:0".parse().unwrap());
-        let endpoint = Endpoint::bind(config, server.clone()).await.unwrap();
-        Self {
-            endpoint,
-            server,
-            calls: Arc::default(),
-        }
-    }
-
-    /// A provider of `api.compute` that counts its calls and answers with `outcome`.
-    async fn with(outcome: impl Fn(Bytes) -> Result<Bytes, Status> + Clone + Send + Sync + 'static) -> Self {
-        let peer = Self::bare(Server::new()).await;
-        let calls = Arc::clone(&peer.calls);
-        let handler = move |request: Request| {
-            calls.fetch_add(1, SeqCst);
-            let outcome = outcome(request.into_payload());
-            async move { outcome }
-        };
-        peer.server.serve(name(), handler).unwrap();
-        peer
-    }
-
-    async fn echo() -> Self {
-        Self::with(Ok).await
-    }
-
-    async fn failing(code: StatusCode) -> Self {
-        Self::with(move |_| Err(Status::new(code, "on purpose"))).await
-    }
-
-    fn id(&self) -> NodeId {
-        self.endpoint.node_id()
-    }
-
-    fn provider(&self) -> Provider {
-        Provider::new(self.id(), [self.endpoint.local_addr().try_into().unwrap()])
-    }
-
-    fn calls(&self) -> usize {
-        self.calls.load(SeqCst)
-    }
-}
-
-fn directory(peers: &[Peer]) -> StaticResolver {
-    StaticResolver::new().with_service(name(), peers.iter().map(Peer::provider))
-}
-
-/// A client's builder and the endpoint it calls from.
-async fn caller(resolver: impl Resolve) -> (Endpoint, ClientBuilder) {
-    let endpoint = Endpoint::bind(Config::new(Identity::generate().unwrap()), NoService)
-        .await
-        .unwrap();
-    let builder = Client::builder(&endpoint, resolver);
-    (endpoint, builder)
-}
+use crate::mesh::{Peer, caller, directory, name};
 
 #[tokio::test]
 async fn a_call_is_one_line() {

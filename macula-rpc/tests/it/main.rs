@@ -1,0 +1,6 @@
+//! The public surface, over real connections.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod calls;
+mod mesh;
+mod typed;
