@@ -15,17 +15,21 @@ use macula_wire::{Advertisement, Realm, SecretKey, ServiceKey};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 
 use super::{
     Command, Directory, PublishReport, Shared, WithdrawReport,
     join::{Joining, Progress, Reached},
+    neighbours::Neighbours,
     requests::{self, Done},
 };
 use crate::BootstrapAddr;
 
 /// Requests on their way at a time; the core is told that those beyond it timed out, and asks again later.
 const MAX_REQUESTS: usize = 1024;
+/// How often it is looked whether a connection to a neighbour was lost.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Commands taken before the core is drained.
 const COMMANDS_AT_ONCE: usize = 64;
 
@@ -43,6 +47,7 @@ pub(crate) struct Driver {
     advertising: HashMap<ServiceKey, Vec<oneshot::Sender<Result<PublishReport, macula_dht::AdvertiseError>>>>,
     withdrawing: HashMap<ServiceKey, Vec<oneshot::Sender<WithdrawReport>>>,
     requests: JoinSet<Done>,
+    neighbours: Neighbours,
     timeouts: Timeouts,
 }
 
@@ -96,6 +101,7 @@ impl Driver {
             advertising: HashMap::new(),
             withdrawing: HashMap::new(),
             requests: JoinSet::new(),
+            neighbours: Neighbours::default(),
             timeouts,
         };
         (directory, driver, watched, reached)
@@ -118,6 +124,8 @@ impl Driver {
             self.core.bootstrap(now(), self.joining.seeds());
         }
         let mut batch = Vec::with_capacity(COMMANDS_AT_ONCE);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             while let Some(output) = self.core.poll_output() {
                 self.perform(output, &pool);
@@ -137,6 +145,10 @@ impl Driver {
                         return;
                     }
                     batch.drain(..).for_each(|command| self.obey(command));
+                }
+                _ = look.tick() => {
+                    // A node that was restarted has forgotten what it held; one that is gone is found out early.
+                    self.neighbours.due(now()).into_iter().for_each(|contact| self.core.add_contact(now(), contact));
                 }
                 () = sleep_until(due) => {}
             }
@@ -215,8 +227,11 @@ impl Driver {
 
     fn take(&mut self, done: Done) {
         match done {
-            Done::Replied { id, result, cause, to } => {
-                self.joining.exchanged(&to, cause);
+            Done::Replied { id, result, end, to } => {
+                self.joining.exchanged(&to, end.as_ref().err());
+                if let Ok(connection) = end {
+                    self.neighbours.talked_to(to, connection);
+                }
                 self.core.handle_response(now(), id, result);
             }
             Done::Identified { id, endpoint, peer } => {

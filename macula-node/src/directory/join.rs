@@ -190,7 +190,7 @@ impl Joining {
     }
 
     /// A peer was asked something: remembered when it is a bootstrap node.
-    pub(super) fn exchanged(&mut self, to: &Contact, cause: Option<JoinCause>) {
+    pub(super) fn exchanged(&mut self, to: &Contact, cause: Option<&JoinCause>) {
         let known = self
             .bootstrap
             .iter()
@@ -199,7 +199,7 @@ impl Joining {
             (Some(_), None) => self.reached.add(to),
             (Some(address), Some(cause)) => {
                 let address = address.clone();
-                self.unreachable(address, cause);
+                self.unreachable(address, cause.clone());
             }
             (None, _) => {}
         }

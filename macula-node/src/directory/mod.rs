@@ -5,6 +5,7 @@
 
 mod driver;
 mod join;
+mod neighbours;
 mod requests;
 
 use std::{

@@ -16,9 +16,10 @@ mod node;
 mod providers;
 mod serve;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode};
 
 use clap::Parser;
+use tracing::Level;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
@@ -31,20 +32,26 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
-    start_logging();
+    start_logging(&cli.command);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-/// Logs go to standard error: warnings, or what `RUST_LOG` asks for.
-fn start_logging() {
+/// Logs go to standard error: what `RUST_LOG` asks for, or a node's warnings. Other commands say themselves what is wrong, in
+/// one line.
+fn start_logging(command: &Command) {
+    let level = match command {
+        Command::Node(_) => Level::WARN,
+        Command::Demo(_) | Command::Call(_) | Command::Providers(_) | Command::Id(_) => Level::ERROR,
+    };
     let filter = EnvFilter::builder()
-        .with_default_directive(tracing::Level::WARN.into())
+        .with_default_directive(level.into())
         .from_env_lossy();
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     tracing_subscriber::registry().with(filter).with(lines).init();
 }
