@@ -150,7 +150,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             realm_hash: realm.hash(),
             realm,
             table: RoutingTable::new(own, config.diversity, now),
-            store: ProviderStore::new(clock, config.store),
+            store: ProviderStore::new(clock, config.store, rng.next()),
             limiter: Limiter::new(config.rates),
             outputs: VecDeque::new(),
             inflight: BTreeMap::new(),

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// What holding a record costs beyond its body, in bytes: the structures around it and their share of the maps.
-pub(super) const RECORD_OVERHEAD: usize = 288;
+pub(super) const RECORD_OVERHEAD: usize = 240;
 
 /// A record as it is held.
 #[derive(Debug)]
