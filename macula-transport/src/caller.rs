@@ -80,7 +80,7 @@ pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
     let result = if alone || request.body.len() > INLINE_BYTES {
         call_apart(link, &request, timeout, deadline).boxed().await
     } else {
-        match link.lane().call(&request, timeout, deadline).await {
+        match link.lane().call(link, &request, timeout, deadline).await {
             Ok(Err(CallError::Unknown(Unknown::Lost(lost)))) => Err(link.sent_and_lost(lost)),
             Ok(result) => result,
             // More waits on the lane than a stream of its own costs.
@@ -135,7 +135,10 @@ async fn call_apart(
         }
     };
     let result = timeout_at(deadline, exchange).await;
-    let result = result.unwrap_or(Err(CallError::Unknown(Unknown::Timeout(timeout))));
+    let result = result.unwrap_or_else(|_| {
+        link.timed_out();
+        Err(CallError::Unknown(Unknown::Timeout(timeout)))
+    });
     if matches!(result, Ok(_) | Err(CallError::Refused { .. })) {
         outgoing.finish();
         incoming.settle();
@@ -253,7 +256,8 @@ pub(crate) async fn request(
         Ok(reply)
     };
     let timeout = timeout.min(MAX_CALL_TIMEOUT);
-    tokio::time::timeout(timeout, exchange)
-        .await
-        .unwrap_or(Err(RequestError::Timeout(timeout)))
+    tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
+        link.timed_out();
+        Err(RequestError::Timeout(timeout))
+    })
 }

@@ -155,6 +155,14 @@ pub struct Timers {
     pub idle: Duration,
     /// Silence after which a quiet connection is kept open by a packet. Default 15 s.
     pub keep_alive: Duration,
+    /// Silence of a peer, while a call waits for it, after which it is asked for a sign of life. Default 500 ms.
+    pub probe_after: Duration,
+    /// How often it is asked again. Default 2 s.
+    pub probe_again: Duration,
+    /// Silence of a peer, while a call waits for it, after which the connection is given up. Default 6 s.
+    pub dead_after: Duration,
+    /// How long a silent peer's answer may take once a call's time is up, beside three round trips. Default 500 ms.
+    pub probe_grace: Duration,
     /// From the start of one address's dial to the start of the next one's (RFC 8305, section 5). Default 250 ms.
     pub next_address: Duration,
 }
@@ -166,6 +174,10 @@ impl Default for Timers {
             head: Duration::from_secs(5),
             idle: Duration::from_secs(45),
             keep_alive: Duration::from_secs(15),
+            probe_after: Duration::from_millis(500),
+            probe_again: Duration::from_secs(2),
+            dead_after: Duration::from_secs(6),
+            probe_grace: Duration::from_millis(500),
             next_address: Duration::from_millis(250),
         }
     }
@@ -178,6 +190,8 @@ pub struct PoolConfig {
     pub max_connections: usize,
     /// How long a connection may be unused. Default 90 s.
     pub idle_timeout: Duration,
+    /// How old a dialed connection becomes, a tenth more or less; a new one takes its place. Default 1 h.
+    pub max_age: Duration,
     /// The first pause after a failed dial. Default 100 ms, growing by 1.6 each time.
     pub first_backoff: Duration,
     /// The longest pause after a dial that nobody answered. Default 1 s, so that a peer that comes back is soon found.
@@ -191,6 +205,7 @@ impl Default for PoolConfig {
         Self {
             max_connections: 256,
             idle_timeout: Duration::from_secs(90),
+            max_age: Duration::from_secs(60 * 60),
             first_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(1),
             max_refused_backoff: Duration::from_secs(30),

@@ -12,6 +12,7 @@ mod error;
 mod frame;
 mod handler;
 mod handshake;
+mod health;
 mod hello;
 mod identity;
 mod lane;

@@ -284,6 +284,12 @@ impl Shell {
     fn perform(&self, mut table: MutexGuard<'_, Table>) {
         while let Some(output) = table.state.poll_output() {
             match output {
+                Output::Retire(id) => {
+                    if let Some(link) = table.links.get(&id) {
+                        drive::say_goodbye(link, macula_wire::proto::GoAwayReason::Retired);
+                        link.retire();
+                    }
+                }
                 Output::Close(id, why) => {
                     if let Some(link) = table.links.remove(&id) {
                         let words = match why {
