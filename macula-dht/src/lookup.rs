@@ -180,14 +180,6 @@ impl Lookup {
             .map(|(_, c)| &c.contact)
     }
 
-    /// All that answered, closest first.
-    pub(crate) fn all_answered(&self) -> impl Iterator<Item = &Contact> {
-        self.candidates
-            .iter()
-            .filter(|c| c.state == State::Answered)
-            .map(|c| &c.contact)
-    }
-
     /// Whether [`Lookup::widen`] was called.
     pub(crate) fn is_widened(&self) -> bool {
         self.region.is_some()

@@ -40,7 +40,7 @@ proptest! {
         let own = NodeId::from_bytes([0; 32]);
         let mut lookup = Lookup::new(own, Point::from_bytes(&target));
         lookup.add(seeds.into_iter().map(contact), 0);
-        let (mut asked, mut waiting) = (BTreeSet::new(), Vec::new());
+        let (mut asked, mut overdue, mut waiting) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
         let mut events = events.iter().cycle();
         let mut steps = 0;
         loop {
@@ -66,6 +66,8 @@ proptest! {
                     lookup.on_answer(&peer);
                     lookup.add(contacts.iter().copied().map(contact), 1);
                 }
+                // Whoever stays silent after that has failed.
+                Event::Overdue if !overdue.insert(waiting[at]) => lookup.on_failure(&waiting.remove(at)),
                 Event::Overdue => lookup.on_overdue(&waiting[at]),
                 Event::Fail => lookup.on_failure(&waiting.remove(at)),
             }

@@ -59,6 +59,23 @@ impl Point {
         }))
     }
 
+    /// The next point; `None` after the last.
+    pub(crate) fn successor(&self) -> Option<Self> {
+        let mut words = self.0;
+        for word in words.iter_mut().rev() {
+            *word = word.wrapping_add(1);
+            if *word != 0 {
+                return Some(Self(words));
+            }
+        }
+        None
+    }
+
+    /// The number, most significant word first.
+    pub(crate) fn words(&self) -> [u64; 4] {
+        self.0
+    }
+
     /// The point that shares exactly the first `bits` bits with this one and takes the rest from `noise`.
     pub(crate) fn diverging_at(&self, bits: usize, noise: [u64; 4]) -> Self {
         let mut words = [0; 4];

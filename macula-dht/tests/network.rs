@@ -210,3 +210,94 @@ fn the_same_seed_gives_the_same_trace() {
     assert_eq!(run(10), run(10));
     assert_ne!(run(10).0, run(11).0);
 }
+
+/// A node that joins among the closest to a key gets its records without waiting for the publisher.
+#[test]
+fn a_newcomer_is_handed_what_it_is_to_hold() {
+    let mut net = Net::joined(12, 80);
+    let key = key("api.compute");
+    net.advertise(3, key);
+    net.run(Duration::from_secs(5));
+    for _ in 0..60 {
+        let n = net.add(Config::default());
+        let seed = net.rng.below(80);
+        net.bootstrap(n, seed);
+        net.run(Duration::from_millis(500));
+    }
+    net.run(Duration::from_secs(20));
+    let mut closest: Vec<_> = (0..140).filter(|n| *n != 3).collect();
+    closest.sort_by_key(|n| Point::from(net.nodes[*n].contact.node_id()).distance(&key.into()));
+    assert!(closest[..20].iter().any(|n| *n >= 80), "newcomers among the closest");
+    let holding = |n: &&usize| net.nodes[**n].dht.store().get(net.now, &key).next().is_some();
+    let held = closest[..20].iter().filter(holding).count();
+    assert!(held >= 19, "{held} of the 20 closest hold it");
+    let handed: u64 = net.nodes.iter().map(|n| n.dht.counters().handed_over).sum();
+    assert!(handed > 0);
+}
+
+/// Many services are published anew in one sweep: lookups for regions, not for keys.
+#[test]
+fn many_services_are_one_sweep_through_the_key_space() {
+    let mut net = Net::joined(13, 150);
+    let services: Vec<_> = (0..300).map(|n| key(&format!("service.n{n}"))).collect();
+    for &service in &services {
+        let ad = common::advertisement(9).with_ttl(Duration::from_secs(120));
+        net.with(9, |dht, now| dht.advertise(now, service, ad).unwrap());
+    }
+    net.run(Duration::from_secs(30));
+    let before = net.nodes[9].dht.counters().sent;
+    net.nodes[9].events.clear();
+    net.run(Duration::from_secs(60));
+    let advertised = net.count_events(9, |event| matches!(event, Event::Advertised { .. }));
+    assert_eq!(advertised, 300);
+    for event in &net.nodes[9].events {
+        let Event::Advertised {
+            acknowledged,
+            refused,
+            unreachable,
+            ..
+        } = event
+        else {
+            continue;
+        };
+        assert!(
+            *acknowledged >= 20 && refused.is_empty() && *unreachable == 0,
+            "{event:?}"
+        );
+    }
+    // 20 requests store each; a lookup of its own would add more than 20 again.
+    let sent = net.nodes[9].dht.counters().sent - before;
+    assert!(sent < 300 * 20 + 300 * 4, "{sent}");
+    for service in services.iter().step_by(29) {
+        let mut closest: Vec<_> = (0..150).filter(|n| *n != 9).collect();
+        closest.sort_by_key(|n| Point::from(net.nodes[*n].contact.node_id()).distance(&(*service).into()));
+        let now = net.now;
+        let missing = closest[..20]
+            .iter()
+            .filter(|n| net.nodes[**n].dht.store().get(now, service).next().is_none());
+        assert_eq!(missing.count(), 0, "the k closest hold it");
+    }
+}
+
+/// Two halves that lost each other find back together, without being told to.
+#[test]
+fn a_partition_heals() {
+    let mut net = Net::joined(14, 40);
+    net.cut = (0..20).collect();
+    // Both go on for long enough to forget the other.
+    for _ in 0..25 {
+        for node in 0..40 {
+            net.with(node, |dht, now| {
+                dht.start_lookup(now, key("no.such"), Want::All).unwrap()
+            });
+        }
+        net.run(Duration::from_secs(15));
+    }
+    net.cut.clear();
+    net.run(Duration::from_secs(300));
+    net.advertise(2, key("api.compute"));
+    net.run(Duration::from_secs(5));
+    for node in 20..40 {
+        assert_eq!(net.found(node, key("api.compute"), Want::All), [2], "from {node}");
+    }
+}

@@ -1,38 +1,52 @@
-//! The calling side: one call on a stream of its own, and requests of other protocols.
+//! The calling side: which way a call takes, calls on streams of their own, and requests of other protocols.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use macula_wire::proto::{self, call_frame::Kind};
-use prost::Message as _;
-use tokio::time::{Instant, timeout_at};
+use futures::FutureExt as _;
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
-    CallReply, CallRequest, Protocol,
-    codec::{self, FRAME_OVERHEAD, Pieces},
-    config::{MAX_HEAD_BYTES, MAX_REQUEST_BYTES},
+    CallReply, CallRequest, CallStream, Protocol,
+    codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME},
+    config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
     connection::{Direction, Link},
-    error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
+    error::{CallError, NotSent, RequestError, Unknown},
+    frame,
+    lane::caller::{LargeReply, NotTaken},
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, SendError, StreamKind, body_frame, kind_bytes},
+    streaming::{Hold, Piece, read_reply},
 };
 
 /// The longest a call is let wait: longer ones are cut to it, so that no deadline overflows.
 pub(crate) const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallReply, CallError> {
+/// A call that may be sent: within the limits, and with the peer's permission.
+struct Cleared {
+    timeout: Duration,
+    deadline: Instant,
+    credit: OwnedSemaphorePermit,
+}
+
+/// Checks a call and waits until the peer has room for it.
+async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallError> {
+    let now = Instant::now();
+    link.inner.saw_clock(now.into_std());
     let timeout = request.timeout.min(MAX_CALL_TIMEOUT);
-    let deadline = Instant::now() + timeout;
-    let limit = link
-        .inner
-        .config
-        .limits
-        .max_message_bytes
-        .min(link.peer.max_message_bytes);
+    let deadline = now + timeout;
+    let limit = link.message_limit();
     if request.body.len() > limit {
         return Err(CallError::TooLarge {
             bytes: request.body.len(),
             limit,
         });
+    }
+    let head = frame::head_bytes(request);
+    if head > MAX_HEAD_BYTES || request.metadata().len() > MAX_METADATA_ENTRIES {
+        return Err(CallError::HeadTooLarge { bytes: head });
     }
     if link.is_peer_leaving() {
         return Err(CallError::NotSent(NotSent::GoingAway));
@@ -40,81 +54,156 @@ pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
     if link.inner.is_draining() {
         return Err(CallError::NotSent(NotSent::ShutDown));
     }
-    let mut frames = codec::request_frames(&request, micros(timeout), StreamKind::Call.byte())?;
-    let _in_flight = link.enter(Direction::Outbound);
+    let credit = match link.credit.clone().try_acquire_owned() {
+        Ok(credit) => credit,
+        Err(_) => match timeout_at(deadline, link.credit.clone().acquire_owned()).await {
+            Ok(Ok(credit)) => credit,
+            Ok(Err(_)) | Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
+        },
+    };
+    Ok(Cleared {
+        timeout,
+        deadline,
+        credit,
+    })
+}
+
+pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallReply, CallError> {
+    let Cleared {
+        timeout,
+        deadline,
+        credit,
+    } = clear(link, &request).await?;
+    // A lone call is faster on a stream of its own: a lane costs two more wake-ups.
+    let alone = link.running(Direction::Outbound) == 0;
+    let in_flight = link.enter(Direction::Outbound);
+    let result = if alone || request.body.len() > INLINE_BYTES {
+        call_apart(link, &request, timeout, deadline).boxed().await
+    } else {
+        match link.lane().call(&request, timeout, deadline).await {
+            Ok(Err(CallError::Unknown(Unknown::Lost(lost)))) => Err(link.sent_and_lost(lost)),
+            Ok(result) => result,
+            // More waits on the lane than a stream of its own costs.
+            Err(NotTaken::Full | NotTaken::Over) => call_apart(link, &request, timeout, deadline).boxed().await,
+        }
+    };
+    drop((in_flight, credit));
+    result
+}
+
+/// A new stream for a call.
+async fn open_stream(link: &Link, deadline: Instant) -> Result<(Outgoing, Incoming), CallError> {
     let (send, recv) = match timeout_at(deadline, link.quic.open_bi()).await {
         Ok(Ok(streams)) => streams,
         Ok(Err(error)) => return Err(CallError::NotSent(NotSent::Lost(link.lost(error)))),
         Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
     };
-    // Made before anything is awaited: from here on a drop of this future resets both halves.
-    let mut outgoing = Outgoing::new(send);
-    let reply_limit = link.inner.config.limits.max_message_bytes + MAX_HEAD_BYTES + FRAME_OVERHEAD;
-    let mut incoming = Incoming::new(recv, reply_limit);
+    let limit = link.inner.config.limits.max_message_bytes + MAX_HEAD_BYTES + FRAME_OVERHEAD;
+    Ok((Outgoing::new(send), Incoming::new(recv, limit)))
+}
+
+/// A call on a stream of its own. A drop resets both its halves.
+async fn call_apart(
+    link: &Link,
+    request: &CallRequest<'_>,
+    timeout: Duration,
+    deadline: Instant,
+) -> Result<CallReply, CallError> {
+    let (mut outgoing, mut incoming) = open_stream(link, deadline).await?;
     let exchange = async {
+        let mut frames = codec::request_frames(request, micros(timeout), StreamKind::Call);
         match outgoing.send(&mut frames).await {
             // Whoever stops reading a request may have answered it already.
             Ok(()) | Err(SendError::Stopped) => outgoing.close_half(),
-            Err(SendError::Lost(lost)) => return Err(sent_and_lost(link, lost)),
+            Err(SendError::Lost(lost)) => return Err(link.sent_and_lost(lost)),
         }
-        receive_reply(link, &mut incoming).await
-    };
-    match timeout_at(deadline, exchange).await {
-        Ok(result) => {
-            if result.is_ok() || matches!(result, Err(CallError::Refused { .. })) {
-                outgoing.finish();
-                incoming.settle();
+        let mut body = None;
+        loop {
+            let frame = incoming.next().await;
+            match read_reply(link, frame)? {
+                Piece::Message(message) if body.is_none() => body = Some(message),
+                Piece::Message(_) => return Err(CallError::Unknown(Unknown::Streamed)),
+                Piece::End(mut trailers) => {
+                    let last = std::mem::take(&mut trailers.payload);
+                    return match body {
+                        Some(_) if !last.is_empty() => Err(CallError::Unknown(Unknown::Streamed)),
+                        Some(body) => codec::reply(trailers, body),
+                        None => codec::reply(trailers, last),
+                    };
+                }
             }
-            result
         }
-        Err(_) => Err(CallError::Unknown(Unknown::Timeout(timeout))),
+    };
+    let result = timeout_at(deadline, exchange).await;
+    let result = result.unwrap_or(Err(CallError::Unknown(Unknown::Timeout(timeout))));
+    if matches!(result, Ok(_) | Err(CallError::Refused { .. })) {
+        outgoing.finish();
+        incoming.settle();
     }
+    result
+}
+
+/// Opens a call that streams.
+pub(crate) async fn open(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallStream, CallError> {
+    let Cleared {
+        timeout,
+        deadline,
+        credit,
+    } = clear(link, &request).await?;
+    let in_flight = link.enter(Direction::Outbound);
+    let (mut outgoing, incoming) = open_stream(link, deadline).await?;
+    let mut head = codec::head_frame(&request, micros(timeout), StreamKind::Call);
+    let sent = timeout_at(deadline, outgoing.send(&mut head)).await;
+    match sent {
+        Ok(Ok(()) | Err(SendError::Stopped)) => {}
+        Ok(Err(SendError::Lost(lost))) => return Err(CallError::NotSent(NotSent::Lost(link.refine(lost)))),
+        Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
+    }
+    let hold = Hold {
+        link: link.clone(),
+        deadline,
+        timeout,
+        _credit: credit,
+        _in_flight: in_flight,
+    };
+    let mut stream = CallStream::new(hold, outgoing, incoming);
+    if !request.body.is_empty() {
+        stream.send(request.body).await?;
+    }
+    Ok(stream)
 }
 
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A peer that closes because it is idle or drained has answered every call it took: the rest it did not start.
-fn sent_and_lost(link: &Link, lost: Lost) -> CallError {
-    match link.refine(lost) {
-        lost @ Lost::ClosedByPeer {
-            code: CloseCode::Shutdown | CloseCode::Retired,
-            ..
-        } => CallError::NotSent(NotSent::Lost(lost)),
-        lost => CallError::Unknown(Unknown::Lost(lost)),
-    }
-}
-
-async fn receive_reply(link: &Link, incoming: &mut Incoming) -> Result<CallReply, CallError> {
-    let limit = link.inner.config.limits.max_message_bytes;
-    let mut pieces = Pieces::default();
-    let broken = |unknown| {
-        link.inner.counters.rejected_frames.add();
-        Err(CallError::Unknown(unknown))
+/// Takes in a stream that the peer opened for a reply too large for its lane.
+pub(crate) async fn large_reply(link: Arc<Link>, recv: quinn::RecvStream) {
+    let limits = &link.inner.config.limits;
+    let mut incoming = Incoming::new(recv, (limits.max_message_bytes + FRAME_OVERHEAD).max(MAX_HEAD_FRAME));
+    let received = async {
+        let opening = async {
+            let kind = incoming.kind().await.ok().flatten();
+            if kind.and_then(StreamKind::from_byte) == Some(StreamKind::Reply) {
+                incoming.number().await.ok().flatten()
+            } else {
+                None
+            }
+        };
+        let opening = tokio::time::timeout(link.inner.config.timers.head, opening).await;
+        let stream = opening.ok().flatten().ok_or(LargeReply::Broken)?;
+        let lane = link.lane_on(stream).ok_or(LargeReply::Unwanted)?;
+        lane.receive_large(&link, &mut incoming).await
     };
-    loop {
-        let frame = match incoming.next().await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return broken(Unknown::Incomplete),
-            Err(ReceiveError::Reset(code)) => return Err(CallError::Unknown(Unknown::Reset(code))),
-            Err(ReceiveError::Lost(lost)) => return Err(sent_and_lost(link, lost)),
-            Err(ReceiveError::Frame(error)) => return broken(Unknown::Frame(error)),
-        };
-        let Ok(proto::CallFrame { kind: Some(kind), .. }) = proto::CallFrame::decode(frame) else {
-            return broken(Unknown::Malformed);
-        };
-        let (payload, trailers) = match kind {
-            Kind::Data(data) => (data.payload, None),
-            Kind::Trailers(mut trailers) => (std::mem::take(&mut trailers.payload), Some(trailers)),
-            Kind::Head(_) | Kind::Cancel(_) => return broken(Unknown::Malformed),
-        };
-        if pieces.len() + payload.len() > limit {
-            return broken(Unknown::Malformed);
+    match received.await {
+        Ok(()) => incoming.settle(),
+        Err(LargeReply::Unwanted) => {
+            link.inner.counters.dropped_replies.add();
+            incoming.stop(ResetCode::Cancelled);
         }
-        pieces.push(payload);
-        if let Some(trailers) = trailers {
-            return codec::reply(trailers, pieces.join());
+        Err(LargeReply::Broken) => {
+            link.inner.counters.rejected_frames.add();
+            incoming.stop(ResetCode::Protocol);
         }
     }
 }
@@ -136,6 +225,7 @@ pub(crate) async fn request(
     if body.len() > MAX_REQUEST_BYTES {
         return Err(RequestError::TooLarge { bytes: body.len() });
     }
+    link.inner.saw_clock(Instant::now().into_std());
     let _in_flight = link.enter(Direction::Outbound);
     let exchange = async {
         let (send, recv) = link.quic.open_bi().await.map_err(|error| link.lost(error))?;
@@ -151,11 +241,7 @@ pub(crate) async fn request(
         }
         let reply = match incoming.next().await {
             Ok(Some(reply)) => reply,
-            Ok(None) => return Err(RequestError::Declined),
-            Err(ReceiveError::Reset(code)) => {
-                tracing::debug!(code, declined = ResetCode::Declined as u64, "a request was reset");
-                return Err(RequestError::Declined);
-            }
+            Ok(None) | Err(ReceiveError::Reset(_) | ReceiveError::Broken) => return Err(RequestError::Declined),
             Err(ReceiveError::Lost(lost)) => return Err(link.refine(lost).into()),
             Err(ReceiveError::Frame(error)) => {
                 link.inner.counters.rejected_frames.add();

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -10,17 +10,20 @@ use std::{
 
 use bytes::Bytes;
 use macula_wire::proto::{self, control};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
-    CallReply, CallRequest, PeerInfo, Protocol, caller,
+    CallReply, CallRequest, CallStream, PeerInfo, Protocol, caller,
     endpoint::Inner,
-    error::{CallError, CloseCode, Lost, RequestError},
+    error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
+    lane::{MAX_CALLS, caller::Lane},
     pool::{Activity, ConnectionId},
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
 const MAX_CONTROL_QUEUE: usize = 16;
+/// How many large requests of one peer are put together at a time: each takes up to a whole message of memory.
+const MAX_LARGE_REQUESTS: usize = 16;
 /// For so long after an answer a connection counts as used: its last packets may still be under way.
 const SETTLING: Duration = Duration::from_secs(1);
 
@@ -51,6 +54,15 @@ impl Connection {
     /// When the peer gave no status; the variant says whether the call may have run.
     pub async fn call(&self, request: CallRequest<'_>) -> Result<CallReply, CallError> {
         caller::call(&self.link, request).await
+    }
+
+    /// Opens a call whose request and reply are streams of messages; its body, unless empty, is the first message. It may last
+    /// until the request's timeout.
+    ///
+    /// # Errors
+    /// When the call was not opened.
+    pub async fn open(&self, request: CallRequest<'_>) -> Result<CallStream, CallError> {
+        caller::open(&self.link, request).await
     }
 
     /// Asks the peer something of another protocol. Dropping the future cancels the request.
@@ -109,6 +121,12 @@ pub(crate) struct Link {
     /// Woken when something ended while somebody waits for quiet.
     pub(crate) quiet: Notify,
     closed_as: OnceLock<CloseCode>,
+    /// The calls the peer takes beyond those under way.
+    pub(crate) credit: Arc<Semaphore>,
+    /// How many further large requests of the peer are put together at a time.
+    pub(crate) large_requests: Semaphore,
+    /// Where small calls go.
+    lane: Mutex<Option<Arc<Lane>>>,
 }
 
 impl std::fmt::Debug for Link {
@@ -134,6 +152,7 @@ impl Link {
         inner: Arc<Inner>,
     ) -> (Arc<Self>, mpsc::Receiver<proto::Control>) {
         let (control, queue) = mpsc::channel(MAX_CONTROL_QUEUE);
+        let credit = Arc::new(Semaphore::new(peer.max_concurrent_calls.clamp(1, MAX_CALLS)));
         let link = Self {
             quic,
             peer: Arc::new(peer),
@@ -148,6 +167,9 @@ impl Link {
             peer_leaving: AtomicBool::new(false),
             quiet: Notify::new(),
             closed_as: OnceLock::new(),
+            credit,
+            large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
+            lane: Mutex::new(None),
         };
         link.touch();
         (Arc::new(link), queue)
@@ -177,11 +199,35 @@ impl Link {
         }
     }
 
+    /// The largest payload of a message to the peer, in bytes.
+    pub(crate) fn message_limit(&self) -> usize {
+        self.inner
+            .config
+            .limits
+            .max_message_bytes
+            .min(self.peer.max_message_bytes)
+    }
+
+    /// What a lost connection means for a call that was sent: a peer that closes because it is idle or drained has answered
+    /// every call it took, and the rest it did not start.
+    pub(crate) fn sent_and_lost(&self, lost: Lost) -> CallError {
+        match self.refine(lost) {
+            lost @ Lost::ClosedByPeer {
+                code: CloseCode::Shutdown | CloseCode::Retired,
+                ..
+            } => CallError::NotSent(NotSent::Lost(lost)),
+            lost => CallError::Unknown(Unknown::Lost(lost)),
+        }
+    }
+
     pub(crate) fn touch(&self) {
-        self.last_used.fetch_max(self.inner.micros(), Relaxed);
+        self.last_used.fetch_max(self.inner.lately(), Relaxed);
     }
 
     pub(crate) fn enter(self: &Arc<Self>, direction: Direction) -> InFlight {
+        if direction == Direction::Outbound {
+            self.inner.load.started();
+        }
         self.count(direction).fetch_add(1, SeqCst);
         InFlight {
             link: self.clone(),
@@ -219,6 +265,28 @@ impl Link {
         }
     }
 
+    /// The lane that small calls take: `over` has ended, if given.
+    pub(crate) fn lane(self: &Arc<Self>) -> Arc<Lane> {
+        let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*lane {
+            Some(lane) if !lane.is_over() => lane.clone(),
+            _ => lane.insert(Lane::open(self)).clone(),
+        }
+    }
+
+    /// The lane that runs on this stream of ours.
+    pub(crate) fn lane_on(&self, stream: u64) -> Option<Arc<Lane>> {
+        let lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        lane.clone().filter(|lane| lane.stream() == Some(stream))
+    }
+
+    /// Calls of the peer were answered.
+    pub(crate) fn answered(&self) {
+        let now = self.inner.lately();
+        self.last_used.fetch_max(now, Relaxed);
+        self.last_answered.fetch_max(now, Relaxed);
+    }
+
     /// What the pool's rules are told of this connection.
     pub(crate) fn activity(&self, now: Instant) -> Activity {
         let at = |micros: &AtomicU64| self.inner.epoch + Duration::from_micros(micros.load(Relaxed));
@@ -240,10 +308,13 @@ pub(crate) struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let now = self.link.inner.micros();
+        let now = self.link.inner.lately();
         self.link.last_used.fetch_max(now, Relaxed);
         if self.direction == Direction::Inbound {
             self.link.last_answered.fetch_max(now, Relaxed);
+        }
+        if self.direction == Direction::Outbound {
+            self.link.inner.load.ended();
         }
         self.link.count(self.direction).fetch_sub(1, SeqCst);
         self.link.noticed();

@@ -7,6 +7,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 
 use crate::{
+    caller,
     connection::{Direction, Link},
     error::CloseCode,
     serve,
@@ -23,6 +24,11 @@ pub(crate) async fn connection(
     let streams = async {
         while let Ok((send, recv)) = link.quic.accept_bi().await {
             tokio::spawn(serve::stream(link.clone(), send, recv));
+        }
+    };
+    let replies = async {
+        while let Ok(recv) = link.quic.accept_uni().await {
+            tokio::spawn(caller::large_reply(link.clone(), recv));
         }
     };
     let speak = async {
@@ -43,7 +49,7 @@ pub(crate) async fn connection(
                     }
                 }
                 Ok(None) | Err(ReceiveError::Reset(_)) => break "the control stream ended",
-                Err(ReceiveError::Frame(_)) => break "a control message is too large",
+                Err(ReceiveError::Frame(_) | ReceiveError::Broken) => break "a control message is too large",
                 Err(ReceiveError::Lost(_)) => return,
             }
         };
@@ -64,6 +70,7 @@ pub(crate) async fn connection(
     };
     tokio::select! {
         () = streams => {}
+        () = replies => {}
         () = speak => {}
         () = listen => {}
         () = leave => {}

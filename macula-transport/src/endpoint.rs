@@ -4,7 +4,7 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc, RwLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -14,11 +14,14 @@ use tokio::time::timeout;
 
 use crate::{
     Config, Handler, Identity, Pool, Stats,
+    batching::Batching,
     connection::{Direction, Link},
     drive,
     error::{BindError, CloseCode, TlsError},
     handshake::{self, Established},
-    hello, pool, quic,
+    hello,
+    load::Load,
+    pool, quic,
     stats::Counters,
     tls::{FoundKey, Tls},
 };
@@ -44,7 +47,10 @@ pub(crate) struct Inner {
     pub(crate) quic: quinn::Endpoint,
     pub(crate) counters: Arc<Counters>,
     pub(crate) pool: pool::Shell,
+    pub(crate) load: Arc<Load>,
     pub(crate) epoch: Instant,
+    /// Microseconds since the epoch, when somebody last looked at the clock.
+    lately: AtomicU64,
     local_addr: SocketAddr,
     tls: Tls,
     transport: Arc<quinn::TransportConfig>,
@@ -75,6 +81,7 @@ impl Endpoint {
             .map_err(TlsError::from)
             .map_err(BindError::Tls)?;
         let counters = Arc::new(Counters::default());
+        let load = Arc::new(Load::default());
         let transport = Arc::new(quic::transport_config(&config));
         let server = tls.server().map_err(TlsError::from).map_err(BindError::Tls)?;
         let server = quic::server_config(server, transport.clone(), &config);
@@ -91,7 +98,12 @@ impl Endpoint {
         };
         let bound = socket.local_addr().and_then(|local| {
             let endpoint_config = quic::endpoint_config(&config.identity, counters.clone());
-            let quic = quinn::Endpoint::new(endpoint_config, Some(server), socket, Arc::new(quinn::TokioRuntime))?;
+            let quic = quinn::Endpoint::new(
+                endpoint_config,
+                Some(server),
+                socket,
+                Arc::new(Batching::new(load.clone())),
+            )?;
             Ok((local, quic))
         });
         let addr = config.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into());
@@ -103,6 +115,8 @@ impl Endpoint {
             handler: Arc::new(handler),
             quic,
             counters,
+            load,
+            lately: AtomicU64::new(0),
             pool: pool::Shell::new(config.pool, config.limits.max_accepted, seed()),
             epoch: tokio::time::Instant::now().into_std(),
             local_addr,
@@ -211,10 +225,15 @@ impl Inner {
         self.draining.load(SeqCst)
     }
 
-    /// Microseconds since the endpoint was bound.
-    pub(crate) fn micros(&self) -> u64 {
-        let now = tokio::time::Instant::now().into_std();
-        u64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    /// Notes a look at the clock, for those who need the time only roughly.
+    pub(crate) fn saw_clock(&self, now: Instant) {
+        let micros = u64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX);
+        self.lately.fetch_max(micros, Relaxed);
+    }
+
+    /// Microseconds since the endpoint was bound, when somebody last looked at the clock: every call looks once.
+    pub(crate) fn lately(&self) -> u64 {
+        self.lately.load(Relaxed)
     }
 
     pub(crate) fn hello(&self) -> proto::Hello {
@@ -258,6 +277,7 @@ pub(crate) fn start(
         incoming,
     } = established;
     quic.set_max_concurrent_bi_streams(inner.config.limits.max_streams.into());
+    quic.set_max_concurrent_uni_streams(inner.config.limits.max_streams.into());
     let (link, queue) = Link::new(quic, peer, inner.clone());
     let id = register(&link)?;
     // Nobody else knows the link yet.

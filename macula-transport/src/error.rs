@@ -265,6 +265,9 @@ pub enum Unknown {
     /// The reply is not made of the messages it should be.
     #[error("the reply is not made of the messages it should be")]
     Malformed,
+    /// The service answers with several messages.
+    #[error("the service streams its reply: open the call as a stream")]
+    Streamed,
 }
 
 /// A call brought no status from the provider. One variant for each outcome of an attempt (F5).

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use macula_wire::StatusCode;
 
-use crate::{IncomingCall, PeerInfo, Reply};
+use crate::{CallKind, IncomingCall, IncomingMessages, OutgoingMessages, PeerInfo, Reply};
 
 /// A protocol beside calls: one request, one reply, both opaque here and at most [`MAX_REQUEST_BYTES`](crate::MAX_REQUEST_BYTES).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -25,6 +25,27 @@ pub trait Handler: Send + Sync + 'static {
     /// Answers a call.
     fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply>;
 
+    /// How a call's messages are exchanged; asked before the call is answered. The default is unary.
+    ///
+    /// A caller that sends one request and takes one reply is served by a streaming handler too.
+    fn kind(&self, call: &IncomingCall) -> CallKind {
+        let _ = call;
+        CallKind::Unary
+    }
+
+    /// Answers a streaming call: its outcome is what the future gives, its body, unless empty, the last message. The call's own
+    /// body is empty. The default refuses.
+    fn stream(
+        &self,
+        call: IncomingCall,
+        requests: IncomingMessages,
+        replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
+        drop((requests, replies));
+        let message = format!("{} does not stream here", call.service());
+        std::future::ready(Reply::refused(StatusCode::Unimplemented, message)).boxed()
+    }
+
     /// Answers a request of another protocol; `None` declines it. The default declines all.
     fn request(&self, peer: &Arc<PeerInfo>, protocol: Protocol, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
         let _ = (peer, protocol, body);
@@ -35,6 +56,19 @@ pub trait Handler: Send + Sync + 'static {
 impl<H: Handler + ?Sized> Handler for Arc<H> {
     fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
         (**self).call(call)
+    }
+
+    fn kind(&self, call: &IncomingCall) -> CallKind {
+        (**self).kind(call)
+    }
+
+    fn stream(
+        &self,
+        call: IncomingCall,
+        requests: IncomingMessages,
+        replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
+        (**self).stream(call, requests, replies)
     }
 
     fn request(&self, peer: &Arc<PeerInfo>, protocol: Protocol, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {

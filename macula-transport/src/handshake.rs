@@ -231,5 +231,6 @@ fn hello_error(error: ReceiveError) -> HelloError {
         ReceiveError::Reset(_) => HelloError::Ended,
         ReceiveError::Lost(lost) => HelloError::Lost(lost),
         ReceiveError::Frame(error) => HelloError::Frame(error),
+        ReceiveError::Broken => HelloError::Malformed,
     }
 }

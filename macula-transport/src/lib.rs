@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod batching;
 mod call;
 mod caller;
 mod codec;
@@ -8,17 +9,22 @@ mod connection;
 mod drive;
 mod endpoint;
 mod error;
+mod frame;
 mod handler;
 mod handshake;
 mod hello;
 mod identity;
+mod lane;
+mod load;
 mod metadata;
+mod outbox;
 mod peer;
 mod pool;
 mod quic;
 mod serve;
 mod stats;
 mod stream;
+mod streaming;
 mod tls;
 
 pub use call::{CallReply, CallRequest, IncomingCall, Reply};
@@ -34,3 +40,4 @@ pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role};
 pub use pool::{Pool, PoolStats};
 pub use stats::Stats;
+pub use streaming::{CallKind, CallStream, Gone, IncomingMessages, OutgoingMessages, Replies, Requests};

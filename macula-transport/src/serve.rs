@@ -9,19 +9,24 @@ use macula_wire::{
     proto::{self, call_frame::Kind},
 };
 use prost::Message as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout_at},
+};
 
 use crate::{
-    IncomingCall, Metadata, Protocol, Reply,
+    CallKind, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Protocol, Reply,
     caller::MAX_CALL_TIMEOUT,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME, Pieces},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
     connection::{Direction, InFlight, Link},
+    lane,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, StreamKind, body_frame},
+    streaming::Sink,
 };
 
 /// How long after the deadline a reply may still take to leave: its caller reads slowly, or not at all.
-const REPLY_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const REPLY_GRACE: Duration = Duration::from_secs(1);
 
 /// A stream that brings no answer, and how it ends.
 enum Refusal {
@@ -37,9 +42,21 @@ impl From<ReceiveError> for Refusal {
     fn from(error: ReceiveError) -> Self {
         match error {
             ReceiveError::Reset(_) | ReceiveError::Lost(_) => Self::Gone,
-            ReceiveError::Frame(_) => Self::Broken,
+            ReceiveError::Frame(_) | ReceiveError::Broken => Self::Broken,
         }
     }
+}
+
+/// What is left to do on a stream when its first frame was acted on.
+enum Next {
+    Done,
+    /// The call streams, and takes the stream for itself.
+    Streaming {
+        call: IncomingCall,
+        ended: bool,
+        deadline: Instant,
+        in_flight: InFlight,
+    },
 }
 
 /// Serves one stream that the peer opened.
@@ -54,24 +71,89 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
         };
         match kind {
             Some(StreamKind::Call) => call(&link, &mut outgoing, &mut incoming, head_by).await,
-            Some(StreamKind::Dht) => request(&link, Protocol::Dht, &mut outgoing, &mut incoming, head_by).await,
-            Some(StreamKind::Control) | None => Err(Refusal::Broken),
+            Some(StreamKind::Lane) => {
+                lane::provider::serve(&link, &mut outgoing, &mut incoming).await?;
+                Ok(Next::Done)
+            }
+            Some(StreamKind::Dht) => {
+                request(&link, Protocol::Dht, &mut outgoing, &mut incoming, head_by).await?;
+                Ok(Next::Done)
+            }
+            Some(StreamKind::Control | StreamKind::Reply) | None => Err(Refusal::Broken),
         }
     };
-    let code = match served.await {
-        Ok(()) => return,
-        Err(Refusal::Broken) => {
+    let refusal = match served.await {
+        Ok(Next::Done) => return,
+        Ok(Next::Streaming {
+            call,
+            ended,
+            deadline,
+            in_flight,
+        }) => {
+            streaming(link, outgoing, incoming, call, ended, deadline).await;
+            drop(in_flight);
+            return;
+        }
+        Err(refusal) => refusal,
+    };
+    let code = refused(&link, refusal);
+    outgoing.reset(code);
+    incoming.stop(code);
+}
+
+/// Counts a stream that brings no answer, and says how it ends.
+fn refused(link: &Link, refusal: Refusal) -> ResetCode {
+    match refusal {
+        Refusal::Broken => {
             link.inner.counters.rejected_frames.add();
             ResetCode::Protocol
         }
-        Err(Refusal::Slow) => {
+        Refusal::Slow => {
             link.inner.counters.slow_streams.add();
             ResetCode::Slow
         }
-        Err(Refusal::Gone) => ResetCode::Cancelled,
+        Refusal::Gone => ResetCode::Cancelled,
+    }
+}
+
+/// Runs a call whose messages the handler takes and gives one by one.
+async fn streaming(
+    link: Arc<Link>,
+    outgoing: Outgoing,
+    mut incoming: Incoming,
+    mut call: IncomingCall,
+    ended: bool,
+    deadline: Instant,
+) {
+    let limits = &link.inner.config.limits;
+    incoming.set_limit(limits.max_message_bytes + FRAME_OVERHEAD);
+    let stopped = outgoing.stopped();
+    let limit = link.message_limit();
+    let outgoing = Arc::new(Mutex::new(outgoing));
+    let messages = IncomingMessages::stream(link.clone(), incoming, std::mem::take(&mut call.body), ended);
+    let replies = OutgoingMessages::new(Sink::Stream {
+        outgoing: outgoing.clone(),
+        limit,
+    });
+    let handler = &link.inner.handler;
+    let answer = std::panic::catch_unwind(AssertUnwindSafe(|| handler.stream(call, messages, replies)));
+    let reply = match answer {
+        Ok(answer) => tokio::select! {
+            biased;
+            reply = finish(&link, answer, deadline) => reply,
+            () = stopped => {
+                link.inner.counters.calls_dropped.add();
+                outgoing.lock().await.reset(ResetCode::Cancelled);
+                return;
+            }
+        },
+        Err(_) => panicked(&link),
     };
-    outgoing.reset(code);
-    incoming.stop(code);
+    let mut outgoing = outgoing.lock().await;
+    if let Err(refusal) = send_reply(&link, &mut outgoing, reply, deadline).await {
+        let code = refused(&link, refusal);
+        outgoing.reset(code);
+    }
 }
 
 /// The first frame of a stream, whole within the time a peer has for it.
@@ -87,63 +169,81 @@ async fn call(
     outgoing: &mut Outgoing,
     incoming: &mut Incoming,
     head_by: Instant,
-) -> Result<(), Refusal> {
+) -> Result<Next, Refusal> {
     let frame = first_frame(incoming, head_by).await?;
     let head_frame_bytes = frame.len();
     let Ok(proto::CallFrame {
-        kind: Some(Kind::Head(mut head)),
+        kind: Some(Kind::Head(head)),
         ..
     }) = proto::CallFrame::decode(frame)
     else {
         return Err(Refusal::Broken);
     };
     if head_frame_bytes - head.payload.len() > MAX_HEAD_BYTES + FRAME_OVERHEAD
+        || head.payload.len() > INLINE_BYTES
         || head.metadata.len() > MAX_METADATA_ENTRIES
     {
         return Err(Refusal::Broken);
     }
     let deadline = Instant::now() + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
-    let in_flight = match admit(link) {
-        Ok(in_flight) => in_flight,
-        Err(refusal) => {
+    if let Err(refusal) = admit(link) {
+        incoming.stop(ResetCode::Cancelled);
+        send_reply(link, outgoing, refusal.into(), deadline).await?;
+        return Ok(Next::Done);
+    }
+    let in_flight = link.enter(Direction::Inbound);
+    link.inner.load.arrived(1);
+    let service = match ServiceName::new(&head.service) {
+        Ok(service) => service,
+        Err(error) => {
             incoming.stop(ResetCode::Cancelled);
-            return send_reply(link, outgoing, refusal.into(), deadline).await;
+            let reply = Reply::error(StatusCode::InvalidArgument, error.to_string());
+            send_reply(link, outgoing, reply, deadline).await?;
+            return Ok(Next::Done);
         }
     };
-    let body = match timeout_at(deadline, body(link, incoming, &mut head)).await {
-        Ok(body) => body?,
-        Err(_) => return Err(Refusal::Slow),
+    let mut call = IncomingCall {
+        peer: link.peer.clone(),
+        service,
+        method: head.method,
+        metadata: Metadata::from_wire(head.metadata),
+        route: head.route,
+        deadline: deadline.into_std(),
+        body: head.payload,
     };
-    let answer = match ServiceName::new(&head.service) {
-        Ok(service) => {
-            let call = IncomingCall {
-                peer: link.peer.clone(),
-                service,
-                method: head.method,
-                metadata: Metadata::from_wire(head.metadata),
-                route: head.route,
-                deadline: deadline.into_std(),
-                body,
-            };
-            tokio::select! {
-                biased;
-                reply = run(link, call, deadline) => Some(reply),
-                () = outgoing.stopped() => None,
-            }
+    if link.inner.handler.kind(&call) == CallKind::Streaming {
+        return Ok(Next::Streaming {
+            call,
+            ended: head.end,
+            deadline,
+            in_flight,
+        });
+    }
+    if !head.end {
+        // So many large requests at a time are put together for one peer; the others wait in its send buffers.
+        let put_together = async {
+            let _place = link.large_requests.acquire().await;
+            body(link, incoming, std::mem::take(&mut call.body)).await
+        };
+        call.body = match timeout_at(deadline, put_together).await {
+            Ok(body) => body?,
+            Err(_) => return Err(Refusal::Slow),
+        };
+    }
+    let answer = tokio::select! {
+        biased;
+        reply = run(link, call, deadline) => reply,
+        () = outgoing.stopped() => {
+            link.inner.counters.calls_dropped.add();
+            return Err(Refusal::Gone);
         }
-        Err(error) => Some(Reply::error(StatusCode::InvalidArgument, error.to_string())),
     };
-    let Some(answer) = answer else {
-        link.inner.counters.calls_dropped.add();
-        return Err(Refusal::Gone);
-    };
-    let sent = send_reply(link, outgoing, answer, deadline).await;
-    drop(in_flight);
-    sent
+    send_reply(link, outgoing, answer, deadline).await?;
+    Ok(Next::Done)
 }
 
 /// Takes a call, or says why not.
-pub(crate) fn admit(link: &Arc<Link>) -> Result<InFlight, NotAdmitted> {
+pub(crate) fn admit(link: &Link) -> Result<(), NotAdmitted> {
     let counters = &link.inner.counters;
     let refusal = if link.inner.is_draining() {
         NotAdmitted::Draining
@@ -151,7 +251,7 @@ pub(crate) fn admit(link: &Arc<Link>) -> Result<InFlight, NotAdmitted> {
         NotAdmitted::Busy
     } else {
         counters.calls_taken.add();
-        return Ok(link.enter(Direction::Inbound));
+        return Ok(());
     };
     counters.calls_refused.add();
     Err(refusal)
@@ -176,21 +276,17 @@ impl From<NotAdmitted> for Reply {
     }
 }
 
-/// The whole request: what the head carries, or the frames after it.
-async fn body(link: &Link, incoming: &mut Incoming, head: &mut proto::Head) -> Result<Bytes, Refusal> {
+/// The whole request: what the head carries, and the frames after it.
+async fn body(link: &Link, incoming: &mut Incoming, first: Bytes) -> Result<Bytes, Refusal> {
     let limit = link.inner.config.limits.max_message_bytes;
-    let first = std::mem::take(&mut head.payload);
-    if first.len() > limit.min(INLINE_BYTES) {
-        return Err(Refusal::Broken);
-    }
-    if head.end {
-        return Ok(first);
-    }
     incoming.set_limit(limit + FRAME_OVERHEAD);
     let mut pieces = Pieces::default();
     pieces.push(first);
     loop {
-        let frame = incoming.next().await?.ok_or(Refusal::Broken)?;
+        // A caller that streams ends its requests with the stream.
+        let Some(frame) = incoming.next().await? else {
+            return Ok(pieces.join());
+        };
         let data = match proto::CallFrame::decode(frame) {
             Ok(proto::CallFrame {
                 kind: Some(Kind::Data(data)),
@@ -214,21 +310,30 @@ async fn run(link: &Link, call: IncomingCall, deadline: Instant) -> Reply {
     // The handler itself may panic before it returns a future.
     let answer: Result<BoxFuture<'static, Reply>, _> =
         std::panic::catch_unwind(AssertUnwindSafe(|| handler.call(call)));
-    let Ok(answer) = answer else { return panicked(link) };
-    match timeout_at(deadline, AssertUnwindSafe(answer).catch_unwind()).await {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(_)) => panicked(link),
-        Err(_) => {
-            link.inner.counters.calls_dropped.add();
-            Reply::error(
-                StatusCode::DeadlineExceeded,
-                "the deadline passed before the handler was done",
-            )
-        }
+    match answer {
+        Ok(answer) => finish(link, answer, deadline).await,
+        Err(_) => panicked(link),
     }
 }
 
-fn panicked(link: &Link) -> Reply {
+/// Runs a handler's future to its answer, its panic or the deadline.
+pub(crate) async fn finish(link: &Link, answer: BoxFuture<'static, Reply>, deadline: Instant) -> Reply {
+    match timeout_at(deadline, AssertUnwindSafe(answer).catch_unwind()).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(_)) => panicked(link),
+        Err(_) => too_late(link),
+    }
+}
+
+pub(crate) fn too_late(link: &Link) -> Reply {
+    link.inner.counters.calls_dropped.add();
+    Reply::error(
+        StatusCode::DeadlineExceeded,
+        "the deadline passed before the handler was done",
+    )
+}
+
+pub(crate) fn panicked(link: &Link) -> Reply {
     link.inner.counters.handler_panics.add();
     Reply::error(StatusCode::Internal, "the handler panicked")
 }
@@ -258,7 +363,7 @@ pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
 }
 
 async fn send_reply(link: &Link, outgoing: &mut Outgoing, reply: Reply, deadline: Instant) -> Result<(), Refusal> {
-    let mut frames = codec::reply_frames(fitting(link, reply), 0);
+    let mut frames = codec::reply_frames(&fitting(link, reply), 0);
     match timeout_at(deadline.max(Instant::now()) + REPLY_GRACE, outgoing.send(&mut frames)).await {
         Ok(Ok(())) => {
             outgoing.finish();

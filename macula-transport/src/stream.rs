@@ -16,15 +16,26 @@ pub(crate) enum StreamKind {
     Control,
     /// One call.
     Call,
+    /// Small calls, one after another.
+    Lane,
+    /// A reply to a call on a lane, too large for it.
+    Reply,
     /// A request of the DHT.
     Dht,
 }
+
+/// Small calls go before large messages, so that these never hold them up (P5).
+pub(crate) const LANE_PRIORITY: i32 = 1;
+/// How many chunks are read at once.
+pub(crate) const READ_BATCH: usize = 32;
 
 impl StreamKind {
     pub(crate) const fn byte(self) -> u8 {
         match self {
             Self::Control => 0x01,
             Self::Call => 0x02,
+            Self::Lane => 0x03,
+            Self::Reply => 0x04,
             Self::Dht => 0x10,
         }
     }
@@ -33,6 +44,8 @@ impl StreamKind {
         match byte {
             0x01 => Some(Self::Control),
             0x02 => Some(Self::Call),
+            0x03 => Some(Self::Lane),
+            0x04 => Some(Self::Reply),
             0x10 => Some(Self::Dht),
             _ => None,
         }
@@ -63,6 +76,8 @@ impl From<ResetCode> for VarInt {
 pub(crate) struct Outgoing {
     stream: quinn::SendStream,
     finished: bool,
+    /// A send began and has not ended.
+    halfway: bool,
 }
 
 /// The peer or the connection ended a sending half.
@@ -89,12 +104,31 @@ impl Outgoing {
         Self {
             stream,
             finished: false,
+            halfway: false,
         }
     }
 
     /// Sends every chunk, waiting for the peer's credit.
+    ///
+    /// When this is given up halfway, the stream holds part of a frame: nothing more is sent on it.
     pub(crate) async fn send(&mut self, chunks: &mut [Bytes]) -> Result<(), SendError> {
-        Ok(self.stream.write_all_chunks(chunks).await?)
+        if std::mem::replace(&mut self.halfway, true) {
+            self.reset(ResetCode::Cancelled);
+            return Err(SendError::Stopped);
+        }
+        self.stream.write_all_chunks(chunks).await?;
+        self.halfway = false;
+        Ok(())
+    }
+
+    /// Which of its opener's streams it is.
+    pub(crate) fn index(&self) -> u64 {
+        self.stream.id().index()
+    }
+
+    pub(crate) fn set_priority(&self, priority: i32) {
+        // Fails only when the stream is over.
+        let _ = self.stream.set_priority(priority);
     }
 
     /// Ends this half after what was sent, but a drop still takes it back: the peer learns that nobody waits any more.
@@ -144,6 +178,8 @@ pub(crate) enum ReceiveError {
     Reset(u64),
     Lost(Lost),
     Frame(FrameError),
+    /// A frame is not what it should be.
+    Broken,
 }
 
 impl From<FrameError> for ReceiveError {
@@ -195,6 +231,35 @@ impl Incoming {
                     return Ok(None);
                 }
             }
+        }
+    }
+
+    /// Reads what has arrived and gives its frames to `take`; false when the peer finished the stream between two.
+    pub(crate) async fn fill(
+        &mut self,
+        chunks: &mut [Bytes; READ_BATCH],
+        mut take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
+    ) -> Result<bool, ReceiveError> {
+        let Some(count) = self.stream.read_chunks(chunks).await? else {
+            self.decoder.finish()?;
+            return Ok(false);
+        };
+        for chunk in &mut chunks[..count] {
+            self.decoder.push(std::mem::take(chunk));
+            while let Some(frame) = self.decoder.next_frame()? {
+                take(frame)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Eight bytes before any frame.
+    pub(crate) async fn number(&mut self) -> Result<Option<u64>, ReceiveError> {
+        let mut bytes = [0; 8];
+        match self.stream.read_exact(&mut bytes).await {
+            Ok(()) => Ok(Some(u64::from_be_bytes(bytes))),
+            Err(quinn::ReadExactError::FinishedEarly(_)) => Ok(None),
+            Err(quinn::ReadExactError::ReadError(error)) => Err(error.into()),
         }
     }
 

@@ -19,7 +19,8 @@ async fn p1_concurrent_dials_are_one_dial() {
     }
     assert_eq!((client.pool().stats().opened, provider.pool().stats().accepted), (1, 1));
     echoes(&connect(&client, &provider).await.unwrap(), "again").await;
-    assert_eq!((client.pool().stats().opened, client.pool().stats().reused), (1, 1));
+    let stats = client.pool().stats();
+    assert!(stats.opened == 1 && stats.reused >= 1, "{stats:?}");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use macula_wire::Signer;
 
-use super::Dht;
+use super::{Dht, publish::JobId};
 use crate::{
     Backend, Contact, Declined, Insertion, Outcome, Output, QueryId, Refusal, Reply, Request, RequestFailed, RequestId,
     Response, Role,
@@ -18,7 +18,7 @@ pub(super) enum Purpose {
     /// A step of a lookup, on one of its paths.
     Step { query: QueryId, path: u8, hop: u8 },
     /// Storing a record for a job.
-    Store { job: QueryId },
+    Store { job: JobId },
     /// A stranger asked something; does it answer too?
     Probe,
     /// An entry that may have to give way to a newcomer.
@@ -95,7 +95,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// A peer answered as asked.
     fn on_answer(&mut self, now: Instant, contact: Contact, purpose: Purpose, response: Response, role: Role) {
-        self.welcome(now, contact.clone(), role);
+        self.welcome(now, contact.clone(), role, purpose);
         match (purpose, response) {
             (Purpose::Step { query, path, hop }, response) => {
                 if !self.on_step_answer(now, query, path, hop, &contact, response) {
@@ -167,14 +167,18 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     /// A peer answered a request of ours: it may enter the routing table.
-    pub(super) fn welcome(&mut self, now: Instant, contact: Contact, role: Role) {
+    fn welcome(&mut self, now: Instant, contact: Contact, role: Role, purpose: Purpose) {
         if role == Role::Client {
             return;
         }
-        match self.table.insert(now, contact.clone(), self.config.stale_after) {
-            Insertion::Added => self.on_neighbour(now, &contact),
+        let insertion = self.table.insert(now, contact.clone(), self.config.stale_after);
+        // A stranger may have to wait for a place here, and still have to hold what is held here.
+        if insertion == Insertion::Added || purpose == Purpose::Probe {
+            self.on_neighbour(now, &contact);
+        }
+        match insertion {
             Insertion::Waiting { ping: Some(oldest) } => self.send(now, oldest, Purpose::Check, Request::Ping),
-            Insertion::Waiting { ping: None } | Insertion::Refreshed | Insertion::Refused => {}
+            Insertion::Added | Insertion::Refreshed | Insertion::Refused | Insertion::Waiting { ping: None } => {}
         }
     }
 }

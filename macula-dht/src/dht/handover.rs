@@ -1,7 +1,8 @@
 //! Records for a node that is newly among the closest to their keys.
 //!
-//! Every holder notices a newcomer, so each record would be sent k times. Only those among the [`SENDERS`] closest to a key
-//! send it: enough that one of them may fail, and the publisher's next round mends the rest.
+//! A newcomer looks up its own id, and so meets the nodes closest to itself. Of the holders of a key each would send it the
+//! same records, so only the [`SENDERS`] of them that are closest to the newcomer do, which it met if any: enough that one may
+//! fail, and the publisher's next round mends the rest.
 //!
 //! The keys are gone through a few at a time: however many records there are, a newcomer costs little at once.
 
@@ -12,8 +13,8 @@ use macula_wire::{NodeId, ServiceKey, SignedProvider, Signer};
 use super::{Dht, exchange::Purpose};
 use crate::{Backend, Contact, K, MAX_PUBLISH_RECORDS, Point, Request, clock::Tick};
 
-/// How many of the closest holders of a key hand its records over.
-const SENDERS: usize = 2;
+/// How many of the holders of a key hand its records over.
+const SENDERS: usize = 3;
 /// The most newcomers that wait for their records. One beyond that gets them from the publishers' next round.
 const MAX_WAITING: usize = 16;
 /// The most keys looked at in one step.
@@ -31,7 +32,7 @@ pub(super) struct HandOver {
 }
 
 impl<S: Signer, B: Backend> Dht<S, B> {
-    /// A node entered the table; some of what this one holds may be its to hold.
+    /// A node turned up; some of what this one holds may be its to hold.
     pub(super) fn plan_hand_over(&mut self, now: Instant, to: &Contact) {
         let first = ServiceKey::from_bytes([0; 32]);
         if !self.is_node() || self.handovers.len() >= MAX_WAITING || self.store.keys_from(&first).next().is_none() {
@@ -82,9 +83,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 self.send(now, to.clone(), Purpose::HandOver, request);
             }
         }
-        if let Some(from) = resume
-            && self.table.contains(to.node_id())
-        {
+        if let Some(from) = resume {
             self.handovers.push_front(HandOver { to, from });
         }
         if !self.handovers.is_empty() {
@@ -92,19 +91,21 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
-    /// Whether `node` is among the k closest to `key`, and this one is among those that tell it what there is: the closest
-    /// holders, and the owner.
+    /// Whether `node` is among the k closest to `key`, and this one is among those that tell it what there is: the holders
+    /// closest to it, and the owner.
     fn is_newly_responsible(&self, node: &NodeId, key: &ServiceKey) -> bool {
-        let point = Point::from(key);
-        let own = Point::from(self.own).distance(&point);
-        let (mut closer, mut found) = (0, false);
-        for contact in self.table.closest(&point, K) {
-            if contact.node_id() == node {
-                found = true;
-            } else if Point::from(contact.node_id()).distance(&point) < own {
-                closer += 1;
-            }
+        let (point, newcomer) = (Point::from(key), Point::from(node));
+        let (distance, own) = (newcomer.distance(&point), newcomer.distance(&self.own.into()));
+        let (mut closer, mut nearer) = (0, 0);
+        for contact in self
+            .table
+            .closest(&point, K)
+            .filter(|contact| contact.node_id() != node)
+        {
+            let other = Point::from(contact.node_id());
+            closer += usize::from(other.distance(&point) < distance);
+            nearer += usize::from(other.distance(&newcomer) < own);
         }
-        found && (closer < SENDERS || self.services.contains_key(key))
+        closer < K && (nearer < SENDERS || self.services.contains_key(key))
     }
 }

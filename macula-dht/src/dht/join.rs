@@ -258,7 +258,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
-    /// A node entered the routing table.
+    /// A node turned up that was not known.
     pub(super) fn on_neighbour(&mut self, now: Instant, contact: &Contact) {
         self.joining
             .remembered

@@ -6,6 +6,7 @@
 //! **Invariants:** nothing here blocks, sleeps, or reads a clock; every table and queue has a limit; of one query there is at
 //! most one final event; an answer that was not asked for, or comes too late, changes nothing.
 
+mod coverage;
 mod exchange;
 mod handover;
 mod join;
@@ -16,7 +17,6 @@ mod serve;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
     time::Instant,
 };
 
@@ -24,10 +24,11 @@ use macula_wire::{NodeId, Realm, RealmHash, ServiceKey, ServiceName, Signer, Ver
 
 pub use self::publish::{AdvertiseError, MAX_JOBS};
 use self::{
+    coverage::Coverage,
     exchange::Inflight,
     handover::HandOver,
     join::Joining,
-    publish::{Job, Service},
+    publish::{Job, JobId, Service},
     queries::Query,
 };
 use crate::{
@@ -114,10 +115,11 @@ pub struct Dht<S, B = Memory> {
     services: BTreeMap<ServiceKey, Service>,
     /// When each service is to be published next: one element a service without a running job.
     due: BTreeSet<(Tick, ServiceKey)>,
-    jobs: BTreeMap<QueryId, Job>,
+    jobs: BTreeMap<JobId, Job>,
+    next_job: u64,
 
-    /// Services of a region that was just looked up, with the region's nodes.
-    ready: VecDeque<(ServiceKey, Arc<[Contact]>)>,
+    /// What the lookups of this sweep have shown.
+    coverage: Coverage,
     handovers: VecDeque<HandOver>,
     handover_at: Option<Tick>,
     size: SizeEstimate,
@@ -160,7 +162,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             services: BTreeMap::new(),
             due: BTreeSet::new(),
             jobs: BTreeMap::new(),
-            ready: VecDeque::new(),
+            next_job: 0,
+            coverage: Coverage::default(),
             handovers: VecDeque::new(),
             handover_at: None,
             size: SizeEstimate::default(),
@@ -259,6 +262,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             soft,
             due,
             self.joining.due(),
+            self.handover_at,
             self.commit_at,
             Some(self.maintain_at),
         ];

@@ -3,14 +3,14 @@
 //! A job looks up the nodes closest to the key, then sends them the record. One service has at most one job; a newer one
 //! replaces it. Services that are due are taken in the order of their time and then of their keys, [`MAX_JOBS`] at once.
 //!
-//! Many services are one sweep through the key space: when another one is due soon within the subtree that holds a key's k
-//! closest nodes, the lookup takes in the whole subtree, after which the k closest of every key in it are known exactly, and
-//! all the services in it are published without another lookup. That takes about n / k lookups however many services there are.
+//! Many services are one sweep through the key space: what the lookups of the last half minute met is remembered, and a key
+//! around which everybody is known needs no lookup. Where services lie dense, the lookups are for what is not known yet rather than
+//! for the keys, so that they are as many as there are neighbourhoods, about n / k, however many services there are.
+//!
+//! Where the k closest nodes lie denser than chance would have it, somebody may have made ids to surround the key. The record
+//! then goes to everybody in the region that k nodes take up on average, the k closest among them.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use macula_wire::{Advertisement, MAX_TTL, NodeId, RecordError, ServiceKey, Signer, VerifiedProvider};
 
@@ -20,7 +20,7 @@ use super::{
     queries::{Goal, Query},
 };
 use crate::{
-    Backend, Contact, Distance, Event, InsertError, K, Origin, Outcome, Output, Point, QueryId, Refusal, Request,
+    Backend, Contact, Distance, Event, InsertError, Origin, Outcome, Output, Point, QueryId, Refusal, Request,
     clock::{Tick, nanos},
 };
 
@@ -34,6 +34,10 @@ const MIN_REFRESH: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(5);
 /// How far ahead of its time a service is published when its neighbours are.
 const SWEEP_AHEAD: Duration = Duration::from_secs(5);
+/// How many other services must be due in a key's neighbourhood for the whole of it to be looked up.
+const DENSE: usize = 3;
+/// The most lookups of one job.
+const MAX_LOOKUPS: u32 = 24;
 /// By how much a sequence number grows, doubled each time, when holders know a larger one.
 const SEQ_STEP: u64 = 60_000;
 
@@ -58,12 +62,16 @@ pub(super) struct Service {
     longest_ttl: Duration,
     /// Who acknowledged the last publication.
     holders: Vec<Contact>,
-    job: Option<QueryId>,
+    job: Option<JobId>,
     /// When it is published next.
     next: Tick,
     /// How often in a row holders knew a larger sequence number.
     outdated: u32,
 }
+
+/// A publication under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct JobId(u64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -71,7 +79,7 @@ enum Kind {
     Withdraw,
 }
 
-/// A publication under way.
+/// What a publication is for and how far it is.
 #[derive(Debug)]
 pub(super) struct Job {
     key: ServiceKey,
@@ -79,6 +87,10 @@ pub(super) struct Job {
     record: VerifiedProvider,
     /// Holders of earlier records, who are told of a withdrawal even if they are no longer among the closest.
     former: Vec<Contact>,
+    lookup: Option<QueryId>,
+    lookups: u32,
+    /// Where everybody is to get the record, because the k closest are a crowd.
+    region: Option<Distance>,
     waiting: usize,
     holders: Vec<Contact>,
     refused: Vec<(NodeId, Refusal)>,
@@ -147,7 +159,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let stored = self.store.insert(now, record.clone(), Origin::Local);
         debug_assert!(stored.is_ok(), "{stored:?}");
         self.touch_backend(now);
-        self.start_job(now, key, Kind::Withdraw, record, service.holders, None);
+        self.start_job(now, key, Kind::Withdraw, record, service.holders);
     }
 
     /// The keys this node advertises, ascending.
@@ -159,16 +171,11 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     pub(super) fn start_due_jobs(&mut self, now: Instant) {
         let tick = self.clock.tick(now);
         while self.jobs.len() < MAX_JOBS {
-            if let Some((key, nodes)) = self.ready.pop_front() {
-                self.publish(now, key, Some(&nodes));
-            } else if let Some(&(due, key)) = self.due.first()
-                && due <= tick
-            {
-                self.due.pop_first();
-                self.publish(now, key, None);
-            } else {
+            let Some(&(_, key)) = self.due.first().filter(|(due, _)| *due <= tick) else {
                 break;
-            }
+            };
+            self.due.pop_first();
+            self.publish(now, key);
         }
     }
 
@@ -184,13 +191,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.start_due_jobs(now);
     }
 
-    /// Publishes a service, to the closest of `nodes` when these are known to hold all that are closest.
-    fn publish(&mut self, now: Instant, key: ServiceKey, nodes: Option<&[Contact]>) {
+    fn publish(&mut self, now: Instant, key: ServiceKey) {
         let Some(service) = self.services.get(&key) else { return };
-        if service.job.is_some() || self.due.contains(&(service.next, key)) {
-            // It was advertised anew while it was waiting.
-            return;
-        }
         let advertisement = service.advertisement.clone();
         let published = self
             .store
@@ -220,7 +222,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             service.next = next;
             self.due.insert((next, key));
         }
-        let id = self.start_job(now, key, Kind::Advertise, record, Vec::new(), nodes);
+        let id = self.start_job(now, key, Kind::Advertise, record, Vec::new());
         // A job may end at once.
         if let Some(service) = self.services.get_mut(&key)
             && self.jobs.contains_key(&id)
@@ -247,10 +249,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         last.max(held).saturating_add(1).max(self.clock.unix_ms(now))
     }
 
-    fn cancel(&mut self, job: Option<QueryId>) {
-        if let Some(job) = job {
-            self.jobs.remove(&job);
-            self.queries.remove(&job);
+    fn cancel(&mut self, job: Option<JobId>) {
+        if let Some(lookup) = job.and_then(|job| self.jobs.remove(&job)).and_then(|job| job.lookup) {
+            self.queries.remove(&lookup);
         }
     }
 
@@ -261,101 +262,99 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         kind: Kind,
         record: VerifiedProvider,
         former: Vec<Contact>,
-        nodes: Option<&[Contact]>,
-    ) -> QueryId {
+    ) -> JobId {
+        let id = JobId(self.next_job);
+        self.next_job += 1;
         let job = Job {
             key,
             kind,
             record,
             former,
+            lookup: None,
+            lookups: 0,
+            region: None,
             waiting: 0,
             holders: Vec::new(),
             refused: Vec::new(),
             unreachable: 0,
         };
-        let started = match nodes {
-            Some(_) => Err(TooManyQueries),
-            None => self.start(now, key.into(), Goal::Publish),
-        };
-        match started {
-            Ok(id) => {
-                self.jobs.insert(id, job);
-                self.pump(now, id);
-                id
+        self.jobs.insert(id, job);
+        let point = Point::from(key);
+        match self.coverage.closest(self.clock.tick(now), &point, None) {
+            Ok(closest) if !closest.is_empty() => self.send_records(now, id, closest),
+            Err(gap) if self.is_dense(now, &key) => self.look_up(now, id, gap),
+            Ok(_) | Err(_) => self.look_up(now, id, point),
+        }
+        id
+    }
+
+    /// Starts a lookup for a job: for its key, or for what is not known around it.
+    fn look_up(&mut self, now: Instant, id: JobId, target: Point) {
+        let lookup = self.start(now, target, Goal::Publish(id));
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        match lookup {
+            Ok(lookup) => {
+                job.lookup = Some(lookup);
+                job.lookups += 1;
+                self.pump(now, lookup);
             }
-            Err(TooManyQueries) => {
-                // The nodes are known, or there is no room for a lookup: then a refresh comes round again, and a withdrawal
-                // goes to those who hold the record.
-                let id = QueryId(self.next_query);
-                self.next_query += 1;
-                self.jobs.insert(id, job);
-                let point = Point::from(key);
-                let mut closest = nodes.unwrap_or_default().to_vec();
-                closest.sort_by_cached_key(|contact| Point::from(contact.node_id()).distance(&point));
-                closest.truncate(K);
-                self.send_records(now, id, closest);
-                id
-            }
+            // No room. A refresh comes round again, and a withdrawal goes to those who hold the record.
+            Err(TooManyQueries) => self.send_records(now, id, Vec::new()),
         }
     }
 
-    /// The lookup for a job's key has come to its end: the record goes out, or the lookup goes on through the subtree for the
-    /// sake of other services there.
-    pub(super) fn on_publish_lookup(&mut self, now: Instant, id: QueryId, mut query: Query) {
-        let (Some(job), [lookup]) = (self.jobs.get(&id), &mut query.paths[..]) else {
-            return;
-        };
-        let (key, point) = (job.key, Point::from(job.key));
-        // With fewer than k in all, everybody is known.
-        let bits = lookup.kth().map_or(0, |kth| kth.shared_bits());
-        let others = self.due_within(now, &key, bits);
-        if !others.is_empty() && lookup.kth().is_some() && !lookup.is_widened() {
-            lookup.widen(Distance::within(bits));
-            if !lookup.is_finished() {
-                self.queries.insert(id, query);
-                return self.pump(now, id);
-            }
-        }
+    /// A lookup of a job has come to its end: the record goes out, or something is still to be looked up.
+    pub(super) fn on_publish_lookup(&mut self, now: Instant, id: JobId, query: &Query) {
+        let [lookup] = &query.paths[..] else { return };
+        let tick = self.clock.tick(now);
+        self.coverage.add(tick, lookup.target(), lookup.closest());
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        job.lookup = None;
+        let (key, point, may_look) = (job.key, Point::from(job.key), job.lookups < MAX_LOOKUPS);
+        let own = *lookup.target() == point;
         let crowd = lookup
             .kth()
-            .filter(|&kth| self.size.is_crowded(kth))
+            .filter(|&kth| own && self.size.is_crowded(kth))
             .and_then(|_| self.size.region(1.0));
-        let nodes: Arc<[Contact]> = lookup.all_answered().cloned().collect();
-        if crowd.is_none() {
-            for other in others {
-                if let Some(service) = self.services.get(&other) {
-                    self.due.remove(&(service.next, other));
-                    self.ready.push_back((other, Arc::clone(&nodes)));
-                }
+        if own && crowd.is_none() {
+            // The k closest themselves, with no need to know more.
+            let closest = lookup.closest().cloned().collect();
+            return self.send_records(now, id, closest);
+        }
+        let region = crowd.or(self.jobs.get(&id).and_then(|job| job.region));
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.region = region;
+        }
+        match self.coverage.closest(tick, &point, region) {
+            Ok(closest) => self.send_records(now, id, closest),
+            Err(gap) if may_look && (region.is_some() || self.is_dense(now, &key)) => self.look_up(now, id, gap),
+            Err(_) if may_look => self.look_up(now, id, point),
+            Err(_) => {
+                let closest = self.coverage.best(&point, region);
+                self.send_records(now, id, closest);
             }
         }
-        let within =
-            |contact: &Contact| crowd.is_some_and(|region| Point::from(contact.node_id()).distance(&point) <= region);
-        let targets = nodes
-            .iter()
-            .enumerate()
-            .filter(|(at, contact)| *at < K || within(contact));
-        let targets = targets.map(|(_, contact)| contact.clone()).collect();
-        self.send_records(now, id, targets);
-        self.start_due_jobs(now);
     }
 
-    /// Other services that share `bits` bits with `key` and are due soon.
-    fn due_within(&self, now: Instant, key: &ServiceKey, bits: usize) -> Vec<ServiceKey> {
+    /// Whether others of this node's services lie so close to `key`, and are due so soon, that its neighbourhood is worth
+    /// knowing: more of them than lookups it would take.
+    fn is_dense(&self, now: Instant, key: &ServiceKey) -> bool {
+        let Some(region) = self.size.region(1.0) else {
+            return false;
+        };
         let soon = self.clock.tick(now) + nanos(SWEEP_AHEAD);
-        let point = Point::from(key);
+        let (point, bits) = (Point::from(key), region.shared_bits());
         let first = ServiceKey::from_bytes(point.with_tail(bits, false).to_bytes());
         let last = ServiceKey::from_bytes(point.with_tail(bits, true).to_bytes());
-        let near = self.services.range(first..=last);
-        near.filter(|(other, service)| {
-            *other != key && service.next <= soon && self.due.contains(&(service.next, **other))
-        })
-        .map(|(other, _)| *other)
-        .collect()
+        self.services
+            .range(first..=last)
+            .filter(|(_, service)| service.next <= soon)
+            .nth(DENSE)
+            .is_some()
     }
 
     /// A job's targets are known: they get the record.
-    fn send_records(&mut self, now: Instant, id: QueryId, closest: Vec<Contact>) {
+    fn send_records(&mut self, now: Instant, id: JobId, closest: Vec<Contact>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let mut targets = closest;
         for contact in std::mem::take(&mut job.former) {
@@ -376,7 +375,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     /// One of a job's targets answered, or did not.
-    pub(super) fn on_stored(&mut self, now: Instant, id: QueryId, contact: Contact, outcome: Option<Outcome>) {
+    pub(super) fn on_stored(&mut self, now: Instant, id: JobId, contact: Contact, outcome: Option<Outcome>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.waiting = job.waiting.saturating_sub(1);
         match outcome {
@@ -387,7 +386,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.end_job_if_done(now, id);
     }
 
-    fn end_job_if_done(&mut self, now: Instant, id: QueryId) {
+    fn end_job_if_done(&mut self, now: Instant, id: JobId) {
         if self.jobs.get(&id).is_none_or(|job| job.waiting > 0) {
             return;
         }

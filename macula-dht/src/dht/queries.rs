@@ -7,7 +7,7 @@ use std::{
 
 use macula_wire::{NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider};
 
-use super::{Dht, MAX_QUERIES, TooManyQueries, exchange::Purpose};
+use super::{Dht, MAX_QUERIES, TooManyQueries, exchange::Purpose, publish::JobId};
 use crate::{
     Backend, Contact, Event, K, Output, Point, QueryId, QueryResult, Request, Response, Stats, Want, clock::Tick,
     lookup::Lookup,
@@ -26,7 +26,7 @@ pub(super) enum Goal {
     /// The caller wants providers.
     Providers(Search),
     /// A job wants to know where to publish.
-    Publish,
+    Publish(JobId),
     /// Joining: the closest nodes are to know this one.
     Join,
     /// Keeping a bucket fresh.
@@ -316,7 +316,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         let nobody = answered == 0 && query.had_contacts;
         let result = match query.goal {
-            Goal::Publish => return self.on_publish_lookup(now, id, query),
+            Goal::Publish(job) => return self.on_publish_lookup(now, job, &query),
             Goal::Join => return self.on_join_lookup(now, answered),
             Goal::Refresh => return self.start_refreshes(now),
             Goal::Nodes if nobody => QueryResult::Unreachable,
@@ -342,7 +342,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     /// Lets a lookup that has come to its end go on, when its end may be where somebody wants it to be.
     ///
     /// A search that was told by a whole neighbourhood that there is no provider asks the region around a crowd, and then goes
-    /// again on disjoint paths. A publication to a crowd goes to the region too. In a network no larger than k everybody has
+    /// again on disjoint paths. In a network no larger than k everybody has
     /// been asked, and there is nothing to try.
     fn try_harder(&mut self, now: Instant, id: QueryId) -> bool {
         let Some(query) = self.queries.get_mut(&id) else {
@@ -356,10 +356,6 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             None
         };
         match &mut query.goal {
-            Goal::Publish => match crowd {
-                Some(region) if !lookup.is_widened() => lookup.widen(region),
-                Some(_) | None => return false,
-            },
             Goal::Providers(search) if search.live == 0 && search.effort < Effort::Disjoint => match crowd {
                 Some(region) if search.effort == Effort::Plain => {
                     search.effort = Effort::Region;
@@ -375,7 +371,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                     }
                 }
             },
-            Goal::Providers(_) | Goal::Nodes | Goal::Join | Goal::Refresh => return false,
+            Goal::Providers(_) | Goal::Nodes | Goal::Publish(_) | Goal::Join | Goal::Refresh => return false,
         }
         self.pump(now, id);
         true
@@ -394,7 +390,7 @@ impl Query {
                 key: search.key,
                 after: None,
             },
-            Goal::Nodes | Goal::Publish | Goal::Join | Goal::Refresh => Request::FindNode { target: target() },
+            Goal::Nodes | Goal::Publish(_) | Goal::Join | Goal::Refresh => Request::FindNode { target: target() },
         }
     }
 

@@ -92,7 +92,7 @@ impl Service {
     }
 }
 
-struct Watched(mpsc::UnboundedSender<Seen>);
+pub(crate) struct Watched(pub(crate) mpsc::UnboundedSender<Seen>);
 
 impl Drop for Watched {
     fn drop(&mut self) {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use macula_node::{BootstrapAddr, Endpoint, Realm, ServiceName, Strategy};
 
 use crate::serve::Serve;
@@ -91,9 +91,10 @@ pub(crate) struct CallArgs {
     pub(crate) data: String,
     #[command(flatten)]
     pub(crate) mesh: MeshArgs,
-    /// How a provider is chosen.
+    /// How a provider is chosen: `first`, `random`, `round_robin`, `weighted_round_robin`, `weighted_random`, `p2c` or
+    /// `least_loaded`.
     #[arg(long, value_name = "STRATEGY", default_value = "random", env = "MACULA_STRATEGY")]
-    pub(crate) strategy: StrategyArg,
+    pub(crate) strategy: Strategy,
     /// How long the whole call may take, like `2s` or `500ms`.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
@@ -137,9 +138,9 @@ pub(crate) struct DemoArgs {
     /// How many calls to make.
     #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) calls: u32,
-    /// How a provider is chosen.
+    /// How a provider is chosen, as for `macula call`.
     #[arg(long, value_name = "STRATEGY", default_value = "round_robin")]
-    pub(crate) strategy: StrategyArg,
+    pub(crate) strategy: Strategy,
     /// The size of each request, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=4_000_000))]
     pub(crate) payload: u32,
@@ -149,28 +150,6 @@ pub(crate) struct DemoArgs {
     /// Prints exactly one JSON object on standard output, and nothing else there.
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// A selection strategy by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-pub(crate) enum StrategyArg {
-    /// The first of the directory's list, the same for every caller.
-    First,
-    /// Any, with equal chances.
-    Random,
-    /// One after another.
-    RoundRobin,
-}
-
-impl From<StrategyArg> for Strategy {
-    fn from(arg: StrategyArg) -> Self {
-        match arg {
-            StrategyArg::First => Self::First,
-            StrategyArg::Random => Self::Random,
-            StrategyArg::RoundRobin => Self::RoundRobin,
-        }
-    }
 }
 
 /// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.

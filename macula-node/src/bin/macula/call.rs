@@ -34,7 +34,7 @@ async fn call(node: &Node, args: &CallArgs, payload: Bytes) -> Result<Answer, Ca
     let mut call = node
         .client()
         .request(&args.service)
-        .strategy(args.strategy.into())
+        .strategy(args.strategy)
         .timeout(args.timeout);
     if let Some(attempts) = args.max_attempts {
         call = call.max_attempts(attempts);

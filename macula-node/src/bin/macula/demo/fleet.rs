@@ -83,7 +83,7 @@ impl ProviderProcess {
     }
 
     /// Starts the process again, with the same key on the same port.
-    pub(crate) async fn restart(&mut self, service: &str) -> anyhow::Result<()> {
+    pub(crate) async fn restart(mut self, service: &'static str) -> anyhow::Result<Self> {
         let listen = format!("{}:{}", self.endpoint.host(), self.endpoint.port());
         let (child, ready) = spawn(&listen, &self.identity, self.bootstrap.as_deref(), service)
             .await
@@ -92,7 +92,7 @@ impl ProviderProcess {
             bail!("the restarted provider has another identity");
         }
         self.child = child;
-        Ok(())
+        Ok(self)
     }
 }
 

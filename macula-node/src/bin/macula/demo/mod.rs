@@ -6,8 +6,8 @@ mod tally;
 
 use std::{
     sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU32, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
     },
     time::Duration,
 };
@@ -31,6 +31,11 @@ const CALLERS: u32 = 8;
 /// they end. Without a kill there is less to watch.
 const SPREAD_OVER: Duration = Duration::from_secs(15);
 const SPREAD_OVER_WITHOUT_KILL: Duration = Duration::from_secs(4);
+
+/// While the killed provider has not answered again, the last [`LAST_SHARE`]th of the calls are spread over this time: it may
+/// take the client a while to try it again.
+const SPREAD_LAST_OVER: Duration = Duration::from_secs(25);
+const LAST_SHARE: u32 = 6;
 
 /// How long a provider is waited for before another is tried.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -70,13 +75,16 @@ async fn demonstrate(args: &DemoArgs) -> Result<(), Failure> {
             .collect(),
         killed,
         connections_opened: client.connection_stats().opened,
-        strategy: Strategy::from(args.strategy),
+        strategy: args.strategy,
         payload: args.payload,
     };
     if args.json {
-        println!("{}", summary.to_json())
+        println!(
+            "{}",
+            summary.to_json().context("the summary cannot be written as JSON")?
+        );
     } else {
-        print!("{summary}")
+        print!("{summary}");
     }
     client.shutdown().await;
     fleet.stop().await;
@@ -126,10 +134,15 @@ struct Work {
     strategy: Strategy,
     payload: Bytes,
     calls: u32,
-    next: AtomicU32,
     phase: AtomicU8,
-    start: Instant,
+    schedule: Mutex<Schedule>,
     spread_over: Duration,
+}
+
+/// Which call is next, and when it is due.
+struct Schedule {
+    next: u32,
+    due: Instant,
 }
 
 impl Work {
@@ -141,15 +154,27 @@ impl Work {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
+    /// When the next call is due; `None` when there is none.
+    fn next_due(&self) -> Option<Instant> {
+        let mut schedule = self.schedule.lock().unwrap_or_else(PoisonError::into_inner);
+        if schedule.next >= self.calls {
+            return None;
+        }
+        let last = self.calls / LAST_SHARE;
+        let pause = match self.phase() {
+            Phase::Down if last > 0 && schedule.next >= self.calls - last => SPREAD_LAST_OVER / last,
+            Phase::Before | Phase::Down | Phase::Back => self.spread_over / self.calls,
+        };
+        schedule.next += 1;
+        let due = schedule.due;
+        schedule.due += pause;
+        Some(due)
+    }
+
     /// Makes calls when they are due until none is left.
     async fn caller(self: Arc<Self>, ended: mpsc::Sender<(Phase, Ended)>) {
-        loop {
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            if number >= self.calls {
-                return;
-            }
-            let due = self.spread_over.mul_f64(f64::from(number) / f64::from(self.calls));
-            tokio::time::sleep_until(self.start + due).await;
+        while let Some(due) = self.next_due() {
+            tokio::time::sleep_until(due).await;
             let call = self.call().await;
             // A call that was under way when the provider was killed belongs to the failover.
             if ended.send((self.phase(), call)).await.is_err() {
@@ -189,12 +214,14 @@ async fn make_calls(args: &DemoArgs, fleet: &mut Fleet, client: &Client) -> anyh
     let work = Arc::new(Work {
         client: client.clone(),
         service: ServiceName::new(SERVICE)?,
-        strategy: args.strategy.into(),
+        strategy: args.strategy,
         payload: (0..args.payload).map(|at| (at % 251) as u8).collect(),
         calls: args.calls,
-        next: AtomicU32::new(0),
         phase: AtomicU8::new(Phase::Before as u8),
-        start: Instant::now(),
+        schedule: Mutex::new(Schedule {
+            next: 0,
+            due: Instant::now(),
+        }),
         spread_over: if args.no_kill {
             SPREAD_OVER_WITHOUT_KILL
         } else {
@@ -211,31 +238,47 @@ async fn make_calls(args: &DemoArgs, fleet: &mut Fleet, client: &Client) -> anyh
     let ids: Vec<_> = fleet.providers.iter().map(|provider| provider.node_id).collect();
     let bar = progress_bar(args);
     let mut tally = Tally::default();
-    let mut victim = fleet.providers.last_mut().filter(|_| !args.no_kill);
-    let mut state = Victim::Alive;
-    while let Some((phase, call)) = endings.recv().await {
-        tally.add(phase, call);
-        bar.set_position(tally.calls());
-        bar.set_message(counts(&ids, &tally, state));
-        let Some(victim) = victim.as_mut() else { continue };
-        match state {
-            Victim::Alive if tally.calls() >= u64::from(args.calls / 3) => {
-                work.enter(Phase::Down);
-                victim.kill().await?;
-                state = Victim::Killed;
+    let mut victim = if args.no_kill { None } else { fleet.providers.pop() };
+    let killed = victim.as_ref().map(|victim| victim.node_id);
+    let mut stage = Stage::Alive;
+    let mut restarting = JoinSet::new();
+    loop {
+        tokio::select! {
+            Some(restarted) = restarting.join_next() => {
+                fleet.providers.push(restarted.context("the restart was given up")??);
             }
-            Victim::Killed if tally.calls() >= u64::from(args.calls / 2) => {
-                victim.restart(SERVICE).await?;
-                state = Victim::Restarted;
+            ending = endings.recv() => {
+                let Some((phase, call)) = ending else { break };
+                tally.add(phase, call);
+                bar.set_position(tally.calls());
+                bar.set_message(counts(&ids, &tally, stage));
+                match (stage, &mut victim) {
+                    (Stage::Alive, Some(victim)) if tally.calls() >= u64::from(args.calls / 3) => {
+                        work.enter(Phase::Down);
+                        victim.kill().await?;
+                        stage = Stage::Killed;
+                    }
+                    (Stage::Killed, slot) if tally.calls() >= u64::from(args.calls / 2) => {
+                        if let Some(victim) = slot.take() {
+                            restarting.spawn(victim.restart(SERVICE));
+                        }
+                        stage = Stage::Restarted;
+                    }
+                    (Stage::Restarted, _) if call.by.is_some() && call.by == killed => {
+                        work.enter(Phase::Back);
+                        stage = Stage::Back;
+                    }
+                    _ => {}
+                }
             }
-            Victim::Restarted if call.by == Some(victim.node_id) => {
-                work.enter(Phase::Back);
-                state = Victim::Back;
-            }
-            Victim::Alive | Victim::Killed | Victim::Restarted | Victim::Back => {}
         }
     }
     bar.finish_and_clear();
+    while let Some(restarted) = restarting.join_next().await {
+        fleet.providers.push(restarted.context("the restart was given up")??);
+    }
+    // Killed and never started again, when there were too few calls.
+    fleet.providers.extend(victim);
     while let Some(caller) = callers.join_next().await {
         caller.context("a caller ended early")?;
     }
@@ -244,7 +287,7 @@ async fn make_calls(args: &DemoArgs, fleet: &mut Fleet, client: &Client) -> anyh
 
 /// What has been done to the provider that is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Victim {
+enum Stage {
     Alive,
     Killed,
     Restarted,
@@ -252,7 +295,7 @@ enum Victim {
     Back,
 }
 
-impl Victim {
+impl Stage {
     const fn note(self) -> &'static str {
         match self {
             Self::Alive => "",
@@ -270,10 +313,10 @@ fn progress_bar(args: &DemoArgs) -> ProgressBar {
 }
 
 /// The calls that each provider has answered, the killed one last.
-fn counts(ids: &[NodeId], tally: &Tally, victim: Victim) -> String {
+fn counts(ids: &[NodeId], tally: &Tally, stage: Stage) -> String {
     let counts: Vec<_> = ids
         .iter()
         .map(|id| format!("{} {}", id.short(), tally.answered_by(id)))
         .collect();
-    format!("{}{}", counts.join("  "), victim.note())
+    format!("{}{}", counts.join("  "), stage.note())
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use macula_node::{Endpoint, NodeId, Strategy};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use super::tally::{Phase, PhaseTally, Tally};
 
@@ -22,21 +22,25 @@ impl Summary<'_> {
         self.tally.phase(Phase::Down).map_or(0, PhaseTally::max_us)
     }
 
-    pub(crate) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Result<String, serde_json::Error> {
         let (calls, failed) = (self.tally.calls(), self.tally.failed());
-        let provider = |(id, endpoint): &(NodeId, Endpoint)| json!({ "node_id": id.to_string(), "endpoint": endpoint.to_string(), "calls": self.tally.answered_by(id) });
-        json!({
-            "calls": calls,
-            "ok": calls - failed,
-            "failed": failed,
-            "providers": self.providers.iter().map(provider).collect::<Vec<_>>(),
-            "killed": self.killed.map(|id| id.to_string()),
-            "attempts": self.tally.attempts(),
-            "connections_opened": self.connections_opened,
-            "p50_us": self.tally.quantile_us(0.5),
-            "p99_us": self.tally.quantile_us(0.99),
-            "max_us": self.tally.max_us(),
-            "failover_max_us": self.failover_max_us(),
+        let provider = |(id, endpoint): &(NodeId, Endpoint)| ProviderJson {
+            node_id: id.to_string(),
+            endpoint: endpoint.to_string(),
+            calls: self.tally.answered_by(id),
+        };
+        serde_json::to_string(&SummaryJson {
+            calls,
+            ok: calls - failed,
+            failed,
+            providers: self.providers.iter().map(provider).collect(),
+            killed: self.killed.map(|id| id.to_string()),
+            attempts: self.tally.attempts(),
+            connections_opened: self.connections_opened,
+            p50_us: self.tally.quantile_us(0.5),
+            p99_us: self.tally.quantile_us(0.99),
+            max_us: self.tally.max_us(),
+            failover_max_us: self.failover_max_us(),
         })
     }
 
@@ -57,6 +61,29 @@ impl Summary<'_> {
         }
         writeln!(f)
     }
+}
+
+/// The object that `--json` prints.
+#[derive(Serialize)]
+struct SummaryJson {
+    calls: u64,
+    ok: u64,
+    failed: u64,
+    providers: Vec<ProviderJson>,
+    killed: Option<String>,
+    attempts: u64,
+    connections_opened: u64,
+    p50_us: u32,
+    p99_us: u32,
+    max_us: u32,
+    failover_max_us: u32,
+}
+
+#[derive(Serialize)]
+struct ProviderJson {
+    node_id: String,
+    endpoint: String,
+    calls: u64,
 }
 
 /// The letter a provider goes by in the table.

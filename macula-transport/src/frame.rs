@@ -1,0 +1,271 @@
+//! Call frames written by hand, as the schema has them: no message is built for what is written field by field.
+//!
+//! Decoding is prost's; that both agree is held by a property below.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use macula_wire::proto::MetadataEntry;
+use prost::{Message as _, encoding::encoded_len_varint};
+
+use crate::{
+    CallRequest, Reply,
+    error::Pushback,
+    outbox::{Flush, Outbox},
+    stream::put_varint,
+};
+
+/// The tag of a length-delimited field.
+const fn bytes_tag(field: u8) -> u8 {
+    field << 3 | 2
+}
+
+const fn varint_tag(field: u8) -> u8 {
+    field << 3
+}
+
+fn bytes_field_len(length: usize) -> usize {
+    if length == 0 {
+        0
+    } else {
+        1 + encoded_len_varint(length as u64) + length
+    }
+}
+
+fn put_bytes_field(buffer: &mut BytesMut, field: u8, bytes: &[u8]) {
+    if !bytes.is_empty() {
+        put_length(buffer, field, bytes.len());
+        buffer.put_slice(bytes);
+    }
+}
+
+fn put_length(buffer: &mut BytesMut, field: u8, length: usize) {
+    buffer.put_u8(bytes_tag(field));
+    put_varint(buffer, length as u64);
+}
+
+fn metadata_len(entries: &[MetadataEntry]) -> usize {
+    entries
+        .iter()
+        .map(|entry| entry.encoded_len())
+        .map(|length| 1 + encoded_len_varint(length as u64) + length)
+        .sum()
+}
+
+fn put_metadata(buffer: &mut BytesMut, field: u8, entries: &[MetadataEntry]) {
+    for entry in entries {
+        put_length(buffer, field, entry.encoded_len());
+        entry.encode_raw(buffer);
+    }
+}
+
+/// The start of a `CallFrame` that holds a message of `length` bytes as `field`, its own length in front.
+fn put_frame_start(buffer: &mut BytesMut, call: u64, field: u8, length: usize) {
+    let call_len = if call == 0 { 0 } else { 1 + encoded_len_varint(call) };
+    put_varint(
+        buffer,
+        (call_len + 1 + encoded_len_varint(length as u64) + length) as u64,
+    );
+    if call != 0 {
+        buffer.put_u8(varint_tag(1));
+        put_varint(buffer, call);
+    }
+    put_length(buffer, field, length);
+}
+
+/// The most bytes that the timeout, the flags and the payload's length take.
+const FIXED_HEAD_BYTES: usize = 24;
+
+/// The size of a head without its payload, at most.
+pub(crate) fn head_bytes(request: &CallRequest<'_>) -> usize {
+    bytes_field_len(request.service.as_str().len())
+        + bytes_field_len(request.method.len())
+        + metadata_len(request.metadata())
+        + FIXED_HEAD_BYTES
+}
+
+/// Writes a HEAD frame; the payload goes into it unless there is none for it (`end` is false).
+pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>, timeout_us: u64, end: bool) -> Flush {
+    let payload = if end { request.body.len() } else { 0 };
+    let metadata = request.metadata();
+    let length = bytes_field_len(request.service.as_str().len())
+        + bytes_field_len(request.method.len())
+        + if timeout_us == 0 {
+            0
+        } else {
+            1 + encoded_len_varint(timeout_us)
+        }
+        + metadata_len(metadata)
+        + if end { 2 } else { 0 }
+        + if request.route { 2 } else { 0 }
+        + bytes_field_len(payload);
+    let flush = outbox.write(|buffer| {
+        put_frame_start(buffer, call, 2, length);
+        put_bytes_field(buffer, 1, request.service.as_str().as_bytes());
+        put_bytes_field(buffer, 2, request.method.as_bytes());
+        if timeout_us != 0 {
+            buffer.put_u8(varint_tag(3));
+            put_varint(buffer, timeout_us);
+        }
+        put_metadata(buffer, 4, metadata);
+        if end {
+            buffer.put_slice(&[varint_tag(6), 1]);
+        }
+        if request.route {
+            buffer.put_slice(&[varint_tag(7), 1]);
+        }
+        // Last, so that a large one need not be copied: fields may come in any order.
+        if payload > 0 {
+            put_length(buffer, 5, payload);
+        }
+    });
+    if payload > 0 {
+        outbox.payload(&request.body);
+    }
+    flush
+}
+
+/// Writes a TRAILERS frame with `payload` in it.
+pub(crate) fn put_trailers(outbox: &mut Outbox, call: u64, reply: &Reply, payload: &Bytes) -> Flush {
+    let status = u64::from(reply.status.as_u32());
+    let pushback = reply
+        .pushback
+        .map(Pushback::to_wire)
+        .map(|ms| ((ms << 1) ^ (ms >> 63)) as u64);
+    let metadata = reply.metadata.entries();
+    let length = if status == 0 { 0 } else { 1 + encoded_len_varint(status) }
+        + bytes_field_len(reply.message.len())
+        + if reply.not_started { 2 } else { 0 }
+        + metadata_len(metadata)
+        + bytes_field_len(reply.details.len())
+        + pushback.map_or(0, |zigzag| 1 + encoded_len_varint(zigzag))
+        + bytes_field_len(payload.len());
+    let flush = outbox.write(|buffer| {
+        put_frame_start(buffer, call, 4, length);
+        if status != 0 {
+            buffer.put_u8(varint_tag(1));
+            put_varint(buffer, status);
+        }
+        put_bytes_field(buffer, 2, reply.message.as_bytes());
+        if reply.not_started {
+            buffer.put_slice(&[varint_tag(3), 1]);
+        }
+        put_metadata(buffer, 4, metadata);
+        put_bytes_field(buffer, 6, &reply.details);
+        if let Some(zigzag) = pushback {
+            buffer.put_u8(varint_tag(7));
+            put_varint(buffer, zigzag);
+        }
+        if !payload.is_empty() {
+            put_length(buffer, 5, payload.len());
+        }
+    });
+    if !payload.is_empty() {
+        outbox.payload(payload);
+    }
+    flush
+}
+
+/// Writes a DATA frame.
+pub(crate) fn put_data(outbox: &mut Outbox, call: u64, payload: &Bytes, end: bool) -> Flush {
+    let length = bytes_field_len(payload.len()) + if end { 2 } else { 0 };
+    let flush = outbox.write(|buffer| {
+        put_frame_start(buffer, call, 3, length);
+        if end {
+            buffer.put_slice(&[varint_tag(2), 1]);
+        }
+        if !payload.is_empty() {
+            put_length(buffer, 1, payload.len());
+        }
+    });
+    outbox.payload(payload);
+    flush
+}
+
+/// Writes a CANCEL frame.
+pub(crate) fn put_cancel(outbox: &mut Outbox, call: u64) -> Flush {
+    outbox.write(|buffer| put_frame_start(buffer, call, 5, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use macula_wire::{
+        FrameDecoder, StatusCode,
+        proto::{CallFrame, Data, Head, Trailers, call_frame::Kind},
+    };
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::Metadata;
+
+    fn read(mut outbox: Outbox) -> CallFrame {
+        let mut decoder = FrameDecoder::new(1 << 20);
+        decoder.push(outbox.take().concat().into());
+        let frame = decoder.next_frame().unwrap().unwrap();
+        decoder.finish().unwrap();
+        CallFrame::decode(frame).unwrap()
+    }
+
+    fn payload() -> impl Strategy<Value = Bytes> {
+        prop_oneof![0..100_usize, 4000..20_000_usize].prop_map(|length| Bytes::from(vec![9; length]))
+    }
+
+    fn metadata() -> impl Strategy<Value = Metadata> {
+        let entry = ("[a-z]{0,9}", prop::collection::vec(any::<u8>(), 0..200));
+        prop::collection::vec(entry, 0..4).prop_map(|entries| entries.into_iter().collect())
+    }
+
+    proptest! {
+        #[test]
+        fn frames_written_by_hand_are_what_the_schema_gives(
+            call in prop_oneof![Just(0), any::<u64>()],
+            (service, method) in ("[a-z]{1,128}", "[a-zA-Z/]{0,200}"),
+            (payload, metadata) in (payload(), metadata()),
+            (timeout_us, end, route, not_started) in (any::<u64>(), any::<bool>(), any::<bool>(), any::<bool>()),
+            (status, message, details) in (0..17_u32, "\\PC{0,40}", prop::collection::vec(any::<u8>(), 0..300)),
+            pushback in prop::option::of(-1..1_000_000_i64),
+        ) {
+            let name = service.parse().unwrap();
+            let request = CallRequest::new(&name, payload.clone())
+                .with_method(&method)
+                .with_metadata(&metadata)
+                .with_route(route);
+            let mut outbox = Outbox::default();
+            let _ = put_head(&mut outbox, call, &request, timeout_us, end);
+            let head = Head {
+                service,
+                method: method.clone(),
+                timeout_us,
+                metadata: metadata.entries().to_vec(),
+                payload: if end { payload.clone() } else { Bytes::new() },
+                end,
+                route,
+            };
+            prop_assert!(head.encoded_len() - head.payload.len() <= head_bytes(&request));
+            prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Head(head)) });
+
+            let status = StatusCode::from_u32(status);
+            let mut reply = Reply::error(status, message.clone()).with_metadata(metadata.clone()).with_details(details.clone());
+            reply.not_started = not_started;
+            reply.pushback = Pushback::from_wire(pushback);
+            let mut outbox = Outbox::default();
+            let _ = put_trailers(&mut outbox, call, &reply, &payload);
+            let trailers = Trailers {
+                status: status.as_u32(),
+                message,
+                not_started,
+                metadata: metadata.entries().to_vec(),
+                payload: payload.clone(),
+                details: details.into(),
+                pushback_ms: pushback,
+            };
+            prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Trailers(trailers)) });
+
+            let mut outbox = Outbox::default();
+            let _ = put_data(&mut outbox, call, &payload, end);
+            prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Data(Data { payload, end })) });
+
+            let mut outbox = Outbox::default();
+            let _ = put_cancel(&mut outbox, call);
+            prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Cancel(Default::default())) });
+        }
+    }
+}

@@ -1,0 +1,350 @@
+//! Drives the caller's end of a lane over a stream.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
+use prost::Message as _;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    CallId,
+    state::{self, CallerLane},
+};
+use crate::{
+    CallReply, CallRequest,
+    codec::{self, MAX_HEAD_FRAME, Pieces},
+    connection::Link,
+    error::{CallError, Lost, Unknown},
+    load::SMALL_LOAD,
+    outbox::Flush,
+    stream::{Incoming, LANE_PRIORITY, Outgoing, READ_BATCH, ReceiveError, StreamKind, kind_bytes},
+};
+
+/// How a call on a lane ended.
+type Outcome = Result<(Trailers, Bytes), Unknown>;
+type Waiter = oneshot::Sender<Outcome>;
+
+/// A lane that this node opened.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    core: Mutex<Core>,
+    /// Woken when there is something to write.
+    writable: Notify,
+    /// Woken when a deadline is earlier than the one slept for.
+    earlier: Notify,
+    stream: OnceLock<u64>,
+}
+
+#[derive(Debug)]
+struct Core {
+    lane: CallerLane<Waiter>,
+    /// The lane is over: a call takes the next one.
+    over: bool,
+}
+
+/// The call was not put on the lane.
+#[derive(Debug)]
+pub(crate) enum NotTaken {
+    /// Too much waits on it.
+    Full,
+    /// The lane is over.
+    Over,
+}
+
+impl Lane {
+    /// A lane of a connection; it is opened when its first call is written.
+    pub(crate) fn open(link: &Arc<Link>) -> Arc<Self> {
+        let core = Core {
+            lane: CallerLane::new(link.inner.epoch),
+            over: false,
+        };
+        let lane = Arc::new(Self {
+            core: Mutex::new(core),
+            writable: Notify::new(),
+            earlier: Notify::new(),
+            stream: OnceLock::new(),
+        });
+        tokio::spawn(lane.clone().run(link.clone()));
+        lane
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flush(&self, flush: Flush) {
+        match flush {
+            Flush::Wake => self.writable.notify_one(),
+            Flush::AlreadyDue => {}
+        }
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.lock().over
+    }
+
+    /// Calls over the lane.
+    pub(crate) async fn call(
+        &self,
+        request: &CallRequest<'_>,
+        timeout: Duration,
+        deadline: Instant,
+    ) -> Result<Result<CallReply, CallError>, NotTaken> {
+        let (waiter, outcome) = oneshot::channel();
+        let started = {
+            let mut core = self.lock();
+            if core.over {
+                return Err(NotTaken::Over);
+            }
+            let timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+            core.lane
+                .call(request, timeout_us, deadline.into_std(), waiter)
+                .map_err(|_| NotTaken::Full)?
+        };
+        self.flush(started.flush);
+        if started.earlier {
+            self.earlier.notify_one();
+        }
+        let mut cancel = CancelOnDrop {
+            lane: self,
+            id: Some(started.id),
+        };
+        let outcome = outcome.await;
+        cancel.id = None;
+        Ok(match outcome {
+            Ok(Ok((trailers, body))) => codec::reply(trailers, body),
+            Ok(Err(Unknown::Timeout(_))) => Err(CallError::Unknown(Unknown::Timeout(timeout))),
+            Ok(Err(unknown)) => Err(CallError::Unknown(unknown)),
+            Err(_) => Err(CallError::Unknown(Unknown::Incomplete)),
+        })
+    }
+
+    /// Writes what is queued, reads replies and keeps the deadlines until the stream or the connection ends.
+    async fn run(self: Arc<Self>, link: Arc<Link>) {
+        let end = tokio::select! {
+            end = self.carry(&link) => end,
+            // The deadlines hold while the stream waits to be opened, too.
+            () = self.keep_time() => Unknown::Incomplete,
+        };
+        let waiters = {
+            let mut core = self.lock();
+            core.over = true;
+            core.lane.close()
+        };
+        for waiter in waiters {
+            // Whoever does not wait any more misses nothing.
+            let _ = waiter.send(Err(end.clone()));
+        }
+    }
+
+    async fn carry(&self, link: &Arc<Link>) -> Unknown {
+        let lost = |error: Lost| Unknown::Lost(link.refine(error));
+        self.writable.notified().await;
+        let (send, recv) = match link.quic.open_bi().await {
+            Ok(streams) => streams,
+            Err(error) => return lost(error.into()),
+        };
+        let mut outgoing = Outgoing::new(send);
+        // Opened once.
+        let _ = self.stream.set(outgoing.index());
+        outgoing.set_priority(LANE_PRIORITY);
+        // A lane whose writing half was refused still reads the replies to what it has sent.
+        let write = async {
+            if outgoing.send(&mut [kind_bytes(StreamKind::Lane)]).await.is_ok() {
+                self.write(link, &mut outgoing).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            end = self.read(link, Incoming::new(recv, MAX_HEAD_FRAME)) => match end {
+                Ok(()) => Unknown::Incomplete,
+                Err(ReceiveError::Reset(code)) => Unknown::Reset(code),
+                Err(ReceiveError::Lost(error)) => lost(error),
+                Err(ReceiveError::Frame(error)) => {
+                    link.inner.counters.rejected_frames.add();
+                    Unknown::Frame(error)
+                }
+                Err(ReceiveError::Broken) => {
+                    link.inner.counters.rejected_frames.add();
+                    Unknown::Malformed
+                }
+            },
+            () = write => Unknown::Incomplete,
+        }
+    }
+
+    async fn write(&self, link: &Link, outgoing: &mut Outgoing) {
+        loop {
+            if link.inner.load.is_above(SMALL_LOAD) {
+                // Whoever else is ready to call does so first, and shares the write.
+                tokio::task::yield_now().await;
+            }
+            let mut chunks = self.lock().lane.take_output();
+            if chunks.is_empty() {
+                self.writable.notified().await;
+            } else if outgoing.send(&mut chunks).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn read(&self, link: &Link, mut incoming: Incoming) -> Result<(), ReceiveError> {
+        let mut chunks = [const { Bytes::new() }; READ_BATCH];
+        let mut replies = Vec::new();
+        let mut matched = Vec::new();
+        loop {
+            if !incoming
+                .fill(&mut chunks, |frame| {
+                    replies.push(state::read_reply(frame).map_err(|_| ReceiveError::Broken)?);
+                    Ok(())
+                })
+                .await?
+            {
+                return Ok(());
+            }
+            {
+                let mut core = self.lock();
+                for (id, mut trailers) in replies.drain(..) {
+                    match core.lane.replied(id) {
+                        Some(waiter) => {
+                            let body = std::mem::take(&mut trailers.payload);
+                            matched.push((waiter, (trailers, body)));
+                        }
+                        None => link.inner.counters.dropped_replies.add(),
+                    }
+                }
+            }
+            for (waiter, reply) in matched.drain(..) {
+                // Whoever does not wait any more misses nothing.
+                let _ = waiter.send(Ok(reply));
+            }
+        }
+    }
+
+    async fn keep_time(&self) {
+        loop {
+            let earlier = self.earlier.notified();
+            let next = self.lock().lane.poll_timeout();
+            match next {
+                None => earlier.await,
+                Some(at) => tokio::select! {
+                    () = earlier => {}
+                    () = tokio::time::sleep_until(at.into()) => self.expire(),
+                },
+            }
+        }
+    }
+
+    fn expire(&self) {
+        let mut expired = Vec::new();
+        let now = Instant::now().into_std();
+        let flush = self.lock().lane.handle_timeout(now, |waiter| expired.push(waiter));
+        if let Some(flush) = flush {
+            self.flush(flush);
+        }
+        for waiter in expired {
+            // The caller knows how long it waited.
+            let _ = waiter.send(Err(Unknown::Timeout(Duration::ZERO)));
+        }
+    }
+
+    /// The stream that the lane runs on, as its provider names it; `None` before it is opened.
+    pub(crate) fn stream(&self) -> Option<u64> {
+        self.stream.get().copied()
+    }
+
+    /// Receives a reply that was too large for the lane, on the stream that the provider opened for it.
+    ///
+    /// Returns early when nobody waits for it any more.
+    pub(crate) async fn receive_large(&self, link: &Link, incoming: &mut Incoming) -> Result<(), LargeReply> {
+        let limit = link.inner.config.limits.max_message_bytes;
+        let mut pieces = Pieces::default();
+        let mut of = None;
+        loop {
+            let next = incoming.next();
+            let frame = match of.map(|id| self.deadline(id)) {
+                // Which call it is, the first frame tells.
+                None => timeout_at(Instant::now() + link.inner.config.timers.head, next).await,
+                Some(Some(deadline)) => timeout_at(deadline, next).await,
+                Some(None) => return Err(LargeReply::Unwanted),
+            };
+            let (id, frame) = match frame {
+                Err(_) => return Err(LargeReply::Unwanted),
+                Ok(Ok(Some(frame))) => match CallFrame::decode(frame) {
+                    Ok(CallFrame { call, kind: Some(kind) }) => (CallId::from_wire(call), kind),
+                    Ok(_) | Err(_) => return self.give_up(of, Unknown::Malformed),
+                },
+                Ok(Ok(None)) => return self.give_up(of, Unknown::Incomplete),
+                Ok(Err(ReceiveError::Reset(code))) => return self.give_up(of, Unknown::Reset(code)),
+                Ok(Err(ReceiveError::Lost(error))) => return self.give_up(of, Unknown::Lost(link.refine(error))),
+                Ok(Err(ReceiveError::Frame(error))) => return self.give_up(of, Unknown::Frame(error)),
+                Ok(Err(ReceiveError::Broken)) => return self.give_up(of, Unknown::Malformed),
+            };
+            if *of.get_or_insert(id) != id {
+                return self.give_up(of, Unknown::Malformed);
+            }
+            let (payload, trailers) = match frame {
+                Kind::Data(data) => (data.payload, None),
+                Kind::Trailers(mut trailers) => (std::mem::take(&mut trailers.payload), Some(trailers)),
+                Kind::Head(_) | Kind::Cancel(_) => return self.give_up(of, Unknown::Malformed),
+            };
+            if pieces.len() + payload.len() > limit {
+                return self.give_up(of, Unknown::Malformed);
+            }
+            pieces.push(payload);
+            if let Some(trailers) = trailers {
+                return self.end(id, Ok((trailers, pieces.join())));
+            }
+        }
+    }
+
+    fn deadline(&self, id: CallId) -> Option<Instant> {
+        self.lock().lane.deadline(id).map(Instant::from_std)
+    }
+
+    fn give_up(&self, of: Option<CallId>, unknown: Unknown) -> Result<(), LargeReply> {
+        if let Some(id) = of {
+            // It may have ended in another way by now.
+            let _ = self.end(id, Err(unknown));
+        }
+        Err(LargeReply::Broken)
+    }
+
+    fn end(&self, id: CallId, outcome: Outcome) -> Result<(), LargeReply> {
+        let waiter = self.lock().lane.replied(id).ok_or(LargeReply::Unwanted)?;
+        let _ = waiter.send(outcome);
+        Ok(())
+    }
+}
+
+/// A large reply that reached nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LargeReply {
+    /// Nobody waits for it, or not any more.
+    Unwanted,
+    /// It ended early, or is not what a reply is made of.
+    Broken,
+}
+
+struct CancelOnDrop<'a> {
+    lane: &'a Lane,
+    id: Option<CallId>,
+}
+
+impl Drop for CancelOnDrop<'_> {
+    fn drop(&mut self) {
+        let Some(id) = self.id else { return };
+        let cancelled = self.lane.lock().lane.cancel(id);
+        if let Some((_, flush)) = cancelled {
+            self.lane.flush(flush);
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Drives the provider's end of a lane over a stream: ready handlers answer where their call was read.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use macula_wire::{ServiceName, StatusCode, proto::Head};
+use tokio::{
+    sync::Notify,
+    task::AbortHandle,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    CallId,
+    state::{self, Asked, ProviderLane},
+};
+use crate::{
+    CallKind, Handler, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Reply,
+    caller::MAX_CALL_TIMEOUT,
+    codec::{self, INLINE_BYTES},
+    connection::{Direction, InFlight, Link},
+    load::SMALL_LOAD,
+    outbox::Flush,
+    serve::{self, REPLY_GRACE},
+    stream::{Incoming, LANE_PRIORITY, Outgoing, READ_BATCH, ReceiveError, ResetCode, StreamKind, kind_bytes},
+    streaming::{One, Sink},
+};
+
+/// A handler that takes longer than this where its call was read makes those after it run beside the lane.
+const SLOW_HANDLER: Duration = Duration::from_micros(200);
+/// For so many calls.
+const SLOW_CALLS: usize = 64;
+/// How long replies may wait for a peer that does not take them, before the lane is given up.
+const CLOGGED: Duration = Duration::from_secs(30);
+
+/// A lane that the peer opened.
+struct Lane {
+    core: Mutex<ProviderLane<AbortHandle>>,
+    writable: Notify,
+    /// Woken when replies were taken to be written.
+    unclogged: Notify,
+    /// Which of the peer's streams it is.
+    stream: u64,
+    link: Arc<Link>,
+}
+
+/// Serves a lane until the peer ends it.
+pub(crate) async fn serve(
+    link: &Arc<Link>,
+    outgoing: &mut Outgoing,
+    incoming: &mut Incoming,
+) -> Result<(), ReceiveError> {
+    outgoing.set_priority(LANE_PRIORITY);
+    let lane = Arc::new(Lane {
+        core: Mutex::new(ProviderLane::new()),
+        writable: Notify::new(),
+        unclogged: Notify::new(),
+        stream: outgoing.index(),
+        link: link.clone(),
+    });
+    let end = tokio::select! {
+        biased;
+        end = lane.read(incoming) => end,
+        end = lane.write(outgoing) => Err(end),
+    };
+    let running = lane.lock().close();
+    for stop in running {
+        stop.abort();
+        link.inner.counters.calls_dropped.add();
+    }
+    end
+}
+
+impl Lane {
+    fn lock(&self) -> MutexGuard<'_, ProviderLane<AbortHandle>> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn write(&self, outgoing: &mut Outgoing) -> ReceiveError {
+        loop {
+            if self.link.inner.load.is_above(SMALL_LOAD) {
+                tokio::task::yield_now().await;
+            }
+            let mut chunks = self.lock().take_output();
+            if chunks.is_empty() {
+                self.writable.notified().await;
+                continue;
+            }
+            self.unclogged.notify_one();
+            match timeout_at(Instant::now() + CLOGGED, outgoing.send(&mut chunks)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return ReceiveError::Reset(ResetCode::Cancelled as u64),
+                Err(_) => return ReceiveError::Reset(ResetCode::Slow as u64),
+            }
+        }
+    }
+
+    async fn read(self: &Arc<Self>, incoming: &mut Incoming) -> Result<(), ReceiveError> {
+        let mut chunks = [const { Bytes::new() }; READ_BATCH];
+        let mut asked = Vec::new();
+        let mut names = Names::default();
+        let mut beside = 0_usize;
+        loop {
+            while self.lock().is_clogged() {
+                self.unclogged.notified().await;
+            }
+            let more = incoming.fill(&mut chunks, |frame| {
+                asked.push(state::read_request(frame).map_err(|_| ReceiveError::Broken)?);
+                Ok(())
+            });
+            if !more.await? {
+                return Ok(());
+            }
+            self.link.inner.load.arrived(asked.len());
+            let now = Instant::now();
+            let calls = asked.len() as u32;
+            for asked in asked.drain(..) {
+                match asked {
+                    Asked::Call(id, head) => {
+                        let inline = beside == 0;
+                        beside = beside.saturating_sub(1);
+                        self.call(id, head, now, &mut names, inline)?;
+                    }
+                    Asked::Cancel(id) => {
+                        let running = self.lock().cancelled(id);
+                        if let Some(stop) = running {
+                            stop.abort();
+                            self.link.inner.counters.calls_dropped.add();
+                        }
+                    }
+                }
+            }
+            self.link.answered();
+            if now.elapsed() > SLOW_HANDLER * calls.max(1) {
+                beside = SLOW_CALLS;
+            }
+        }
+    }
+
+    fn call(
+        self: &Arc<Self>,
+        id: CallId,
+        head: Head,
+        now: Instant,
+        names: &mut Names,
+        inline: bool,
+    ) -> Result<(), ReceiveError> {
+        let link = &self.link;
+        if let Err(refusal) = serve::admit(link) {
+            self.reply(id, refusal.into());
+            return Ok(());
+        }
+        let service = match names.get(&head.service) {
+            Ok(service) => service,
+            Err(error) => {
+                self.reply(id, Reply::error(StatusCode::InvalidArgument, error.to_string()));
+                return Ok(());
+            }
+        };
+        let deadline = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
+        let call = IncomingCall {
+            peer: link.peer.clone(),
+            service,
+            method: head.method,
+            metadata: Metadata::from_wire(head.metadata),
+            route: head.route,
+            deadline: deadline.into_std(),
+            body: head.payload,
+        };
+        let begun = std::panic::catch_unwind(AssertUnwindSafe(|| begin(&link.inner.handler, call)));
+        let Ok(mut answer) = begun else {
+            self.reply(id, serve::panicked(link));
+            return Ok(());
+        };
+        if inline {
+            // Whatever it waits for is asked again, with a waker, by the task below.
+            let mut cx = Context::from_waker(Waker::noop());
+            match std::panic::catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut cx))) {
+                Ok(Poll::Ready(reply)) => {
+                    self.reply(id, reply);
+                    return Ok(());
+                }
+                Ok(Poll::Pending) => {}
+                Err(_) => {
+                    self.reply(id, serve::panicked(link));
+                    return Ok(());
+                }
+            }
+        }
+        let in_flight = link.enter(Direction::Inbound);
+        self.lock().started(id).map_err(|_| ReceiveError::Broken)?;
+        let task = tokio::spawn(self.clone().finish(id, answer, deadline, in_flight));
+        // A task that has ended already needs no stopping.
+        let _ = self.lock().stop_with(id, task.abort_handle());
+        Ok(())
+    }
+
+    /// Runs a handler that was not ready at once.
+    async fn finish(
+        self: Arc<Self>,
+        id: CallId,
+        answer: BoxFuture<'static, Reply>,
+        deadline: Instant,
+        in_flight: InFlight,
+    ) {
+        let reply = serve::finish(&self.link, answer, deadline).await;
+        if self.lock().ended(id) {
+            self.reply(id, reply);
+        }
+        drop(in_flight);
+    }
+
+    /// Sends a reply: on the lane, or when it is large on a stream of its own.
+    fn reply(self: &Arc<Self>, id: CallId, reply: Reply) {
+        let reply = serve::fitting(&self.link, reply);
+        if reply.body.len() > INLINE_BYTES {
+            tokio::spawn(self.clone().reply_apart(id, reply));
+            return;
+        }
+        let flush = self.lock().reply(id, &reply);
+        match flush {
+            Flush::Wake => self.writable.notify_one(),
+            Flush::AlreadyDue => {}
+        }
+    }
+
+    async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply) {
+        let _in_flight = self.link.enter(Direction::Inbound);
+        let send = async {
+            let Ok(stream) = self.link.quic.open_uni().await else {
+                return;
+            };
+            let mut outgoing = Outgoing::new(stream);
+            let mut frames = vec![
+                kind_bytes(StreamKind::Reply),
+                Bytes::copy_from_slice(&self.stream.to_be_bytes()),
+            ];
+            frames.extend(codec::reply_frames(&reply, id.to_wire()));
+            // A caller that stops the stream does not want the reply any more.
+            if outgoing.send(&mut frames).await.is_ok() {
+                outgoing.finish();
+            }
+        };
+        // The caller knows how long it waits, and stops the stream; this is for one that does neither.
+        if timeout_at(Instant::now() + CLOGGED.max(REPLY_GRACE), send)
+            .await
+            .is_err()
+        {
+            self.link.inner.counters.slow_streams.add();
+        }
+    }
+}
+
+/// Starts the handler. One that streams gets the one request, and gives one reply.
+fn begin(handler: &Arc<dyn Handler>, mut call: IncomingCall) -> BoxFuture<'static, Reply> {
+    match handler.kind(&call) {
+        CallKind::Unary => handler.call(call),
+        CallKind::Streaming => {
+            let one = Arc::new(tokio::sync::Mutex::new(One::default()));
+            let messages = IncomingMessages::one(std::mem::take(&mut call.body));
+            let answer = handler.stream(call, messages, OutgoingMessages::new(Sink::One(one.clone())));
+            Box::pin(async move {
+                let mut reply = answer.await;
+                let mut one = one.lock().await;
+                let message = one.message.take();
+                if one.too_many || (message.is_some() && !reply.body.is_empty()) {
+                    return Reply::error(
+                        StatusCode::FailedPrecondition,
+                        "the service streams its reply: open the call as a stream",
+                    );
+                }
+                if let Some(message) = message {
+                    reply.body = message;
+                }
+                reply
+            })
+        }
+    }
+}
+
+/// The names of services called lately: one that is called again is not checked and copied again.
+#[derive(Debug, Default)]
+struct Names {
+    last: Option<ServiceName>,
+}
+
+impl Names {
+    fn get(&mut self, name: &str) -> Result<ServiceName, macula_wire::NameError> {
+        match &self.last {
+            Some(last) if last.as_str() == name => Ok(last.clone()),
+            _ => {
+                let service = ServiceName::new(name)?;
+                self.last = Some(service.clone());
+                Ok(service)
+            }
+        }
+    }
+}

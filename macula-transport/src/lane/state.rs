@@ -1,0 +1,246 @@
+//! Both ends of a lane: frames in, frames out.
+//!
+//! **Invariants:**
+//! - a waiter ends exactly once: by its reply, its deadline, its cancel or the lane's end;
+//! - the provider is told of every call that ended without its reply, so that it can stop working on it;
+//! - what is queued is bounded: [`MAX_QUEUED_BYTES`] of requests, beyond which a call goes elsewhere; a provider whose replies are
+//!   not taken stops reading.
+//!
+//! What is left out: decoding, which needs no state, and whatever is done with a call.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use macula_wire::proto::{CallFrame, Head, Trailers, call_frame::Kind};
+use prost::Message as _;
+
+use super::calls::{CallId, Calls};
+use crate::{
+    CallRequest, Reply,
+    codec::{FRAME_OVERHEAD, INLINE_BYTES},
+    config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES},
+    frame,
+    outbox::{Flush, Outbox},
+};
+
+/// The most bytes that wait on a lane to be written; beyond it a call takes a stream of its own.
+pub(crate) const MAX_QUEUED_BYTES: usize = 512 * 1024;
+
+/// The peer broke the protocol: the lane is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Broken;
+
+/// A call the lane does not take: it takes a stream of its own.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Full<W>(pub(crate) W);
+
+/// The caller's end of a lane. `W` is whoever waits for a call.
+#[derive(Debug)]
+pub(crate) struct CallerLane<W> {
+    calls: Calls<W>,
+    outbox: Outbox,
+}
+
+/// A call was put on the lane: what the shell must do.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub(crate) id: CallId,
+    pub(crate) flush: Flush,
+    /// [`CallerLane::poll_timeout`] is earlier than before.
+    pub(crate) earlier: bool,
+}
+
+impl<W> CallerLane<W> {
+    pub(crate) fn new(epoch: Instant) -> Self {
+        Self {
+            calls: Calls::new(epoch),
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// Puts a call on the lane; its payload must be at most [`INLINE_BYTES`], its head checked.
+    pub(crate) fn call(
+        &mut self,
+        request: &CallRequest<'_>,
+        timeout_us: u64,
+        deadline: Instant,
+        waiter: W,
+    ) -> Result<Started, Full<W>> {
+        debug_assert!(request.body.len() <= INLINE_BYTES);
+        if self.outbox.bytes() > MAX_QUEUED_BYTES {
+            return Err(Full(waiter));
+        }
+        let (id, earlier) = self.calls.start(deadline, waiter).map_err(Full)?;
+        let flush = frame::put_head(&mut self.outbox, id.to_wire(), request, timeout_us, true);
+        Ok(Started { id, flush, earlier })
+    }
+
+    /// Ends a call before its reply; `None` when it has ended already.
+    pub(crate) fn cancel(&mut self, id: CallId) -> Option<(W, Flush)> {
+        let waiter = self.calls.take(id)?;
+        Some((waiter, frame::put_cancel(&mut self.outbox, id.to_wire())))
+    }
+
+    /// Matches a reply to its call; `None` when nobody waits for it (P4).
+    pub(crate) fn replied(&mut self, id: CallId) -> Option<W> {
+        self.calls.take(id)
+    }
+
+    /// When a call stops waiting; `None` when nobody waits for it.
+    pub(crate) fn deadline(&self, id: CallId) -> Option<Instant> {
+        self.calls.deadline(id)
+    }
+
+    /// Ends the calls whose deadline has passed. Early or repeated calls are harmless.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, mut expired: impl FnMut(W)) -> Option<Flush> {
+        let (calls, outbox) = (&mut self.calls, &mut self.outbox);
+        let mut flush = None;
+        calls.expire(now, |id, waiter| {
+            let cancelled = frame::put_cancel(outbox, id.to_wire());
+            flush.get_or_insert(cancelled);
+            expired(waiter);
+        });
+        flush
+    }
+
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.calls.poll_timeout()
+    }
+
+    /// What is to be written, all of it.
+    pub(crate) fn take_output(&mut self) -> Vec<Bytes> {
+        self.outbox.take()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.calls.len()
+    }
+
+    /// Ends every call: the lane is over.
+    pub(crate) fn close(&mut self) -> Vec<W> {
+        self.outbox.take();
+        self.calls.drain()
+    }
+}
+
+/// Reads what a provider sends on a lane.
+pub(crate) fn read_reply(frame: Bytes) -> Result<(CallId, Trailers), Broken> {
+    match CallFrame::decode(frame) {
+        Ok(CallFrame {
+            call,
+            kind: Some(Kind::Trailers(trailers)),
+        }) => Ok((CallId::from_wire(call), trailers)),
+        Ok(_) | Err(_) => Err(Broken),
+    }
+}
+
+/// What a caller asks of a provider.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Asked {
+    Call(CallId, Head),
+    Cancel(CallId),
+}
+
+/// Reads what a caller sends on a lane.
+pub(crate) fn read_request(frame: Bytes) -> Result<Asked, Broken> {
+    let length = frame.len();
+    match CallFrame::decode(frame) {
+        Ok(CallFrame {
+            call,
+            kind: Some(Kind::Head(head)),
+        }) => {
+            let head_bytes = length - head.payload.len();
+            let fits = head_bytes <= MAX_HEAD_BYTES + FRAME_OVERHEAD
+                && head.payload.len() <= INLINE_BYTES
+                && head.metadata.len() <= MAX_METADATA_ENTRIES;
+            if fits && head.end {
+                Ok(Asked::Call(CallId::from_wire(call), head))
+            } else {
+                Err(Broken)
+            }
+        }
+        Ok(CallFrame {
+            call,
+            kind: Some(Kind::Cancel(_)),
+        }) => Ok(Asked::Cancel(CallId::from_wire(call))),
+        Ok(_) | Err(_) => Err(Broken),
+    }
+}
+
+/// The provider's end of a lane. `R` is whatever stops a call that runs.
+#[derive(Debug)]
+pub(crate) struct ProviderLane<R> {
+    /// Calls that run on beside the lane.
+    running: BTreeMap<CallId, Option<R>>,
+    outbox: Outbox,
+}
+
+impl<R> ProviderLane<R> {
+    pub(crate) fn new() -> Self {
+        Self {
+            running: BTreeMap::new(),
+            outbox: Outbox::default(),
+        }
+    }
+
+    /// A call runs on beside the lane.
+    ///
+    /// # Errors
+    /// When one of this id runs already.
+    pub(crate) fn started(&mut self, id: CallId) -> Result<(), Broken> {
+        match self.running.insert(id, None) {
+            None => Ok(()),
+            Some(_) => Err(Broken),
+        }
+    }
+
+    /// How a running call is stopped; gives it back when the call has ended already.
+    pub(crate) fn stop_with(&mut self, id: CallId, stop: R) -> Option<R> {
+        match self.running.get_mut(&id) {
+            Some(place) => {
+                *place = Some(stop);
+                None
+            }
+            None => Some(stop),
+        }
+    }
+
+    /// A running call was answered; false when it was cancelled before.
+    pub(crate) fn ended(&mut self, id: CallId) -> bool {
+        self.running.remove(&id).is_some()
+    }
+
+    /// The caller does not want a call any more. What stops it, when it runs.
+    pub(crate) fn cancelled(&mut self, id: CallId) -> Option<R> {
+        self.running.remove(&id).flatten()
+    }
+
+    /// Puts a reply on the lane; its payload must be at most [`INLINE_BYTES`].
+    pub(crate) fn reply(&mut self, id: CallId, reply: &Reply) -> Flush {
+        debug_assert!(reply.body.len() <= INLINE_BYTES);
+        frame::put_trailers(&mut self.outbox, id.to_wire(), reply, &reply.body)
+    }
+
+    /// Whether so many replies wait that no further call is read.
+    pub(crate) fn is_clogged(&self) -> bool {
+        self.outbox.bytes() > MAX_QUEUED_BYTES
+    }
+
+    pub(crate) fn take_output(&mut self) -> Vec<Bytes> {
+        self.outbox.take()
+    }
+
+    /// Stops every call: the lane is over.
+    pub(crate) fn close(&mut self) -> VecDeque<R> {
+        self.outbox.take();
+        std::mem::take(&mut self.running).into_values().flatten().collect()
+    }
+}
+
+#[cfg(test)]
+#[path = "state_tests.rs"]
+mod tests;

@@ -1,0 +1,325 @@
+//! Both ends of a lane, with a pipe of bytes between them, against a reference that knows what each call should become.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use macula_wire::{FrameDecoder, ServiceName};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{codec::MAX_HEAD_FRAME, lane::calls::TICK};
+
+#[derive(Debug, Clone)]
+enum Step {
+    Call {
+        size: usize,
+        millis: u64,
+    },
+    Cancel {
+        which: usize,
+    },
+    /// The provider answers one of the calls it has read.
+    Reply {
+        which: usize,
+        size: usize,
+    },
+    /// Bytes travel to the provider, cut anywhere.
+    ToProvider {
+        cuts: Vec<usize>,
+    },
+    ToCaller {
+        cuts: Vec<usize>,
+    },
+    Advance {
+        millis: u64,
+    },
+    /// The stream is lost, and both ends with it; a new lane begins.
+    Lost,
+    /// A reply that nobody asked for.
+    Forged {
+        id: u64,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let cuts = || prop::collection::vec(1..3000_usize, 0..4);
+    prop_oneof![
+        6 => (prop_oneof![0..200_usize, 4000..INLINE_BYTES], 1..3000_u64).prop_map(|(size, millis)| Step::Call { size, millis }),
+        2 => any::<usize>().prop_map(|which| Step::Cancel { which }),
+        5 => (any::<usize>(), prop_oneof![0..200_usize, 4000..INLINE_BYTES]).prop_map(|(which, size)| Step::Reply { which, size }),
+        4 => cuts().prop_map(|cuts| Step::ToProvider { cuts }),
+        4 => cuts().prop_map(|cuts| Step::ToCaller { cuts }),
+        2 => (0..2000_u64).prop_map(|millis| Step::Advance { millis }),
+        1 => Just(Step::Lost),
+        1 => any::<u64>().prop_map(|id| Step::Forged { id }),
+    ]
+}
+
+/// Bytes under way, and the decoder at their end.
+struct Pipe {
+    bytes: Vec<u8>,
+    decoder: FrameDecoder,
+}
+
+impl Pipe {
+    fn new() -> Self {
+        Self {
+            bytes: Vec::new(),
+            decoder: FrameDecoder::new(MAX_HEAD_FRAME),
+        }
+    }
+
+    fn send(&mut self, chunks: Vec<Bytes>) {
+        self.bytes.extend(chunks.concat());
+    }
+
+    /// Delivers everything, in chunks of the given sizes, the rest as one.
+    fn deliver(&mut self, cuts: &[usize]) -> Vec<Bytes> {
+        let bytes = std::mem::take(&mut self.bytes);
+        let (mut rest, mut frames) = (&bytes[..], Vec::new());
+        for cut in cuts.iter().chain([&usize::MAX]) {
+            let (chunk, tail) = rest.split_at(rest.len().min(*cut));
+            rest = tail;
+            self.decoder.push(Bytes::copy_from_slice(chunk));
+            frames.extend(std::iter::from_fn(|| self.decoder.next_frame().unwrap()));
+        }
+        frames
+    }
+}
+
+/// What the reference expects of a call that the caller still waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Waiting {
+    size: usize,
+    deadline: Instant,
+}
+
+struct Test {
+    now: Instant,
+    name: ServiceName,
+    caller: CallerLane<u32>,
+    provider: ProviderLane<u32>,
+    there: Pipe,
+    back: Pipe,
+    waiting: BTreeMap<u32, (CallId, Waiting)>,
+    /// Calls the provider has read and not answered, and the caller's number of each.
+    running: BTreeMap<CallId, u32>,
+    /// What the provider answered, by call: the size of the reply.
+    answered: BTreeMap<CallId, usize>,
+    ended: BTreeSet<u32>,
+    next: u32,
+}
+
+impl Test {
+    fn end(&mut self, number: u32) -> Waiting {
+        assert!(self.ended.insert(number), "call {number} ended twice");
+        self.waiting
+            .remove(&number)
+            .expect("a call ended that nobody waited for")
+            .1
+    }
+
+    fn apply(&mut self, step: Step) {
+        match step {
+            Step::Call { size, millis } => {
+                let request = CallRequest::new(&self.name, self.next.to_le_bytes().repeat(size / 4 + 1));
+                let deadline = self.now + Duration::from_millis(millis);
+                match self.caller.call(&request, millis * 1000, deadline, self.next) {
+                    Ok(started) => {
+                        self.waiting.insert(
+                            self.next,
+                            (
+                                started.id,
+                                Waiting {
+                                    size: request.body.len(),
+                                    deadline,
+                                },
+                            ),
+                        );
+                    }
+                    Err(Full(number)) => assert_eq!(number, self.next),
+                }
+                self.next += 1;
+            }
+            Step::Cancel { which } => {
+                if let Some((&number, &(id, _))) = self.waiting.iter().nth(which % self.waiting.len().max(1)) {
+                    assert_eq!(self.caller.cancel(id).unwrap().0, number);
+                    assert!(self.caller.cancel(id).is_none(), "a cancelled call is cancelled once");
+                    self.end(number);
+                }
+            }
+            Step::Reply { which, size } => {
+                if let Some((&id, _)) = self.running.iter().nth(which % self.running.len().max(1)) {
+                    self.running.remove(&id);
+                    assert!(self.provider.ended(id));
+                    let _ = self.provider.reply(id, &Reply::ok(vec![1; size]));
+                    self.answered.insert(id, size);
+                }
+            }
+            Step::ToProvider { cuts } => {
+                self.there.send(self.caller.take_output());
+                for frame in self.there.deliver(&cuts) {
+                    match read_request(frame).unwrap() {
+                        Asked::Call(id, head) => {
+                            let number = u32::from_le_bytes(head.payload[..4].try_into().unwrap());
+                            assert_eq!(head.service, "echo");
+                            self.provider.started(id).unwrap();
+                            assert_eq!(self.provider.started(id), Err(Broken), "an id runs once at a time");
+                            assert_eq!(self.provider.stop_with(id, number), None);
+                            self.running.insert(id, number);
+                        }
+                        Asked::Cancel(id) => {
+                            assert_eq!(
+                                self.provider.cancelled(id),
+                                self.running.remove(&id),
+                                "a cancel stops what runs"
+                            );
+                        }
+                    }
+                }
+            }
+            Step::ToCaller { cuts } => {
+                self.back.send(self.provider.take_output());
+                for frame in self.back.deliver(&cuts) {
+                    let (id, trailers) = read_reply(frame).unwrap();
+                    let waits = self
+                        .waiting
+                        .iter()
+                        .find(|(_, (of, _))| *of == id)
+                        .map(|(&number, _)| number);
+                    assert_eq!(self.caller.replied(id), waits, "P4: a reply ends its own call, or none");
+                    if let Some(number) = waits {
+                        assert_eq!(trailers.payload.len(), self.answered[&id]);
+                        self.end(number);
+                    }
+                }
+            }
+            Step::Advance { millis } => {
+                self.now += Duration::from_millis(millis);
+                let mut expired = Vec::new();
+                let _ = self.caller.handle_timeout(self.now, |number| expired.push(number));
+                for number in expired {
+                    assert!(self.end(number).deadline <= self.now, "a call timed out early");
+                }
+                let late = self
+                    .waiting
+                    .values()
+                    .filter(|(_, waiting)| waiting.deadline + TICK <= self.now);
+                assert_eq!(late.count(), 0, "a call outlived its deadline");
+            }
+            Step::Lost => {
+                let (waiting, running) = (self.waiting.len(), self.running.len());
+                for number in self.caller.close() {
+                    self.end(number);
+                }
+                assert!(
+                    self.waiting.is_empty(),
+                    "{waiting} waited, and not all learned that the lane is over"
+                );
+                assert_eq!(self.provider.close().len(), running, "what ran is stopped");
+                self.running.clear();
+                self.answered.clear();
+                (self.there, self.back) = (Pipe::new(), Pipe::new());
+                (self.caller, self.provider) = (CallerLane::new(self.now), ProviderLane::new());
+            }
+            Step::Forged { id } => {
+                let id = CallId::from_wire(id);
+                if !self.waiting.values().any(|(of, _)| *of == id) {
+                    assert_eq!(self.caller.replied(id), None);
+                    assert_eq!(self.caller.deadline(id), None);
+                }
+            }
+        }
+        assert_eq!(self.caller.len(), self.waiting.len());
+    }
+}
+
+proptest! {
+    #[test]
+    fn p4_every_call_ends_once_and_with_its_own_reply(steps in prop::collection::vec(step(), 1..150)) {
+        let now = Instant::now();
+        let mut test = Test {
+            now,
+            name: "echo".parse().unwrap(),
+            caller: CallerLane::new(now),
+            provider: ProviderLane::new(),
+            there: Pipe::new(),
+            back: Pipe::new(),
+            waiting: BTreeMap::new(),
+            running: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            next: 0,
+        };
+        for step in steps {
+            test.apply(step);
+        }
+        // Everything that is left arrives: every call has an end, and the provider runs nothing for nobody.
+        test.apply(Step::ToProvider { cuts: vec![] });
+        while !test.running.is_empty() {
+            test.apply(Step::Reply { which: 0, size: 1 });
+        }
+        test.apply(Step::ToCaller { cuts: vec![] });
+        prop_assert!(test.waiting.is_empty(), "{:?}", test.waiting);
+    }
+
+    #[test]
+    fn any_bytes_are_frames_or_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let bytes = Bytes::from(bytes);
+        let _ = read_request(bytes.clone());
+        let _ = read_reply(bytes);
+    }
+}
+
+#[test]
+fn a_lane_takes_no_more_than_its_bound() {
+    let now = Instant::now();
+    let name = "echo".parse().unwrap();
+    let mut lane = CallerLane::new(now);
+    let request = CallRequest::new(&name, vec![0; INLINE_BYTES]);
+    let taken = (0..1000)
+        .take_while(|&n| lane.call(&request, 1, now, n).is_ok())
+        .count();
+    let queued: usize = lane.take_output().iter().map(Bytes::len).sum();
+    assert!(queued > MAX_QUEUED_BYTES && queued < MAX_QUEUED_BYTES + MAX_HEAD_BYTES + INLINE_BYTES);
+    assert!(
+        taken > 20 && lane.call(&request, 1, now, 0).is_ok(),
+        "what was taken away makes room"
+    );
+}
+
+#[test]
+fn heads_beyond_the_limits_break_the_lane() {
+    let head = |metadata: usize, value: usize, payload: usize, end: bool| {
+        let entry = macula_wire::proto::MetadataEntry {
+            key: "k".into(),
+            value: vec![0; value].into(),
+        };
+        let head = Head {
+            service: "echo".into(),
+            metadata: vec![entry; metadata],
+            payload: vec![0; payload].into(),
+            end,
+            ..Default::default()
+        };
+        read_request(
+            CallFrame {
+                call: 1,
+                kind: Some(Kind::Head(head)),
+            }
+            .encode_to_vec()
+            .into(),
+        )
+    };
+    assert!(head(MAX_METADATA_ENTRIES, 1, INLINE_BYTES, true).is_ok());
+    assert_eq!(head(MAX_METADATA_ENTRIES + 1, 1, 0, true), Err(Broken));
+    assert_eq!(head(1, MAX_HEAD_BYTES + 100, 0, true), Err(Broken));
+    assert_eq!(head(1, 1, INLINE_BYTES + 1, true), Err(Broken));
+    assert_eq!(
+        head(1, 1, 1, false),
+        Err(Broken),
+        "what follows a head travels on a stream of the call's own"
+    );
+}

@@ -1,0 +1,355 @@
+//! Calls whose request and reply are streams of messages: both ends.
+//!
+//! **Invariants:** a message is sent whole or its stream is reset, also when sending it is given up halfway; each side reads only
+//! as fast as it is asked to, so QUIC's flow control reaches the sender; dropping an end that is not finished cancels the call.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
+use prost::Message as _;
+use tokio::{
+    sync::{Mutex, OwnedSemaphorePermit},
+    time::{Instant, timeout_at},
+};
+
+use crate::{
+    CallReply, codec,
+    connection::{InFlight, Link},
+    error::{CallError, Unknown},
+    frame,
+    outbox::Outbox,
+    stream::{Incoming, Outgoing, ReceiveError, ResetCode, SendError},
+};
+
+/// How the messages of a call are exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CallKind {
+    /// One request, one reply.
+    #[default]
+    Unary,
+    /// Any number of requests, any number of replies.
+    Streaming,
+}
+
+/// What a call holds while it lasts, shared by its two halves.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) link: Arc<Link>,
+    pub(crate) deadline: Instant,
+    pub(crate) timeout: Duration,
+    pub(crate) _credit: OwnedSemaphorePermit,
+    pub(crate) _in_flight: InFlight,
+}
+
+/// A call whose request and reply are streams of messages, from the caller's side.
+///
+/// Both halves are used independently after [`CallStream::split`]. Dropping a half that is not finished cancels the call.
+#[derive(Debug)]
+pub struct CallStream {
+    requests: Requests,
+    replies: Replies,
+}
+
+impl CallStream {
+    pub(crate) fn new(hold: Hold, outgoing: Outgoing, incoming: Incoming) -> Self {
+        let hold = Arc::new(hold);
+        Self {
+            requests: Requests {
+                hold: hold.clone(),
+                outgoing,
+            },
+            replies: Replies {
+                hold,
+                incoming,
+                reply: None,
+            },
+        }
+    }
+
+    /// Sends a message, as [`Requests::send`].
+    ///
+    /// # Errors
+    /// As [`Requests::send`].
+    pub async fn send(&mut self, message: Bytes) -> Result<(), CallError> {
+        self.requests.send(message).await
+    }
+
+    /// The next message, as [`Replies::next`].
+    ///
+    /// # Errors
+    /// As [`Replies::next`].
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
+        self.replies.next().await
+    }
+
+    /// The two halves.
+    #[must_use]
+    pub fn split(self) -> (Requests, Replies) {
+        (self.requests, self.replies)
+    }
+}
+
+/// The requests of a call, from the caller's side.
+#[derive(Debug)]
+pub struct Requests {
+    hold: Arc<Hold>,
+    outgoing: Outgoing,
+}
+
+impl Requests {
+    /// Sends a message, waiting until the provider has room for it. A provider that has answered already takes and drops it.
+    ///
+    /// # Errors
+    /// When the message is too large, the connection ended, or the call's time is up.
+    pub async fn send(&mut self, message: Bytes) -> Result<(), CallError> {
+        let limit = self.hold.link.message_limit();
+        if message.len() > limit {
+            return Err(CallError::TooLarge {
+                bytes: message.len(),
+                limit,
+            });
+        }
+        match timeout_at(self.hold.deadline, send_message(&mut self.outgoing, &message)).await {
+            // Whoever stops reading requests may have answered already.
+            Ok(Ok(()) | Err(SendError::Stopped)) => Ok(()),
+            Ok(Err(SendError::Lost(lost))) => Err(CallError::Unknown(Unknown::Lost(self.hold.link.refine(lost)))),
+            Err(_) => Err(CallError::Unknown(Unknown::Timeout(self.hold.timeout))),
+        }
+    }
+
+    /// Tells the provider that no further request follows.
+    pub fn finish(mut self) {
+        self.outgoing.finish();
+    }
+}
+
+/// The replies of a call, from the caller's side.
+#[derive(Debug)]
+pub struct Replies {
+    hold: Arc<Hold>,
+    incoming: Incoming,
+    reply: Option<CallReply>,
+}
+
+impl Replies {
+    /// The next message; `None` after the last one, when [`Replies::reply`] has the outcome.
+    ///
+    /// # Errors
+    /// When the provider gave no outcome; the variant says whether the call may have run.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
+        if self.reply.is_some() {
+            return Ok(None);
+        }
+        let link = &self.hold.link;
+        let frame = match timeout_at(self.hold.deadline, self.incoming.next()).await {
+            Err(_) => return Err(CallError::Unknown(Unknown::Timeout(self.hold.timeout))),
+            Ok(frame) => frame,
+        };
+        match read_reply(link, frame)? {
+            Piece::Message(message) => Ok(Some(message)),
+            Piece::End(mut trailers) => {
+                let last = std::mem::take(&mut trailers.payload);
+                self.reply = Some(codec::reply(trailers, Bytes::new())?);
+                self.incoming.settle();
+                Ok(Some(last).filter(|last| !last.is_empty()))
+            }
+        }
+    }
+
+    /// The outcome, its body empty; `None` before [`Replies::next`] has said that there is no further message.
+    #[must_use]
+    pub fn reply(&self) -> Option<&CallReply> {
+        self.reply.as_ref()
+    }
+}
+
+/// What a provider sends.
+pub(crate) enum Piece {
+    Message(Bytes),
+    End(Trailers),
+}
+
+/// Reads a provider's frame on a call's own stream.
+pub(crate) fn read_reply(link: &Link, frame: Result<Option<Bytes>, ReceiveError>) -> Result<Piece, CallError> {
+    let broken = |unknown| {
+        link.inner.counters.rejected_frames.add();
+        Err(CallError::Unknown(unknown))
+    };
+    let frame = match frame {
+        Ok(Some(frame)) => frame,
+        Ok(None) => return broken(Unknown::Incomplete),
+        Err(ReceiveError::Reset(code)) => return Err(CallError::Unknown(Unknown::Reset(code))),
+        Err(ReceiveError::Lost(lost)) => return Err(link.sent_and_lost(lost)),
+        Err(ReceiveError::Frame(error)) => return broken(Unknown::Frame(error)),
+        Err(ReceiveError::Broken) => return broken(Unknown::Malformed),
+    };
+    match CallFrame::decode(frame) {
+        Ok(CallFrame {
+            kind: Some(Kind::Data(data)),
+            ..
+        }) if data.payload.len() <= link.inner.config.limits.max_message_bytes => Ok(Piece::Message(data.payload)),
+        Ok(CallFrame {
+            kind: Some(Kind::Trailers(trailers)),
+            ..
+        }) if trailers.payload.len() <= link.inner.config.limits.max_message_bytes => Ok(Piece::End(trailers)),
+        Ok(_) | Err(_) => broken(Unknown::Malformed),
+    }
+}
+
+async fn send_message(outgoing: &mut Outgoing, message: &Bytes) -> Result<(), SendError> {
+    let mut outbox = Outbox::default();
+    let _ = frame::put_data(&mut outbox, 0, message, false);
+    outgoing.send(&mut outbox.take()).await
+}
+
+/// The peer, the connection or the deadline ended the call: what the handler does from here on is for nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the caller does not wait any more")]
+#[non_exhaustive]
+pub struct Gone;
+
+/// The requests of a streaming call, from the handler's side.
+#[derive(Debug)]
+pub struct IncomingMessages {
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Stream {
+        link: Arc<Link>,
+        incoming: Incoming,
+        /// Bytes of one message.
+        limit: usize,
+        first: Option<Bytes>,
+        ended: bool,
+    },
+    One(Option<Bytes>),
+}
+
+impl IncomingMessages {
+    pub(crate) fn stream(link: Arc<Link>, incoming: Incoming, first: Bytes, ended: bool) -> Self {
+        let limit = link.inner.config.limits.max_message_bytes;
+        // An empty request that is the only one is a message; an empty head of a stream is none.
+        let first = (ended || !first.is_empty()).then_some(first);
+        Self {
+            source: Source::Stream {
+                link,
+                incoming,
+                limit,
+                first,
+                ended,
+            },
+        }
+    }
+
+    pub(crate) fn one(message: Bytes) -> Self {
+        Self {
+            source: Source::One(Some(message)),
+        }
+    }
+
+    /// The next message; `None` when the caller has sent its last.
+    ///
+    /// # Errors
+    /// When the caller cancelled, or sent what is no message.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
+        match &mut self.source {
+            Source::One(message) => Ok(message.take()),
+            Source::Stream {
+                link,
+                incoming,
+                limit,
+                first,
+                ended,
+            } => {
+                if let Some(first) = first.take() {
+                    return Ok(Some(first));
+                }
+                if *ended {
+                    return Ok(None);
+                }
+                let broken = |link: &Link| {
+                    link.inner.counters.rejected_frames.add();
+                    Err(Gone)
+                };
+                match incoming.next().await {
+                    Ok(None) => {
+                        *ended = true;
+                        Ok(None)
+                    }
+                    Ok(Some(frame)) => match CallFrame::decode(frame) {
+                        Ok(CallFrame {
+                            kind: Some(Kind::Data(data)),
+                            ..
+                        }) if data.payload.len() <= *limit => {
+                            *ended = data.end;
+                            Ok(Some(data.payload))
+                        }
+                        Ok(_) | Err(_) => broken(link),
+                    },
+                    Err(ReceiveError::Reset(_) | ReceiveError::Lost(_)) => Err(Gone),
+                    Err(ReceiveError::Frame(_) | ReceiveError::Broken) => broken(link),
+                }
+            }
+        }
+    }
+}
+
+/// The replies of a streaming call, from the handler's side; the outcome is what the handler returns.
+#[derive(Debug)]
+pub struct OutgoingMessages {
+    sink: Sink,
+}
+
+/// Where the messages of a handler go.
+#[derive(Debug, Clone)]
+pub(crate) enum Sink {
+    Stream {
+        outgoing: Arc<Mutex<Outgoing>>,
+        limit: usize,
+    },
+    /// The caller takes one message.
+    One(Arc<Mutex<One>>),
+}
+
+/// The messages for a caller that takes one.
+#[derive(Debug, Default)]
+pub(crate) struct One {
+    pub(crate) message: Option<Bytes>,
+    pub(crate) too_many: bool,
+}
+
+impl OutgoingMessages {
+    pub(crate) fn new(sink: Sink) -> Self {
+        Self { sink }
+    }
+
+    /// Sends a message, waiting until the caller has room for it.
+    ///
+    /// # Errors
+    /// When the caller does not wait any more, called with one request and takes one reply, or the message is larger than it
+    /// may be: 4 MiB unless configured otherwise.
+    pub async fn send(&mut self, message: Bytes) -> Result<(), Gone> {
+        match &self.sink {
+            Sink::Stream { outgoing, limit } => {
+                let mut outgoing = outgoing.lock().await;
+                if message.len() > *limit {
+                    outgoing.reset(ResetCode::Protocol);
+                    return Err(Gone);
+                }
+                send_message(&mut outgoing, &message).await.map_err(|_| Gone)
+            }
+            Sink::One(one) => {
+                let mut one = one.lock().await;
+                if one.message.is_some() {
+                    one.too_many = true;
+                    return Err(Gone);
+                }
+                one.message = Some(message);
+                Ok(())
+            }
+        }
+    }
+}
