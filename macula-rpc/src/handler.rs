@@ -27,6 +27,12 @@ where
     }
 }
 
+impl<H: Handler + ?Sized> Handler for Arc<H> {
+    fn handle(&self, request: Request) -> BoxFuture<'static, Result<Response, Status>> {
+        (**self).handle(request)
+    }
+}
+
 /// Makes a handler of an async function from a typed [`Request`] to a message.
 ///
 /// A request that cannot be read is answered with [`StatusCode::InvalidArgument`], before the function is called.

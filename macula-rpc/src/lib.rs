@@ -4,11 +4,16 @@ mod client;
 mod codec;
 mod error;
 mod handler;
+mod limit;
 mod request;
 mod resolve;
 mod server;
 mod status;
+#[cfg(feature = "tower")]
+mod tower;
 
+#[cfg(feature = "tower")]
+pub use self::tower::TowerHandler;
 pub use client::{
     Answer, AnswerSource, CallBuilder, Client, ClientBuilder, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, MAX_SERVICES,
     Routers,
@@ -20,6 +25,7 @@ pub use codec::Prost;
 pub use codec::{CodecError, Decode, Encode, IntoResponse};
 pub use error::{Attempt, CallError, Cause};
 pub use handler::{Handler, Typed, typed};
+pub use limit::Limited;
 pub use macula_select::{Backoff, Hedge, RetryPolicy, StopReason, Strategy};
 pub use macula_transport::Metadata;
 pub use macula_wire::{Endpoint, NameError, NodeId, ServiceName, StatusCode};

@@ -2,5 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod calls;
+mod limits;
 mod mesh;
 mod typed;

@@ -1,0 +1,100 @@
+//! How many calls of one service run at a time.
+//!
+//! **Invariant:** a call over the limit has not reached the handler, so it is *refused* and safe to make elsewhere (F5); it
+//! never waits here, because a queue in front of a busy provider is time its caller could spend at another one.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use futures::future::BoxFuture;
+
+use crate::{Handler, Request, Response, Status};
+
+/// A handler that runs so many calls at a time, and refuses the rest.
+///
+/// The limit of the whole process is [`Server::with_max_concurrent_calls`](crate::Server::with_max_concurrent_calls); this one
+/// is a single service's.
+///
+/// ```
+/// use macula_rpc::{Limited, Request, Server, Status};
+///
+/// let resize = async |image: Request| Ok::<_, Status>(image.into_payload());
+/// Server::new().serve("image.resize".parse()?, Limited::new(8, resize))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Limited<H> {
+    handler: H,
+    max: usize,
+    running: Arc<AtomicUsize>,
+}
+
+impl<H: Handler> Limited<H> {
+    /// Runs at most `max` calls of `handler` at a time.
+    pub fn new(max: usize, handler: H) -> Self {
+        Self {
+            handler,
+            max,
+            running: Arc::default(),
+        }
+    }
+
+    /// How many calls are running.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.running.load(Ordering::Acquire)
+    }
+}
+
+impl<H: Handler> Handler for Limited<H> {
+    fn handle(&self, request: Request) -> BoxFuture<'static, Result<Response, Status>> {
+        let place = Place::take(&self.running);
+        if place.before >= self.max {
+            let words = format!(
+                "{} runs {} calls already, as many as it may",
+                request.service(),
+                self.max
+            );
+            return Box::pin(std::future::ready(Err(Status::refused(words))));
+        }
+        let answer = self.handler.handle(request);
+        Box::pin(async move {
+            let _place = place;
+            answer.await
+        })
+    }
+}
+
+impl<H> fmt::Debug for Limited<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limited")
+            .field("max", &self.max)
+            .field("running", &self.running)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One running call, counted while it lives: a call that is cancelled or panics gives its place back too.
+struct Place {
+    running: Arc<AtomicUsize>,
+    before: usize,
+}
+
+impl Place {
+    fn take(running: &Arc<AtomicUsize>) -> Self {
+        Self {
+            before: running.fetch_add(1, Ordering::AcqRel),
+            running: Arc::clone(running),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.running.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,157 @@
+//! A service's own limit, and tower's layers before a service.
+
+use std::{future::pending, sync::Arc};
+
+use macula_rpc::{Cause, Limited, Request, RetryPolicy, Status, Strategy};
+use tokio::sync::mpsc;
+
+use crate::mesh::{Peer, caller, directory, name, serving};
+
+#[tokio::test]
+async fn f5_a_service_at_its_limit_refuses_and_the_call_goes_elsewhere() {
+    let (started, mut running) = mpsc::unbounded_channel();
+    let stuck = move |_: Request| {
+        let _ = started.send(());
+        pending::<Result<(), Status>>()
+    };
+    let peers = [serving(Limited::new(1, stuck)).await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    let first = tokio::spawn({
+        let client = client.clone();
+        async move { client.call(name(), "").await }
+    });
+    running.recv().await.unwrap();
+    // Even a call that must not run twice: it has not run once.
+    let call = client.request(name()).retry_policy(RetryPolicy::NeverProcessed);
+    let answer = call.send("x").await.unwrap();
+    assert_eq!(answer.provider().unwrap().node_id, peers[1].id());
+    let refused = &answer.failed_attempts()[0];
+    assert!(matches!(&refused.cause, Cause::Refused(_)), "{refused}");
+    assert!(refused.to_string().contains("runs 1 calls already"), "{refused}");
+    first.abort();
+}
+
+#[tokio::test]
+async fn a_cancelled_or_panicking_call_gives_its_place_back() {
+    let (started, mut running) = mpsc::unbounded_channel();
+    let handler = move |request: Request| {
+        let started = started.clone();
+        async move {
+            match request.payload().as_ref() {
+                b"hang" => {
+                    let _ = started.send(());
+                    pending::<Result<&str, Status>>().await
+                }
+                b"panic" => panic!("on purpose"),
+                _ => Ok("done"),
+            }
+        }
+    };
+    let limited = Arc::new(Limited::new(1, handler));
+    let peer = serving(Arc::clone(&limited)).await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let client = builder.build();
+    let hung = tokio::spawn({
+        let client = client.clone();
+        async move { client.call(name(), "hang").await }
+    });
+    running.recv().await.unwrap();
+    hung.abort();
+    while limited.running() > 0 {
+        tokio::task::yield_now().await;
+    }
+    client.call(name(), "panic").await.unwrap_err();
+    assert_eq!(limited.running(), 0);
+    assert_eq!(client.call(name(), "").await.unwrap(), "done");
+}
+
+#[cfg(feature = "tower")]
+mod tower {
+    use std::{convert::Infallible, future::pending, time::Duration};
+
+    use macula_rpc::{CallError, Cause, Request, Status, StatusCode, Strategy, TowerHandler};
+    use tokio::sync::mpsc;
+    use tower::{ServiceBuilder, service_fn};
+
+    use crate::mesh::{Peer, caller, directory, name, serving};
+
+    #[tokio::test]
+    async fn a_tower_service_is_a_handler() {
+        let service = service_fn(async |request: Request| Ok::<_, Infallible>(request.into_payload()));
+        let peer = serving(TowerHandler::new(service)).await;
+        let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+        assert_eq!(builder.build().call(name(), "x").await.unwrap(), "x");
+    }
+
+    #[tokio::test]
+    async fn what_tower_sheds_is_refused_and_goes_elsewhere() {
+        let (started, mut running) = mpsc::unbounded_channel();
+        let stuck = service_fn(move |_: Request| {
+            let _ = started.send(());
+            pending::<Result<(), Status>>()
+        });
+        let layered = ServiceBuilder::new().load_shed().concurrency_limit(1).service(stuck);
+        let peers = [serving(TowerHandler::new(layered)).await, Peer::echo().await];
+        let (_endpoint, builder) = caller(directory(&peers)).await;
+        let client = builder.strategy(Strategy::First).build();
+        let first = tokio::spawn({
+            let client = client.clone();
+            async move { client.call(name(), "").await }
+        });
+        running.recv().await.unwrap();
+        let answer = client.request(name()).send("x").await.unwrap();
+        assert!(matches!(answer.failed_attempts()[0].cause, Cause::Refused(_)));
+        first.abort();
+    }
+
+    #[tokio::test]
+    async fn the_errors_of_a_tower_service_arrive_as_what_they_mean() {
+        let service = service_fn(async |request: Request| match request.payload().as_ref() {
+            b"status" => Err(Status::not_found("nothing here")),
+            b"slow" => pending().await,
+            _ => Ok("fine"),
+        });
+        let layered = ServiceBuilder::new()
+            .timeout(Duration::from_millis(10))
+            .service(service);
+        let peer = serving(TowerHandler::new(layered)).await;
+        let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+        let client = builder.build();
+        let error = client.call(name(), "status").await.unwrap_err();
+        assert!(
+            matches!(&error, CallError::Answered { status, .. } if status.message() == "nothing here"),
+            "{error}"
+        );
+        let error = client.call(name(), "slow").await.unwrap_err();
+        assert!(
+            matches!(&error.attempts()[0].cause, Cause::Answered(s) if s.code() == StatusCode::DeadlineExceeded),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_service_that_cannot_get_ready_has_not_started_the_call() {
+        #[derive(Clone)]
+        struct NeverReady;
+
+        impl tower::Service<Request> for NeverReady {
+            type Response = ();
+            type Error = Status;
+            type Future = std::future::Ready<Result<(), Status>>;
+
+            fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Status>> {
+                std::task::Poll::Ready(Err(Status::internal("out of order")))
+            }
+
+            fn call(&mut self, _: Request) -> Self::Future {
+                std::future::ready(Ok(()))
+            }
+        }
+
+        let peer = serving(TowerHandler::new(NeverReady)).await;
+        let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+        let error = builder.build().call(name(), "").await.unwrap_err();
+        assert!(matches!(&error.attempts()[0].cause, Cause::Refused(_)), "{error}");
+    }
+}
