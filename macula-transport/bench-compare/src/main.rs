@@ -4,11 +4,15 @@
 //! Without a subcommand it starts itself once for each server and each load, and prints one JSON document.
 
 mod certificate;
+mod irpc_stack;
+mod libp2p_stack;
 mod load;
 mod macula;
 mod measure;
 mod raw_quinn;
 mod stacks;
+mod tarpc_stack;
+mod tonic_stack;
 
 use std::io::Write as _;
 
