@@ -10,6 +10,9 @@ mod drive;
 mod endpoint;
 mod error;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod handshake;
 mod health;

@@ -39,9 +39,9 @@ impl Stack {
     }
 
     /// Starts a server; what a client needs to know of it, as text without spaces.
-    pub(crate) async fn serve(self) -> Result<String> {
+    pub(crate) async fn serve(self, listen: std::net::SocketAddr) -> Result<String> {
         match self {
-            Self::Macula => macula::serve().await,
+            Self::Macula => macula::serve(listen).await,
             Self::Quinn => raw_quinn::serve().await,
             Self::Tonic => tonic_stack::serve().await,
             Self::Tarpc => tarpc_stack::serve().await,
