@@ -25,6 +25,7 @@ pub struct Config {
     pub(crate) limits: Limits,
     pub(crate) timers: Timers,
     pub(crate) pool: PoolConfig,
+    pub(crate) key_exchange: KeyExchange,
 }
 
 impl Config {
@@ -41,6 +42,7 @@ impl Config {
             limits: Limits::default(),
             timers: Timers::default(),
             pool: PoolConfig::default(),
+            key_exchange: KeyExchange::default(),
         }
     }
 
@@ -97,12 +99,32 @@ impl Config {
         self
     }
 
+    /// Sets how the keys of connections are agreed on.
+    #[must_use]
+    pub fn with_key_exchange(mut self, key_exchange: KeyExchange) -> Self {
+        self.key_exchange = key_exchange;
+        self
+    }
+
     /// Sets the rules of the connection pool.
     #[must_use]
     pub fn with_pool(mut self, pool: PoolConfig) -> Self {
         self.pool = pool;
         self
     }
+}
+
+/// How the keys of a connection are agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum KeyExchange {
+    /// Elliptic curves only (RFC 7748).
+    #[default]
+    X25519,
+    /// Elliptic curves and ML-KEM-768 together, so that what is recorded today stays secret if one of them is broken; with a peer
+    /// that has only the former, elliptic curves.
+    #[cfg(feature = "aws-lc-rs")]
+    X25519MlKem768,
 }
 
 /// What a peer may take of this node.

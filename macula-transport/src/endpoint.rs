@@ -77,7 +77,7 @@ impl Endpoint {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BindError::NoRuntime);
         }
-        let tls = Tls::new(&config.identity)
+        let tls = Tls::new(&config.identity, config.key_exchange)
             .map_err(TlsError::from)
             .map_err(BindError::Tls)?;
         let counters = Arc::new(Counters::default());

@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::{PATIENCE, Seen, at, client, config, connect, echoes, provider, service, until};
-use macula_transport::{CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig};
+use macula_transport::{CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, Succession};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_concurrent_dials_are_one_dial() {
@@ -58,6 +58,30 @@ async fn a_first_contact_finds_the_id_and_is_pooled_under_it() {
     assert_eq!(client.pool().stats().opened, 1);
     let error = provider.pool().first_contact(&address).await.unwrap_err();
     assert!(matches!(error, DialError::Myself { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_node_with_a_new_key_is_reached_by_its_old_name() {
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let old = common::identity();
+    assert!(matches!(
+        client.pool().get(&old.node_id(), &at(&provider)).await,
+        Err(DialError::WrongNode { .. })
+    ));
+    let older = common::identity();
+    client.pool().learn(&Succession::new(&older, &old).unwrap());
+    client
+        .pool()
+        .learn(&Succession::new(&old, provider.identity()).unwrap());
+    let connection = client.pool().get(&older.node_id(), &at(&provider)).await.unwrap();
+    assert_eq!(connection.peer().node_id, provider.node_id());
+    assert!(client.pool().open(&old.node_id()).is_some());
+    // Keys that name each other lead nowhere, and end.
+    client
+        .pool()
+        .learn(&Succession::new(provider.identity(), &older).unwrap());
+    assert!(client.pool().open(&provider.node_id()).is_some());
 }
 
 #[tokio::test]

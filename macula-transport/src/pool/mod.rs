@@ -3,7 +3,7 @@
 mod state;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -15,7 +15,7 @@ pub(crate) use state::{Activity, ConnectionId};
 use state::{Answer, Closing, DialFailure, Output, PoolState, Ticket};
 
 use crate::{
-    Connection, PoolConfig,
+    Connection, PoolConfig, Succession,
     connection::Link,
     drive,
     endpoint::{self, Inner},
@@ -67,6 +67,7 @@ impl Pool {
     /// When the node cannot be reached, is not who it should be, failed a moment ago, or the pool is full of connections in
     /// use.
     pub async fn get(&self, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Connection, DialError> {
+        let node = &self.inner.pool.successor(*node);
         let outcome = match self.inner.pool.get(&self.inner, node, at)? {
             Found::Ready(connection) => return Ok(connection),
             Found::Wait(outcome) => outcome,
@@ -87,10 +88,17 @@ impl Pool {
         outcome.await.unwrap_or(Err(DialError::ShutDown))
     }
 
+    /// Learns that a node has a new key: whoever asks for the old one gets a connection to the new one.
+    ///
+    /// At most 1 024 successions are remembered; beyond that, the one longest known is forgotten.
+    pub fn learn(&self, succession: &Succession) {
+        self.inner.pool.learn(succession);
+    }
+
     /// The open connection to a node, if there is one.
     #[must_use]
     pub fn open(&self, node: &NodeId) -> Option<Connection> {
-        self.inner.pool.open(node)
+        self.inner.pool.open(&self.inner.pool.successor(*node))
     }
 
     /// What has been counted so far, and is open now.
@@ -122,7 +130,12 @@ struct Table {
     waiters: HashMap<Ticket, Vec<Waiter>>,
     lost: u64,
     stopped: bool,
+    /// Old keys and what took their place, the one longest known first.
+    successions: VecDeque<(NodeId, NodeId)>,
 }
+
+/// The most successions that are remembered, and followed one after another.
+const MAX_SUCCESSIONS: usize = 1024;
 
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -136,6 +149,7 @@ impl Shell {
             waiters: HashMap::new(),
             lost: 0,
             stopped: false,
+            successions: VecDeque::new(),
         };
         Self {
             table: Mutex::new(table),
@@ -209,6 +223,30 @@ impl Shell {
         tokio::spawn(dial(inner.clone(), ticket, None, vec![at.clone()]));
         self.perform(table);
         Ok(waiter)
+    }
+
+    fn learn(&self, succession: &Succession) {
+        let successions = &mut self.lock().successions;
+        successions.retain(|(from, _)| *from != succession.from());
+        if successions.len() >= MAX_SUCCESSIONS {
+            successions.pop_front();
+        }
+        successions.push_back((succession.from(), succession.to()));
+    }
+
+    /// The key that `node` has now.
+    fn successor(&self, node: NodeId) -> NodeId {
+        let table = self.lock();
+        let mut current = node;
+        // Two keys that name each other lead nowhere: then the one asked for is the one meant.
+        for _ in 0..table.successions.len() {
+            match table.successions.iter().find(|(from, _)| *from == current) {
+                Some(&(_, to)) if to != node => current = to,
+                Some(_) => return node,
+                None => break,
+            }
+        }
+        current
     }
 
     fn open(&self, node: &NodeId) -> Option<Connection> {
