@@ -47,6 +47,21 @@ pub enum Cause {
     Cancelled,
 }
 
+impl Cause {
+    /// The cause's name for programs, metrics and spans.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::NotSent(_) => "not_sent",
+            Self::Refused(_) => "refused",
+            Self::TimedOut(_) => "timed_out",
+            Self::Lost(_) => "lost",
+            Self::Answered(_) => "answered",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
 /// Why a call failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]

@@ -5,12 +5,14 @@ mod codec;
 mod error;
 mod handler;
 mod limit;
+mod observe;
 mod request;
 mod resolve;
 mod server;
 mod status;
 #[cfg(feature = "tower")]
 mod tower;
+mod trace;
 
 #[cfg(feature = "tower")]
 pub use self::tower::TowerHandler;
@@ -33,3 +35,4 @@ pub use request::{Request, Response};
 pub use resolve::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
 pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, ServeError, Server};
 pub use status::Status;
+pub use trace::{Propagate, TRACEPARENT, TraceContext, W3c};

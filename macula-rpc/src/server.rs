@@ -11,17 +11,21 @@ use std::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use macula_transport::{IncomingCall, Metadata, Reply};
+use macula_transport::{IncomingCall, Reply};
 use macula_wire::{ServiceName, StatusCode};
 use tokio::sync::Notify;
+use tracing::Instrument as _;
 
 use crate::{
     Handler, Request, Response, Status,
     client::{Client, WeakClient},
     handler::SharedHandler,
+    observe::{self, ServedMeters},
+    trace::{Propagate, TraceContext},
 };
 
 /// Services running at a time in one process, unless told otherwise: more calls are refused, and go elsewhere.
@@ -43,12 +47,19 @@ pub struct Server {
 }
 
 struct Shared {
-    services: RwLock<HashMap<ServiceName, SharedHandler>>,
+    services: RwLock<HashMap<ServiceName, Arc<Served>>>,
     max_concurrent: usize,
     running: AtomicUsize,
     draining: AtomicBool,
     idle: Notify,
     router: OnceLock<WeakClient>,
+    propagate: OnceLock<Box<dyn Propagate>>,
+}
+
+/// A service and what is counted of it.
+struct Served {
+    handler: SharedHandler,
+    meters: ServedMeters,
 }
 
 impl Default for Server {
@@ -75,6 +86,7 @@ impl Server {
                 draining: AtomicBool::new(false),
                 idle: Notify::new(),
                 router: OnceLock::new(),
+                propagate: OnceLock::new(),
             }),
         }
     }
@@ -95,7 +107,11 @@ impl Server {
         {
             Entry::Occupied(taken) => Err(ServeError::AlreadyServed(taken.key().clone())),
             Entry::Vacant(free) => {
-                free.insert(Arc::new(handler));
+                let meters = ServedMeters::new(free.key());
+                free.insert(Arc::new(Served {
+                    handler: Arc::new(handler),
+                    meters,
+                }));
                 Ok(())
             }
         }
@@ -122,13 +138,13 @@ impl Server {
     /// Whether `service` is served here.
     #[must_use]
     pub fn serves(&self, service: &ServiceName) -> bool {
-        self.handler(service).is_some()
+        self.served(service).is_some()
     }
 
     /// How many calls are running.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.shared.running.load(Ordering::Acquire)
+        self.shared.running.load(Ordering::SeqCst)
     }
 
     /// Passes calls that peers ask to have routed, and that nobody serves here, on through `client`, once.
@@ -139,9 +155,17 @@ impl Server {
         let _ = self.shared.router.set(client.downgrade());
     }
 
+    /// Tells the spans of served calls which trace they belong to, by `propagate`. The first one given stays.
+    ///
+    /// Without it, too, the calls that a handler makes belong to the trace of the call it answers.
+    pub fn propagate(&self, propagate: impl Propagate) {
+        // A second one would be a misuse without consequence: traces go on all the same.
+        let _ = self.shared.propagate.set(Box::new(propagate));
+    }
+
     /// Refuses new calls from now on, and waits until the running ones are done (N4).
     pub async fn drain(&self) {
-        self.shared.draining.store(true, Ordering::Release);
+        self.shared.draining.store(true, Ordering::SeqCst);
         loop {
             let idle = self.shared.idle.notified();
             tokio::pin!(idle);
@@ -153,7 +177,7 @@ impl Server {
         }
     }
 
-    fn handler(&self, service: &ServiceName) -> Option<SharedHandler> {
+    fn served(&self, service: &ServiceName) -> Option<Arc<Served>> {
         self.shared
             .services
             .read()
@@ -166,7 +190,7 @@ impl Server {
     fn admit(&self) -> Result<Running, Status> {
         // Counted before the flag is read: a drain either sees this call or has set the flag before it.
         let running = Running::start(&self.shared);
-        if self.shared.draining.load(Ordering::Acquire) {
+        if self.shared.draining.load(Ordering::SeqCst) {
             return Err(Status::refused_with(
                 StatusCode::Unavailable,
                 "the node is shutting down",
@@ -182,22 +206,24 @@ impl Server {
     }
 
     /// Runs a call of this process when the service is served here; `None` when it is not.
-    pub(crate) fn call_local(
+    pub(crate) fn call_local<F: FnOnce() -> Request>(
         &self,
-        request: Request,
-    ) -> Option<impl Future<Output = Result<Response, Status>> + use<>> {
-        let handler = self.handler(request.service())?;
+        service: &ServiceName,
+        request: F,
+    ) -> Option<impl Future<Output = Result<Response, Status>> + use<F>> {
+        let served = self.served(service)?;
         let admitted = self.admit();
+        let request = request();
         Some(async move {
             let _running = admitted?;
-            guarded(&handler, request).await
+            served.run(request).await
         })
     }
 
     async fn answer(self, call: IncomingCall) -> Result<Response, Status> {
         let _running = self.admit()?;
-        if let Some(handler) = self.handler(call.service()) {
-            return guarded(&handler, Request::remote(call)).await;
+        if let Some(served) = self.served(call.service()) {
+            return self.answer_here(&served, call).await;
         }
         let router = self
             .shared
@@ -212,6 +238,56 @@ impl Server {
                 Err(Status::refused_with(StatusCode::Unimplemented, message))
             }
         }
+    }
+}
+
+impl Server {
+    /// Runs a peer's call in its span and trace.
+    async fn answer_here(&self, served: &Served, call: IncomingCall) -> Result<Response, Status> {
+        let span = observe::serve_span(&call);
+        let context = TraceContext::of(call.metadata());
+        if let (Some(context), Some(propagate)) = (context, self.shared.propagate.get()) {
+            propagate.incoming(&span, context);
+        }
+        let work = served.run(Request::remote(call));
+        let outcome = match context {
+            None => work.instrument(span.clone()).await,
+            Some(context) => context.scope(work.instrument(span.clone())).await,
+        };
+        if let Err(status) = &outcome {
+            observe::record_served(&span, status);
+        }
+        outcome
+    }
+}
+
+impl Served {
+    async fn run(&self, request: Request) -> Result<Response, Status> {
+        let mut counted = Counted {
+            meters: &self.meters,
+            since: self.meters.start(),
+            outcome: observe::CANCELLED,
+        };
+        let outcome = guarded(&self.handler, request).await;
+        counted.outcome = match &outcome {
+            Ok(_) => observe::OK,
+            Err(status) if status.is_refused() => "refused",
+            Err(_) => "error",
+        };
+        outcome
+    }
+}
+
+/// A call counted when it ends, however it does.
+struct Counted<'a> {
+    meters: &'a ServedMeters,
+    since: Option<Instant>,
+    outcome: &'static str,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.meters.served(self.outcome, self.since);
     }
 }
 
@@ -250,14 +326,15 @@ struct Running(Arc<Shared>);
 
 impl Running {
     fn start(shared: &Arc<Shared>) -> Self {
-        shared.running.fetch_add(1, Ordering::AcqRel);
+        shared.running.fetch_add(1, Ordering::SeqCst);
         Self(Arc::clone(shared))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.0.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+        // Sequentially consistent with the drain's flag: one of the two sees the other.
+        if self.0.running.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.draining.load(Ordering::SeqCst) {
             self.0.idle.notify_waiters();
         }
     }
@@ -269,18 +346,5 @@ impl std::fmt::Debug for Server {
             .field("services", &self.services())
             .field("running", &self.running())
             .finish_non_exhaustive()
-    }
-}
-
-impl Status {
-    /// The status as it travels.
-    fn into_reply(self) -> Reply {
-        let (code, message, details, refused) = self.into_parts();
-        let reply = if refused {
-            Reply::refused(code, message)
-        } else {
-            Reply::error(code, message)
-        };
-        reply.with_details(details).with_metadata(Metadata::new())
     }
 }

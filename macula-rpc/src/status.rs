@@ -3,19 +3,31 @@
 use std::fmt;
 
 use bytes::Bytes;
+use macula_transport::{Metadata, Reply};
 use macula_wire::StatusCode;
 
 /// A handler's error: a gRPC status code, a message for a person, and details for a program.
 ///
 /// The code decides whether the caller tries another provider (F6): the caller's own faults (`invalid_argument`,
 /// `not_found` and their kind) are final under the default policy, everything else is tried elsewhere.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Status {
     code: StatusCode,
     message: String,
-    details: Bytes,
+    /// What few statuses have; apart, so that results stay small.
+    extra: Option<Box<Extra>>,
     not_started: bool,
 }
+
+/// What may travel with a status.
+#[derive(Clone, PartialEq, Default)]
+struct Extra {
+    details: Bytes,
+    metadata: Metadata,
+}
+
+static NO_DETAILS: Bytes = Bytes::new();
+static NO_METADATA: Metadata = Metadata::new();
 
 impl Status {
     /// A status with this code and message.
@@ -24,7 +36,7 @@ impl Status {
         Self {
             code,
             message: message.into(),
-            details: Bytes::new(),
+            extra: None,
             not_started: false,
         }
     }
@@ -67,8 +79,17 @@ impl Status {
         }
     }
 
-    pub(crate) fn into_parts(self) -> (StatusCode, String, Bytes, bool) {
-        (self.code, self.message, self.details, self.not_started)
+    /// The status as it travels.
+    pub(crate) fn into_reply(self) -> Reply {
+        let reply = if self.not_started {
+            Reply::refused(self.code, self.message)
+        } else {
+            Reply::error(self.code, self.message)
+        };
+        match self.extra {
+            Some(extra) => reply.with_details(extra.details).with_metadata(extra.metadata),
+            None => reply,
+        }
     }
 
     /// Whether the provider says that it did not start the call.
@@ -80,7 +101,19 @@ impl Status {
     /// Adds details for a program, as gRPC's `grpc-status-details-bin`.
     #[must_use]
     pub fn with_details(mut self, details: impl Into<Bytes>) -> Self {
-        self.details = details.into();
+        let details = details.into();
+        if !details.is_empty() || self.extra.is_some() {
+            self.extra.get_or_insert_default().details = details;
+        }
+        self
+    }
+
+    /// Sets what travels beside the status.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: Metadata) -> Self {
+        if !metadata.is_empty() || self.extra.is_some() {
+            self.extra.get_or_insert_default().metadata = metadata;
+        }
         self
     }
 
@@ -96,10 +129,16 @@ impl Status {
         &self.message
     }
 
+    /// What travels beside the status.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        self.extra.as_ref().map_or(&NO_METADATA, |extra| &extra.metadata)
+    }
+
     /// The details for a program; empty when there are none.
     #[must_use]
     pub fn details(&self) -> &Bytes {
-        &self.details
+        self.extra.as_ref().map_or(&NO_DETAILS, |extra| &extra.details)
     }
 }
 

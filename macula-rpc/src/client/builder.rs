@@ -8,7 +8,7 @@ use macula_transport::{Endpoint, Metadata, Pool};
 use macula_wire::{NameError, ServiceName};
 
 use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Routers, Services, Shared};
-use crate::{CallError, Decode, Encode, Resolve, ResolveOptions, Server};
+use crate::{CallError, Decode, Encode, Resolve, ResolveOptions, Server, observe::PoolMeters, trace::Propagate};
 
 /// Builds a [`Client`].
 #[must_use = "a builder does nothing until it is built"]
@@ -19,6 +19,7 @@ pub struct ClientBuilder {
     local: Option<Server>,
     defaults: Defaults,
     seed: u64,
+    propagate: Option<Arc<dyn Propagate>>,
 }
 
 impl ClientBuilder {
@@ -46,6 +47,7 @@ impl ClientBuilder {
             local: None,
             defaults,
             seed,
+            propagate: None,
         }
     }
 
@@ -91,6 +93,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Sends with every call the trace it belongs to, as `traceparent`, unless the call's own metadata has one; without it no
+    /// trace is sent. [`W3c`](crate::W3c) does where no exporter has ids of its own.
+    pub fn propagate(mut self, propagate: impl Propagate) -> Self {
+        self.propagate = Some(Arc::new(propagate));
+        self
+    }
+
     /// The client.
     #[must_use]
     pub fn build(self) -> Client {
@@ -102,6 +111,8 @@ impl ClientBuilder {
                 routers: self.routers,
                 local: self.local,
                 defaults: self.defaults,
+                propagate: self.propagate,
+                pool_meters: PoolMeters::new(),
             }),
         }
     }

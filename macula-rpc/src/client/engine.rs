@@ -1,110 +1,172 @@
 //! The shell of one call: performs what `macula_select::Call` asks for, and tells it what came of it.
 //!
-//! No policy lives here. Whom to call, when to give up and what the end is are the core's; dialing, sending and the words of an
-//! error are this file's.
+//! No policy lives here. Whom to call, when to give up and what the end is are the core's; dialing and sending are this file's,
+//! and the words of an error are `verdict.rs`'s.
+//!
+//! **Invariants.** The balancer's lock is held for single steps and never across an await: one step chooses the first provider,
+//! one takes in how an attempt ended and says what follows. An attempt ends by itself when its time is up, so a call that needs
+//! neither a hedge nor a pause has no timer of its own. A usual call allocates nothing here.
 
 use std::{
-    future::{Future, poll_fn},
-    pin::Pin,
+    future::Future,
+    pin::pin,
     sync::Arc,
-    task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use macula_select::{AttemptId, Attempts, Call, CallOptions, Code, Fate, Loss, Output, Refusal, StopReason};
-use macula_transport::{CallReply, CallRequest, Connection, DialError, Unknown};
+use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Loss, Output, Refusal};
+use macula_transport::{CallReply, CallRequest, Connection, DialError, Metadata, Unknown};
 use macula_wire::{NodeId, ServiceName, StatusCode};
+use tracing::{Instrument as _, Span};
 
-use super::{Answer, AnswerSource, Client, builder::Options, services::Balanced};
-use crate::{CallError, Cause, Provider, Response, Status, error::Attempt};
+use super::{
+    AnswerSource, Client,
+    builder::Options,
+    flights::Flights,
+    services::{Balanced, Service},
+    verdict,
+};
+use crate::{
+    CallError, Cause, Provider, Status,
+    error::Attempt,
+    observe,
+    trace::{TRACEPARENT, TraceContext},
+};
 
-/// How much longer than this node waits a provider is told to work: timers are a millisecond coarse, and a provider's that
-/// fired first would turn the end of the call's time into an answer, to be tried elsewhere.
-const TIMER_SLACK: Duration = Duration::from_millis(10);
+/// How much before the end of its time a provider's "deadline exceeded" is taken for that end: two clocks are never the same.
+const CLOCK_SLACK: Duration = Duration::from_millis(2);
 
-/// What is the same for every attempt of a call.
-struct Job<'a> {
-    client: &'a Client,
-    service: &'a ServiceName,
-    options: &'a Options,
-    payload: Bytes,
-    route: bool,
+/// What is done with a connection once there is one.
+pub(super) trait Exchange: Sync {
+    /// What it brings.
+    type Answer: Send;
+
+    /// Sends the call and waits, until `until` at most, for what settles the attempt.
+    fn exchange(
+        &self,
+        connection: &Connection,
+        request: CallRequest<'_>,
+        until: Instant,
+    ) -> impl Future<Output = Result<Outcome<Self::Answer>, macula_transport::CallError>> + Send;
 }
 
-/// Makes a call at the providers that `balanced` holds.
-pub(super) async fn run(
-    client: &Client,
-    service: &ServiceName,
-    options: &Options,
-    payload: Bytes,
-    start: Instant,
-    balanced: &Arc<Balanced>,
-    source: AnswerSource,
-) -> Result<Answer, CallError> {
-    let job = Job {
-        client,
-        service,
-        options,
-        payload,
-        route: source == AnswerSource::Router,
-    };
-    let allowed = options.timeout.unwrap_or(client.shared.defaults.timeout);
+/// What a provider said.
+pub(super) enum Outcome<A> {
+    /// Success.
+    Answer(A),
+    /// Its error.
+    Error(CallReply),
+}
+
+/// One request, one reply.
+pub(super) struct Unary;
+
+impl Exchange for Unary {
+    type Answer = CallReply;
+
+    async fn exchange(
+        &self,
+        connection: &Connection,
+        request: CallRequest<'_>,
+        _until: Instant,
+    ) -> Result<Outcome<CallReply>, macula_transport::CallError> {
+        let reply = connection.call(request).await?;
+        Ok(match reply.status {
+            StatusCode::Ok => Outcome::Answer(reply),
+            _ => Outcome::Error(reply),
+        })
+    }
+}
+
+/// What is the same for every attempt of a call.
+pub(super) struct Job<'a, X> {
+    pub(super) client: &'a Client,
+    pub(super) service: &'a ServiceName,
+    pub(super) known: &'a Service,
+    pub(super) options: &'a Options,
+    pub(super) payload: &'a Bytes,
+    pub(super) start: Instant,
+    pub(super) source: AnswerSource,
+    pub(super) exchange: &'a X,
+}
+
+impl<X> Clone for Job<'_, X> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<X> Copy for Job<'_, X> {}
+
+/// A call that succeeded.
+pub(super) struct Done<A> {
+    pub(super) answer: A,
+    pub(super) provider: Option<Arc<Provider>>,
+    pub(super) failed_attempts: Vec<Attempt>,
+}
+
+/// Makes a call at `providers`, whose health `balanced` knows.
+pub(super) async fn run<X: Exchange>(
+    job: Job<'_, X>,
+    balanced: &Balanced,
+    providers: &Arc<[Provider]>,
+) -> Result<Done<X::Answer>, CallError> {
+    let allowed = job.options.timeout.unwrap_or(job.client.shared.defaults.timeout);
     let mut driver = Driver {
-        call: Call::new(start, call_options(client, options, allowed)),
+        call: Call::new(job.start, call_options(job.client, job.options, allowed)),
+        job,
         balanced,
-        log: Vec::new(),
-        response: None,
+        log: Log::default(),
+        answer: None,
+        over: false,
     };
-    let mut flights: Vec<Flight<'_>> = Vec::new();
+    let (first, second) = (pin!(None), pin!(None));
+    let mut flights = Flights::new(first, second);
+    let mut output = driver.begin(providers);
     let end = loop {
-        let now = now();
-        match driver.poll(now) {
+        output = match output {
             Output::Dispatch { attempt, until, .. } => {
-                // `poll` has logged whom it chose.
-                if let Some(tried) = driver.log.last() {
-                    flights.push(Flight {
-                        attempt,
-                        until,
-                        stage: job.dial(Arc::clone(&tried.provider)),
-                    });
+                // Whoever dispatches has logged whom to.
+                if let Some(tried) = driver.log.get(attempt) {
+                    let work = job.attempt(Arc::clone(&tried.provider), until, tried.span.clone());
+                    flights.launch(attempt, until, work);
+                }
+                match job.options.hedge {
+                    // The attempt's own end is all there is to wait for.
+                    None => Output::Wait(until),
+                    Some(_) => driver.poll(),
                 }
             }
-            Output::Abort { attempt } => flights.retain(|flight| flight.attempt != attempt),
+            Output::Abort { attempt } => {
+                flights.abort(attempt);
+                driver.aborted(attempt);
+                driver.poll()
+            }
             Output::Wait(at) => {
-                let landed = tokio::select! {
-                    biased;
-                    landed = first_of(&mut flights) => landed,
-                    () = tokio::time::sleep_until(at.into()) => {
-                        driver.expire_dials(&mut flights);
-                        continue;
+                let landed = if flights.until().is_some_and(|until| until <= at) {
+                    flights.next().await
+                } else {
+                    tokio::select! {
+                        biased;
+                        landed = flights.next() => landed,
+                        () = tokio::time::sleep_until(at.into()) => {
+                            output = driver.poll();
+                            continue;
+                        }
                     }
                 };
-                let Flight { attempt, until, .. } = flights.swap_remove(landed.at);
-                match landed.event {
-                    Event::Dialed(Ok(connection)) => {
-                        flights.push(Flight {
-                            attempt,
-                            until,
-                            stage: job.send(connection, until),
-                        });
-                    }
-                    Event::Dialed(Err(error)) => {
-                        driver.settle(attempt, Fate::NotSent, Some(Cause::NotSent(Arc::new(error))));
-                    }
-                    Event::Ended(Ok(reply)) => driver.answered(attempt, reply),
-                    Event::Ended(Err(error)) => driver.failed(attempt, error)?,
-                }
+                driver.landed(landed.0, landed.1)?
             }
             Output::Done(end) => break end,
             // Unreachable while the loop ends with Done; a call that is over has nothing to wait for.
             Output::Over => break Err(macula_select::CallError::ServiceNotFound),
         }
     };
-    driver.conclude(end, &job, start, allowed, source)
+    driver.conclude(end, allowed)
 }
 
-fn now() -> Instant {
+pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
@@ -125,279 +187,305 @@ fn call_options(client: &Client, options: &Options, allowed: Duration) -> CallOp
     }
 }
 
-/// An attempt on its way.
-struct Flight<'a> {
-    attempt: AttemptId,
-    until: Instant,
-    stage: Stage<'a>,
+/// Why an attempt brought no status.
+enum Failure {
+    Dial(DialError),
+    NoConnection,
+    Call(macula_transport::CallError),
 }
 
-type Dialing<'a> = Pin<Box<dyn Future<Output = Result<Connection, DialError>> + Send + 'a>>;
-type Sending<'a> = Pin<Box<dyn Future<Output = Result<CallReply, macula_transport::CallError>> + Send + 'a>>;
+/// No connection within an attempt's time.
+#[derive(Debug, thiserror::Error)]
+#[error("no connection within {0:?}")]
+struct NoConnection(Duration);
 
-/// Until there is a connection nothing of the call has left this node.
-enum Stage<'a> {
-    Dialing(Dialing<'a>),
-    Sending(Sending<'a>),
-}
-
-enum Event {
-    Dialed(Result<Connection, DialError>),
-    Ended(Result<CallReply, macula_transport::CallError>),
-}
-
-struct Landed {
-    at: usize,
-    event: Event,
-}
-
-/// The first of the flights that gets somewhere.
-async fn first_of(flights: &mut [Flight<'_>]) -> Landed {
-    poll_fn(|cx| {
-        for (at, flight) in flights.iter_mut().enumerate() {
-            let event = match &mut flight.stage {
-                Stage::Dialing(dial) => dial.as_mut().poll(cx).map(Event::Dialed),
-                Stage::Sending(call) => call.as_mut().poll(cx).map(Event::Ended),
-            };
-            if let Poll::Ready(event) = event {
-                return Poll::Ready(Landed { at, event });
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
-impl<'a> Job<'a> {
-    fn dial(&self, provider: Arc<Provider>) -> Stage<'a> {
-        let pool = &self.client.shared.pool;
-        match pool.open(&provider.node_id) {
+impl<'a, X: Exchange> Job<'a, X> {
+    /// One attempt, over at `until` at the latest.
+    fn attempt(
+        self,
+        provider: Arc<Provider>,
+        until: Instant,
+        span: Span,
+    ) -> impl Future<Output = Result<Outcome<X::Answer>, Failure>> + Send + use<'a, X> {
+        let shared = &self.client.shared;
+        let parent = span.clone();
+        let work = async move {
             // The usual case: no dial, no waiting.
-            Some(connection) => Stage::Dialing(Box::pin(std::future::ready(Ok(connection)))),
-            None => Stage::Dialing(Box::pin(async move {
-                pool.get(&provider.node_id, &provider.endpoints).await
-            })),
-        }
-    }
-
-    fn send(&self, connection: Connection, until: Instant) -> Stage<'a> {
-        let (service, options, payload, route) = (self.service, self.options, self.payload.clone(), self.route);
-        Stage::Sending(Box::pin(async move {
-            let mut request = CallRequest::new(service, payload)
-                .with_method(&options.method)
-                .with_timeout(until.saturating_duration_since(now()) + TIMER_SLACK)
-                .with_route(route);
-            if let Some(metadata) = &options.metadata {
+            let connection = match shared.pool.open(&provider.node_id) {
+                Some(connection) => connection,
+                None => {
+                    let dial = shared.pool.get(&provider.node_id, &provider.endpoints);
+                    match tokio::time::timeout_at(until.into(), dial).await {
+                        Ok(dialed) => dialed.map_err(Failure::Dial)?,
+                        Err(_) => return Err(Failure::NoConnection),
+                    }
+                }
+            };
+            let traced = self.traced(&parent);
+            let metadata = traced.as_ref().or(self.options.metadata.as_ref());
+            let mut request = CallRequest::new(self.service, self.payload.clone())
+                .with_method(&self.options.method)
+                .with_timeout(until.saturating_duration_since(now()))
+                .with_route(self.source == AnswerSource::Router);
+            if let Some(metadata) = metadata {
                 request = request.with_metadata(metadata);
             }
-            connection.call(request).await
-        }))
+            self.exchange
+                .exchange(&connection, request, until)
+                .await
+                .map_err(Failure::Call)
+        };
+        work.instrument(span)
+    }
+
+    /// The call's metadata with the trace it belongs to, when traces are sent and the caller has given none.
+    fn traced(&self, span: &Span) -> Option<Metadata> {
+        let propagate = self.client.shared.propagate.as_ref()?;
+        let given = self.options.metadata.as_ref();
+        if given.is_some_and(|metadata| metadata.get(TRACEPARENT).is_some()) {
+            return None;
+        }
+        let context = propagate.outgoing(span, TraceContext::current())?;
+        let mut metadata = given.cloned().unwrap_or_default();
+        metadata.push(TRACEPARENT, context.to_string());
+        Some(metadata)
     }
 }
 
-/// One attempt as it is remembered for the error.
-struct Tried {
-    provider: Arc<Provider>,
-    cause: Option<Cause>,
+/// One attempt as it is remembered.
+pub(super) struct Tried {
+    pub(super) provider: Arc<Provider>,
+    pub(super) cause: Option<Cause>,
+    span: Span,
+}
+
+/// The attempts, by number; the first, usually the only one, without an allocation.
+#[derive(Default)]
+pub(super) struct Log {
+    first: Option<Tried>,
+    more: Vec<Tried>,
+}
+
+impl Log {
+    fn push(&mut self, tried: Tried) {
+        match self.first {
+            None => self.first = Some(tried),
+            Some(_) => self.more.push(tried),
+        }
+    }
+
+    pub(super) fn get(&self, attempt: AttemptId) -> Option<&Tried> {
+        match attempt.index().checked_sub(1) {
+            None => self.first.as_ref(),
+            Some(at) => self.more.get(at),
+        }
+    }
+
+    fn get_mut(&mut self, attempt: AttemptId) -> Option<&mut Tried> {
+        match attempt.index().checked_sub(1) {
+            None => self.first.as_mut(),
+            Some(at) => self.more.get_mut(at),
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Tried> {
+        self.first.iter().chain(&self.more)
+    }
+
+    fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.more.len()
+    }
 }
 
 /// The core of a call and what the shell knows beside it. Dropping it cancels the call, so that no lease is lost (F8).
-struct Driver<'a> {
+struct Driver<'a, X: Exchange> {
     call: Call<NodeId>,
+    job: Job<'a, X>,
     balanced: &'a Balanced,
-    /// By attempt, in the order of dispatch.
-    log: Vec<Tried>,
-    response: Option<Response>,
+    log: Log,
+    answer: Option<X::Answer>,
+    over: bool,
 }
 
-impl Drop for Driver<'_> {
+impl<X: Exchange> Drop for Driver<'_, X> {
     fn drop(&mut self) {
-        self.call.cancel(now(), &mut self.balanced.lock().balancer);
+        if !self.over {
+            self.call.cancel(now(), &mut self.balanced.lock().balancer);
+            for attempt in self.call.attempts().iter() {
+                self.job.known.meters.attempt(&attempt.fate(), attempt.elapsed());
+            }
+        }
     }
 }
 
-impl Driver<'_> {
-    /// Polls the core, and logs whom it dispatches to: under one lock, because the list may change with the next.
-    fn poll(&mut self, now: Instant) -> Output<NodeId> {
+impl<X: Exchange> Driver<'_, X> {
+    /// Takes over the provider list and chooses the first provider.
+    fn begin(&mut self, providers: &Arc<[Provider]>) -> Output<NodeId> {
+        let now = now();
+        let mut state = self.balanced.lock();
+        state.reconcile(providers, now);
+        let output = self.call.poll(now, &mut state.balancer);
+        self.note(&mut state, output)
+    }
+
+    fn poll(&mut self) -> Output<NodeId> {
+        let now = now();
         let mut state = self.balanced.lock();
         let output = self.call.poll(now, &mut state.balancer);
-        if let Output::Dispatch { to, .. } = &output {
+        self.note(&mut state, output)
+    }
+
+    /// Logs whom the core dispatches to: under the lock of its choice, because the list may change with the next.
+    fn note(&mut self, state: &mut super::services::State, output: Output<NodeId>) -> Output<NodeId> {
+        if let Output::Dispatch { to, hedge, .. } = &output {
+            let provider = state.provider(to);
+            let span = observe::attempt_span(&provider, self.log.len() + 1, *hedge);
             self.log.push(Tried {
-                provider: state.provider(to),
+                provider,
                 cause: None,
+                span,
             });
         }
         output
     }
 
-    fn settle(&mut self, attempt: AttemptId, fate: Fate, cause: Option<Cause>) {
-        if let Some(tried) = self.log.get_mut(attempt.index()) {
+    /// An attempt was given up by the core: its time was up, or another one has answered.
+    fn aborted(&mut self, attempt: AttemptId) {
+        let fate = self.call.attempts().get(attempt).map(macula_select::Attempt::fate);
+        let took = self.call.attempts().get(attempt).map(macula_select::Attempt::elapsed);
+        if let Some(tried) = self.log.get_mut(attempt) {
+            let cause = match fate {
+                Some(Fate::Unknown(_)) => Cause::TimedOut(took.unwrap_or_default()),
+                _ => Cause::Cancelled,
+            };
+            observe::record_attempt(&tried.span, Some(&cause));
+            tried.span = Span::none();
+            tried.cause = Some(cause);
+        }
+    }
+
+    /// Tells the core how an attempt ended, and gives what follows; an error when no provider could take the request.
+    fn landed(
+        &mut self,
+        attempt: AttemptId,
+        landed: Result<Outcome<X::Answer>, Failure>,
+    ) -> Result<Output<NodeId>, CallError> {
+        let now = now();
+        let started = self.call.attempts().get(attempt).map(macula_select::Attempt::started);
+        let took = now.saturating_duration_since(started.unwrap_or(now));
+        let (fate, cause) = match landed {
+            Ok(Outcome::Answer(answer)) => {
+                self.answer = Some(answer);
+                (Fate::Ok, None)
+            }
+            Ok(Outcome::Error(reply)) => {
+                let (fate, cause) = self.answered(reply, took);
+                (fate, Some(cause))
+            }
+            Err(failure) => {
+                let (fate, cause) = failed(failure, took)?;
+                (fate, Some(cause))
+            }
+        };
+        if let Some(tried) = self.log.get_mut(attempt) {
+            observe::record_attempt(&tried.span, cause.as_ref());
+            tried.span = Span::none();
             tried.cause = cause;
         }
-        self.call
-            .on_result(now(), &mut self.balanced.lock().balancer, attempt, fate);
+        let mut state = self.balanced.lock();
+        self.call.on_result(now, &mut state.balancer, attempt, fate);
+        let output = self.call.poll(now, &mut state.balancer);
+        Ok(self.note(&mut state, output))
     }
 
-    /// Reports dials that took all of an attempt's time: nothing was sent, which is more than the core's "timed out" says.
-    fn expire_dials(&mut self, flights: &mut Vec<Flight<'_>>) {
-        let now = now();
-        flights.retain(|flight| {
-            let late = matches!(flight.stage, Stage::Dialing(_)) && flight.until <= now;
-            if late {
-                let started = self
-                    .call
-                    .attempts()
-                    .get(flight.attempt)
-                    .map_or(now, macula_select::Attempt::started);
-                let took = now.saturating_duration_since(started);
-                self.settle(
-                    flight.attempt,
-                    Fate::NotSent,
-                    Some(Cause::NotSent(Arc::new(NoConnection(took)))),
-                );
-            }
-            !late
-        });
-    }
-
-    fn answered(&mut self, attempt: AttemptId, reply: CallReply) {
-        if reply.status == StatusCode::Ok {
-            self.response = Some(Response::new(reply.body).with_metadata(reply.metadata));
-            return self.settle(attempt, Fate::Ok, None);
+    fn answered(&self, reply: CallReply, took: Duration) -> (Fate, Cause) {
+        // A provider that stops at the end of the attempt's time says what this node's clock says a moment later.
+        let allowed = self
+            .job
+            .options
+            .attempt_timeout
+            .unwrap_or(self.job.client.shared.defaults.attempt_timeout);
+        let up = took + CLOCK_SLACK >= allowed || now() + CLOCK_SLACK >= self.call.deadline();
+        if reply.status == StatusCode::DeadlineExceeded && up {
+            return (Fate::Unknown(Loss::TimedOut), Cause::TimedOut(took));
         }
-        let code = Code::from_number(reply.status.as_u32());
         let fate = Fate::Answered {
-            code,
+            code: Code::from_number(reply.status.as_u32()),
             pushback: reply.pushback.map(pushback),
         };
-        let status = Status::new(reply.status, reply.message).with_details(reply.details);
-        self.settle(attempt, fate, Some(Cause::Answered(status)));
-    }
-
-    /// Settles an attempt without an answer; an error when no provider could have taken the request.
-    fn failed(&mut self, attempt: AttemptId, error: macula_transport::CallError) -> Result<(), CallError> {
-        use macula_transport::CallError as Transport;
-
-        let (fate, cause) = match error {
-            Transport::NotSent(reason) => (Fate::NotSent, Cause::NotSent(Arc::new(reason))),
-            Transport::Refused {
-                status,
-                message,
-                pushback: asked,
-            } => {
-                let fate = Fate::Refused {
-                    reason: refusal(status),
-                    pushback: asked.map(pushback),
-                };
-                (fate, Cause::Refused(Status::new(status, message)))
-            }
-            Transport::Unknown(Unknown::Timeout(after)) => (Fate::Unknown(Loss::TimedOut), Cause::TimedOut(after)),
-            Transport::Unknown(reason) => (Fate::Unknown(Loss::ConnectionLost), Cause::Lost(Arc::new(reason))),
-            Transport::TooLarge { bytes, limit } => return Err(CallError::RequestTooLarge { size: bytes, limit }),
-            Transport::HeadTooLarge { bytes } => return Err(CallError::MetadataTooLarge { size: bytes }),
-            other => (Fate::Unknown(Loss::ConnectionLost), Cause::Lost(Arc::new(other))),
-        };
-        self.settle(attempt, fate, Some(cause));
-        Ok(())
+        let status = Status::new(reply.status, reply.message)
+            .with_details(reply.details)
+            .with_metadata(reply.metadata);
+        (fate, Cause::Answered(status))
     }
 
     fn conclude(
         &mut self,
         end: Result<macula_select::Success<NodeId>, macula_select::CallError<NodeId>>,
-        job: &Job<'_>,
-        start: Instant,
         allowed: Duration,
-        source: AnswerSource,
-    ) -> Result<Answer, CallError> {
-        use macula_select::CallError as Core;
-
-        let service = job.service.clone();
-        let log = std::mem::take(&mut self.log);
-        let name = |attempts: &Attempts<NodeId>| named(attempts, &log, start);
-        let error = match end {
-            Ok(success) => {
-                let provider = log
-                    .get(success.attempt.index())
-                    .map(|tried| Arc::clone(&tried.provider));
-                let failed_attempts = name(&success.attempts);
-                let response = self.response.take().unwrap_or_default();
-                return Ok(Answer {
-                    response,
-                    provider,
-                    source,
-                    failed_attempts,
-                });
-            }
-            Err(error) => error,
+    ) -> Result<Done<X::Answer>, CallError> {
+        self.over = true;
+        let attempts = match &end {
+            Ok(success) => Some(&success.attempts),
+            Err(error) => error.attempts(),
         };
-        Err(match error {
-            Core::ServiceNotFound => CallError::ServiceNotFound { service },
-            Core::AllProvidersFailed { attempts } => {
-                let attempts = name(&attempts);
-                let unknown =
-                    |tried: &Attempt| matches!(&tried.cause, Cause::Refused(s) if s.code() == StatusCode::NotFound);
-                // Routers say so when the directory they reach knows nobody.
-                if source == AnswerSource::Router && attempts.iter().all(unknown) {
-                    CallError::ServiceNotFound { service }
-                } else {
-                    CallError::AllProvidersFailed { service, attempts }
-                }
+        if let Some(attempts) = attempts {
+            let meters = &self.job.known.meters;
+            meters.failovers(attempts.len().saturating_sub(1));
+            for attempt in attempts.iter() {
+                meters.attempt(&attempt.fate(), attempt.elapsed());
             }
-            Core::MaxAttemptsExceeded { attempts, .. } => CallError::MaxAttemptsExceeded {
-                service,
-                attempts: name(&attempts),
+        }
+        match end {
+            Ok(success) => match self.answer.take() {
+                Some(answer) => Ok(Done {
+                    answer,
+                    provider: self.log.get(success.attempt).map(|tried| Arc::clone(&tried.provider)),
+                    failed_attempts: verdict::named(&success.attempts, &self.log, self.job.start),
+                }),
+                None => unreachable!("the core says ok when it was told so, which is when there is an answer"),
             },
-            Core::DeadlineExceeded { attempts } => CallError::DeadlineExceeded {
-                service,
-                allowed,
-                attempts: name(&attempts),
-            },
-            Core::NotRetried {
-                attempt,
-                reason,
-                attempts,
-            } => {
-                let attempts = name(&attempts);
-                match log.get(attempt.index()).and_then(|tried| tried.cause.as_ref()) {
-                    Some(Cause::Answered(status)) if reason == StopReason::Definitive => CallError::Answered {
-                        service,
-                        status: status.clone(),
-                        attempts,
-                    },
-                    _ => CallError::NotRetried {
-                        service,
-                        reason,
-                        attempts,
-                    },
+            Err(error) => {
+                if let macula_select::CallError::NotRetried { reason, .. } = &error {
+                    self.job.known.meters.stopped(*reason);
                 }
+                Err(verdict::of(error, &self.job, &self.log, allowed))
             }
-            // Only dropping the call's future cancels it, and then nobody is told.
-            other => CallError::NotRetried {
-                service,
-                reason: StopReason::Definitive,
-                attempts: other.attempts().map(name).unwrap_or_default(),
-            },
-        })
+        }
     }
 }
 
-/// The core's attempts with names, endpoints and causes; those that succeeded are left out.
-fn named(attempts: &Attempts<NodeId>, log: &[Tried], start: Instant) -> Vec<Attempt> {
-    let name = |(attempt, tried): (&macula_select::Attempt<NodeId>, &Tried)| {
-        let derived = match attempt.fate() {
-            Fate::Ok => return None,
-            Fate::Cancelled => Cause::Cancelled,
-            _ => Cause::TimedOut(attempt.elapsed()),
-        };
-        Some(Attempt {
-            node_id: *attempt.provider(),
-            endpoint: tried.provider.endpoints.first().cloned(),
-            started: attempt.started().saturating_duration_since(start),
-            took: attempt.elapsed(),
-            cause: tried.cause.clone().unwrap_or(derived),
-        })
-    };
-    attempts.iter().zip(log).filter_map(name).collect()
+/// The fate of an attempt without a status; an error when no provider could have taken the request.
+fn failed(failure: Failure, took: Duration) -> Result<(Fate, Cause), CallError> {
+    use macula_transport::CallError as Transport;
+
+    Ok(match failure {
+        Failure::Dial(error) => (Fate::NotSent, Cause::NotSent(Arc::new(error))),
+        Failure::NoConnection => (Fate::NotSent, Cause::NotSent(Arc::new(NoConnection(took)))),
+        Failure::Call(Transport::NotSent(reason)) => (Fate::NotSent, Cause::NotSent(Arc::new(reason))),
+        Failure::Call(Transport::Refused {
+            status,
+            message,
+            pushback: asked,
+        }) => {
+            let fate = Fate::Refused {
+                reason: refusal(status),
+                pushback: asked.map(pushback),
+            };
+            (fate, Cause::Refused(Status::new(status, message)))
+        }
+        Failure::Call(Transport::Unknown(Unknown::Timeout(_))) => {
+            (Fate::Unknown(Loss::TimedOut), Cause::TimedOut(took))
+        }
+        Failure::Call(Transport::Unknown(reason)) => {
+            (Fate::Unknown(Loss::ConnectionLost), Cause::Lost(Arc::new(reason)))
+        }
+        Failure::Call(Transport::TooLarge { bytes, limit }) => {
+            return Err(CallError::RequestTooLarge { size: bytes, limit });
+        }
+        Failure::Call(Transport::HeadTooLarge { bytes }) => return Err(CallError::MetadataTooLarge { size: bytes }),
+        Failure::Call(other) => (Fate::Unknown(Loss::ConnectionLost), Cause::Lost(Arc::new(other))),
+    })
 }
 
 fn pushback(asked: macula_transport::Pushback) -> macula_select::Pushback {
@@ -414,8 +502,3 @@ fn refusal(status: StatusCode) -> Refusal {
         _ => Refusal::Overloaded,
     }
 }
-
-/// No connection within an attempt's time.
-#[derive(Debug, thiserror::Error)]
-#[error("no connection within {0:?}")]
-struct NoConnection(Duration);

@@ -5,8 +5,10 @@
 
 mod builder;
 mod engine;
+mod flights;
 mod forward;
 mod services;
+mod verdict;
 
 use std::{
     sync::{Arc, Weak},
@@ -18,10 +20,15 @@ use macula_select::{Strategy, Zone};
 use macula_transport::{Endpoint, Pool};
 use macula_wire::{NameError, ServiceName};
 
+use tracing::Instrument as _;
+
 use crate::{
-    CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Response, Server, Source, error::Attempt,
+    CallError, Decode, Encode, Propagate, Provider, Resolve, ResolveOptions, Response, Server, Source,
+    error::Attempt,
+    observe::{self, PoolMeters},
     request::Request,
 };
+use builder::Options;
 pub use builder::{CallBuilder, ClientBuilder};
 pub use services::MAX_SERVICES;
 use services::Services;
@@ -46,6 +53,8 @@ struct Shared {
     local: Option<Server>,
     services: Services,
     defaults: Defaults,
+    propagate: Option<Arc<dyn Propagate>>,
+    pool_meters: PoolMeters,
 }
 
 /// What holds for every call that does not say otherwise (S3).
@@ -230,46 +239,93 @@ impl Client {
     }
 
     /// Makes the call that `call` describes.
-    async fn run(&self, service: ServiceName, call: builder::Options, payload: Bytes) -> Result<Answer, CallError> {
-        let start = Instant::now();
-        let timeout = call.timeout.unwrap_or(self.shared.defaults.timeout);
-        let late = |attempts| CallError::DeadlineExceeded {
-            service: service.clone(),
-            allowed: timeout,
-            attempts,
-        };
-        if let Some(outcome) = self.run_local(&service, &call, &payload, start + timeout).await {
-            return outcome.unwrap_or_else(|_elapsed| Err(late(Vec::new())));
-        }
-        // The directory's time is the call's time.
-        let lookup = self.shared.resolver.resolve(&service, call.resolve);
-        let resolved = tokio::time::timeout_at((start + timeout).into(), lookup)
-            .await
-            .map_err(|_| late(Vec::new()))?;
-        match resolved {
-            Ok(resolved) => {
-                let source = AnswerSource::Directory(resolved.source);
-                let balanced = self.shared.services.of(&service, &resolved.providers, start);
-                engine::run(self, &service, &call, payload, start, &balanced, source).await
+    async fn run(&self, service: ServiceName, call: Options, payload: Bytes) -> Result<Answer, CallError> {
+        let watched = Watched::start(self, &service, &call);
+        let work = async {
+            match self.run_local(&watched, &service, &call, &payload).await {
+                Some(outcome) => outcome,
+                None => self.run_remote(&watched, &service, &call, &payload).await,
             }
-            Err(reason) => {
-                let routers = self
-                    .shared
-                    .routers
-                    .as_ref()
-                    .filter(|_| call.may_route)
-                    .map(|r| r.routers());
-                match routers {
-                    Some(routers) if !routers.is_empty() => {
-                        tracing::debug!(%service, %reason, "the directory gives no answer; a router is asked");
-                        let balanced = self.shared.services.routers(routers, start);
-                        engine::run(self, &service, &call, payload, start, &balanced, AnswerSource::Router).await
-                    }
-                    _ => Err(CallError::Unresolved {
-                        service,
-                        source: reason,
-                    }),
-                }
+        };
+        let result = work.instrument(watched.span.clone()).await;
+        watched.end(self, &result);
+        result
+    }
+
+    async fn run_remote(
+        &self,
+        watched: &Watched,
+        service: &ServiceName,
+        call: &Options,
+        payload: &Bytes,
+    ) -> Result<Answer, CallError> {
+        let (done, source) = self.exchange(watched, service, call, payload, &engine::Unary).await?;
+        Ok(Answer {
+            response: Response::new(done.answer.body).with_metadata(done.answer.metadata),
+            provider: done.provider,
+            source,
+            failed_attempts: done.failed_attempts,
+        })
+    }
+
+    /// Finds the providers and makes the call at one of them.
+    async fn exchange<X: engine::Exchange>(
+        &self,
+        watched: &Watched,
+        service: &ServiceName,
+        call: &Options,
+        payload: &Bytes,
+        exchange: &X,
+    ) -> Result<(engine::Done<X::Answer>, AnswerSource), CallError> {
+        let (providers, source) = self.find(watched, service, call).await?;
+        observe::record_step(&watched.span, source.name());
+        watched.known.meters.lookup(source.name());
+        let job = engine::Job {
+            client: self,
+            service,
+            known: &watched.known,
+            options: call,
+            payload,
+            start: watched.start,
+            source,
+            exchange,
+        };
+        let balanced = match source {
+            AnswerSource::Router => self.shared.services.routers(),
+            AnswerSource::Local | AnswerSource::Directory(_) => &watched.known.balanced,
+        };
+        Ok((engine::run(job, balanced, &providers).await?, source))
+    }
+
+    /// Who may be called: those the directory gives, or the routers when it gives no answer.
+    async fn find(
+        &self,
+        watched: &Watched,
+        service: &ServiceName,
+        call: &Options,
+    ) -> Result<(Arc<[Provider]>, AnswerSource), CallError> {
+        let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
+        // The directory's time is the call's time.
+        let lookup = self.shared.resolver.resolve(service, call.resolve);
+        let Ok(resolved) = tokio::time::timeout_at((watched.start + allowed).into(), lookup).await else {
+            return Err(late(service, allowed));
+        };
+        let reason = match resolved {
+            Ok(resolved) => return Ok((resolved.providers, AnswerSource::Directory(resolved.source))),
+            Err(reason) => reason,
+        };
+        let routers = self.shared.routers.as_ref().filter(|_| call.may_route);
+        match routers.map(|routers| routers.routers()) {
+            Some(routers) if !routers.is_empty() => {
+                tracing::debug!(%service, %reason, "the directory gives no answer; a router is asked");
+                Ok((routers.into(), AnswerSource::Router))
+            }
+            _ => {
+                watched.known.meters.lookup("none");
+                Err(CallError::Unresolved {
+                    service: service.clone(),
+                    source: reason,
+                })
             }
         }
     }
@@ -277,36 +333,88 @@ impl Client {
     /// Runs the call in this process; `None` when nobody serves it here, or whoever does refuses it.
     async fn run_local(
         &self,
+        watched: &Watched,
         service: &ServiceName,
-        call: &builder::Options,
+        call: &Options,
         payload: &Bytes,
-        deadline: Instant,
-    ) -> Option<Result<Result<Answer, CallError>, tokio::time::error::Elapsed>> {
+    ) -> Option<Result<Answer, CallError>> {
         let server = self.shared.local.as_ref().filter(|_| call.may_run_here)?;
-        let metadata = call.metadata.clone().unwrap_or_default();
-        let request = Request::local(
-            service.clone(),
-            call.method.clone(),
-            metadata,
-            payload.clone(),
-            deadline,
-        );
-        let work = server.call_local(request)?;
-        match tokio::time::timeout_at(deadline.into(), work).await {
-            Ok(Ok(response)) => Some(Ok(Ok(Answer {
+        let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
+        let deadline = watched.start + allowed;
+        let work = server.call_local(service, || {
+            let metadata = call.metadata.clone().unwrap_or_default();
+            Request::local(
+                service.clone(),
+                call.method.clone(),
+                metadata,
+                payload.clone(),
+                deadline,
+            )
+        })?;
+        let outcome = match tokio::time::timeout_at(deadline.into(), work).await {
+            Ok(Ok(response)) => Ok(Answer {
                 response,
                 provider: None,
                 source: AnswerSource::Local,
                 failed_attempts: Vec::new(),
-            }))),
-            Ok(Err(status)) if status.is_refused() => None,
-            Ok(Err(status)) => Some(Ok(Err(CallError::Answered {
+            }),
+            Ok(Err(status)) if status.is_refused() => return None,
+            Ok(Err(status)) => Err(CallError::Answered {
                 service: service.clone(),
                 status,
                 attempts: Vec::new(),
-            }))),
-            Err(elapsed) => Some(Err(elapsed)),
+            }),
+            Err(_) => Err(late(service, allowed)),
+        };
+        observe::record_step(&watched.span, AnswerSource::Local.name());
+        watched.known.meters.lookup(AnswerSource::Local.name());
+        Some(outcome)
+    }
+}
+
+fn late(service: &ServiceName, allowed: Duration) -> CallError {
+    CallError::DeadlineExceeded {
+        service: service.clone(),
+        allowed,
+        attempts: Vec::new(),
+    }
+}
+
+/// A call as it is seen from outside: its span, its time and its outcome. Dropped before its end, it was cancelled.
+struct Watched {
+    start: Instant,
+    known: Arc<services::Service>,
+    span: tracing::Span,
+    outcome: &'static str,
+}
+
+impl Watched {
+    fn start(client: &Client, service: &ServiceName, call: &Options) -> Self {
+        Self {
+            start: engine::now(),
+            known: client.shared.services.of(service),
+            span: observe::call_span(service, &call.method),
+            outcome: observe::CANCELLED,
         }
+    }
+
+    fn end(mut self, client: &Client, result: &Result<Answer, CallError>) {
+        let (attempts, error) = match result {
+            Ok(answer) => {
+                let remote = usize::from(answer.provider.is_some());
+                (answer.failed_attempts.len() + remote, None)
+            }
+            Err(error) => (error.attempts().len(), Some(error.name())),
+        };
+        observe::record_end(&self.span, attempts, error);
+        self.outcome = error.unwrap_or(observe::OK);
+        client.shared.pool_meters.show(&client.shared.pool, self.start);
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.known.meters.call(self.outcome, self.start);
     }
 }
 

@@ -10,23 +10,29 @@ use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
 use macula_wire::{NodeId, ServiceName};
 
 use super::Defaults;
-use crate::Provider;
+use crate::{Provider, observe::Meters};
 
 /// Services whose health and rotation are remembered at a time; a client that calls more of them forgets those that have no
 /// call running.
 pub const MAX_SERVICES: usize = 4096;
 
-/// The balancers of a client's services.
+/// The services a client has called.
 pub(super) struct Services {
     seed: u64,
     defaults: Defaults,
-    services: Mutex<HashMap<ServiceName, Arc<Balanced>>>,
-    routers: Arc<Balanced>,
+    services: Mutex<HashMap<ServiceName, Arc<Service>>>,
+    routers: Balanced,
+}
+
+/// What a client remembers of a service.
+pub(super) struct Service {
+    pub(super) balanced: Balanced,
+    pub(super) meters: Meters,
 }
 
 impl Services {
     pub(super) fn new(seed: u64, defaults: Defaults) -> Self {
-        let routers = Arc::new(Balanced::new(&defaults, seed));
+        let routers = Balanced::new(&defaults, seed);
         Self {
             seed,
             defaults,
@@ -35,32 +41,28 @@ impl Services {
         }
     }
 
-    /// The balancer of `service`, reconciled with its providers.
-    pub(super) fn of(&self, service: &ServiceName, providers: &Arc<[Provider]>, now: Instant) -> Arc<Balanced> {
-        let balanced = {
-            let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
-            match services.get(service) {
-                Some(known) => Arc::clone(known),
-                None => {
-                    if services.len() >= MAX_SERVICES {
-                        services.retain(|_, balanced| Arc::strong_count(balanced) > 1);
-                    }
-                    // Each service its own sequence: callers that start together do not pick in step.
-                    let seed = self.seed ^ (services.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                    let fresh = Arc::new(Balanced::new(&self.defaults, seed));
-                    services.insert(service.clone(), Arc::clone(&fresh));
-                    fresh
-                }
-            }
-        };
-        balanced.reconcile(providers, now);
-        balanced
+    /// What is remembered of `service`.
+    pub(super) fn of(&self, service: &ServiceName) -> Arc<Service> {
+        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = services.get(service) {
+            return Arc::clone(known);
+        }
+        if services.len() >= MAX_SERVICES {
+            services.retain(|_, service| Arc::strong_count(service) > 1);
+        }
+        // Each service its own sequence: callers that start together do not pick in step.
+        let seed = self.seed ^ (services.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let fresh = Arc::new(Service {
+            balanced: Balanced::new(&self.defaults, seed),
+            meters: Meters::new(service),
+        });
+        services.insert(service.clone(), Arc::clone(&fresh));
+        fresh
     }
 
-    /// The balancer of the routers, reconciled with those that there are.
-    pub(super) fn routers(&self, routers: Vec<Provider>, now: Instant) -> Arc<Balanced> {
-        self.routers.reconcile(&routers.into(), now);
-        Arc::clone(&self.routers)
+    /// The balancer of the routers.
+    pub(super) fn routers(&self) -> &Balanced {
+        &self.routers
     }
 }
 
@@ -99,28 +101,27 @@ impl Balanced {
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
+impl State {
     /// Takes over a provider list, unless it is the one already there.
-    fn reconcile(&self, providers: &Arc<[Provider]>, now: Instant) {
-        let mut state = self.lock();
-        if Arc::ptr_eq(&state.list, providers) {
+    pub(super) fn reconcile(&mut self, providers: &Arc<[Provider]>, now: Instant) {
+        if Arc::ptr_eq(&self.list, providers) {
             return;
         }
-        if state.list != *providers {
+        if self.list != *providers {
             let candidates = providers.iter().map(|provider| {
                 let zone = provider.zone.as_deref().map(Zone::named);
                 macula_select::Provider::new(provider.node_id)
                     .weight(provider.weight)
                     .zone(zone)
             });
-            state.balancer.update(now, candidates);
-            state.by_id = providers.iter().map(|p| (p.node_id, Arc::new(p.clone()))).collect();
+            self.balancer.update(now, candidates);
+            self.by_id = providers.iter().map(|p| (p.node_id, Arc::new(p.clone()))).collect();
         }
-        state.list = Arc::clone(providers);
+        self.list = Arc::clone(providers);
     }
-}
 
-impl State {
     /// The provider with this id, as the list has it.
     pub(super) fn provider(&self, id: &NodeId) -> Arc<Provider> {
         // The balancer's keys are the list's; one without an endpoint would fail to be dialed.

@@ -4,4 +4,5 @@
 mod calls;
 mod limits;
 mod mesh;
+mod observed;
 mod typed;

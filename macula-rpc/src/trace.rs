@@ -1,0 +1,199 @@
+//! The trace a call belongs to, as W3C Trace Context has it (<https://www.w3.org/TR/trace-context/>), carried in metadata.
+//!
+//! A provider continues the trace of the call it answers: calls that its handler makes belong to it. A caller sends a trace
+//! when it is told to ([`ClientBuilder::propagate`](crate::ClientBuilder::propagate)).
+//!
+//! Left out: recording. Spans are `tracing`'s; whoever exports them implements [`Propagate`] so that both sides' spans meet.
+
+use std::{fmt, future::Future};
+
+use macula_transport::Metadata;
+use tracing::Span;
+
+/// The metadata key of the trace, as in HTTP.
+pub const TRACEPARENT: &str = "traceparent";
+
+tokio::task_local! {
+    static CURRENT: TraceContext;
+}
+
+/// Which trace, and which span of it is the parent: a `traceparent`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TraceContext {
+    trace_id: u128,
+    parent_id: u64,
+    flags: u8,
+}
+
+impl TraceContext {
+    /// A context of these ids; `None` when one is zero, which the standard forbids.
+    #[must_use]
+    pub const fn new(trace_id: u128, parent_id: u64, sampled: bool) -> Option<Self> {
+        if trace_id == 0 || parent_id == 0 {
+            return None;
+        }
+        Some(Self {
+            trace_id,
+            parent_id,
+            flags: sampled as u8,
+        })
+    }
+
+    /// Reads a `traceparent`; `None` when it is none, as the standard asks.
+    ///
+    /// ```
+    /// use macula_rpc::TraceContext;
+    ///
+    /// let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    /// assert_eq!(TraceContext::parse(text.as_bytes()).unwrap().to_string(), text);
+    /// assert!(TraceContext::parse(b"00-0-0-0").is_none());
+    /// ```
+    #[must_use]
+    pub fn parse(text: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(text).ok()?;
+        let mut parts = text.split('-');
+        let mut hex = |digits: usize| {
+            let part = parts.next()?;
+            let lower_hex = part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+            (part.len() == digits && lower_hex).then_some(part)
+        };
+        let version = u8::from_str_radix(hex(2)?, 16).ok()?;
+        let trace_id = u128::from_str_radix(hex(32)?, 16).ok()?;
+        let parent_id = u64::from_str_radix(hex(16)?, 16).ok()?;
+        let flags = u8::from_str_radix(hex(2)?, 16).ok()?;
+        // A later version may go on after the flags; this one may not.
+        if version == 0xff || (version == 0 && parts.next().is_some()) || trace_id == 0 || parent_id == 0 {
+            return None;
+        }
+        Some(Self {
+            trace_id,
+            parent_id,
+            flags,
+        })
+    }
+
+    /// The trace of a call's metadata.
+    #[must_use]
+    pub fn of(metadata: &Metadata) -> Option<Self> {
+        metadata.get(TRACEPARENT).and_then(|text| Self::parse(text))
+    }
+
+    /// The trace of the call that the current task answers; `None` outside a handler, and when the caller sent none.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(|context| *context).ok()
+    }
+
+    /// The trace's id.
+    #[must_use]
+    pub const fn trace_id(&self) -> u128 {
+        self.trace_id
+    }
+
+    /// The parent span's id.
+    #[must_use]
+    pub const fn parent_id(&self) -> u64 {
+        self.parent_id
+    }
+
+    /// Whether the trace is being recorded.
+    #[must_use]
+    pub const fn is_sampled(&self) -> bool {
+        self.flags & 1 == 1
+    }
+
+    /// Runs a future whose calls belong to this trace. Tasks it spawns do not: wrap them likewise.
+    pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
+        CURRENT.scope(self, work)
+    }
+}
+
+impl fmt::Display for TraceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "00-{:032x}-{:016x}-{:02x}",
+            self.trace_id, self.parent_id, self.flags
+        )
+    }
+}
+
+impl fmt::Debug for TraceContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TraceContext({self})")
+    }
+}
+
+/// How traces cross the wire.
+///
+/// With an exporter of spans, such as OpenTelemetry's, implement this so that the ids sent are the exporter's: `outgoing` gives
+/// the context of the span, `incoming` makes the span a child of the context.
+pub trait Propagate: Send + Sync + 'static {
+    /// The context to send with an attempt whose span is `span`; `current` is the trace of the call being answered, if any.
+    fn outgoing(&self, span: &Span, current: Option<TraceContext>) -> Option<TraceContext>;
+
+    /// Tells a served call's span where it belongs.
+    fn incoming(&self, span: &Span, context: TraceContext) {
+        let _ = (span, context);
+    }
+}
+
+/// Traces without an exporter: continues the trace of the call being answered, begins a new one otherwise, and gives every
+/// attempt an id of its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct W3c;
+
+impl Propagate for W3c {
+    fn outgoing(&self, _span: &Span, current: Option<TraceContext>) -> Option<TraceContext> {
+        let mut fresh = [0; 24];
+        // Without randomness the call goes without a trace, rather than not at all.
+        getrandom::fill(&mut fresh).ok()?;
+        let (trace, parent) = fresh.split_at(16);
+        let trace_id = u128::from_le_bytes(trace.try_into().ok()?);
+        let parent_id = u64::from_le_bytes(parent.try_into().ok()?);
+        match current {
+            Some(current) => Some(TraceContext {
+                parent_id: parent_id.max(1),
+                ..current
+            }),
+            None => TraceContext::new(trace_id, parent_id, true),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_the_standard_forbids_is_no_context() {
+        for text in [
+            "",
+            "00",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+            "00-4bf92f3577b34da6a3ce929d0e0e473+-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(TraceContext::parse(text.as_bytes()), None, "{text}");
+        }
+        assert!(TraceContext::parse(b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more").is_some());
+    }
+
+    proptest! {
+        #[test]
+        fn contexts_survive_their_text(trace in 1_u128.., parent in 1_u64.., sampled: bool) {
+            let context = TraceContext::new(trace, parent, sampled).unwrap();
+            prop_assert_eq!(TraceContext::parse(context.to_string().as_bytes()), Some(context));
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes: Vec<u8>) {
+            let _ = TraceContext::parse(&bytes);
+        }
+    }
+}

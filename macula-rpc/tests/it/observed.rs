@@ -1,0 +1,289 @@
+//! What a call shows of itself: spans, traces, numbers.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
+
+use macula_rpc::{Client, Propagate, Request, Server, Status, StatusCode, Strategy, TRACEPARENT, TraceContext, W3c};
+use tracing::{
+    Id, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+    subscriber::with_default,
+};
+use tracing_subscriber::{Layer, layer::Context, prelude::*, registry::LookupSpan};
+
+use crate::mesh::{Peer, caller, directory, name, serving};
+
+/// The spans that were made: name, parent's name, fields.
+#[derive(Clone, Default)]
+struct Spans(Arc<Mutex<BTreeMap<u64, Recorded>>>);
+
+#[derive(Clone, Default, Debug)]
+struct Recorded {
+    name: &'static str,
+    parent: Option<u64>,
+    fields: BTreeMap<&'static str, String>,
+}
+
+impl Visit for Recorded {
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        self.fields.insert(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.fields.insert(field.name(), value.to_owned());
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
+    fn enabled(&self, metadata: &Metadata<'_>, _: Context<'_, S>) -> bool {
+        metadata.target().starts_with("macula_rpc")
+    }
+
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let span = context.span(id).unwrap();
+        let mut recorded = Recorded {
+            name: span.name(),
+            parent: span.parent().map(|parent| parent.id().into_u64()),
+            ..Recorded::default()
+        };
+        attributes.record(&mut recorded);
+        self.0.lock().unwrap().insert(id.into_u64(), recorded);
+    }
+
+    fn on_record(&self, id: &Id, values: &span::Record<'_>, _: Context<'_, S>) {
+        values.record(self.0.lock().unwrap().get_mut(&id.into_u64()).unwrap());
+    }
+}
+
+impl Spans {
+    fn named(&self, name: &str) -> Vec<(u64, Recorded)> {
+        let spans = self.0.lock().unwrap();
+        let named = spans.iter().filter(|(_, span)| span.name == name);
+        named.map(|(id, span)| (*id, span.clone())).collect()
+    }
+}
+
+/// Runs a test whose spans are recorded, on this thread alone. Spans are never closed, so that their ids are not used again.
+fn recorded<F: Future>(test: impl FnOnce(Spans) -> F) -> F::Output {
+    let spans = Spans::default();
+    let subscriber = tracing_subscriber::registry().with(spans.clone());
+    with_default(subscriber, || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(test(spans))
+    })
+}
+
+#[test]
+fn a_call_and_each_of_its_attempts_is_a_span() {
+    recorded(|spans| async move {
+        let peers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
+        let (_endpoint, builder) = caller(directory(&peers)).await;
+        let client = builder.strategy(Strategy::First).build();
+        client.request(name()).method("Sum").send("x").await.unwrap();
+
+        let [(call_id, call)] = &spans.named("rpc.call")[..] else {
+            panic!("one call")
+        };
+        for (field, value) in [
+            ("otel.kind", "client"),
+            ("otel.name", "api.compute/Sum"),
+            ("rpc.system", "macula"),
+            ("rpc.service", "api.compute"),
+            ("rpc.method", "Sum"),
+            ("macula.directory", "static"),
+            ("macula.attempts", "2"),
+        ] {
+            assert_eq!(
+                call.fields.get(field).map(String::as_str),
+                Some(value),
+                "{field}: {call:?}"
+            );
+        }
+        assert!(!call.fields.contains_key("error.type"));
+
+        let [(_, first), (_, second)] = &spans.named("rpc.attempt")[..] else {
+            panic!("two attempts")
+        };
+        assert_eq!(first.parent, Some(*call_id));
+        assert_eq!(second.parent, Some(*call_id));
+        assert_eq!(first.fields["error.type"], "answered");
+        assert_eq!(
+            first.fields["rpc.response.status_code"],
+            StatusCode::Internal.to_string()
+        );
+        assert_eq!(second.fields["rpc.response.status_code"], "ok");
+        assert_eq!(second.fields["server.address"], "127.0.0.1");
+        assert_eq!(
+            second.fields["server.port"],
+            peers[1].endpoint.local_addr().port().to_string()
+        );
+        assert_eq!(second.fields["macula.node_id"], peers[1].id().to_string());
+
+        let served = spans.named("rpc.serve");
+        assert_eq!(served.len(), 2);
+        assert!(served.iter().all(|(_, span)| span.fields["otel.kind"] == "server"));
+    });
+}
+
+#[test]
+fn the_step_of_the_directorys_order_is_in_the_span() {
+    recorded(|spans| async move {
+        let here = Server::new();
+        here.serve(name(), async |_: Request| Ok::<_, Status>("here")).unwrap();
+        let (_endpoint, builder) = caller(macula_rpc::StaticResolver::new()).await;
+        let client = builder.local_first(here).build();
+        client.call(name(), "").await.unwrap();
+        client.call("no.such", "").await.unwrap_err();
+        let steps = |span: &(u64, Recorded)| span.1.fields.get("macula.directory").cloned();
+        let calls = spans.named("rpc.call");
+        assert_eq!(calls.iter().filter_map(steps).collect::<Vec<_>>(), ["local", "static"]);
+        assert_eq!(calls[1].1.fields["error.type"], "service_not_found");
+        assert_eq!(calls[1].1.fields["otel.status_code"], "ERROR");
+    });
+}
+
+/// A provider that answers with the `traceparent` it got.
+async fn tells_its_trace() -> Peer {
+    serving(async |request: Request| Ok::<_, Status>(request.metadata().get(TRACEPARENT).cloned().unwrap_or_default()))
+        .await
+}
+
+#[tokio::test]
+async fn a_trace_is_sent_only_when_asked_for_and_never_over_the_calls_own() {
+    let peer = tells_its_trace().await;
+    let peers = std::slice::from_ref(&peer);
+    let (_endpoint, builder) = caller(directory(peers)).await;
+    assert_eq!(builder.build().call(name(), "").await.unwrap(), "");
+
+    let (_endpoint, builder) = caller(directory(peers)).await;
+    let client = builder.propagate(W3c).build();
+    let sent = TraceContext::parse(&client.call(name(), "").await.unwrap()).unwrap();
+    assert!(sent.is_sampled());
+    let again = TraceContext::parse(&client.call(name(), "").await.unwrap()).unwrap();
+    assert_ne!(
+        sent.trace_id(),
+        again.trace_id(),
+        "each call that continues nothing is a trace of its own"
+    );
+
+    let own = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
+    let call = client
+        .request(name())
+        .metadata([(TRACEPARENT, own)].into_iter().collect());
+    assert_eq!(call.send("").await.unwrap().payload(), own);
+}
+
+#[tokio::test]
+async fn a_handlers_calls_continue_the_trace_of_the_call_it_answers() {
+    let last = tells_its_trace().await;
+    let (_onward, builder) = caller(directory(std::slice::from_ref(&last))).await;
+    let onward = builder.propagate(W3c).build();
+    let middle = serving(move |_: Request| {
+        let onward: Client = onward.clone();
+        async move {
+            let current = TraceContext::current().unwrap().to_string();
+            let next = onward
+                .call(name(), "")
+                .await
+                .map_err(|error| Status::internal(error.to_string()))?;
+            Ok::<_, Status>(format!("{current} {}", String::from_utf8_lossy(&next)))
+        }
+    })
+    .await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&middle))).await;
+    let answer = builder.propagate(W3c).build().call(name(), "").await.unwrap();
+    let text = String::from_utf8(answer.to_vec()).unwrap();
+    let (middle, last) = text.split_once(' ').unwrap();
+    let (middle, last) = (
+        TraceContext::parse(middle.as_bytes()).unwrap(),
+        TraceContext::parse(last.as_bytes()).unwrap(),
+    );
+    assert_eq!(middle.trace_id(), last.trace_id());
+    assert_ne!(middle.parent_id(), last.parent_id());
+}
+
+#[tokio::test]
+async fn an_exporter_gives_its_own_ids_and_hears_of_incoming_ones() {
+    #[derive(Clone, Default)]
+    struct Exporter(Arc<Mutex<Vec<TraceContext>>>);
+
+    impl Propagate for Exporter {
+        fn outgoing(&self, _: &tracing::Span, _: Option<TraceContext>) -> Option<TraceContext> {
+            TraceContext::new(7, 9, true)
+        }
+
+        fn incoming(&self, _: &tracing::Span, context: TraceContext) {
+            self.0.lock().unwrap().push(context);
+        }
+    }
+
+    let exporter = Exporter::default();
+    let peer = Peer::echo().await;
+    peer.server.propagate(exporter.clone());
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    builder
+        .propagate(exporter.clone())
+        .build()
+        .call(name(), "")
+        .await
+        .unwrap();
+    assert_eq!(*exporter.0.lock().unwrap(), [TraceContext::new(7, 9, true).unwrap()]);
+}
+
+#[cfg(feature = "metrics")]
+mod metrics {
+    use std::collections::BTreeMap;
+
+    use macula_rpc::{StatusCode, Strategy};
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+
+    use crate::mesh::{Peer, caller, directory, name};
+
+    #[tokio::test]
+    async fn calls_attempts_fates_failovers_lookups_and_the_pool_are_counted() {
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+
+        let peers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
+        let (_endpoint, builder) = caller(directory(&peers)).await;
+        let client = builder.strategy(Strategy::First).build();
+        client.call(name(), "x").await.unwrap();
+        client.call("no.such", "x").await.unwrap_err();
+
+        let mut counters = BTreeMap::new();
+        let mut durations = BTreeMap::new();
+        for (key, _, _, value) in snapshots.snapshot().into_vec() {
+            let labels: Vec<_> = key.key().labels().map(|label| label.value().to_owned()).collect();
+            let name = format!("{} {}", key.key().name(), labels.join(" "));
+            match value {
+                DebugValue::Counter(count) => drop(counters.insert(name, count)),
+                DebugValue::Gauge(value) => drop(counters.insert(name, value.into_inner() as u64)),
+                DebugValue::Histogram(samples) => drop(durations.insert(name, samples.len())),
+            }
+        }
+        for (counter, count) in [
+            ("macula.rpc.calls api.compute ok", 1),
+            ("macula.rpc.calls no.such service_not_found", 1),
+            ("macula.rpc.attempts api.compute answered", 1),
+            ("macula.rpc.attempts api.compute ok", 1),
+            ("macula.rpc.failovers api.compute", 1),
+            ("macula.rpc.lookups api.compute static", 1),
+            ("macula.rpc.served api.compute ok", 1),
+            ("macula.rpc.served api.compute error", 1),
+            ("macula.pool.opened ", 2),
+            ("macula.pool.connections ", 2),
+        ] {
+            assert_eq!(counters.get(counter), Some(&count), "{counter} of {counters:#?}");
+        }
+        assert_eq!(durations["rpc.client.call.duration api.compute"], 1);
+        assert_eq!(durations["macula.rpc.attempt.duration api.compute"], 2);
+        assert_eq!(durations["rpc.server.call.duration api.compute"], 2);
+    }
+}
