@@ -82,9 +82,9 @@ pub(crate) async fn connection(
         () = leave => {}
         () = watch(&link) => {}
     }
-    let error = link.quic.closed().await;
-    tracing::debug!(peer = %link.peer.node_id.short(), reason = %link.lost(error), "connection ended");
-    link.inner.pool.ended(&link);
+    let reason = link.lost(link.quic.closed().await);
+    tracing::debug!(peer = %link.peer.node_id.short(), %reason, "connection ended");
+    link.inner.pool.ended(&link, reason);
 }
 
 /// Looks after the peer while calls wait for it, and closes the connection when it is gone.
