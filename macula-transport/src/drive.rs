@@ -22,16 +22,9 @@ pub(crate) async fn connection(
     mut incoming: Incoming,
     mut queue: mpsc::Receiver<proto::Control>,
 ) {
-    let streams = async {
-        while let Ok((send, recv)) = link.quic.accept_bi().await {
-            tokio::spawn(serve::stream(link.clone(), send, recv));
-        }
-    };
-    let replies = async {
-        while let Ok(recv) = link.quic.accept_uni().await {
-            tokio::spawn(caller::large_reply(link.clone(), recv));
-        }
-    };
+    // Tasks of their own, which end with the connection: each stream that arrives wakes only who takes it.
+    tokio::spawn(accept_streams(link.clone()));
+    tokio::spawn(accept_replies(link.clone()));
     let speak = async {
         while let Some(message) = queue.recv().await {
             if outgoing.send(&mut [macula_wire::frame(&message)]).await.is_err() {
@@ -75,16 +68,26 @@ pub(crate) async fn connection(
         }
     };
     tokio::select! {
-        () = streams => {}
-        () = replies => {}
         () = speak => {}
         () = listen => {}
         () = leave => {}
         () = watch(&link) => {}
     }
-    let error = link.quic.closed().await;
-    tracing::debug!(peer = %link.peer.node_id.short(), reason = %link.lost(error), "connection ended");
-    link.inner.pool.ended(&link);
+    let reason = link.lost(link.quic.closed().await);
+    tracing::debug!(peer = %link.peer.node_id.short(), %reason, "connection ended");
+    link.inner.pool.ended(&link, reason);
+}
+
+async fn accept_streams(link: Arc<Link>) {
+    while let Ok((send, recv)) = link.quic.accept_bi().await {
+        tokio::spawn(serve::stream(link.clone(), send, recv));
+    }
+}
+
+async fn accept_replies(link: Arc<Link>) {
+    while let Ok(recv) = link.quic.accept_uni().await {
+        tokio::spawn(caller::large_reply(link.clone(), recv));
+    }
 }
 
 /// Looks after the peer while calls wait for it, and closes the connection when it is gone.

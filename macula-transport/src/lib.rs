@@ -45,7 +45,7 @@ pub use handler::{Handler, NoService, Protocol};
 pub use identity::{Identity, IdentityError};
 pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role};
-pub use pool::{Pool, PoolStats};
+pub use pool::{Pool, PoolEvent, PoolEvents, PoolStats};
 pub use stats::Stats;
 pub use streaming::{CallKind, CallStream, Gone, IncomingMessages, OutgoingMessages, Replies, Requests};
 pub use successor::{Succession, SuccessionError};

@@ -475,6 +475,18 @@ async fn more_connections_than_are_taken_are_refused_while_all_are_in_use() {
     assert_eq!(provider.stats().rejected_busy, 1);
 }
 
+#[tokio::test]
+async fn above_a_limit_peers_must_prove_their_address_first() {
+    let limits = Limits {
+        retry_above: 0,
+        ..Limits::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    still_serves(&provider).await;
+    assert_eq!(provider.stats().retried, 1);
+}
+
 /// Calls on a lane, over and over, whose replies nobody reads; ends when the provider takes no more.
 async fn call_and_never_read(connection: &quinn::Connection) -> usize {
     let (mut lane, _unread) = connection.open_bi().await.unwrap();

@@ -7,7 +7,9 @@ mod common;
 use std::time::Duration;
 
 use common::{PATIENCE, Seen, at, client, config, connect, echoes, provider, service, until};
-use macula_transport::{CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, Succession};
+use macula_transport::{
+    CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, PoolEvent, Succession,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_concurrent_dials_are_one_dial() {
@@ -201,7 +203,10 @@ async fn a_port_in_use_is_told_so() {
 async fn an_ended_connection_says_why() {
     let (provider, _events) = provider().await;
     let client = client().await;
+    let mut events = client.pool().events();
     let connection = connect(&client, &provider).await.unwrap();
+    let node = provider.node_id();
+    assert!(matches!(events.next().await, Some(PoolEvent::Opened { node: of, dialed: true }) if of == node));
     assert_eq!(connection.lost(), None);
     drop(provider);
     until("the end is noticed", || connection.lost().is_some()).await;
@@ -212,4 +217,5 @@ async fn an_ended_connection_says_why() {
             ..
         })
     ));
+    assert!(matches!(events.next().await, Some(PoolEvent::Closed { node: of, .. }) if of == node));
 }

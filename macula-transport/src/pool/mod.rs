@@ -1,5 +1,6 @@
 //! The pool of connections: the shell that dials, waits and closes as [`state`] decides.
 
+mod event;
 mod state;
 
 use std::{
@@ -9,8 +10,10 @@ use std::{
 };
 
 use macula_wire::NodeId;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, broadcast, oneshot};
 
+use event::MAX_EVENTS;
+pub use event::{PoolEvent, PoolEvents};
 pub(crate) use state::{Activity, ConnectionId};
 use state::{Answer, Closing, DialFailure, Output, PoolState, Ticket};
 
@@ -19,7 +22,7 @@ use crate::{
     connection::Link,
     drive,
     endpoint::{self, Inner},
-    error::{CloseCode, DialError},
+    error::{CloseCode, DialError, Lost},
     handshake,
 };
 
@@ -101,6 +104,12 @@ impl Pool {
         self.inner.pool.open(&self.inner.pool.successor(*node))
     }
 
+    /// What happens to connections from now on.
+    #[must_use]
+    pub fn events(&self) -> PoolEvents {
+        PoolEvents(self.inner.pool.events.subscribe())
+    }
+
     /// What has been counted so far, and is open now.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
@@ -121,6 +130,7 @@ pub(crate) struct Shell {
     table: Mutex<Table>,
     /// Woken when the core's next timeout may have changed.
     changed: Notify,
+    events: broadcast::Sender<PoolEvent>,
 }
 
 #[derive(Debug)]
@@ -154,6 +164,7 @@ impl Shell {
         Self {
             table: Mutex::new(table),
             changed: Notify::new(),
+            events: broadcast::Sender::new(MAX_EVENTS),
         }
     }
 
@@ -264,6 +275,10 @@ impl Shell {
         let now = now();
         let Table { state, links, .. } = &mut *table;
         let id = state.accepted(now, link.peer.node_id, |id| activity(links, id, now))?;
+        self.tell(PoolEvent::Opened {
+            node: link.peer.node_id,
+            dialed: false,
+        });
         table.links.insert(id, link.clone());
         self.perform(table);
         Some(id)
@@ -276,8 +291,17 @@ impl Shell {
         }
     }
 
+    fn tell(&self, event: PoolEvent) {
+        // Fails when nobody watches.
+        let _ = self.events.send(event);
+    }
+
     /// A connection has ended.
-    pub(crate) fn ended(&self, link: &Link) {
+    pub(crate) fn ended(&self, link: &Link, reason: Lost) {
+        self.tell(PoolEvent::Closed {
+            node: link.peer.node_id,
+            reason,
+        });
         let Some(&id) = link.id.get() else { return };
         let mut table = self.lock();
         table.state.closed(id);
@@ -374,6 +398,10 @@ async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<m
                 }
                 let id = table.state.dialed(now(), ticket, link.peer.node_id);
                 table.links.insert(id, link.clone());
+                shell.tell(PoolEvent::Opened {
+                    node: link.peer.node_id,
+                    dialed: true,
+                });
                 Some(id)
             });
             link.map(Connection::new).ok_or(DialError::ShutDown)
@@ -386,6 +414,10 @@ async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<m
                 DialFailure::Unreachable
             };
             let cause = Arc::new(error.clone());
+            shell.tell(PoolEvent::DialFailed {
+                node,
+                error: cause.clone(),
+            });
             shell
                 .lock()
                 .state
