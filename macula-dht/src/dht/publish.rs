@@ -290,7 +290,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let point = Point::from(key);
         match self.coverage.closest(self.clock.tick(now), &point, None) {
             Ok(closest) if !closest.is_empty() => self.send_records(now, id, closest),
-            Err(gaps) if self.is_dense(now, &key) => self.look_up(now, id, &gaps),
+            Err(gaps) if self.is_dense(now, &key) => self.look_up(now, id, &gaps[..1]),
             Ok(_) | Err(_) => self.look_up(now, id, &[point]),
         }
         id
@@ -337,7 +337,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let (region, may_look) = (job.region, job.lookups < MAX_LOOKUPS);
         match self.coverage.closest(tick, &point, region) {
             Ok(closest) => self.send_records(now, id, closest),
-            Err(gaps) if may_look && (region.is_some() || self.is_dense(now, &key)) => self.look_up(now, id, &gaps),
+            Err(gaps) if may_look && region.is_some() => self.look_up(now, id, &gaps),
+            // One at a time: other jobs of the sweep look into the same neighbourhood.
+            Err(gaps) if may_look && self.is_dense(now, &key) => self.look_up(now, id, &gaps[..1]),
             Err(_) if may_look => self.look_up(now, id, &[point]),
             Err(_) => {
                 let closest = self.coverage.best(&point, region);
