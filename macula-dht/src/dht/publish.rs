@@ -10,12 +10,15 @@
 //! Where the k closest nodes lie denser than chance would have it, somebody may have made ids to surround the key. The record
 //! then goes to everybody in the region that k nodes take up on average, the k closest among them.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use macula_wire::{Advertisement, MAX_TTL, NodeId, RecordError, ServiceKey, Signer, VerifiedProvider};
 
 use super::{
-    Dht, TooManyQueries,
+    Dht,
     exchange::Purpose,
     queries::{Goal, Query},
 };
@@ -87,7 +90,8 @@ pub(super) struct Job {
     record: VerifiedProvider,
     /// Holders of earlier records, who are told of a withdrawal even if they are no longer among the closest.
     former: Vec<Contact>,
-    lookup: Option<QueryId>,
+    /// Lookups under way.
+    running: BTreeSet<QueryId>,
     lookups: u32,
     /// Where everybody is to get the record, because the k closest are a crowd.
     region: Option<Distance>,
@@ -250,7 +254,11 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     fn cancel(&mut self, job: Option<JobId>) {
-        if let Some(lookup) = job.and_then(|job| self.jobs.remove(&job)).and_then(|job| job.lookup) {
+        for lookup in job
+            .and_then(|job| self.jobs.remove(&job))
+            .into_iter()
+            .flat_map(|job| job.running)
+        {
             self.queries.remove(&lookup);
         }
     }
@@ -270,7 +278,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             kind,
             record,
             former,
-            lookup: None,
+            running: BTreeSet::new(),
             lookups: 0,
             region: None,
             waiting: 0,
@@ -282,53 +290,57 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let point = Point::from(key);
         match self.coverage.closest(self.clock.tick(now), &point, None) {
             Ok(closest) if !closest.is_empty() => self.send_records(now, id, closest),
-            Err(gap) if self.is_dense(now, &key) => self.look_up(now, id, gap),
-            Ok(_) | Err(_) => self.look_up(now, id, point),
+            Err(gaps) if self.is_dense(now, &key) => self.look_up(now, id, &gaps[..1]),
+            Ok(_) | Err(_) => self.look_up(now, id, &[point]),
         }
         id
     }
 
-    /// Starts a lookup for a job: for its key, or for what is not known around it.
-    fn look_up(&mut self, now: Instant, id: JobId, target: Point) {
-        let lookup = self.start(now, target, Goal::Publish(id));
+    /// Starts lookups for a job: for its key, or for what is not known around it.
+    fn look_up(&mut self, now: Instant, id: JobId, targets: &[Point]) {
+        let started: Vec<_> = targets
+            .iter()
+            .map_while(|t| self.start(now, *t, Goal::Publish(id)).ok())
+            .collect();
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        match lookup {
-            Ok(lookup) => {
-                job.lookup = Some(lookup);
-                job.lookups += 1;
-                self.pump(now, lookup);
-            }
+        job.lookups += started.len() as u32;
+        job.running.extend(&started);
+        if started.is_empty() {
             // No room. A refresh comes round again, and a withdrawal goes to those who hold the record.
-            Err(TooManyQueries) => self.send_records(now, id, Vec::new()),
+            return self.send_records(now, id, Vec::new());
+        }
+        for lookup in started {
+            self.pump(now, lookup);
         }
     }
 
     /// A lookup of a job has come to its end: the record goes out, or something is still to be looked up.
-    pub(super) fn on_publish_lookup(&mut self, now: Instant, id: JobId, query: &Query) {
-        let [lookup] = &query.paths[..] else { return };
-        let tick = self.clock.tick(now);
-        self.coverage.add(tick, lookup.target(), lookup.closest());
+    pub(super) fn on_publish_lookup(&mut self, now: Instant, id: JobId, lookup: QueryId, query: &Query) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        job.lookup = None;
-        let (key, point, may_look) = (job.key, Point::from(job.key), job.lookups < MAX_LOOKUPS);
-        let own = *lookup.target() == point;
-        let crowd = lookup
-            .kth()
-            .filter(|&kth| own && self.size.is_crowded(kth))
-            .and_then(|_| self.size.region(1.0));
-        if own && crowd.is_none() {
-            // The k closest themselves, with no need to know more.
-            let closest = lookup.closest().cloned().collect();
-            return self.send_records(now, id, closest);
+        let [path] = &query.paths[..] else { return };
+        job.running.remove(&lookup);
+        let tick = self.clock.tick(now);
+        self.coverage.add(tick, path.target(), path.closest());
+        let (key, point) = (job.key, Point::from(job.key));
+        if *path.target() == point {
+            let crowded = path.kth().is_some_and(|kth| self.size.is_crowded(kth));
+            job.region = job.region.or(if crowded { self.size.region(1.0) } else { None });
+            if job.region.is_none() {
+                // The k closest themselves, with no need to know more.
+                let closest = path.closest().cloned().collect();
+                return self.send_records(now, id, closest);
+            }
         }
-        let region = crowd.or(self.jobs.get(&id).and_then(|job| job.region));
-        if let Some(job) = self.jobs.get_mut(&id) {
-            job.region = region;
+        if !job.running.is_empty() {
+            return;
         }
+        let (region, may_look) = (job.region, job.lookups < MAX_LOOKUPS);
         match self.coverage.closest(tick, &point, region) {
             Ok(closest) => self.send_records(now, id, closest),
-            Err(gap) if may_look && (region.is_some() || self.is_dense(now, &key)) => self.look_up(now, id, gap),
-            Err(_) if may_look => self.look_up(now, id, point),
+            Err(gaps) if may_look && region.is_some() => self.look_up(now, id, &gaps),
+            // One at a time: other jobs of the sweep look into the same neighbourhood.
+            Err(gaps) if may_look && self.is_dense(now, &key) => self.look_up(now, id, &gaps[..1]),
+            Err(_) if may_look => self.look_up(now, id, &[point]),
             Err(_) => {
                 let closest = self.coverage.best(&point, region);
                 self.send_records(now, id, closest);

@@ -316,7 +316,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         let nobody = answered == 0 && query.had_contacts;
         let result = match query.goal {
-            Goal::Publish(job) => return self.on_publish_lookup(now, job, &query),
+            Goal::Publish(job) => return self.on_publish_lookup(now, job, id, &query),
             Goal::Join => return self.on_join_lookup(now, answered),
             Goal::Refresh => return self.start_refreshes(now),
             Goal::Nodes if nobody => QueryResult::Unreachable,
