@@ -1,11 +1,5 @@
 //! `macula`: runs a node of the mesh, and calls, lists and shows from the command line.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line program talks on its standard streams"
-)]
-
 mod args;
 mod call;
 mod demo;
@@ -15,8 +9,9 @@ mod mesh;
 mod node;
 mod providers;
 mod serve;
+mod signals;
 
-use std::{io::IsTerminal, process::ExitCode};
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use tracing::Level;
@@ -70,7 +65,8 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Id(args) => id::run(&args),
         }
     });
-    // A read of standard input cannot be cancelled; nobody should have to press a key to leave.
-    runtime.shutdown_background();
+    // Long enough for tasks to be dropped, and with them the commands that calls have started. Not for ever: a read of standard
+    // input cannot be cancelled, and nobody should have to press a key to leave.
+    runtime.shutdown_timeout(Duration::from_millis(300));
     result
 }
