@@ -100,8 +100,12 @@ pub(super) fn trailers(metadata: &Metadata) -> HeaderMap {
 
 /// What a tonic application is told of a call that failed: the service's own status where there is one.
 pub(super) fn error(error: &CallError) -> ::tonic::Status {
-    let last = error.attempts().last().map(|attempt| &attempt.cause);
-    match (error, last) {
+    // Of several providers the one that did answer says more than those that could not.
+    let answered = error.attempts().iter().rev().find_map(|attempt| match &attempt.cause {
+        Cause::Answered(status) => Some(status),
+        _ => None,
+    });
+    match (error, answered) {
         (CallError::Answered { status, .. }, _) => grpc_status(status),
         // As a gRPC server that does not have the service.
         (CallError::ServiceNotFound { .. } | CallError::InvalidName(_), _) => {
@@ -111,7 +115,7 @@ pub(super) fn error(error: &CallError) -> ::tonic::Status {
         (CallError::MetadataTooLarge { .. } | CallError::RequestTooLarge { .. }, _) => {
             ::tonic::Status::resource_exhausted(error.to_string())
         }
-        (_, Some(Cause::Answered(status))) => grpc_status(status),
+        (_, Some(status)) => grpc_status(status),
         _ => ::tonic::Status::unavailable(error.to_string()),
     }
 }
