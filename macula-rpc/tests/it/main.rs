@@ -7,5 +7,6 @@ mod conformance;
 mod limits;
 mod mesh;
 mod observed;
+mod predecessor;
 mod streaming;
 mod typed;
