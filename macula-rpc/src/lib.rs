@@ -10,15 +10,20 @@ mod request;
 mod resolve;
 mod server;
 mod status;
+mod streaming;
+#[cfg(feature = "tonic")]
+mod tonic;
 #[cfg(feature = "tower")]
 mod tower;
 mod trace;
 
+#[cfg(feature = "tonic")]
+pub use self::tonic::Channel;
 #[cfg(feature = "tower")]
 pub use self::tower::TowerHandler;
 pub use client::{
-    Answer, AnswerSource, CallBuilder, Client, ClientBuilder, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, MAX_SERVICES,
-    Routers,
+    Answer, AnswerSource, CallBuilder, Client, ClientBuilder, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT,
+    MAX_REPLAY_BYTES, MAX_SERVICES, Replies, Routers,
 };
 #[cfg(feature = "json")]
 pub use codec::Json;
@@ -35,4 +40,5 @@ pub use request::{Request, Response};
 pub use resolve::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
 pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, ServeError, Server};
 pub use status::Status;
+pub use streaming::{Requests, StreamHandler};
 pub use trace::{Propagate, TRACEPARENT, TraceContext, W3c};

@@ -51,19 +51,31 @@ impl Request {
     }
 
     /// The same call with its payload read as a message.
-    pub(crate) fn decode<T: Decode>(self) -> Result<Request<T>, CodecError> {
-        Ok(Request {
-            payload: T::decode(self.payload)?,
+    pub(crate) fn decode<T: Decode>(mut self) -> Result<Request<T>, CodecError> {
+        let payload = T::decode(std::mem::take(&mut self.payload))?;
+        Ok(self.with_payload(payload))
+    }
+}
+
+impl<T> Request<T> {
+    /// The same call with another payload.
+    pub(crate) fn with_payload<U>(self, payload: U) -> Request<U> {
+        Request {
+            payload,
             service: self.service,
             method: self.method,
             metadata: self.metadata,
             deadline: self.deadline,
             peer: self.peer,
-        })
+        }
     }
-}
 
-impl<T> Request<T> {
+    /// The request's payload, to be changed or, when it is a stream, read.
+    #[must_use]
+    pub fn payload_mut(&mut self) -> &mut T {
+        &mut self.payload
+    }
+
     /// The service called.
     #[must_use]
     pub fn service(&self) -> &ServiceName {

@@ -15,16 +15,17 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use macula_transport::{IncomingCall, Reply};
-use macula_wire::{ServiceName, StatusCode};
+use macula_transport::{CallKind, IncomingCall, IncomingMessages, OutgoingMessages, Reply};
+use macula_wire::{NameError, ServiceName, StatusCode};
 use tokio::sync::Notify;
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span};
 
 use crate::{
-    Handler, Request, Response, Status,
+    Handler, Request, Response, Status, StreamHandler,
     client::{Client, WeakClient},
     handler::SharedHandler,
     observe::{self, ServedMeters},
+    streaming::{Plain, StreamService},
     trace::{Propagate, TraceContext},
 };
 
@@ -38,6 +39,9 @@ pub enum ServeError {
     /// Another handler has the name.
     #[error("{0} is served already; withdraw it first")]
     AlreadyServed(ServiceName),
+    /// The name is not one of the mesh's.
+    #[error("the service cannot be served: {0}")]
+    InvalidName(#[from] NameError),
 }
 
 /// The services of this process. Cheap to clone; clones share everything.
@@ -58,8 +62,16 @@ struct Shared {
 
 /// A service and what is counted of it.
 struct Served {
-    handler: SharedHandler,
+    kind: Kind,
     meters: ServedMeters,
+}
+
+/// How a service exchanges its messages.
+enum Kind {
+    Unary(SharedHandler),
+    Streaming(Arc<dyn StreamService>),
+    #[cfg(feature = "tonic")]
+    Tonic(Arc<crate::tonic::Mounted>),
 }
 
 impl Default for Server {
@@ -96,6 +108,32 @@ impl Server {
     /// # Errors
     /// When the name is served already.
     pub fn serve(&self, service: ServiceName, handler: impl Handler) -> Result<(), ServeError> {
+        self.insert(service, Kind::Unary(Arc::new(handler)))
+    }
+
+    /// Serves `service` with a handler whose requests and replies are streams, from now on.
+    ///
+    /// # Errors
+    /// When the name is served already.
+    pub fn serve_streaming(&self, service: ServiceName, handler: impl StreamHandler) -> Result<(), ServeError> {
+        self.insert(service, Kind::Streaming(Arc::new(Plain(handler))))
+    }
+
+    #[cfg(feature = "tonic")]
+    pub(crate) fn mount(&self, service: ServiceName, mounted: Arc<crate::tonic::Mounted>) -> Result<(), ServeError> {
+        self.insert(service, Kind::Tonic(mounted))
+    }
+
+    /// The gRPC service of this name, when it is one and takes calls.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn mounted(&self, service: &ServiceName) -> Option<Arc<crate::tonic::Mounted>> {
+        match &self.served(service)?.kind {
+            Kind::Tonic(mounted) if !self.shared.draining.load(Ordering::SeqCst) => Some(Arc::clone(mounted)),
+            Kind::Tonic(_) | Kind::Unary(_) | Kind::Streaming(_) => None,
+        }
+    }
+
+    fn insert(&self, service: ServiceName, kind: Kind) -> Result<(), ServeError> {
         use std::collections::hash_map::Entry;
 
         match self
@@ -108,10 +146,7 @@ impl Server {
             Entry::Occupied(taken) => Err(ServeError::AlreadyServed(taken.key().clone())),
             Entry::Vacant(free) => {
                 let meters = ServedMeters::new(free.key());
-                free.insert(Arc::new(Served {
-                    handler: Arc::new(handler),
-                    meters,
-                }));
+                free.insert(Arc::new(Served { kind, meters }));
                 Ok(())
             }
         }
@@ -211,7 +246,9 @@ impl Server {
         service: &ServiceName,
         request: F,
     ) -> Option<impl Future<Output = Result<Response, Status>> + use<F>> {
-        let served = self.served(service)?;
+        let served = self
+            .served(service)
+            .filter(|served| matches!(served.kind, Kind::Unary(_)))?;
         let admitted = self.admit();
         let request = request();
         Some(async move {
@@ -233,10 +270,7 @@ impl Server {
             .filter(|_| call.may_route());
         match router {
             Some(client) => client.forward(call).await,
-            None => {
-                let message = format!("{} is not served here", call.service());
-                Err(Status::refused_with(StatusCode::Unimplemented, message))
-            }
+            None => Err(not_served(call.service())),
         }
     }
 }
@@ -244,31 +278,76 @@ impl Server {
 impl Server {
     /// Runs a peer's call in its span and trace.
     async fn answer_here(&self, served: &Served, call: IncomingCall) -> Result<Response, Status> {
-        let span = observe::serve_span(&call);
+        let (span, context) = self.seen(&call);
+        let work = served.run(Request::remote(call)).instrument(span.clone());
+        let outcome = match context {
+            None => work.await,
+            Some(context) => context.scope(work).await,
+        };
+        if let Err(status) = &outcome {
+            observe::record_served(&span, status.code());
+        }
+        outcome
+    }
+
+    /// The span of a peer's call, and the trace it belongs to.
+    fn seen(&self, call: &IncomingCall) -> (Span, Option<TraceContext>) {
+        let span = observe::serve_span(call);
         let context = TraceContext::of(call.metadata());
         if let (Some(context), Some(propagate)) = (context, self.shared.propagate.get()) {
             propagate.incoming(&span, context);
         }
-        let work = served.run(Request::remote(call));
-        let outcome = match context {
-            None => work.instrument(span.clone()).await,
-            Some(context) => context.scope(work.instrument(span.clone())).await,
-        };
-        if let Err(status) = &outcome {
-            observe::record_served(&span, status);
-        }
-        outcome
+        (span, context)
     }
+
+    async fn stream_here(self, call: IncomingCall, requests: IncomingMessages, replies: OutgoingMessages) -> Reply {
+        let _running = match self.admit() {
+            Ok(running) => running,
+            Err(status) => return status.into_reply(),
+        };
+        let Some(served) = self.served(call.service()) else {
+            return not_served(call.service()).into_reply();
+        };
+        let (span, context) = self.seen(&call);
+        let mut counted = Counted::start(&served.meters);
+        let service = call.service().clone();
+        let work = async {
+            match &served.kind {
+                Kind::Streaming(handler) => handler.open(call, requests, replies).await,
+                #[cfg(feature = "tonic")]
+                Kind::Tonic(mounted) => mounted.open(call, requests, replies).await,
+                // It was replaced since the transport asked.
+                Kind::Unary(_) => not_served(call.service()).into_reply(),
+            }
+        };
+        let work = AssertUnwindSafe(work.instrument(span.clone())).catch_unwind();
+        let outcome = match context {
+            None => work.await,
+            Some(context) => context.scope(work).await,
+        };
+        let reply = outcome.unwrap_or_else(|panic| panicked(&service, &panic).into_reply());
+        counted.outcome = match reply.status() {
+            StatusCode::Ok => observe::OK,
+            _ => "error",
+        };
+        if reply.status() != StatusCode::Ok {
+            observe::record_served(&span, reply.status());
+        }
+        reply
+    }
+}
+
+fn not_served(service: &ServiceName) -> Status {
+    Status::refused_with(StatusCode::Unimplemented, format!("{service} is not served here"))
 }
 
 impl Served {
     async fn run(&self, request: Request) -> Result<Response, Status> {
-        let mut counted = Counted {
-            meters: &self.meters,
-            since: self.meters.start(),
-            outcome: observe::CANCELLED,
+        let Kind::Unary(handler) = &self.kind else {
+            return Err(not_served(request.service()));
         };
-        let outcome = guarded(&self.handler, request).await;
+        let mut counted = Counted::start(&self.meters);
+        let outcome = guarded(handler, request).await;
         counted.outcome = match &outcome {
             Ok(_) => observe::OK,
             Err(status) if status.is_refused() => "refused",
@@ -285,6 +364,16 @@ struct Counted<'a> {
     outcome: &'static str,
 }
 
+impl<'a> Counted<'a> {
+    fn start(meters: &'a ServedMeters) -> Self {
+        Self {
+            meters,
+            since: meters.start(),
+            outcome: observe::CANCELLED,
+        }
+    }
+}
+
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.meters.served(self.outcome, self.since);
@@ -295,15 +384,17 @@ impl Drop for Counted<'_> {
 async fn guarded(handler: &SharedHandler, request: Request) -> Result<Response, Status> {
     let service = request.service().clone();
     let work = AssertUnwindSafe(async { handler.handle(request).await }).catch_unwind();
-    work.await.unwrap_or_else(|panic| {
-        let what = panic
-            .downcast_ref::<&str>()
-            .copied()
-            .or(panic.downcast_ref::<String>().map(String::as_str));
-        tracing::error!(%service, panic = what.unwrap_or("without a message"), "a handler panicked");
-        // The caller learns that it happened; what the panic said may be nobody's business outside.
-        Err(Status::internal("the handler panicked"))
-    })
+    work.await.unwrap_or_else(|panic| Err(panicked(&service, &panic)))
+}
+
+fn panicked(service: &ServiceName, panic: &Box<dyn std::any::Any + Send>) -> Status {
+    let what = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or(panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(%service, panic = what.unwrap_or("without a message"), "a handler panicked");
+    // The caller learns that it happened; what the panic said may be nobody's business outside.
+    Status::internal("the handler panicked")
 }
 
 impl macula_transport::Handler for Server {
@@ -318,6 +409,25 @@ impl macula_transport::Handler for Server {
                 Err(status) => status.into_reply(),
             }
         })
+    }
+
+    fn kind(&self, call: &IncomingCall) -> CallKind {
+        match self.served(call.service()).as_deref() {
+            None
+            | Some(Served {
+                kind: Kind::Unary(_), ..
+            }) => CallKind::Unary,
+            Some(_) => CallKind::Streaming,
+        }
+    }
+
+    fn stream(
+        &self,
+        call: IncomingCall,
+        requests: IncomingMessages,
+        replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
+        Box::pin(self.clone().stream_here(call, requests, replies))
     }
 }
 

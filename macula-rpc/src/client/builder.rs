@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use macula_select::{Backoff, Hedge, RetryPolicy, Strategy, Zone};
 use macula_transport::{Endpoint, Metadata, Pool};
 use macula_wire::{NameError, ServiceName};
 
-use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Routers, Services, Shared};
+use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Replies, Routers, Services, Shared};
 use crate::{CallError, Decode, Encode, Resolve, ResolveOptions, Server, observe::PoolMeters, trace::Propagate};
 
 /// Builds a [`Client`].
@@ -120,18 +121,18 @@ impl ClientBuilder {
 
 /// What one call says of itself.
 #[derive(Debug, Clone)]
-pub(super) struct Options {
-    pub(super) timeout: Option<Duration>,
-    pub(super) attempt_timeout: Option<Duration>,
-    pub(super) max_attempts: Option<u32>,
-    pub(super) strategy: Option<Strategy>,
-    pub(super) policy: RetryPolicy,
+pub(crate) struct Options {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) attempt_timeout: Option<Duration>,
+    pub(crate) max_attempts: Option<u32>,
+    pub(crate) strategy: Option<Strategy>,
+    pub(crate) policy: RetryPolicy,
     pub(super) idempotent: bool,
     pub(super) hedge: Option<Hedge>,
     pub(super) backoff: Option<Backoff>,
     pub(super) affinity: Option<u64>,
-    pub(super) method: String,
-    pub(super) metadata: Option<Metadata>,
+    pub(crate) method: String,
+    pub(crate) metadata: Option<Metadata>,
     pub(super) resolve: ResolveOptions,
     pub(super) may_run_here: bool,
     pub(super) may_route: bool,
@@ -260,6 +261,36 @@ impl CallBuilder {
     /// What became of the call, with everything that was tried: see [`CallError`].
     pub async fn send(self, payload: impl Into<Bytes>) -> Result<Answer, CallError> {
         self.client.run(self.service?, self.options, payload.into()).await
+    }
+
+    /// Makes a streaming call: sends the messages of `requests` as they come and as the provider has room, and gives the replies
+    /// once the first one is there. Without a timeout it may last a day.
+    ///
+    /// Another provider is tried until the first message of the reply, as long as what was sent is at most
+    /// [`MAX_REPLAY_BYTES`](crate::MAX_REPLAY_BYTES). A service of this process is called over the network too.
+    ///
+    /// ```no_run
+    /// # async fn example(client: macula_rpc::Client) -> Result<(), macula_rpc::CallError> {
+    /// use futures::stream;
+    ///
+    /// let call = client.request("text.count");
+    /// let mut replies = call.stream(stream::iter(["some".into(), "words".into()])).await?;
+    /// while let Some(reply) = replies.next().await? {
+    ///     assert_eq!(reply, "9");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// What became of the call, with everything that was tried: see [`CallError`].
+    pub async fn stream(self, requests: impl Stream<Item = Bytes> + Send + 'static) -> Result<Replies, CallError> {
+        let Self {
+            client,
+            service,
+            mut options,
+        } = self;
+        client.open(&service?, &mut options, Box::pin(requests.map(Ok))).await
     }
 
     /// Makes the call with a message, and reads the answer as another: `send_typed::<Req, Res>`.

@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Loss, Output, Refusal};
+use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Loss, Output, Refusal, StopReason};
 use macula_transport::{CallReply, CallRequest, Connection, DialError, Metadata, Unknown};
 use macula_wire::{NodeId, ServiceName, StatusCode};
 use tracing::{Instrument as _, Span};
@@ -49,6 +49,11 @@ pub(super) trait Exchange: Sync {
         request: CallRequest<'_>,
         until: Instant,
     ) -> impl Future<Output = Result<Outcome<Self::Answer>, macula_transport::CallError>> + Send;
+
+    /// Whether what has been sent can be sent again.
+    fn may_repeat(&self) -> bool {
+        true
+    }
 }
 
 /// What a provider said.
@@ -387,6 +392,7 @@ impl<X: Exchange> Driver<'_, X> {
                 (fate, Some(cause))
             }
         };
+        let failed = cause.is_some();
         if let Some(tried) = self.log.get_mut(attempt) {
             observe::record_attempt(&tried.span, cause.as_ref());
             tried.span = Span::none();
@@ -394,6 +400,13 @@ impl<X: Exchange> Driver<'_, X> {
         }
         let mut state = self.balanced.lock();
         self.call.on_result(now, &mut state.balancer, attempt, fate);
+        if failed && !self.job.exchange.may_repeat() {
+            return Err(CallError::NotRetried {
+                service: self.job.service.clone(),
+                reason: StopReason::Definitive,
+                attempts: verdict::named(self.call.attempts(), &self.log, self.job.start),
+            });
+        }
         let output = self.call.poll(now, &mut state.balancer);
         Ok(self.note(&mut state, output))
     }

@@ -4,6 +4,7 @@
 //! gives; and when the directory gives no answer, a router that this node is connected to.
 
 mod builder;
+mod duplex;
 mod engine;
 mod flights;
 mod forward;
@@ -28,8 +29,11 @@ use crate::{
     observe::{self, PoolMeters},
     request::Request,
 };
-use builder::Options;
+pub(crate) use builder::Options;
 pub use builder::{CallBuilder, ClientBuilder};
+#[cfg(feature = "tonic")]
+pub(crate) use duplex::MessageStream;
+pub use duplex::{MAX_REPLAY_BYTES, Replies};
 pub use services::MAX_SERVICES;
 use services::Services;
 
@@ -234,6 +238,12 @@ impl Client {
         Ok(self.shared.resolver.resolve(service, options).await?.providers)
     }
 
+    /// The gRPC service that this process serves itself, for calls that need no network.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn local_tonic(&self, service: &ServiceName) -> Option<Arc<crate::tonic::Mounted>> {
+        self.shared.local.as_ref()?.mounted(service)
+    }
+
     pub(crate) fn downgrade(&self) -> WeakClient {
         WeakClient(Arc::downgrade(&self.shared))
     }
@@ -248,7 +258,14 @@ impl Client {
             }
         };
         let result = work.instrument(watched.span.clone()).await;
-        watched.end(self, &result);
+        let (attempts, error) = match &result {
+            Ok(answer) => {
+                let remote = usize::from(answer.provider.is_some());
+                (answer.failed_attempts.len() + remote, None)
+            }
+            Err(error) => (error.attempts().len(), Some(error.name())),
+        };
+        watched.end(self, attempts, error);
         result
     }
 
@@ -398,14 +415,7 @@ impl Watched {
         }
     }
 
-    fn end(mut self, client: &Client, result: &Result<Answer, CallError>) {
-        let (attempts, error) = match result {
-            Ok(answer) => {
-                let remote = usize::from(answer.provider.is_some());
-                (answer.failed_attempts.len() + remote, None)
-            }
-            Err(error) => (error.attempts().len(), Some(error.name())),
-        };
+    fn end(mut self, client: &Client, attempts: usize, error: Option<&'static str>) {
         observe::record_end(&self.span, attempts, error);
         self.outcome = error.unwrap_or(observe::OK);
         client.shared.pool_meters.show(&client.shared.pool, self.start);

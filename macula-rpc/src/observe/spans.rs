@@ -1,10 +1,10 @@
 //! The spans of a call: `rpc.call` at the caller, `rpc.attempt` within it for each provider tried, `rpc.serve` at the provider.
 
 use macula_transport::IncomingCall;
-use macula_wire::ServiceName;
+use macula_wire::{ServiceName, StatusCode};
 use tracing::{Span, field::Empty, info_span};
 
-use crate::{Cause, Provider, Status};
+use crate::{Cause, Provider};
 
 /// The span of a call, from its start to its result.
 pub(crate) fn call_span(service: &ServiceName, method: &str) -> Span {
@@ -97,9 +97,9 @@ pub(crate) fn serve_span(call: &IncomingCall) -> Span {
 }
 
 /// Says that a served call failed.
-pub(crate) fn record_served(span: &Span, status: &Status) {
-    span.record("rpc.response.status_code", tracing::field::display(status.code()));
-    span.record("error.type", tracing::field::display(status.code()));
+pub(crate) fn record_served(span: &Span, code: StatusCode) {
+    span.record("rpc.response.status_code", tracing::field::display(code));
+    span.record("error.type", tracing::field::display(code));
     span.record("otel.status_code", "ERROR");
 }
 

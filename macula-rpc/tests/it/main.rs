@@ -2,7 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod calls;
+#[cfg(feature = "tonic")]
+mod conformance;
 mod limits;
 mod mesh;
 mod observed;
+mod predecessor;
+mod streaming;
 mod typed;

@@ -1,0 +1,305 @@
+//! Calls whose request and reply are streams of messages, from the caller's side.
+//!
+//! **Invariant:** failover applies until the first message of the reply (or the outcome, when there is none): up to then the
+//! messages sent are kept and sent again to the next provider, as long as they are not more than [`MAX_REPLAY_BYTES`]. After it,
+//! a provider that dies ends the call.
+//!
+//! Nothing is spawned: the requests flow while somebody waits for replies, and stop with them.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
+use macula_select::StopReason;
+use macula_transport::{CallReply, CallRequest, Connection, Metadata, Unknown};
+use macula_wire::{ServiceName, StatusCode};
+use tokio::sync::Mutex;
+use tracing::Instrument as _;
+
+use super::{
+    Client, Watched,
+    builder::Options,
+    engine::{self, Exchange, Outcome},
+};
+use crate::{CallError, Cause, Provider, Status, error::Attempt};
+
+/// Bytes of a streaming call's requests that are kept for another provider, in case the first one fails before it has answered.
+pub const MAX_REPLAY_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long a streaming call may last, unless told otherwise.
+const STREAM_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Messages of one direction; an error ends the call.
+pub(crate) type MessageStream = Pin<Box<dyn Stream<Item = Result<Bytes, ()>> + Send>>;
+
+/// The requests of a call, which may be sent more than once.
+struct Source {
+    rest: MessageStream,
+    /// Those taken from `rest` so far, while they may be needed again.
+    kept: Vec<Bytes>,
+    bytes: usize,
+    spent: Arc<AtomicBool>,
+}
+
+impl Source {
+    /// The message with this number, if there is one; an error when the caller's stream failed.
+    async fn get(&mut self, at: usize) -> Result<Option<Bytes>, ()> {
+        if let Some(kept) = self.kept.get(at) {
+            return Ok(Some(kept.clone()));
+        }
+        let Some(message) = self.rest.next().await.transpose()? else {
+            return Ok(None);
+        };
+        if !self.spent.load(Relaxed) {
+            self.bytes += message.len();
+            if self.bytes > MAX_REPLAY_BYTES {
+                self.spent.store(true, Relaxed);
+                self.kept = Vec::new();
+            } else {
+                self.kept.push(message.clone());
+            }
+        }
+        Ok(Some(message))
+    }
+}
+
+/// Sends the requests to a provider, and no more than there is room for.
+async fn pump(source: Arc<Mutex<Source>>, mut requests: macula_transport::Requests) {
+    // An earlier attempt's pump is gone with its attempt.
+    let mut source = source.lock().await;
+    let mut at = 0;
+    loop {
+        match source.get(at).await {
+            Ok(Some(message)) => {
+                at += 1;
+                // The replies say why nothing more can be sent.
+                if requests.send(message).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => return requests.finish(),
+            // Dropping the requests unfinished cancels the call.
+            Err(()) => return,
+        }
+    }
+}
+
+/// A provider's stream, from its first message on.
+pub(super) struct Opened {
+    first: Option<Bytes>,
+    replies: macula_transport::Replies,
+    pump: Option<BoxFuture<'static, ()>>,
+}
+
+/// Opens a stream at a provider.
+struct Duplex {
+    source: Arc<Mutex<Source>>,
+    spent: Arc<AtomicBool>,
+    deadline: Instant,
+}
+
+impl Exchange for Duplex {
+    type Answer = Opened;
+
+    async fn exchange(
+        &self,
+        connection: &Connection,
+        request: CallRequest<'_>,
+        until: Instant,
+    ) -> Result<Outcome<Opened>, macula_transport::CallError> {
+        let allowed = self.deadline.saturating_duration_since(engine::now());
+        let (requests, mut replies) = connection.open(request.with_timeout(allowed)).await?.split();
+        let mut sending = pump(Arc::clone(&self.source), requests).boxed();
+        let mut sent = false;
+        let first = async {
+            tokio::select! {
+                biased;
+                first = replies.next() => return first,
+                () = &mut sending => sent = true,
+            }
+            replies.next().await
+        };
+        let Ok(first) = tokio::time::timeout_at(until.into(), first).await else {
+            return Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed)));
+        };
+        let first = first?;
+        match replies.reply() {
+            Some(reply) if reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
+            _ => Ok(Outcome::Answer(Opened {
+                first,
+                replies,
+                pump: (!sent).then_some(sending),
+            })),
+        }
+    }
+
+    fn may_repeat(&self) -> bool {
+        !self.spent.load(Relaxed)
+    }
+}
+
+impl Client {
+    /// Opens a streaming call, and waits for the first message of its reply.
+    pub(crate) async fn open(
+        &self,
+        service: &ServiceName,
+        options: &mut Options,
+        mut requests: MessageStream,
+    ) -> Result<Replies, CallError> {
+        let allowed = *options.timeout.get_or_insert(STREAM_TIMEOUT);
+        options.attempt_timeout.get_or_insert(allowed);
+        let watched = Watched::start(self, service, options);
+        let work = async {
+            // A message that is there already travels with the head.
+            let first = match requests.next().now_or_never() {
+                Some(Some(Ok(first))) => first,
+                Some(Some(Err(()))) => return Err(cancelled(service)),
+                Some(None) | None => Bytes::new(),
+            };
+            let spent = Arc::new(AtomicBool::new(false));
+            let duplex = Duplex {
+                source: Arc::new(Mutex::new(Source {
+                    rest: requests,
+                    kept: Vec::new(),
+                    bytes: first.len(),
+                    spent: Arc::clone(&spent),
+                })),
+                spent,
+                deadline: watched.start + allowed,
+            };
+            self.exchange(&watched, service, options, &first, &duplex).await
+        };
+        let result = work.instrument(watched.span.clone()).await;
+        let (attempts, error) = match &result {
+            Ok((done, _)) => (done.failed_attempts.len() + 1, None),
+            Err(error) => (error.attempts().len(), Some(error.name())),
+        };
+        let start = watched.start;
+        watched.end(self, attempts, error);
+        let (done, _source) = result?;
+        Ok(Replies {
+            service: service.clone(),
+            allowed,
+            start,
+            provider: done.provider,
+            opened: done.answer,
+        })
+    }
+}
+
+fn cancelled(service: &ServiceName) -> CallError {
+    CallError::NotRetried {
+        service: service.clone(),
+        reason: StopReason::Definitive,
+        attempts: Vec::new(),
+    }
+}
+
+/// The replies of a streaming call. Dropping them before their end cancels the call.
+pub struct Replies {
+    service: ServiceName,
+    allowed: Duration,
+    start: Instant,
+    provider: Option<Arc<Provider>>,
+    opened: Opened,
+}
+
+impl Replies {
+    /// The next message; `None` after the last one of a call that succeeded. Meanwhile the requests flow.
+    ///
+    /// # Errors
+    /// When the call failed, after the messages that came before it did.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
+        let Opened { first, replies, pump } = &mut self.opened;
+        if let Some(first) = first.take() {
+            return Ok(Some(first));
+        }
+        let next = loop {
+            match pump {
+                None => break replies.next().await,
+                Some(sending) => tokio::select! {
+                    biased;
+                    next = replies.next() => break next,
+                    () = sending => *pump = None,
+                },
+            }
+        };
+        match next {
+            Ok(Some(message)) => return Ok(Some(message)),
+            Ok(None) => *pump = None,
+            Err(error) => return Err(self.lost(error)),
+        }
+        match self.opened.replies.reply() {
+            Some(reply) if reply.status != StatusCode::Ok => Err(self.answered(reply)),
+            _ => Ok(None),
+        }
+    }
+
+    /// What travels beside the outcome; empty before [`Replies::next`] has given `None`.
+    #[must_use]
+    pub fn metadata(&self) -> Metadata {
+        let reply = self.opened.replies.reply();
+        reply.map(|reply| reply.metadata.clone()).unwrap_or_default()
+    }
+
+    /// Who answers.
+    #[must_use]
+    pub fn provider(&self) -> Option<&Provider> {
+        self.provider.as_deref()
+    }
+
+    fn answered(&self, reply: &CallReply) -> CallError {
+        let status = Status::new(reply.status, reply.message.clone())
+            .with_details(reply.details.clone())
+            .with_metadata(reply.metadata.clone());
+        CallError::Answered {
+            service: self.service.clone(),
+            attempts: self.attempt(Cause::Answered(status.clone())),
+            status,
+        }
+    }
+
+    fn lost(&self, error: macula_transport::CallError) -> CallError {
+        match error {
+            macula_transport::CallError::Unknown(Unknown::Timeout(_)) => CallError::DeadlineExceeded {
+                service: self.service.clone(),
+                allowed: self.allowed,
+                attempts: self.attempt(Cause::TimedOut(self.allowed)),
+            },
+            error => CallError::NotRetried {
+                service: self.service.clone(),
+                reason: StopReason::Definitive,
+                attempts: self.attempt(Cause::Lost(Arc::new(error))),
+            },
+        }
+    }
+
+    fn attempt(&self, cause: Cause) -> Vec<Attempt> {
+        let provider = self.provider.iter();
+        provider
+            .map(|provider| Attempt {
+                node_id: provider.node_id,
+                endpoint: provider.endpoints.first().cloned(),
+                started: Duration::ZERO,
+                took: engine::now().saturating_duration_since(self.start),
+                cause: cause.clone(),
+            })
+            .collect()
+    }
+}
+
+impl std::fmt::Debug for Replies {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replies")
+            .field("service", &self.service)
+            .field("provider", &self.provider)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,172 @@
+//! What a generated client calls through.
+
+use std::{
+    fmt,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use ::tonic::{
+    body::Body,
+    codegen::{
+        Service,
+        http::{HeaderMap, Request, Response},
+    },
+};
+use bytes::Bytes;
+use futures::{StreamExt as _, future::BoxFuture, stream};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
+use macula_select::{RetryPolicy, Strategy};
+use macula_wire::ServiceName;
+
+use super::convert;
+use crate::{
+    Client,
+    client::{MessageStream, Options, Replies},
+};
+
+/// A channel for clients that tonic has generated, in place of `tonic::transport::Channel`: calls go to the mesh's providers
+/// of the service that the client is for. One channel does for all services. Cheap to clone.
+///
+/// ```ignore
+/// let mut greeter = GreeterClient::new(macula_rpc::Channel::new(client));
+/// let reply = greeter.say_hello(HelloRequest { name: "mesh".into() }).await?;
+/// ```
+///
+/// As in tonic, a call has no deadline unless the request has a timeout. Without one of its own an attempt has the call's
+/// time: a service that takes long is not called twice.
+#[derive(Clone)]
+pub struct Channel {
+    client: Client,
+    options: Options,
+}
+
+impl Channel {
+    /// A channel that calls with `client`.
+    #[must_use]
+    pub fn new(client: Client) -> Self {
+        Self {
+            client,
+            options: Options::default(),
+        }
+    }
+
+    /// Sets how long calls whose request has no timeout may take.
+    #[must_use]
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.options.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how long a provider is waited for, up to its reply's headers, before another is tried.
+    #[must_use]
+    pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.options.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how many providers are tried at most.
+    #[must_use]
+    pub fn with_max_attempts(mut self, attempts: u32) -> Self {
+        self.options.max_attempts = Some(attempts);
+        self
+    }
+
+    /// Sets how the provider is chosen.
+    #[must_use]
+    pub fn with_strategy(mut self, strategy: Strategy) -> Self {
+        self.options.strategy = Some(strategy);
+        self
+    }
+
+    /// Sets which failures are tried elsewhere (F6).
+    #[must_use]
+    pub fn with_retry_policy(mut self, policy: RetryPolicy) -> Self {
+        self.options.policy = policy;
+        self
+    }
+
+    async fn call(self, request: Request<Body>) -> Result<Response<Body>, ::tonic::Status> {
+        let Self { client, mut options } = self;
+        let (service, method) = match path(request.uri().path()) {
+            Ok(path) => path,
+            Err(status) => return Err(status),
+        };
+        if let Some(served) = client.local_tonic(&service) {
+            return served.call(request).await;
+        }
+        let (parts, body) = request.into_parts();
+        options.method = method;
+        options.timeout = convert::timeout(&parts.headers).or(options.timeout);
+        options.metadata = Some(convert::metadata(&parts.headers));
+        let requests: MessageStream = Box::pin(super::mount::pieces(body).map(|piece| piece.map_err(|_| ())));
+        let mut replies = client
+            .open(&service, &mut options, requests)
+            .await
+            .map_err(|error| convert::error(&error))?;
+        let first = replies.next().await.map_err(|error| convert::error(&error))?;
+        let mut response = Response::new(body_of(replies));
+        match first.map(convert::read_header_message) {
+            Some(Some(headers)) => *response.headers_mut() = headers,
+            Some(None) => {
+                let words = format!("{service} is served, but not as gRPC");
+                return Err(::tonic::Status::unimplemented(words));
+            }
+            None => {}
+        }
+        Ok(response)
+    }
+}
+
+/// The service and the method of a path, `/package.Service/Method`.
+fn path(path: &str) -> Result<(ServiceName, String), ::tonic::Status> {
+    let wrong = || ::tonic::Status::unimplemented(format!("{path} is not the path of a gRPC method"));
+    let (service, method) = path
+        .strip_prefix('/')
+        .and_then(|rest| rest.split_once('/'))
+        .ok_or_else(wrong)?;
+    Ok((ServiceName::new(service).map_err(|_| wrong())?, method.to_owned()))
+}
+
+/// The messages of a reply, and its outcome as trailers.
+fn body_of(replies: Replies) -> Body {
+    let frames = stream::unfold(Some(replies), async |replies| {
+        let mut replies = replies?;
+        Some(match replies.next().await {
+            Ok(Some(message)) => (Ok(Frame::<Bytes>::data(message)), Some(replies)),
+            Ok(None) => (Ok(Frame::trailers(convert::trailers(&replies.metadata()))), None),
+            Err(error) => {
+                let status = convert::error(&error);
+                let mut trailers = HeaderMap::new();
+                match status.add_header(&mut trailers) {
+                    Ok(()) => (Ok(Frame::trailers(trailers)), None),
+                    Err(status) => (Err(status), None),
+                }
+            }
+        })
+    });
+    Body::new(StreamBody::new(frames).boxed_unsync())
+}
+
+impl Service<Request<Body>> for Channel {
+    type Response = Response<Body>;
+    type Error = ::tonic::Status;
+    type Future = BoxFuture<'static, Result<Response<Body>, ::tonic::Status>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), ::tonic::Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        Box::pin(self.clone().call(request))
+    }
+}
+
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}

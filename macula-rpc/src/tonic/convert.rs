@@ -1,0 +1,170 @@
+//! Between gRPC's headers, trailers and statuses and the mesh's.
+
+use std::time::Duration;
+
+use ::tonic::{
+    Code,
+    codegen::http::{HeaderMap, HeaderName, HeaderValue},
+    metadata::MetadataMap,
+};
+use bytes::Bytes;
+use macula_transport::{Metadata, Reply};
+use macula_wire::{StatusCode, proto::MetadataEntry};
+use prost::Message as _;
+
+use crate::{CallError, Cause, Status};
+
+/// Headers that say something of the connection or travel otherwise.
+const NOT_CARRIED: [&str; 3] = ["te", "grpc-timeout", "host"];
+
+/// The headers of a reply, as its first message.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Headers {
+    #[prost(message, repeated, tag = "1")]
+    entries: Vec<MetadataEntry>,
+}
+
+pub(super) fn metadata(headers: &HeaderMap) -> Metadata {
+    let carried = headers.iter().filter(|(key, _)| !NOT_CARRIED.contains(&key.as_str()));
+    carried
+        .map(|(key, value)| (key.as_str(), Bytes::copy_from_slice(value.as_bytes())))
+        .collect()
+}
+
+/// What is not a header is left out: it came from a peer.
+pub(super) fn headers<'a>(entries: impl Iterator<Item = (&'a str, &'a Bytes)>) -> HeaderMap {
+    let read = |(key, value): (&str, &Bytes)| {
+        let key = HeaderName::from_bytes(key.as_bytes()).ok()?;
+        Some((key, HeaderValue::from_maybe_shared(value.clone()).ok()?))
+    };
+    let mut headers = HeaderMap::new();
+    for (key, value) in entries.filter_map(read) {
+        headers.append(key, value);
+    }
+    headers
+}
+
+pub(super) fn header_message(headers: &HeaderMap) -> Bytes {
+    let entry = |(key, value): (&HeaderName, &HeaderValue)| MetadataEntry {
+        key: key.as_str().to_owned(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    let message = Headers {
+        entries: headers.iter().map(entry).collect(),
+    };
+    message.encode_to_vec().into()
+}
+
+/// The headers of a first message; `None` when it is something else, from a provider that does not speak gRPC here.
+pub(super) fn read_header_message(message: Bytes) -> Option<HeaderMap> {
+    let message = Headers::decode(message).ok()?;
+    Some(headers(
+        message.entries.iter().map(|entry| (entry.key.as_str(), &entry.value)),
+    ))
+}
+
+/// gRPC's trailers (or the headers of a reply without a body) as the outcome.
+pub(super) fn outcome(trailers: &HeaderMap) -> Reply {
+    let Some(status) = ::tonic::Status::from_header_map(trailers) else {
+        return Reply::error(StatusCode::Unknown, "the service ended without a status");
+    };
+    let code = u32::try_from(i32::from(status.code())).map_or(StatusCode::Unknown, StatusCode::from_u32);
+    let reply = match code {
+        StatusCode::Ok => Reply::ok(Bytes::new()),
+        code => Reply::error(code, status.message()),
+    };
+    reply
+        .with_details(Bytes::copy_from_slice(status.details()))
+        .with_metadata(metadata(&status.metadata().clone().into_headers()))
+}
+
+pub(super) fn grpc_status(status: &Status) -> ::tonic::Status {
+    ::tonic::Status::with_details_and_metadata(
+        code(status.code()),
+        status.message(),
+        status.details().clone(),
+        MetadataMap::from_headers(headers(status.metadata().iter())),
+    )
+}
+
+fn code(code: StatusCode) -> Code {
+    Code::from_i32(i32::try_from(code.as_u32()).unwrap_or(Code::Unknown as i32))
+}
+
+/// The outcome as gRPC's trailers.
+pub(super) fn trailers(metadata: &Metadata) -> HeaderMap {
+    let mut trailers = headers(metadata.iter());
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    trailers
+}
+
+/// What a tonic application is told of a call that failed: the service's own status where there is one.
+pub(super) fn error(error: &CallError) -> ::tonic::Status {
+    // Of several providers the one that did answer says more than those that could not.
+    let answered = error.attempts().iter().rev().find_map(|attempt| match &attempt.cause {
+        Cause::Answered(status) => Some(status),
+        _ => None,
+    });
+    match (error, answered) {
+        (CallError::Answered { status, .. }, _) => grpc_status(status),
+        // As a gRPC server that does not have the service.
+        (CallError::ServiceNotFound { .. } | CallError::InvalidName(_), _) => {
+            ::tonic::Status::unimplemented(error.to_string())
+        }
+        (CallError::DeadlineExceeded { .. }, _) => ::tonic::Status::deadline_exceeded(error.to_string()),
+        (CallError::MetadataTooLarge { .. } | CallError::RequestTooLarge { .. }, _) => {
+            ::tonic::Status::resource_exhausted(error.to_string())
+        }
+        (_, Some(status)) => grpc_status(status),
+        _ => ::tonic::Status::unavailable(error.to_string()),
+    }
+}
+
+/// The time of a `grpc-timeout`, as gRPC over HTTP/2 writes it: at most eight digits and a unit.
+pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let count: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &'static str) -> Option<Duration> {
+        timeout(&HeaderMap::from_iter([(
+            HeaderName::from_static("grpc-timeout"),
+            HeaderValue::from_static(text),
+        )]))
+    }
+
+    #[test]
+    fn timeouts_are_read_as_grpc_writes_them() {
+        assert_eq!(read("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for wrong in ["", "m", "100", "100x", "-1S", "123456789S"] {
+            assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn headers_survive_their_message_and_other_bytes_do_not_panic() {
+        let mut headers = HeaderMap::new();
+        headers.append("key", HeaderValue::from_static("one"));
+        headers.append("key", HeaderValue::from_static("two"));
+        assert_eq!(read_header_message(header_message(&headers)), Some(headers));
+        assert_eq!(read_header_message(Bytes::from_static(b"\xff\xff")), None);
+    }
+}

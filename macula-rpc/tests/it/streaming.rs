@@ -1,0 +1,186 @@
+//! Streams of messages: both ways, with failover until the first reply, cancellation and flow control.
+
+use std::{future::pending, time::Duration};
+
+use bytes::Bytes;
+use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
+use macula_rpc::{CallError, Cause, MAX_REPLAY_BYTES, Request, Requests, Server, Status, StatusCode, Strategy};
+
+use crate::mesh::{Peer, caller, directory, name};
+
+type Answers = stream::BoxStream<'static, Result<Bytes, Status>>;
+
+/// Answers every message with itself, and ends with the caller's stream.
+async fn echo(request: Request<Requests>) -> Result<Answers, Status> {
+    let requests = request.into_payload();
+    let next = async |mut requests: Requests| match requests.next().await {
+        Ok(Some(message)) => Some((Ok(message), requests)),
+        Ok(None) => None,
+        Err(gone) => Some((Err(gone), requests)),
+    };
+    Ok(stream::unfold(requests, next).boxed())
+}
+
+async fn refuse(_: Request<Requests>) -> Result<Answers, Status> {
+    Err(Status::unavailable("not today"))
+}
+
+async fn streaming(handler: impl macula_rpc::StreamHandler) -> Peer {
+    let peer = Peer::bare(Server::new()).await;
+    peer.server.serve_streaming(name(), handler).unwrap();
+    peer
+}
+
+#[tokio::test]
+async fn messages_go_both_ways_and_each_side_ends_its_own() {
+    let peer = streaming(echo).await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let (mut requests, receiver) = mpsc::channel(1);
+    requests.try_send(Bytes::from("one")).unwrap();
+    let mut replies = builder.build().request(name()).stream(receiver).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "one");
+    requests.send("two".into()).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "two");
+    drop(requests);
+    assert_eq!(replies.next().await.unwrap(), None);
+    assert_eq!(replies.provider().unwrap().node_id, peer.id());
+}
+
+#[tokio::test]
+async fn f1_a_stream_fails_over_until_its_first_reply_with_all_its_requests() {
+    let peers = [streaming(refuse).await, streaming(echo).await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    let requests = stream::iter((0..5_u8).map(|n| Bytes::from(vec![n])));
+    let mut replies = client.request(name()).stream(requests).await.unwrap();
+    for n in 0..5_u8 {
+        assert_eq!(replies.next().await.unwrap().unwrap()[..], [n]);
+    }
+    assert_eq!(replies.next().await.unwrap(), None);
+    assert_eq!(replies.provider().unwrap().node_id, peers[1].id());
+}
+
+#[tokio::test]
+async fn requests_that_are_too_large_to_keep_are_not_sent_again() {
+    async fn read_all(mut request: Request<Requests>) -> Result<Answers, Status> {
+        while request.payload_mut().next().await?.is_some() {}
+        Err(Status::unavailable("read, and not answered"))
+    }
+
+    let peers = [streaming(read_all).await, streaming(echo).await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    let megabyte = Bytes::from(vec![0; 1 << 20]);
+    let requests = stream::iter(vec![megabyte; MAX_REPLAY_BYTES / (1 << 20) + 1]);
+    let error = client.request(name()).stream(requests).await.unwrap_err();
+    assert!(matches!(error, CallError::NotRetried { .. }), "{error}");
+    assert_eq!(error.attempts().len(), 1, "{error}");
+}
+
+#[tokio::test]
+async fn an_error_after_replies_is_the_outcome_and_is_not_retried() {
+    async fn one_and_out(_: Request<Requests>) -> Result<Answers, Status> {
+        let out = Status::new(StatusCode::OutOfRange, "that was all");
+        Ok(stream::iter([Ok(Bytes::from("one")), Err(out)]).boxed())
+    }
+
+    let peers = [streaming(one_and_out).await, streaming(echo).await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    let mut replies = client.request(name()).stream(stream::empty()).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "one");
+    let error = replies.next().await.unwrap_err();
+    assert!(
+        matches!(&error, CallError::Answered { status, .. } if status.message() == "that was all"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_provider_that_dies_after_its_first_reply_ends_the_call() {
+    let peer = streaming(echo).await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let (mut requests, receiver) = mpsc::channel(1);
+    requests.try_send(Bytes::from("one")).unwrap();
+    let mut replies = builder.build().request(name()).stream(receiver).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "one");
+    peer.endpoint.shutdown(Duration::ZERO).await;
+    let error = replies.next().await.unwrap_err();
+    assert!(matches!(&error.attempts()[0].cause, Cause::Lost(_)), "{error}");
+}
+
+#[tokio::test]
+async fn f8_dropped_replies_cancel_the_call_at_the_provider() {
+    let (seen, mut events) = tokio::sync::mpsc::unbounded_channel();
+    let peer = streaming(move |mut request: Request<Requests>| {
+        let seen = seen.clone();
+        async move {
+            let first = request.payload_mut().next().await?.unwrap_or_default();
+            let rest = stream::unfold(request, move |mut request| {
+                let seen = seen.clone();
+                async move {
+                    let gone = request.payload_mut().next().await;
+                    let _ = seen.send(gone.is_err());
+                    pending::<Option<(Result<Bytes, Status>, Request<Requests>)>>().await
+                }
+            });
+            Ok::<_, Status>(stream::iter([Ok(first)]).chain(rest))
+        }
+    })
+    .await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let (mut requests, receiver) = mpsc::channel(1);
+    requests.try_send(Bytes::from("one")).unwrap();
+    let mut replies = builder.build().request(name()).stream(receiver).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "one");
+    drop(replies);
+    // The handler hears of it, or is dropped before it does.
+    assert!(events.recv().await.unwrap_or(true));
+}
+
+#[tokio::test]
+async fn f7_a_streams_deadline_ends_it() {
+    async fn one_then_nothing(_: Request<Requests>) -> Result<Answers, Status> {
+        Ok(stream::iter([Ok(Bytes::from("one"))]).chain(stream::pending()).boxed())
+    }
+
+    let peer = streaming(one_then_nothing).await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let call = builder.build().request(name()).timeout(Duration::from_millis(100));
+    let mut replies = call.stream(stream::pending()).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "one");
+    let error = replies.next().await.unwrap_err();
+    // Whichever clock is first: the caller's, or the provider's, which says so.
+    let late = match &error {
+        CallError::DeadlineExceeded { .. } => true,
+        CallError::Answered { status, .. } => status.code() == StatusCode::DeadlineExceeded,
+        _ => false,
+    };
+    assert!(late, "{error}");
+}
+
+#[tokio::test]
+async fn a_panicking_stream_fails_its_own_call_only() {
+    async fn panics(mut request: Request<Requests>) -> Result<Answers, Status> {
+        match request.payload_mut().next().await? {
+            Some(message) if message == "boom" => panic!("on purpose"),
+            _ => Ok(stream::iter([Ok(Bytes::from("fine"))]).boxed()),
+        }
+    }
+
+    let peer = streaming(panics).await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let client = builder.build();
+    let boom = stream::iter([Bytes::from("boom")]);
+    let error = client.request(name()).stream(boom).await.unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    let mut replies = client.request(name()).stream(stream::empty()).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "fine");
+}
+
+#[tokio::test]
+async fn one_request_and_one_reply_is_a_stream_too() {
+    let peer = streaming(echo).await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    assert_eq!(builder.build().call(name(), "x").await.unwrap(), "x");
+}
