@@ -374,6 +374,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         (self.hot.get(handle.slot as usize)?.generation == handle.generation).then_some(handle.slot)
     }
 
+    #[cfg(test)]
+    pub(crate) fn current_epoch(&self, handle: Handle) -> u32 {
+        self.member(handle).map_or(0, |slot| self.cold[slot as usize].epoch)
+    }
+
     fn find(&self, key: &K) -> Option<u32> {
         self.index.find(identity::of(key), |slot| {
             self.cold[slot as usize].key.as_ref() == Some(key)

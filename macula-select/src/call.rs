@@ -11,6 +11,8 @@
 //! It moves no payload and holds no connection: the shell finds both by [`AttemptId`].
 
 mod attempts;
+#[cfg(test)]
+mod laws;
 mod options;
 mod outcome;
 
@@ -60,6 +62,7 @@ const MAX_IN_FLIGHT: usize = 2;
 /// # Ok::<(), macula_select::CallError<&str>>(())
 /// ```
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Call<K> {
     options: CallOptions,
     started: Instant,
@@ -79,6 +82,7 @@ pub struct Call<K> {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Live {
     attempt: AttemptId,
     lease: Lease,
@@ -86,6 +90,7 @@ struct Live {
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 enum State<K> {
     /// The next attempt may start now.
     Ready,
