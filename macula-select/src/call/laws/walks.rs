@@ -23,7 +23,7 @@ enum Step {
     Cancel(Index),
     Pass(u64),
     PassUntilDue,
-    StepBack(u64),
+    Rewind(u64),
     Update(BTreeSet<u32>),
     Link(u32, Link),
     Load(u32, f64),
@@ -108,7 +108,7 @@ fn steps() -> impl Generator<Value = Step> {
         1 => call().prop_map(Step::Cancel),
         2 => (0u64..2_000).prop_map(Step::Pass),
         3 => Just(Step::PassUntilDue),
-        1 => (0u64..2_000).prop_map(Step::StepBack),
+        1 => (0u64..2_000).prop_map(Step::Rewind),
         1 => proptest::collection::btree_set(0u32..7, 0..7).prop_map(Step::Update),
         1 => (0u32..7, prop_oneof![Just(Link::Up), Just(Link::Down), Just(Link::Draining)])
             .prop_map(|(key, link)| Step::Link(key, link)),
@@ -156,7 +156,7 @@ fn walk(config: BalancerConfig, members: u32, seed: u64, steps: Vec<Step>) -> Wo
                     );
                 }
             }
-            Step::StepBack(milliseconds) => {
+            Step::Rewind(milliseconds) => {
                 world.set_clock(
                     world
                         .now
