@@ -202,6 +202,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 cold.consecutive = 0;
                 cold.window.record(now, true);
                 if fate == Fate::Ok {
+                    cold.cut_short = 0;
                     hot.latency
                         .observe(unit, &self.decay, now - cold.observed, elapsed, self.typical);
                     cold.observed = now;
@@ -214,7 +215,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                     self.quantile.record(elapsed);
                 } else {
                     // Errors are answered fast; that is no reason to prefer who gives them.
-                    hot.latency.observe_at_least(unit, elapsed);
+                    hot.latency.observe_at_least(unit, elapsed, 1);
                 }
             }
             Verdict::Failure => {
@@ -223,7 +224,14 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 hot.latency.penalise(unit, &self.decay, elapsed);
                 cold.observed = now;
             }
-            Verdict::Neutral => hot.latency.observe_at_least(unit, elapsed),
+            Verdict::Neutral => {
+                // Shorter than is usual, and a cancellation says nothing.
+                if fate == Fate::Cancelled && elapsed as i64 as f64 > self.typical {
+                    cold.cut_short = cold.cut_short.saturating_add(1);
+                    self.quantile.record_at_least(elapsed);
+                }
+                hot.latency.observe_at_least(unit, elapsed, cold.cut_short.max(1));
+            }
         }
         self.judge(now, slot, lease.probe, verdict);
         let hold = match fate.pushback() {

@@ -150,10 +150,13 @@ impl Estimate {
         };
     }
 
-    /// A sample that was cut short: the truth is at least this long.
-    pub(crate) fn observe_at_least(&mut self, unit: Unit, sample: Nanos) {
+    /// A sample that was cut short, the `in_a_row`-th of them: the truth is at least this long.
+    ///
+    /// The most likely mean of a memoryless wait is the time waited over the answers that came. A row of samples without
+    /// one therefore counts as their sum, or hedging would hide a slow provider by never letting it finish.
+    pub(crate) fn observe_at_least(&mut self, unit: Unit, sample: Nanos, in_a_row: u8) {
         if self.is_measured() {
-            self.0 = self.0.max(clamp(sample) * unit.0);
+            self.0 = self.0.max(clamp(sample.saturating_mul(u64::from(in_a_row))) * unit.0);
         }
     }
 
@@ -305,7 +308,7 @@ mod tests {
                 match step {
                     Step::Observe(sample) => tracked.observe(now, sample),
                     Step::AtLeast(sample) => {
-                        tracked.estimate.observe_at_least(unit, sample);
+                        tracked.estimate.observe_at_least(unit, sample, 1);
                         prop_assert!(tracked.read(now) >= before, "a censored sample lowered it");
                     }
                     Step::Penalise(sample) => {
