@@ -221,7 +221,8 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             Verdict::Failure => {
                 cold.consecutive = cold.consecutive.saturating_add(1);
                 cold.window.record(now, false);
-                hot.latency.penalise(unit, &self.decay, elapsed);
+                let share = 1.0 - cold.window.counts(now).success_rate();
+                hot.latency.penalise(unit, &self.decay, elapsed, share);
                 cold.observed = now;
             }
             Verdict::Neutral => {

@@ -29,7 +29,8 @@ const MAX_DOUBLINGS: f64 = 512.0;
 pub struct LatencyConfig {
     /// The time after which an old estimate weighs 1/e. 10 s by default.
     pub decay: Duration,
-    /// What a failure counts as, if the estimate is not longer already. 5 s by default.
+    /// What a failure counts as, times the share of the last ten seconds' attempts that failed, if the estimate is not longer
+    /// already. 5 s by default.
     pub failure_penalty: Duration,
 }
 
@@ -160,9 +161,12 @@ impl Estimate {
         }
     }
 
-    /// A failure.
-    pub(crate) fn penalise(&mut self, unit: Unit, decay: &Decay, sample: Nanos) {
-        self.0 = self.0.max(decay.penalty.max(clamp(sample)) * unit.0);
+    /// A failure, `share` of the recent attempts having failed.
+    ///
+    /// The penalty is what a failure costs the caller, so its share of it is what to expect of the provider. In full it would
+    /// put a provider out of use for a minute for one error in ten thousand.
+    pub(crate) fn penalise(&mut self, unit: Unit, decay: &Decay, sample: Nanos, share: f64) {
+        self.0 = self.0.max((decay.penalty * share).max(clamp(sample)) * unit.0);
     }
 
     /// The same estimate after the unit was reset from `old`. One that decayed to nothing stays a measured one.
@@ -264,7 +268,7 @@ mod tests {
         let mut tracked = Tracked::new(LatencyConfig::default());
         tracked.observe(0, 10_000_000);
         let unit = tracked.unit(1);
-        tracked.estimate.penalise(unit, &tracked.decay, 1_000);
+        tracked.estimate.penalise(unit, &tracked.decay, 1_000, 1.0);
         assert!(tracked.read(1) >= 5e9);
     }
 
@@ -312,7 +316,7 @@ mod tests {
                         prop_assert!(tracked.read(now) >= before, "a censored sample lowered it");
                     }
                     Step::Penalise(sample) => {
-                        tracked.estimate.penalise(unit, &tracked.decay, sample);
+                        tracked.estimate.penalise(unit, &tracked.decay, sample, 0.5);
                         prop_assert!(tracked.read(now) >= before, "a failure lowered it");
                     }
                 }

@@ -239,7 +239,7 @@ const ERRORS: f64 = 0.0001;
 
 /// Not one bad provider, but the rare errors that every real one has: a strategy must not chase them.
 pub(crate) fn rare_errors(arguments: Arguments, report: &mut Report) {
-    eprintln!("every provider fails one call in two thousand");
+    eprintln!("every provider fails one call in ten thousand");
     let mut rows = Vec::new();
     for strategy in [
         Strategy::Random,
@@ -264,7 +264,7 @@ pub(crate) fn rare_errors(arguments: Arguments, report: &mut Report) {
         ]);
     }
     report.table(
-        "every provider fails 0.05 % of its calls, at half its capacity",
+        "every provider fails 0.01 % of its calls, at half its capacity",
         &["strategy", "success %", "p50 ms", "p99 ms", "busiest provider ÷ mean"],
         rows,
     );
