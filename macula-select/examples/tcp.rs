@@ -1,32 +1,29 @@
 //! Calls over plain TCP that survive a dead server: `cargo run -p macula-select --example tcp`.
 #![allow(clippy::print_stdout, reason = "an example shows what happens")]
-
 use macula_select::*;
 use std::{collections::HashMap, io, net::SocketAddr, sync::Mutex, time::Instant};
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpListener, net::TcpStream, task::JoinSet, time::sleep_until};
 
 async fn attempt(id: AttemptId, to: SocketAddr, request: String) -> (AttemptId, Fate, String) {
     let mut reply = String::new();
-    let fate = match TcpStream::connect(to).await {
-        Err(_) => Fate::NotSent,
-        Ok(mut stream) => match stream
-            .write_all(request.as_bytes())
-            .await
-            .and(stream.read_to_string(&mut reply).await)
-        {
-            Ok(_) => Fate::Ok,
-            Err(_) => Fate::Unknown(Loss::ConnectionLost),
-        },
+    let Ok(mut stream) = TcpStream::connect(to).await else {
+        return (id, Fate::NotSent, reply);
     };
-    (id, fate, reply)
+    let written = stream.write_all(request.as_bytes()).await;
+    let read = written.and(stream.read_to_string(&mut reply).await);
+    (
+        id,
+        read.map_or(Fate::Unknown(Loss::ConnectionLost), |_| Fate::Ok),
+        reply,
+    )
 }
 
 async fn call(balancer: &Mutex<Balancer<SocketAddr>>, request: &str) -> Result<String, CallError<SocketAddr>> {
     let (mut running, mut handles, mut answer) = (JoinSet::new(), HashMap::new(), String::new());
     let mut call = Call::new(Instant::now(), CallOptions::default());
     loop {
-        let output = call.poll(Instant::now(), &mut balancer.lock().expect("nobody panics"));
-        match output {
+        let next = call.poll(Instant::now(), &mut balancer.lock().expect("nobody panics"));
+        match next {
             Output::Dispatch { to, attempt: id, .. } => {
                 handles.insert(id, running.spawn(attempt(id, to, request.to_owned())));
             }
@@ -56,6 +53,5 @@ async fn main() -> io::Result<()> {
     drop(dead);
     let client = async { call(&balancer, "hi").await.map_err(io::Error::other) };
     let server = async { alive.accept().await?.0.write_all(b"hello").await };
-    println!("{}", tokio::try_join!(client, server)?.0);
-    Ok(())
+    tokio::try_join!(client, server).map(|(reply, ())| println!("{reply}"))
 }
