@@ -134,6 +134,19 @@ fn s2_with_one_dead_provider_the_survivors_differ_by_at_most_one_a_cycle() {
 }
 
 #[test]
+fn s2_whoever_leaves_or_joins_the_others_keep_their_turn() {
+    let mut balancer = of(Strategy::RoundRobin, 5);
+    assert_eq!([(); 2].map(|()| next(&mut balancer, &PickContext::default())), [0, 1]);
+    balancer.update(start(), [1, 2, 3, 4].map(Provider::new));
+    assert_eq!(next(&mut balancer, &PickContext::default()), 2);
+    balancer.update(start(), [1, 2, 4, 9].map(Provider::new));
+    assert_eq!(
+        [(); 4].map(|()| next(&mut balancer, &PickContext::default())),
+        [4, 9, 1, 2]
+    );
+}
+
+#[test]
 fn s2_every_service_has_its_own_turn() {
     let mut one = of(Strategy::RoundRobin, 3);
     let mut other = of(Strategy::RoundRobin, 3);
