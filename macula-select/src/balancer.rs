@@ -265,9 +265,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             Link::Down => now.saturating_add(nanos(self.config.health.link_hold)).min(NEVER - 1),
             Link::Draining => NEVER,
         };
-        if link == Link::Draining {
+        match (link, self.cold[slot as usize].circuit) {
             // It left by itself; what it did before does not count against the cap.
-            self.set_circuit(slot, Circuit::Closed, 0);
+            (Link::Draining, _) => self.set_circuit(slot, Circuit::Closed, 0),
+            (Link::Up, Circuit::Open) => self.set_circuit(slot, Circuit::HalfOpen, now),
+            (Link::Up | Link::Down, _) => {}
         }
         self.settle(now, slot);
         self.enforce_cap(now);

@@ -1,6 +1,8 @@
 //! Nothing is allocated on a pick, a report, or a successful call, and a provider takes at most 192 bytes.
 //!
-//! One test in one process: the counter counts the allocations of all threads.
+//! A process of its own without a test harness: the counter counts the allocations of all threads.
+
+#![allow(clippy::print_stdout, reason = "it reports what it measured, as a test runner would")]
 
 mod common;
 
@@ -130,12 +132,13 @@ fn bytes_per_provider<K: Clone + Eq + std::hash::Hash>(key: impl Fn(u32) -> K) -
     (change.bytes_allocated - change.bytes_deallocated).div_ceil(10_000)
 }
 
-#[test]
-fn no_allocation_on_pick_report_or_successful_call_and_little_memory_per_provider() {
+fn main() {
     for strategy in Strategy::ALL {
         picks_and_reports(strategy);
+        println!("test no_allocation_on_pick_and_report::{strategy} ... ok");
     }
     successful_calls();
+    println!("test no_allocation_on_a_successful_call ... ok");
     let small = bytes_per_provider(u64::from);
     let large = bytes_per_provider(|number| {
         let mut id = [0u8; 32];
@@ -143,6 +146,6 @@ fn no_allocation_on_pick_report_or_successful_call_and_little_memory_per_provide
         id
     });
     assert!(small <= 192, "{small} bytes per provider with an 8-byte key");
-    assert!(large <= 192 + 32, "{large} bytes per provider with a 32-byte key");
-    println!("{small} bytes per provider with an 8-byte key, {large} with a 32-byte key");
+    assert!(large <= 192 + 24, "{large} bytes per provider with a 32-byte key");
+    println!("test memory_per_provider ... ok: {small} bytes with an 8-byte key, {large} with a 32-byte key");
 }

@@ -463,6 +463,24 @@ fn a_failing_probe_costs_the_call_nothing_but_a_failover() {
         );
         balancer.report(start(), lease.expect("it is usable"), FAILED);
     }
+    for unsuited in [
+        CallOptions {
+            max_attempts: Some(1),
+            ..CallOptions::default()
+        },
+        CallOptions {
+            policy: RetryPolicy::NeverProcessed,
+            ..CallOptions::default()
+        },
+    ] {
+        let mut call = Call::new(at(6_000), unsuited);
+        assert_ne!(
+            dispatched(&mut call, &mut balancer, 6_000).0,
+            0,
+            "it cannot go on elsewhere"
+        );
+        call.cancel(at(6_000), &mut balancer);
+    }
     let mut call = Call::new(at(6_000), CallOptions::default());
     let (to, probe) = dispatched(&mut call, &mut balancer, 6_000);
     assert_eq!((to, balancer.stats().probes), (0, 1));

@@ -231,6 +231,19 @@ fn a_call_that_cannot_be_retried_is_a_probe_only_after_a_while() {
 }
 
 #[test]
+fn h2_a_new_connection_is_probed_at_once() {
+    let (mut balancer, _) = one_ejected();
+    balancer.set_link(at(1), &0, Link::Up);
+    assert_eq!(state(&balancer, 0), ProviderState::HalfOpen);
+    let probe = balancer
+        .pick(at(1), &PickContext::default())
+        .expect("there are providers");
+    assert!(probe.is_probe());
+    balancer.report(at(1), probe, FAILED);
+    assert_eq!(state(&balancer, 0), ProviderState::Ejected);
+}
+
+#[test]
 fn h3_the_only_provider_is_never_ejected() {
     let mut balancer = balancer(1);
     for _ in 0..50 {
