@@ -186,8 +186,13 @@ impl<K: Eq + Hash + Clone> Call<K> {
                     return Output::Done(Err(self.conclude(failure)));
                 }
                 State::Ready | State::Waiting(_) | State::InFlight if now >= self.deadline => {
-                    self.time_out(now, balancer, |_| true);
-                    self.fail(now, balancer, Failure::DeadlineExceeded);
+                    // Whatever else could be said of the call by now, this is why it ends.
+                    self.end_with(
+                        now,
+                        balancer,
+                        End::Failed(Failure::DeadlineExceeded),
+                        Fate::Unknown(Loss::TimedOut),
+                    );
                 }
                 State::Waiting(at) if at > now => return Output::Wait(at.min(self.deadline)),
                 State::Ready | State::Waiting(_) => {
@@ -201,7 +206,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
                     }
                 }
                 State::InFlight => {
-                    if self.time_out(now, balancer, |live| live.until <= now) {
+                    if self.time_out(now, balancer) {
                         continue;
                     }
                     let hedge_at = self.hedge_at(balancer);
@@ -225,7 +230,8 @@ impl<K: Eq + Hash + Clone> Call<K> {
 
     /// Tells how an attempt ended.
     ///
-    /// Results of attempts that were aborted, or reported before, change nothing.
+    /// Results of attempts that were aborted, or reported before, change nothing. [`Fate::Cancelled`] ends the call, as
+    /// [`Call::cancel`] does.
     pub fn on_result(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId, fate: Fate) {
         let now = self.tick(now);
         let place = self
@@ -365,11 +371,11 @@ impl<K: Eq + Hash + Clone> Call<K> {
         (at < self.deadline).then_some(at)
     }
 
-    /// Gives up the attempts for which `due` holds, and returns whether there were any.
-    fn time_out(&mut self, now: Instant, balancer: &mut Balancer<K>, due: impl Fn(&Live) -> bool) -> bool {
+    /// Gives up the attempts whose time is over, and returns whether there were any.
+    fn time_out(&mut self, now: Instant, balancer: &mut Balancer<K>) -> bool {
         let mut any = false;
         for place in 0..MAX_IN_FLIGHT {
-            if let Some(live) = self.live[place].take_if(|live| due(live)) {
+            if let Some(live) = self.live[place].take_if(|live| live.until <= now) {
                 any = true;
                 self.abort_later(live.attempt);
                 self.settle(now, balancer, live, Fate::Unknown(Loss::TimedOut));
@@ -441,8 +447,13 @@ impl<K: Eq + Hash + Clone> Call<K> {
         self.end(now, balancer, End::Failed(failure));
     }
 
-    /// Ends the call once; whatever is in flight is given up.
+    /// Ends the call; whatever is in flight is given up.
     fn end(&mut self, now: Instant, balancer: &mut Balancer<K>, end: End) {
+        self.end_with(now, balancer, end, Fate::Cancelled);
+    }
+
+    /// Ends the call once; whatever is in flight is given up and meets this fate.
+    fn end_with(&mut self, now: Instant, balancer: &mut Balancer<K>, end: End, fate: Fate) {
         match self.state {
             State::Ended(_) | State::Over => return,
             State::Ready | State::Waiting(_) | State::InFlight => self.state = State::Ended(end),
@@ -450,7 +461,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         for place in 0..MAX_IN_FLIGHT {
             if let Some(live) = self.live[place].take() {
                 self.abort_later(live.attempt);
-                self.close(now, balancer, &live.attempt, live.lease, Fate::Cancelled);
+                self.close(now, balancer, &live.attempt, live.lease, fate);
             }
         }
     }

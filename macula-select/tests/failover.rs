@@ -139,6 +139,41 @@ fn f7_an_attempt_has_what_is_left_of_the_deadline_and_none_starts_after_it() {
     );
 }
 
+/// Also when it was the last provider, or the call must not run twice: the deadline is why it ended.
+#[test]
+fn f7_past_its_deadline_a_call_says_so() {
+    for options in [
+        first(),
+        CallOptions {
+            policy: RetryPolicy::NeverProcessed,
+            ..first()
+        },
+    ] {
+        let mut balancer = balancer(1);
+        let mut call = Call::new(
+            start(),
+            CallOptions {
+                timeout: Duration::from_secs(2),
+                ..options
+            },
+        );
+        let (_, hung) = dispatched(&mut call, &mut balancer, 0);
+        aborts(&mut call, &mut balancer, 2_500, hung);
+        let error = fails(&mut call, &mut balancer, 2_500);
+        let CallError::DeadlineExceeded { attempts } = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(
+            attempts.last().map(|attempt| attempt.fate()),
+            Some(Fate::Unknown(Loss::TimedOut))
+        );
+        assert_eq!(
+            balancer.providers().next().map(|provider| provider.counts.failed),
+            Some(1)
+        );
+    }
+}
+
 #[test]
 fn f8_a_cancelled_call_aborts_its_attempts_and_counts_nowhere() {
     let mut config = BalancerConfig::default();

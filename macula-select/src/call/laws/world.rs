@@ -38,6 +38,8 @@ pub(super) struct Watched {
     last: Option<(AttemptId, Fate)>,
     cancelled: bool,
     waits: Option<Instant>,
+    /// Whether it was polled past its deadline before it had ended.
+    overdue: bool,
     pub(super) done: bool,
 }
 
@@ -70,6 +72,7 @@ impl World {
             last: None,
             cancelled: false,
             waits: None,
+            overdue: false,
             done: false,
         });
         self.run();
@@ -183,6 +186,8 @@ impl World {
         self.balancer.handle_timeout(self.now);
         let before = self.states();
         let latest = self.calls[index].call.latest.max(self.now);
+        let overdue = latest >= self.calls[index].deadline && !self.calls[index].has_ended();
+        self.calls[index].overdue |= overdue;
         let output = self.calls[index].call.poll(self.now, &mut self.balancer);
         let usable = self.usable(index);
         let watched = &mut self.calls[index];
@@ -324,10 +329,15 @@ impl Watched {
         (self.tried.clone(), self.counted, self.done)
     }
 
+    fn has_ended(&self) -> bool {
+        matches!(
+            self.call.state,
+            super::super::State::Ended(_) | super::super::State::Over
+        )
+    }
+
     fn call_is_ending(&self) -> bool {
-        matches!(self.call.state, super::super::State::Ended(_))
-            && !matches!(self.last, Some((_, Fate::Unknown(_))))
-            && self.call.latest < self.deadline
+        self.has_ended() && !matches!(self.last, Some((_, Fate::Unknown(_)))) && self.call.latest < self.deadline
     }
 
     /// Laws 5, 6, 9, 10: the end is the one that the model expects.
