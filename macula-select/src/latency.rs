@@ -132,8 +132,8 @@ impl Estimate {
     /// The estimate in units, for comparing. `typical` is in nanoseconds.
     #[inline]
     pub(crate) fn weigh(self, unit: Unit, typical: f64) -> f64 {
-        let floor = if self.is_measured() { MIN_LATENCY } else { typical };
-        self.0.max(floor * unit.0)
+        let floor = if self.is_measured() { MIN_LATENCY } else { typical } * unit.0;
+        if self.0 > floor { self.0 } else { floor }
     }
 
     /// A complete, successful sample, `since` the one before.

@@ -137,6 +137,12 @@ fn h2_a_probe_decides_after_the_ejection() {
         assert_eq!(events(&mut balancer), [Event::Probing { provider: 0 }]);
         balancer.report(at(until), lease, fate);
         assert_eq!(state(&balancer, 0), after, "{fate}");
+        let failed = balancer.providers().next().map(|provider| provider.counts.failed);
+        assert_eq!(
+            failed == Some(0),
+            after == ProviderState::Ready,
+            "a restored provider begins anew"
+        );
         match (after, &events(&mut balancer)[..]) {
             (
                 ProviderState::Ready,
