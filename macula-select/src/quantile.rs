@@ -134,4 +134,27 @@ mod tests {
             assert!((0.93..1.08).contains(&p95), "{p95}");
         }
     }
+
+    /// Hedging cancels whatever is slower than the percentile; the percentile must not creep down for that.
+    #[test]
+    fn f10_what_was_cut_short_counts_if_it_was_slow_already() {
+        let mut quantile = Quantile::new();
+        for latency in 1..=100 {
+            quantile.record(latency * 1_000_000);
+        }
+        let before = nanos(quantile.p95().unwrap());
+        for round in 0..50 {
+            for latency in 1..=100u64 {
+                let latency = latency * 1_000_000 + round;
+                if latency > before {
+                    quantile.record_at_least(before + 1_000_000);
+                } else {
+                    quantile.record(latency);
+                }
+                quantile.record_at_least(1_000);
+            }
+        }
+        let after = nanos(quantile.p95().unwrap());
+        assert!(after.abs_diff(before) <= before / 8, "{after} after {before}");
+    }
 }

@@ -288,6 +288,38 @@ fn s4_peak_ewma_prefers_the_faster() {
     assert!(counts[1] > 550, "{counts:?}");
 }
 
+/// What is cancelled again and again, later than an answer usually comes, is slow; what is cancelled early says nothing.
+#[test]
+fn s4_peak_ewma_learns_from_a_row_of_attempts_that_were_cut_short() {
+    let mut balancer = of(Strategy::PeakEwma, 2);
+    let only = [
+        PickContext {
+            exclude: &[1],
+            ..PickContext::default()
+        },
+        PickContext {
+            exclude: &[0],
+            ..PickContext::default()
+        },
+    ];
+    let mut meet = |now: u64, key: usize, took: u64, fate| {
+        let lease = balancer.pick(at(now), &only[key]).expect("it is usable");
+        balancer.report(at(now + took), lease, fate);
+        let latency = balancer.providers().nth(key).and_then(|provider| provider.latency);
+        latency.map_or(0, |latency| latency.as_millis())
+    };
+    for key in [0, 1] {
+        meet(0, key, 10, Fate::Ok);
+    }
+    for n in 0..20 {
+        assert!(meet(10 + n, 0, 1, Fate::Cancelled) <= 10);
+    }
+    let estimates = [100, 140, 180, 220].map(|now| meet(now, 1, 40, Fate::Cancelled));
+    assert_eq!(estimates, [40, 80, 120, 160]);
+    assert!(meet(300, 1, 10, Fate::Ok) < 160);
+    assert!(meet(400, 1, 40, Fate::Cancelled) < 160, "the row was broken");
+}
+
 fn homes(balancer: &mut Balancer<u32>, keys: u64) -> HashMap<u64, u32> {
     (0..keys)
         .map(|key| {
