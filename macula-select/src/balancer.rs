@@ -79,6 +79,8 @@ pub struct Balancer<K> {
     index: Index,
     /// Slots in the caller's order.
     list: Vec<u32>,
+    /// When the set last ceased to be empty.
+    began: Nanos,
     rotation: Rotation,
     roster: Roster,
     weights: Weights,
@@ -129,6 +131,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             vacant: Vec::new(),
             index: Index::default(),
             list: Vec::new(),
+            began: 0,
             rotation: Rotation::default(),
             roster: Roster::default(),
             weights: Weights::default(),

@@ -445,6 +445,16 @@ fn a_restored_provider_comes_to_its_share_slowly() {
 }
 
 #[test]
+fn providers_that_join_a_set_at_work_start_slowly_and_those_of_its_discovery_do_not() {
+    let mut balancer = balancer(1);
+    let ramps = |balancer: &Balancer<u32>| balancer.providers().map(|provider| provider.ramp).collect::<Vec<_>>();
+    balancer.update(at(9_000), [0, 1].map(Provider::new));
+    assert!(ramps(&balancer).iter().all(|ramp| *ramp > 0.99));
+    balancer.update(at(10_000), [0, 1, 2].map(Provider::new));
+    assert!(ramps(&balancer)[..2].iter().all(|ramp| *ramp > 0.99) && ramps(&balancer)[2] < 0.2);
+}
+
+#[test]
 fn a_loaded_server_gets_less_until_its_report_is_old() {
     let mut config = BalancerConfig {
         strategy: Strategy::LeastLoaded,
