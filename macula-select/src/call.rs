@@ -414,7 +414,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         }
         // Past the deadline nothing could be tried any more: whether somebody is left does not matter.
         if now >= self.deadline {
-            return self.end(now, balancer, End::DeadlineExceeded);
+            return self.fail(now, balancer, Failure::DeadlineExceeded);
         }
         let at = balancer.begin_pick(now);
         let excluded = self.exclude_tried(balancer);
