@@ -2,6 +2,8 @@
 
 mod client;
 mod codec;
+#[cfg(feature = "dns")]
+mod dns;
 mod error;
 mod handler;
 mod limit;
@@ -30,6 +32,8 @@ pub use codec::Json;
 #[cfg(feature = "prost")]
 pub use codec::Prost;
 pub use codec::{CodecError, Decode, Encode, IntoResponse};
+#[cfg(feature = "dns")]
+pub use dns::{DnsError, DnsResolver, MAX_AGE};
 pub use error::{Attempt, CallError, Cause};
 pub use handler::{Handler, Typed, typed};
 pub use limit::Limited;

@@ -4,6 +4,8 @@
 mod calls;
 #[cfg(feature = "tonic")]
 mod conformance;
+#[cfg(feature = "dns")]
+mod dns;
 mod limits;
 mod mesh;
 mod observed;
