@@ -51,9 +51,6 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
     if link.is_peer_leaving() {
         return Err(CallError::NotSent(NotSent::GoingAway));
     }
-    if link.inner.is_draining() {
-        return Err(CallError::NotSent(NotSent::ShutDown));
-    }
     let credit = match link.credit.clone().try_acquire_owned() {
         Ok(credit) => credit,
         Err(_) => match timeout_at(deadline, link.credit.clone().acquire_owned()).await {

@@ -63,7 +63,9 @@ enum Next {
 pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn::RecvStream) {
     let mut outgoing = Outgoing::new(send);
     let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
-    let head_by = Instant::now() + link.inner.config.timers.head;
+    let now = Instant::now();
+    link.inner.saw_clock(now.into_std());
+    let head_by = now + link.inner.config.timers.head;
     let served = async {
         let kind = match timeout_at(head_by, incoming.kind()).await {
             Ok(kind) => kind?.and_then(StreamKind::from_byte),

@@ -134,6 +134,25 @@ async fn p2_unused_connections_are_closed() {
     until("the peer lets go too", || provider.pool().stats().open == 0).await;
 }
 
+/// The accepting side, which makes no calls of its own, knows that the connection is used.
+#[tokio::test]
+async fn p2_a_connection_that_is_called_over_is_not_idle_for_the_provider() {
+    let pool = PoolConfig {
+        idle_timeout: Duration::from_millis(700),
+        ..PoolConfig::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_pool(pool), handler).await.unwrap();
+    let client = client().await;
+    let connection = connect(&client, &provider).await.unwrap();
+    let started = std::time::Instant::now();
+    while started.elapsed() < 3 * pool.idle_timeout {
+        echoes(&connection, "alone").await;
+        tokio::join!(echoes(&connection, "on a lane"), echoes(&connection, "on a lane"));
+    }
+    assert_eq!((connection.lost(), provider.pool().stats().idle_closed), (None, 0));
+}
+
 #[tokio::test]
 async fn p2_all_is_closed_at_shutdown() {
     let (provider, _events) = provider().await;

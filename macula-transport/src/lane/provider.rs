@@ -127,6 +127,7 @@ impl Lane {
             }
             self.link.inner.load.arrived(asked.len());
             let now = Instant::now();
+            self.link.inner.saw_clock(now.into_std());
             let calls = asked.len() as u32;
             for asked in asked.drain(..) {
                 match asked {

@@ -174,42 +174,42 @@ impl Shell {
 
     fn get(&self, inner: &Arc<Inner>, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Found, DialError> {
         let mut table = self.lock();
-        if table.stopped || inner.is_draining() {
+        if table.stopped {
             return Err(DialError::ShutDown);
         }
         let now = now();
-        let Table { state, links, .. } = &mut *table;
+        inner.saw_clock(now);
         let addresses = state::fingerprint(at);
-        let answer = state.get(now, node, addresses, |id| activity(links, id, now));
-        let waiter = match answer {
-            Answer::Ready(id) => match table.links.get(&id) {
-                Some(link) => return Ok(Found::Ready(Connection::new(link.clone()))),
-                // The core and the links change together; were it otherwise, a dial would follow.
-                None => {
-                    table.state.closed(id);
-                    return Err(DialError::NoAddress);
+        let (ticket, new) = loop {
+            let Table { state, links, .. } = &mut *table;
+            match state.get(now, node, addresses, |id| activity(links, id, now)) {
+                Answer::Ready(id) => match links.get(&id) {
+                    Some(link) if link.quic.close_reason().is_none() => {
+                        return Ok(Found::Ready(Connection::new(link.clone())));
+                    }
+                    // It has ended, and nobody has taken it out yet.
+                    _ => table.forget(id),
+                },
+                Answer::Join(ticket) => break (ticket, false),
+                Answer::Dial(ticket) => break (ticket, true),
+                Answer::Full => {
+                    return Err(DialError::PoolFull {
+                        max: inner.config.pool.max_connections,
+                    });
                 }
-            },
-            Answer::BackOff(until) => {
-                let retry_in = until.saturating_duration_since(now);
-                let cause = table.state.failure(node).cloned();
-                return Err(match cause {
-                    Some(source) => DialError::BackingOff { retry_in, source },
-                    None => DialError::NoAddress,
-                });
-            }
-            Answer::Full => {
-                return Err(DialError::PoolFull {
-                    max: inner.config.pool.max_connections,
-                });
-            }
-            Answer::Join(ticket) => table.wait(ticket),
-            Answer::Dial(ticket) => {
-                let waiter = table.wait(ticket);
-                tokio::spawn(dial(inner.clone(), ticket, Some(*node), at.to_vec()));
-                waiter
+                Answer::BackOff(until) => {
+                    let retry_in = until.saturating_duration_since(now);
+                    return Err(match state.failure(node).cloned() {
+                        Some(source) => DialError::BackingOff { retry_in, source },
+                        None => DialError::NoAddress,
+                    });
+                }
             }
         };
+        let waiter = table.wait(ticket);
+        if new {
+            tokio::spawn(dial(inner.clone(), ticket, Some(*node), at.to_vec()));
+        }
         self.perform(table);
         Ok(Found::Wait(waiter))
     }
@@ -220,7 +220,7 @@ impl Shell {
         at: &macula_wire::Endpoint,
     ) -> Result<oneshot::Receiver<Result<Connection, DialError>>, DialError> {
         let mut table = self.lock();
-        if table.stopped || inner.is_draining() {
+        if table.stopped {
             return Err(DialError::ShutDown);
         }
         let now = now();
@@ -303,11 +303,7 @@ impl Shell {
             reason,
         });
         let Some(&id) = link.id.get() else { return };
-        let mut table = self.lock();
-        table.state.closed(id);
-        if table.links.remove(&id).is_some() {
-            table.lost += 1;
-        }
+        self.lock().forget(id);
     }
 
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
@@ -370,6 +366,14 @@ impl Shell {
 }
 
 impl Table {
+    /// Takes out a connection that has ended, if it is still there.
+    fn forget(&mut self, id: ConnectionId) {
+        self.state.closed(id);
+        if self.links.remove(&id).is_some() {
+            self.lost += 1;
+        }
+    }
+
     fn wait(&mut self, ticket: Ticket) -> oneshot::Receiver<Result<Connection, DialError>> {
         let (waiter, outcome) = oneshot::channel();
         let waiters = self.waiters.entry(ticket).or_default();
