@@ -30,8 +30,8 @@ pub struct RateLimits {
 impl Default for RateLimits {
     fn default() -> Self {
         Self {
-            per_second: 200.0,
-            burst: 1000.0,
+            per_second: 500.0,
+            burst: 2000.0,
             peers: 4096,
             signatures_per_second: 4000.0,
             signature_burst: 8000.0,
