@@ -245,6 +245,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return;
         }
         self.maintain_at = tick + MAINTENANCE;
+        self.limiter.sweep(tick);
         let interval = self.config.refresh_interval;
         self.refreshes.extend(
             self.table
