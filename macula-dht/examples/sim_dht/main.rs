@@ -19,15 +19,15 @@ use report::{Report, number, text};
 struct Options {
     nodes: usize,
     seed: u64,
-    /// Only the scenarios whose name contains this.
-    only: String,
+    /// Only the scenarios named here; all when empty.
+    only: Vec<String>,
 }
 
 fn options() -> Result<Options, Box<dyn Error>> {
     let mut options = Options {
         nodes: 1000,
         seed: 1,
-        only: String::new(),
+        only: Vec::new(),
     };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
@@ -35,8 +35,10 @@ fn options() -> Result<Options, Box<dyn Error>> {
         match arg.as_str() {
             "--nodes" => options.nodes = value()?.parse()?,
             "--seed" => options.seed = value()?.parse()?,
-            "--only" => options.only = value()?,
-            _ => return Err(format!("{arg} is not an option; there are --nodes N, --seed N, --only SCENARIO").into()),
+            "--only" => options.only = value()?.split(',').map(str::to_owned).collect(),
+            _ => {
+                return Err(format!("{arg} is not an option; there are --nodes N, --seed N, --only SCENARIO,…").into());
+            }
         }
     }
     if options.nodes < 100 {
@@ -81,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (cpu, count) = (scenarios::cpu_seconds(), net.messages);
     let mut trace = 0;
     for (name, scenario) in scenarios::ALL {
-        if name.contains(&options.only) {
+        if options.only.is_empty() || options.only.iter().any(|only| only == name) {
             scenario(&mut net, &mut report, &mut |done, of| bar(name, done, of));
             trace = net.trace;
         }

@@ -357,7 +357,6 @@ fn loss(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
 fn joins(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
     let services = publish(net, 100, &mut |_, _| {});
     let count = (net.nodes.len() / 20).clamp(20, 500);
-    let before = net.messages;
     let mut newcomers = Vec::new();
     for done in 0..count {
         let node = net.add();
@@ -368,7 +367,12 @@ fn joins(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
         progress(done + 1, count);
     }
     net.run(Duration::from_secs(15));
-    let messages = (net.messages - before) as f64 / count as f64;
+    let messages = mean(
+        &newcomers
+            .iter()
+            .map(|&n| net.nodes[n].counters().sent as f64)
+            .collect::<Vec<_>>(),
+    );
     net.sort();
     let joined = net.news.iter().filter(|news| matches!(news, News::Joined)).count();
     let (mut should, mut hold) = (0, 0);
@@ -386,7 +390,7 @@ fn joins(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
     let rows = vec![
         vec![text("newcomers"), number(count as f64)],
         vec![text("joined"), number(joined as f64)],
-        vec![text("messages a join, all sides and purposes"), number(messages)],
+        vec![text("requests a newcomer sent, mean"), number(messages)],
         vec![text("contacts of a newcomer after 15 s, mean"), number(mean(&sizes))],
         vec![text("places among the k closest they took"), number(should as f64)],
         vec![

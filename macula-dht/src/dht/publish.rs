@@ -129,9 +129,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         if let Some(former) = self.services.remove(&key) {
             self.due.remove(&(former.next, key));
-            self.cancel(former.job);
             service.longest_ttl = ttl.max(former.longest_ttl);
             service.holders = former.holders;
+            service.holders.extend(self.cancel(former.job));
         }
         service.next = self.clock.tick(now);
         self.due.insert((service.next, key));
@@ -153,7 +153,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return self.outputs.push_back(Output::Event(event));
         };
         self.due.remove(&(service.next, key));
-        self.cancel(service.job);
+        let mut holders = service.holders;
+        holders.extend(self.cancel(service.job));
         let seq = self.next_seq(now, &key, service.seq);
         let ttl = service.longest_ttl.min(MAX_TTL);
         let unix_ms = self.clock.unix_ms(now);
@@ -163,7 +164,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let stored = self.store.insert(now, record.clone(), Origin::Local);
         debug_assert!(stored.is_ok(), "{stored:?}");
         self.touch_backend(now);
-        self.start_job(now, key, Kind::Withdraw, record, service.holders);
+        let former = self.withdrawals.remove(&key).map(|(_, former)| former);
+        holders.extend(former.into_iter().flatten());
+        self.withdrawals.insert(key, (record, holders));
+        self.start_due_jobs(now);
     }
 
     /// The keys this node advertises, ascending.
@@ -171,10 +175,14 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.services.keys()
     }
 
-    /// Publishes what is due, as far as the number of jobs allows.
+    /// Withdraws what waits for it and publishes what is due, as far as the number of jobs allows.
     pub(super) fn start_due_jobs(&mut self, now: Instant) {
         let tick = self.clock.tick(now);
         while self.jobs.len() < MAX_JOBS {
+            if let Some((key, (record, former))) = self.withdrawals.pop_first() {
+                self.start_job(now, key, Kind::Withdraw, record, former);
+                continue;
+            }
             let Some(&(_, key)) = self.due.first().filter(|(due, _)| *due <= tick) else {
                 break;
             };
@@ -253,14 +261,15 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         last.max(held).saturating_add(1).max(self.clock.unix_ms(now))
     }
 
-    fn cancel(&mut self, job: Option<JobId>) {
-        for lookup in job
-            .and_then(|job| self.jobs.remove(&job))
-            .into_iter()
-            .flat_map(|job| job.running)
-        {
+    /// Ends a job without a word. Returns who has acknowledged its record.
+    fn cancel(&mut self, job: Option<JobId>) -> Vec<Contact> {
+        let Some(job) = job.and_then(|job| self.jobs.remove(&job)) else {
+            return Vec::new();
+        };
+        for lookup in job.running {
             self.queries.remove(&lookup);
         }
+        job.holders
     }
 
     fn start_job(
@@ -369,11 +378,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     fn send_records(&mut self, now: Instant, id: JobId, closest: Vec<Contact>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let mut targets = closest;
-        for contact in std::mem::take(&mut job.former) {
-            if targets.iter().all(|target| target.node_id() != contact.node_id()) {
-                targets.push(contact);
-            }
-        }
+        targets.append(&mut job.former);
+        let mut seen = BTreeSet::new();
+        targets.retain(|target| seen.insert(*target.node_id()));
         job.waiting = targets.len();
         let (key, record) = (job.key, job.record.to_signed());
         for contact in targets {
