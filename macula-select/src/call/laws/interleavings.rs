@@ -2,27 +2,41 @@
 //!
 //! At each step either call's attempts may meet any fate, either call may be cancelled, and time may pass until the next
 //! moment at which something is due. The world checks the laws after each; stragglers are tried at every step, since they may
-//! not change anything.
+//! not change anything. All fates are explored to a depth at which each call has failed over; three of them, one for each way on,
+//! until both calls have ended.
 
 use super::super::{AttemptId, CallOptions, Hedge};
 use super::world::{World, touchy};
-use crate::fate::{Code, Fate, Loss, Refusal};
+use crate::fate::{Code, Fate, Loss, Pushback, Refusal};
 use crate::policy::RetryPolicy;
 use crate::strategy::Strategy;
 use std::time::Duration;
 
-const FATES: [Fate; 7] = [
+const FATES: [Fate; 11] = [
     Fate::Ok,
     Fate::NotSent,
     Fate::refused(Refusal::Overloaded),
+    Fate::refused(Refusal::Draining),
+    Fate::refused(Refusal::NoSuchService),
+    Fate::Refused {
+        reason: Refusal::Overloaded,
+        pushback: Some(Pushback::After(Duration::from_millis(50))),
+    },
     Fate::Unknown(Loss::ConnectionLost),
     Fate::answered(Code::Unavailable),
+    Fate::Answered {
+        code: Code::Unavailable,
+        pushback: Some(Pushback::Stop),
+    },
     Fate::answered(Code::NotFound),
     Fate::Cancelled,
 ];
 
+/// It ends well, it failed for certain, it was not even sent.
+const WAYS_ON: [Fate; 3] = [Fate::Ok, Fate::answered(Code::Unavailable), Fate::NotSent];
+
 /// Explores all stories of at most `depth` events, and returns how many there are.
-fn explore(world: &World, depth: u32) -> u64 {
+fn explore(world: &World, fates: &[Fate], depth: u32) -> u64 {
     if depth == 0 || world.calls.iter().all(|watched| watched.done) {
         let mut end = world.clone();
         for index in 0..end.calls.len() {
@@ -42,21 +56,21 @@ fn explore(world: &World, depth: u32) -> u64 {
             continue;
         }
         for attempt in &world.calls[index].live {
-            for fate in FATES {
+            for fate in fates {
                 let mut next = world.clone();
-                next.result(index, *attempt, fate);
+                next.result(index, *attempt, *fate);
                 straggle(&mut next, index, *attempt);
-                stories += explore(&next, depth - 1);
+                stories += explore(&next, fates, depth - 1);
             }
         }
         let mut next = world.clone();
         next.cancel(index);
-        stories += explore(&next, depth - 1);
+        stories += explore(&next, fates, depth - 1);
     }
     if let Some(due) = world.next_due() {
         let mut next = world.clone();
         next.set_clock(due);
-        stories += explore(&next, depth - 1);
+        stories += explore(&next, fates, depth - 1);
     }
     stories
 }
@@ -68,11 +82,11 @@ fn straggle(world: &mut World, index: usize, attempt: AttemptId) {
     }
 }
 
-fn two_calls(options: &CallOptions, depth: u32) -> u64 {
+fn two_calls(options: &CallOptions, fates: &[Fate], depth: u32) -> u64 {
     let mut world = World::new(touchy(), 3, 1);
     world.call(options.clone());
     world.call(options.clone());
-    explore(&world, depth)
+    explore(&world, fates, depth)
 }
 
 fn options() -> CallOptions {
@@ -85,16 +99,23 @@ fn options() -> CallOptions {
 
 #[test]
 fn every_story_of_two_calls_keeps_the_laws() {
-    for strategy in [Strategy::First, Strategy::RoundRobin, Strategy::PeakEwma] {
+    for (strategy, depth) in [(Strategy::First, 4), (Strategy::RoundRobin, 3), (Strategy::PeakEwma, 3)] {
         let stories = two_calls(
             &CallOptions {
                 strategy: Some(strategy),
                 ..options()
             },
-            4,
+            &FATES,
+            depth,
         );
-        assert!(stories > 20_000, "{strategy}: {stories}");
+        assert!(stories > 7_000, "{strategy}: {stories}");
     }
+}
+
+#[test]
+fn every_story_of_two_calls_keeps_the_laws_to_the_end() {
+    let stories = two_calls(&options(), &WAYS_ON, 8);
+    assert!(stories > 60_000, "{stories}");
 }
 
 #[test]
@@ -109,9 +130,10 @@ fn every_story_of_two_calls_that_must_not_run_twice_keeps_the_laws() {
             idempotent: true,
             ..options
         },
-        5,
+        &FATES,
+        4,
     );
-    assert!(stories > 20_000, "{stories}");
+    assert!(stories > 40_000, "{stories}");
 }
 
 #[test]
@@ -124,9 +146,10 @@ fn every_story_of_two_hedged_calls_keeps_the_laws() {
             max_attempts: Some(2),
             ..options()
         },
-        4,
+        &FATES,
+        3,
     );
-    assert!(stories > 20_000, "{stories}");
+    assert!(stories > 8_000, "{stories}");
 }
 
 #[test]
@@ -147,5 +170,5 @@ fn every_story_with_one_provider_on_probation_keeps_the_laws() {
         world.call(options());
     }
     assert_eq!(world.balancer.stats().probes, 1);
-    assert!(explore(&world, 4) > 20_000);
+    assert!(explore(&world, &FATES, 3) > 7_000);
 }
