@@ -12,6 +12,7 @@ use super::pick::Region;
 use crate::identity;
 
 impl<K: Eq + Hash + Clone> Balancer<K> {
+    #[inline(never)]
     pub(super) fn by_affinity(&self, region: Region, key: u64) -> Option<u32> {
         let bound = self.affinity_bound(region);
         let key = identity::mix(key);

@@ -110,6 +110,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         })
     }
 
+    #[inline(never)]
     pub(super) fn take_weighted_turn(&mut self, region: Region) -> Option<u32> {
         let max = match self.rotation.heaviest {
             Some((of, max)) if of == region.span() => max,
