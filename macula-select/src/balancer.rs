@@ -51,8 +51,8 @@ use rotation::Rotation;
 
 /// Chooses among the providers of one service, and learns from what becomes of each choice.
 ///
-/// `K` names a provider: a node id, an address, anything that is `Eq + Hash + Clone`. Cloning it should be cheap (`Copy`,
-/// or an `Arc`), because every dispatch does.
+/// `K` names a provider: a node id, an address, anything that is `Eq + Hash + Clone`. Cloning it should be cheap
+/// (`Copy`, or an `Arc`), because every dispatch does.
 ///
 /// ```
 /// use macula_select::{Balancer, BalancerConfig, Fate, PickContext, Provider};

@@ -1,9 +1,9 @@
 //! How much extra load retries and hedges may make (F9, F10).
 //!
 //! Over the last ten seconds, retries stay within `ratio × calls + per_second × 10 s` and hedges within
-//! `hedge_ratio × calls`, after Finagle's `RetryBudget`. A budget belongs to a service, not to a call and not to a process:
-//! it lives in the [`Balancer`](crate::Balancer), where all calls to the service meet, so one service's outage cannot spend
-//! the retries of the others. What was *not sent* made no load and is not counted.
+//! `hedge_ratio × calls`, after Finagle's `RetryBudget`. A budget belongs to a service, not to a call and not to a
+//! process: it lives in the [`Balancer`](crate::Balancer), where all calls to the service meet, so one service's outage
+//! cannot spend the retries of the others. What was *not sent* made no load and is not counted.
 
 use std::time::Duration;
 

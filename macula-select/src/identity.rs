@@ -1,8 +1,8 @@
 //! A hash of a provider's key that is the same on every node, platform and release.
 //!
 //! Rendezvous hashing needs all callers to agree on a provider's identity, so `std`'s hashers (unspecified, or keyed
-//! at random) will not do: FNV-1a over little-endian bytes, finished with SplitMix64's mixer because FNV's high bits are
-//! weak. It is not a defence against chosen keys; tables that use it compare keys as well.
+//! at random) will not do: FNV-1a over little-endian bytes, finished with SplitMix64's mixer because FNV's high bits
+//! are weak. It is not a defence against chosen keys; tables that use it compare keys as well.
 
 use std::hash::{Hash, Hasher};
 

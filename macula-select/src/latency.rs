@@ -6,8 +6,8 @@
 //! fails fast looks like the fastest one), and a sample that was cut short (cancelled, timed out) may only raise it.
 //!
 //! **Forward decay** (Cormode, Shkapenyuk, Srivastava and Xu, 2009): instead of shrinking every estimate as time
-//! passes, new ones are written in a unit that grows, `2^(t / (τ ln 2))`. Estimates then compare as they are stored, and
-//! a pick computes no exponential per candidate. The unit is reset every 512 doublings.
+//! passes, new ones are written in a unit that grows, `2^(t / (τ ln 2))`. Estimates then compare as they are stored,
+//! and a pick computes no exponential per candidate. The unit is reset every 512 doublings.
 //!
 //! The exponential is a fixed polynomial, not libm's: the same inputs give the same bits on every platform.
 
@@ -29,8 +29,8 @@ const MAX_DOUBLINGS: f64 = 512.0;
 pub struct LatencyConfig {
     /// The time after which an old estimate weighs 1/e. 10 s by default.
     pub decay: Duration,
-    /// What a failure counts as, times the share of the last ten seconds' attempts that failed, if the estimate is not longer
-    /// already. 5 s by default.
+    /// What a failure counts as, times the share of the last ten seconds' attempts that failed, if the estimate is not
+    /// longer already. 5 s by default.
     pub failure_penalty: Duration,
 }
 
@@ -153,8 +153,8 @@ impl Estimate {
 
     /// A sample that was cut short, the `in_a_row`-th of them: the truth is at least this long.
     ///
-    /// The most likely mean of a memoryless wait is the time waited over the answers that came. A row of samples without
-    /// one therefore counts as their sum, or hedging would hide a slow provider by never letting it finish.
+    /// The most likely mean of a memoryless wait is the time waited over the answers that came. A row of samples
+    /// without one therefore counts as their sum, or hedging would hide a slow provider by never letting it finish.
     pub(crate) fn observe_at_least(&mut self, unit: Unit, sample: Nanos, in_a_row: u8) {
         if self.is_measured() {
             self.0 = self.0.max(clamp(sample.saturating_mul(u64::from(in_a_row))) * unit.0);
@@ -163,8 +163,8 @@ impl Estimate {
 
     /// A failure, `share` of the recent attempts having failed.
     ///
-    /// The penalty is what a failure costs the caller, so its share of it is what to expect of the provider. In full it would
-    /// put a provider out of use for a minute for one error in ten thousand.
+    /// The penalty is what a failure costs the caller, so its share of it is what to expect of the provider. In full it
+    /// would put a provider out of use for a minute for one error in ten thousand.
     pub(crate) fn penalise(&mut self, unit: Unit, decay: &Decay, sample: Nanos, share: f64) {
         self.0 = self.0.max((decay.penalty * share).max(clamp(sample)) * unit.0);
     }

@@ -1,6 +1,7 @@
 //! The observed 95th percentile of a service's latency, for hedging (F10).
 //!
-//! A histogram with sixteen cells to the octave, as HdrHistogram has them: every value is known to within 1/16 of itself. All counts are halved when 4 096 samples are in, so it follows changes.
+//! A histogram with sixteen cells to the octave, as HdrHistogram has them: every value is known to within 1/16 of
+//! itself. All counts are halved when 4 096 samples are in, so it follows changes.
 
 use std::time::Duration;
 
@@ -55,8 +56,8 @@ impl Quantile {
 
     /// The 95th percentile, rounded up to the edge of its cell; `None` until 20 samples are in.
     ///
-    /// Up, so that somewhat less than a twentieth of the calls are hedged: at exactly the budget, chance often exhausts it,
-    /// and the calls that then cannot be hedged are the slowest.
+    /// Up, so that somewhat less than a twentieth of the calls are hedged: at exactly the budget, chance often exhausts
+    /// it, and the calls that then cannot be hedged are the slowest.
     pub(crate) fn p95(&mut self) -> Option<Duration> {
         if self.since_refresh >= REFRESH_EVERY || self.cached.is_none() {
             self.cached = self.compute();

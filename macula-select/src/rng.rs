@@ -24,7 +24,8 @@ impl Rng {
     /// A number in `0..bound`; 0 when `bound` is 0.
     ///
     /// Multiply-shift of 32 random bits (Lemire, 2019) without the rejection step: the bias is at most
-    /// `bound / 2^32`, a millionth and a half at [`crate::MAX_PROVIDERS`], far below what any test of the shares can see.
+    /// `bound / 2^32`, a millionth and a half at [`crate::MAX_PROVIDERS`], far below what any test of the shares can
+    /// see.
     #[inline]
     pub(crate) fn below(&mut self, bound: u32) -> u32 {
         scale(self.0.next_u64() >> 32, bound)

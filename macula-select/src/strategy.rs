@@ -11,7 +11,8 @@ use thiserror::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Strategy {
-    /// The first of the list as the caller gave it, so every caller with the same list agrees. O(1) plus what is skipped.
+    /// The first of the list as the caller gave it, so every caller with the same list agrees. O(1) plus what is
+    /// skipped.
     First,
     /// Uniformly at random. O(1).
     #[default]

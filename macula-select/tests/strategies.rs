@@ -217,8 +217,8 @@ proptest! {
     }
 }
 
-/// All ordered pairs of ten: what two draws see is the load that decides. With one provider idle and nine busy, the idle
-/// one is chosen whenever it is drawn: 2/10 of all picks. 1 degree of freedom, p = 0.001 at 10.8.
+/// All ordered pairs of ten: what two draws see is the load that decides. With one provider idle and nine busy, the
+/// idle one is chosen whenever it is drawn: 2/10 of all picks. 1 degree of freedom, p = 0.001 at 10.8.
 #[test]
 fn s4_p2c_draws_two_of_all_and_takes_the_idler() {
     let mut balancer = of(Strategy::LeastLoaded, 10);
@@ -236,7 +236,8 @@ fn s4_p2c_draws_two_of_all_and_takes_the_idler() {
     let idle = counts[&0];
     let chi = chi_squared([(idle, 0.2), (20_000 - idle, 0.8)]);
     assert!(chi < 10.8, "χ² = {chi}, {counts:?}");
-    // The loser of a tie is as often the first drawn as the second: the nine share evenly. 8 degrees, p = 0.001 at 26.1.
+    // The loser of a tie is as often the first drawn as the second: the nine share evenly. 8 degrees, p = 0.001 at
+    // 26.1.
     let chi = chi_squared(busy.iter().map(|key| (counts[key], 1.0)));
     assert!(chi < 26.1, "χ² = {chi}, {counts:?}");
     for lease in held {
@@ -288,7 +289,8 @@ fn s4_peak_ewma_prefers_the_faster() {
     assert!(counts[1] > 550, "{counts:?}");
 }
 
-/// What is cancelled again and again, later than an answer usually comes, is slow; what is cancelled early says nothing.
+/// What is cancelled again and again, later than an answer usually comes, is slow; what is cancelled early says
+/// nothing.
 #[test]
 fn s4_peak_ewma_learns_from_a_row_of_attempts_that_were_cut_short() {
     let mut balancer = of(Strategy::PeakEwma, 2);

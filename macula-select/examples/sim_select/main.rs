@@ -1,7 +1,7 @@
 //! Simulated clusters: what the strategies, the breaker, the budget and hedging do when providers misbehave.
 //!
-//! `cargo run --release -p macula-select --example sim_select -- [--seed N] [--quick]` prints progress to stderr and one
-//! JSON document to stdout; `cargo xtask sim select` renders it. The same seed gives the same document.
+//! `cargo run --release -p macula-select --example sim_select -- [--seed N] [--quick]` prints progress to stderr and
+//! one JSON document to stdout; `cargo xtask sim select` renders it. The same seed gives the same document.
 
 #![allow(
     clippy::print_stdout,

@@ -1,9 +1,9 @@
 //! Rendezvous hashing with bounded load: calls with the same key go to the same provider.
 //!
 //! Highest random weight (Thaler and Ravishankar, 1998), weighted as `w / −ln h` (Schindelhauer and Schomaker,
-//! 2005): when a provider leaves, only its own keys move, each to its second choice. A provider whose calls in flight exceed a
-//! multiple of the average is passed over (Mirrokni, Thorup and Zadimoghaddam, 2018), so that one hot key cannot sink
-//! it. All callers agree, because the hash is a fixed one of the provider's key.
+//! 2005): when a provider leaves, only its own keys move, each to its second choice. A provider whose calls in flight
+//! exceed a multiple of the average is passed over (Mirrokni, Thorup and Zadimoghaddam, 2018), so that one hot key
+//! cannot sink it. All callers agree, because the hash is a fixed one of the provider's key.
 
 use std::hash::Hash;
 

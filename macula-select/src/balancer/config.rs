@@ -40,13 +40,13 @@ pub struct HealthConfig {
     pub max_ejection: Duration,
     /// Each such time without an ejection forgets one. 60 s by default.
     pub forgive_after: Duration,
-    /// The share of a set that may be ejected at once, rounded down. 0.5 by default, so that at least half serve: beyond
-    /// that the fault is more likely the caller's network than the providers.
+    /// The share of a set that may be ejected at once, rounded down. 0.5 by default, so that at least half serve:
+    /// beyond that the fault is more likely the caller's network than the providers.
     pub max_ejected: f64,
     /// When a probe that nobody reported is given up and another may be sent. 10 s by default.
     pub probe_timeout: Duration,
-    /// How long a provider waits for a call that can afford to be its probe (one that may be retried) before any call will
-    /// do. 5 s by default.
+    /// How long a provider waits for a call that can afford to be its probe (one that may be retried) before any call
+    /// will do. 5 s by default.
     pub probe_patience: Duration,
     /// How long [`Link::Down`](crate::Link::Down) and a refusal by a draining provider put it aside. 2 s by default.
     pub link_hold: Duration,

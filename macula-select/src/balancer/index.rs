@@ -1,7 +1,7 @@
 //! Which slot a key lives in: open addressing over slot numbers.
 //!
-//! The keys and their hashes stay with the members, so an entry costs four bytes; a `HashMap` would hold every key a second
-//! time. Nothing iterates it, so no order leaks into any output. Removal rebuilds it, once per update.
+//! The keys and their hashes stay with the members, so an entry costs four bytes; a `HashMap` would hold every key a
+//! second time. Nothing iterates it, so no order leaks into any output. Removal rebuilds it, once per update.
 
 const EMPTY: u32 = u32::MAX;
 

@@ -1,7 +1,7 @@
 //! Power of two choices: draw two, use the cheaper (Mitzenmacher, 2001).
 //!
-//! The cost is `latency × (in flight + 1) × multiplier` (peak-EWMA) or `(in flight + 1) × multiplier` (least loaded). Among
-//! four or fewer all are compared: with so few, two draws miss the best one too often, and a scan costs the same.
+//! The cost is `latency × (in flight + 1) × multiplier` (peak-EWMA) or `(in flight + 1) × multiplier` (least loaded).
+//! Among four or fewer all are compared: with so few, two draws miss the best one too often, and a scan costs the same.
 
 use std::hash::Hash;
 

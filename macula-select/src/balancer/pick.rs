@@ -1,7 +1,8 @@
 //! A pick: narrow the set down to a region of equally usable providers, then let the strategy choose in it.
 //!
-//! In this order: a provider that waits for its probe, if the call can afford it; the healthy ones of the caller's zone; the
-//! healthy ones elsewhere; and when no healthy one is left untried, the ejected ones (H3). Draining ones never.
+//! In this order: a provider that waits for its probe, if the call can afford it; the healthy ones of the caller's
+//! zone; the healthy ones elsewhere; and when no healthy one is left untried, the ejected ones (H3). Draining ones
+//! never.
 
 use std::hash::Hash;
 use std::ops::Range;
@@ -15,8 +16,8 @@ use super::roster::{Span, Tier};
 use crate::clock::Nanos;
 use crate::strategy::Strategy;
 
-/// Whether a pick prefers the caller's zone. Without one ([`LocalityConfig::zone`](crate::LocalityConfig::zone)) both are
-/// the same.
+/// Whether a pick prefers the caller's zone. Without one ([`LocalityConfig::zone`](crate::LocalityConfig::zone)) both
+/// are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Locality {
     /// Stay in the zone while it has the capacity.

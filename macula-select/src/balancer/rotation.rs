@@ -76,8 +76,8 @@ impl Rotation {
         None
     }
 
-    /// The next one in proportion to its weight, at most `max`. `None` if two rounds found nobody: the heaviest ones are
-    /// excluded from this pick.
+    /// The next one in proportion to its weight, at most `max`. `None` if two rounds found nobody: the heaviest ones
+    /// are excluded from this pick.
     fn next_weighted(&mut self, max: u32, usable: impl Fn(u32) -> bool, weight: impl Fn(u32) -> u32) -> Option<u32> {
         let length = self.ring.len() as u32;
         for _ in 0..length.saturating_mul(2) {

@@ -33,8 +33,8 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     ///
     /// The order matters to [`Strategy::First`](crate::Strategy::First) alone: the same set in another order changes
     /// nothing else. Providers that join a set at work are brought up slowly
-    /// ([`HealthConfig::slow_start`](crate::HealthConfig::slow_start)); the first ones are not, nor those that join them
-    /// within that time, for a set may be discovered bit by bit.
+    /// ([`HealthConfig::slow_start`](crate::HealthConfig::slow_start)); the first ones are not, nor those that join
+    /// them within that time, for a set may be discovered bit by bit.
     pub fn update(&mut self, now: Instant, providers: impl IntoIterator<Item = Provider<K>>) -> Changes {
         let now = self.clock.tick(now);
         self.advance(now);

@@ -1,4 +1,5 @@
-//! Helpers of the integration tests: a fixed beginning of time, sets of numbered providers, and a shell that answers at once.
+//! Helpers of the integration tests: a fixed beginning of time, sets of numbered providers, and a shell that answers at
+//! once.
 
 #![allow(dead_code, reason = "every test binary uses its own part")]
 

@@ -1,9 +1,9 @@
 //! Everything that can happen to two calls among three providers, in every order.
 //!
-//! At each step either call's attempts may meet any fate, either call may be cancelled, and time may pass until the next
-//! moment at which something is due. The world checks the laws after each; stragglers are tried at every step, since they may
-//! not change anything. All fates are explored to a depth at which each call has failed over; three of them, one for each way on,
-//! until both calls have ended.
+//! At each step either call's attempts may meet any fate, either call may be cancelled, and time may pass until the
+//! next moment at which something is due. The world checks the laws after each; stragglers are tried at every step,
+//! since they may not change anything. All fates are explored to a depth at which each call has failed over; three of
+//! them, one for each way on, until both calls have ended.
 
 use super::super::{AttemptId, CallOptions, Hedge};
 use super::world::{World, touchy};
