@@ -122,7 +122,7 @@ async fn f1_calls_to_a_hung_provider_fail_over_after_the_attempt_timeout() {
     calls(&client, 3, Duration::from_secs(5)).await;
 
     let hung = id(&nodes[1]);
-    nodes[1].signal(Signal::STOP);
+    nodes[1].hang();
     let (answered, failed) = calls(&client, 9, Duration::from_millis(300)).await;
     nodes[1].signal(Signal::CONT);
 

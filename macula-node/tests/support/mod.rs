@@ -105,6 +105,24 @@ impl NodeProcess {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Stops the process with SIGSTOP, and waits until every one of its threads has stopped.
+    pub(crate) fn hang(&self) {
+        self.signal(rustix::process::Signal::STOP);
+        let threads = format!("/proc/{}/task", self.child.id());
+        let runs = |thread: &Path| {
+            // The state stands behind the name, which is in parentheses.
+            let stat = std::fs::read_to_string(thread.join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| !rest.starts_with(['T', 't']))
+        };
+        while std::fs::read_dir(&threads)
+            .unwrap()
+            .any(|thread| runs(&thread.unwrap().path()))
+        {
+            std::thread::yield_now();
+        }
+    }
+
     /// Kills the process with SIGKILL and waits until it is gone.
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
