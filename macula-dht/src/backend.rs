@@ -35,8 +35,11 @@ pub enum BackendError {
     #[error("the directory's file could not be read or written; check the disk and the file's permissions")]
     Io(#[source] std::io::Error),
     /// What is kept cannot be understood.
-    #[error("the directory's file is damaged")]
-    Corrupt(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the directory's file is damaged; remove it, and the node starts empty")]
+    Corrupt(#[source] std::io::Error),
+    /// Another process has it open.
+    #[error("another process uses the directory's file; give each node a file of its own")]
+    InUse,
 }
 
 /// A change to keep.

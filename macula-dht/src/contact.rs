@@ -15,6 +15,20 @@ pub struct Contact {
 struct Reach {
     endpoints: Box<[Endpoint]>,
     observed: Option<IpAddr>,
+    /// That of the address: it is asked for with every request, and an endpoint's host is text.
+    subnet: Subnet,
+}
+
+impl Reach {
+    fn new(endpoints: Box<[Endpoint]>, observed: Option<IpAddr>) -> Arc<Self> {
+        let claimed = || endpoints.first().and_then(Endpoint::ip);
+        let subnet = observed.or_else(claimed).map_or(Subnet::UNKNOWN, Subnet::of);
+        Arc::new(Self {
+            endpoints,
+            observed,
+            subnet,
+        })
+    }
 }
 
 impl Contact {
@@ -24,10 +38,7 @@ impl Contact {
         let endpoints = endpoints.into_iter().take(MAX_ENDPOINTS).collect();
         Self {
             node_id,
-            reach: Arc::new(Reach {
-                endpoints,
-                observed: None,
-            }),
+            reach: Reach::new(endpoints, None),
         }
     }
 
@@ -41,10 +52,7 @@ impl Contact {
         let endpoints = self.reach.endpoints.clone();
         Self {
             node_id: self.node_id,
-            reach: Arc::new(Reach {
-                endpoints,
-                observed: Some(ip),
-            }),
+            reach: Reach::new(endpoints, Some(ip)),
         }
     }
 
@@ -82,7 +90,7 @@ impl Contact {
     }
 
     pub(crate) fn subnet(&self) -> Subnet {
-        self.ip().map_or(Subnet::UNKNOWN, Subnet::of)
+        self.reach.subnet
     }
 }
 

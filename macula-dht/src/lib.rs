@@ -15,6 +15,8 @@ mod lookup;
 mod message;
 mod output;
 mod point;
+#[cfg(feature = "redb")]
+mod redb;
 mod rng;
 mod size;
 mod store;
@@ -34,5 +36,7 @@ pub use message::{
 };
 pub use output::{Event, Output, QueryId, QueryResult, Reply, RequestFailed, RequestId, Stats, Want};
 pub use point::{Distance, Point};
+#[cfg(feature = "redb")]
+pub use redb::{Opened, RedbBackend};
 pub use store::{InsertError, Inserted, Origin, ProviderStore, StoreLimits, Usage};
 pub use table::{Diversity, Insertion, K, MAX_FAILURES, REPLACEMENTS, RoutingTable};

@@ -30,8 +30,8 @@ pub struct RateLimits {
 impl Default for RateLimits {
     fn default() -> Self {
         Self {
-            per_second: 200.0,
-            burst: 1000.0,
+            per_second: 500.0,
+            burst: 2000.0,
             peers: 4096,
             signatures_per_second: 4000.0,
             signature_burst: 8000.0,
@@ -121,12 +121,17 @@ impl Limiter {
         true
     }
 
+    /// Forgets buckets that are full again.
+    pub(crate) fn sweep(&mut self, tick: Tick) {
+        let (rate, burst) = (self.limits.per_second, self.limits.burst);
+        self.peers.retain(|_, bucket| bucket.full_at(rate, burst) > tick);
+        self.sweep_at = (2 * self.peers.len()).max(SWEEP_MIN);
+    }
+
     fn bucket(&mut self, tick: Tick, peer: &NodeId) -> &mut Bucket {
         if !self.peers.contains_key(peer) {
             if self.peers.len() >= self.sweep_at.min(self.limits.peers) {
-                let RateLimits { per_second, burst, .. } = self.limits;
-                self.peers.retain(|_, bucket| bucket.full_at(per_second, burst) > tick);
-                self.sweep_at = (2 * self.peers.len()).max(SWEEP_MIN);
+                self.sweep(tick);
             }
             if self.peers.len() >= self.limits.peers {
                 return &mut self.others;

@@ -399,14 +399,14 @@ fn outcome_from_proto(code: i32) -> Outcome {
     })
 }
 
-fn contact_to_proto(contact: &Contact) -> proto::Contact {
+pub(crate) fn contact_to_proto(contact: &Contact) -> proto::Contact {
     proto::Contact {
         node_id: id_bytes(contact.node_id().as_bytes()),
         endpoints: contact.endpoints().iter().map(ToString::to_string).collect(),
     }
 }
 
-fn contact_from_proto(contact: proto::Contact) -> Option<Contact> {
+pub(crate) fn contact_from_proto(contact: proto::Contact) -> Option<Contact> {
     let node_id = NodeId::from_slice(&contact.node_id)?;
     let endpoints: Vec<_> = contact
         .endpoints

@@ -19,9 +19,8 @@ impl Point {
     #[must_use]
     pub fn from_bytes(bytes: &[u8; 32]) -> Self {
         let mut words = [0; 4];
-        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-            // Eight bytes each, by the length of the array.
-            *word = chunk.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+        for (word, chunk) in words.iter_mut().zip(bytes.as_chunks().0) {
+            *word = u64::from_be_bytes(*chunk);
         }
         Self(words)
     }

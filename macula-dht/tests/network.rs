@@ -301,3 +301,53 @@ fn a_partition_heals() {
         assert_eq!(net.found(node, key("api.compute"), Want::All), [2], "from {node}");
     }
 }
+
+/// One list of seeds for every node of a mesh names the first node to itself.
+#[test]
+fn a_node_that_is_its_own_only_seed_is_a_mesh_of_one() {
+    let mut net = Net::new(15);
+    let node = net.add(Config::default());
+    let seed = Seed::At(net.nodes[node].contact.endpoints()[0].clone());
+    net.with(node, |dht, now| dht.bootstrap(now, [seed]));
+    net.run(Duration::from_secs(60));
+    assert_eq!(
+        net.count_events(node, |event| matches!(event, Event::Joined { contacts: 0 })),
+        1
+    );
+    assert_eq!(
+        net.count_events(node, |event| matches!(event, Event::JoinFailed { .. })),
+        0
+    );
+    assert_eq!(net.find(node, key("api.compute"), Want::First).0, QueryResult::NotFound);
+}
+
+/// A node that drains many services at once is told of each, and does not send everything in one go.
+#[test]
+fn many_services_are_withdrawn_a_few_at_a_time() {
+    let mut net = Net::joined(16, 30);
+    let services: Vec<_> = (0..100).map(|n| key(&format!("service.n{n}"))).collect();
+    for &service in &services {
+        net.advertise(4, service);
+    }
+    net.run(Duration::from_secs(20));
+    net.with(4, |dht, now| {
+        services.iter().for_each(|service| dht.withdraw(now, *service))
+    });
+    net.run(Duration::from_secs(20));
+    let complete = |event: &Event| {
+        matches!(
+            event,
+            Event::Withdrawn {
+                acknowledged: 20..,
+                unacknowledged: 0,
+                ..
+            }
+        )
+    };
+    assert_eq!(net.count_events(4, complete), 100);
+    assert!(
+        services
+            .iter()
+            .all(|service| net.found(11, *service, Want::All).is_empty())
+    );
+}

@@ -6,8 +6,10 @@ use macula_wire::Endpoint;
 
 use crate::BootstrapAddr;
 
-/// A documentation address (RFC 5737): the way to it is the way to everywhere.
+/// A documentation address (RFC 5737, RFC 3849): the way to it is the way to everywhere.
 const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+
+const ANYWHERE_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9);
 
 /// The endpoint to advertise for a socket bound to `bound`: the address itself, or for "every address" the one of the
 /// interface that leads to the first bootstrap node.
@@ -15,22 +17,29 @@ const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2,
 /// Looks at the routing table only: connecting a UDP socket sends nothing.
 pub(crate) fn reachable(bound: SocketAddr, bootstrap: &[BootstrapAddr]) -> Option<Endpoint> {
     let ip = if bound.ip().is_unspecified() {
-        outgoing(bootstrap)
+        outgoing(bound, bootstrap)
     } else {
         bound.ip()
     };
     Endpoint::try_from(SocketAddr::new(ip, bound.port())).ok()
 }
 
-fn outgoing(bootstrap: &[BootstrapAddr]) -> IpAddr {
+/// Of the family that the socket is bound in: an address of the other could not be reached.
+fn outgoing(bound: SocketAddr, bootstrap: &[BootstrapAddr]) -> IpAddr {
     let peers = bootstrap.iter().filter_map(|address| {
         let ip = address.endpoint.ip()?;
         Some(SocketAddr::new(ip, address.endpoint.port()))
     });
+    let (anywhere, here) = match bound {
+        SocketAddr::V4(_) => (ANYWHERE, IpAddr::V4(Ipv4Addr::LOCALHOST)),
+        SocketAddr::V6(_) => (ANYWHERE_V6, IpAddr::V6(Ipv6Addr::LOCALHOST)),
+    };
+    let same_family = |peer: &SocketAddr| peer.is_ipv4() == bound.is_ipv4();
     peers
-        .chain([ANYWHERE])
+        .chain([anywhere])
+        .filter(same_family)
         .find_map(towards)
-        .unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+        .unwrap_or(here)
 }
 
 fn towards(peer: SocketAddr) -> Option<IpAddr> {
@@ -63,6 +72,8 @@ mod tests {
         let bound = "0.0.0.0:4000".parse().unwrap();
         let bootstrap = ["127.0.0.1:9443".parse().unwrap()];
         assert_eq!(reachable(bound, &bootstrap), "127.0.0.1:4000".parse().ok());
+        let other_family = ["[::1]:9443".parse().unwrap(), "127.0.0.1:9443".parse().unwrap()];
+        assert_eq!(reachable(bound, &other_family), "127.0.0.1:4000".parse().ok());
         let alone = reachable(bound, &[]).unwrap();
         assert!(!alone.ip().unwrap().is_unspecified());
     }

@@ -16,7 +16,7 @@ pub use macula_rpc::{
     Response, RetryPolicy, Server, Source, Status, StatusCode, Strategy,
 };
 pub use macula_transport::{BindError, DialError, Identity, IdentityError, PoolStats};
-pub use macula_wire::{Endpoint, EndpointError, NameError, NodeId, Realm, ServiceName};
+pub use macula_wire::{Endpoint, EndpointError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, ServeError};
 
 /// The examples of the project's README, which is written for this crate's users too.

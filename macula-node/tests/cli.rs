@@ -340,7 +340,11 @@ fn the_demonstration_loses_no_call() {
     );
     let providers = summary["providers"].as_array().unwrap();
     assert_eq!(providers.len(), 3);
-    assert!(providers.iter().all(|p| p["calls"].as_u64().unwrap() > 0));
+    // A third of the calls of a third of the run came before the kill: more than that is since it was found again.
+    let back = providers.iter().find(|p| p["node_id"] == summary["killed"]).unwrap()["calls"]
+        .as_u64()
+        .unwrap();
+    assert!(back > 300 / 9 + 2, "the killed provider was not found again: {summary}");
     assert_eq!(providers.iter().map(|p| p["calls"].as_u64().unwrap()).sum::<u64>(), 300);
     assert!(providers.iter().any(|p| p["node_id"] == summary["killed"]));
     assert!(summary["attempts"].as_u64().unwrap() >= 300);

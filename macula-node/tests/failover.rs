@@ -174,3 +174,45 @@ async fn a_provider_that_comes_back_on_its_port_is_called_again() {
     }
     client.shutdown().await;
 }
+
+/// N3: a node that was restarted has forgotten everybody; those who knew it find it again, and what it should hold.
+#[tokio::test]
+async fn n3_a_restarted_bootstrap_node_learns_of_its_mesh_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = folder.path().join("identity");
+    let args = ["--identity", identity.to_str().unwrap()];
+    let mut bootstrap = NodeProcess::start(&args);
+    let address = bootstrap.address().to_owned();
+    let provider = NodeProcess::start(&["--serve", "demo.echo=echo", "--bootstrap", &bootstrap.pinned()]);
+
+    bootstrap.kill();
+    let bootstrap = NodeProcess::start_at(&address, &args);
+    let client = client(std::slice::from_ref(&bootstrap)).await;
+    let until = tokio::time::Instant::now() + Duration::from_secs(60);
+    while client
+        .lookup(&service())
+        .await
+        .map_or(true, |providers| providers.is_empty())
+    {
+        assert!(
+            tokio::time::Instant::now() < until,
+            "the restarted node does not know the provider"
+        );
+    }
+    let answer = client.client().request(SERVICE).send("x").await.unwrap();
+    assert_eq!(answer.provider().unwrap().node_id, id(&provider));
+    client.shutdown().await;
+}
+
+/// N3: a node alone answers what it can itself.
+#[tokio::test]
+async fn n3_a_node_without_its_mesh_still_calls_what_it_knows() {
+    let mut nodes = mesh(2, "demo.echo=echo");
+    let client = client(&nodes).await;
+    calls(&client, 2, Duration::from_secs(5)).await;
+    // The only node of the DHT that the client could ask is gone; the other provider is in the cache.
+    nodes[0].kill();
+    let (answered, _) = calls(&client, 4, Duration::from_millis(300)).await;
+    assert_eq!(answered.keys().copied().collect::<Vec<_>>(), [id(&nodes[1])]);
+    client.shutdown().await;
+}

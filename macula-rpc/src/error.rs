@@ -13,7 +13,7 @@ use crate::{CodecError, ResolveError, Status};
 pub struct Attempt {
     /// The provider tried.
     pub node_id: NodeId,
-    /// Where it was tried: the endpoint connected to, or the preferred one when none was.
+    /// Where it listens: its preferred endpoint.
     pub endpoint: Option<Endpoint>,
     /// When the attempt started, from the start of the call.
     pub started: Duration,

@@ -37,7 +37,7 @@ pub use dns::{DnsError, DnsResolver, MAX_AGE};
 pub use error::{Attempt, CallError, Cause};
 pub use handler::{Handler, Typed, typed};
 pub use limit::Limited;
-pub use macula_select::{Backoff, Hedge, RetryPolicy, StopReason, Strategy};
+pub use macula_select::{Backoff, BudgetConfig, Hedge, RetryPolicy, StopReason, Strategy};
 pub use macula_transport::Metadata;
 pub use macula_wire::{Endpoint, NameError, NodeId, ServiceName, StatusCode};
 pub use request::{Request, Response};

@@ -79,6 +79,8 @@ pub struct Balancer<K> {
     index: Index,
     /// Slots in the caller's order.
     list: Vec<u32>,
+    /// When the set last ceased to be empty.
+    began: Nanos,
     rotation: Rotation,
     roster: Roster,
     weights: Weights,
@@ -129,6 +131,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             vacant: Vec::new(),
             index: Index::default(),
             list: Vec::new(),
+            began: 0,
             rotation: Rotation::default(),
             roster: Roster::default(),
             weights: Weights::default(),
@@ -202,6 +205,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 cold.consecutive = 0;
                 cold.window.record(now, true);
                 if fate == Fate::Ok {
+                    cold.cut_short = 0;
                     hot.latency
                         .observe(unit, &self.decay, now - cold.observed, elapsed, self.typical);
                     cold.observed = now;
@@ -214,16 +218,24 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                     self.quantile.record(elapsed);
                 } else {
                     // Errors are answered fast; that is no reason to prefer who gives them.
-                    hot.latency.observe_at_least(unit, elapsed);
+                    hot.latency.observe_at_least(unit, elapsed, 1);
                 }
             }
             Verdict::Failure => {
                 cold.consecutive = cold.consecutive.saturating_add(1);
                 cold.window.record(now, false);
-                hot.latency.penalise(unit, &self.decay, elapsed);
+                let share = 1.0 - cold.window.counts(now).success_rate();
+                hot.latency.penalise(unit, &self.decay, elapsed, share);
                 cold.observed = now;
             }
-            Verdict::Neutral => hot.latency.observe_at_least(unit, elapsed),
+            Verdict::Neutral => {
+                // Shorter than is usual, and a cancellation says nothing.
+                if fate == Fate::Cancelled && elapsed as i64 as f64 > self.typical {
+                    cold.cut_short = cold.cut_short.saturating_add(1);
+                    self.quantile.record_at_least(elapsed);
+                }
+                hot.latency.observe_at_least(unit, elapsed, cold.cut_short.max(1));
+            }
         }
         self.judge(now, slot, lease.probe, verdict);
         let hold = match fate.pushback() {
@@ -256,9 +268,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             Link::Down => now.saturating_add(nanos(self.config.health.link_hold)).min(NEVER - 1),
             Link::Draining => NEVER,
         };
-        if link == Link::Draining {
+        match (link, self.cold[slot as usize].circuit) {
             // It left by itself; what it did before does not count against the cap.
-            self.set_circuit(slot, Circuit::Closed, 0);
+            (Link::Draining, _) => self.set_circuit(slot, Circuit::Closed, 0),
+            (Link::Up, Circuit::Open) => self.set_circuit(slot, Circuit::HalfOpen, now),
+            (Link::Up | Link::Down, _) => {}
         }
         self.settle(now, slot);
         self.enforce_cap(now);
@@ -372,6 +386,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     #[inline]
     fn member(&self, handle: Handle) -> Option<u32> {
         (self.hot.get(handle.slot as usize)?.generation == handle.generation).then_some(handle.slot)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn current_epoch(&self, handle: Handle) -> u32 {
+        self.member(handle).map_or(0, |slot| self.cold[slot as usize].epoch)
     }
 
     fn find(&self, key: &K) -> Option<u32> {

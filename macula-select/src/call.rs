@@ -11,6 +11,8 @@
 //! It moves no payload and holds no connection: the shell finds both by [`AttemptId`].
 
 mod attempts;
+#[cfg(test)]
+mod laws;
 mod options;
 mod outcome;
 
@@ -60,6 +62,7 @@ const MAX_IN_FLIGHT: usize = 2;
 /// # Ok::<(), macula_select::CallError<&str>>(())
 /// ```
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Call<K> {
     options: CallOptions,
     started: Instant,
@@ -75,18 +78,27 @@ pub struct Call<K> {
     /// Failovers so far, for the backoff.
     failovers: u32,
     hedged: bool,
-    state: State<K>,
+    state: State,
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 struct Live {
     attempt: AttemptId,
     lease: Lease,
     until: Instant,
 }
 
+/// An attempt that was just dispatched.
+struct Sent<K> {
+    to: K,
+    attempt: AttemptId,
+    until: Instant,
+}
+
 #[derive(Debug)]
-enum State<K> {
+#[cfg_attr(test, derive(Clone))]
+enum State {
     /// The next attempt may start now.
     Ready,
     /// The next attempt may start then.
@@ -96,13 +108,18 @@ enum State<K> {
     /// It ended, and the shell has to be told.
     Ended(End),
     /// The shell was told.
-    Over(std::marker::PhantomData<K>),
+    Over,
 }
 
 /// How a call ends, before it is told.
 #[derive(Debug, Clone, Copy)]
 enum End {
     Ok(AttemptId),
+    Failed(Failure),
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Failure {
     ServiceNotFound,
     AllProvidersFailed,
     MaxAttemptsExceeded(u32),
@@ -156,29 +173,51 @@ impl<K: Eq + Hash + Clone> Call<K> {
                 return Output::Abort { attempt };
             }
             match self.state {
-                State::Over(_) => return Output::Over,
-                State::Ended(end) => {
-                    self.state = State::Over(std::marker::PhantomData);
-                    return Output::Done(self.conclude(end));
+                State::Over => return Output::Over,
+                State::Ended(End::Ok(attempt)) => {
+                    self.state = State::Over;
+                    return Output::Done(Ok(Success {
+                        attempt,
+                        attempts: self.attempts.take(),
+                    }));
+                }
+                State::Ended(End::Failed(failure)) => {
+                    self.state = State::Over;
+                    return Output::Done(Err(self.conclude(failure)));
                 }
                 State::Ready | State::Waiting(_) | State::InFlight if now >= self.deadline => {
-                    self.time_out(now, balancer, |_| true);
-                    self.end(now, balancer, End::DeadlineExceeded);
+                    // Whatever else could be said of the call by now, this is why it ends.
+                    self.end_with(
+                        now,
+                        balancer,
+                        End::Failed(Failure::DeadlineExceeded),
+                        Fate::Unknown(Loss::TimedOut),
+                    );
                 }
                 State::Waiting(at) if at > now => return Output::Wait(at.min(self.deadline)),
                 State::Ready | State::Waiting(_) => {
-                    if let Some(output) = self.start(now, balancer) {
-                        return output;
+                    if let Some(Sent { to, attempt, until }) = self.start(now, balancer) {
+                        return Output::Dispatch {
+                            to,
+                            attempt,
+                            until,
+                            hedge: false,
+                        };
                     }
                 }
                 State::InFlight => {
-                    if self.time_out(now, balancer, |live| live.until <= now) {
+                    if self.time_out(now, balancer) {
                         continue;
                     }
                     let hedge_at = self.hedge_at(balancer);
                     if hedge_at.is_some_and(|at| at <= now) {
-                        if let Some(output) = self.start_hedge(now, balancer) {
-                            return output;
+                        if let Some(Sent { to, attempt, until }) = self.start_hedge(now, balancer) {
+                            return Output::Dispatch {
+                                to,
+                                attempt,
+                                until,
+                                hedge: true,
+                            };
                         }
                         continue;
                     }
@@ -191,7 +230,8 @@ impl<K: Eq + Hash + Clone> Call<K> {
 
     /// Tells how an attempt ended.
     ///
-    /// Results of attempts that were aborted, or reported before, change nothing.
+    /// Results of attempts that were aborted, or reported before, change nothing. [`Fate::Cancelled`] ends the call, as
+    /// [`Call::cancel`] does.
     pub fn on_result(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId, fate: Fate) {
         let now = self.tick(now);
         let place = self
@@ -210,30 +250,30 @@ impl<K: Eq + Hash + Clone> Call<K> {
     pub fn cancel(&mut self, now: Instant, balancer: &mut Balancer<K>) {
         let now = self.tick(now);
         match self.state {
-            State::Ended(_) | State::Over(_) => {}
-            State::Ready | State::Waiting(_) | State::InFlight => self.end(now, balancer, End::Cancelled),
+            State::Ended(_) | State::Over => {}
+            State::Ready | State::Waiting(_) | State::InFlight => self.fail(now, balancer, Failure::Cancelled),
         }
     }
 
     /// Starts the next attempt, or ends the call.
-    fn start(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Output<K>> {
+    fn start(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Sent<K>> {
         let at = balancer.begin_pick(now);
         let excluded = self.exclude_tried(balancer);
-        if let Some(end) = self.exhausted(balancer, excluded) {
-            self.end(now, balancer, end);
+        if let Some(failure) = self.exhausted(balancer, excluded) {
+            self.fail(now, balancer, failure);
             return None;
         }
         if self.attempts.is_empty() {
             balancer.budget.call(at);
         }
-        let output = self.dispatch(now, at, balancer, excluded, false);
-        if output.is_none() {
-            self.end(now, balancer, End::AllProvidersFailed);
+        let sent = self.dispatch(now, at, balancer, excluded, false);
+        if sent.is_none() {
+            self.fail(now, balancer, Failure::AllProvidersFailed);
         }
-        output
+        sent
     }
 
-    fn start_hedge(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Output<K>> {
+    fn start_hedge(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Sent<K>> {
         self.hedged = true;
         let at = balancer.begin_pick(now);
         let excluded = self.exclude_tried(balancer);
@@ -250,7 +290,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         balancer: &mut Balancer<K>,
         excluded: Excluded,
         hedge: bool,
-    ) -> Option<Output<K>> {
+    ) -> Option<Sent<K>> {
         let choice = Choice {
             strategy: self.options.strategy,
             affinity: self.options.affinity,
@@ -278,12 +318,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             Some(place) => *place = Some(live),
             None => unreachable!("a hedge is sent beside one attempt, anything else beside none"),
         }
-        Some(Output::Dispatch {
-            to,
-            attempt,
-            until,
-            hedge,
-        })
+        Some(Sent { to, attempt, until })
     }
 
     /// A probe may well fail, so it should be a call that can go on elsewhere.
@@ -310,15 +345,15 @@ impl<K: Eq + Hash + Clone> Call<K> {
     }
 
     /// F4's table: exhaustion before the limit.
-    fn exhausted(&self, balancer: &Balancer<K>, excluded: Excluded) -> Option<End> {
+    fn exhausted(&self, balancer: &Balancer<K>, excluded: Excluded) -> Option<Failure> {
         if balancer.is_empty() && self.attempts.is_empty() {
-            return Some(End::ServiceNotFound);
+            return Some(Failure::ServiceNotFound);
         }
         if !balancer.has_candidates(excluded) {
-            return Some(End::AllProvidersFailed);
+            return Some(Failure::AllProvidersFailed);
         }
         let limit = self.limit();
-        (self.counted >= limit).then_some(End::MaxAttemptsExceeded(limit))
+        (self.counted >= limit).then_some(Failure::MaxAttemptsExceeded(limit))
     }
 
     /// When a hedge is due, if one may still be sent.
@@ -336,11 +371,11 @@ impl<K: Eq + Hash + Clone> Call<K> {
         (at < self.deadline).then_some(at)
     }
 
-    /// Gives up the attempts for which `due` holds, and returns whether there were any.
-    fn time_out(&mut self, now: Instant, balancer: &mut Balancer<K>, due: impl Fn(&Live) -> bool) -> bool {
+    /// Gives up the attempts whose time is over, and returns whether there were any.
+    fn time_out(&mut self, now: Instant, balancer: &mut Balancer<K>) -> bool {
         let mut any = false;
         for place in 0..MAX_IN_FLIGHT {
-            if let Some(live) = self.live[place].take_if(|live| due(live)) {
+            if let Some(live) = self.live[place].take_if(|live| live.until <= now) {
                 any = true;
                 self.abort_later(live.attempt);
                 self.settle(now, balancer, live, Fate::Unknown(Loss::TimedOut));
@@ -354,7 +389,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         self.close(now, balancer, &live.attempt, live.lease, fate);
         match fate {
             Fate::Ok => self.end(now, balancer, End::Ok(live.attempt)),
-            Fate::Cancelled => self.end(now, balancer, End::Cancelled),
+            Fate::Cancelled => self.fail(now, balancer, Failure::Cancelled),
             Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Answered { .. } => {
                 if fate == Fate::NotSent {
                     self.counted -= 1;
@@ -362,7 +397,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
                 if self.options.policy.retries(&fate) {
                     self.fail_over(now, balancer, live.attempt, fate);
                 } else {
-                    self.end(now, balancer, End::NotRetried(live.attempt, StopReason::Definitive));
+                    self.fail(now, balancer, Failure::NotRetried(live.attempt, StopReason::Definitive));
                 }
             }
         }
@@ -372,19 +407,19 @@ impl<K: Eq + Hash + Clone> Call<K> {
     fn fail_over(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId, fate: Fate) {
         match self.state {
             State::InFlight => {}
-            State::Ready | State::Waiting(_) | State::Ended(_) | State::Over(_) => return,
+            State::Ready | State::Waiting(_) | State::Ended(_) | State::Over => return,
         }
         if self.live.iter().any(Option::is_some) {
             return; // the other one may still succeed
         }
         // Past the deadline nothing could be tried any more: whether somebody is left does not matter.
         if now >= self.deadline {
-            return self.end(now, balancer, End::DeadlineExceeded);
+            return self.fail(now, balancer, Failure::DeadlineExceeded);
         }
         let at = balancer.begin_pick(now);
         let excluded = self.exclude_tried(balancer);
-        if let Some(end) = self.exhausted(balancer, excluded) {
-            return self.end(now, balancer, end);
+        if let Some(failure) = self.exhausted(balancer, excluded) {
+            return self.fail(now, balancer, failure);
         }
         if fate == Fate::NotSent {
             self.state = State::Ready;
@@ -392,10 +427,10 @@ impl<K: Eq + Hash + Clone> Call<K> {
         }
         let pushback = fate.pushback();
         if pushback == Some(Pushback::Stop) {
-            return self.end(now, balancer, End::NotRetried(attempt, StopReason::Pushback));
+            return self.fail(now, balancer, Failure::NotRetried(attempt, StopReason::Pushback));
         }
         if !balancer.take_retry(at) {
-            return self.end(now, balancer, End::NotRetried(attempt, StopReason::BudgetExhausted));
+            return self.fail(now, balancer, Failure::NotRetried(attempt, StopReason::BudgetExhausted));
         }
         self.failovers += 1;
         let wait = match (pushback, self.options.backoff) {
@@ -406,22 +441,31 @@ impl<K: Eq + Hash + Clone> Call<K> {
         if wait.is_zero() {
             self.state = State::Ready;
         } else if now + wait >= self.deadline {
-            self.end(now, balancer, End::DeadlineExceeded);
+            self.fail(now, balancer, Failure::DeadlineExceeded);
         } else {
             self.state = State::Waiting(now + wait);
         }
     }
 
-    /// Ends the call once; whatever is in flight is given up.
+    fn fail(&mut self, now: Instant, balancer: &mut Balancer<K>, failure: Failure) {
+        self.end(now, balancer, End::Failed(failure));
+    }
+
+    /// Ends the call; whatever is in flight is given up.
     fn end(&mut self, now: Instant, balancer: &mut Balancer<K>, end: End) {
+        self.end_with(now, balancer, end, Fate::Cancelled);
+    }
+
+    /// Ends the call once; whatever is in flight is given up and meets this fate.
+    fn end_with(&mut self, now: Instant, balancer: &mut Balancer<K>, end: End, fate: Fate) {
         match self.state {
-            State::Ended(_) | State::Over(_) => return,
+            State::Ended(_) | State::Over => return,
             State::Ready | State::Waiting(_) | State::InFlight => self.state = State::Ended(end),
         }
         for place in 0..MAX_IN_FLIGHT {
             if let Some(live) = self.live[place].take() {
                 self.abort_later(live.attempt);
-                self.close(now, balancer, &live.attempt, live.lease, Fate::Cancelled);
+                self.close(now, balancer, &live.attempt, live.lease, fate);
             }
         }
     }
@@ -435,25 +479,21 @@ impl<K: Eq + Hash + Clone> Call<K> {
         balancer.report(now, lease, fate);
     }
 
-    fn conclude(&mut self, end: End) -> Result<Success<K>, CallError<K>> {
-        let attempts = std::mem::replace(&mut self.attempts, Attempts::new());
-        if let End::Ok(attempt) = end {
-            return Ok(Success { attempt, attempts });
-        }
-        let attempts = Box::new(attempts);
-        Err(match end {
-            End::Ok(_) => unreachable!("it returned above"),
-            End::ServiceNotFound => CallError::ServiceNotFound,
-            End::AllProvidersFailed => CallError::AllProvidersFailed { attempts },
-            End::MaxAttemptsExceeded(limit) => CallError::MaxAttemptsExceeded { limit, attempts },
-            End::DeadlineExceeded => CallError::DeadlineExceeded { attempts },
-            End::NotRetried(attempt, reason) => CallError::NotRetried {
+    #[cold]
+    fn conclude(&mut self, failure: Failure) -> CallError<K> {
+        let attempts = Box::new(self.attempts.take());
+        match failure {
+            Failure::ServiceNotFound => CallError::ServiceNotFound,
+            Failure::AllProvidersFailed => CallError::AllProvidersFailed { attempts },
+            Failure::MaxAttemptsExceeded(limit) => CallError::MaxAttemptsExceeded { limit, attempts },
+            Failure::DeadlineExceeded => CallError::DeadlineExceeded { attempts },
+            Failure::NotRetried(attempt, reason) => CallError::NotRetried {
                 attempt,
                 reason,
                 attempts,
             },
-            End::Cancelled => CallError::Cancelled { attempts },
-        })
+            Failure::Cancelled => CallError::Cancelled { attempts },
+        }
     }
 
     fn abort_later(&mut self, attempt: AttemptId) {
@@ -462,10 +502,11 @@ impl<K: Eq + Hash + Clone> Call<K> {
         }
     }
 
+    #[inline]
     fn next_abort(&mut self) -> Option<AttemptId> {
-        let next = self.aborts[0].take();
-        self.aborts.rotate_left(1);
-        next
+        let next = self.aborts[0].take()?;
+        self.aborts.swap(0, 1);
+        Some(next)
     }
 
     #[inline]

@@ -1,1 +1,1 @@
-//! How each algorithm works, its defaults, its source, and when to choose it.
+#![doc = include_str!("guide.md")]

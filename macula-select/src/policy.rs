@@ -47,7 +47,7 @@ impl RetryPolicy {
             Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Answered { .. } => match self {
                 Self::Transient => match fate {
                     Fate::Answered { code, .. } => !code.is_callers_fault(),
-                    _ => true,
+                    Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Ok | Fate::Cancelled => true,
                 },
                 Self::AnyError => true,
                 Self::NeverProcessed => matches!(fate, Fate::NotSent | Fate::Refused { .. }),

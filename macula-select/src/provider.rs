@@ -78,7 +78,8 @@ impl<K> Provider<K> {
 /// What the transport knows about the way to a provider, told with [`crate::Balancer::set_link`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Link {
-    /// Connected, or dialing is expected to work: the state of every new provider. Clears the other two.
+    /// Connected, or dialing is expected to work: the state of every new provider. Clears the other two, and an ejected
+    /// provider may be probed at once: a new connection is a reason to look again.
     Up,
     /// The connection is dead or dialing failed. Others are preferred for
     /// [`HealthConfig::link_hold`](crate::HealthConfig::link_hold); then the provider is given another chance.

@@ -1,13 +1,12 @@
 //! The observed 95th percentile of a service's latency, for hedging (F10).
 //!
-//! A histogram with eight cells to the octave: every value is known to within 1/8 of itself, like an HdrHistogram of
-//! one bit less than a decimal digit. All counts are halved when 4 096 samples are in, so it follows changes.
+//! A histogram with sixteen cells to the octave, as HdrHistogram has them: every value is known to within 1/16 of itself. All counts are halved when 4 096 samples are in, so it follows changes.
 
 use std::time::Duration;
 
-use crate::clock::Nanos;
+use crate::clock::{Nanos, nanos};
 
-const CELLS_PER_OCTAVE_BITS: u32 = 3;
+const CELLS_PER_OCTAVE_BITS: u32 = 4;
 /// 2^10 ns (about a microsecond) to 2^42 ns (73 minutes).
 const FIRST_OCTAVE: u32 = 10;
 const OCTAVES: usize = 32;
@@ -20,7 +19,7 @@ const MIN_SAMPLES: u32 = 20;
 
 #[derive(Debug, Clone)]
 pub(crate) struct Quantile {
-    cells: [u16; CELLS],
+    cells: Box<[u16; CELLS]>,
     total: u32,
     since_refresh: u32,
     cached: Option<Duration>,
@@ -29,7 +28,7 @@ pub(crate) struct Quantile {
 impl Quantile {
     pub(crate) fn new() -> Self {
         Self {
-            cells: [0; CELLS],
+            cells: Box::new([0; CELLS]),
             total: 0,
             since_refresh: 0,
             cached: None,
@@ -46,7 +45,18 @@ impl Quantile {
         }
     }
 
+    /// A sample that was cut short. It counts if it is beyond the percentile already, wherever it would have ended;
+    /// without those, hedging would hide the slow ones from the percentile that it goes by, and hedge ever more.
+    pub(crate) fn record_at_least(&mut self, latency: Nanos) {
+        if self.cached.is_some_and(|p95| nanos(p95) <= latency) {
+            self.record(latency);
+        }
+    }
+
     /// The 95th percentile, rounded up to the edge of its cell; `None` until 20 samples are in.
+    ///
+    /// Up, so that somewhat less than a twentieth of the calls are hedged: at exactly the budget, chance often exhausts it,
+    /// and the calls that then cannot be hedged are the slowest.
     pub(crate) fn p95(&mut self) -> Option<Duration> {
         if self.since_refresh >= REFRESH_EVERY || self.cached.is_none() {
             self.cached = self.compute();
@@ -73,7 +83,7 @@ impl Quantile {
 
     fn halve(&mut self) {
         self.total = 0;
-        for count in &mut self.cells {
+        for count in self.cells.iter_mut() {
             *count /= 2;
             self.total += u32::from(*count);
         }
@@ -91,7 +101,7 @@ fn cell(latency: Nanos) -> usize {
 fn upper_edge(cell: usize) -> Nanos {
     let octave = (cell >> CELLS_PER_OCTAVE_BITS) as u32 + FIRST_OCTAVE;
     let within = (cell & ((1 << CELLS_PER_OCTAVE_BITS) - 1)) as u64;
-    (9 + within) << (octave - CELLS_PER_OCTAVE_BITS)
+    ((1 << CELLS_PER_OCTAVE_BITS) + 1 + within) << (octave - CELLS_PER_OCTAVE_BITS)
 }
 
 #[cfg(test)]
@@ -105,7 +115,7 @@ mod tests {
             for latency in [1u64 << shift, (1 << shift) + 1, (1 << shift) * 3 / 2, (2 << shift) - 1] {
                 let edge = upper_edge(cell(latency));
                 assert!(
-                    edge > latency && edge - latency <= latency / 8 + 1,
+                    edge > latency && edge - latency <= latency / 16 + 1,
                     "{latency} in a cell up to {edge}"
                 );
             }
@@ -126,5 +136,28 @@ mod tests {
             let p95 = quantile.p95().unwrap().as_nanos() as f64 / scale;
             assert!((0.93..1.08).contains(&p95), "{p95}");
         }
+    }
+
+    /// Hedging cancels whatever is slower than the percentile; the percentile must not creep down for that.
+    #[test]
+    fn f10_what_was_cut_short_counts_if_it_was_slow_already() {
+        let mut quantile = Quantile::new();
+        for latency in 1..=100 {
+            quantile.record(latency * 1_000_000);
+        }
+        let before = nanos(quantile.p95().unwrap());
+        for round in 0..50 {
+            for latency in 1..=100u64 {
+                let latency = latency * 1_000_000 + round;
+                if latency > before {
+                    quantile.record_at_least(before + 1_000_000);
+                } else {
+                    quantile.record(latency);
+                }
+                quantile.record_at_least(1_000);
+            }
+        }
+        let after = nanos(quantile.p95().unwrap());
+        assert_eq!(after, before);
     }
 }

@@ -82,4 +82,22 @@ mod tests {
             assert!(a < 2 && b < 2);
         }
     }
+
+    /// χ² over the 90 ordered pairs of ten, 89 degrees of freedom, p = 0.001 at 135.9.
+    #[test]
+    fn every_ordered_pair_is_equally_likely() {
+        let mut rng = Rng::new(3);
+        let mut counts = [[0u32; 10]; 10];
+        for _ in 0..90_000 {
+            let (a, b) = rng.pair(10);
+            counts[a as usize][b as usize] += 1;
+        }
+        let pairs = (0..10)
+            .flat_map(|a| (0..10).map(move |b| (a, b)))
+            .filter(|(a, b)| a != b);
+        let chi: f64 = pairs
+            .map(|(a, b): (usize, usize)| (f64::from(counts[a][b]) - 1e3).powi(2) / 1e3)
+            .sum();
+        assert!(chi < 135.9, "χ² = {chi}");
+    }
 }

@@ -51,9 +51,6 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
     if link.is_peer_leaving() {
         return Err(CallError::NotSent(NotSent::GoingAway));
     }
-    if link.inner.is_draining() {
-        return Err(CallError::NotSent(NotSent::ShutDown));
-    }
     let credit = match link.credit.clone().try_acquire_owned() {
         Ok(credit) => credit,
         Err(_) => match timeout_at(deadline, link.credit.clone().acquire_owned()).await {
@@ -80,7 +77,7 @@ pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
     let result = if alone || request.body.len() > INLINE_BYTES {
         call_apart(link, &request, timeout, deadline).boxed().await
     } else {
-        match link.lane().call(&request, timeout, deadline).await {
+        match link.lane().call(link, &request, timeout, deadline).await {
             Ok(Err(CallError::Unknown(Unknown::Lost(lost)))) => Err(link.sent_and_lost(lost)),
             Ok(result) => result,
             // More waits on the lane than a stream of its own costs.
@@ -135,7 +132,10 @@ async fn call_apart(
         }
     };
     let result = timeout_at(deadline, exchange).await;
-    let result = result.unwrap_or(Err(CallError::Unknown(Unknown::Timeout(timeout))));
+    let result = result.unwrap_or_else(|_| {
+        link.timed_out();
+        Err(CallError::Unknown(Unknown::Timeout(timeout)))
+    });
     if matches!(result, Ok(_) | Err(CallError::Refused { .. })) {
         outgoing.finish();
         incoming.settle();
@@ -253,7 +253,8 @@ pub(crate) async fn request(
         Ok(reply)
     };
     let timeout = timeout.min(MAX_CALL_TIMEOUT);
-    tokio::time::timeout(timeout, exchange)
-        .await
-        .unwrap_or(Err(RequestError::Timeout(timeout)))
+    tokio::time::timeout(timeout, exchange).await.unwrap_or_else(|_| {
+        link.timed_out();
+        Err(RequestError::Timeout(timeout))
+    })
 }

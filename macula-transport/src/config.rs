@@ -25,6 +25,7 @@ pub struct Config {
     pub(crate) limits: Limits,
     pub(crate) timers: Timers,
     pub(crate) pool: PoolConfig,
+    pub(crate) key_exchange: KeyExchange,
 }
 
 impl Config {
@@ -41,6 +42,7 @@ impl Config {
             limits: Limits::default(),
             timers: Timers::default(),
             pool: PoolConfig::default(),
+            key_exchange: KeyExchange::default(),
         }
     }
 
@@ -97,12 +99,32 @@ impl Config {
         self
     }
 
+    /// Sets how the keys of connections are agreed on.
+    #[must_use]
+    pub fn with_key_exchange(mut self, key_exchange: KeyExchange) -> Self {
+        self.key_exchange = key_exchange;
+        self
+    }
+
     /// Sets the rules of the connection pool.
     #[must_use]
     pub fn with_pool(mut self, pool: PoolConfig) -> Self {
         self.pool = pool;
         self
     }
+}
+
+/// How the keys of a connection are agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum KeyExchange {
+    /// Elliptic curves only (RFC 7748).
+    #[default]
+    X25519,
+    /// Elliptic curves and ML-KEM-768 together, so that what is recorded today stays secret if one of them is broken; with a peer
+    /// that has only the former, elliptic curves.
+    #[cfg(feature = "aws-lc-rs")]
+    X25519MlKem768,
 }
 
 /// What a peer may take of this node.
@@ -155,6 +177,14 @@ pub struct Timers {
     pub idle: Duration,
     /// Silence after which a quiet connection is kept open by a packet. Default 15 s.
     pub keep_alive: Duration,
+    /// Silence of a peer, while a call waits for it, after which it is asked for a sign of life. Default 500 ms.
+    pub probe_after: Duration,
+    /// How often it is asked again. Default 2 s.
+    pub probe_again: Duration,
+    /// Silence of a peer, while a call waits for it, after which the connection is given up. Default 6 s.
+    pub dead_after: Duration,
+    /// How long a silent peer's answer may take once a call's time is up, beside three round trips. Default 500 ms.
+    pub probe_grace: Duration,
     /// From the start of one address's dial to the start of the next one's (RFC 8305, section 5). Default 250 ms.
     pub next_address: Duration,
 }
@@ -166,6 +196,10 @@ impl Default for Timers {
             head: Duration::from_secs(5),
             idle: Duration::from_secs(45),
             keep_alive: Duration::from_secs(15),
+            probe_after: Duration::from_millis(500),
+            probe_again: Duration::from_secs(2),
+            dead_after: Duration::from_secs(6),
+            probe_grace: Duration::from_millis(500),
             next_address: Duration::from_millis(250),
         }
     }
@@ -178,6 +212,8 @@ pub struct PoolConfig {
     pub max_connections: usize,
     /// How long a connection may be unused. Default 90 s.
     pub idle_timeout: Duration,
+    /// How old a dialed connection becomes, a tenth more or less; a new one takes its place. Default 1 h.
+    pub max_age: Duration,
     /// The first pause after a failed dial. Default 100 ms, growing by 1.6 each time.
     pub first_backoff: Duration,
     /// The longest pause after a dial that nobody answered. Default 1 s, so that a peer that comes back is soon found.
@@ -191,6 +227,7 @@ impl Default for PoolConfig {
         Self {
             max_connections: 256,
             idle_timeout: Duration::from_secs(90),
+            max_age: Duration::from_secs(60 * 60),
             first_backoff: Duration::from_millis(100),
             max_backoff: Duration::from_secs(1),
             max_refused_backoff: Duration::from_secs(30),

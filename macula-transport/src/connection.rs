@@ -118,9 +118,19 @@ pub(crate) struct Link {
     last_answered: AtomicU64,
     /// The peer takes no further calls.
     peer_leaving: AtomicBool,
+    /// The peer wants the connection closed when it has answered.
+    peer_draining: AtomicBool,
+    /// This side makes no further calls here.
+    retired: AtomicBool,
     /// Woken when something ended while somebody waits for quiet.
     pub(crate) quiet: Notify,
     closed_as: OnceLock<CloseCode>,
+    /// Somebody looks after the peer while calls wait.
+    watched: AtomicBool,
+    /// A call's time was up since somebody looked.
+    overdue: AtomicBool,
+    /// Woken when a call waits that nobody looks after, or when a call's time was up.
+    pub(crate) watch: Notify,
     /// The calls the peer takes beyond those under way.
     pub(crate) credit: Arc<Semaphore>,
     /// How many further large requests of the peer are put together at a time.
@@ -165,8 +175,13 @@ impl Link {
             last_used: AtomicU64::new(0),
             last_answered: AtomicU64::new(0),
             peer_leaving: AtomicBool::new(false),
+            peer_draining: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
             quiet: Notify::new(),
             closed_as: OnceLock::new(),
+            watched: AtomicBool::new(false),
+            overdue: AtomicBool::new(false),
+            watch: Notify::new(),
             credit,
             large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
             lane: Mutex::new(None),
@@ -229,6 +244,10 @@ impl Link {
             self.inner.load.started();
         }
         self.count(direction).fetch_add(1, SeqCst);
+        if direction == Direction::Outbound && !self.watched.load(SeqCst) {
+            self.watched.store(true, SeqCst);
+            self.watch.notify_one();
+        }
         InFlight {
             link: self.clone(),
             direction,
@@ -250,8 +269,10 @@ impl Link {
         self.running(Direction::Outbound) == 0 && self.running(Direction::Inbound) == 0
     }
 
-    pub(crate) fn peer_leaves(&self) {
+    /// The peer takes no further calls; one that drains leaves it to this side to close, which knows when it has the answers.
+    pub(crate) fn peer_leaves(&self, draining: bool) {
         self.peer_leaving.store(true, SeqCst);
+        self.peer_draining.store(draining, SeqCst);
         self.quiet.notify_waiters();
     }
 
@@ -259,8 +280,47 @@ impl Link {
         self.peer_leaving.load(SeqCst)
     }
 
+    /// A call's time was up.
+    pub(crate) fn timed_out(&self) {
+        self.overdue.store(true, SeqCst);
+        self.watch.notify_one();
+    }
+
+    /// Whether a call waits; when none does, the next one wakes the watch. And whether a call's time was up since the last look.
+    pub(crate) fn waiting(&self) -> (bool, bool) {
+        let overdue = self.overdue.swap(false, SeqCst);
+        if self.running(Direction::Outbound) > 0 {
+            return (true, overdue);
+        }
+        self.watched.store(false, SeqCst);
+        // A call that came in between has seen the watch on.
+        let waiting = self.running(Direction::Outbound) > 0;
+        self.watched.store(waiting, SeqCst);
+        (waiting, overdue)
+    }
+
+    /// No further call is made here: the connection is closed once nothing runs on it and nobody holds it.
+    pub(crate) fn retire(&self) {
+        self.retired.store(true, SeqCst);
+        self.quiet.notify_waiters();
+    }
+
+    /// Whether the connection has nothing left to do.
+    pub(crate) fn is_spent(&self) -> bool {
+        let retired = self.retired.load(SeqCst) && self.leases.load(SeqCst) == 0;
+        (retired || self.peer_draining.load(SeqCst)) && self.is_quiet()
+    }
+
+    /// How long the last answers to the peer may still be under way.
+    pub(crate) fn settles_in(&self, now: Instant) -> Duration {
+        match self.last_answered.load(Relaxed) {
+            0 => Duration::ZERO,
+            micros => (self.inner.epoch + Duration::from_micros(micros) + SETTLING).saturating_duration_since(now),
+        }
+    }
+
     fn noticed(&self) {
-        if self.is_peer_leaving() || self.inner.is_draining() {
+        if self.is_peer_leaving() || self.retired.load(SeqCst) || self.inner.is_draining() {
             self.quiet.notify_waiters();
         }
     }
@@ -290,8 +350,7 @@ impl Link {
     /// What the pool's rules are told of this connection.
     pub(crate) fn activity(&self, now: Instant) -> Activity {
         let at = |micros: &AtomicU64| self.inner.epoch + Duration::from_micros(micros.load(Relaxed));
-        let settling = now < at(&self.last_answered) + SETTLING && self.last_answered.load(Relaxed) != 0;
-        if self.leases.load(SeqCst) > 0 || !self.is_quiet() || settling {
+        if self.leases.load(SeqCst) > 0 || !self.is_quiet() || !self.settles_in(now).is_zero() {
             Activity::Busy
         } else {
             Activity::IdleSince(at(&self.last_used))

@@ -10,6 +10,7 @@ use crate::{
     caller,
     connection::{Direction, Link},
     error::CloseCode,
+    health::{Health, SilenceRules, Verdict},
     serve,
     stream::{Incoming, Outgoing, ReceiveError},
 };
@@ -21,16 +22,9 @@ pub(crate) async fn connection(
     mut incoming: Incoming,
     mut queue: mpsc::Receiver<proto::Control>,
 ) {
-    let streams = async {
-        while let Ok((send, recv)) = link.quic.accept_bi().await {
-            tokio::spawn(serve::stream(link.clone(), send, recv));
-        }
-    };
-    let replies = async {
-        while let Ok(recv) = link.quic.accept_uni().await {
-            tokio::spawn(caller::large_reply(link.clone(), recv));
-        }
-    };
+    // Tasks of their own, which end with the connection: each stream that arrives wakes only who takes it.
+    tokio::spawn(accept_streams(link.clone()));
+    tokio::spawn(accept_replies(link.clone()));
     let speak = async {
         while let Some(message) = queue.recv().await {
             if outgoing.send(&mut [macula_wire::frame(&message)]).await.is_err() {
@@ -61,7 +55,12 @@ pub(crate) async fn connection(
         // has arrived, which the peer, who only sent them, cannot know.
         loop {
             let quiet = link.quiet.notified();
-            if link.is_peer_leaving() && link.is_quiet() {
+            if link.is_spent() {
+                let now = tokio::time::Instant::now();
+                tokio::time::sleep(link.settles_in(now.into_std())).await;
+                if !link.is_spent() {
+                    continue;
+                }
                 link.close(CloseCode::Retired, "nothing is left to do");
                 return;
             }
@@ -69,15 +68,70 @@ pub(crate) async fn connection(
         }
     };
     tokio::select! {
-        () = streams => {}
-        () = replies => {}
         () = speak => {}
         () = listen => {}
         () = leave => {}
+        () = watch(&link) => {}
     }
-    let error = link.quic.closed().await;
-    tracing::debug!(peer = %link.peer.node_id.short(), reason = %link.lost(error), "connection ended");
-    link.inner.pool.ended(&link);
+    let reason = link.lost(link.quic.closed().await);
+    tracing::debug!(peer = %link.peer.node_id.short(), %reason, "connection ended");
+    link.inner.pool.ended(&link, reason);
+}
+
+async fn accept_streams(link: Arc<Link>) {
+    while let Ok((send, recv)) = link.quic.accept_bi().await {
+        tokio::spawn(serve::stream(link.clone(), send, recv));
+    }
+}
+
+async fn accept_replies(link: Arc<Link>) {
+    while let Ok(recv) = link.quic.accept_uni().await {
+        tokio::spawn(caller::large_reply(link.clone(), recv));
+    }
+}
+
+/// Looks after the peer while calls wait for it, and closes the connection when it is gone.
+async fn watch(link: &Link) {
+    let timers = &link.inner.config.timers;
+    let mut health = Health::new(SilenceRules {
+        ask_after: timers.probe_after,
+        ask_again: timers.probe_again,
+        dead_after: timers.dead_after,
+        grace: timers.probe_grace,
+    });
+    let mut nonce = 0;
+    loop {
+        let woken = link.watch.notified();
+        let due = async {
+            match health.poll_timeout() {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = woken => {}
+            () = due => {}
+        }
+        let now = tokio::time::Instant::now().into_std();
+        let (waiting, overdue) = link.waiting();
+        let heard = link.quic.stats().udp_rx.datagrams;
+        // A call whose time is up waited until now.
+        let mut verdict = health.look(now, heard, waiting || overdue);
+        if verdict == Verdict::Wait && overdue {
+            verdict = health.timed_out(now, link.quic.rtt());
+        }
+        match verdict {
+            Verdict::Wait => {}
+            Verdict::Ask => {
+                nonce += 1;
+                link.tell(control::Kind::Probe(proto::Probe { nonce }));
+            }
+            Verdict::Dead => {
+                link.close(CloseCode::Unresponsive, "no answer came");
+                return;
+            }
+        }
+    }
 }
 
 /// Acts on a control message; `false` when it cannot be read.
@@ -89,8 +143,8 @@ fn hear(link: &Link, frame: bytes::Bytes) -> bool {
         Some(control::Kind::Probe(proto::Probe { nonce })) => {
             link.tell(control::Kind::ProbeAck(proto::ProbeAck { nonce }));
         }
-        Some(control::Kind::GoAway(_)) => {
-            link.peer_leaves();
+        Some(control::Kind::GoAway(proto::GoAway { reason, .. })) => {
+            link.peer_leaves(reason == i32::from(GoAwayReason::Draining));
             link.inner.pool.retired(link);
         }
         // A second introduction changes nothing, and later versions may say more.
@@ -101,9 +155,9 @@ fn hear(link: &Link, frame: bytes::Bytes) -> bool {
 
 /// Tells the peer that this node takes no further calls.
 pub(crate) fn say_goodbye(link: &Link, reason: GoAwayReason) {
-    let last_call = link.running(Direction::Inbound) as u64;
+    let running = link.running(Direction::Inbound) as u64;
     link.tell(control::Kind::GoAway(proto::GoAway {
         reason: reason.into(),
-        last_call,
+        running,
     }));
 }

@@ -77,7 +77,7 @@ impl Endpoint {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BindError::NoRuntime);
         }
-        let tls = Tls::new(&config.identity)
+        let tls = Tls::new(&config.identity, config.key_exchange)
             .map_err(TlsError::from)
             .map_err(BindError::Tls)?;
         let counters = Arc::new(Counters::default());
@@ -175,7 +175,7 @@ impl Endpoint {
     /// Takes no further calls and waits until those under way are answered: peers are told, and what they send all the same
     /// is refused as not started (N4).
     ///
-    /// There is no way back; calls of this node fail from now on too.
+    /// There is no way back. This node may call others until it is shut down: what it still runs may have to.
     pub async fn drain(&self) {
         self.inner.draining.store(true, SeqCst);
         let links = self.inner.pool.links();
@@ -278,6 +278,7 @@ pub(crate) fn start(
     } = established;
     quic.set_max_concurrent_bi_streams(inner.config.limits.max_streams.into());
     quic.set_max_concurrent_uni_streams(inner.config.limits.max_streams.into());
+    inner.saw_clock(tokio::time::Instant::now().into_std());
     let (link, queue) = Link::new(quic, peer, inner.clone());
     let id = register(&link)?;
     // Nobody else knows the link yet.

@@ -10,8 +10,12 @@ mod drive;
 mod endpoint;
 mod error;
 mod frame;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 mod handshake;
+mod health;
 mod hello;
 mod identity;
 mod lane;
@@ -25,10 +29,13 @@ mod serve;
 mod stats;
 mod stream;
 mod streaming;
+mod successor;
 mod tls;
 
 pub use call::{CallReply, CallRequest, IncomingCall, Reply};
-pub use config::{Config, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES, PoolConfig, Timers};
+pub use config::{
+    Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES, PoolConfig, Timers,
+};
 pub use connection::Connection;
 pub use endpoint::Endpoint;
 pub use error::{
@@ -38,6 +45,7 @@ pub use handler::{Handler, NoService, Protocol};
 pub use identity::{Identity, IdentityError};
 pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role};
-pub use pool::{Pool, PoolStats};
+pub use pool::{Pool, PoolEvent, PoolEvents, PoolStats};
 pub use stats::Stats;
 pub use streaming::{CallKind, CallStream, Gone, IncomingMessages, OutgoingMessages, Replies, Requests};
+pub use successor::{Succession, SuccessionError};

@@ -63,7 +63,9 @@ enum Next {
 pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn::RecvStream) {
     let mut outgoing = Outgoing::new(send);
     let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
-    let head_by = Instant::now() + link.inner.config.timers.head;
+    let now = Instant::now();
+    link.inner.saw_clock(now.into_std());
+    let head_by = now + link.inner.config.timers.head;
     let served = async {
         let kind = match timeout_at(head_by, incoming.kind()).await {
             Ok(kind) => kind?.and_then(StreamKind::from_byte),
@@ -72,11 +74,16 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
         match kind {
             Some(StreamKind::Call) => call(&link, &mut outgoing, &mut incoming, head_by).await,
             Some(StreamKind::Lane) => {
-                lane::provider::serve(&link, &mut outgoing, &mut incoming).await?;
+                // Boxed, so that a call's own task is not as large as what serves a lane.
+                lane::provider::serve(&link, &mut outgoing, &mut incoming)
+                    .boxed()
+                    .await?;
                 Ok(Next::Done)
             }
             Some(StreamKind::Dht) => {
-                request(&link, Protocol::Dht, &mut outgoing, &mut incoming, head_by).await?;
+                request(&link, Protocol::Dht, &mut outgoing, &mut incoming, head_by)
+                    .boxed()
+                    .await?;
                 Ok(Next::Done)
             }
             Some(StreamKind::Control | StreamKind::Reply) | None => Err(Refusal::Broken),
@@ -90,7 +97,7 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
             deadline,
             in_flight,
         }) => {
-            streaming(link, outgoing, incoming, call, ended, deadline).await;
+            streaming(link, outgoing, incoming, call, ended, deadline).boxed().await;
             drop(in_flight);
             return;
         }
@@ -186,7 +193,7 @@ async fn call(
         return Err(Refusal::Broken);
     }
     let deadline = Instant::now() + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
-    if let Err(refusal) = admit(link) {
+    if let Err(refusal) = admit(link, head.timeout_us) {
         incoming.stop(ResetCode::Cancelled);
         send_reply(link, outgoing, refusal.into(), deadline).await?;
         return Ok(Next::Done);
@@ -243,10 +250,12 @@ async fn call(
 }
 
 /// Takes a call, or says why not.
-pub(crate) fn admit(link: &Link) -> Result<(), NotAdmitted> {
+pub(crate) fn admit(link: &Link, timeout_us: u64) -> Result<(), NotAdmitted> {
     let counters = &link.inner.counters;
     let refusal = if link.inner.is_draining() {
         NotAdmitted::Draining
+    } else if timeout_us == 0 {
+        NotAdmitted::TooLate
     } else if link.running(Direction::Inbound) >= link.inner.config.limits.max_concurrent_calls {
         NotAdmitted::Busy
     } else {
@@ -262,12 +271,17 @@ pub(crate) fn admit(link: &Link) -> Result<(), NotAdmitted> {
 pub(crate) enum NotAdmitted {
     Draining,
     Busy,
+    TooLate,
 }
 
 impl From<NotAdmitted> for Reply {
     fn from(why: NotAdmitted) -> Self {
         match why {
             NotAdmitted::Draining => Self::refused(StatusCode::Unavailable, "the node is shutting down"),
+            NotAdmitted::TooLate => Self::refused(
+                StatusCode::DeadlineExceeded,
+                "the deadline had passed when the call came",
+            ),
             NotAdmitted::Busy => Self::refused(
                 StatusCode::ResourceExhausted,
                 "the node runs as many calls of this peer as it takes",

@@ -3,6 +3,8 @@
 //! **Invariant:** a stream is finished only by [`Outgoing::finish`]. quinn finishes a stream that is dropped, which would make an
 //! abandoned message look like a whole one; here dropping resets.
 
+use std::collections::VecDeque;
+
 use bytes::{BufMut as _, Bytes, BytesMut};
 use macula_wire::{FrameDecoder, FrameError, proto};
 use quinn::VarInt;
@@ -170,6 +172,8 @@ impl Drop for Outgoing {
 pub(crate) struct Incoming {
     stream: quinn::RecvStream,
     decoder: FrameDecoder,
+    /// Read and not yet decoded; at most what one read gives.
+    chunks: VecDeque<Bytes>,
 }
 
 /// The peer or the connection ended a receiving half before its end.
@@ -200,8 +204,8 @@ impl From<quinn::ReadError> for ReceiveError {
     }
 }
 
-/// The most bytes taken from a stream at once.
-const READ_CHUNK_BYTES: usize = 64 * 1024;
+/// How many chunks are read at once where one frame is wanted: every read costs a lock and a wake-up.
+const NEXT_BATCH: usize = 16;
 
 impl Incoming {
     /// `limit` is of one frame, without its length.
@@ -209,13 +213,48 @@ impl Incoming {
         Self {
             stream,
             decoder: FrameDecoder::new(limit),
+            chunks: VecDeque::new(),
         }
     }
 
-    /// The stream's first byte, before any frame; `None` when it is empty.
+    /// Reads what has arrived; false at the end of the stream.
+    async fn read(&mut self) -> Result<bool, ReceiveError> {
+        let mut chunks = [const { Bytes::new() }; NEXT_BATCH];
+        let Some(count) = self.stream.read_chunks(&mut chunks).await? else {
+            return Ok(false);
+        };
+        self.chunks.extend(chunks.into_iter().take(count));
+        Ok(true)
+    }
+
+    /// Bytes before any frame; `None` when the stream ends before them.
+    async fn exact<const N: usize>(&mut self) -> Result<Option<[u8; N]>, ReceiveError> {
+        let (mut bytes, mut have) = ([0; N], 0);
+        while have < N {
+            let Some(chunk) = self.chunks.front_mut() else {
+                if !self.read().await? {
+                    return Ok(None);
+                }
+                continue;
+            };
+            let taken = chunk.split_to(chunk.len().min(N - have));
+            bytes[have..have + taken.len()].copy_from_slice(&taken);
+            have += taken.len();
+            if chunk.is_empty() {
+                self.chunks.pop_front();
+            }
+        }
+        Ok(Some(bytes))
+    }
+
+    /// The stream's first byte; `None` when it is empty.
     pub(crate) async fn kind(&mut self) -> Result<Option<u8>, ReceiveError> {
-        let chunk = self.stream.read_chunk(1, true).await?;
-        Ok(chunk.and_then(|chunk| chunk.bytes.first().copied()))
+        Ok(self.exact::<1>().await?.map(|[byte]| byte))
+    }
+
+    /// A number before any frame; `None` when the stream ends before it.
+    pub(crate) async fn number(&mut self) -> Result<Option<u64>, ReceiveError> {
+        Ok(self.exact().await?.map(u64::from_be_bytes))
     }
 
     /// The next frame; `None` when the peer finished the stream between two.
@@ -224,12 +263,12 @@ impl Incoming {
             if let Some(frame) = self.decoder.next_frame()? {
                 return Ok(Some(frame));
             }
-            match self.stream.read_chunk(READ_CHUNK_BYTES, true).await? {
-                Some(chunk) => self.decoder.push(chunk.bytes),
-                None => {
-                    self.decoder.finish()?;
-                    return Ok(None);
-                }
+            if let Some(chunk) = self.chunks.pop_front() {
+                // One at a time: the limit may be another for the frame after this.
+                self.decoder.push(chunk);
+            } else if !self.read().await? {
+                self.decoder.finish()?;
+                return Ok(None);
             }
         }
     }
@@ -240,27 +279,20 @@ impl Incoming {
         chunks: &mut [Bytes; READ_BATCH],
         mut take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
     ) -> Result<bool, ReceiveError> {
-        let Some(count) = self.stream.read_chunks(chunks).await? else {
-            self.decoder.finish()?;
-            return Ok(false);
-        };
-        for chunk in &mut chunks[..count] {
-            self.decoder.push(std::mem::take(chunk));
+        if self.chunks.is_empty() {
+            let Some(count) = self.stream.read_chunks(chunks).await? else {
+                self.decoder.finish()?;
+                return Ok(false);
+            };
+            self.chunks.extend(chunks[..count].iter_mut().map(std::mem::take));
+        }
+        while let Some(chunk) = self.chunks.pop_front() {
+            self.decoder.push(chunk);
             while let Some(frame) = self.decoder.next_frame()? {
                 take(frame)?;
             }
         }
         Ok(true)
-    }
-
-    /// Eight bytes before any frame.
-    pub(crate) async fn number(&mut self) -> Result<Option<u64>, ReceiveError> {
-        let mut bytes = [0; 8];
-        match self.stream.read_exact(&mut bytes).await {
-            Ok(()) => Ok(Some(u64::from_be_bytes(bytes))),
-            Err(quinn::ReadExactError::FinishedEarly(_)) => Ok(None),
-            Err(quinn::ReadExactError::ReadError(error)) => Err(error.into()),
-        }
     }
 
     /// From here on, frames are of at most `limit` bytes.

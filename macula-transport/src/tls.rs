@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use macula_wire::NodeId;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+    CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
     client::{
         AlwaysResolvesClientRawPublicKeys, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -23,7 +23,7 @@ use rustls::{
     version::TLS13,
 };
 
-use crate::Identity;
+use crate::{Identity, KeyExchange};
 
 /// The one application protocol spoken (RFC 7301).
 pub(crate) const ALPN: &[u8] = b"macula/1";
@@ -57,14 +57,26 @@ pub(crate) struct Tls {
 }
 
 impl Tls {
-    pub(crate) fn new(identity: &Identity) -> Result<Self, Error> {
-        let mut provider = ring::default_provider();
-        // Fastest first: every CPU this runs on has AES instructions.
-        provider.cipher_suites = vec![
-            ring::cipher_suite::TLS13_AES_128_GCM_SHA256,
-            ring::cipher_suite::TLS13_AES_256_GCM_SHA384,
-            ring::cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
-        ];
+    pub(crate) fn new(identity: &Identity, key_exchange: KeyExchange) -> Result<Self, Error> {
+        let mut provider = match key_exchange {
+            KeyExchange::X25519 => {
+                let mut provider = ring::default_provider();
+                provider.kx_groups = vec![ring::kx_group::X25519];
+                provider
+            }
+            #[cfg(feature = "aws-lc-rs")]
+            KeyExchange::X25519MlKem768 => {
+                use rustls::crypto::aws_lc_rs;
+                let mut provider = aws_lc_rs::default_provider();
+                provider.kx_groups = vec![aws_lc_rs::kx_group::X25519MLKEM768, aws_lc_rs::kx_group::X25519];
+                provider
+            }
+        };
+        // Fastest first: every CPU this runs on has AES instructions. Those of TLS 1.2 are of no use here.
+        provider.cipher_suites.retain(|suite| suite.tls13().is_some());
+        provider
+            .cipher_suites
+            .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
         provider.signature_verification_algorithms = ed25519_only(&provider.signature_verification_algorithms);
         let pkcs8 = [&PKCS8_PREFIX[..], identity.secret().as_bytes()].concat();
         let key = provider
@@ -79,6 +91,11 @@ impl Tls {
 
     /// The accepting side's configuration: any peer that proves an Ed25519 key.
     pub(crate) fn server(&self) -> Result<QuicServerConfig, Error> {
+        QuicServerConfig::try_from(self.server_config()?)
+            .map_err(|_| Error::General("the provider lacks QUIC's initial suite".into()))
+    }
+
+    fn server_config(&self) -> Result<rustls::ServerConfig, Error> {
         let mut config = rustls::ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&TLS13])?
             .with_client_cert_verifier(Arc::new(AnyKey {
@@ -89,7 +106,7 @@ impl Tls {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
-        QuicServerConfig::try_from(config).map_err(|_| Error::General("the provider lacks QUIC's initial suite".into()))
+        Ok(config)
     }
 
     /// The dialing side's configuration, for one dial: exactly `expected`, or any key when there is none (trust on first use).
@@ -260,5 +277,64 @@ impl ClientCertVerifier for AnyKey {
 
     fn requires_raw_public_keys(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{ClientConfig, ClientConnection, ServerConnection};
+
+    use super::*;
+
+    /// The server's and the client's records, handed to and fro until both have said all.
+    fn exchange(client: &mut ClientConnection, server: &mut ServerConnection) -> Result<(), Error> {
+        for _ in 0..10 {
+            let mut wire = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut wire).unwrap();
+            }
+            server.read_tls(&mut &wire[..]).unwrap();
+            server.process_new_packets()?;
+            let mut wire = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut wire).unwrap();
+            }
+            client.read_tls(&mut &wire[..]).unwrap();
+            client.process_new_packets()?;
+        }
+        Ok(())
+    }
+
+    fn client(tls: &Tls, version: &'static rustls::SupportedProtocolVersion) -> ClientConnection {
+        // The usual provider: ours has no suite for TLS 1.2 at all.
+        let found = FoundKey {
+            expected: None,
+            found: OnceLock::new(),
+            provider: tls.provider.clone(),
+        };
+        let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(found))
+            .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(tls.key.clone())));
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        ClientConnection::new(Arc::new(config), ServerName::try_from("x").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_peer_of_tls_1_2_is_refused() {
+        let tls = Tls::new(&Identity::generate().unwrap(), KeyExchange::default()).unwrap();
+        let server = Arc::new(tls.server_config().unwrap());
+        let connected = exchange(
+            &mut client(&tls, &TLS13),
+            &mut ServerConnection::new(server.clone()).unwrap(),
+        );
+        assert_eq!(connected, Ok(()), "the same peer with TLS 1.3 is served");
+        let refused = exchange(
+            &mut client(&tls, &rustls::version::TLS12),
+            &mut ServerConnection::new(server).unwrap(),
+        );
+        assert!(matches!(refused, Err(Error::PeerIncompatible(_))), "{refused:?}");
     }
 }

@@ -474,3 +474,86 @@ async fn more_connections_than_are_taken_are_refused_while_all_are_in_use() {
     }
     assert_eq!(provider.stats().rejected_busy, 1);
 }
+
+#[tokio::test]
+async fn above_a_limit_peers_must_prove_their_address_first() {
+    let limits = Limits {
+        retry_above: 0,
+        ..Limits::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    still_serves(&provider).await;
+    assert_eq!(provider.stats().retried, 1);
+}
+
+/// Calls on a lane, over and over, whose replies nobody reads; ends when the provider takes no more.
+async fn call_and_never_read(connection: &quinn::Connection) -> usize {
+    let (mut lane, _unread) = connection.open_bi().await.unwrap();
+    lane.write_all(&[3]).await.unwrap();
+    let mut calls = 0;
+    loop {
+        let head = proto::Head {
+            service: "echo".into(),
+            timeout_us: 60_000_000,
+            payload: vec![7; 8000].into(),
+            end: true,
+            ..Default::default()
+        };
+        calls += 1;
+        let kind = Some(proto::call_frame::Kind::Head(head));
+        let frame = macula_wire::frame(&proto::CallFrame {
+            call: calls as u64,
+            kind,
+        });
+        // Long before this many bytes the provider has stopped reading.
+        assert!(calls < 20_000, "the provider takes calls without end");
+        let blocked = tokio::time::timeout(Duration::from_millis(500), lane.write_all(&frame));
+        match blocked.await {
+            Ok(written) => written.unwrap(),
+            Err(_) => return calls,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_a_flood_honest_peers_are_served() {
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    // Connections that never introduce themselves, and one with every stream begun and none finished.
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(raw_connection(&endpoint, &provider).await);
+    }
+    let (begun, _control) = introduced(&endpoint, &provider).await;
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        let (mut send, recv) = begun.open_bi().await.unwrap();
+        send.write_all(&[2, 100, 1]).await.unwrap();
+        streams.push((send, recv));
+    }
+    // Datagrams of nobody, all the time.
+    let garbage = tokio::spawn({
+        let to = provider.local_addr();
+        async move {
+            let socket = tokio::net::UdpSocket::bind(common::loopback()).await.unwrap();
+            let mut random = common::proxy::Random(9);
+            loop {
+                let datagram: Vec<u8> = (0..150).flat_map(|_| random.next().to_le_bytes()).collect();
+                socket.send_to(&datagram, to).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    let (greedy, _control) = introduced(&endpoint, &provider).await;
+    let unread = call_and_never_read(&greedy).await;
+    let honest = client().await;
+    let connection = connect(&honest, &provider).await.unwrap();
+    futures::future::join_all((0..300).map(|n| echoes(&connection, vec![1; n]))).await;
+    for size in [100_000, 1 << 20] {
+        echoes(&connection, vec![2; size]).await;
+    }
+    garbage.abort();
+    assert!(unread > 100, "the lane was not used at all");
+    assert_eq!(greedy.close_reason(), None, "reading slowly is no crime for a while");
+}

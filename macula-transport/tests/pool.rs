@@ -7,7 +7,9 @@ mod common;
 use std::time::Duration;
 
 use common::{PATIENCE, Seen, at, client, config, connect, echoes, provider, service, until};
-use macula_transport::{CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig};
+use macula_transport::{
+    CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, PoolEvent, Succession,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_concurrent_dials_are_one_dial() {
@@ -61,6 +63,30 @@ async fn a_first_contact_finds_the_id_and_is_pooled_under_it() {
 }
 
 #[tokio::test]
+async fn a_node_with_a_new_key_is_reached_by_its_old_name() {
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let old = common::identity();
+    assert!(matches!(
+        client.pool().get(&old.node_id(), &at(&provider)).await,
+        Err(DialError::WrongNode { .. })
+    ));
+    let older = common::identity();
+    client.pool().learn(&Succession::new(&older, &old).unwrap());
+    client
+        .pool()
+        .learn(&Succession::new(&old, provider.identity()).unwrap());
+    let connection = client.pool().get(&older.node_id(), &at(&provider)).await.unwrap();
+    assert_eq!(connection.peer().node_id, provider.node_id());
+    assert!(client.pool().open(&old.node_id()).is_some());
+    // Keys that name each other lead nowhere, and end.
+    client
+        .pool()
+        .learn(&Succession::new(provider.identity(), &older).unwrap());
+    assert!(client.pool().open(&provider.node_id()).is_some());
+}
+
+#[tokio::test]
 async fn p2_idle_connections_make_room_and_busy_ones_do_not() {
     let pool = PoolConfig {
         max_connections: 1,
@@ -106,6 +132,25 @@ async fn p2_unused_connections_are_closed() {
     until("the connection is closed", || client.pool().stats().open == 0).await;
     assert_eq!(client.pool().stats().idle_closed, 1);
     until("the peer lets go too", || provider.pool().stats().open == 0).await;
+}
+
+/// The accepting side, which makes no calls of its own, knows that the connection is used.
+#[tokio::test]
+async fn p2_a_connection_that_is_called_over_is_not_idle_for_the_provider() {
+    let pool = PoolConfig {
+        idle_timeout: Duration::from_millis(700),
+        ..PoolConfig::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_pool(pool), handler).await.unwrap();
+    let client = client().await;
+    let connection = connect(&client, &provider).await.unwrap();
+    let started = std::time::Instant::now();
+    while started.elapsed() < 3 * pool.idle_timeout {
+        echoes(&connection, "alone").await;
+        tokio::join!(echoes(&connection, "on a lane"), echoes(&connection, "on a lane"));
+    }
+    assert_eq!((connection.lost(), provider.pool().stats().idle_closed), (None, 0));
 }
 
 #[tokio::test]
@@ -177,7 +222,10 @@ async fn a_port_in_use_is_told_so() {
 async fn an_ended_connection_says_why() {
     let (provider, _events) = provider().await;
     let client = client().await;
+    let mut events = client.pool().events();
     let connection = connect(&client, &provider).await.unwrap();
+    let node = provider.node_id();
+    assert!(matches!(events.next().await, Some(PoolEvent::Opened { node: of, dialed: true }) if of == node));
     assert_eq!(connection.lost(), None);
     drop(provider);
     until("the end is noticed", || connection.lost().is_some()).await;
@@ -188,4 +236,5 @@ async fn an_ended_connection_says_why() {
             ..
         })
     ));
+    assert!(matches!(events.next().await, Some(PoolEvent::Closed { node: of, .. }) if of == node));
 }

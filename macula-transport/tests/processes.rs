@@ -15,7 +15,10 @@ use std::{
 };
 
 use common::{PATIENCE, client, echoes, service, until};
-use macula_transport::{CallError, CallRequest, Config, Connection, DialError, Endpoint, Identity, Lost, Unknown};
+use macula_transport::{
+    CallError, CallRequest, CloseCode, Config, Connection, DialError, Endpoint, Identity, Lost, NoService, Timers,
+    Unknown,
+};
 use macula_wire::NodeId;
 
 const ADDRESS: &str = "MACULA_TEST_LISTEN";
@@ -176,4 +179,48 @@ async fn f7_a_stopped_peer_costs_the_attempt_timeout() {
     assert!(matches!(error, CallError::Unknown(Unknown::Timeout(_))), "{error}");
     setup.provider.signal("-CONT");
     echoes(&setup.get().await.unwrap(), "hello again").await;
+}
+
+/// P3: a dead peer is out of the pool when the attempt that waited for it ends.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn p3_a_stopped_peer_leaves_the_pool_with_the_attempt_that_waited() {
+    let setup = Setup::new().await;
+    let connection = setup.get().await.unwrap();
+    echoes(&connection, "hello").await;
+    setup.provider.stop();
+    let name = service("echo");
+    let request = CallRequest::new(&name, "").with_timeout(Duration::from_millis(1000));
+    let error = connection.call(request).await.unwrap_err();
+    assert!(matches!(error, CallError::Unknown(Unknown::Timeout(_))), "{error}");
+    until("the silent connection is given up", || connection.lost().is_some()).await;
+    assert_eq!(connection.lost(), Some(Lost::ClosedHere(CloseCode::Unresponsive)));
+    until("it is out of the pool", || setup.client.pool().stats().open == 0).await;
+}
+
+/// P3: calls do not hang until QUIC's idle timeout when their peer is killed.
+#[tokio::test]
+async fn p3_a_killed_peer_ends_the_calls_that_wait_for_it() {
+    let timers = Timers {
+        probe_after: Duration::from_millis(50),
+        dead_after: Duration::from_millis(300),
+        ..Timers::default()
+    };
+    let mut setup = Setup::new().await;
+    setup.client = Endpoint::bind(common::config().with_timers(timers), NoService)
+        .await
+        .unwrap();
+    let connection = setup.get().await.unwrap();
+    echoes(&connection, "hello").await;
+    setup.provider.kill();
+    let name = service("hang");
+    let calls = (0..10).map(|_| connection.call(CallRequest::new(&name, "").with_timeout(PATIENCE)));
+    for result in futures::future::join_all(calls).await {
+        let error = result.unwrap_err();
+        let dead = Unknown::Lost(Lost::ClosedHere(CloseCode::Unresponsive));
+        assert!(
+            matches!(&error, CallError::Unknown(unknown) if *unknown == dead),
+            "{error:?}"
+        );
+    }
 }

@@ -14,6 +14,10 @@ use crate::{Contact, Distance, K, Point, clock::Tick, point::BITS};
 const MAX_AGE: Tick = 30_000_000_000;
 /// The most nodes remembered.
 const MAX_NODES: usize = 1024;
+/// The most points that are named to be looked up at once.
+const MAX_GAPS: usize = 4;
+/// How often a region is halved towards the key: to a 256th.
+const REGION_DEPTH: usize = 8;
 
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
@@ -82,8 +86,17 @@ impl Coverage {
         closest.map(|(_, (_, contact))| contact.clone()).collect()
     }
 
-    /// The k closest nodes to `key`, and all within `region`; or else a point to look up that is in the way of knowing.
-    pub(super) fn closest(&self, tick: Tick, key: &Point, region: Option<Distance>) -> Result<Vec<Contact>, Point> {
+    /// The k closest nodes to `key`, and all within `region`; or else the points to look up that are in the way of knowing, the
+    /// one with most behind it first, at most [`MAX_GAPS`].
+    ///
+    /// Of a region only the first [`REGION_DEPTH`] halvings towards the key are asked for. What is left is so small a part of it
+    /// that an honest node is hardly in it, and may be so full of ids made for the purpose that asking has no end.
+    pub(super) fn closest(
+        &self,
+        tick: Tick,
+        key: &Point,
+        region: Option<Distance>,
+    ) -> Result<Vec<Contact>, Vec<Point>> {
         let nodes = self.by_distance(key);
         let kth = nodes.get(K - 1).map(|(distance, _)| *distance);
         // The smallest subtree around the key with k nodes and the region in it.
@@ -92,10 +105,18 @@ impl Coverage {
             return Ok(self.best(key, region));
         }
         // From the largest half that branches off on the way to the key, down to the key itself.
-        let gap = (bits..BITS)
+        let depth = if region.is_some() { REGION_DEPTH } else { BITS };
+        let gaps: Vec<_> = (bits..BITS)
+            .take(depth)
             .take_while(|&bit| !self.knows(tick, key, bit))
-            .find_map(|bit| self.gap_within(tick, &key.diverging_at(bit, key.words()), bit + 1));
-        Err(gap.unwrap_or(*key))
+            .filter_map(|bit| self.gap_within(tick, &key.diverging_at(bit, key.words()), bit + 1))
+            .take(MAX_GAPS)
+            .collect();
+        match (gaps.is_empty(), region) {
+            (true, Some(_)) => Ok(self.best(key, region)),
+            (true, None) => Err(vec![*key]),
+            (false, _) => Err(gaps),
+        }
     }
 
     /// A point that is not known in the subtree that shares `bits` bits with `point`: that point itself if possible.
@@ -151,12 +172,28 @@ mod tests {
                 let closest = loop {
                     match coverage.closest(0, &key, region) {
                         Ok(closest) => break closest,
-                        Err(gap) => coverage.add(0, &gap, lookup(&gap, K, None).iter()),
+                        Err(gaps) => {
+                            prop_assert!((1..=MAX_GAPS).contains(&gaps.len()));
+                            for gap in gaps {
+                                coverage.add(0, &gap, lookup(&gap, K, None).iter());
+                            }
+                        }
                     }
                     lookups += 1;
                     prop_assert!(lookups < 300, "no end");
                 };
-                prop_assert_eq!(closest, lookup(&key, K, region));
+                let expected = lookup(&key, K, region);
+                if region.is_none() {
+                    prop_assert_eq!(closest, expected);
+                } else {
+                    // All but what lies in the innermost part of the region.
+                    let innermost = |c: &Contact| {
+                        let bits = region.unwrap_or(Distance::MAX).shared_bits() + REGION_DEPTH;
+                        Point::from(c.node_id()).distance(&key).shared_bits() >= bits
+                    };
+                    let missing = expected.iter().filter(|c| !closest.contains(c) && !innermost(c)).count();
+                    prop_assert_eq!(missing, 0);
+                }
             }
         }
     }

@@ -84,6 +84,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             Ok(Response::Declined(Declined::RateLimited)) => {
                 self.counters.failed += 1;
                 self.table.note_answer(now, inflight.to.node_id());
+                if let Purpose::Store { job } = inflight.purpose {
+                    let busy = Outcome::Refused(Refusal::Busy);
+                    return self.on_stored(now, job, inflight.to, Some(busy));
+                }
                 self.end(now, inflight);
             }
             Ok(_) | Err(_) => {

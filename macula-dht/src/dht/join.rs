@@ -100,18 +100,23 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Takes the answer to an [`Output::Identify`]: the nodes that listen at the address, none when it cannot be reached.
     pub fn handle_identified(&mut self, now: Instant, id: RequestId, nodes: impl IntoIterator<Item = Contact>) {
-        if self.joining.identifying.remove(&id).is_none() {
+        let Some(endpoint) = self.joining.identifying.remove(&id) else {
             self.counters.unexpected += 1;
             return;
-        }
+        };
         if self.joining.identifying.is_empty() {
             self.joining.identify_until = None;
         }
-        let nodes: Vec<_> = nodes
-            .into_iter()
-            .take(MAX_SEEDS)
-            .filter(|node| *node.node_id() != self.own)
-            .collect();
+        let mut nodes: Vec<_> = nodes.into_iter().take(MAX_SEEDS).collect();
+        let found = nodes.len();
+        nodes.retain(|node| *node.node_id() != self.own);
+        if nodes.is_empty() && found > 0 {
+            // A node that is among its own seeds: one list for all is how meshes are configured.
+            self.joining.addresses.retain(|address| *address != endpoint);
+            if !self.joining.has_seeds() && self.joining.known_contacts().next().is_none() {
+                return self.outputs.push_back(Output::Event(Event::Joined { contacts: 0 }));
+            }
+        }
         for node in &nodes {
             self.joining.remember(node.clone());
         }
@@ -240,6 +245,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return;
         }
         self.maintain_at = tick + MAINTENANCE;
+        self.limiter.sweep(tick);
         let interval = self.config.refresh_interval;
         self.refreshes.extend(
             self.table

@@ -115,6 +115,8 @@ pub struct Dht<S, B = Memory> {
     services: BTreeMap<ServiceKey, Service>,
     /// When each service is to be published next: one element a service without a running job.
     due: BTreeSet<(Tick, ServiceKey)>,
+    /// Withdrawals that wait for a job, with the earlier holders: one a key.
+    withdrawals: BTreeMap<ServiceKey, (VerifiedProvider, Vec<Contact>)>,
     jobs: BTreeMap<JobId, Job>,
     next_job: u64,
 
@@ -150,7 +152,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             realm_hash: realm.hash(),
             realm,
             table: RoutingTable::new(own, config.diversity, now),
-            store: ProviderStore::new(clock, config.store),
+            store: ProviderStore::new(clock, config.store, rng.next()),
             limiter: Limiter::new(config.rates),
             outputs: VecDeque::new(),
             inflight: BTreeMap::new(),
@@ -161,6 +163,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             next_query: 0,
             services: BTreeMap::new(),
             due: BTreeSet::new(),
+            withdrawals: BTreeMap::new(),
             jobs: BTreeMap::new(),
             next_job: 0,
             coverage: Coverage::default(),

@@ -10,12 +10,15 @@
 //! Where the k closest nodes lie denser than chance would have it, somebody may have made ids to surround the key. The record
 //! then goes to everybody in the region that k nodes take up on average, the k closest among them.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use macula_wire::{Advertisement, MAX_TTL, NodeId, RecordError, ServiceKey, Signer, VerifiedProvider};
 
 use super::{
-    Dht, TooManyQueries,
+    Dht,
     exchange::Purpose,
     queries::{Goal, Query},
 };
@@ -87,7 +90,8 @@ pub(super) struct Job {
     record: VerifiedProvider,
     /// Holders of earlier records, who are told of a withdrawal even if they are no longer among the closest.
     former: Vec<Contact>,
-    lookup: Option<QueryId>,
+    /// Lookups under way.
+    running: BTreeSet<QueryId>,
     lookups: u32,
     /// Where everybody is to get the record, because the k closest are a crowd.
     region: Option<Distance>,
@@ -125,9 +129,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         if let Some(former) = self.services.remove(&key) {
             self.due.remove(&(former.next, key));
-            self.cancel(former.job);
             service.longest_ttl = ttl.max(former.longest_ttl);
             service.holders = former.holders;
+            service.holders.extend(self.cancel(former.job));
         }
         service.next = self.clock.tick(now);
         self.due.insert((service.next, key));
@@ -149,7 +153,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return self.outputs.push_back(Output::Event(event));
         };
         self.due.remove(&(service.next, key));
-        self.cancel(service.job);
+        let mut holders = service.holders;
+        holders.extend(self.cancel(service.job));
         let seq = self.next_seq(now, &key, service.seq);
         let ttl = service.longest_ttl.min(MAX_TTL);
         let unix_ms = self.clock.unix_ms(now);
@@ -159,7 +164,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let stored = self.store.insert(now, record.clone(), Origin::Local);
         debug_assert!(stored.is_ok(), "{stored:?}");
         self.touch_backend(now);
-        self.start_job(now, key, Kind::Withdraw, record, service.holders);
+        let former = self.withdrawals.remove(&key).map(|(_, former)| former);
+        holders.extend(former.into_iter().flatten());
+        self.withdrawals.insert(key, (record, holders));
+        self.start_due_jobs(now);
     }
 
     /// The keys this node advertises, ascending.
@@ -167,10 +175,14 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.services.keys()
     }
 
-    /// Publishes what is due, as far as the number of jobs allows.
+    /// Withdraws what waits for it and publishes what is due, as far as the number of jobs allows.
     pub(super) fn start_due_jobs(&mut self, now: Instant) {
         let tick = self.clock.tick(now);
         while self.jobs.len() < MAX_JOBS {
+            if let Some((key, (record, former))) = self.withdrawals.pop_first() {
+                self.start_job(now, key, Kind::Withdraw, record, former);
+                continue;
+            }
             let Some(&(_, key)) = self.due.first().filter(|(due, _)| *due <= tick) else {
                 break;
             };
@@ -249,10 +261,15 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         last.max(held).saturating_add(1).max(self.clock.unix_ms(now))
     }
 
-    fn cancel(&mut self, job: Option<JobId>) {
-        if let Some(lookup) = job.and_then(|job| self.jobs.remove(&job)).and_then(|job| job.lookup) {
+    /// Ends a job without a word. Returns who has acknowledged its record.
+    fn cancel(&mut self, job: Option<JobId>) -> Vec<Contact> {
+        let Some(job) = job.and_then(|job| self.jobs.remove(&job)) else {
+            return Vec::new();
+        };
+        for lookup in job.running {
             self.queries.remove(&lookup);
         }
+        job.holders
     }
 
     fn start_job(
@@ -270,7 +287,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             kind,
             record,
             former,
-            lookup: None,
+            running: BTreeSet::new(),
             lookups: 0,
             region: None,
             waiting: 0,
@@ -282,53 +299,57 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let point = Point::from(key);
         match self.coverage.closest(self.clock.tick(now), &point, None) {
             Ok(closest) if !closest.is_empty() => self.send_records(now, id, closest),
-            Err(gap) if self.is_dense(now, &key) => self.look_up(now, id, gap),
-            Ok(_) | Err(_) => self.look_up(now, id, point),
+            Err(gaps) if self.is_dense(now, &key) => self.look_up(now, id, &gaps[..1]),
+            Ok(_) | Err(_) => self.look_up(now, id, &[point]),
         }
         id
     }
 
-    /// Starts a lookup for a job: for its key, or for what is not known around it.
-    fn look_up(&mut self, now: Instant, id: JobId, target: Point) {
-        let lookup = self.start(now, target, Goal::Publish(id));
+    /// Starts lookups for a job: for its key, or for what is not known around it.
+    fn look_up(&mut self, now: Instant, id: JobId, targets: &[Point]) {
+        let started: Vec<_> = targets
+            .iter()
+            .map_while(|t| self.start(now, *t, Goal::Publish(id)).ok())
+            .collect();
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        match lookup {
-            Ok(lookup) => {
-                job.lookup = Some(lookup);
-                job.lookups += 1;
-                self.pump(now, lookup);
-            }
+        job.lookups += started.len() as u32;
+        job.running.extend(&started);
+        if started.is_empty() {
             // No room. A refresh comes round again, and a withdrawal goes to those who hold the record.
-            Err(TooManyQueries) => self.send_records(now, id, Vec::new()),
+            return self.send_records(now, id, Vec::new());
+        }
+        for lookup in started {
+            self.pump(now, lookup);
         }
     }
 
     /// A lookup of a job has come to its end: the record goes out, or something is still to be looked up.
-    pub(super) fn on_publish_lookup(&mut self, now: Instant, id: JobId, query: &Query) {
-        let [lookup] = &query.paths[..] else { return };
-        let tick = self.clock.tick(now);
-        self.coverage.add(tick, lookup.target(), lookup.closest());
+    pub(super) fn on_publish_lookup(&mut self, now: Instant, id: JobId, lookup: QueryId, query: &Query) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
-        job.lookup = None;
-        let (key, point, may_look) = (job.key, Point::from(job.key), job.lookups < MAX_LOOKUPS);
-        let own = *lookup.target() == point;
-        let crowd = lookup
-            .kth()
-            .filter(|&kth| own && self.size.is_crowded(kth))
-            .and_then(|_| self.size.region(1.0));
-        if own && crowd.is_none() {
-            // The k closest themselves, with no need to know more.
-            let closest = lookup.closest().cloned().collect();
-            return self.send_records(now, id, closest);
+        let [path] = &query.paths[..] else { return };
+        job.running.remove(&lookup);
+        let tick = self.clock.tick(now);
+        self.coverage.add(tick, path.target(), path.closest());
+        let (key, point) = (job.key, Point::from(job.key));
+        if *path.target() == point {
+            let crowded = path.kth().is_some_and(|kth| self.size.is_crowded(kth));
+            job.region = job.region.or(if crowded { self.size.region(1.0) } else { None });
+            if job.region.is_none() {
+                // The k closest themselves, with no need to know more.
+                let closest = path.closest().cloned().collect();
+                return self.send_records(now, id, closest);
+            }
         }
-        let region = crowd.or(self.jobs.get(&id).and_then(|job| job.region));
-        if let Some(job) = self.jobs.get_mut(&id) {
-            job.region = region;
+        if !job.running.is_empty() {
+            return;
         }
+        let (region, may_look) = (job.region, job.lookups < MAX_LOOKUPS);
         match self.coverage.closest(tick, &point, region) {
             Ok(closest) => self.send_records(now, id, closest),
-            Err(gap) if may_look && (region.is_some() || self.is_dense(now, &key)) => self.look_up(now, id, gap),
-            Err(_) if may_look => self.look_up(now, id, point),
+            Err(gaps) if may_look && region.is_some() => self.look_up(now, id, &gaps),
+            // One at a time: other jobs of the sweep look into the same neighbourhood.
+            Err(gaps) if may_look && self.is_dense(now, &key) => self.look_up(now, id, &gaps[..1]),
+            Err(_) if may_look => self.look_up(now, id, &[point]),
             Err(_) => {
                 let closest = self.coverage.best(&point, region);
                 self.send_records(now, id, closest);
@@ -357,11 +378,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     fn send_records(&mut self, now: Instant, id: JobId, closest: Vec<Contact>) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let mut targets = closest;
-        for contact in std::mem::take(&mut job.former) {
-            if targets.iter().all(|target| target.node_id() != contact.node_id()) {
-                targets.push(contact);
-            }
-        }
+        targets.append(&mut job.former);
+        let mut seen = BTreeSet::new();
+        targets.retain(|target| seen.insert(*target.node_id()));
         job.waiting = targets.len();
         let (key, record) = (job.key, job.record.to_signed());
         for contact in targets {

@@ -302,11 +302,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return;
         }
         let Some(query) = self.queries.remove(&id) else { return };
-        if let [lookup] = &query.paths[..]
-            && !lookup.is_widened()
-        {
-            self.size.observe(lookup.distances());
-        }
+        self.observe_size(&query);
         let answered: usize = query.paths.iter().map(Lookup::answered).sum();
         let mut stats = Stats {
             hops: query.paths.iter().map(Lookup::depth).max().unwrap_or(0),
@@ -316,7 +312,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         let nobody = answered == 0 && query.had_contacts;
         let result = match query.goal {
-            Goal::Publish(job) => return self.on_publish_lookup(now, job, &query),
+            Goal::Publish(job) => return self.on_publish_lookup(now, job, id, &query),
             Goal::Join => return self.on_join_lookup(now, answered),
             Goal::Refresh => return self.start_refreshes(now),
             Goal::Nodes if nobody => QueryResult::Unreachable,
@@ -339,6 +335,19 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 }
 
 impl<S: Signer, B: Backend> Dht<S, B> {
+    /// Learns from a complete lookup how dense the network is.
+    ///
+    /// A target that others can know beforehand, a service's key or this node's id, may be crowded on purpose, and then counts
+    /// for nothing: the estimate is what crowds are told by. Points of refreshes nobody can know.
+    fn observe_size(&mut self, query: &Query) {
+        let [lookup] = &query.paths[..] else { return };
+        let Some(kth) = lookup.kth() else { return };
+        let unforeseen = matches!(query.goal, Goal::Refresh);
+        if lookup.is_finished() && !lookup.is_widened() && (unforeseen || !self.size.is_crowded(kth)) {
+            self.size.observe(lookup.distances());
+        }
+    }
+
     /// Lets a lookup that has come to its end go on, when its end may be where somebody wants it to be.
     ///
     /// A search that was told by a whole neighbourhood that there is no provider asks the region around a crowd, and then goes

@@ -1,5 +1,7 @@
 //! One key's list, in the order of ranks.
 
+use std::cmp::Ordering;
+
 use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
 use sha2::{Digest, Sha256};
 
@@ -10,7 +12,7 @@ use crate::{
 };
 
 /// What holding a record costs beyond its body, in bytes: the structures around it and their share of the maps.
-pub(super) const RECORD_OVERHEAD: usize = 288;
+pub(super) const RECORD_OVERHEAD: usize = 240;
 
 /// A record as it is held.
 #[derive(Debug)]
@@ -66,17 +68,32 @@ pub(super) fn rank(record: &VerifiedProvider) -> u64 {
 
 impl KeyEntry {
     /// Where the record of `node` is, or where it would be.
+    ///
+    /// Ranks are hashes, so a place is guessed from the rank and walked to: one cache line where a binary search reads four. Ids
+    /// ground to crowd the ranks make it walk farther, at most the length of the list.
     pub(super) fn find(&self, rank: u64, node: &NodeId) -> Result<usize, usize> {
-        self.slots.binary_search_by(|slot| {
+        let compare = |slot: &Slot| {
             slot.rank.cmp(&rank).then_with(|| {
                 // Ranks whose first 64 bits agree are ground, not met by chance; the whole rank decides.
                 let record = &slot.stored.record;
                 if record.node_id() == node {
-                    return std::cmp::Ordering::Equal;
+                    return Ordering::Equal;
                 }
                 record.key().rank(record.node_id()).cmp(&record.key().rank(node))
             })
-        })
+        };
+        let mut at = ((u128::from(rank) * self.slots.len() as u128) >> 64) as usize;
+        while at > 0 && compare(&self.slots[at - 1]).is_ge() {
+            at -= 1;
+        }
+        while let Some(slot) = self.slots.get(at) {
+            match compare(slot) {
+                Ordering::Less => at += 1,
+                Ordering::Equal => return Ok(at),
+                Ordering::Greater => break,
+            }
+        }
+        Err(at)
     }
 
     /// Adds a record of a provider that is not in the list.

@@ -17,11 +17,13 @@ mod entry;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::BuildHasher,
     time::Instant,
 };
 
 use macula_wire::{NodeId, ServiceKey, SignedProvider, VerifiedProvider};
+use siphasher::sip::SipHasher13;
 
 pub(crate) use self::entry::supersedes;
 use self::entry::{KeyEntry, Slot, Stored, size_of};
@@ -30,6 +32,7 @@ use crate::{
     clock::{MAX_CLOCK_SKEW, Tick, millis, nanos},
     contact::{Contact, Subnet},
     message::Peek,
+    rng::Rng,
 };
 
 /// How much a store holds. Every limit is hard.
@@ -136,7 +139,10 @@ pub struct Usage {
 pub struct ProviderStore {
     clock: Clock,
     limits: StoreLimits,
-    keys: BTreeMap<ServiceKey, KeyEntry>,
+    /// Found by a hash that peers, who choose the keys, cannot predict.
+    keys: HashMap<ServiceKey, KeyEntry, Keyed>,
+    /// The same keys in ascending order.
+    order: BTreeSet<ServiceKey>,
     /// Remote records of each publisher.
     publishers: BTreeMap<NodeId, u32>,
     /// When each key next has something to drop: one element a key.
@@ -144,6 +150,25 @@ pub struct ProviderStore {
     usage: Usage,
     /// Records that changed and are not committed, when somebody wants to know.
     changes: Option<BTreeSet<(ServiceKey, NodeId)>>,
+}
+
+/// SipHash-1-3 with a key of this process (Aumasson and Bernstein, *SipHash: a fast short-input PRF*, 2012).
+#[derive(Debug, Clone)]
+struct Keyed([u64; 2]);
+
+impl Keyed {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        Self([rng.next(), rng.next()])
+    }
+}
+
+impl BuildHasher for Keyed {
+    type Hasher = SipHasher13;
+
+    fn build_hasher(&self) -> SipHasher13 {
+        SipHasher13::new_with_keys(self.0[0], self.0[1])
+    }
 }
 
 /// Whose record wants a place.
@@ -154,13 +179,14 @@ enum Newcomer {
 }
 
 impl ProviderStore {
-    /// An empty store.
+    /// An empty store. `seed` keys its hashes; give each process another, which nobody else knows.
     #[must_use]
-    pub fn new(clock: Clock, limits: StoreLimits) -> Self {
+    pub fn new(clock: Clock, limits: StoreLimits, seed: u64) -> Self {
         Self {
             clock,
             limits,
-            keys: BTreeMap::new(),
+            keys: HashMap::with_hasher(Keyed::new(seed)),
+            order: BTreeSet::new(),
             publishers: BTreeMap::new(),
             due: BTreeSet::new(),
             usage: Usage::default(),
@@ -222,7 +248,10 @@ impl ProviderStore {
             self.usage.bytes += size;
         }
         self.note_change(&key, record.node_id());
-        let entry = self.keys.entry(key).or_default();
+        let entry = self.keys.entry(key).or_insert_with(|| {
+            self.order.insert(key);
+            KeyEntry::default()
+        });
         if !local {
             entry.remote += 1;
             self.usage.keys += usize::from(entry.remote == 1);
@@ -285,7 +314,7 @@ impl ProviderStore {
 
     /// The keys from `from` on, in ascending order.
     pub fn keys_from(&self, from: &ServiceKey) -> impl Iterator<Item = &ServiceKey> {
-        self.keys.range(from..).map(|(key, _)| key)
+        self.order.range(from..)
     }
 
     /// Drops this node's own record of a key without a trace. For a record that was never published, or is being replaced.
@@ -311,6 +340,7 @@ impl ProviderStore {
                 entry.due = entry.slots.iter().map(|slot| slot.stored.retain).min().unwrap_or(0);
                 if entry.due == 0 {
                     self.keys.remove(&key);
+                    self.order.remove(&key);
                 } else {
                     self.due.insert((entry.due, key));
                 }
@@ -361,7 +391,10 @@ impl ProviderStore {
         let key = *record.key();
         let entry = self.keys.entry(key).or_default();
         let stored = &mut entry.slots[at].stored;
-        if stored.record.body() == record.body() && stored.record.signature() == record.signature() {
+        if stored.record.seq() == record.seq()
+            && stored.record.signature() == record.signature()
+            && stored.record.body() == record.body()
+        {
             return Ok(Inserted::Unchanged);
         }
         let local = matches!(origin, Origin::Local);
@@ -561,6 +594,7 @@ impl ProviderStore {
         {
             self.due.remove(&(entry.due, *key));
             self.keys.remove(key);
+            self.order.remove(key);
         }
     }
 }

@@ -54,15 +54,13 @@ fn from(subnet: u8) -> Contact {
 }
 
 fn store(start: Instant) -> ProviderStore {
-    ProviderStore::new(Clock::new(start, EPOCH_MS), StoreLimits::default())
+    ProviderStore::new(Clock::new(start, EPOCH_MS), StoreLimits::default(), 1)
 }
 
 /// Everything held, as bytes.
 fn contents(store: &ProviderStore) -> Vec<(ServiceKey, Vec<u8>, u64)> {
-    let slots = store
-        .keys
-        .iter()
-        .flat_map(|(key, entry)| entry.slots.iter().map(move |slot| (key, &slot.stored)));
+    let lists = store.order.iter().map(|key| (key, &store.keys[key]));
+    let slots = lists.flat_map(|(key, entry)| entry.slots.iter().map(move |slot| (key, &slot.stored)));
     slots
         .map(|(key, s)| (*key, s.record.body().to_vec(), s.retain))
         .collect()
@@ -145,7 +143,7 @@ proptest! {
             records_per_publisher: 2,
             local_records: 2,
         };
-        let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits);
+        let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits, 1);
         let own = node(0).node_id();
         let mut now = start;
         for (record, subnet, wait) in steps {
@@ -185,6 +183,7 @@ proptest! {
             prop_assert!(publishers.values().all(|&n| n as usize <= limits.records_per_publisher));
             let due: BTreeSet<_> = store.keys.iter().map(|(key, entry)| (entry.due, *key)).collect();
             prop_assert_eq!(&store.due, &due);
+            prop_assert_eq!(&store.order, &store.keys.keys().copied().collect());
         }
         store.expire(now + Duration::from_secs(86_400));
         prop_assert_eq!(store.usage(), Usage::default());
@@ -283,7 +282,7 @@ fn a_refresh_succeeds_at_full_capacity() {
         records_per_publisher: 1,
         local_records: 0,
     };
-    let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits);
+    let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits, 1);
     for n in 0..2 {
         store
             .insert(start, record(n, 0, 1, 100, false, "a"), Origin::Remote(&from(n)))
@@ -305,7 +304,7 @@ fn sybils_of_one_subnet_cannot_squat_a_key_by_renewing() {
         providers_per_key: 4,
         ..StoreLimits::default()
     };
-    let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits);
+    let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits, 1);
     let honest = node(5).node_id();
     for n in 0..4 {
         store
@@ -331,7 +330,7 @@ fn one_subnet_cannot_evict_others_by_varying_its_id() {
         providers_per_key: 4,
         ..StoreLimits::default()
     };
-    let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits);
+    let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits, 1);
     for n in 0..4 {
         store
             .insert(start, record(n, 0, 1, 100, false, "a"), Origin::Remote(&from(n)))
@@ -354,7 +353,7 @@ fn d10_own_records_are_reserved() {
         bytes: 1024,
         ..StoreLimits::default()
     };
-    let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits);
+    let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits, 1);
     for n in 0..2 {
         store
             .insert(start, record(n, 0, 1, 100, false, "a"), Origin::Remote(&from(n)))

@@ -3,13 +3,12 @@
 use macula_wire::NodeId;
 
 use super::{K, REPLACEMENTS};
-use crate::{Contact, contact::Subnet};
+use crate::Contact;
 
 /// A contact and what is remembered of it.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) contact: Contact,
-    pub(super) subnet: Subnet,
     /// When it last answered, in seconds since the table was made.
     pub(super) seen: u32,
     /// Requests failed since then.

@@ -156,19 +156,17 @@ impl RoutingTable {
         let bucket = &mut self.buckets[position];
         if let Some(at) = bucket.position(contact.node_id()) {
             // The address may have changed; a subnet that has no room keeps the old one, which is known to answer too.
-            let moved = bucket.entries[at].subnet != subnet;
+            let moved = bucket.entries[at].contact.subnet() != subnet;
             let admitted = !moved || self.admits(Some(&self.buckets[position]), subnet);
             let bucket = &mut self.buckets[position];
             if admitted {
                 bucket.entries[at].contact = contact;
-                bucket.entries[at].subnet = subnet;
             }
             bucket.touch(at, seen);
             return Insertion::Refreshed;
         }
         let entry = Entry {
             contact,
-            subnet,
             seen,
             failures: 0,
             checking: false,
@@ -266,7 +264,13 @@ impl RoutingTable {
         if !subnet.is_limited() {
             return true;
         }
-        let count = |bucket: &Bucket| bucket.entries.iter().filter(|entry| entry.subnet == subnet).count();
+        let count = |bucket: &Bucket| {
+            bucket
+                .entries
+                .iter()
+                .filter(|entry| entry.contact.subnet() == subnet)
+                .count()
+        };
         bucket.map_or(0, count) < self.diversity.per_bucket
             && self.buckets.iter().map(count).sum::<usize>() < self.diversity.per_table
     }
@@ -277,7 +281,7 @@ impl RoutingTable {
         let mut at = self.buckets[position].replacements.len();
         while at > 0 && self.buckets[position].entries.len() < K {
             at -= 1;
-            let subnet = self.buckets[position].replacements[at].subnet;
+            let subnet = self.buckets[position].replacements[at].contact.subnet();
             if self.admits(Some(&self.buckets[position]), subnet) {
                 let bucket = &mut self.buckets[position];
                 let entry = bucket.replacements.remove(at);

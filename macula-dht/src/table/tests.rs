@@ -34,9 +34,9 @@ fn check_invariants(table: &RoutingTable) {
         let mut of_bucket = std::collections::BTreeMap::<_, usize>::new();
         for entry in &bucket.entries {
             entries += 1;
-            if entry.subnet.is_limited() {
-                *subnets.entry(entry.subnet).or_default() += 1;
-                *of_bucket.entry(entry.subnet).or_default() += 1;
+            if entry.contact.subnet().is_limited() {
+                *subnets.entry(entry.contact.subnet()).or_default() += 1;
+                *of_bucket.entry(entry.contact.subnet()).or_default() += 1;
             }
         }
         assert!(of_bucket.values().all(|&n| n <= table.diversity.per_bucket));

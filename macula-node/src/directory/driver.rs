@@ -3,7 +3,7 @@
 //! **Invariant:** every effect is performed in the one match of [`Driver::perform`], and nothing else decides anything.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,26 +11,32 @@ use std::{
 use macula_dht::{Config, Dht, Event, Memory, Output, QueryId, QueryResult, Request, RequestFailed, Role, Want};
 use macula_rpc::{Provider, ResolveError};
 use macula_transport::{Identity, Pool};
-use macula_wire::{Advertisement, Realm, SecretKey, ServiceKey};
+use macula_wire::{Advertisement, Realm, SecretKey, ServiceKey, VerifiedProvider};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::MissedTickBehavior,
 };
 
 use super::{
-    Command, Directory, PublishReport, Shared, WithdrawReport,
+    Command, Directory, LookupReply, PublishReport, Shared, Wait, WithdrawReport,
     join::{Joining, Progress, Reached},
+    neighbours::Neighbours,
     requests::{self, Done},
 };
 use crate::BootstrapAddr;
 
 /// Requests on their way at a time; the core is told that those beyond it timed out, and asks again later.
 const MAX_REQUESTS: usize = 1024;
+/// How often it is looked whether a connection to a neighbour was lost.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long after the first provider a call waits for others: the nodes that hold a key's list hold all of it, and one that
+/// does not answer should not hold up a call.
+const ENOUGH_AFTER: Duration = Duration::from_millis(100);
 /// Commands taken before the core is drained.
 const COMMANDS_AT_ONCE: usize = 64;
 
 type Core = Dht<SecretKey, Memory>;
-type LookupReply = oneshot::Sender<Result<Arc<[Provider]>, ResolveError>>;
 
 /// The core, and who waits for what.
 pub(crate) struct Driver {
@@ -38,12 +44,50 @@ pub(crate) struct Driver {
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     joining: Joining,
-    /// Lookups under way by number, and who waits for each; one a key.
-    lookups: HashMap<QueryId, (ServiceKey, Vec<LookupReply>)>,
+    /// Lookups under way by number; one a key.
+    lookups: HashMap<QueryId, Lookup>,
     advertising: HashMap<ServiceKey, Vec<oneshot::Sender<Result<PublishReport, macula_dht::AdvertiseError>>>>,
     withdrawing: HashMap<ServiceKey, Vec<oneshot::Sender<WithdrawReport>>>,
     requests: JoinSet<Done>,
+    neighbours: Neighbours,
     timeouts: Timeouts,
+}
+
+/// A lookup under way, and who waits for it.
+struct Lookup {
+    key: ServiceKey,
+    /// Callers that take what has been found when [`Lookup::enough_at`] has come.
+    hurried: Vec<LookupReply>,
+    /// Callers that wait for the whole list.
+    patient: Vec<LookupReply>,
+    found: BTreeMap<[u8; 32], VerifiedProvider>,
+    /// When those found so far are enough for a call; not before there is one.
+    enough_at: Option<Instant>,
+}
+
+impl Lookup {
+    /// What has been found, in the list's order.
+    fn so_far(&self) -> Arc<[Provider]> {
+        self.found.values().filter_map(super::provider).collect()
+    }
+
+    fn add(&mut self, now: Instant, batch: Vec<VerifiedProvider>) {
+        for record in batch {
+            let rank = self.key.rank(record.node_id());
+            if record.is_withdrawn() {
+                self.found.remove(&rank);
+            } else {
+                self.found.insert(rank, record);
+            }
+        }
+        if !self.found.is_empty() {
+            self.enough_at.get_or_insert(now + ENOUGH_AFTER);
+        }
+    }
+
+    fn is_enough(&self, now: Instant) -> bool {
+        self.enough_at.is_some_and(|at| at <= now)
+    }
 }
 
 /// How long the network is given.
@@ -96,6 +140,7 @@ impl Driver {
             advertising: HashMap::new(),
             withdrawing: HashMap::new(),
             requests: JoinSet::new(),
+            neighbours: Neighbours::default(),
             timeouts,
         };
         (directory, driver, watched, reached)
@@ -112,18 +157,26 @@ impl Driver {
 
     /// Runs until every [`Directory`] is gone.
     pub(crate) async fn run(mut self, pool: Pool) {
-        if self.joining.is_alone() {
+        let seeds = self.joining.seeds(self.core.node_id());
+        if seeds.is_empty() {
             self.joining.joined(0, std::iter::empty());
         } else {
-            self.core.bootstrap(now(), self.joining.seeds());
+            self.core.bootstrap(now(), seeds);
         }
         let mut batch = Vec::with_capacity(COMMANDS_AT_ONCE);
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             while let Some(output) = self.core.poll_output() {
                 self.perform(output, &pool);
             }
             self.publish_stats();
-            let due = self.core.poll_timeout();
+            let enough = self
+                .lookups
+                .values()
+                .filter(|lookup| !lookup.hurried.is_empty())
+                .filter_map(|l| l.enough_at);
+            let due = enough.chain(self.core.poll_timeout()).min();
             tokio::select! {
                 biased;
                 Some(done) = self.requests.join_next(), if !self.requests.is_empty() => {
@@ -138,9 +191,32 @@ impl Driver {
                     }
                     batch.drain(..).for_each(|command| self.obey(command));
                 }
+                _ = look.tick() => {
+                    // A node that was restarted has forgotten what it held; one that is gone is found out early.
+                    for contact in self.neighbours.due(now()) {
+                        self.joining.lost(contact.node_id());
+                        self.core.add_contact(now(), contact);
+                    }
+                    if self.joining.is_time_to_try(now()) {
+                        self.core.bootstrap(now(), self.joining.seeds(self.core.node_id()));
+                    }
+                }
                 () = sleep_until(due) => {}
             }
             self.core.handle_timeout(now());
+            self.answer_the_hurried(now());
+        }
+    }
+
+    /// Gives the callers who wait for a provider those that have been found.
+    fn answer_the_hurried(&mut self, now: Instant) {
+        for lookup in self.lookups.values_mut() {
+            if !lookup.hurried.is_empty() && lookup.is_enough(now) {
+                let providers = lookup.so_far();
+                for reply in lookup.hurried.drain(..) {
+                    let _ = reply.send(Ok(Arc::clone(&providers)));
+                }
+            }
         }
     }
 
@@ -208,16 +284,27 @@ impl Driver {
             }
             Event::JoinFailed { retry_in } => self.joining.failed(retry_in),
             Event::BackendFailed(error) => tracing::warn!(%error, "the directory cannot be kept"),
-            // Batches are part of the final answer too.
-            _ => {}
+            Event::Providers { query, batch } => {
+                if let Some(lookup) = self.lookups.get_mut(&query) {
+                    lookup.add(now(), batch);
+                }
+            }
+            other => tracing::debug!(?other, "news of a later version of the core"),
         }
     }
 
     fn take(&mut self, done: Done) {
         match done {
-            Done::Replied { id, result, cause, to } => {
-                self.joining.exchanged(&to, cause);
+            Done::Replied { id, result, end, to } => {
+                self.joining.exchanged(&to, end.as_ref().err());
+                if let Ok(connection) = end {
+                    self.neighbours.talked_to(to, connection);
+                }
                 self.core.handle_response(now(), id, result);
+                // Nobody has to find this node, so whoever answered first is mesh enough.
+                if !self.core.table().is_empty() && self.core.advertised().next().is_none() {
+                    self.joining.can_ask(self.core.table().len());
+                }
             }
             Done::Identified { id, endpoint, peer } => {
                 let peer = peer.as_deref().map_err(Clone::clone);
@@ -236,7 +323,7 @@ impl Driver {
                 // The peer may have gone.
                 let _ = reply.send(response.encode());
             }
-            Command::Lookup { key, reply } => self.look_up(key, reply),
+            Command::Lookup { key, wait } => self.look_up(key, wait),
             Command::Advertise {
                 key,
                 advertisement,
@@ -246,6 +333,11 @@ impl Driver {
                 Err(error) => drop(reply.send(Err(error))),
             },
             Command::Withdraw { key, reply } => {
+                // A publication that was under way ends here, without an event of its own.
+                self.joining.published(&key);
+                for reply in self.advertising.remove(&key).into_iter().flatten() {
+                    let _ = reply.send(Ok(PublishReport::default()));
+                }
                 self.withdrawing.entry(key).or_default().push(reply);
                 self.core.withdraw(now(), key);
             }
@@ -253,25 +345,40 @@ impl Driver {
     }
 
     /// Starts a lookup, or joins the one under way for the key.
-    fn look_up(&mut self, key: ServiceKey, reply: Option<LookupReply>) {
-        if let Some((_, waiting)) = self.lookups.values_mut().find(|(of, _)| *of == key) {
-            waiting.extend(reply);
-            return;
-        }
-        match self.core.start_lookup(now(), key, Want::All) {
-            Ok(query) => drop(self.lookups.insert(query, (key, reply.into_iter().collect()))),
-            Err(error) => {
-                tracing::warn!(%error, "a lookup was not started");
-                self.shared.cache().found.abandon(&key);
-                reply
-                    .into_iter()
-                    .for_each(|reply| drop(reply.send(Err(ResolveError::Unreachable))));
-            }
+    fn look_up(&mut self, key: ServiceKey, wait: Wait) {
+        let query = match self.lookups.iter().find(|(_, lookup)| lookup.key == key) {
+            Some((query, _)) => *query,
+            None => match self.core.start_lookup(now(), key, Want::All) {
+                Ok(query) => query,
+                Err(error) => {
+                    tracing::warn!(%error, "a lookup was not started");
+                    self.shared.cache().found.abandon(&key);
+                    if let Wait::Enough(reply) | Wait::Whole(reply) = wait {
+                        let _ = reply.send(Err(ResolveError::Unreachable));
+                    }
+                    return;
+                }
+            },
+        };
+        let lookup = self.lookups.entry(query).or_insert_with(|| Lookup {
+            key,
+            hurried: Vec::new(),
+            patient: Vec::new(),
+            found: BTreeMap::new(),
+            enough_at: None,
+        });
+        match wait {
+            Wait::Enough(reply) => lookup.hurried.push(reply),
+            Wait::Whole(reply) => lookup.patient.push(reply),
+            Wait::Nothing => {}
         }
     }
 
     fn finish(&mut self, query: QueryId, result: QueryResult) {
-        let Some((key, waiting)) = self.lookups.remove(&query) else {
+        let Some(Lookup {
+            key, hurried, patient, ..
+        }) = self.lookups.remove(&query)
+        else {
             return;
         };
         let mut cache = self.shared.cache();
@@ -288,7 +395,9 @@ impl Driver {
             cache.found.insert(now(), &key, providers);
             read
         });
-        waiting.into_iter().for_each(|reply| drop(reply.send(answer.clone())));
+        for reply in hurried.into_iter().chain(patient) {
+            let _ = reply.send(answer.clone());
+        }
     }
 
     fn publish_stats(&self) {

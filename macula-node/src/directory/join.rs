@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use macula_dht::{Contact, Seed};
@@ -16,7 +16,7 @@ use macula_wire::{Endpoint, NodeId, ServiceKey};
 use tokio::sync::watch;
 
 use super::requests;
-use crate::BootstrapAddr;
+use crate::{BootstrapAddr, MAX_BOOTSTRAP};
 
 /// A node that was reached by an address without an id.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +51,9 @@ pub enum JoinCause {
     /// It did not answer.
     #[error("it did not answer within {0:?}: is the node running, and the UDP port open?")]
     NoAnswer(Duration),
+    /// It is this node.
+    #[error("it is this node itself, or another one that uses the same identity file")]
+    Myself,
     /// It is a client, which knows no mesh.
     #[error("it is a client; name a node that was started with `macula node`")]
     Client,
@@ -87,6 +90,9 @@ impl Reached {
     fn add(&self, contact: &Contact) {
         let mut reached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         reached.retain(|known| known.node_id != *contact.node_id());
+        if reached.len() == MAX_BOOTSTRAP {
+            reached.remove(0);
+        }
         reached.push(Provider::new(*contact.node_id(), contact.endpoints().iter().cloned()));
     }
 }
@@ -106,7 +112,13 @@ pub(super) struct Joining {
     failure: Option<JoinError>,
     /// Services that are to be published before this node calls itself ready.
     unpublished: Option<BTreeSet<ServiceKey>>,
+    /// A bootstrap node has been lost, or could not be reached.
+    try_again: bool,
+    tried: Option<Instant>,
 }
+
+/// How often the bootstrap addresses are tried again while one of them does not answer.
+const TRY_AGAIN_EVERY: Duration = Duration::from_secs(30);
 
 impl Joining {
     pub(super) fn new(bootstrap: Vec<BootstrapAddr>, progress: watch::Sender<Progress>, reached: Reached) -> Self {
@@ -117,21 +129,53 @@ impl Joining {
             report: JoinReport::default(),
             failure: None,
             unpublished: None,
+            try_again: false,
+            tried: None,
         }
     }
 
-    /// What the core starts from.
-    pub(super) fn seeds(&self) -> Vec<Seed> {
+    /// What the core starts from: nothing for a node that is its own mesh, or named in a list that all nodes share.
+    pub(super) fn seeds(&self, own: &NodeId) -> Vec<Seed> {
         let seed = |address: &BootstrapAddr| match address.node_id {
-            Some(id) => Seed::Known(Contact::new(id, [address.endpoint.clone()])),
-            None => Seed::At(address.endpoint.clone()),
+            Some(id) if id == *own => None,
+            Some(id) => Some(Seed::Known(Contact::new(id, [address.endpoint.clone()]))),
+            None => Some(Seed::At(address.endpoint.clone())),
         };
-        self.bootstrap.iter().map(seed).collect()
+        self.bootstrap.iter().filter_map(seed).collect()
     }
 
-    /// A node without bootstrap addresses is its own mesh.
-    pub(super) fn is_alone(&self) -> bool {
-        self.bootstrap.is_empty()
+    /// A node that nobody has to find can ask the mesh: it is in it.
+    pub(super) fn can_ask(&mut self, contacts: usize) {
+        if !matches!(*self.progress.borrow(), Some(Ok(_))) {
+            self.report.contacts = contacts;
+            self.progress.send_replace(Some(Ok(self.report.clone())));
+        }
+    }
+
+    /// The connection to a node broke.
+    pub(super) fn lost(&mut self, node: &NodeId) {
+        if self
+            .reached
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .any(|known| known.node_id == *node)
+        {
+            self.try_again = true;
+        }
+    }
+
+    /// Whether the bootstrap addresses are to be tried again: a node that was lost may be there again under another key, and
+    /// know nobody. At most once in [`TRY_AGAIN_EVERY`], until every one has answered.
+    pub(super) fn is_time_to_try(&mut self, now: Instant) -> bool {
+        let due = self.tried.is_none_or(|tried| tried + TRY_AGAIN_EVERY <= now);
+        if self.try_again && due {
+            self.tried = Some(now);
+            self.try_again = false;
+            return true;
+        }
+        false
     }
 
     /// The node is in the mesh once `services` are published there.
@@ -170,27 +214,23 @@ impl Joining {
         match peer {
             Ok(peer) if peer.role == Role::Client => self.unreachable(address, JoinCause::Client),
             Ok(peer) => {
-                let trusted = TrustedPeer {
-                    node_id: peer.node_id,
-                    endpoint: endpoint.clone(),
-                };
-                if !self.report.trusted_on_first_use.contains(&trusted) {
-                    tracing::info!(node_id = %peer.node_id, %endpoint, "trusted on first use");
-                    self.report.trusted_on_first_use.push(trusted);
-                }
+                self.trust(peer.node_id, endpoint);
                 let contact = requests::contact(peer, Some(endpoint));
                 self.reached.add(&contact);
                 return Some(contact);
             }
-            // A list of bootstrap nodes that all share names each of them to itself.
-            Err(JoinCause::Dial(error)) if matches!(*error, DialError::Myself { .. }) => {}
+            // A list of bootstrap nodes that all share names each of them to itself: no failure beside others.
+            Err(JoinCause::Dial(error)) if matches!(*error, DialError::Myself { .. }) => {
+                let source = JoinCause::Myself;
+                self.failure.get_or_insert(JoinError::Unreachable { address, source });
+            }
             Err(cause) => self.unreachable(address, cause),
         }
         None
     }
 
     /// A peer was asked something: remembered when it is a bootstrap node.
-    pub(super) fn exchanged(&mut self, to: &Contact, cause: Option<JoinCause>) {
+    pub(super) fn exchanged(&mut self, to: &Contact, cause: Option<&JoinCause>) {
         let known = self
             .bootstrap
             .iter()
@@ -199,14 +239,34 @@ impl Joining {
             (Some(_), None) => self.reached.add(to),
             (Some(address), Some(cause)) => {
                 let address = address.clone();
-                self.unreachable(address, cause);
+                self.unreachable(address, cause.clone());
             }
             (None, _) => {}
         }
     }
 
+    /// Notes who answered at an address without an id, and warns when it was somebody else before.
+    fn trust(&mut self, node_id: NodeId, endpoint: &Endpoint) {
+        let trusted = &mut self.report.trusted_on_first_use;
+        match trusted.iter_mut().find(|known| known.endpoint == *endpoint) {
+            Some(known) if known.node_id == node_id => {}
+            Some(known) => {
+                tracing::warn!(%endpoint, before = %known.node_id, now = %node_id, "another node answers at a bootstrap address; pin its id if that is not expected");
+                known.node_id = node_id;
+            }
+            None => {
+                tracing::info!(%node_id, %endpoint, "trusted on first use");
+                trusted.push(TrustedPeer {
+                    node_id,
+                    endpoint: endpoint.clone(),
+                });
+            }
+        }
+    }
+
     fn unreachable(&mut self, address: BootstrapAddr, source: JoinCause) {
         tracing::debug!(%address, error = %source, "a bootstrap node was not reached");
+        self.try_again = true;
         self.failure = Some(JoinError::Unreachable { address, source });
     }
 }

@@ -5,6 +5,7 @@
 
 mod driver;
 mod join;
+mod neighbours;
 mod requests;
 
 use std::{
@@ -115,6 +116,18 @@ fn provider(record: &VerifiedProvider) -> Option<Provider> {
     )
 }
 
+pub(crate) type LookupReply = oneshot::Sender<Result<Arc<[Provider]>, ResolveError>>;
+
+/// What somebody who has a key looked up waits for.
+pub(crate) enum Wait {
+    /// Some providers: a call is to be made.
+    Enough(LookupReply),
+    /// The whole list.
+    Whole(LookupReply),
+    /// The cache is refreshed behind a call.
+    Nothing,
+}
+
 /// What a caller asks of the task.
 enum Command {
     /// Answer a peer's request.
@@ -124,10 +137,7 @@ enum Command {
         reply: oneshot::Sender<Bytes>,
     },
     /// Look a key up, and put what is found into the cache.
-    Lookup {
-        key: ServiceKey,
-        reply: Option<oneshot::Sender<Result<Arc<[Provider]>, ResolveError>>>,
-    },
+    Lookup { key: ServiceKey, wait: Wait },
     /// Publish this node under a key.
     Advertise {
         key: ServiceKey,
@@ -205,7 +215,15 @@ impl Directory {
         };
         match found {
             Some(providers) => {
-                if refresh && self.commands.try_send(Command::Lookup { key, reply: None }).is_err() {
+                if refresh
+                    && self
+                        .commands
+                        .try_send(Command::Lookup {
+                            key,
+                            wait: Wait::Nothing,
+                        })
+                        .is_err()
+                {
                     self.shared.cache().found.abandon(&key);
                 }
                 Ok(Resolved {
@@ -215,10 +233,12 @@ impl Directory {
             }
             None => {
                 let (reply, answer) = oneshot::channel();
-                let lookup = Command::Lookup {
-                    key,
-                    reply: Some(reply),
+                let wait = if options.force_refresh {
+                    Wait::Whole(reply)
+                } else {
+                    Wait::Enough(reply)
                 };
+                let lookup = Command::Lookup { key, wait };
                 self.commands.send(lookup).await.map_err(|_| ResolveError::Closed)?;
                 let providers = answer.await.map_err(|_| ResolveError::Closed)??;
                 Ok(Resolved {

@@ -11,11 +11,11 @@ use super::JoinCause;
 
 /// What came of a request.
 pub(super) enum Done {
-    /// A reply, or why there is none; and for a person why the peer could not be reached.
+    /// A reply, or why there is none; and the connection it came over, or for a person why there was none.
     Replied {
         id: RequestId,
         result: Result<Reply, RequestFailed>,
-        cause: Option<JoinCause>,
+        end: Result<Connection, JoinCause>,
         to: Contact,
     },
     /// Who listens at an endpoint, or why nobody does.
@@ -36,13 +36,13 @@ pub(super) async fn send(pool: Pool, id: RequestId, to: Contact, body: Bytes, wi
             .map_err(Failed::Request)?;
         Ok((reply, connection))
     };
-    let (result, cause) = match tokio::time::timeout(within, exchange).await {
-        Ok(Ok((reply, connection))) => (Ok(read(reply, &connection)), None),
-        Ok(Err(Failed::Dial(error))) => (Err(RequestFailed::Unreachable), Some(JoinCause::Dial(Arc::new(error)))),
-        Ok(Err(Failed::Request(error))) => (Err(failure(&error)), Some(JoinCause::Request(Arc::new(error)))),
-        Err(_) => (Err(RequestFailed::TimedOut), Some(JoinCause::NoAnswer(within))),
+    let (result, end) = match tokio::time::timeout(within, exchange).await {
+        Ok(Ok((reply, connection))) => (Ok(read(reply, &connection)), Ok(connection)),
+        Ok(Err(Failed::Dial(error))) => (Err(RequestFailed::Unreachable), Err(JoinCause::Dial(Arc::new(error)))),
+        Ok(Err(Failed::Request(error))) => (Err(failure(&error)), Err(JoinCause::Request(Arc::new(error)))),
+        Err(_) => (Err(RequestFailed::TimedOut), Err(JoinCause::NoAnswer(within))),
     };
-    Done::Replied { id, result, cause, to }
+    Done::Replied { id, result, end, to }
 }
 
 /// Finds out who listens at an endpoint.

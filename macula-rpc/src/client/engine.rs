@@ -14,8 +14,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Loss, Output, Refusal, StopReason};
-use macula_transport::{CallReply, CallRequest, Connection, DialError, Metadata, Unknown};
+use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Link, Loss, Output, Refusal, StopReason};
+use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Unknown};
 use macula_wire::{NodeId, ServiceName, StatusCode};
 use tracing::{Instrument as _, Span};
 
@@ -35,6 +35,10 @@ use crate::{
 
 /// How much before the end of its time a provider's "deadline exceeded" is taken for that end: two clocks are never the same.
 const CLOCK_SLACK: Duration = Duration::from_millis(2);
+
+/// How much longer than its attempt a call is let run on the wire: timers are a millisecond coarse, and one that fired a moment
+/// before the call's deadline would look like a provider that failed in time for another.
+const TIMER_SLACK: Duration = Duration::from_millis(10);
 
 /// What is done with a connection once there is one.
 pub(super) trait Exchange: Sync {
@@ -229,7 +233,7 @@ impl<'a, X: Exchange> Job<'a, X> {
             let metadata = traced.as_ref().or(self.options.metadata.as_ref());
             let mut request = CallRequest::new(self.service, self.payload.clone())
                 .with_method(&self.options.method)
-                .with_timeout(until.saturating_duration_since(now()))
+                .with_timeout(until.saturating_duration_since(now()) + TIMER_SLACK)
                 .with_route(self.source == AnswerSource::Router);
             if let Some(metadata) = metadata {
                 request = request.with_metadata(metadata);
@@ -387,11 +391,18 @@ impl<X: Exchange> Driver<'_, X> {
                 (fate, Some(cause))
             }
             Err(failure) => {
-                let (fate, cause) = failed(failure, took)?;
+                let (fate, cause) = failed(failure, took, self.job.source)?;
                 (fate, Some(cause))
             }
         };
         let failed = cause.is_some();
+        // A restarted peer says so itself: it is there, on its port, and only the old connection is of no use.
+        let restarted = matches!(&cause, Some(Cause::Lost(reason)) if is_restart(reason.as_ref()));
+        let provider = self
+            .log
+            .get(attempt)
+            .map(|tried| tried.provider.node_id)
+            .filter(|_| restarted);
         if let Some(tried) = self.log.get_mut(attempt) {
             observe::record_attempt(&tried.span, cause.as_ref());
             tried.span = Span::none();
@@ -399,6 +410,9 @@ impl<X: Exchange> Driver<'_, X> {
         }
         let mut state = self.balanced.lock();
         self.call.on_result(now, &mut state.balancer, attempt, fate);
+        if let Some(provider) = provider {
+            state.balancer.set_link(now, &provider, Link::Up);
+        }
         if failed && !self.job.exchange.may_repeat() {
             return Err(CallError::NotRetried {
                 service: self.job.service.clone(),
@@ -468,7 +482,7 @@ impl<X: Exchange> Driver<'_, X> {
 }
 
 /// The fate of an attempt without a status; an error when no provider could have taken the request.
-fn failed(failure: Failure, took: Duration) -> Result<(Fate, Cause), CallError> {
+fn failed(failure: Failure, took: Duration, source: AnswerSource) -> Result<(Fate, Cause), CallError> {
     use macula_transport::CallError as Transport;
 
     Ok(match failure {
@@ -481,7 +495,7 @@ fn failed(failure: Failure, took: Duration) -> Result<(Fate, Cause), CallError> 
             pushback: asked,
         }) => {
             let fate = Fate::Refused {
-                reason: refusal(status),
+                reason: refusal(status, source),
                 pushback: asked.map(pushback),
             };
             (fate, Cause::Refused(Status::new(status, message)))
@@ -491,6 +505,10 @@ fn failed(failure: Failure, took: Duration) -> Result<(Fate, Cause), CallError> 
         }
         Failure::Call(Transport::Unknown(reason)) => {
             (Fate::Unknown(Loss::ConnectionLost), Cause::Lost(Arc::new(reason)))
+        }
+        // One provider that takes less than the rest is passed over; the call is only wrong when nobody would take it.
+        Failure::Call(error @ Transport::TooLarge { bytes, .. }) if bytes <= Limits::default().max_message_bytes => {
+            (Fate::NotSent, Cause::NotSent(Arc::new(error)))
         }
         Failure::Call(Transport::TooLarge { bytes, limit }) => {
             return Err(CallError::RequestTooLarge { size: bytes, limit });
@@ -507,8 +525,14 @@ fn pushback(asked: macula_transport::Pushback) -> macula_select::Pushback {
     }
 }
 
-fn refusal(status: StatusCode) -> Refusal {
+fn is_restart(reason: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(reason.downcast_ref(), Some(Unknown::Lost(Lost::Restarted)))
+}
+
+fn refusal(status: StatusCode, source: AnswerSource) -> Refusal {
     match status {
+        // A router that finds nobody is a router that works.
+        StatusCode::NotFound if source == AnswerSource::Router => Refusal::Overloaded,
         StatusCode::Unimplemented | StatusCode::NotFound => Refusal::NoSuchService,
         StatusCode::Unavailable => Refusal::Draining,
         _ => Refusal::Overloaded,

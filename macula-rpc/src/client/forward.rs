@@ -1,7 +1,6 @@
 //! The router's part: a call that a peer asks to have passed on, once.
 
-use std::time::Instant;
-
+use macula_select::RetryPolicy;
 use macula_transport::IncomingCall;
 use macula_wire::StatusCode;
 
@@ -12,7 +11,9 @@ impl Client {
     /// Passes a peer's call on to a provider that the directory gives. It is not passed on again from there.
     pub(crate) async fn forward(&self, call: IncomingCall) -> Result<Response, Status> {
         let options = Options {
-            timeout: Some(call.deadline().saturating_duration_since(Instant::now())),
+            timeout: Some(call.deadline().saturating_duration_since(super::engine::now())),
+            // Whether it may run twice is the caller's to say, who hears of everything that may have run.
+            policy: RetryPolicy::NeverProcessed,
             method: call.method().to_owned(),
             metadata: Some(call.metadata().clone()),
             may_run_here: false,

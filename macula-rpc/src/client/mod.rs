@@ -68,6 +68,7 @@ struct Defaults {
     timeout: Duration,
     attempt_timeout: Duration,
     zone: Option<Zone>,
+    budget: macula_select::BudgetConfig,
 }
 
 /// The nodes that pass a call on when the directory gives no answer: the bootstrap nodes this node is connected to.

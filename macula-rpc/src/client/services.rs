@@ -12,7 +12,7 @@ use macula_wire::{NodeId, ServiceName};
 use super::Defaults;
 use crate::{Provider, observe::Meters};
 
-/// Services whose health and rotation are remembered at a time; a client that calls more of them forgets those that have no
+/// Services whose health and rotation are remembered at a time; a client that calls more of them forgets one that has no
 /// call running.
 pub const MAX_SERVICES: usize = 4096;
 
@@ -48,7 +48,10 @@ impl Services {
             return Arc::clone(known);
         }
         if services.len() >= MAX_SERVICES {
-            services.retain(|_, service| Arc::strong_count(service) > 1);
+            // One makes room, not all: names that peers make up must not cost this client what it knows.
+            let idle = services.iter().find(|(_, service)| Arc::strong_count(service) == 1);
+            let idle = idle.map(|(name, _)| name.clone());
+            idle.and_then(|name| services.remove(&name));
         }
         // Each service its own sequence: callers that start together do not pick in step.
         let seed = self.seed ^ (services.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -56,7 +59,9 @@ impl Services {
             balanced: Balanced::new(&self.defaults, seed),
             meters: Meters::new(service),
         });
-        services.insert(service.clone(), Arc::clone(&fresh));
+        if services.len() < MAX_SERVICES {
+            services.insert(service.clone(), Arc::clone(&fresh));
+        }
         fresh
     }
 
@@ -86,6 +91,7 @@ impl Balanced {
         let config = BalancerConfig {
             strategy: defaults.strategy,
             locality,
+            budget: defaults.budget,
             ..BalancerConfig::default()
         };
         let state = State {

@@ -471,3 +471,54 @@ fn a_name_is_served_once() {
     server.serve(name(), handler).unwrap();
     assert_eq!(server.services(), [name()]);
 }
+
+/// F6: a router does not run twice what its caller may not have run twice.
+#[tokio::test]
+async fn f6_a_routed_call_runs_once_and_its_answer_is_the_providers() {
+    let providers = [
+        Peer::failing(StatusCode::Internal).await,
+        Peer::failing(StatusCode::Internal).await,
+    ];
+    let router = Peer::bare(Server::new()).await;
+    let onward = Client::builder(&router.endpoint, directory(&providers)).build();
+    router.server.route_through(&onward);
+    let (_endpoint, builder) = caller(Down).await;
+    let client = builder.routers(Via(router.provider())).build();
+    let call = client.request(name()).retry_policy(RetryPolicy::NeverProcessed);
+    let error = call.send("x").await.unwrap_err();
+    assert!(
+        matches!(&error, CallError::Answered { status, .. } if status.code() == StatusCode::Internal),
+        "{error}"
+    );
+    assert_eq!(providers[0].calls() + providers[1].calls(), 1);
+}
+
+/// A provider that takes less than the others is passed over.
+#[tokio::test]
+async fn a_provider_that_takes_only_small_requests_does_not_fail_the_call() {
+    let limits = macula_transport::Limits {
+        max_message_bytes: 16,
+        ..macula_transport::Limits::default()
+    };
+    let config = macula_transport::Config::new(macula_transport::Identity::generate().unwrap())
+        .with_listen("127.0.0.1:0".parse().unwrap())
+        .with_limits(limits);
+    let server = Server::new();
+    let small = macula_transport::Endpoint::bind(config, server.clone()).await.unwrap();
+    let known = Provider::new(small.node_id(), [small.local_addr().try_into().unwrap()]);
+    let peer = Peer::echo().await;
+    let resolver = StaticResolver::new().with_service(name(), [known, peer.provider()]);
+    let (_endpoint, builder) = caller(resolver).await;
+    let client = builder.strategy(Strategy::First).build();
+    let answer = client.request(name()).send(vec![7; 1000]).await.unwrap();
+    assert_eq!(answer.provider().unwrap().node_id, peer.id());
+}
+
+#[tokio::test]
+async fn a_timeout_of_for_ever_is_cut_to_a_day() {
+    let peers = [Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let call = builder.build().request(name());
+    let call = call.timeout(Duration::MAX).attempt_timeout(Duration::MAX);
+    assert_eq!(call.send("x").await.unwrap().payload(), "x");
+}

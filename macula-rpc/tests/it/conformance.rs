@@ -399,7 +399,7 @@ async fn f7_a_timeout_on_a_sleeping_server_ends_both_sides() {
     let mut request = Request::new(Empty {});
     request.set_timeout(Duration::from_millis(100));
     let error = mesh.stub().sleep(request).await.unwrap_err();
-    assert_eq!(error.code(), Code::DeadlineExceeded);
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
     assert_eq!(mesh.sleeping.recv().await, Some("started"));
     assert_eq!(mesh.sleeping.recv().await, Some("dropped"));
 }

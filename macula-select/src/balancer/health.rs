@@ -7,6 +7,7 @@
 //!     │                     probe succeeded           │ probe failed                ▼        │ no verdict, or
 //!     └───────────────────────────────────────────────┴────────────────────────  Probing ────┘ lost: expired
 //! ```
+//! A connection that comes up ends an ejection early, in `HalfOpen`, not in `Closed`.
 //! Only the probe of the current epoch moves a provider out of `Probing`; stragglers from before the ejection count in
 //! the window and decide nothing.
 

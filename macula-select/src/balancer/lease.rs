@@ -14,6 +14,8 @@ pub(crate) struct Handle {
 /// It counts as a call in flight from the pick until [`Balancer::report`](crate::Balancer::report) consumes it. It
 /// cannot be copied, so it cannot be reported twice; one that is dropped counts as in flight for ever.
 #[derive(Debug, PartialEq, Eq)]
+// Only the exhaustive tests copy leases, with the whole world they are part of.
+#[cfg_attr(test, derive(Clone))]
 #[must_use = "report it, or the provider looks busy for ever"]
 pub struct Lease {
     pub(crate) handle: Handle,

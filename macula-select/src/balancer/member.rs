@@ -72,6 +72,8 @@ pub(crate) struct Cold<K> {
     /// Reported load in percent.
     pub(crate) load: u8,
     pub(crate) ejections: u8,
+    /// Samples in a row that were cut short.
+    pub(crate) cut_short: u8,
     pub(crate) circuit: Circuit,
     pub(crate) remote: bool,
     pub(crate) ramping: bool,
@@ -94,6 +96,7 @@ impl<K> Cold<K> {
             weight: 1,
             load: 0,
             ejections: 0,
+            cut_short: 0,
             circuit: Circuit::Closed,
             remote: false,
             ramping: false,

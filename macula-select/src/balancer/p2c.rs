@@ -64,22 +64,26 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// Positive floats order as their bits do.
     #[inline]
     fn cheapest(&mut self, region: Region, cost: impl Fn(&Hot) -> f64) -> Option<u32> {
-        let mut ties = self.rng.bits();
-        let mut slots = [0; SCAN_UP_TO as usize];
-        let mut found = 0;
-        let mut least = u64::MAX;
-        for position in region.positions() {
-            let slot = self.roster.slot(position);
-            let hot = &self.hot[slot as usize];
-            if hot.mark == self.mark {
-                continue;
-            }
-            let Some(place) = slots.get_mut(found) else { break };
-            *place = slot;
-            least = least.min(cost(hot).to_bits() & !0x3_ffff | (ties & 0xffff) << 2 | found as u64);
-            ties >>= 16;
-            found += 1;
+        let ties = self.rng.bits();
+        let rank = |place: u32, hot: &Hot| {
+            let tie = (ties >> (16 * place)) & 0xffff;
+            cost(hot).to_bits() & !0x3_ffff | tie << 2 | u64::from(place)
+        };
+        if region.excluded == 0 {
+            let slots = self.roster.slots(region.span());
+            let ranks = (0..)
+                .zip(slots)
+                .map(|(place, slot)| rank(place, &self.hot[*slot as usize]));
+            let least = ranks.min()?;
+            return slots.get((least & 3) as usize).copied();
         }
-        (found > 0).then(|| slots[(least & 3) as usize])
+        let mut slots = [0; SCAN_UP_TO as usize];
+        let mut least = None;
+        for (place, slot) in (0..).zip(self.candidates(region)).take(slots.len()) {
+            slots[place as usize] = slot;
+            let rank = rank(place, &self.hot[slot as usize]);
+            least = Some(least.map_or(rank, |least: u64| least.min(rank)));
+        }
+        least.map(|least| slots[(least & 3) as usize])
     }
 }

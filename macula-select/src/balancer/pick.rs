@@ -386,7 +386,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         })
     }
 
-    fn candidates(&self, region: Region) -> impl Iterator<Item = u32> {
+    pub(super) fn candidates(&self, region: Region) -> impl Iterator<Item = u32> {
         region
             .positions()
             .map(|position| self.roster.slot(position))

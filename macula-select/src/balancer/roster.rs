@@ -58,6 +58,12 @@ impl Roster {
         self.slots[position as usize]
     }
 
+    /// The slots at these positions.
+    #[inline]
+    pub(crate) fn slots(&self, span: Span) -> &[u32] {
+        &self.slots[span.start as usize..span.end as usize]
+    }
+
     /// The positions of tiers `first..=last`.
     #[inline]
     pub(crate) fn span(&self, first: Tier, last: Tier) -> Span {

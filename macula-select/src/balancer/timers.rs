@@ -71,7 +71,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     fn tune_all(&mut self, now: Nanos) {
         self.next_tune = NEVER;
         for position in 0..self.roster.len() {
-            self.tune(now, self.roster.slot(position));
+            let slot = self.roster.slot(position);
+            let cold = &self.cold[slot as usize];
+            if cold.ramping || cold.load > 0 {
+                self.tune(now, slot);
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::Balancer;
 use super::member::{Circuit, Cold, Hot};
 use super::roster::Tier;
-use crate::clock::{NEVER, Nanos};
+use crate::clock::{NEVER, Nanos, nanos};
 use crate::identity;
 use crate::provider::{MAX_PROVIDERS, Provider};
 
@@ -33,12 +33,16 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     ///
     /// The order matters to [`Strategy::First`](crate::Strategy::First) alone: the same set in another order changes
     /// nothing else. Providers that join a set at work are brought up slowly
-    /// ([`HealthConfig::slow_start`](crate::HealthConfig::slow_start)); the first set is not.
+    /// ([`HealthConfig::slow_start`](crate::HealthConfig::slow_start)); the first ones are not, nor those that join them
+    /// within that time, for a set may be discovered bit by bit.
     pub fn update(&mut self, now: Instant, providers: impl IntoIterator<Item = Provider<K>>) -> Changes {
         let now = self.clock.tick(now);
         self.advance(now);
         let mut changes = Changes::default();
-        let joining_late = !self.list.is_empty();
+        if self.list.is_empty() {
+            self.began = now;
+        }
+        let joining_late = now - self.began >= nanos(self.config.health.slow_start);
         let previous = std::mem::take(&mut self.list);
         let providers = providers.into_iter();
         self.reserve(providers.size_hint().0.min(MAX_PROVIDERS));

@@ -7,6 +7,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 pub(crate) struct Certificate {
     pub(crate) certificate: CertificateDer<'static>,
     pub(crate) key: PrivateKeyDer<'static>,
+    pub(crate) certificate_pem: String,
+    pub(crate) key_pem: String,
 }
 
 /// Both sides' certificate. A fixed key: what is measured is calls, and this one guards nothing.
@@ -25,6 +27,8 @@ pub(crate) fn shared() -> Result<Certificate> {
     let certificate = params.self_signed(&key)?;
     Ok(Certificate {
         certificate: certificate.der().clone(),
+        certificate_pem: certificate.pem(),
+        key_pem: key.serialize_pem(),
         key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
     })
 }

@@ -4,11 +4,17 @@
 //! Without a subcommand it starts itself once for each server and each load, and prints one JSON document.
 
 mod certificate;
+mod extras;
+mod irpc_stack;
+mod libp2p_stack;
 mod load;
 mod macula;
 mod measure;
+mod proxy;
 mod raw_quinn;
 mod stacks;
+mod tarpc_stack;
+mod tonic_stack;
 
 use std::io::Write as _;
 
@@ -33,6 +39,9 @@ enum Command {
         stack: Stack,
         #[arg(long, value_enum, default_value = "multi")]
         runtime: Runtime,
+        /// Where to listen, for the stacks that can be told.
+        #[arg(long, default_value = "127.0.0.1:0")]
+        listen: std::net::SocketAddr,
     },
     /// Calls a server and prints what was measured, as JSON.
     Load {
@@ -55,7 +64,7 @@ pub(crate) enum Runtime {
 }
 
 impl Runtime {
-    fn build(self) -> Result<tokio::runtime::Runtime> {
+    pub(crate) fn build(self) -> Result<tokio::runtime::Runtime> {
         let mut builder = match self {
             Self::Multi => tokio::runtime::Builder::new_multi_thread(),
             Self::Current => tokio::runtime::Builder::new_current_thread(),
@@ -67,8 +76,8 @@ impl Runtime {
 fn main() -> Result<()> {
     let cli = Cli::parse();
     match cli.command {
-        Some(Command::Serve { stack, runtime }) => runtime.build()?.block_on(async {
-            let address = stack.serve().await?;
+        Some(Command::Serve { stack, runtime, listen }) => runtime.build()?.block_on(async {
+            let address = stack.serve(listen).await?;
             println!("{address}");
             std::io::stdout().flush()?;
             wait_for_end().await;

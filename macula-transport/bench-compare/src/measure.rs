@@ -37,6 +37,12 @@ pub(crate) struct Plan {
     /// How tokio runs.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "multi,current")]
     runtimes: Vec<Runtime>,
+    /// Leave out what is measured of macula-transport alone.
+    #[arg(long)]
+    no_extras: bool,
+    /// Leave out the comparison.
+    #[arg(long)]
+    only_extras: bool,
 }
 
 type Case = (usize, usize, Runtime);
@@ -49,15 +55,24 @@ struct Sample {
     server_peak_mib: f64,
 }
 
-struct Server {
+/// A server in a process of its own, which ends when this is dropped.
+pub(crate) struct Server {
     child: Child,
-    address: String,
+    pub(crate) address: String,
 }
 
 impl Server {
-    fn start(stack: Stack, runtime: Runtime) -> Result<Self> {
+    pub(crate) fn start(stack: Stack, runtime: Runtime) -> Result<Self> {
+        Self::start_at(stack, runtime, "127.0.0.1:0")
+    }
+
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn start_at(stack: Stack, runtime: Runtime, listen: &str) -> Result<Self> {
         let mut child = itself()?
-            .args(["serve", &name(stack), "--runtime", &name(runtime)])
+            .args(["serve", &name(stack), "--runtime", &name(runtime), "--listen", listen])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -98,7 +113,7 @@ impl Plan {
             &self.stacks
         };
         let mut samples: BTreeMap<(Case, Stack), Vec<Sample>> = BTreeMap::new();
-        for round in 0..self.rounds {
+        for round in 0..if self.only_extras { 0 } else { self.rounds } {
             for &size in &self.sizes {
                 for &in_flight in &self.in_flight {
                     for &runtime in &self.runtimes {
@@ -119,7 +134,11 @@ impl Plan {
                 }
             }
         }
-        println!("{}", self.document(&samples));
+        let mut document = self.document(&samples);
+        if let (false, Some(tables)) = (self.no_extras, document["tables"].as_array_mut()) {
+            tables.extend(crate::extras::tables()?);
+        }
+        println!("{document}");
         Ok(())
     }
 
@@ -216,6 +235,6 @@ impl Plan {
     }
 }
 
-fn round(value: f64) -> f64 {
+pub(crate) fn round(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }

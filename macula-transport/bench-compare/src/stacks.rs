@@ -7,7 +7,7 @@ use bytes::Bytes;
 use clap::ValueEnum;
 use futures::future::BoxFuture;
 
-use crate::{macula, raw_quinn};
+use crate::{irpc_stack, libp2p_stack, macula, raw_quinn, tarpc_stack, tonic_stack};
 
 /// One way to make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -16,6 +16,14 @@ pub(crate) enum Stack {
     Macula,
     /// quinn, a stream for each call.
     Quinn,
+    /// tonic over HTTP/2 and TLS.
+    Tonic,
+    /// tarpc over TCP, without TLS.
+    Tarpc,
+    /// irpc over QUIC.
+    Irpc,
+    /// rust-libp2p's request-response over QUIC.
+    Libp2p,
 }
 
 impl Stack {
@@ -23,14 +31,22 @@ impl Stack {
         match self {
             Self::Macula => "macula",
             Self::Quinn => "quinn, a stream per call",
+            Self::Tonic => "tonic + TLS",
+            Self::Tarpc => "tarpc, no TLS",
+            Self::Irpc => "irpc",
+            Self::Libp2p => "libp2p request-response",
         }
     }
 
     /// Starts a server; what a client needs to know of it, as text without spaces.
-    pub(crate) async fn serve(self) -> Result<String> {
+    pub(crate) async fn serve(self, listen: std::net::SocketAddr) -> Result<String> {
         match self {
-            Self::Macula => macula::serve().await,
+            Self::Macula => macula::serve(listen).await,
             Self::Quinn => raw_quinn::serve().await,
+            Self::Tonic => tonic_stack::serve().await,
+            Self::Tarpc => tarpc_stack::serve().await,
+            Self::Irpc => irpc_stack::serve().await,
+            Self::Libp2p => libp2p_stack::serve().await,
         }
     }
 
@@ -38,6 +54,10 @@ impl Stack {
         Ok(match self {
             Self::Macula => Box::new(macula::Client::connect(address).await?),
             Self::Quinn => Box::new(raw_quinn::Client::connect(address).await?),
+            Self::Tonic => Box::new(tonic_stack::Client::connect(address).await?),
+            Self::Tarpc => Box::new(tarpc_stack::Client::connect(address).await?),
+            Self::Irpc => Box::new(irpc_stack::Client::connect(address)?),
+            Self::Libp2p => Box::new(libp2p_stack::Client::connect(address).await?),
         })
     }
 }

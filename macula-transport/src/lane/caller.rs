@@ -93,6 +93,7 @@ impl Lane {
     /// Calls over the lane.
     pub(crate) async fn call(
         &self,
+        link: &Link,
         request: &CallRequest<'_>,
         timeout: Duration,
         deadline: Instant,
@@ -120,7 +121,10 @@ impl Lane {
         cancel.id = None;
         Ok(match outcome {
             Ok(Ok((trailers, body))) => codec::reply(trailers, body),
-            Ok(Err(Unknown::Timeout(_))) => Err(CallError::Unknown(Unknown::Timeout(timeout))),
+            Ok(Err(Unknown::Timeout(_))) => {
+                link.timed_out();
+                Err(CallError::Unknown(Unknown::Timeout(timeout)))
+            }
             Ok(Err(unknown)) => Err(CallError::Unknown(unknown)),
             Err(_) => Err(CallError::Unknown(Unknown::Incomplete)),
         })

@@ -14,3 +14,9 @@ pub(crate) mod provider;
 mod state;
 
 pub(crate) use calls::{CallId, MAX_CALLS};
+
+/// What the fuzz targets drive.
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzed {
+    pub(crate) use super::state::{Asked, CallerLane, ProviderLane, read_reply, read_request};
+}

@@ -2,7 +2,10 @@
 
 use std::{
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -36,6 +39,8 @@ use crate::{
 const SLOW_HANDLER: Duration = Duration::from_micros(200);
 /// For so many calls.
 const SLOW_CALLS: usize = 64;
+/// With so many large replies under way, no further call is read: each holds a whole message.
+const MAX_LARGE_REPLIES: usize = 16;
 /// How long replies may wait for a peer that does not take them, before the lane is given up.
 const CLOGGED: Duration = Duration::from_secs(30);
 
@@ -45,6 +50,8 @@ struct Lane {
     writable: Notify,
     /// Woken when replies were taken to be written.
     unclogged: Notify,
+    /// Large replies under way.
+    large: AtomicUsize,
     /// Which of the peer's streams it is.
     stream: u64,
     link: Arc<Link>,
@@ -61,6 +68,7 @@ pub(crate) async fn serve(
         core: Mutex::new(ProviderLane::new()),
         writable: Notify::new(),
         unclogged: Notify::new(),
+        large: AtomicUsize::new(0),
         stream: outgoing.index(),
         link: link.clone(),
     });
@@ -107,7 +115,7 @@ impl Lane {
         let mut names = Names::default();
         let mut beside = 0_usize;
         loop {
-            while self.lock().is_clogged() {
+            while self.lock().is_clogged() || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
                 self.unclogged.notified().await;
             }
             let more = incoming.fill(&mut chunks, |frame| {
@@ -119,6 +127,7 @@ impl Lane {
             }
             self.link.inner.load.arrived(asked.len());
             let now = Instant::now();
+            self.link.inner.saw_clock(now.into_std());
             let calls = asked.len() as u32;
             for asked in asked.drain(..) {
                 match asked {
@@ -152,7 +161,7 @@ impl Lane {
         inline: bool,
     ) -> Result<(), ReceiveError> {
         let link = &self.link;
-        if let Err(refusal) = serve::admit(link) {
+        if let Err(refusal) = serve::admit(link, head.timeout_us) {
             self.reply(id, refusal.into());
             return Ok(());
         }
@@ -231,6 +240,7 @@ impl Lane {
     }
 
     async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply) {
+        let _large = Large::new(self.clone());
         let _in_flight = self.link.enter(Direction::Inbound);
         let send = async {
             let Ok(stream) = self.link.quic.open_uni().await else {
@@ -254,6 +264,23 @@ impl Lane {
         {
             self.link.inner.counters.slow_streams.add();
         }
+    }
+}
+
+/// One large reply under way.
+struct Large(Arc<Lane>);
+
+impl Large {
+    fn new(lane: Arc<Lane>) -> Self {
+        lane.large.fetch_add(1, SeqCst);
+        Self(lane)
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        self.0.large.fetch_sub(1, SeqCst);
+        self.0.unclogged.notify_one();
     }
 }
 

@@ -1,25 +1,28 @@
 //! The pool of connections: the shell that dials, waits and closes as [`state`] decides.
 
+mod event;
 mod state;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
 use macula_wire::NodeId;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, broadcast, oneshot};
 
+use event::MAX_EVENTS;
+pub use event::{PoolEvent, PoolEvents};
 pub(crate) use state::{Activity, ConnectionId};
 use state::{Answer, Closing, DialFailure, Output, PoolState, Ticket};
 
 use crate::{
-    Connection, PoolConfig,
+    Connection, PoolConfig, Succession,
     connection::Link,
     drive,
     endpoint::{self, Inner},
-    error::{CloseCode, DialError},
+    error::{CloseCode, DialError, Lost},
     handshake,
 };
 
@@ -67,6 +70,7 @@ impl Pool {
     /// When the node cannot be reached, is not who it should be, failed a moment ago, or the pool is full of connections in
     /// use.
     pub async fn get(&self, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Connection, DialError> {
+        let node = &self.inner.pool.successor(*node);
         let outcome = match self.inner.pool.get(&self.inner, node, at)? {
             Found::Ready(connection) => return Ok(connection),
             Found::Wait(outcome) => outcome,
@@ -87,10 +91,23 @@ impl Pool {
         outcome.await.unwrap_or(Err(DialError::ShutDown))
     }
 
+    /// Learns that a node has a new key: whoever asks for the old one gets a connection to the new one.
+    ///
+    /// At most 1 024 successions are remembered; beyond that, the one longest known is forgotten.
+    pub fn learn(&self, succession: &Succession) {
+        self.inner.pool.learn(succession);
+    }
+
     /// The open connection to a node, if there is one.
     #[must_use]
     pub fn open(&self, node: &NodeId) -> Option<Connection> {
-        self.inner.pool.open(node)
+        self.inner.pool.open(&self.inner.pool.successor(*node))
+    }
+
+    /// What happens to connections from now on.
+    #[must_use]
+    pub fn events(&self) -> PoolEvents {
+        PoolEvents(self.inner.pool.events.subscribe())
     }
 
     /// What has been counted so far, and is open now.
@@ -113,6 +130,7 @@ pub(crate) struct Shell {
     table: Mutex<Table>,
     /// Woken when the core's next timeout may have changed.
     changed: Notify,
+    events: broadcast::Sender<PoolEvent>,
 }
 
 #[derive(Debug)]
@@ -122,7 +140,12 @@ struct Table {
     waiters: HashMap<Ticket, Vec<Waiter>>,
     lost: u64,
     stopped: bool,
+    /// Old keys and what took their place, the one longest known first.
+    successions: VecDeque<(NodeId, NodeId)>,
 }
+
+/// The most successions that are remembered, and followed one after another.
+const MAX_SUCCESSIONS: usize = 1024;
 
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -136,10 +159,12 @@ impl Shell {
             waiters: HashMap::new(),
             lost: 0,
             stopped: false,
+            successions: VecDeque::new(),
         };
         Self {
             table: Mutex::new(table),
             changed: Notify::new(),
+            events: broadcast::Sender::new(MAX_EVENTS),
         }
     }
 
@@ -149,42 +174,42 @@ impl Shell {
 
     fn get(&self, inner: &Arc<Inner>, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Found, DialError> {
         let mut table = self.lock();
-        if table.stopped || inner.is_draining() {
+        if table.stopped {
             return Err(DialError::ShutDown);
         }
         let now = now();
-        let Table { state, links, .. } = &mut *table;
+        inner.saw_clock(now);
         let addresses = state::fingerprint(at);
-        let answer = state.get(now, node, addresses, |id| activity(links, id, now));
-        let waiter = match answer {
-            Answer::Ready(id) => match table.links.get(&id) {
-                Some(link) => return Ok(Found::Ready(Connection::new(link.clone()))),
-                // The core and the links change together; were it otherwise, a dial would follow.
-                None => {
-                    table.state.closed(id);
-                    return Err(DialError::NoAddress);
+        let (ticket, new) = loop {
+            let Table { state, links, .. } = &mut *table;
+            match state.get(now, node, addresses, |id| activity(links, id, now)) {
+                Answer::Ready(id) => match links.get(&id) {
+                    Some(link) if link.quic.close_reason().is_none() => {
+                        return Ok(Found::Ready(Connection::new(link.clone())));
+                    }
+                    // It has ended, and nobody has taken it out yet.
+                    _ => table.forget(id),
+                },
+                Answer::Join(ticket) => break (ticket, false),
+                Answer::Dial(ticket) => break (ticket, true),
+                Answer::Full => {
+                    return Err(DialError::PoolFull {
+                        max: inner.config.pool.max_connections,
+                    });
                 }
-            },
-            Answer::BackOff(until) => {
-                let retry_in = until.saturating_duration_since(now);
-                let cause = table.state.failure(node).cloned();
-                return Err(match cause {
-                    Some(source) => DialError::BackingOff { retry_in, source },
-                    None => DialError::NoAddress,
-                });
-            }
-            Answer::Full => {
-                return Err(DialError::PoolFull {
-                    max: inner.config.pool.max_connections,
-                });
-            }
-            Answer::Join(ticket) => table.wait(ticket),
-            Answer::Dial(ticket) => {
-                let waiter = table.wait(ticket);
-                tokio::spawn(dial(inner.clone(), ticket, Some(*node), at.to_vec()));
-                waiter
+                Answer::BackOff(until) => {
+                    let retry_in = until.saturating_duration_since(now);
+                    return Err(match state.failure(node).cloned() {
+                        Some(source) => DialError::BackingOff { retry_in, source },
+                        None => DialError::NoAddress,
+                    });
+                }
             }
         };
+        let waiter = table.wait(ticket);
+        if new {
+            tokio::spawn(dial(inner.clone(), ticket, Some(*node), at.to_vec()));
+        }
         self.perform(table);
         Ok(Found::Wait(waiter))
     }
@@ -195,7 +220,7 @@ impl Shell {
         at: &macula_wire::Endpoint,
     ) -> Result<oneshot::Receiver<Result<Connection, DialError>>, DialError> {
         let mut table = self.lock();
-        if table.stopped || inner.is_draining() {
+        if table.stopped {
             return Err(DialError::ShutDown);
         }
         let now = now();
@@ -209,6 +234,30 @@ impl Shell {
         tokio::spawn(dial(inner.clone(), ticket, None, vec![at.clone()]));
         self.perform(table);
         Ok(waiter)
+    }
+
+    fn learn(&self, succession: &Succession) {
+        let successions = &mut self.lock().successions;
+        successions.retain(|(from, _)| *from != succession.from());
+        if successions.len() >= MAX_SUCCESSIONS {
+            successions.pop_front();
+        }
+        successions.push_back((succession.from(), succession.to()));
+    }
+
+    /// The key that `node` has now.
+    fn successor(&self, node: NodeId) -> NodeId {
+        let table = self.lock();
+        let mut current = node;
+        // Two keys that name each other lead nowhere: then the one asked for is the one meant.
+        for _ in 0..table.successions.len() {
+            match table.successions.iter().find(|(from, _)| *from == current) {
+                Some(&(_, to)) if to != node => current = to,
+                Some(_) => return node,
+                None => break,
+            }
+        }
+        current
     }
 
     fn open(&self, node: &NodeId) -> Option<Connection> {
@@ -226,6 +275,10 @@ impl Shell {
         let now = now();
         let Table { state, links, .. } = &mut *table;
         let id = state.accepted(now, link.peer.node_id, |id| activity(links, id, now))?;
+        self.tell(PoolEvent::Opened {
+            node: link.peer.node_id,
+            dialed: false,
+        });
         table.links.insert(id, link.clone());
         self.perform(table);
         Some(id)
@@ -238,14 +291,19 @@ impl Shell {
         }
     }
 
+    fn tell(&self, event: PoolEvent) {
+        // Fails when nobody watches.
+        let _ = self.events.send(event);
+    }
+
     /// A connection has ended.
-    pub(crate) fn ended(&self, link: &Link) {
+    pub(crate) fn ended(&self, link: &Link, reason: Lost) {
+        self.tell(PoolEvent::Closed {
+            node: link.peer.node_id,
+            reason,
+        });
         let Some(&id) = link.id.get() else { return };
-        let mut table = self.lock();
-        table.state.closed(id);
-        if table.links.remove(&id).is_some() {
-            table.lost += 1;
-        }
+        self.lock().forget(id);
     }
 
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
@@ -284,6 +342,12 @@ impl Shell {
     fn perform(&self, mut table: MutexGuard<'_, Table>) {
         while let Some(output) = table.state.poll_output() {
             match output {
+                Output::Retire(id) => {
+                    if let Some(link) = table.links.get(&id) {
+                        drive::say_goodbye(link, macula_wire::proto::GoAwayReason::Retired);
+                        link.retire();
+                    }
+                }
                 Output::Close(id, why) => {
                     if let Some(link) = table.links.remove(&id) {
                         let words = match why {
@@ -302,6 +366,14 @@ impl Shell {
 }
 
 impl Table {
+    /// Takes out a connection that has ended, if it is still there.
+    fn forget(&mut self, id: ConnectionId) {
+        self.state.closed(id);
+        if self.links.remove(&id).is_some() {
+            self.lost += 1;
+        }
+    }
+
     fn wait(&mut self, ticket: Ticket) -> oneshot::Receiver<Result<Connection, DialError>> {
         let (waiter, outcome) = oneshot::channel();
         let waiters = self.waiters.entry(ticket).or_default();
@@ -330,6 +402,10 @@ async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<m
                 }
                 let id = table.state.dialed(now(), ticket, link.peer.node_id);
                 table.links.insert(id, link.clone());
+                shell.tell(PoolEvent::Opened {
+                    node: link.peer.node_id,
+                    dialed: true,
+                });
                 Some(id)
             });
             link.map(Connection::new).ok_or(DialError::ShutDown)
@@ -342,6 +418,10 @@ async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<m
                 DialFailure::Unreachable
             };
             let cause = Arc::new(error.clone());
+            shell.tell(PoolEvent::DialFailed {
+                node,
+                error: cause.clone(),
+            });
             shell
                 .lock()
                 .state

@@ -71,6 +71,8 @@ pub(crate) enum Closing {
 pub(crate) enum Output {
     /// Close a connection; the pool has forgotten it already.
     Close(ConnectionId, Closing),
+    /// Close a connection once nothing runs on it; it is not handed out again.
+    Retire(ConnectionId),
 }
 
 /// How a dial ended badly.
@@ -101,6 +103,8 @@ struct Entry<P> {
     retired: bool,
     /// When it is next looked at for being idle.
     check_at: Instant,
+    /// When it is old.
+    old_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -116,6 +120,8 @@ struct Failing<F> {
 const MAX_FAILING: usize = 4096;
 /// How much longer each pause is than the one before.
 const BACKOFF_FACTOR: f64 = 1.6;
+/// How far a connection's greatest age varies, either way: connections made together do not end together.
+const AGE_SPREAD: f64 = 0.1;
 /// How far a pause varies, either way.
 const BACKOFF_SPREAD: f64 = 0.2;
 
@@ -285,6 +291,15 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.failing.remove(&peer);
         self.current.entry(peer.clone()).or_insert(connection);
         let check_at = now + self.config.idle_timeout;
+        let old_at = match origin {
+            Origin::Dialed => Some(
+                now + self
+                    .config
+                    .max_age
+                    .mul_f64(1.0 + AGE_SPREAD * (2.0 * self.random() - 1.0)),
+            ),
+            Origin::Accepted => None,
+        };
         self.entries.insert(
             connection,
             Entry {
@@ -292,6 +307,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
                 origin,
                 retired: false,
                 check_at,
+                old_at,
             },
         );
         connection
@@ -368,6 +384,19 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
                 entry.check_at = idle_until;
             }
         }
+        let old: Vec<_> = self
+            .entries
+            .iter_mut()
+            .filter(|(_, entry)| entry.old_at.is_some_and(|at| at <= now))
+            .map(|(&connection, entry)| {
+                entry.old_at = None;
+                connection
+            })
+            .collect();
+        for connection in old {
+            self.retired(connection);
+            self.outputs.push_back(Output::Retire(connection));
+        }
         self.failing.retain(|_, failing| now < failing.until + failing.pause);
         debug_assert!(
             self.poll_timeout().is_none_or(|at| at > now),
@@ -379,7 +408,8 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let idle = self.entries.values().map(|entry| entry.check_at);
         let failing = self.failing.values().map(|failing| failing.until + failing.pause);
-        idle.chain(failing).min()
+        let old = self.entries.values().filter_map(|entry| entry.old_at);
+        idle.chain(old).chain(failing).min()
     }
 
     /// What the shell must do next; drain it after every call.

@@ -46,6 +46,7 @@ struct ModelConnection {
     origin: Origin,
     retired: bool,
     activity: Activity,
+    opened: Instant,
 }
 
 struct Failure {
@@ -67,6 +68,7 @@ struct Model {
 const CONFIG: PoolConfig = PoolConfig {
     max_connections: 3,
     idle_timeout: Duration::from_secs(5),
+    max_age: Duration::from_secs(30),
     first_backoff: Duration::from_millis(100),
     max_backoff: Duration::from_secs(1),
     max_refused_backoff: Duration::from_secs(8),
@@ -100,7 +102,19 @@ impl Model {
     fn take_outputs(&mut self, state: &mut PoolState<u8, u8>, origin: Origin) -> Vec<Output> {
         let mut outputs = Vec::new();
         while let Some(output) = state.poll_output() {
-            let Output::Close(id, why) = output;
+            let (id, why) = match output {
+                Output::Close(id, why) => (id, why),
+                Output::Retire(id) => {
+                    let mut connections = self.connections.borrow_mut();
+                    let connection = connections.get_mut(&id).unwrap();
+                    assert!(
+                        self.now >= connection.opened + CONFIG.max_age.mul_f64(1.0 - AGE_SPREAD),
+                        "retired while young"
+                    );
+                    connection.retired = true;
+                    continue;
+                }
+            };
             match (why, self.activity(id)) {
                 (_, Activity::Busy) => panic!("a connection in use was closed"),
                 (Closing::Evicted, Activity::IdleSince(since)) => {
@@ -164,6 +178,7 @@ impl Model {
             origin,
             retired: false,
             activity,
+            opened: self.now,
         };
         assert!(
             self.connections.borrow_mut().insert(id, added).is_none(),
@@ -289,6 +304,15 @@ fn run(steps: &[Step], start: Instant) -> Vec<String> {
             assert!(
                 !model.connections.borrow().values().any(too_long),
                 "P2: a connection was idle for too long"
+            );
+            let old = |it: &ModelConnection| {
+                it.origin == Origin::Dialed
+                    && !it.retired
+                    && it.opened + CONFIG.max_age.mul_f64(1.0 + AGE_SPREAD) <= model.now
+            };
+            assert!(
+                !model.connections.borrow().values().any(old),
+                "an old connection is still handed out"
             );
         }
     }

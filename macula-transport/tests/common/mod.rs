@@ -1,6 +1,8 @@
 //! What the tests share: nodes on loopback, and waiting for a condition.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
+pub(crate) mod proxy;
+
 use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,

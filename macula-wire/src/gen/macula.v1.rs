@@ -160,9 +160,10 @@ pub struct ProbeAck {
 pub struct GoAway {
     #[prost(enumeration = "GoAwayReason", tag = "1")]
     pub reason: i32,
-    /// Calls already taken are finished; of those after it none was started.
+    /// How many calls of the receiver are still running. They are finished; each later one is refused as not started. The
+    /// receiver closes the connection when it has the answers.
     #[prost(uint64, tag = "2")]
-    pub last_call: u64,
+    pub running: u64,
 }
 /// How busy the sender is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use macula_node::{BootstrapAddr, Endpoint, Realm, ServiceName, Strategy};
+use macula_node::{BootstrapAddr, Endpoint, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
 use crate::serve::Serve;
 
@@ -54,8 +54,8 @@ pub(crate) struct MeshArgs {
 pub(crate) struct NodeArgs {
     #[command(flatten)]
     pub(crate) mesh: MeshArgs,
-    /// Where to listen for QUIC; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:9443", env = "MACULA_LISTEN")]
+    /// Where to listen for QUIC: an IP address and a port; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR", value_parser = address, default_value = "0.0.0.0:9443", env = "MACULA_LISTEN")]
     pub(crate) listen: SocketAddr,
     /// What others should dial, when it is not the address listened at; may be given several times.
     #[arg(long, value_name = "HOST:PORT", env = "MACULA_ADVERTISE", value_delimiter = ',')]
@@ -98,11 +98,11 @@ pub(crate) struct CallArgs {
     /// How long the whole call may take, like `2s` or `500ms`.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
-    /// How long one provider is waited for before another is tried.
+    /// How long one provider is waited for before another is tried; the last one, too [default: 3s]
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) attempt_timeout: Option<Duration>,
     /// How many providers are tried at most [default: 3, or all if there are fewer].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_attempts: Option<u32>,
     /// How many calls to make, one after another.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
@@ -142,7 +142,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "STRATEGY", default_value = "round_robin")]
     pub(crate) strategy: Strategy,
     /// The size of each request, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=4_000_000))]
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=MAX_MESSAGE_BYTES as i64))]
     pub(crate) payload: u32,
     /// Leaves every provider alive.
     #[arg(long)]
@@ -150,6 +150,12 @@ pub(crate) struct DemoArgs {
     /// Prints exactly one JSON object on standard output, and nothing else there.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Parses an address to listen on.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an IP address of this machine and a port, like `0.0.0.0:9443` or `[::]:9443`".into())
 }
 
 /// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.

@@ -10,23 +10,37 @@ use serde_json::{Value, json};
 
 use crate::{
     args::CallArgs,
-    failure::{Failure, call_code},
+    failure::{Failure, call_code, chain},
     mesh,
+    signals::Signals,
 };
 
 pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
     let payload = read_payload(&args.data)?;
-    let node = mesh::client(&args.mesh).await?;
+    let mut signals = Signals::new()?;
+    let node = tokio::select! {
+        node = mesh::client(&args.mesh) => node?,
+        ended = signals.next() => return Err(ended),
+    };
+    let outcome = tokio::select! {
+        outcome = calls(&node, &args, payload) => outcome,
+        // The call that was under way is dropped, which cancels it; the provider hears of it before the node is gone.
+        ended = signals.next() => Err(ended),
+    };
+    node.shutdown().await;
+    outcome
+}
+
+async fn calls(node: &Node, args: &CallArgs, payload: Bytes) -> Result<(), Failure> {
     let mut first_failure = None;
     for _ in 0..args.count {
         let start = Instant::now();
-        let outcome = call(&node, &args, payload.clone()).await;
-        show(&args, &outcome, start.elapsed())?;
+        let outcome = call(node, args, payload.clone()).await;
+        show(args, &outcome, start.elapsed())?;
         if let Err(error) = outcome {
             first_failure.get_or_insert(Failure::shown(call_code(&error)));
         }
     }
-    node.shutdown().await;
     first_failure.map_or(Ok(()), Err)
 }
 
@@ -121,7 +135,7 @@ fn attempts(attempts: &[Attempt]) -> Vec<Value> {
         json!({
             "provider": attempt.node_id.to_string(),
             "endpoint": attempt.endpoint.as_ref().map(ToString::to_string),
-            "cause": attempt.cause.to_string(),
+            "cause": chain(&attempt.cause),
             "started_us": attempt.started.as_micros() as u64,
             "us": attempt.took.as_micros() as u64,
         })

@@ -1,6 +1,6 @@
 //! How a command fails: one line on standard error, and an exit code that a script can tell apart.
 
-use std::{fmt::Display, process::ExitCode};
+use std::{fmt::Display, io::Write, process::ExitCode};
 
 use macula_node::{CallError, StartError};
 
@@ -36,7 +36,7 @@ impl Failure {
 
     pub(crate) fn report(self) -> ExitCode {
         if let Some(line) = self.line {
-            eprintln!("macula: {}", one_line(&line));
+            say(&line);
         }
         ExitCode::from(self.code)
     }
@@ -68,7 +68,8 @@ pub(crate) fn call_code(error: &CallError) -> u8 {
     match error {
         CallError::InvalidName(_) | CallError::RequestTooLarge { .. } => 2,
         CallError::ServiceNotFound { .. } => 3,
-        CallError::AllProvidersFailed { .. } => 4,
+        // The call ended before every provider was tried, because it may have run or too many are retried.
+        CallError::AllProvidersFailed { .. } | CallError::NotRetried { .. } => 4,
         CallError::MaxAttemptsExceeded { .. } => 5,
         CallError::DeadlineExceeded { .. } => 6,
         CallError::Answered { .. } => 7,
@@ -107,8 +108,23 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     Failure::usage(format!("{what}; see `macula --help`")).report()
 }
 
+/// Says something on standard error, in one line. There is nobody to tell when that is closed.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "macula: {}", one_line(line));
+}
+
+/// Writes a line to standard output.
+pub(crate) fn print_line(line: impl Display) -> Result<(), Failure> {
+    let mut stdout = std::io::stdout().lock();
+    writeln!(stdout, "{line}")
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Failure::other(format!("standard output cannot be written: {error}")))
+}
+
+/// One line, without what could steer a terminal: some of it comes from other nodes.
 fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    plain.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -118,6 +134,7 @@ mod tests {
     #[test]
     fn whatever_is_said_is_one_line() {
         assert_eq!(one_line("a\n  b\tc "), "a b c");
+        assert_eq!(one_line("\u{1b}[31mred\u{7}"), "[31mred");
     }
 
     #[test]

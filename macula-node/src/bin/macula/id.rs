@@ -6,7 +6,7 @@ use macula_node::Identity;
 
 use crate::{
     args::IdArgs,
-    failure::{Failure, chain},
+    failure::{Failure, chain, print_line},
 };
 
 pub(crate) fn run(args: &IdArgs) -> Result<(), Failure> {
@@ -15,8 +15,7 @@ pub(crate) fn run(args: &IdArgs) -> Result<(), Failure> {
         None => default_file()?,
     };
     let identity = Identity::load_or_generate(&file).map_err(|error| Failure::other(chain(&error)))?;
-    println!("{}", identity.node_id());
-    Ok(())
+    print_line(identity.node_id())
 }
 
 fn default_file() -> Result<PathBuf, Failure> {

@@ -1,11 +1,5 @@
 //! `macula`: runs a node of the mesh, and calls, lists and shows from the command line.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command line program talks on its standard streams"
-)]
-
 mod args;
 mod call;
 mod demo;
@@ -15,10 +9,12 @@ mod mesh;
 mod node;
 mod providers;
 mod serve;
+mod signals;
 
-use std::process::ExitCode;
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use clap::Parser;
+use tracing::Level;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
@@ -31,20 +27,26 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
-    start_logging();
+    start_logging(&cli.command);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-/// Logs go to standard error: warnings, or what `RUST_LOG` asks for.
-fn start_logging() {
+/// Logs go to standard error: what `RUST_LOG` asks for, or a node's warnings. Other commands say themselves what is wrong, in
+/// one line.
+fn start_logging(command: &Command) {
+    let level = match command {
+        Command::Node(_) => Level::WARN,
+        Command::Demo(_) | Command::Call(_) | Command::Providers(_) | Command::Id(_) => Level::ERROR,
+    };
     let filter = EnvFilter::builder()
-        .with_default_directive(tracing::Level::WARN.into())
+        .with_default_directive(level.into())
         .from_env_lossy();
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
     tracing_subscriber::registry().with(filter).with(lines).init();
 }
@@ -63,7 +65,8 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Id(args) => id::run(&args),
         }
     });
-    // A read of standard input cannot be cancelled; nobody should have to press a key to leave.
-    runtime.shutdown_background();
+    // Long enough for tasks to be dropped, and with them the commands that calls have started. Not for ever: a read of standard
+    // input cannot be cancelled, and nobody should have to press a key to leave.
+    runtime.shutdown_timeout(Duration::from_millis(300));
     result
 }

@@ -4,7 +4,7 @@ use macula_node::{JoinReport, Node};
 
 use crate::{
     args::MeshArgs,
-    failure::{Failure, chain},
+    failure::{Failure, chain, say},
 };
 
 /// A node that calls and looks up, and stores nothing for others; joined, or a failure that says why not.
@@ -30,12 +30,12 @@ pub(crate) async fn client(args: &MeshArgs) -> Result<Node, Failure> {
 /// Shows which nodes were trusted on first use, and how to pin them.
 pub(crate) fn show_trusted(report: &JoinReport) {
     for peer in &report.trusted_on_first_use {
-        eprintln!(
-            "macula: trusted {id} at {host}:{port} on first use; pin it with --bootstrap {id}@{host}:{port}",
+        say(&format!(
+            "trusted {id} at {host}:{port} on first use; pin it with --bootstrap {id}@{host}:{port}",
             id = peer.node_id,
             host = bracketed(peer.endpoint.host()),
             port = peer.endpoint.port(),
-        );
+        ));
     }
 }
 

@@ -1,50 +1,45 @@
 //! `macula node`.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use macula_node::{Identity, Node};
+use macula_node::{Identity, MAX_BOOTSTRAP, MAX_ENDPOINTS, Node};
 use serde_json::json;
-use tokio::{
-    io::AsyncReadExt,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::io::AsyncReadExt;
 
 use crate::{
     args::NodeArgs,
-    failure::{Failure, chain},
+    failure::{Failure, chain, print_line, say},
     mesh,
     serve::{Exec, Kind, echo},
+    signals::Signals,
 };
 
 pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
-    let watch = |kind| signal(kind).map_err(|error| Failure::other(format!("signals cannot be received: {error}")));
     // Before anything starts: a signal during the start ends the node in order, too.
-    let (mut interrupt, mut terminate) = (watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?);
+    let mut signals = Signals::new()?;
     let serving = async {
         let node = start(&args).await?;
-        announce(&args, &node);
+        announce(&args, &node)?;
         Ok::<_, Failure>(node)
     };
     let node = tokio::select! {
         node = serving => node?,
-        _ = interrupt.recv() => return Ok(()),
-        _ = terminate.recv() => return Ok(()),
+        _ = signals.next() => return Ok(()),
     };
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        _ = signals.next() => {}
         () = stdin_closed(), if args.until_stdin_closes => {}
     }
     tokio::select! {
         () = node.shutdown() => {}
         // Asked twice: now.
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        _ = signals.next() => {}
     }
     Ok(())
 }
 
 async fn start(args: &NodeArgs) -> Result<Node, Failure> {
+    check(args)?;
     let mut builder = Node::builder()
         .realm(args.mesh.realm.clone())
         .listen(args.listen)
@@ -67,28 +62,43 @@ async fn start(args: &NodeArgs) -> Result<Node, Failure> {
     // A node whose bootstrap nodes are not up yet serves what it has and goes on trying.
     match node.join().await {
         Ok(report) => mesh::show_trusted(&report),
-        Err(error) => eprintln!("macula: {}; trying on", chain(&error)),
+        Err(error) => say(&format!("{}; trying on", chain(&error))),
     }
     Ok(node)
 }
 
-fn announce(args: &NodeArgs, node: &Node) {
-    let endpoints: Vec<_> = node.endpoints().iter().map(ToString::to_string).collect();
-    if args.json {
-        let services: Vec<_> = args.serve.iter().map(|service| service.name.as_str()).collect();
-        println!(
-            "{}",
-            json!({
-                "node_id": node.id().to_string(),
-                "endpoint": endpoints.first(),
-                "endpoints": endpoints,
-                "realm": args.mesh.realm.as_str(),
-                "services": services,
-            })
-        );
-    } else {
-        println!("ready: {} at {}", node.id(), endpoints.join(" "));
+/// What the command line's form alone does not rule out.
+fn check(args: &NodeArgs) -> Result<(), Failure> {
+    let names: BTreeSet<_> = args.serve.iter().map(|service| &service.name).collect();
+    if names.len() < args.serve.len() {
+        return Err(Failure::usage("two --serve have the same name; give each service one"));
     }
+    if args.advertise.len() > MAX_ENDPOINTS {
+        return Err(Failure::usage(format!(
+            "at most {MAX_ENDPOINTS} --advertise can be published; leave some out"
+        )));
+    }
+    if args.mesh.bootstrap.len() > MAX_BOOTSTRAP {
+        return Err(Failure::usage(format!(
+            "{MAX_BOOTSTRAP} --bootstrap are enough; leave some out"
+        )));
+    }
+    Ok(())
+}
+
+fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
+    let endpoints: Vec<_> = node.endpoints().iter().map(ToString::to_string).collect();
+    if !args.json {
+        return print_line(format!("ready: {} at {}", node.id(), endpoints.join(" ")));
+    }
+    let services: Vec<_> = args.serve.iter().map(|service| service.name.as_str()).collect();
+    print_line(json!({
+        "node_id": node.id().to_string(),
+        "endpoint": endpoints.first(),
+        "endpoints": endpoints,
+        "realm": args.mesh.realm.as_str(),
+        "services": services,
+    }))
 }
 
 /// Waits until standard input is closed, and discards what comes before.

@@ -5,20 +5,22 @@ use serde_json::json;
 
 use crate::{
     args::ProvidersArgs,
-    failure::{Failure, chain},
+    failure::{Failure, chain, print_line},
     mesh,
 };
 
 pub(crate) async fn run(args: ProvidersArgs) -> Result<(), Failure> {
     let node = mesh::client(&args.mesh).await?;
-    let found = node.providers(&args.service).await;
+    let found = node.lookup(&args.service).await;
     node.shutdown().await;
     let providers = found.map_err(|error: LookupError| Failure::other(chain(&error)))?;
     if args.json {
         let list: Vec<_> = providers.iter().map(as_json).collect();
-        println!("{}", json!({ "service": args.service.as_str(), "providers": list }));
+        print_line(json!({ "service": args.service.as_str(), "providers": list }))?;
     } else {
-        providers.iter().for_each(|provider| println!("{}", as_line(provider)));
+        providers
+            .iter()
+            .try_for_each(|provider| print_line(as_line(provider)))?;
     }
     match providers.is_empty() {
         false => Ok(()),

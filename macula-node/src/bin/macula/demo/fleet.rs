@@ -26,7 +26,8 @@ pub(crate) struct ProviderProcess {
     pub(crate) node_id: NodeId,
     pub(crate) endpoint: Endpoint,
     identity: PathBuf,
-    bootstrap: Option<String>,
+    /// Where it finds the mesh when it is started again.
+    pub(crate) bootstrap: Option<String>,
     child: Child,
 }
 

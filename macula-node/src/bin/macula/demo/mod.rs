@@ -17,8 +17,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use macula_node::{Bytes, Client, Node, NodeId, ServiceName, Strategy};
 use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 
-use crate::{args::DemoArgs, failure::Failure};
-use fleet::Fleet;
+use crate::{
+    args::DemoArgs,
+    failure::{Failure, print_line, say},
+    signals::Signals,
+};
+use fleet::{Fleet, ProviderProcess};
 use summary::Summary;
 use tally::{Ended, Phase, Tally};
 
@@ -49,61 +53,81 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
             "with one provider nobody is left when it is killed; start more, or add --no-kill",
         ));
     }
+    let mut signals = Signals::new()?;
     tokio::select! {
         outcome = demonstrate(&args) => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::shown(130)),
+        ended = signals.next() => Err(ended),
     }
 }
 
 async fn demonstrate(args: &DemoArgs) -> Result<(), Failure> {
-    say(args, &format!("starting {} providers of {SERVICE} …", args.providers));
+    narrate(args, &format!("starting {} providers of {SERVICE} …", args.providers));
     let mut fleet = Fleet::start(args.providers, SERVICE).await?;
+    let providers: Vec<_> = fleet
+        .providers
+        .iter()
+        .map(|p| (p.node_id, p.endpoint.clone()))
+        .collect();
     let client = join(&fleet).await?;
-    say(
+    narrate(
         args,
         "the client knows one address and has learnt of every provider from the DHT",
     );
 
-    let tally = make_calls(args, &mut fleet, client.client()).await?;
-    let killed = (!args.no_kill).then(|| victim(&fleet)).flatten();
+    let victim = if args.no_kill {
+        None
+    } else {
+        victim(args, &client, &mut fleet).await?
+    };
+    let made = make_calls(args, &mut fleet, victim, client.client()).await?;
     let summary = Summary {
-        tally: &tally,
-        providers: fleet
-            .providers
-            .iter()
-            .map(|p| (p.node_id, p.endpoint.clone()))
-            .collect(),
-        killed,
+        tally: &made.tally,
+        providers,
+        killed: made.killed,
+        stage: made.stage,
         connections_opened: client.connection_stats().opened,
         strategy: args.strategy,
         payload: args.payload,
     };
     if args.json {
-        println!(
-            "{}",
-            summary.to_json().context("the summary cannot be written as JSON")?
-        );
+        print_line(summary.to_json().context("the summary cannot be written as JSON")?)?;
     } else {
-        print!("{summary}");
+        print_line(&summary)?;
     }
     client.shutdown().await;
     fleet.stop().await;
-    if tally.failed() == 0 {
-        Ok(())
-    } else {
-        Err(Failure::shown(1))
+    match made.tally.failed() {
+        0 => Ok(()),
+        _ => Err(Failure::shown(1)),
     }
 }
 
-fn say(args: &DemoArgs, line: &str) {
+/// Takes the provider to kill out of the fleet: one that is called.
+async fn victim(args: &DemoArgs, client: &Node, fleet: &mut Fleet) -> anyhow::Result<Option<ProviderProcess>> {
+    let first = match args.strategy {
+        Strategy::First => client
+            .lookup(&ServiceName::new(SERVICE)?)
+            .await?
+            .first()
+            .map(|first| first.node_id),
+        _ => None,
+    };
+    let at = fleet
+        .providers
+        .iter()
+        .position(|provider| Some(provider.node_id) == first);
+    let Some(last) = fleet.providers.len().checked_sub(1) else {
+        return Ok(None);
+    };
+    let mut victim = fleet.providers.remove(at.unwrap_or(last));
+    victim.bootstrap = fleet.providers.first().map(ProviderProcess::address);
+    Ok(Some(victim))
+}
+
+fn narrate(args: &DemoArgs, line: &str) {
     if !args.json {
-        eprintln!("{line}");
+        say(line);
     }
-}
-
-/// The provider to kill: the last, which is not the client's bootstrap node.
-fn victim(fleet: &Fleet) -> Option<NodeId> {
-    fleet.providers.last().map(|provider| provider.node_id)
 }
 
 /// Starts a client that knows the first provider's address only, and waits until it has learnt of the others.
@@ -199,7 +223,7 @@ impl Work {
                 took,
             },
             Err(error) => {
-                eprintln!("macula: a call failed: {error}");
+                say(&format!("a call failed: {error}"));
                 Ended {
                     by: None,
                     attempts: u32::try_from(error.attempts().len()).unwrap_or(u32::MAX),
@@ -210,7 +234,19 @@ impl Work {
     }
 }
 
-async fn make_calls(args: &DemoArgs, fleet: &mut Fleet, client: &Client) -> anyhow::Result<Tally> {
+/// What became of the calls, and of the provider that was to be killed.
+struct Made {
+    tally: Tally,
+    stage: Stage,
+    killed: Option<NodeId>,
+}
+
+async fn make_calls(
+    args: &DemoArgs,
+    fleet: &mut Fleet,
+    mut victim: Option<ProviderProcess>,
+    client: &Client,
+) -> anyhow::Result<Made> {
     let work = Arc::new(Work {
         client: client.clone(),
         service: ServiceName::new(SERVICE)?,
@@ -235,10 +271,14 @@ async fn make_calls(args: &DemoArgs, fleet: &mut Fleet, client: &Client) -> anyh
     }
     drop(ended);
 
-    let ids: Vec<_> = fleet.providers.iter().map(|provider| provider.node_id).collect();
+    let ids: Vec<_> = fleet
+        .providers
+        .iter()
+        .chain(&victim)
+        .map(|provider| provider.node_id)
+        .collect();
     let bar = progress_bar(args);
     let mut tally = Tally::default();
-    let mut victim = if args.no_kill { None } else { fleet.providers.pop() };
     let killed = victim.as_ref().map(|victim| victim.node_id);
     let mut stage = Stage::Alive;
     let mut restarting = JoinSet::new();
@@ -282,12 +322,16 @@ async fn make_calls(args: &DemoArgs, fleet: &mut Fleet, client: &Client) -> anyh
     while let Some(caller) = callers.join_next().await {
         caller.context("a caller ended early")?;
     }
-    Ok(tally)
+    Ok(Made {
+        tally,
+        stage,
+        killed: killed.filter(|_| stage != Stage::Alive),
+    })
 }
 
 /// What has been done to the provider that is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+pub(crate) enum Stage {
     Alive,
     Killed,
     Restarted,

@@ -5,12 +5,16 @@ use std::fmt;
 use macula_node::{Endpoint, NodeId, Strategy};
 use serde::Serialize;
 
-use super::tally::{Phase, PhaseTally, Tally};
+use super::{
+    Stage,
+    tally::{Phase, PhaseTally, Tally},
+};
 
 pub(crate) struct Summary<'a> {
     pub(crate) tally: &'a Tally,
     pub(crate) providers: Vec<(NodeId, Endpoint)>,
     pub(crate) killed: Option<NodeId>,
+    pub(crate) stage: Stage,
     pub(crate) connections_opened: u64,
     pub(crate) strategy: Strategy,
     pub(crate) payload: u32,
@@ -111,10 +115,12 @@ impl fmt::Display for Summary<'_> {
             self.payload, self.strategy
         )?;
         for (at, (id, endpoint)) in self.providers.iter().enumerate() {
-            let note = if self.killed == Some(*id) {
-                "  killed with SIGKILL, then started again"
-            } else {
-                ""
+            let note = match self.stage {
+                Stage::Killed if self.killed == Some(*id) => "  killed with SIGKILL",
+                Stage::Restarted | Stage::Back if self.killed == Some(*id) => {
+                    "  killed with SIGKILL, then started again"
+                }
+                Stage::Alive | Stage::Killed | Stage::Restarted | Stage::Back => "",
             };
             writeln!(
                 f,
@@ -155,7 +161,7 @@ impl fmt::Display for Summary<'_> {
                 "  The longest call during the failover took {}.",
                 time(self.failover_max_us())
             )?;
-            if self.tally.phase(Phase::Back).is_none() {
+            if self.stage != Stage::Back {
                 writeln!(
                     f,
                     "  The killed provider did not answer again within these calls; make more of them."

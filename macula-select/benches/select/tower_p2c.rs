@@ -37,6 +37,14 @@ pub(crate) fn request<S: Service<()>>(balance: &mut S) {
     assert!(pin!(balance.call(())).poll(&mut context).is_ready());
 }
 
+/// Lets it discover and measure all its services before the clock starts.
+fn warm<S: Service<()>>(balance: &mut S, providers: u32) -> &mut S {
+    for _ in 0..providers * 4 {
+        request(balance);
+    }
+    balance
+}
+
 pub(crate) fn peak_ewma(providers: u32, run: impl FnOnce(&mut Balance<PeakEwmaDiscover<List>, ()>)) {
     let list = ServiceList::new(vec![Instantly; providers as usize]);
     let load = PeakEwmaDiscover::new(
@@ -45,15 +53,13 @@ pub(crate) fn peak_ewma(providers: u32, run: impl FnOnce(&mut Balance<PeakEwmaDi
         Duration::from_secs(10),
         CompleteOnResponse::default(),
     );
-    run(&mut Balance::new(load));
+    run(warm(&mut Balance::new(load), providers));
 }
 
 pub(crate) fn pending(providers: u32, run: impl FnOnce(&mut Balance<PendingRequestsDiscover<List>, ()>)) {
     let list = ServiceList::new(vec![Instantly; providers as usize]);
-    run(&mut Balance::new(PendingRequestsDiscover::new(
-        list,
-        CompleteOnResponse::default(),
-    )));
+    let load = PendingRequestsDiscover::new(list, CompleteOnResponse::default());
+    run(warm(&mut Balance::new(load), providers));
 }
 
 type List = ServiceList<Vec<Instantly>>;

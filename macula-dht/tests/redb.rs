@@ -1,0 +1,241 @@
+//! What survives a restart, and what becomes of a damaged file.
+
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod common;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use common::{EPOCH_MS, advertisement, contact_of, key, secret};
+use macula_dht::{
+    Backend, BackendError, Change, Config, Dht, Loaded, Output, Peer, RedbBackend, Reply, Request, Response, Role,
+    StoredContact, StoredRecord, Want,
+};
+use macula_wire::{Realm, SecretKey, ServiceKey, VerifiedProvider};
+use proptest::prelude::*;
+
+struct Home(tempfile::TempDir);
+
+impl Home {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path().join("directory.redb")
+    }
+}
+
+fn open(path: &Path) -> RedbBackend {
+    RedbBackend::open(path).unwrap().backend
+}
+
+fn record(n: usize, key: ServiceKey, ttl: u64) -> VerifiedProvider {
+    let advertisement = advertisement(n).with_ttl(Duration::from_secs(ttl));
+    VerifiedProvider::sign(&secret(n), &Realm::default().hash(), &key, 1, EPOCH_MS, &advertisement).unwrap()
+}
+
+fn start(path: &Path, now: Instant, after: Duration) -> Dht<SecretKey, RedbBackend> {
+    let unix_ms = EPOCH_MS + after.as_millis() as u64;
+    Dht::new(
+        Config::default(),
+        secret(0),
+        Realm::default(),
+        open(path),
+        now,
+        unix_ms,
+        1,
+    )
+}
+
+fn publish(dht: &mut Dht<SecretKey, RedbBackend>, now: Instant, n: usize, record: &VerifiedProvider) {
+    let peer = Peer {
+        contact: contact_of(n),
+        role: Role::Node,
+    };
+    let request = Request::Publish {
+        key: *record.key(),
+        records: vec![record.to_signed()],
+    };
+    let response = dht.handle_request(now, &peer, Ok(request));
+    assert_eq!(response, Response::Published(vec![macula_dht::Outcome::Stored]));
+}
+
+/// A node that restarts serves and routes at once from what it kept, and shows nothing that has expired meanwhile.
+#[test]
+fn a_restarted_node_serves_and_routes_from_what_it_kept() {
+    let (home, now) = (Home::new(), Instant::now());
+    let mut dht = start(&home.file(), now, Duration::ZERO);
+    let service = key("a.b");
+    publish(&mut dht, now, 1, &record(1, service, 100));
+    publish(&mut dht, now, 2, &record(2, service, 30));
+    while let Some(output) = dht.poll_output() {
+        if let Output::Send { id, .. } = output {
+            dht.handle_response(
+                now,
+                id,
+                Ok(Reply {
+                    response: Ok(Response::Pong),
+                    role: Role::Node,
+                    ip: None,
+                }),
+            );
+        }
+    }
+    // Committed by its timer, not by a farewell.
+    let due = dht.poll_timeout().unwrap();
+    dht.handle_timeout(due.max(now + Duration::from_secs(1)));
+    drop(dht);
+
+    let now = now + Duration::from_secs(50);
+    let mut dht = start(&home.file(), now, Duration::from_secs(50));
+    let held: Vec<_> = dht.local_providers(now, &service).map(|p| *p.node_id()).collect();
+    assert_eq!(held, [*contact_of(1).node_id()]);
+    let joins = std::iter::from_fn(|| dht.poll_output());
+    let asked: Vec<_> = joins
+        .filter_map(|output| match output {
+            Output::Send { to, .. } => Some(*to.node_id()),
+            Output::Identify { .. } | Output::Event(_) => None,
+        })
+        .collect();
+    assert_eq!(asked.len(), 2, "the contacts it kept are asked at once");
+    let query = dht.start_lookup(now, service, Want::First).unwrap();
+    assert!(
+        std::iter::from_fn(|| dht.poll_output())
+            .any(|output| matches!(output, Output::Event(macula_dht::Event::Finished { query: q, .. }) if q == query))
+    );
+    // Past the validity it had when it was received, whatever the restart.
+    let later = now + Duration::from_secs(51);
+    dht.handle_timeout(later);
+    assert_eq!(dht.local_providers(later, &service).count(), 0);
+}
+
+#[test]
+fn a_kept_record_that_was_tampered_with_is_not_taken() {
+    let (home, now) = (Home::new(), Instant::now());
+    let service = key("a.b");
+    let good = record(1, service, 100);
+    let put = |node, record: macula_wire::SignedProvider| {
+        Change::Put(StoredRecord {
+            key: service,
+            node,
+            record,
+            expires_ms: EPOCH_MS + 1_000_000,
+        })
+    };
+    let mut bad = record(2, service, 100).to_signed();
+    let mut body = bad.body.to_vec();
+    body[10] ^= 1;
+    bad.body = body.into();
+    let swapped = put(*contact_of(3).node_id(), record(4, service, 100).to_signed());
+    open(&home.file())
+        .commit(&[
+            put(*good.node_id(), good.to_signed()),
+            put(*contact_of(2).node_id(), bad),
+            swapped,
+        ])
+        .unwrap();
+    let dht = start(&home.file(), now, Duration::ZERO);
+    let held: Vec<_> = dht.local_providers(now, &service).map(|p| *p.node_id()).collect();
+    assert_eq!(held, [*good.node_id()]);
+}
+
+#[test]
+fn a_file_in_use_is_said_to_be() {
+    let home = Home::new();
+    let _open = open(&home.file());
+    assert!(matches!(RedbBackend::open(&home.file()), Err(BackendError::InUse)));
+}
+
+fn filled(path: &Path) {
+    let mut backend = open(path);
+    let changes: Vec<_> = (1..30)
+        .map(|n| {
+            let service = key(&format!("service{n}"));
+            let record = record(n, service, 100);
+            Change::Put(StoredRecord {
+                key: service,
+                node: *record.node_id(),
+                record: record.to_signed(),
+                expires_ms: EPOCH_MS,
+            })
+        })
+        .chain([Change::Contacts(
+            (1..20).map(|n| StoredContact(contact_of(n))).collect(),
+        )])
+        .collect();
+    backend.commit(&changes).unwrap();
+}
+
+#[test]
+fn a_damaged_file_is_set_aside_and_the_next_one_works() {
+    let home = Home::new();
+    fs::write(home.file(), b"this is not a database, whatever it is").unwrap();
+    let opened = RedbBackend::open(&home.file()).unwrap();
+    let aside = opened.set_aside.unwrap();
+    assert!(aside.exists() && aside != home.file());
+    drop(opened.backend);
+    filled(&home.file());
+    assert_eq!(open(&home.file()).load().unwrap().records.len(), 29);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Reloading gives what was committed.
+    #[test]
+    fn a_reload_equals_what_was_committed(
+        steps in prop::collection::vec((1..8_usize, 0..3_u8, any::<bool>(), any::<u32>()), 1..40),
+        contacts in 0..30_usize,
+    ) {
+        let home = Home::new();
+        let mut model = std::collections::BTreeMap::new();
+        for batch in steps.chunks(7) {
+            let mut changes = Vec::new();
+            for &(n, k, put, expires) in batch {
+                let service = key(&format!("service{k}"));
+                let node = *contact_of(n).node_id();
+                if put {
+                    let record = record(n, service, 100).to_signed();
+                    let record = StoredRecord { key: service, node, record, expires_ms: expires.into() };
+                    model.insert((service, node), record.clone());
+                    changes.push(Change::Put(record));
+                } else {
+                    model.remove(&(service, node));
+                    changes.push(Change::Remove { key: service, node });
+                }
+            }
+            open(&home.file()).commit(&changes).unwrap();
+        }
+        let contacts: Vec<_> = (0..contacts).map(|n| StoredContact(contact_of(n))).collect();
+        open(&home.file()).commit(&[Change::Contacts(contacts.clone())]).unwrap();
+        let loaded = open(&home.file()).load().unwrap();
+        prop_assert_eq!(loaded, Loaded { records: model.into_values().collect(), contacts });
+    }
+
+    /// A file cut short or with bytes changed opens, or is set aside; it never crashes, and what it then gives is decodable.
+    #[test]
+    fn a_cut_or_changed_file_never_crashes(
+        cut in prop::option::of(any::<prop::sample::Index>()),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 1..=255_u8), 0..6),
+    ) {
+        let home = Home::new();
+        filled(&home.file());
+        let mut bytes = fs::read(home.file()).unwrap();
+        for (at, flip) in flips {
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        fs::write(home.file(), bytes).unwrap();
+        let mut backend = RedbBackend::open(&home.file()).unwrap().backend;
+        prop_assert!(backend.load().unwrap().records.len() <= 29);
+        prop_assert!(backend.commit(&[Change::Contacts(vec![StoredContact(contact_of(1))])]).is_ok());
+    }
+}

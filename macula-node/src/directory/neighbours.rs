@@ -1,0 +1,90 @@
+//! Which nodes this one talks to, and whose connection broke.
+//!
+//! A node that was killed and started again answers under its old id and has forgotten everything it held, yet no request of
+//! the DHT fails. Its connection tells: it breaks, within a keep-alive interval while it is open. The core is then told to ask the
+//! node again, now and a few times later; when it answers, the core hands over what it should hold (N3). A node that does not
+//! answer leaves the core's routing table, and the core looks for it from then on.
+
+use std::time::{Duration, Instant};
+
+use macula_dht::Contact;
+use macula_transport::{CloseCode, Connection, Lost};
+
+/// The most connections that are watched; the one talked to longest ago makes room. As many nodes may be missing.
+const MAX_WATCHED: usize = 64;
+/// When a node whose connection broke is asked, counted from the break: as often as the core needs to give it up.
+const ASK_AFTER: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_secs(2),
+    Duration::from_secs(6),
+    Duration::from_secs(14),
+];
+
+/// The nodes last talked to, and those that went missing.
+#[derive(Debug, Default)]
+pub(super) struct Neighbours {
+    /// The latest last.
+    connected: Vec<(Contact, Connection)>,
+    missing: Vec<Missing>,
+}
+
+#[derive(Debug)]
+struct Missing {
+    contact: Contact,
+    since: Instant,
+    asked: usize,
+}
+
+impl Neighbours {
+    /// A request to `to` was answered over `connection`.
+    pub(super) fn talked_to(&mut self, to: Contact, connection: Connection) {
+        self.missing.retain(|missing| missing.contact.node_id() != to.node_id());
+        self.connected.retain(|(known, _)| known.node_id() != to.node_id());
+        if self.connected.len() == MAX_WATCHED {
+            self.connected.remove(0);
+        }
+        self.connected.push((to, connection));
+    }
+
+    /// The nodes that are to be asked whether they are there.
+    pub(super) fn due(&mut self, now: Instant) -> Vec<Contact> {
+        let missing = &mut self.missing;
+        self.connected.retain(|(contact, connection)| match connection.lost() {
+            None => true,
+            Some(end) => {
+                if !is_retired(&end) && missing.len() < MAX_WATCHED {
+                    missing.push(Missing {
+                        contact: contact.clone(),
+                        since: now,
+                        asked: 0,
+                    });
+                }
+                false
+            }
+        });
+        let mut due = Vec::new();
+        missing.retain_mut(|missing| {
+            if ASK_AFTER
+                .get(missing.asked)
+                .is_some_and(|&after| missing.since + after <= now)
+            {
+                missing.asked += 1;
+                due.push(missing.contact.clone());
+            }
+            missing.asked < ASK_AFTER.len()
+        });
+        due
+    }
+}
+
+/// Whether a connection ended because nobody needed it: that says nothing about the node.
+fn is_retired(end: &Lost) -> bool {
+    matches!(
+        end,
+        Lost::ClosedHere(_)
+            | Lost::ClosedByPeer {
+                code: CloseCode::Retired,
+                ..
+            }
+    )
+}

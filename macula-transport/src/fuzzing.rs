@@ -1,0 +1,121 @@
+//! The cores as the fuzz targets drive them. Not part of the crate unless it is built for fuzzing.
+//!
+//! A target's bytes are a program: what is asked, what arrives and how it is cut, when time passes.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use macula_wire::FrameDecoder;
+
+use crate::{
+    CallRequest, Reply,
+    codec::MAX_HEAD_FRAME,
+    lane::fuzzed::{Asked, CallerLane, ProviderLane, read_reply, read_request},
+};
+
+/// Bytes from a peer, in chunks cut by their first byte, as either end of a lane reads them.
+pub fn frames(data: &[u8]) {
+    let Some((&cut, bytes)) = data.split_first() else {
+        return;
+    };
+    let mut decoder = FrameDecoder::new(MAX_HEAD_FRAME);
+    for chunk in bytes.chunks(usize::from(cut) + 1) {
+        decoder.push(Bytes::copy_from_slice(chunk));
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    let _ = read_request(frame.clone());
+                    let _ = read_reply(frame);
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Both ends of a lane driven by a program, with forged frames in between: every call ends once.
+///
+/// # Panics
+/// When a call ends twice or not at all.
+pub fn lane(data: &[u8]) {
+    let start = Instant::now();
+    let Ok(name) = "fuzz".parse() else { return };
+    let (mut now, mut next) = (start, 0_u32);
+    let mut caller = CallerLane::new(start);
+    let mut provider = ProviderLane::<u32>::new();
+    let (mut there, mut back) = (FrameDecoder::new(MAX_HEAD_FRAME), FrameDecoder::new(MAX_HEAD_FRAME));
+    let mut waiting = BTreeMap::new();
+    let mut running = Vec::new();
+    for pair in data.chunks_exact(2) {
+        let (what, how) = (pair[0], usize::from(pair[1]));
+        match what % 7 {
+            0 | 1 => {
+                let request = CallRequest::new(&name, vec![0; how * 60]);
+                let deadline = now + Duration::from_millis(how as u64);
+                if let Ok(started) = caller.call(&request, 1, deadline, next) {
+                    assert!(waiting.insert(next, started.id).is_none());
+                }
+                next += 1;
+            }
+            2 => {
+                if let Some((&number, &id)) = waiting.iter().nth(how % waiting.len().max(1)) {
+                    assert_eq!(caller.cancel(id).map(|(number, _)| number), Some(number));
+                    waiting.remove(&number);
+                }
+            }
+            3 => {
+                let bytes: Vec<u8> = caller.take_output().concat();
+                for chunk in bytes.chunks(how + 1) {
+                    there.push(Bytes::copy_from_slice(chunk));
+                    while let Ok(Some(frame)) = there.next_frame() {
+                        match read_request(frame) {
+                            Ok(Asked::Call(id, _)) => {
+                                assert!(provider.started(id).is_ok(), "an id is used twice");
+                                running.push(id);
+                            }
+                            Ok(Asked::Cancel(id)) => {
+                                let _ = provider.cancelled(id);
+                                running.retain(|of| *of != id);
+                            }
+                            Err(_) => panic!("a frame of ours cannot be read"),
+                        }
+                    }
+                }
+            }
+            4 => {
+                if !running.is_empty() {
+                    let id = running.swap_remove(how % running.len());
+                    assert!(provider.ended(id));
+                    let _ = provider.reply(id, &Reply::ok(vec![1; how * 60]));
+                }
+            }
+            5 => {
+                let bytes: Vec<u8> = provider.take_output().concat();
+                for chunk in bytes.chunks(how + 1) {
+                    back.push(Bytes::copy_from_slice(chunk));
+                    while let Ok(Some(frame)) = back.next_frame() {
+                        let Ok((id, _)) = read_reply(frame) else {
+                            panic!("a frame of ours cannot be read")
+                        };
+                        if let Some(number) = caller.replied(id) {
+                            assert_eq!(waiting.remove(&number), Some(id));
+                        }
+                    }
+                }
+            }
+            _ => {
+                now += Duration::from_millis(how as u64);
+                let _ = caller.handle_timeout(now, |number| assert!(waiting.remove(&number).is_some()));
+                assert!(caller.poll_timeout().is_none_or(|at| at > now));
+            }
+        }
+    }
+    for number in caller.close() {
+        assert!(waiting.remove(&number).is_some());
+    }
+    assert!(waiting.is_empty(), "a call has no end");
+}
