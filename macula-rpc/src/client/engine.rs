@@ -5,11 +5,10 @@
 //!
 //! **Invariants.** The balancer's lock is held for single steps and never across an await: one step chooses the first provider,
 //! one takes in how an attempt ended and says what follows. An attempt ends by itself when its time is up, so a call that needs
-//! neither a hedge nor a pause has no timer of its own. A usual call allocates nothing here.
+//! neither a hedge nor a pause has no timer of its own. A usual call allocates once here: its attempt.
 
 use std::{
     future::Future,
-    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -130,8 +129,7 @@ pub(super) async fn run<X: Exchange>(
         answer: None,
         over: false,
     };
-    let (first, second) = (pin!(None), pin!(None));
-    let mut flights = Flights::new(first, second);
+    let mut flights = Flights::new();
     let mut output = driver.begin(providers);
     let end = loop {
         output = match output {
@@ -139,7 +137,8 @@ pub(super) async fn run<X: Exchange>(
                 // Whoever dispatches has logged whom to.
                 if let Some(tried) = driver.log.get(attempt) {
                     let work = job.attempt(Arc::clone(&tried.provider), until, tried.span.clone());
-                    flights.launch(attempt, until, work);
+                    // On the heap, so that every future around it stays small: those are moved at each level of a call.
+                    flights.launch(attempt, until, Box::pin(work));
                 }
                 match job.options.hedge {
                     // The attempt's own end is all there is to wait for.

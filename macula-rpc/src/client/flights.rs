@@ -1,6 +1,6 @@
 //! The attempts of one call that are under way: a first one, and the one that a hedge puts beside it.
 //!
-//! Both live within the call's own future: nothing is allocated and no task is spawned, so a dropped call takes them with it.
+//! Both belong to the call's own future and no task is spawned, so a dropped call takes them with it.
 
 use std::{
     future::{Future, poll_fn},
@@ -18,20 +18,17 @@ struct Ticket {
     until: Instant,
 }
 
-/// A place for a flight.
-type Place<'a, F> = Pin<&'a mut Option<F>>;
-
 /// The flights of a call.
-pub(super) struct Flights<'a, F> {
-    work: [Place<'a, F>; 2],
+pub(super) struct Flights<F> {
+    work: [Option<F>; 2],
     tickets: [Option<Ticket>; 2],
 }
 
-impl<'a, F: Future> Flights<'a, F> {
-    /// No flights, and the places for them.
-    pub(super) fn new(first: Place<'a, F>, second: Place<'a, F>) -> Self {
+impl<F: Future + Unpin> Flights<F> {
+    /// No flights.
+    pub(super) fn new() -> Self {
         Self {
-            work: [first, second],
+            work: [None, None],
             tickets: [None; 2],
         }
     }
@@ -42,7 +39,7 @@ impl<'a, F: Future> Flights<'a, F> {
         debug_assert!(free.is_some(), "a call has two attempts under way at most");
         if let Some(at) = free {
             self.tickets[at] = Some(Ticket { attempt, until });
-            self.work[at].set(Some(work));
+            self.work[at] = Some(work);
         }
     }
 
@@ -50,7 +47,7 @@ impl<'a, F: Future> Flights<'a, F> {
     pub(super) fn abort(&mut self, attempt: AttemptId) {
         for (ticket, work) in self.tickets.iter_mut().zip(&mut self.work) {
             if ticket.take_if(|it| it.attempt == attempt).is_some() {
-                work.set(None);
+                *work = None;
             }
         }
     }
@@ -64,12 +61,12 @@ impl<'a, F: Future> Flights<'a, F> {
     pub(super) fn next(&mut self) -> impl Future<Output = (AttemptId, F::Output)> {
         poll_fn(|cx| {
             for (place, work) in self.tickets.iter_mut().zip(&mut self.work) {
-                let (Some(ticket), Some(running)) = (*place, work.as_mut().as_pin_mut()) else {
+                let (Some(ticket), Some(running)) = (*place, work.as_mut()) else {
                     continue;
                 };
-                if let Poll::Ready(outcome) = running.poll(cx) {
+                if let Poll::Ready(outcome) = Pin::new(running).poll(cx) {
                     *place = None;
-                    work.set(None);
+                    *work = None;
                     return Poll::Ready((ticket.attempt, outcome));
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! Names are those of OpenTelemetry's semantic conventions for RPC where there is one, and begin with `macula.` where there is
 //! none. Without a subscriber a span is one relaxed load and a compare; without the feature `metrics` every meter is a function
-//! with nothing in it. Neither allocates: see the test that counts.
+//! with nothing in it. Neither allocates.
 
 #[cfg(feature = "metrics")]
 mod meters;

@@ -29,7 +29,7 @@ use crate::{
 /// A channel for clients that tonic has generated, in place of `tonic::transport::Channel`: calls go to the mesh's providers
 /// of the service that the client is for. One channel does for all services. Cheap to clone.
 ///
-/// ```ignore
+/// ```text
 /// let mut greeter = GreeterClient::new(macula_rpc::Channel::new(client));
 /// let reply = greeter.say_hello(HelloRequest { name: "mesh".into() }).await?;
 /// ```
