@@ -325,7 +325,7 @@ impl Link {
         }
     }
 
-    /// The lane that small calls take: `over` has ended, if given.
+    /// The lane that small calls take, a new one when the last is over.
     pub(crate) fn lane(self: &Arc<Self>) -> Arc<Lane> {
         let mut lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
         match &*lane {
