@@ -115,6 +115,11 @@ struct Counters {
     ejections_capped: u64,
 }
 
+/// The first hold of a provider that refuses for overload without saying when it wants to be asked again.
+const OVERLOAD_HOLD: Duration = Duration::from_millis(100);
+/// The longest such hold.
+const MAX_OVERLOAD_HOLD: Duration = Duration::from_secs(2);
+
 /// Weight of one sample in the typical latency.
 const TYPICAL_WEIGHT: f64 = 1.0 / 32.0;
 
@@ -206,6 +211,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 cold.window.record(now, true);
                 if fate == Fate::Ok {
                     cold.cut_short = 0;
+                    cold.refusals = 0;
                     hot.latency
                         .observe(unit, &self.decay, now - cold.observed, elapsed, self.typical);
                     cold.observed = now;
@@ -218,7 +224,9 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                     self.quantile.record(elapsed);
                 } else {
                     // Errors are answered fast; that is no reason to prefer who gives them.
-                    hot.latency.observe_at_least(unit, elapsed, 1);
+                    hot.latency
+                        .observe_no_work(unit, &self.decay, now - cold.observed, elapsed, self.typical);
+                    cold.observed = now;
                 }
             }
             Verdict::Failure => {
@@ -234,7 +242,13 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                     cold.cut_short = cold.cut_short.saturating_add(1);
                     self.quantile.record_at_least(elapsed);
                 }
-                hot.latency.observe_at_least(unit, elapsed, cold.cut_short.max(1));
+                if fate != Fate::Cancelled {
+                    hot.latency
+                        .observe_no_work(unit, &self.decay, now - cold.observed, elapsed, self.typical);
+                    cold.observed = now;
+                } else if hot.latency.observe_at_least(unit, elapsed, cold.cut_short.max(1)) {
+                    cold.observed = now;
+                }
             }
         }
         self.judge(now, slot, lease.probe, verdict);
@@ -247,6 +261,10 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 reason: Refusal::Draining,
                 ..
             } => hold.max(self.config.health.link_hold),
+            Fate::Refused {
+                reason: Refusal::Overloaded,
+                pushback: None,
+            } => self.default_hold(now, slot),
             Fate::Ok
             | Fate::NotSent
             | Fate::Refused { .. }
@@ -257,6 +275,19 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         if !hold.is_zero() {
             self.hold(now, slot, now.saturating_add(nanos(hold)));
         }
+    }
+
+    /// How long a provider is left in peace that is overloaded and does not say for how long: doubling while that goes on.
+    ///
+    /// What comes back while it is held was sent before, and says nothing new.
+    fn default_hold(&mut self, now: Nanos, slot: u32) -> Duration {
+        let cold = &mut self.cold[slot as usize];
+        if cold.hold > now {
+            return Duration::ZERO;
+        }
+        let doubled = OVERLOAD_HOLD.saturating_mul(1 << cold.refusals.min(16));
+        cold.refusals = cold.refusals.saturating_add(1);
+        doubled.min(MAX_OVERLOAD_HOLD).min(self.config.health.max_hold)
     }
 
     /// Tells what the transport knows about the way to a provider. Unknown keys are ignored.
@@ -358,7 +389,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 in_flight: hot.in_flight,
                 latency,
                 counts: cold.window.counts(now),
-                consecutive_failures: cold.consecutive,
+                consecutive_failures: u32::from(cold.consecutive),
                 ejections: u32::from(cold.ejections),
                 ramp: f64::from(cold.effective) / (f64::from(cold.weight) * f64::from(timers::WEIGHT_UNIT)),
             })

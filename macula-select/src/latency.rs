@@ -153,12 +153,26 @@ impl Estimate {
 
     /// A sample that was cut short, the `in_a_row`-th of them: the truth is at least this long.
     ///
-    /// The most likely mean of a memoryless wait is the time waited over the answers that came. A row of samples
-    /// without one therefore counts as their sum, or hedging would hide a slow provider by never letting it finish.
-    pub(crate) fn observe_at_least(&mut self, unit: Unit, sample: Nanos, in_a_row: u8) {
-        if self.is_measured() {
-            self.0 = self.0.max(clamp(sample.saturating_mul(u64::from(in_a_row))) * unit.0);
+    /// The most likely mean of a memoryless wait is the time waited over the answers that came. A row of samples without
+    /// one therefore counts as their sum, or hedging would hide a slow provider by never letting it finish.
+    ///
+    /// Returns whether the estimate rose: it is then as fresh as a complete sample makes it.
+    pub(crate) fn observe_at_least(&mut self, unit: Unit, sample: Nanos, in_a_row: u8) -> bool {
+        let sample = clamp(sample.saturating_mul(u64::from(in_a_row))) * unit.0;
+        let rose = self.is_measured() && sample > self.0;
+        if rose {
+            self.0 = sample;
         }
+        rose
+    }
+
+    /// An answer that was no work: a refusal, or an error that is the caller's own. It says nothing of how long the work
+    /// takes, and it comes fast. So it stops the decay, or who refuses everything would come to look like the fastest
+    /// provider: the estimate is again what it was at the observation `since` ago, at least the typical one. Only up to
+    /// twice the typical, though: an old spike is to be forgotten whatever comes after it.
+    pub(crate) fn observe_no_work(&mut self, unit: Unit, decay: &Decay, since: Nanos, sample: Nanos, typical: f64) {
+        let before = (self.0 / decay.remains(since)).min(2.0 * typical * unit.0);
+        self.0 = self.0.max(before).max(clamp(sample).max(typical) * unit.0);
     }
 
     /// A failure, `share` of the recent attempts having failed.
@@ -317,7 +331,8 @@ mod tests {
                 match step {
                     Step::Observe(sample) => tracked.observe(now, sample),
                     Step::AtLeast(sample) => {
-                        tracked.estimate.observe_at_least(unit, sample, 1);
+                        let rose = tracked.estimate.observe_at_least(unit, sample, 1);
+                        prop_assert!(rose || tracked.read(now).to_bits() == before.to_bits());
                         prop_assert!(tracked.read(now) >= before, "a censored sample lowered it");
                     }
                     Step::Penalise(sample) => {

@@ -527,3 +527,82 @@ proptest! {
         }
     }
 }
+
+/// Three providers that were measured at 10 ms; then provider 0 meets this fate within 1 ms, the others go on. Its share of
+/// 3 000 picks.
+fn share_of_a_fast_answer(fate: Fate) -> u32 {
+    let mut balancer = balancer(3);
+    let context = PickContext {
+        strategy: Some(Strategy::PeakEwma),
+        ..PickContext::default()
+    };
+    let leases = [0, 1, 2].map(|key| pick_only(&mut balancer, 0, key));
+    for lease in leases {
+        balancer.report(at(10), lease, Fate::Ok);
+    }
+    let (mut now, mut picks) = (100, 0);
+    for _ in 0..3_000 {
+        let lease = balancer.pick(at(now), &context).expect("they are usable");
+        if balancer.provider(&lease) == Some(&0) {
+            picks += 1;
+            now += 1;
+            balancer.report(at(now), lease, fate);
+        } else {
+            now += 10;
+            balancer.report(at(now), lease, Fate::Ok);
+        }
+    }
+    picks
+}
+
+#[test]
+fn h4_a_provider_that_refuses_fast_attracts_no_traffic() {
+    let picks = share_of_a_fast_answer(Fate::refused(Refusal::Overloaded));
+    assert!(picks < 100, "{picks} of 3000");
+}
+
+#[test]
+fn h4_a_provider_that_answers_the_callers_fault_fast_gets_no_more_than_its_share() {
+    let picks = share_of_a_fast_answer(Fate::answered(Code::NotFound));
+    assert!(picks < 1_200, "{picks} of 3000");
+}
+
+#[test]
+fn a_success_after_a_long_error_is_no_longer_than_either() {
+    let mut balancer = balancer(1);
+    for (sent, came, fate) in [
+        (0, 10, Fate::Ok),
+        (60_000, 60_100, Fate::answered(Code::NotFound)),
+        (60_100, 60_150, Fate::Ok),
+    ] {
+        let lease = balancer.pick(at(sent), &PickContext::default()).expect("it is usable");
+        balancer.report(at(came), lease, fate);
+    }
+    let latency = balancer.providers().next().and_then(|provider| provider.latency);
+    assert!(
+        latency.is_some_and(|latency| latency <= Duration::from_millis(101)),
+        "{latency:?}"
+    );
+}
+
+#[test]
+fn an_overloaded_provider_is_left_in_peace_for_longer_and_longer() {
+    let mut balancer = balancer(1);
+    let mut now = 0;
+    let mut holds = Vec::new();
+    for fate in [Fate::refused(Refusal::Overloaded); 7]
+        .into_iter()
+        .chain([Fate::Ok, Fate::refused(Refusal::Overloaded)])
+    {
+        let lease = balancer.pick(at(now), &PickContext::default()).expect("it is usable");
+        balancer.report(at(now), lease, fate);
+        let free = balancer.poll_timeout();
+        if fate != Fate::Ok {
+            let free = free.expect("it is held");
+            holds.push((free - at(now)).as_millis());
+            now = (free - start()).as_millis() as u64;
+            balancer.handle_timeout(free);
+        }
+    }
+    assert_eq!(holds, [100, 200, 400, 800, 1_600, 2_000, 2_000, 100]);
+}

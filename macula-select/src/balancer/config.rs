@@ -27,7 +27,7 @@ pub struct BalancerConfig {
 /// The circuit breaker of each provider (H2, H3).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HealthConfig {
-    /// Failures in a row that open it, however fast they come. 5 by default; 0 never opens it for that.
+    /// Failures in a row that open it, however fast they come. 5 by default, at most 65 535; 0 never opens it for that.
     pub consecutive_failures: u32,
     /// The success rate below which it opens. 0.5 by default.
     pub min_success_rate: f64,

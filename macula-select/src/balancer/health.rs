@@ -53,7 +53,9 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
 
     fn should_eject(&self, now: Nanos, slot: u32) -> Option<EjectionReason> {
         let (health, cold) = (&self.config.health, &self.cold[slot as usize]);
-        if health.consecutive_failures > 0 && cold.consecutive >= health.consecutive_failures {
+        if health.consecutive_failures > 0
+            && cold.consecutive >= u16::try_from(health.consecutive_failures).unwrap_or(u16::MAX)
+        {
             return Some(EjectionReason::ConsecutiveFailures);
         }
         let counts = cold.window.counts(now);

@@ -65,7 +65,8 @@ pub(crate) struct Cold<K> {
     pub(crate) epoch: u32,
     /// The weight in sixteenths, reduced by slow start.
     pub(crate) effective: u32,
-    pub(crate) consecutive: u32,
+    /// Failures in a row, as far as they can be counted.
+    pub(crate) consecutive: u16,
     /// The second of the last load report.
     pub(crate) load_at: u32,
     pub(crate) weight: u16,
@@ -74,6 +75,8 @@ pub(crate) struct Cold<K> {
     pub(crate) ejections: u8,
     /// Samples in a row that were cut short.
     pub(crate) cut_short: u8,
+    /// Default holds in a row, without a success between them.
+    pub(crate) refusals: u8,
     pub(crate) circuit: Circuit,
     pub(crate) remote: bool,
     pub(crate) ramping: bool,
@@ -97,6 +100,7 @@ impl<K> Cold<K> {
             load: 0,
             ejections: 0,
             cut_short: 0,
+            refusals: 0,
             circuit: Circuit::Closed,
             remote: false,
             ramping: false,
