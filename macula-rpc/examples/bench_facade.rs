@@ -1,6 +1,6 @@
 //! What the facade costs over the bare transport, what a failover costs, and what a lookup costs that the cache saves.
 //!
-//! `cargo run --release -p macula-rpc --example bench_rpc`: caller and provider in one process, over real sockets; both sides of a comparison
+//! `cargo xtask bench facade`: caller and provider in one process, over real sockets; both sides of a comparison
 //! alternate within one run, because absolute times are the machine's. One JSON document on standard output.
 #![expect(clippy::print_stdout, reason = "the report is its output")]
 

@@ -78,6 +78,12 @@ pub struct Call<K> {
     /// Failovers so far, for the backoff.
     failovers: u32,
     hedged: bool,
+    /// An attempt that failed while another was in flight, and that a retry has to be paid for.
+    owed: Option<AttemptId>,
+    /// The attempt whose provider asked that the call not be retried.
+    stopped: Option<AttemptId>,
+    /// The latest moment before which a provider does not want the next attempt.
+    not_before: Option<Instant>,
     state: State,
 }
 
@@ -142,6 +148,9 @@ impl<K: Eq + Hash + Clone> Call<K> {
             counted: 0,
             failovers: 0,
             hedged: false,
+            owed: None,
+            stopped: None,
+            not_before: None,
             state: State::Ready,
             options,
         }
@@ -409,6 +418,16 @@ impl<K: Eq + Hash + Clone> Call<K> {
             State::InFlight => {}
             State::Ready | State::Waiting(_) | State::Ended(_) | State::Over => return,
         }
+        match fate.pushback() {
+            Some(Pushback::Stop) => self.stopped = Some(attempt),
+            Some(Pushback::After(wait)) => {
+                self.not_before = self.not_before.max(Some(now + wait.min(MAX_CALL_TIMEOUT)));
+            }
+            None => {}
+        }
+        if fate != Fate::NotSent {
+            self.owed = Some(attempt);
+        }
         if self.live.iter().any(Option::is_some) {
             return; // the other one may still succeed
         }
@@ -421,22 +440,23 @@ impl<K: Eq + Hash + Clone> Call<K> {
         if let Some(failure) = self.exhausted(balancer, excluded) {
             return self.fail(now, balancer, failure);
         }
-        if fate == Fate::NotSent {
+        let Some(owed) = self.owed.take() else {
             self.state = State::Ready;
             return;
-        }
-        let pushback = fate.pushback();
-        if pushback == Some(Pushback::Stop) {
-            return self.fail(now, balancer, Failure::NotRetried(attempt, StopReason::Pushback));
+        };
+        if let Some(stopped) = self.stopped {
+            return self.fail(now, balancer, Failure::NotRetried(stopped, StopReason::Pushback));
         }
         if !balancer.take_retry(at) {
-            return self.fail(now, balancer, Failure::NotRetried(attempt, StopReason::BudgetExhausted));
+            return self.fail(now, balancer, Failure::NotRetried(owed, StopReason::BudgetExhausted));
         }
         self.failovers += 1;
+        // Whoever pushed back is held by the balancer. The call itself waits only if nobody else is ready.
+        let pushback = self.not_before.take().filter(|_| !balancer.has_ready(excluded));
         let wait = match (pushback, self.options.backoff) {
-            (Some(Pushback::After(wait)), _) => wait.min(MAX_CALL_TIMEOUT),
-            (Some(Pushback::Stop) | None, Some(backoff)) => backoff.wait(self.failovers, &mut balancer.rng),
-            (Some(Pushback::Stop) | None, None) => Duration::ZERO,
+            (Some(not_before), _) => not_before.saturating_duration_since(now),
+            (None, Some(backoff)) => backoff.wait(self.failovers, &mut balancer.rng),
+            (None, None) => Duration::ZERO,
         };
         if wait.is_zero() {
             self.state = State::Ready;

@@ -134,9 +134,8 @@ pub enum Loss {
 /// A server's wish for when the call is tried again.
 ///
 /// As in gRPC's retry design (proposal A6): a delay replaces the computed backoff of the next attempt, once, and
-/// a negative one means that the call is not to be retried. The provider is left in peace for that long too. So a
-/// server pushes back when it speaks for its service; one that only has no room itself refuses without, and the call
-/// goes on elsewhere at once.
+/// a negative one means that the call is not to be retried. The provider is left in peace for that long; the call waits
+/// only when no other provider is ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pushback {
     /// Try again after this long, not sooner.

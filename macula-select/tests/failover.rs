@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::{at, balancer, balancer_with, start};
 use macula_select::{
-    AttemptId, Backoff, Balancer, BalancerConfig, Call, CallError, CallOptions, Code, Event, Fate, Hedge, Loss, Output,
-    PickContext, Pushback, Refusal, RetryPolicy, StopReason, Strategy,
+    AttemptId, Backoff, Balancer, BalancerConfig, Call, CallError, CallOptions, Code, Event, Fate, Hedge, Link, Loss,
+    Output, PickContext, Pushback, Refusal, RetryPolicy, StopReason, Strategy,
 };
 
 const FAILED: Fate = Fate::Answered {
@@ -246,22 +246,23 @@ fn f9_backoff_begins_with_the_second_failover() {
     }
 }
 
-/// Law 26: a pushback replaces the next wait, and only that.
+fn after(milliseconds: u64) -> Fate {
+    Fate::Refused {
+        reason: Refusal::Overloaded,
+        pushback: Some(Pushback::After(Duration::from_millis(milliseconds))),
+    }
+}
+
+/// Law 26: a pushback replaces the next wait, and only that. The call waits when everybody else is put aside.
 #[test]
 fn f9_a_pushback_is_honoured_once() {
     let mut balancer = balancer(4);
+    for other in [1, 2, 3] {
+        balancer.set_link(start(), &other, Link::Down);
+    }
     let mut call = Call::new(start(), first());
     let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
-    let pushback = Some(Pushback::After(Duration::from_millis(300)));
-    call.on_result(
-        at(1),
-        &mut balancer,
-        attempt,
-        Fate::Refused {
-            reason: Refusal::Overloaded,
-            pushback,
-        },
-    );
+    call.on_result(at(1), &mut balancer, attempt, after(300));
     waits(&mut call, &mut balancer, 1, 301);
     let (to, attempt) = dispatched(&mut call, &mut balancer, 301);
     assert_eq!(to, 1);
@@ -271,24 +272,87 @@ fn f9_a_pushback_is_honoured_once() {
 }
 
 #[test]
-fn f9_a_pushback_beyond_the_deadline_ends_the_call_at_once() {
+fn f9_a_pushback_beyond_the_deadline_ends_the_call_at_once_if_nobody_else_is_ready() {
     let mut balancer = balancer(2);
+    balancer.set_link(start(), &1, Link::Down);
     let mut call = Call::new(start(), first());
     let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
-    let pushback = Some(Pushback::After(Duration::from_secs(10)));
-    call.on_result(
-        at(1),
-        &mut balancer,
-        attempt,
-        Fate::Answered {
-            code: Code::Unavailable,
-            pushback,
-        },
-    );
+    call.on_result(at(1), &mut balancer, attempt, after(10_000));
     assert!(matches!(
         fails(&mut call, &mut balancer, 1),
         CallError::DeadlineExceeded { .. }
     ));
+}
+
+/// F1, F5: the provider is held for as long as it asked; that is no concern of the others.
+#[test]
+fn f1_one_providers_pushback_delays_no_call_while_another_is_ready() {
+    for wait in [300, 60_000] {
+        let mut balancer = balancer(2);
+        let mut call = Call::new(start(), first());
+        let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
+        call.on_result(at(1), &mut balancer, attempt, after(wait));
+        assert_eq!(dispatched(&mut call, &mut balancer, 1).0, 1);
+        call.cancel(at(1), &mut balancer);
+    }
+}
+
+/// A call to three providers with a hedge in flight, and its two attempts.
+fn hedged_call(balancer: &mut Balancer<u32>) -> (Call<u32>, AttemptId, AttemptId) {
+    let options = CallOptions {
+        idempotent: true,
+        hedge: Some(Hedge::After(Duration::from_millis(5))),
+        ..first()
+    };
+    let mut call = Call::new(start(), options);
+    let (_, one) = dispatched(&mut call, balancer, 0);
+    let (_, two) = dispatched(&mut call, balancer, 5);
+    (call, one, two)
+}
+
+/// Law 26.
+#[test]
+fn f9_a_pushback_is_remembered_while_a_hedge_is_in_flight() {
+    for last in [FAILED, Fate::NotSent] {
+        let mut config = BalancerConfig::default();
+        config.budget.hedge_ratio = 1.0;
+        let mut balancer = balancer_with(config, 3);
+        let (mut call, one, two) = hedged_call(&mut balancer);
+        let stop = Fate::Refused {
+            reason: Refusal::Overloaded,
+            pushback: Some(Pushback::Stop),
+        };
+        call.on_result(at(6), &mut balancer, one, stop);
+        call.on_result(at(7), &mut balancer, two, last);
+        let error = fails(&mut call, &mut balancer, 7);
+        assert!(
+            matches!(error, CallError::NotRetried { attempt, reason: StopReason::Pushback, .. } if attempt == one),
+            "{error:?}"
+        );
+
+        let mut balancer = balancer_with(balancer.config().clone(), 3);
+        balancer.set_link(start(), &2, Link::Down);
+        let (mut call, one, two) = hedged_call(&mut balancer);
+        call.on_result(at(6), &mut balancer, one, after(300));
+        call.on_result(at(7), &mut balancer, two, last);
+        waits(&mut call, &mut balancer, 7, 306);
+        assert_eq!(dispatched(&mut call, &mut balancer, 306).0, 2);
+        call.cancel(at(306), &mut balancer);
+    }
+}
+
+/// Law 24.
+#[test]
+fn f9_a_failure_is_paid_for_though_the_hedge_beside_it_was_not_sent() {
+    let mut config = BalancerConfig::default();
+    config.budget.hedge_ratio = 1.0;
+    let mut balancer = balancer_with(config, 3);
+    let (mut call, one, two) = hedged_call(&mut balancer);
+    call.on_result(at(6), &mut balancer, one, FAILED);
+    call.on_result(at(7), &mut balancer, two, Fate::NotSent);
+    assert_eq!(dispatched(&mut call, &mut balancer, 7).0, 2);
+    assert_eq!(balancer.stats().spending.retries, 1);
+    call.cancel(at(7), &mut balancer);
 }
 
 #[test]

@@ -33,6 +33,7 @@ const BENCHES: &[(&str, &str, &[Part])] = &[
     ("dht", "macula-dht", &[Part::Micro, Part::Report, Part::Compare]),
     ("transport", "macula-transport", &[Part::Micro, Part::Report]),
     ("rpc", "macula-transport", &[Part::Compare]),
+    ("facade", "macula-rpc", &[Part::Report]),
     ("node", "macula-node", &[Part::Micro, Part::Report]),
 ];
 

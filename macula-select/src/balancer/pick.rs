@@ -203,6 +203,12 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         usable > tried.iter().sum()
     }
 
+    /// Whether anybody is left who is neither held nor ejected.
+    pub(crate) fn has_ready(&self, excluded: Excluded) -> bool {
+        let tried = excluded.in_tier(Tier::Local) + excluded.in_tier(Tier::Remote);
+        self.roster.span(Tier::Local, Tier::Remote).len() > tried
+    }
+
     fn exclude_keys(&mut self, keys: &[K]) -> Excluded {
         let mut excluded = Excluded::default();
         for key in keys {

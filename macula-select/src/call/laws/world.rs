@@ -36,6 +36,10 @@ pub(super) struct Watched {
     doubt: bool,
     /// The last fate that came back, and whose it was.
     last: Option<(AttemptId, Fate)>,
+    /// Whether a provider asked for a pause since the last dispatch.
+    pushed_back: bool,
+    /// Whether a provider asked that it not be retried.
+    stopped: bool,
     cancelled: bool,
     waits: Option<Instant>,
     /// Whether it was polled past its deadline before it had ended.
@@ -70,6 +74,8 @@ impl World {
             counted: 0,
             doubt: false,
             last: None,
+            pushed_back: false,
+            stopped: false,
             cancelled: false,
             waits: None,
             overdue: false,
@@ -128,6 +134,8 @@ impl World {
         if was_live {
             watched.live.retain(|live| *live != attempt);
             watched.last = Some((attempt, fate));
+            watched.pushed_back |= matches!(fate.pushback(), Some(Pushback::After(_)));
+            watched.stopped |= watched.options.policy.retries(&fate) && fate.pushback() == Some(Pushback::Stop);
             watched.doubt |= matches!(fate, Fate::Unknown(_) | Fate::Answered { .. });
             watched.counted -= u32::from(fate == Fate::NotSent);
         } else {
@@ -222,6 +230,8 @@ impl World {
                 watched.live.push(attempt);
                 watched.counted += 1;
                 watched.waits = None;
+                watched.pushed_back &= hedge;
+                assert!(!watched.stopped, "law 26: dispatched though a provider asked to stop");
                 let limit = watched.options.max_attempts.unwrap_or(3);
                 assert!(
                     watched.counted <= limit,
@@ -250,10 +260,7 @@ impl World {
                     latest < watched.deadline && until <= watched.deadline,
                     "law 11: not done past the deadline"
                 );
-                let pauses = watched.options.backoff.is_some()
-                    || watched
-                        .last
-                        .is_some_and(|(_, fate)| matches!(fate.pushback(), Some(Pushback::After(_))));
+                let pauses = watched.options.backoff.is_some() || watched.pushed_back;
                 assert!(!watched.live.is_empty() || pauses, "law 19: it waits for nothing");
                 watched.waits = Some(until);
                 false
@@ -388,10 +395,7 @@ impl Watched {
                 );
             }
             Err(CallError::DeadlineExceeded { .. }) => {
-                let waiting = self.options.backoff.is_some()
-                    || self
-                        .last
-                        .is_some_and(|(_, fate)| matches!(fate.pushback(), Some(Pushback::After(_))));
+                let waiting = self.options.backoff.is_some() || self.pushed_back;
                 assert!(now >= self.deadline || waiting, "law 11: ended too early");
             }
             Err(CallError::NotRetried {
