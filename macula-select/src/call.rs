@@ -78,6 +78,8 @@ pub struct Call<K> {
     /// Failovers so far, for the backoff.
     failovers: u32,
     hedged: bool,
+    /// Whether an attempt was a probe.
+    probed: bool,
     /// An attempt that failed while another was in flight, and that a retry has to be paid for.
     owed: Option<AttemptId>,
     /// The attempt whose provider asked that the call not be retried.
@@ -148,6 +150,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             counted: 0,
             failovers: 0,
             hedged: false,
+            probed: false,
             owed: None,
             stopped: None,
             not_before: None,
@@ -307,6 +310,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             probe: self.probe_consent(hedge),
         };
         let lease = balancer.choose(at, choice, excluded).ok()?;
+        self.probed |= lease.is_probe();
         let Some(to) = balancer.provider(&lease).cloned() else {
             balancer.report(now, lease, Fate::Cancelled);
             return None;
@@ -330,13 +334,17 @@ impl<K: Eq + Hash + Clone> Call<K> {
         Some(Sent { to, attempt, until })
     }
 
-    /// A probe may well fail, so it should be a call that can go on elsewhere.
-    fn probe_consent(&self, hedge: bool) -> ProbeConsent {
+    /// A probe may well fail, so it should be a call that can go on elsewhere, and one such risk is enough for a call.
+    ///
+    /// A call of a single attempt is reluctant only: where all calls are like that, nobody would ever be restored.
+    fn probe_consent(&self, hedge: bool) -> Option<ProbeConsent> {
         let last = self.counted + 1 >= self.limit();
-        if hedge || last || self.options.policy.never_twice() {
-            ProbeConsent::Reluctant
+        if self.probed || (last && self.limit() > 1) {
+            None
+        } else if hedge || last || self.options.policy.never_twice() {
+            Some(ProbeConsent::Reluctant)
         } else {
-            ProbeConsent::Willing
+            Some(ProbeConsent::Willing)
         }
     }
 
@@ -492,11 +500,23 @@ impl<K: Eq + Hash + Clone> Call<K> {
 
     /// Writes an attempt's end into the log and returns its lease.
     fn close(&mut self, now: Instant, balancer: &mut Balancer<K>, id: &AttemptId, lease: Lease, fate: Fate) {
+        let mut verdict = fate;
         if let Some(attempt) = self.attempts.get_mut(*id) {
-            attempt.elapsed = nanos(now.saturating_duration_since(attempt.started));
+            let elapsed = now.saturating_duration_since(attempt.started);
+            attempt.elapsed = nanos(elapsed);
             attempt.fate = fate;
+            if fate == Fate::Unknown(Loss::TimedOut) && now >= self.deadline && !self.had_its_time(elapsed) {
+                // The others took the time. It shows how long this one takes at least, and no fault of its own.
+                verdict = Fate::Cancelled;
+            }
         }
-        balancer.report(now, lease, fate);
+        balancer.report(now, lease, verdict);
+    }
+
+    /// Whether an attempt that took so long had all the time that an attempt of this call may have.
+    fn had_its_time(&self, elapsed: Duration) -> bool {
+        let whole_call = self.attempts.len() == 1 && self.options.attempt_timeout >= self.options.timeout;
+        whole_call || elapsed >= self.options.attempt_timeout
     }
 
     #[cold]

@@ -589,3 +589,40 @@ fn a_failing_probe_costs_the_call_nothing_but_a_failover() {
     call.on_result(at(6_002), &mut balancer, attempt, Fate::Ok);
     assert!(matches!(call.poll(at(6_002), &mut balancer), Output::Done(Ok(_))));
 }
+
+/// H3, F1: two providers wait for a probe; the call carries one, and its last attempt none.
+#[test]
+fn h3_a_call_carries_one_probe_and_not_with_its_last_attempt() {
+    for limit in [2, 3] {
+        let mut balancer = balancer(6);
+        for ejected in [0, 1] {
+            for _ in 0..5 {
+                let exclude: Vec<u32> = (0..6).filter(|key| *key != ejected).collect();
+                let context = PickContext {
+                    exclude: &exclude,
+                    ..PickContext::default()
+                };
+                let lease = balancer.pick(start(), &context).expect("it is usable");
+                balancer.report(start(), lease, FAILED);
+            }
+        }
+        // Beyond the patience of both, so that reluctant calls would do.
+        let now = 60_000;
+        let mut call = Call::new(
+            at(now),
+            CallOptions {
+                max_attempts: Some(limit),
+                ..CallOptions::default()
+            },
+        );
+        let mut probes = 0;
+        for n in 0..limit {
+            let (to, attempt) = dispatched(&mut call, &mut balancer, now);
+            probes += u32::from(to < 2);
+            assert!(to >= 2 || n == 0, "attempt {n} is a probe");
+            call.on_result(at(now), &mut balancer, attempt, FAILED);
+        }
+        assert_eq!((probes, balancer.stats().probes), (1, 1));
+        fails(&mut call, &mut balancer, now);
+    }
+}

@@ -83,7 +83,8 @@ pub(crate) struct Choice {
     pub(crate) strategy: Option<Strategy>,
     pub(crate) affinity: Option<u64>,
     pub(crate) locality: Locality,
-    pub(crate) probe: ProbeConsent,
+    /// `None` is no probe as long as a healthy provider is left.
+    pub(crate) probe: Option<ProbeConsent>,
 }
 
 /// How many providers of each tier are excluded from the current pick.
@@ -174,7 +175,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 strategy,
                 affinity,
                 locality,
-                probe,
+                probe: Some(probe),
             },
             excluded,
         )
@@ -223,7 +224,8 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     #[inline(always)]
     pub(crate) fn choose(&mut self, now: Nanos, choice: Choice, excluded: Excluded) -> Result<Lease, PickError> {
         if self.half_open > 0
-            && let Some(lease) = self.probe(now, choice.probe)
+            && let Some(consent) = choice.probe
+            && let Some(lease) = self.probe(now, consent)
         {
             return Ok(lease);
         }
