@@ -31,6 +31,9 @@ use options::DEFAULT_MAX_ATTEMPTS;
 /// Attempts of a call in flight at once: a first one and its hedge.
 const MAX_IN_FLIGHT: usize = 2;
 
+/// Attempts of a call that may turn out not to have been sent. They cost no attempt, and each costs time and a dial.
+pub const MAX_NOT_SENT: u32 = 16;
+
 /// One call to a service.
 ///
 /// Always poll it with the same [`Balancer`], the one of its service.
@@ -75,6 +78,8 @@ pub struct Call<K> {
     aborts: [Option<AttemptId>; MAX_IN_FLIGHT],
     /// Attempts that count against the limit.
     counted: u32,
+    /// Attempts that were not sent.
+    not_sent: u32,
     /// Failovers so far, for the backoff.
     failovers: u32,
     hedged: bool,
@@ -148,6 +153,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             live: [const { None }; MAX_IN_FLIGHT],
             aborts: [None; MAX_IN_FLIGHT],
             counted: 0,
+            not_sent: 0,
             failovers: 0,
             hedged: false,
             probed: false,
@@ -366,7 +372,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         if balancer.is_empty() && self.attempts.is_empty() {
             return Some(Failure::ServiceNotFound);
         }
-        if !balancer.has_candidates(excluded) {
+        if self.not_sent >= MAX_NOT_SENT || !balancer.has_candidates(excluded) {
             return Some(Failure::AllProvidersFailed);
         }
         let limit = self.limit();
@@ -410,6 +416,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Answered { .. } => {
                 if fate == Fate::NotSent {
                     self.counted -= 1;
+                    self.not_sent += 1;
                 }
                 if self.options.policy.retries(&fate) {
                     self.fail_over(now, balancer, live.attempt, fate);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{at, balancer, balancer_with, start};
 use macula_select::{
     AttemptId, Backoff, Balancer, BalancerConfig, Call, CallError, CallOptions, Code, Event, Fate, Hedge, Link, Loss,
-    Output, PickContext, Pushback, Refusal, RetryPolicy, StopReason, Strategy,
+    MAX_NOT_SENT, Output, PickContext, Pushback, Refusal, RetryPolicy, StopReason, Strategy,
 };
 
 const FAILED: Fate = Fate::Answered {
@@ -625,4 +625,15 @@ fn h3_a_call_carries_one_probe_and_not_with_its_last_attempt() {
         assert_eq!((probes, balancer.stats().probes), (1, 1));
         fails(&mut call, &mut balancer, now);
     }
+}
+
+/// Law 25: *not sent* is free but finite.
+#[test]
+fn f4_a_call_gives_up_after_sixteen_that_were_not_sent() {
+    let mut balancer = balancer(100);
+    let error = common::run(&mut balancer, CallOptions::default(), |_| Fate::NotSent).expect_err("nobody is reachable");
+    assert!(
+        matches!(&error, CallError::AllProvidersFailed { attempts } if attempts.len() == MAX_NOT_SENT as usize),
+        "{error:?}"
+    );
 }

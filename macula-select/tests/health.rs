@@ -606,3 +606,33 @@ fn an_overloaded_provider_is_left_in_peace_for_longer_and_longer() {
     }
     assert_eq!(holds, [100, 200, 400, 800, 1_600, 2_000, 2_000, 100]);
 }
+
+/// H3: when the set shrinks, those come back first that were to come back first, no more of them than the cap asks for.
+#[test]
+fn h3_a_shrinking_set_restores_those_nearest_to_their_return() {
+    let mut balancer = balancer(12);
+    for key in 0..6 {
+        for _ in 0..5 {
+            meet(&mut balancer, u64::from(key), key, FAILED);
+        }
+    }
+    let mut until: Vec<_> = std::iter::from_fn(|| balancer.poll_event())
+        .filter_map(|event| match event {
+            Event::Ejected { provider, until, .. } => Some((until, provider)),
+            _ => None,
+        })
+        .collect();
+    until.sort();
+    balancer.update(at(10), (0..8).map(Provider::new));
+    let restored: Vec<_> = std::iter::from_fn(|| balancer.poll_event())
+        .filter_map(|event| match event {
+            Event::Restored { provider, .. } => Some(provider),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(
+        restored,
+        until[..2].iter().map(|(_, provider)| *provider).collect::<Vec<_>>()
+    );
+    assert_eq!(balancer.stats().ejected, 4);
+}

@@ -122,16 +122,25 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
 
     /// Restores those nearest to their return until no more than the cap are ejected.
     pub(super) fn enforce_cap(&mut self, now: Nanos) {
-        while self.ejected > self.ejection_cap() {
-            let sidelined = self.roster.span(Tier::Sidelined, Tier::Sidelined);
-            let nearest = (sidelined.start..sidelined.end)
-                .map(|position| self.roster.slot(position))
-                .filter(|slot| self.cold[*slot as usize].circuit != Circuit::Closed)
-                .min_by_key(|slot| {
-                    let cold = &self.cold[*slot as usize];
-                    (cold.circuit == Circuit::Open, cold.until, *slot)
-                });
-            let Some(slot) = nearest else { return };
+        let excess = self.ejected.saturating_sub(self.ejection_cap()) as usize;
+        if excess == 0 {
+            return;
+        }
+        let sidelined = self.roster.span(Tier::Sidelined, Tier::Sidelined);
+        let mut ejected: Vec<u32> = (sidelined.start..sidelined.end)
+            .map(|position| self.roster.slot(position))
+            .filter(|slot| self.cold[*slot as usize].circuit != Circuit::Closed)
+            .collect();
+        let nearness = |slot: &u32| {
+            let cold = &self.cold[*slot as usize];
+            (cold.circuit == Circuit::Open, cold.until, *slot)
+        };
+        if excess < ejected.len() {
+            ejected.select_nth_unstable_by_key(excess, nearness);
+            ejected.truncate(excess);
+        }
+        ejected.sort_unstable_by_key(nearness);
+        for slot in ejected {
             self.restore(now, slot, RestoreReason::CapExceeded);
         }
     }

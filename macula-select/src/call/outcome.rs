@@ -52,7 +52,7 @@ pub enum CallError<K> {
     /// There was no provider when the call began (S5).
     #[error("service_not_found: no provider is known; check the service's name, or whether anybody serves it")]
     ServiceNotFound,
-    /// Every provider was tried, or is shutting down.
+    /// Every provider was tried, or is shutting down; or [`MAX_NOT_SENT`](crate::MAX_NOT_SENT) could not be reached.
     #[error("all_providers_failed: {}; see each attempt for its cause", Failed(.attempts))]
     AllProvidersFailed {
         /// What became of each.
