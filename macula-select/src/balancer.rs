@@ -38,7 +38,7 @@ use crate::budget::Budget;
 use crate::clock::{Clock, NEVER, Nanos, nanos};
 use crate::fate::{Fate, Pushback, Refusal, Verdict};
 use crate::identity;
-use crate::latency::Decay;
+use crate::latency::{Decay, Estimate};
 use crate::provider::Link;
 use crate::quantile::Quantile;
 use crate::rng::Rng;
@@ -88,6 +88,9 @@ pub struct Balancer<K> {
     mark: u32,
     /// The typical latency of a success, for providers that were never measured; 1 ns until there is one.
     typical: f64,
+    /// What a provider that was never measured is taken to need: a little less than the typical latency, decaying from the
+    /// last time that one was added or tried.
+    newcomer: Estimate,
     quantile: Quantile,
     pub(crate) budget: Budget,
     budget_exhausted: bool,
@@ -120,6 +123,9 @@ const OVERLOAD_HOLD: Duration = Duration::from_millis(100);
 /// The longest such hold.
 const MAX_OVERLOAD_HOLD: Duration = Duration::from_secs(2);
 
+/// Of the typical latency, what an unmeasured provider starts with: below it, so that it is tried at all.
+const NEWCOMER_SHARE: f64 = 0.95;
+
 /// Weight of one sample in the typical latency.
 const TYPICAL_WEIGHT: f64 = 1.0 / 32.0;
 
@@ -142,6 +148,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             weights: Weights::default(),
             mark: 0,
             typical: 1.0,
+            newcomer: Estimate::UNMEASURED,
             quantile: Quantile::new(),
             budget: Budget::new(config.budget),
             budget_exhausted: false,
@@ -205,6 +212,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
         let elapsed = now.saturating_sub(lease.started);
         let verdict = fate.verdict();
+        let unmeasured = !hot.latency.is_measured();
         match verdict {
             Verdict::Success => {
                 cold.consecutive = 0;
@@ -250,6 +258,9 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                     cold.observed = now;
                 }
             }
+        }
+        if unmeasured {
+            self.newcomer = Estimate::of(unit, self.typical * NEWCOMER_SHARE);
         }
         self.judge(now, slot, lease.probe, verdict);
         let hold = match fate.pushback() {

@@ -120,6 +120,11 @@ pub(crate) struct Estimate(f64);
 impl Estimate {
     pub(crate) const UNMEASURED: Self = Self(0.0);
 
+    /// An estimate of so many nanoseconds.
+    pub(crate) fn of(unit: Unit, nanos: f64) -> Self {
+        Self(nanos.max(MIN_LATENCY) * unit.0)
+    }
+
     pub(crate) fn is_measured(self) -> bool {
         self.0 > 0.0
     }

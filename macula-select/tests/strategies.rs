@@ -527,3 +527,22 @@ fn a_set_beyond_the_limit_is_cut_and_says_so() {
     assert_eq!((changes.added, changes.over_limit), (macula_select::MAX_PROVIDERS, 5));
     assert_eq!(balancer.len(), macula_select::MAX_PROVIDERS);
 }
+
+/// With one estimate for all there would be ties; with decay the measured ones win every one of them.
+#[test]
+fn s4_p2c_tries_every_one_of_a_few_providers_that_answer_alike() {
+    for gap in [10, 1_000, 5_000] {
+        let mut balancer = common::balancer(3);
+        let context = PickContext {
+            strategy: Some(Strategy::PeakEwma),
+            ..PickContext::default()
+        };
+        let mut picks = [0; 3];
+        for n in 0..300 {
+            let lease = balancer.pick(common::at(n * gap), &context).expect("they are usable");
+            picks[*balancer.provider(&lease).expect("it is known") as usize] += 1;
+            balancer.report(common::at(n * gap + 10), lease, Fate::Ok);
+        }
+        assert!(picks.iter().all(|count| *count > 50), "{picks:?} every {gap} ms");
+    }
+}

@@ -106,6 +106,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         cold.ramping = true;
         // Its old estimate is mostly the penalty, which would take a minute to decay; start from the typical one.
         self.hot[slot as usize].latency = Estimate::UNMEASURED;
+        self.newcomer = Estimate::of(self.unit(now), self.typical * super::NEWCOMER_SHARE);
         self.set_circuit(slot, Circuit::Closed, 0);
         self.settle(now, slot);
         if let Some(provider) = self.cold[slot as usize].key.clone() {

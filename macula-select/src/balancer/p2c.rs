@@ -16,7 +16,8 @@ const SCAN_UP_TO: u32 = 4;
 impl<K: Eq + Hash + Clone> Balancer<K> {
     #[inline]
     pub(super) fn peak_ewma(&mut self, now: Nanos, region: Region) -> Option<u32> {
-        let (unit, typical) = (self.unit(now), self.typical);
+        let unit = self.unit(now);
+        let typical = self.newcomer.nanos(unit, self.typical).min(self.typical);
         self.cheaper(region, |hot| {
             hot.latency.weigh(unit, typical) * hot.multiplier * f64::from(hot.in_flight + 1)
         })

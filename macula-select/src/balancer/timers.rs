@@ -43,6 +43,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         if self.decay.is_worn(now) {
             let old = self.decay.reset(now);
             self.hot.iter_mut().for_each(|hot| hot.latency.rebase(old));
+            self.newcomer.rebase(old);
         }
         self.decay.remember(now)
     }

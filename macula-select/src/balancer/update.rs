@@ -11,6 +11,7 @@ use super::member::{Circuit, Cold, Hot};
 use super::roster::Tier;
 use crate::clock::{NEVER, Nanos, nanos};
 use crate::identity;
+use crate::latency::Estimate;
 use crate::provider::{MAX_PROVIDERS, Provider};
 
 /// What an update changed.
@@ -123,6 +124,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             generation,
             ..Hot::vacant()
         };
+        self.newcomer = Estimate::of(self.unit(now), self.typical * super::NEWCOMER_SHARE);
         self.weights.grow(self.hot.len());
         self.roster.insert(&mut self.hot, slot, Tier::Local);
         self.rotation.join(slot);
