@@ -115,11 +115,11 @@ async fn watch(link: &Link) {
         let now = tokio::time::Instant::now().into_std();
         let (waiting, overdue) = link.waiting();
         let heard = link.quic.stats().udp_rx.datagrams;
-        // A call whose time is up waited until now.
-        let mut verdict = health.look(now, heard, waiting || overdue);
-        if verdict == Verdict::Wait && overdue {
-            verdict = health.timed_out(now, link.quic.rtt());
-        }
+        let verdict = if overdue {
+            health.look_overdue(now, heard, link.quic.rtt())
+        } else {
+            health.look(now, heard, waiting)
+        };
         match verdict {
             Verdict::Wait => {}
             Verdict::Ask => {

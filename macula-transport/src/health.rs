@@ -74,8 +74,18 @@ impl Health {
         if now >= ask_at { self.ask(now) } else { Verdict::Wait }
     }
 
+    /// Looks at the peer because a call's time was up.
+    pub(crate) fn look_overdue(&mut self, now: Instant, heard: u64, rtt: Duration) -> Verdict {
+        match (self.look(now, heard, true), self.timed_out(now, rtt)) {
+            (Verdict::Dead, _) | (_, Verdict::Dead) => Verdict::Dead,
+            // The question that was just due counts for the call, too.
+            (Verdict::Ask, _) | (_, Verdict::Ask) => Verdict::Ask,
+            (Verdict::Wait, Verdict::Wait) => Verdict::Wait,
+        }
+    }
+
     /// A call's time was up. Look first.
-    pub(crate) fn timed_out(&mut self, now: Instant, rtt: Duration) -> Verdict {
+    fn timed_out(&mut self, now: Instant, rtt: Duration) -> Verdict {
         if self.silent_since.is_none() {
             return Verdict::Wait;
         }
@@ -177,6 +187,17 @@ mod tests {
         assert_eq!(health.timed_out(start + ms(100), ms(1)), Verdict::Ask);
         assert_eq!(health.look(start + ms(353), 1, false), Verdict::Wait);
         assert_eq!(health.poll_timeout(), None);
+    }
+
+    #[test]
+    fn p3_a_question_due_when_the_calls_time_is_up_is_followed_up() {
+        let (start, mut health) = (Instant::now(), Health::new(RULES));
+        assert_eq!(health.look(start, 0, true), Verdict::Wait);
+        let now = start + RULES.ask_after;
+        assert_eq!(health.look_overdue(now, 0, ms(1)), Verdict::Ask);
+        let by = health.poll_timeout().unwrap();
+        assert_eq!(by, now + RULES.grace + ms(3));
+        assert_eq!(health.look(by, 0, false), Verdict::Dead);
     }
 
     proptest! {
