@@ -61,7 +61,23 @@ impl fmt::Display for BootstrapAddr {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        #[test]
+        fn addresses_round_trip(id in prop::option::of(any::<[u8; 32]>()), host in "[a-z][a-z0-9]{0,9}", port in 1..=u16::MAX) {
+            let endpoint = format!("{host}:{port}").parse().unwrap();
+            let address = BootstrapAddr { node_id: id.map(NodeId::from_bytes), endpoint };
+            prop_assert_eq!(address.to_string().parse(), Ok(address));
+        }
+
+        #[test]
+        fn arbitrary_text_is_taken_or_refused(text in "\\PC{0,80}") {
+            let _ = text.parse::<BootstrapAddr>();
+        }
+    }
 
     #[test]
     fn an_address_is_read_with_and_without_an_id() {

@@ -85,7 +85,11 @@ impl Identity {
             source,
         };
         let file = fs::File::open(path).map_err(read_error)?;
-        check_private(path, &file.metadata().map_err(read_error)?)?;
+        let metadata = file.metadata().map_err(read_error)?;
+        if !metadata.is_file() {
+            return Err(IdentityError::Malformed { path: path.to_owned() });
+        }
+        check_private(path, &metadata)?;
         let mut text = Zeroizing::new(String::new());
         // A key file has 65 bytes; a wrong path may name something endless.
         io::Read::read_to_string(&mut io::Read::take(file, 128), &mut text).map_err(read_error)?;

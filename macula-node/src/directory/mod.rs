@@ -185,7 +185,7 @@ impl Directory {
     /// Answers a peer's request; `None` when there is more to do than can wait.
     pub(crate) async fn answer(&self, peer: &Arc<PeerInfo>, body: Bytes) -> Option<Bytes> {
         let (reply, answer) = oneshot::channel();
-        // Peers never make this node's own callers wait.
+        // A peer does not wait for a place among the commands: it is declined.
         self.commands
             .try_send(Command::Answer {
                 peer: Arc::clone(peer),

@@ -108,8 +108,9 @@ fn pass(datagram: &[u8], socket: &Arc<UdpSocket>, to: SocketAddr, faults: Faults
             let _ = socket.try_send_to(&datagram, to);
         } else {
             let (socket, datagram) = (socket.clone(), datagram.clone());
+            let at = tokio::time::Instant::now() + delay;
             tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
+                tokio::time::sleep_until(at).await;
                 let _ = socket.try_send_to(&datagram, to);
             });
         }

@@ -182,8 +182,30 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use proptest::prelude::*;
 
     use super::*;
+
+    proptest! {
+        /// Whatever is typed is taken or refused, and never a panic.
+        #[test]
+        fn arbitrary_words_are_taken_or_refused(
+            command in prop::sample::select(vec!["node", "call", "providers", "demo", "id", "x"]),
+            words in prop::collection::vec("(--[a-z-]{1,12})|[ -~]{0,12}|\\PC{0,4}", 0..5),
+        ) {
+            let _ = Cli::try_parse_from(["macula".to_owned(), command.to_owned()].into_iter().chain(words));
+        }
+
+        #[test]
+        fn times_are_read_as_they_are_written(ms in 1..86_400_000_u64) {
+            prop_assert_eq!(duration(&format!("{ms}ms")), Ok(Duration::from_millis(ms)));
+        }
+
+        #[test]
+        fn arbitrary_text_is_no_panic(text in "\\PC{0,20}") {
+            let _ = (duration(&text), address(&text), text.parse::<Serve>());
+        }
+    }
 
     #[test]
     fn the_command_line_is_consistent() {
