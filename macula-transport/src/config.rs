@@ -9,7 +9,7 @@ use crate::{Identity, Role};
 /// The largest part of a call's opening frame that is not payload, in bytes: names, metadata, deadline.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// The most metadata entries of a call or reply.
-pub const MAX_METADATA_ENTRIES: usize = 128;
+pub const MAX_METADATA_ENTRIES: usize = macula_wire::MAX_CALL_METADATA_ENTRIES;
 /// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 

@@ -8,7 +8,6 @@ use macula_wire::{
     ServiceName, StatusCode,
     proto::{self, call_frame::Kind},
 };
-use prost::Message as _;
 use tokio::{
     sync::Mutex,
     time::{Instant, timeout_at},
@@ -182,7 +181,7 @@ async fn call(
     let Ok(proto::CallFrame {
         kind: Some(Kind::Head(head)),
         ..
-    }) = proto::CallFrame::decode(frame)
+    }) = proto::CallFrame::read(frame)
     else {
         return Err(Refusal::Broken);
     };
@@ -301,7 +300,7 @@ async fn body(link: &Link, incoming: &mut Incoming, first: Bytes) -> Result<Byte
         let Some(frame) = incoming.next().await? else {
             return Ok(pieces.join());
         };
-        let data = match proto::CallFrame::decode(frame) {
+        let data = match proto::CallFrame::read(frame) {
             Ok(proto::CallFrame {
                 kind: Some(Kind::Data(data)),
                 ..

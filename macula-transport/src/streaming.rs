@@ -7,7 +7,6 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
-use prost::Message as _;
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit},
     time::{Instant, timeout_at},
@@ -184,7 +183,7 @@ pub(crate) fn read_reply(link: &Link, frame: Result<Option<Bytes>, ReceiveError>
         Err(ReceiveError::Frame(error)) => return broken(Unknown::Frame(error)),
         Err(ReceiveError::Broken) => return broken(Unknown::Malformed),
     };
-    match CallFrame::decode(frame) {
+    match CallFrame::read(frame) {
         Ok(CallFrame {
             kind: Some(Kind::Data(data)),
             ..
@@ -279,7 +278,7 @@ impl IncomingMessages {
                         *ended = true;
                         Ok(None)
                     }
-                    Ok(Some(frame)) => match CallFrame::decode(frame) {
+                    Ok(Some(frame)) => match CallFrame::read(frame) {
                         Ok(CallFrame {
                             kind: Some(Kind::Data(data)),
                             ..

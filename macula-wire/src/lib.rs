@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod call;
 mod endpoint;
 mod frame;
 mod hash;
@@ -30,6 +31,7 @@ pub mod proto {
     pub use crate::r#gen::v1::*;
 }
 
+pub use call::{CallFrameError, MAX_CALL_METADATA_ENTRIES};
 pub use endpoint::{Endpoint, EndpointError};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
 pub use key::ServiceKey;

@@ -7,7 +7,6 @@ use std::{
 
 use bytes::Bytes;
 use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
-use prost::Message as _;
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, timeout_at},
@@ -282,7 +281,7 @@ impl Lane {
             };
             let (id, frame) = match frame {
                 Err(_) => return Err(LargeReply::Unwanted),
-                Ok(Ok(Some(frame))) => match CallFrame::decode(frame) {
+                Ok(Ok(Some(frame))) => match CallFrame::read(frame) {
                     Ok(CallFrame { call, kind: Some(kind) }) => (CallId::from_wire(call), kind),
                     Ok(_) | Err(_) => return self.give_up(of, Unknown::Malformed),
                 },

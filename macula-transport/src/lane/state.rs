@@ -15,7 +15,6 @@ use std::{
 
 use bytes::Bytes;
 use macula_wire::proto::{CallFrame, Head, Trailers, call_frame::Kind};
-use prost::Message as _;
 
 use super::calls::{CallId, Calls};
 use crate::{
@@ -129,7 +128,7 @@ impl<W> CallerLane<W> {
 
 /// Reads what a provider sends on a lane.
 pub(crate) fn read_reply(frame: Bytes) -> Result<(CallId, Trailers), Broken> {
-    match CallFrame::decode(frame) {
+    match CallFrame::read(frame) {
         Ok(CallFrame {
             call,
             kind: Some(Kind::Trailers(trailers)),
@@ -148,7 +147,7 @@ pub(crate) enum Asked {
 /// Reads what a caller sends on a lane.
 pub(crate) fn read_request(frame: Bytes) -> Result<Asked, Broken> {
     let length = frame.len();
-    match CallFrame::decode(frame) {
+    match CallFrame::read(frame) {
         Ok(CallFrame {
             call,
             kind: Some(Kind::Head(head)),

@@ -7,6 +7,7 @@ use std::{
 
 use macula_wire::{FrameDecoder, ServiceName};
 use proptest::prelude::*;
+use prost::Message as _;
 
 use super::*;
 use crate::{codec::MAX_HEAD_FRAME, lane::calls::TICK};
