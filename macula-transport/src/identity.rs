@@ -1,6 +1,7 @@
 //! Who a node is: its Ed25519 key, kept in a file that only its owner reads.
 //!
-//! **Invariant:** a key file is complete or absent, never half written: it is written beside its place, flushed, and renamed.
+//! **Invariants:** a key file is complete or absent, never half written: it is written beside its place, flushed, and put there in
+//! one step. Processes that start together on one file end with one identity: whoever comes second takes what the first put there.
 //! What is left out: the key's use in TLS is in `tls`, its use on records in `macula-wire`.
 
 use std::{
@@ -99,14 +100,20 @@ impl Identity {
 
     /// The identity stored in a file, or a new one stored there when the file does not exist.
     ///
+    /// Processes that do this at once all get the same identity, where the file system has hard links.
+    ///
     /// # Errors
     /// As [`Identity::load`], [`Identity::generate`] and [`Identity::store`].
     pub fn load_or_generate(path: &Path) -> Result<Self, IdentityError> {
         match Self::load(path) {
             Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 let identity = Self::generate()?;
-                identity.store(path)?;
-                Ok(identity)
+                match identity.put(path, Place::Free) {
+                    Err(IdentityError::Write { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+                        Self::load(path)
+                    }
+                    put => put.map(|()| identity),
+                }
             }
             loaded => loaded,
         }
@@ -117,13 +124,17 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::Write`] when the file cannot be written.
     pub fn store(&self, path: &Path) -> Result<(), IdentityError> {
+        self.put(path, Place::Any)
+    }
+
+    fn put(&self, path: &Path, place: Place) -> Result<(), IdentityError> {
         let mut text = Zeroizing::new(String::with_capacity(2 * SecretKey::LEN + 1));
         for byte in self.key.as_bytes() {
             text.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
             text.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
         }
         text.push('\n');
-        write_private(path, text.as_bytes()).map_err(|source| IdentityError::Write {
+        write_private(path, text.as_bytes(), place).map_err(|source| IdentityError::Write {
             path: path.to_owned(),
             source,
         })
@@ -190,7 +201,16 @@ fn check_private(_: &Path, _: &fs::Metadata) -> Result<(), IdentityError> {
     Ok(())
 }
 
-fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// What may be at a file's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Nothing, else the write fails as [`io::ErrorKind::AlreadyExists`].
+    Free,
+    /// Whatever is there is replaced.
+    Any,
+}
+
+fn write_private(path: &Path, bytes: &[u8], place: Place) -> io::Result<()> {
     let mut suffix = [0; 8];
     getrandom::fill(&mut suffix).map_err(io::Error::other)?;
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
@@ -205,12 +225,17 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
         file.write_all(bytes)?;
         file.sync_all()
     });
-    let renamed = written.and_then(|()| fs::rename(&temporary, path));
-    if renamed.is_err() {
-        // The first error is the one to report; the leftover has a name of its own and harms nobody.
-        let _ = fs::remove_file(&temporary);
-    }
-    renamed
+    let put = written.and_then(|()| match place {
+        // A link, unlike a rename, fails where something is.
+        Place::Free => match fs::hard_link(&temporary, path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => fs::rename(&temporary, path),
+            linked => linked,
+        },
+        Place::Any => fs::rename(&temporary, path),
+    });
+    // Nothing is left after a rename, and a leftover has a name of its own and harms nobody: the first error is the one to report.
+    let _ = fs::remove_file(&temporary);
+    put
 }
 
 #[cfg(test)]
@@ -228,6 +253,45 @@ mod tests {
             1,
             "no temporary file is left"
         );
+    }
+
+    #[test]
+    fn whoever_makes_a_key_file_at_once_gets_the_same_identity() {
+        let dir = tempfile::tempdir().unwrap();
+        for round in 0..50 {
+            let path = dir.path().join(format!("{round}.key"));
+            let start = std::sync::Barrier::new(8);
+            let ids: std::collections::BTreeSet<NodeId> = std::thread::scope(|scope| {
+                let made = || {
+                    start.wait();
+                    Identity::load_or_generate(&path).unwrap().node_id()
+                };
+                let threads: Vec<_> = (0..8).map(|_| scope.spawn(made)).collect();
+                threads.into_iter().map(|it| it.join().unwrap()).collect()
+            });
+            assert_eq!(ids, [Identity::load(&path).unwrap().node_id()].into());
+        }
+        assert_eq!(
+            fs::read_dir(dir.path()).unwrap().count(),
+            50,
+            "no temporary file is left"
+        );
+    }
+
+    #[test]
+    fn a_new_identity_never_takes_a_files_place_and_a_stored_one_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.key");
+        let (first, second) = (Identity::generate().unwrap(), Identity::generate().unwrap());
+        first.put(&path, Place::Free).unwrap();
+        assert!(matches!(
+            second.put(&path, Place::Free),
+            Err(IdentityError::Write { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists
+        ));
+        assert_eq!(Identity::load(&path).unwrap().node_id(), first.node_id());
+        second.store(&path).unwrap();
+        assert_eq!(Identity::load(&path).unwrap().node_id(), second.node_id());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[cfg(unix)]
@@ -251,7 +315,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.key");
         for text in ["", "hello", &"g".repeat(64), &"a".repeat(66), &"a".repeat(1000)] {
-            write_private(&path, text.as_bytes()).unwrap();
+            write_private(&path, text.as_bytes(), Place::Any).unwrap();
             assert!(matches!(
                 Identity::load_or_generate(&path),
                 Err(IdentityError::Malformed { .. })
