@@ -62,6 +62,32 @@ async fn a_first_contact_finds_the_id_and_is_pooled_under_it() {
     assert!(matches!(error, DialError::Myself { .. }), "{error}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_first_contacts_at_one_address_are_one_dial_and_one_connection() {
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let [address] = at(&provider);
+    let pool = client.pool();
+    let contacts = futures::future::join_all((0..50).map(|_| pool.first_contact(&address))).await;
+    assert!(contacts.iter().all(Result::is_ok));
+    pool.first_contact(&address).await.unwrap();
+    assert_eq!((client.pool().stats().opened, provider.pool().stats().accepted), (1, 1));
+}
+
+#[tokio::test]
+async fn every_way_to_an_open_connection_counts_as_its_reuse() {
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let [address] = at(&provider);
+    assert!(client.pool().open(&provider.node_id()).is_none());
+    client.pool().first_contact(&address).await.unwrap();
+    assert_eq!(client.pool().stats().reused, 0);
+    client.pool().first_contact(&address).await.unwrap();
+    connect(&client, &provider).await.unwrap();
+    assert!(client.pool().open(&provider.node_id()).is_some());
+    assert_eq!(client.pool().stats().reused, 3);
+}
+
 #[tokio::test]
 async fn a_node_with_a_new_key_is_reached_by_its_old_name() {
     let (provider, _events) = provider().await;

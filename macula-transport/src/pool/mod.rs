@@ -2,9 +2,10 @@
 
 mod event;
 mod state;
+mod successions;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
@@ -16,6 +17,7 @@ use event::MAX_EVENTS;
 pub use event::{PoolEvent, PoolEvents};
 pub(crate) use state::{Activity, ConnectionId};
 use state::{Answer, Closing, DialFailure, Output, PoolState, Ticket};
+use successions::Successions;
 
 use crate::{
     Connection, PoolConfig, Succession,
@@ -52,6 +54,8 @@ pub struct PoolStats {
     pub evicted: u64,
     /// Connections closed because they were idle.
     pub idle_closed: u64,
+    /// Connections that got old and were replaced.
+    pub aged: u64,
     /// Connections lost: timed out, reset, or closed by the peer.
     pub lost: u64,
 }
@@ -70,38 +74,36 @@ impl Pool {
     /// When the node cannot be reached, is not who it should be, failed a moment ago, or the pool is full of connections in
     /// use.
     pub async fn get(&self, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Connection, DialError> {
-        let node = &self.inner.pool.successor(*node);
-        let outcome = match self.inner.pool.get(&self.inner, node, at)? {
-            Found::Ready(connection) => return Ok(connection),
-            Found::Wait(outcome) => outcome,
-        };
-        outcome.await.unwrap_or(Err(DialError::ShutDown))
+        self.inner.pool.get(&self.inner, Whom::Node(*node), at)?.wait().await
     }
 
     /// A connection to whichever node listens at an endpoint, trusted on first use: who it is, [`Connection::peer`] says.
     ///
     /// For the first contact with a mesh only: nothing protects it from somebody in between. The connection is pooled under
-    /// the id found.
+    /// the id found, and given again to whoever asks for this endpoint while it is open; concurrent requests make one dial.
     ///
     /// # Errors
     /// As [`Pool::get`].
     pub async fn first_contact(&self, at: &macula_wire::Endpoint) -> Result<Connection, DialError> {
-        let inner = &self.inner;
-        let outcome = inner.pool.first_contact(inner, at)?;
-        outcome.await.unwrap_or(Err(DialError::ShutDown))
+        let found = self
+            .inner
+            .pool
+            .get(&self.inner, Whom::Anyone, std::slice::from_ref(at))?;
+        found.wait().await
     }
 
     /// Learns that a node has a new key: whoever asks for the old one gets a connection to the new one.
     ///
-    /// At most 1 024 successions are remembered; beyond that, the one longest known is forgotten.
+    /// From then on nobody is taken for the old key, so learn it when the node has changed over. At most 1 024 successions are
+    /// remembered, beyond which the one longest known is forgotten, and 16 are followed one after another.
     pub fn learn(&self, succession: &Succession) {
-        self.inner.pool.learn(succession);
+        self.inner.pool.lock().successions.learn(succession);
     }
 
     /// The open connection to a node, if there is one.
     #[must_use]
     pub fn open(&self, node: &NodeId) -> Option<Connection> {
-        self.inner.pool.open(&self.inner.pool.successor(*node))
+        self.inner.pool.open(node)
     }
 
     /// What happens to connections from now on.
@@ -122,6 +124,21 @@ enum Found {
     Wait(oneshot::Receiver<Result<Connection, DialError>>),
 }
 
+impl Found {
+    async fn wait(self) -> Result<Connection, DialError> {
+        match self {
+            Self::Ready(connection) => Ok(connection),
+            Self::Wait(outcome) => outcome.await.unwrap_or(Err(DialError::ShutDown)),
+        }
+    }
+}
+
+/// Who is wanted.
+enum Whom {
+    Node(NodeId),
+    Anyone,
+}
+
 type Waiter = oneshot::Sender<Result<Connection, DialError>>;
 
 /// The pool's state behind its lock, with what the core does not know: links and waiters.
@@ -139,13 +156,10 @@ struct Table {
     links: HashMap<ConnectionId, Arc<Link>>,
     waiters: HashMap<Ticket, Vec<Waiter>>,
     lost: u64,
+    reused: u64,
     stopped: bool,
-    /// Old keys and what took their place, the one longest known first.
-    successions: VecDeque<(NodeId, NodeId)>,
+    successions: Successions,
 }
-
-/// The most successions that are remembered, and followed one after another.
-const MAX_SUCCESSIONS: usize = 1024;
 
 fn now() -> Instant {
     tokio::time::Instant::now().into_std()
@@ -158,8 +172,9 @@ impl Shell {
             links: HashMap::new(),
             waiters: HashMap::new(),
             lost: 0,
+            reused: 0,
             stopped: false,
-            successions: VecDeque::new(),
+            successions: Successions::default(),
         };
         Self {
             table: Mutex::new(table),
@@ -172,7 +187,7 @@ impl Shell {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, inner: &Arc<Inner>, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Found, DialError> {
+    fn get(&self, inner: &Arc<Inner>, whom: Whom, at: &[macula_wire::Endpoint]) -> Result<Found, DialError> {
         let mut table = self.lock();
         if table.stopped {
             return Err(DialError::ShutDown);
@@ -180,15 +195,22 @@ impl Shell {
         let now = now();
         inner.saw_clock(now);
         let addresses = state::fingerprint(at);
+        let node = match whom {
+            Whom::Node(node) => Some(table.successions.current(node)),
+            Whom::Anyone => None,
+        };
         let (ticket, new) = loop {
             let Table { state, links, .. } = &mut *table;
-            match state.get(now, node, addresses, |id| activity(links, id, now)) {
-                Answer::Ready(id) => match links.get(&id) {
-                    Some(link) if link.quic.close_reason().is_none() => {
-                        return Ok(Found::Ready(Connection::new(link.clone())));
-                    }
+            let activity = |id| activity(links, id, now);
+            let answer = match &node {
+                Some(node) => state.get(now, node, addresses, activity),
+                None => state.get_anyone(addresses, activity),
+            };
+            match answer {
+                Answer::Ready(id) => match table.lease(id) {
+                    Some(connection) => return Ok(Found::Ready(connection)),
                     // It has ended, and nobody has taken it out yet.
-                    _ => table.forget(id),
+                    None => table.forget(id),
                 },
                 Answer::Join(ticket) => break (ticket, false),
                 Answer::Dial(ticket) => break (ticket, true),
@@ -199,7 +221,7 @@ impl Shell {
                 }
                 Answer::BackOff(until) => {
                     let retry_in = until.saturating_duration_since(now);
-                    return Err(match state.failure(node).cloned() {
+                    return Err(match node.and_then(|node| state.failure(&node).cloned()) {
                         Some(source) => DialError::BackingOff { retry_in, source },
                         None => DialError::NoAddress,
                     });
@@ -208,62 +230,17 @@ impl Shell {
         };
         let waiter = table.wait(ticket);
         if new {
-            tokio::spawn(dial(inner.clone(), ticket, Some(*node), at.to_vec()));
+            tokio::spawn(dial(inner.clone(), ticket, node, at.to_vec()));
         }
         self.perform(table);
         Ok(Found::Wait(waiter))
     }
 
-    fn first_contact(
-        &self,
-        inner: &Arc<Inner>,
-        at: &macula_wire::Endpoint,
-    ) -> Result<oneshot::Receiver<Result<Connection, DialError>>, DialError> {
-        let mut table = self.lock();
-        if table.stopped {
-            return Err(DialError::ShutDown);
-        }
-        let now = now();
-        let Table { state, links, .. } = &mut *table;
-        let Some(ticket) = state.dial_unknown(|id| activity(links, id, now)) else {
-            return Err(DialError::PoolFull {
-                max: inner.config.pool.max_connections,
-            });
-        };
-        let waiter = table.wait(ticket);
-        tokio::spawn(dial(inner.clone(), ticket, None, vec![at.clone()]));
-        self.perform(table);
-        Ok(waiter)
-    }
-
-    fn learn(&self, succession: &Succession) {
-        let successions = &mut self.lock().successions;
-        successions.retain(|(from, _)| *from != succession.from());
-        if successions.len() >= MAX_SUCCESSIONS {
-            successions.pop_front();
-        }
-        successions.push_back((succession.from(), succession.to()));
-    }
-
-    /// The key that `node` has now.
-    fn successor(&self, node: NodeId) -> NodeId {
-        let table = self.lock();
-        let mut current = node;
-        // Two keys that name each other lead nowhere: then the one asked for is the one meant.
-        for _ in 0..table.successions.len() {
-            match table.successions.iter().find(|(from, _)| *from == current) {
-                Some(&(_, to)) if to != node => current = to,
-                Some(_) => return node,
-                None => break,
-            }
-        }
-        current
-    }
-
     fn open(&self, node: &NodeId) -> Option<Connection> {
-        let table = self.lock();
-        let link = table.state.current(node).and_then(|id| table.links.get(&id));
-        link.map(|link| Connection::new(link.clone()))
+        let mut table = self.lock();
+        let node = table.successions.current(*node);
+        let id = table.state.current(&node)?;
+        table.lease(id)
     }
 
     /// Takes in a connection that a peer has dialed; `None` when there are too many.
@@ -298,12 +275,18 @@ impl Shell {
 
     /// A connection has ended.
     pub(crate) fn ended(&self, link: &Link, reason: Lost) {
+        let ended_here = matches!(
+            reason,
+            Lost::ClosedHere(CloseCode::Retired | CloseCode::Shutdown | CloseCode::Aborted)
+        );
         self.tell(PoolEvent::Closed {
             node: link.peer.node_id,
             reason,
         });
         let Some(&id) = link.id.get() else { return };
-        self.lock().forget(id);
+        let mut table = self.lock();
+        table.forget(id);
+        table.lost += u64::from(!ended_here);
     }
 
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
@@ -321,10 +304,11 @@ impl Shell {
             open: table.state.len(),
             opened: counts.opened,
             accepted: counts.accepted,
-            reused: counts.reused,
+            reused: table.reused,
             dial_failures: counts.dial_failures,
             evicted: counts.evicted,
             idle_closed: counts.idled,
+            aged: counts.aged,
             lost: table.lost,
         }
     }
@@ -369,9 +353,14 @@ impl Table {
     /// Takes out a connection that has ended, if it is still there.
     fn forget(&mut self, id: ConnectionId) {
         self.state.closed(id);
-        if self.links.remove(&id).is_some() {
-            self.lost += 1;
-        }
+        self.links.remove(&id);
+    }
+
+    /// A handle to a connection that was there already; `None` when it has ended.
+    fn lease(&mut self, id: ConnectionId) -> Option<Connection> {
+        let link = self.links.get(&id).filter(|link| link.quic.close_reason().is_none())?;
+        self.reused += 1;
+        Some(Connection::new(link.clone()))
     }
 
     fn wait(&mut self, ticket: Ticket) -> oneshot::Receiver<Result<Connection, DialError>> {
@@ -395,7 +384,8 @@ async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<m
     let shell = &inner.pool;
     let result = match dialed {
         Ok(established) => {
-            let link = endpoint::start(&inner, established, |link| {
+            let mut connection = None;
+            let _ = endpoint::start(&inner, established, |link| {
                 let mut table = shell.lock();
                 if table.stopped {
                     return None;
@@ -406,9 +396,11 @@ async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<m
                     node: link.peer.node_id,
                     dialed: true,
                 });
+                // In use from the start: it must not make room for another before those who wait for it have it.
+                connection = Some(Connection::new(link.clone()));
                 Some(id)
             });
-            link.map(Connection::new).ok_or(DialError::ShutDown)
+            connection.ok_or(DialError::ShutDown)
         }
         Err(error) => {
             tracing::debug!(node = node.map(|node| node.short()), %error, "a dial failed");

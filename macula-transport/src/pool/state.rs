@@ -3,7 +3,7 @@
 //! A core: no clock, no lock, no socket. The shell asks, performs what [`PoolState::poll_output`] says, and reports back.
 //!
 //! **Invariants:**
-//! - at most one dial to a peer is under way;
+//! - at most one dial to a peer is under way, and to an address whose peer is not known;
 //! - dialed connections and dials together never exceed the limit;
 //! - only a connection that is not in use is closed to make room, the least recently used one first;
 //! - a peer that failed is not dialed again before its pause is over, unless it is now known at another address.
@@ -89,10 +89,20 @@ pub(crate) enum DialFailure {
 pub(crate) struct Counts {
     pub(crate) opened: u64,
     pub(crate) accepted: u64,
-    pub(crate) reused: u64,
     pub(crate) dial_failures: u64,
     pub(crate) evicted: u64,
     pub(crate) idled: u64,
+    pub(crate) aged: u64,
+}
+
+/// Who is dialed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Dialed<P> {
+    Peer(P),
+    /// Whoever is at this address.
+    Anyone {
+        at: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -105,6 +115,8 @@ struct Entry<P> {
     check_at: Instant,
     /// When it is old.
     old_at: Option<Instant>,
+    /// The address it was made to when nobody knew who is there.
+    found_at: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -133,8 +145,8 @@ pub(crate) struct PoolState<P, F> {
     entries: BTreeMap<ConnectionId, Entry<P>>,
     /// The connection that is handed out for a peer.
     current: BTreeMap<P, ConnectionId>,
-    /// The dial under way to a peer; `None` when the peer is not yet known.
-    dials: BTreeMap<Ticket, Option<P>>,
+    /// The dials under way.
+    dials: BTreeMap<Ticket, Dialed<P>>,
     failing: BTreeMap<P, Failing<F>>,
     outputs: VecDeque<Output>,
     next: u64,
@@ -174,11 +186,10 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         activity: impl Fn(ConnectionId) -> Activity,
     ) -> Answer {
         if let Some(&connection) = self.current.get(peer) {
-            self.counts.reused += 1;
             return Answer::Ready(connection);
         }
-        // A dial is one peer's, and they are few: the table is no larger than the pool.
-        if let Some((&ticket, _)) = self.dials.iter().find(|(_, dialed)| dialed.as_ref() == Some(peer)) {
+        let dial = Dialed::Peer(peer.clone());
+        if let Some(ticket) = self.dial_under_way(&dial) {
             return Answer::Join(ticket);
         }
         if let Some(failing) = self
@@ -188,8 +199,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         {
             return Answer::BackOff(failing.until);
         }
-        self.start_dial(Some(peer.clone()), activity)
-            .map_or(Answer::Full, Answer::Dial)
+        self.start_dial(dial, activity)
     }
 
     /// The connection that is handed out for `peer`, if one is open.
@@ -197,38 +207,58 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.current.get(peer).copied()
     }
 
-    /// Permission to dial an address whose node is not known; `None` when every connection is in use.
-    pub(crate) fn dial_unknown(&mut self, activity: impl Fn(ConnectionId) -> Activity) -> Option<Ticket> {
-        self.start_dial(None, activity)
+    /// A connection to whoever is at an address: the one that was made to it before, or what must happen first.
+    pub(crate) fn get_anyone(&mut self, at: u64, activity: impl Fn(ConnectionId) -> Activity) -> Answer {
+        let found = self
+            .entries
+            .iter()
+            .find(|(_, it)| it.found_at == Some(at) && !it.retired);
+        if let Some((&connection, _)) = found {
+            return Answer::Ready(connection);
+        }
+        let dial = Dialed::Anyone { at };
+        match self.dial_under_way(&dial) {
+            Some(ticket) => Answer::Join(ticket),
+            None => self.start_dial(dial, activity),
+        }
     }
 
-    fn start_dial(&mut self, peer: Option<P>, activity: impl Fn(ConnectionId) -> Activity) -> Option<Ticket> {
+    /// Dials are few: the table is no larger than the pool.
+    fn dial_under_way(&self, dial: &Dialed<P>) -> Option<Ticket> {
+        let same = self.dials.iter().find(|(_, dialed)| *dialed == dial);
+        same.map(|(&ticket, _)| ticket)
+    }
+
+    fn start_dial(&mut self, dial: Dialed<P>, activity: impl Fn(ConnectionId) -> Activity) -> Answer {
         let dialed = self
             .entries
             .values()
             .filter(|entry| entry.origin == Origin::Dialed)
             .count();
         if dialed + self.dials.len() >= self.config.max_connections && !self.make_room(Origin::Dialed, activity) {
-            return None;
+            return Answer::Full;
         }
         let ticket = Ticket(self.fresh());
-        self.dials.insert(ticket, peer);
-        Some(ticket)
+        self.dials.insert(ticket, dial);
+        Answer::Dial(ticket)
     }
 
     /// A dial has succeeded. The connection is `peer`'s, whoever was dialed.
     ///
     /// When the peer dialed us in the meantime, both connections stay until one is idle; the older one is handed out.
     pub(crate) fn dialed(&mut self, now: Instant, ticket: Ticket, peer: P) -> ConnectionId {
-        self.dials.remove(&ticket);
+        let found_at = match self.dials.remove(&ticket) {
+            Some(Dialed::Anyone { at }) => Some(at),
+            Some(Dialed::Peer(_)) | None => None,
+        };
         self.counts.opened += 1;
-        self.insert(now, peer, Origin::Dialed)
+        self.insert(now, peer, Origin::Dialed, found_at)
     }
 
     /// A dial has failed; the peer, when it was named, is left alone for a while.
     pub(crate) fn dial_failed(&mut self, now: Instant, ticket: Ticket, addresses: u64, failure: DialFailure, cause: F) {
         self.counts.dial_failures += 1;
-        let Some(Some(peer)) = self.dials.remove(&ticket) else {
+        let Some(Dialed::Peer(peer)) = self.dials.remove(&ticket) else {
             return;
         };
         let longest = match failure {
@@ -282,10 +312,10 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             return None;
         }
         self.counts.accepted += 1;
-        Some(self.insert(now, peer, Origin::Accepted))
+        Some(self.insert(now, peer, Origin::Accepted, None))
     }
 
-    fn insert(&mut self, now: Instant, peer: P, origin: Origin) -> ConnectionId {
+    fn insert(&mut self, now: Instant, peer: P, origin: Origin, found_at: Option<u64>) -> ConnectionId {
         let connection = ConnectionId(self.fresh());
         // Whoever is connected is there: it may be dialed again at once when this connection ends.
         self.failing.remove(&peer);
@@ -308,6 +338,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
                 retired: false,
                 check_at,
                 old_at,
+                found_at,
             },
         );
         connection
@@ -394,6 +425,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             })
             .collect();
         for connection in old {
+            self.counts.aged += 1;
             self.retired(connection);
             self.outputs.push_back(Output::Retire(connection));
         }

@@ -13,7 +13,7 @@ use super::*;
 #[derive(Debug, Clone)]
 enum Step {
     Get { peer: u8, addresses: u64 },
-    FirstContact,
+    FirstContact { at: u64 },
     DialOk { which: usize, peer: u8 },
     DialFailed { which: usize, failure: DialFailure },
     Accepted { peer: u8 },
@@ -29,7 +29,7 @@ fn step() -> impl Strategy<Value = Step> {
     let failure = prop_oneof![Just(DialFailure::Unreachable), Just(DialFailure::Refused)];
     prop_oneof![
         5 => (0..6_u8, 0..2_u64).prop_map(|(peer, addresses)| Step::Get { peer, addresses }),
-        1 => Just(Step::FirstContact),
+        2 => (0..3_u64).prop_map(|at| Step::FirstContact { at }),
         4 => (which.clone(), 0..6_u8).prop_map(|(which, peer)| Step::DialOk { which, peer }),
         2 => (which.clone(), failure).prop_map(|(which, failure)| Step::DialFailed { which, failure }),
         2 => (0..6_u8).prop_map(|peer| Step::Accepted { peer }),
@@ -47,6 +47,7 @@ struct ModelConnection {
     retired: bool,
     activity: Activity,
     opened: Instant,
+    found_at: Option<u64>,
 }
 
 struct Failure {
@@ -171,7 +172,41 @@ impl Model {
         answer
     }
 
-    fn add(&self, id: ConnectionId, peer: u8, origin: Origin) {
+    fn first_contact(&mut self, state: &mut PoolState<u8, u8>, at: u64) -> Answer {
+        let answer = state.get_anyone(at, |id| self.activity(id));
+        let open: Vec<_> = {
+            let connections = self.connections.borrow();
+            let found = connections
+                .iter()
+                .filter(|(_, it)| it.found_at == Some(at) && !it.retired);
+            found.map(|(&id, _)| id).collect()
+        };
+        let dialing = self
+            .dials
+            .iter()
+            .find(|(_, dialed)| **dialed == (None, at))
+            .map(|(&ticket, _)| ticket);
+        match answer {
+            Answer::Ready(id) => assert!(open.contains(&id)),
+            _ => assert!(open.is_empty(), "the connection made at this address was not used"),
+        }
+        match answer {
+            Answer::Ready(_) => {}
+            Answer::Join(ticket) => assert_eq!(dialing, Some(ticket)),
+            Answer::Dial(ticket) => {
+                assert_eq!(dialing, None, "P1: two dials to one address");
+                self.dials.insert(ticket, (None, at));
+            }
+            Answer::BackOff(_) => panic!("nobody is known to be at the address, and nobody failed"),
+            Answer::Full => {
+                assert!(self.count(Origin::Dialed) + self.dials.len() >= self.config.max_connections);
+                assert_eq!(self.idle(Origin::Dialed), None);
+            }
+        }
+        answer
+    }
+
+    fn add(&self, id: ConnectionId, peer: u8, origin: Origin, found_at: Option<u64>) {
         let activity = Activity::IdleSince(self.now);
         let added = ModelConnection {
             peer,
@@ -179,6 +214,7 @@ impl Model {
             retired: false,
             activity,
             opened: self.now,
+            found_at,
         };
         assert!(
             self.connections.borrow_mut().insert(id, added).is_none(),
@@ -200,16 +236,14 @@ impl Model {
         let mut answer = String::new();
         match *step {
             Step::Get { peer, addresses } => answer = format!("{:?}", self.get(state, peer, addresses)),
-            Step::FirstContact => match state.dial_unknown(|id| self.activity(id)) {
-                Some(ticket) => drop(self.dials.insert(ticket, (None, 0))),
-                None => assert_eq!(self.idle(Origin::Dialed), None),
-            },
+            Step::FirstContact { at } => answer = format!("{:?}", self.first_contact(state, at)),
             Step::DialOk { which, peer } => {
                 if let Some(ticket) = self.pick_dial(which) {
-                    let (dialed, _) = self.dials.remove(&ticket).unwrap();
+                    let (dialed, at) = self.dials.remove(&ticket).unwrap();
+                    let found_at = dialed.is_none().then_some(at);
                     let peer = dialed.unwrap_or(peer);
                     self.failures.remove(&peer);
-                    self.add(state.dialed(self.now, ticket, peer), peer, Origin::Dialed);
+                    self.add(state.dialed(self.now, ticket, peer), peer, Origin::Dialed, found_at);
                 }
             }
             Step::DialFailed { which, failure } => {
@@ -239,7 +273,7 @@ impl Model {
                         let outputs = self.take_outputs(state, origin);
                         answer = format!("{outputs:?}");
                         self.failures.remove(&peer);
-                        self.add(id, peer, Origin::Accepted);
+                        self.add(id, peer, Origin::Accepted, None);
                     }
                     None => {
                         assert!(self.count(origin) >= self.max_accepted);
