@@ -16,6 +16,7 @@ use crate::{
     CallReply, CallRequest, CallStream, PeerInfo, Protocol, caller,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
+    gate::Gate,
     lane::{MAX_CALLS, caller::Lane},
     pool::{Activity, ConnectionId},
 };
@@ -111,8 +112,8 @@ pub(crate) struct Link {
     leases: AtomicUsize,
     /// Calls and requests of ours under way.
     outbound: AtomicUsize,
-    /// Calls and requests of the peer under way.
-    inbound: AtomicUsize,
+    /// Calls and requests of the peer under way, and whether further ones are taken.
+    inbound: Gate,
     /// Microseconds since the endpoint's epoch.
     last_used: AtomicU64,
     last_answered: AtomicU64,
@@ -171,7 +172,7 @@ impl Link {
             control,
             leases: AtomicUsize::new(0),
             outbound: AtomicUsize::new(0),
-            inbound: AtomicUsize::new(0),
+            inbound: Gate::default(),
             last_used: AtomicU64::new(0),
             last_answered: AtomicU64::new(0),
             peer_leaving: AtomicBool::new(false),
@@ -240,13 +241,16 @@ impl Link {
     }
 
     pub(crate) fn enter(self: &Arc<Self>, direction: Direction) -> InFlight {
-        if direction == Direction::Outbound {
-            self.inner.load.started();
-        }
-        self.count(direction).fetch_add(1, SeqCst);
-        if direction == Direction::Outbound && !self.watched.load(SeqCst) {
-            self.watched.store(true, SeqCst);
-            self.watch.notify_one();
+        match direction {
+            Direction::Outbound => {
+                self.inner.load.started();
+                self.outbound.fetch_add(1, SeqCst);
+                if !self.watched.load(SeqCst) {
+                    self.watched.store(true, SeqCst);
+                    self.watch.notify_one();
+                }
+            }
+            Direction::Inbound => self.inbound.follow(),
         }
         InFlight {
             link: self.clone(),
@@ -254,15 +258,36 @@ impl Link {
         }
     }
 
-    fn count(&self, direction: Direction) -> &AtomicUsize {
-        match direction {
-            Direction::Outbound => &self.outbound,
-            Direction::Inbound => &self.inbound,
+    /// Lets calls of the peer in; `None` when no further ones are taken.
+    pub(crate) fn let_in(self: &Arc<Self>) -> Option<InFlight> {
+        self.inbound.enter().then(|| InFlight {
+            link: self.clone(),
+            direction: Direction::Inbound,
+        })
+    }
+
+    /// Takes no further calls of the peer.
+    pub(crate) fn shut(&self) {
+        self.inbound.close();
+    }
+
+    /// Takes no further calls of the peer, and closes the connection when nothing is under way on it. A peer that is told so
+    /// believes that no call of its was started and left without its answer.
+    pub(crate) fn close_unused(&self, words: &str) -> bool {
+        self.shut();
+        // In this order: what came before the gate was shut is seen now.
+        let unused = self.is_quiet() && self.settles_in(tokio::time::Instant::now().into_std()).is_zero();
+        if unused {
+            self.close(CloseCode::Retired, words);
         }
+        unused
     }
 
     pub(crate) fn running(&self, direction: Direction) -> usize {
-        self.count(direction).load(SeqCst)
+        match direction {
+            Direction::Outbound => self.outbound.load(SeqCst),
+            Direction::Inbound => self.inbound.inside(),
+        }
     }
 
     pub(crate) fn is_quiet(&self) -> bool {
@@ -340,13 +365,6 @@ impl Link {
         lane.clone().filter(|lane| lane.stream() == Some(stream))
     }
 
-    /// Calls of the peer were answered.
-    pub(crate) fn answered(&self) {
-        let now = self.inner.lately();
-        self.last_used.fetch_max(now, Relaxed);
-        self.last_answered.fetch_max(now, Relaxed);
-    }
-
     /// What the pool's rules are told of this connection.
     pub(crate) fn activity(&self, now: Instant) -> Activity {
         let at = |micros: &AtomicU64| self.inner.epoch + Duration::from_micros(micros.load(Relaxed));
@@ -369,13 +387,16 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let now = self.link.inner.lately();
         self.link.last_used.fetch_max(now, Relaxed);
-        if self.direction == Direction::Inbound {
-            self.link.last_answered.fetch_max(now, Relaxed);
+        match self.direction {
+            Direction::Inbound => {
+                self.link.last_answered.fetch_max(now, Relaxed);
+                self.link.inbound.leave();
+            }
+            Direction::Outbound => {
+                self.link.inner.load.ended();
+                self.link.outbound.fetch_sub(1, SeqCst);
+            }
         }
-        if self.direction == Direction::Outbound {
-            self.link.inner.load.ended();
-        }
-        self.link.count(self.direction).fetch_sub(1, SeqCst);
         self.link.noticed();
     }
 }

@@ -58,11 +58,10 @@ pub(crate) async fn connection(
             if link.is_spent() {
                 let now = tokio::time::Instant::now();
                 tokio::time::sleep(link.settles_in(now.into_std())).await;
-                if !link.is_spent() {
-                    continue;
+                if link.is_spent() && link.close_unused("nothing is left to do") {
+                    return;
                 }
-                link.close(CloseCode::Retired, "nothing is left to do");
-                return;
+                continue;
             }
             quiet.await;
         }

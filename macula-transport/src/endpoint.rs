@@ -180,6 +180,7 @@ impl Endpoint {
         self.inner.draining.store(true, SeqCst);
         let links = self.inner.pool.links();
         for link in &links {
+            link.shut();
             drive::say_goodbye(link, proto::GoAwayReason::Draining);
         }
         for link in links {
@@ -283,6 +284,10 @@ pub(crate) fn start(
     let id = register(&link)?;
     // Nobody else knows the link yet.
     let _ = link.id.set(id);
+    if inner.is_draining() {
+        // A drain that began before finds it no more. What this node still asks for is answered here, and nothing else.
+        link.shut();
+    }
     tokio::spawn(drive::connection(link.clone(), outgoing, incoming, queue));
     Some(link)
 }

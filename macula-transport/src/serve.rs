@@ -192,12 +192,14 @@ async fn call(
         return Err(Refusal::Broken);
     }
     let deadline = Instant::now() + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
-    if let Err(refusal) = admit(link, head.timeout_us) {
-        incoming.stop(ResetCode::Cancelled);
-        send_reply(link, outgoing, refusal.into(), deadline).await?;
-        return Ok(Next::Done);
-    }
-    let in_flight = link.enter(Direction::Inbound);
+    let in_flight = match admit(link, head.timeout_us, link.let_in()) {
+        Ok(in_flight) => in_flight,
+        Err(refusal) => {
+            incoming.stop(ResetCode::Cancelled);
+            send_reply(link, outgoing, refusal.into(), deadline).await?;
+            return Ok(Next::Done);
+        }
+    };
     link.inner.load.arrived(1);
     let service = match ServiceName::new(&head.service) {
         Ok(service) => service,
@@ -248,18 +250,20 @@ async fn call(
     Ok(Next::Done)
 }
 
-/// Takes a call, or says why not.
-pub(crate) fn admit(link: &Link, timeout_us: u64) -> Result<(), NotAdmitted> {
+/// Takes a call that was let in, or says why not. `inside` counts as one of those that run: the call's own, or that of all that
+/// were read with it.
+pub(crate) fn admit<T>(link: &Link, timeout_us: u64, inside: Option<T>) -> Result<T, NotAdmitted> {
     let counters = &link.inner.counters;
-    let refusal = if link.inner.is_draining() {
-        NotAdmitted::Draining
-    } else if timeout_us == 0 {
-        NotAdmitted::TooLate
-    } else if link.running(Direction::Inbound) >= link.inner.config.limits.max_concurrent_calls {
-        NotAdmitted::Busy
-    } else {
-        counters.calls_taken.add();
-        return Ok(());
+    let refusal = match inside {
+        None => NotAdmitted::Draining,
+        Some(_) if timeout_us == 0 => NotAdmitted::TooLate,
+        Some(_) if link.running(Direction::Inbound) > link.inner.config.limits.max_concurrent_calls => {
+            NotAdmitted::Busy
+        }
+        Some(inside) => {
+            counters.calls_taken.add();
+            return Ok(inside);
+        }
     };
     counters.calls_refused.add();
     Err(refusal)
@@ -276,7 +280,10 @@ pub(crate) enum NotAdmitted {
 impl From<NotAdmitted> for Reply {
     fn from(why: NotAdmitted) -> Self {
         match why {
-            NotAdmitted::Draining => Self::refused(StatusCode::Unavailable, "the node is shutting down"),
+            NotAdmitted::Draining => Self::refused(
+                StatusCode::Unavailable,
+                "the node takes no further calls on this connection",
+            ),
             NotAdmitted::TooLate => Self::refused(
                 StatusCode::DeadlineExceeded,
                 "the deadline had passed when the call came",

@@ -126,6 +126,8 @@ impl Lane {
                 return Ok(());
             }
             self.link.inner.load.arrived(asked.len());
+            // What is answered where it was read is inside, too.
+            let inside = self.link.let_in();
             let now = Instant::now();
             self.link.inner.saw_clock(now.into_std());
             let calls = asked.len() as u32;
@@ -134,7 +136,7 @@ impl Lane {
                     Asked::Call(id, head) => {
                         let inline = beside == 0;
                         beside = beside.saturating_sub(1);
-                        self.call(id, head, now, &mut names, inline)?;
+                        self.call(id, head, now, &mut names, inline, inside.as_ref())?;
                     }
                     Asked::Cancel(id) => {
                         let running = self.lock().cancelled(id);
@@ -145,7 +147,7 @@ impl Lane {
                     }
                 }
             }
-            self.link.answered();
+            drop(inside);
             if now.elapsed() > SLOW_HANDLER * calls.max(1) {
                 beside = SLOW_CALLS;
             }
@@ -159,9 +161,10 @@ impl Lane {
         now: Instant,
         names: &mut Names,
         inline: bool,
+        inside: Option<&InFlight>,
     ) -> Result<(), ReceiveError> {
         let link = &self.link;
-        if let Err(refusal) = serve::admit(link, head.timeout_us) {
+        if let Err(refusal) = serve::admit(link, head.timeout_us, inside) {
             self.reply(id, refusal.into());
             return Ok(());
         }

@@ -243,10 +243,11 @@ impl Shell {
         table.lease(id)
     }
 
-    /// Takes in a connection that a peer has dialed; `None` when there are too many.
+    /// Takes in a connection that a peer has dialed; `None` when there are too many, or no further calls are taken.
     pub(crate) fn accepted(&self, link: &Arc<Link>) -> Option<ConnectionId> {
         let mut table = self.lock();
-        if table.stopped {
+        // Asked while the table is held: a drain that begins after this finds the connection in it.
+        if table.stopped || link.inner.is_draining() {
             return None;
         }
         let now = now();
@@ -339,7 +340,10 @@ impl Shell {
                             Closing::Idle => "the connection was idle",
                         };
                         drive::say_goodbye(&link, macula_wire::proto::GoAwayReason::Retired);
-                        link.close(CloseCode::Retired, words);
+                        if !link.close_unused(words) {
+                            // A call came in the meantime.
+                            link.retire();
+                        }
                     }
                 }
             }
