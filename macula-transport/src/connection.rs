@@ -13,12 +13,13 @@ use macula_wire::proto::{self, control};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
-    CallReply, CallRequest, CallStream, PeerInfo, Protocol, caller,
+    CallReply, CallRequest, CallStream, LoadReport, PeerInfo, Protocol, caller,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
     gate::Gate,
     lane::{MAX_CALLS, caller::Lane},
     pool::{Activity, ConnectionId},
+    report::{REPORT_EVERY, Reporter},
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
@@ -80,6 +81,14 @@ impl Connection {
         self.link.quic.close_reason().map(|error| self.link.lost(error))
     }
 
+    /// How busy the peer said it is, and when it said so last; `None` while it has said nothing, which an idle peer does not.
+    ///
+    /// A peer that is called and busy repeats itself every few seconds: what is older than 10 s says nothing any more.
+    #[must_use]
+    pub fn load(&self) -> Option<(LoadReport, Instant)> {
+        *self.link.peer_load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The current estimate of the path's round trip.
     #[must_use]
     pub fn rtt(&self) -> Duration {
@@ -138,6 +147,10 @@ pub(crate) struct Link {
     pub(crate) large_requests: Semaphore,
     /// Where small calls go.
     lane: Mutex<Option<Arc<Lane>>>,
+    /// How busy the peer said it is, and when.
+    peer_load: Mutex<Option<(LoadReport, Instant)>>,
+    /// How busy the peer was told that this node is.
+    reporter: Mutex<Reporter>,
 }
 
 impl std::fmt::Debug for Link {
@@ -186,6 +199,8 @@ impl Link {
             credit,
             large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
             lane: Mutex::new(None),
+            peer_load: Mutex::default(),
+            reporter: Mutex::default(),
         };
         link.touch();
         (Arc::new(link), queue)
@@ -363,6 +378,24 @@ impl Link {
     pub(crate) fn lane_on(&self, stream: u64) -> Option<Arc<Lane>> {
         let lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
         lane.clone().filter(|lane| lane.stream() == Some(stream))
+    }
+
+    /// The peer said how busy it is.
+    pub(crate) fn peer_is_busy(&self, load: LoadReport) {
+        let now = tokio::time::Instant::now().into_std();
+        *self.peer_load.lock().unwrap_or_else(PoisonError::into_inner) = Some((load, now));
+    }
+
+    /// Tells a peer that has called lately how busy this node is, when there is something to tell.
+    pub(crate) fn report(&self, now: Instant, load: LoadReport) {
+        let called = match self.last_answered.load(Relaxed) {
+            0 => false,
+            micros => now <= self.inner.epoch + Duration::from_micros(micros) + 2 * REPORT_EVERY,
+        } || self.running(Direction::Inbound) > 0;
+        let mut reporter = self.reporter.lock().unwrap_or_else(PoisonError::into_inner);
+        if called && reporter.is_due(now, load) {
+            self.tell(control::Kind::Load(load.to_wire()));
+        }
     }
 
     /// What the pool's rules are told of this connection.

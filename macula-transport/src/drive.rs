@@ -7,7 +7,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 
 use crate::{
-    caller,
+    LoadReport, caller,
     connection::{Direction, Link},
     error::CloseCode,
     health::{Health, SilenceRules, Verdict},
@@ -146,8 +146,9 @@ fn hear(link: &Link, frame: bytes::Bytes) -> bool {
             link.peer_leaves(reason == i32::from(GoAwayReason::Draining));
             link.inner.pool.retired(link);
         }
+        Some(control::Kind::Load(load)) => link.peer_is_busy(LoadReport::from_wire(load)),
         // A second introduction changes nothing, and later versions may say more.
-        Some(control::Kind::Hello(_) | control::Kind::ProbeAck(_) | control::Kind::Load(_)) | None => {}
+        Some(control::Kind::Hello(_) | control::Kind::ProbeAck(_)) | None => {}
     }
     true
 }

@@ -3,7 +3,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc, RwLock,
+        Arc, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -22,6 +22,7 @@ use crate::{
     hello,
     load::Load,
     pool, quic,
+    report::REPORT_EVERY,
     stats::Counters,
     tls::{FoundKey, Tls},
 };
@@ -129,6 +130,9 @@ impl Endpoint {
         });
         tokio::spawn(accept_all(inner.clone()));
         tokio::spawn(pool::keep(inner.clone()));
+        if inner.handler.load().is_some() {
+            tokio::spawn(report_load(Arc::downgrade(&inner)));
+        }
         Ok(Self { inner })
     }
 
@@ -290,6 +294,21 @@ pub(crate) fn start(
     }
     tokio::spawn(drive::connection(link.clone(), outgoing, incoming, queue));
     Some(link)
+}
+
+/// Tells the peers that call how busy this node is, until the endpoint is gone.
+async fn report_load(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(REPORT_EVERY).await;
+        let Some(inner) = inner.upgrade().filter(|inner| !inner.pool.is_stopped()) else {
+            return;
+        };
+        let Some(load) = inner.handler.load() else { continue };
+        let now = tokio::time::Instant::now().into_std();
+        for link in inner.pool.links() {
+            link.report(now, load);
+        }
+    }
 }
 
 async fn accept_all(inner: Arc<Inner>) {

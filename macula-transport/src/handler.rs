@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
 use macula_wire::StatusCode;
 
-use crate::{CallKind, IncomingCall, IncomingMessages, OutgoingMessages, PeerInfo, Reply};
+use crate::{CallKind, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages, PeerInfo, Reply};
 
 /// A protocol beside calls: one request, one reply, both opaque here and at most [`MAX_REQUEST_BYTES`](crate::MAX_REQUEST_BYTES).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -51,6 +51,13 @@ pub trait Handler: Send + Sync + 'static {
         let _ = (peer, protocol, body);
         std::future::ready(None).boxed()
     }
+
+    /// How busy the node is, for the peers that call it: they choose by it, as
+    /// [`Connection::load`](crate::Connection::load) tells them. Asked once a second; `None`, the default, tells nothing. A
+    /// handler that gives `None` when its endpoint is bound is not asked again.
+    fn load(&self) -> Option<LoadReport> {
+        None
+    }
 }
 
 impl<H: Handler + ?Sized> Handler for Arc<H> {
@@ -73,6 +80,10 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
 
     fn request(&self, peer: &Arc<PeerInfo>, protocol: Protocol, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
         (**self).request(peer, protocol, body)
+    }
+
+    fn load(&self) -> Option<LoadReport> {
+        (**self).load()
     }
 }
 

@@ -6,9 +6,17 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PATIENCE, Seen, at, client, config, connect, echoes, provider, service, until};
+use common::{
+    PATIENCE, Seen, at, client,
+    clock::Clock,
+    config, connect, echoes, provider,
+    proxy::{Faults, Proxy},
+    service, until,
+};
+use futures::FutureExt as _;
 use macula_transport::{
-    CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, PoolEvent, Succession,
+    CallError, CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, PoolEvent, Succession,
+    Unknown,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -141,42 +149,101 @@ async fn p2_idle_connections_make_room_and_busy_ones_do_not() {
 
 #[tokio::test]
 async fn p2_unused_connections_are_closed() {
+    let clock = Clock::stop();
     let pool = PoolConfig {
-        idle_timeout: Duration::from_millis(20),
+        idle_timeout: Duration::from_secs(10),
         ..PoolConfig::default()
     };
     let client = Endpoint::bind(config().with_pool(pool), NoService).await.unwrap();
     let (provider, _events) = provider().await;
     let connection = connect(&client, &provider).await.unwrap();
     echoes(&connection, "hello").await;
+    clock.pass(pool.idle_timeout * 2).await;
     assert_eq!(
         client.pool().stats().open,
         1,
         "a connection that somebody holds is not idle"
     );
+    echoes(&connection, "hello").await;
     drop(connection);
+    clock.pass(pool.idle_timeout / 2).await;
+    assert_eq!(client.pool().stats().open, 1, "a connection used lately is not idle");
+    clock.pass(pool.idle_timeout).await;
     until("the connection is closed", || client.pool().stats().open == 0).await;
-    assert_eq!(client.pool().stats().idle_closed, 1);
+    let stats = client.pool().stats();
+    assert_eq!((stats.idle_closed, stats.lost), (1, 0));
     until("the peer lets go too", || provider.pool().stats().open == 0).await;
 }
 
 /// The accepting side, which makes no calls of its own, knows that the connection is used.
 #[tokio::test]
 async fn p2_a_connection_that_is_called_over_is_not_idle_for_the_provider() {
+    let clock = Clock::stop();
     let pool = PoolConfig {
-        idle_timeout: Duration::from_millis(700),
+        idle_timeout: Duration::from_secs(10),
         ..PoolConfig::default()
     };
     let (handler, _events) = common::Service::new();
     let provider = Endpoint::bind(config().with_pool(pool), handler).await.unwrap();
     let client = client().await;
     let connection = connect(&client, &provider).await.unwrap();
-    let started = std::time::Instant::now();
-    while started.elapsed() < 3 * pool.idle_timeout {
+    for _ in 0..4 {
+        clock.pass(pool.idle_timeout * 3 / 4).await;
         echoes(&connection, "alone").await;
-        tokio::join!(echoes(&connection, "on a lane"), echoes(&connection, "on a lane"));
+    }
+    for _ in 0..4 {
+        clock.pass(pool.idle_timeout * 3 / 4).await;
+        tokio::join!(echoes(&connection, "alone"), echoes(&connection, "on a lane"));
     }
     assert_eq!((connection.lost(), provider.pool().stats().idle_closed), (None, 0));
+    clock.pass(pool.idle_timeout * 2).await;
+    until("it is idle in the end", || provider.pool().stats().idle_closed == 1).await;
+}
+
+/// P2: an old connection gives way to a new one, and fails no call.
+#[tokio::test]
+async fn p2_an_old_connection_is_replaced_when_its_calls_have_ended() {
+    let clock = Clock::stop();
+    let pool = PoolConfig {
+        max_age: Duration::from_secs(20),
+        ..PoolConfig::default()
+    };
+    let client = Endpoint::bind(config().with_pool(pool), NoService).await.unwrap();
+    let (provider, mut events) = provider().await;
+    let old = connect(&client, &provider).await.unwrap();
+    let name = service("hang");
+    let mut call = Box::pin(old.call(CallRequest::new(&name, "").with_timeout(Duration::from_secs(30))));
+    tokio::select! {
+        result = &mut call => panic!("a hanging call ended: {result:?}"),
+        event = events.recv() => assert_eq!(event, Some(Seen::Started)),
+    }
+    // A tenth more or less, in steps that let the connection be kept open.
+    let aged = || client.pool().stats().aged;
+    for _ in 0..8 {
+        clock.pass(Duration::from_secs(2)).await;
+    }
+    assert_eq!(aged(), 0, "no connection gets old before nine tenths of its age");
+    for _ in 0..4 {
+        clock.pass(Duration::from_secs(2)).await;
+    }
+    assert_eq!(
+        (aged(), client.pool().stats().open),
+        (1, 1),
+        "the old one is still there"
+    );
+    let new = connect(&client, &provider).await.unwrap();
+    echoes(&new, "hello").await;
+    assert_eq!((client.pool().stats().opened, old.lost()), (2, None));
+    let error = clock.run(Duration::from_secs(1), &mut call).await.unwrap_err();
+    assert!(
+        matches!(&error, CallError::Unknown(Unknown::Timeout(_))),
+        "the call kept its connection to its own end: {error:?}"
+    );
+    drop(call);
+    drop(old);
+    let gone = async { until("the old connection is closed", || client.pool().stats().open == 1).await };
+    clock.run(Duration::from_secs(1), gone).await;
+    assert_eq!((new.lost(), client.pool().stats().lost), (None, 0));
 }
 
 #[tokio::test]
@@ -192,48 +259,83 @@ async fn p2_all_is_closed_at_shutdown() {
 
 #[tokio::test]
 async fn nobody_at_the_address_is_told_so() {
+    let clock = Clock::stop();
     let unused = std::net::UdpSocket::bind(common::loopback()).unwrap();
-    let timers = macula_transport::Timers {
-        connect: Duration::from_millis(100),
-        ..Default::default()
-    };
-    let client = Endpoint::bind(Config::new(common::identity()).with_timers(timers), NoService)
+    let client = Endpoint::bind(Config::new(common::identity()), NoService)
         .await
         .unwrap();
-    let address = unused.local_addr().unwrap().try_into().unwrap();
-    let error = client
-        .pool()
-        .get(&common::identity().node_id(), &[address])
-        .await
-        .unwrap_err();
+    let (pool, nobody) = (client.pool(), common::identity().node_id());
+    let address = [unused.local_addr().unwrap().try_into().unwrap()];
+    let dial = pool.get(&nobody, &address);
+    let error = clock.run(Duration::from_millis(100), dial).await.unwrap_err();
     assert!(matches!(error, DialError::TimedOut { .. }), "{error}");
-    assert_eq!(client.pool().stats().dial_failures, 1);
-    let error = client.pool().get(&common::identity().node_id(), &[]).await.unwrap_err();
+    assert_eq!(pool.stats().dial_failures, 1);
+    let error = pool.get(&common::identity().node_id(), &[]).await.unwrap_err();
     assert!(matches!(error, DialError::NoAddress), "{error}");
+    drop(clock);
+    tokio::time::resume();
     let nowhere = "no-such-host.invalid:1".parse().unwrap();
-    let error = client
-        .pool()
-        .get(&common::identity().node_id(), &[nowhere])
-        .await
-        .unwrap_err();
+    let error = pool.get(&common::identity().node_id(), &[nowhere]).await.unwrap_err();
     assert!(
         matches!(error, DialError::Resolve { .. } | DialError::NoAddress),
         "{error}"
     );
 }
 
+/// P1, RFC 8305, section 5: the next address is tried when one has been silent for a while, and not before.
 #[tokio::test]
-async fn a_dial_goes_on_to_the_address_that_answers() {
+async fn p1_a_silent_address_holds_up_the_next_one_for_a_moment() {
+    let clock = Clock::stop();
     let silent = std::net::UdpSocket::bind(common::loopback()).unwrap();
     let (provider, _events) = provider().await;
     let client = client().await;
     let [there] = at(&provider);
     let addresses = [silent.local_addr().unwrap().try_into().unwrap(), there];
-    echoes(
-        &client.pool().get(&provider.node_id(), &addresses).await.unwrap(),
-        "hello",
-    )
-    .await;
+    let (pool, node) = (client.pool(), provider.node_id());
+    let mut dial = Box::pin(pool.get(&node, &addresses));
+    assert!((&mut dial).now_or_never().is_none());
+    clock
+        .pass(macula_transport::Timers::default().next_address - Duration::from_millis(10))
+        .await;
+    assert_eq!(provider.pool().stats().accepted, 0);
+    clock.pass(Duration::from_millis(20)).await;
+    echoes(&dial.await.unwrap(), "hello").await;
+}
+
+/// P1, RFC 8305, section 5: an address that fails does not hold up the next one at all. The clock stands still.
+#[tokio::test]
+async fn p1_a_failing_address_gives_way_at_once() {
+    let _clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let (other, _events) = common::provider().await;
+    let client = client().await;
+    let addresses = [at(&client), at(&other), at(&provider)].concat();
+    let connection = client.pool().get(&provider.node_id(), &addresses).await.unwrap();
+    assert_eq!(connection.peer().node_id, provider.node_id());
+}
+
+/// A slow address that answers in the end wins over a later one that never does.
+#[tokio::test]
+async fn p1_the_first_address_to_answer_wins() {
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let slow = Proxy::new(provider.local_addr(), 1).await;
+    slow.set(Faults {
+        delay: Duration::from_millis(400),
+        ..Faults::default()
+    });
+    let silent = std::net::UdpSocket::bind(common::loopback()).unwrap();
+    let client = client().await;
+    let addresses = [
+        slow.address.try_into().unwrap(),
+        silent.local_addr().unwrap().try_into().unwrap(),
+    ];
+    let (pool, node) = (client.pool(), provider.node_id());
+    let connection = clock
+        .run(Duration::from_millis(50), pool.get(&node, &addresses))
+        .await
+        .unwrap();
+    assert_eq!(connection.peer().remote_addr, slow.address);
 }
 
 #[tokio::test]

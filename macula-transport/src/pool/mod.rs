@@ -314,6 +314,10 @@ impl Shell {
         }
     }
 
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
     /// Takes no further connections, and wakes whoever waits for one.
     pub(crate) fn stop(&self) {
         let mut table = self.lock();
