@@ -4,10 +4,19 @@
 
 mod common;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use common::{
-    client, config, connect, echoes, identity, provider,
+    client,
+    clock::Clock,
+    config, connect, echoes, identity, provider,
     raw::{Shown, client_tls, hello, introduced, raw_client, raw_connection, raw_key},
     until,
 };
@@ -191,15 +200,14 @@ async fn peers_of_another_version_part_with_an_error_on_both_sides() {
 
 #[tokio::test]
 async fn a_peer_that_never_introduces_itself_is_let_go() {
-    let timers = Timers {
-        connect: Duration::from_millis(100),
-        ..Timers::default()
-    };
-    let (handler, _events) = common::Service::new();
-    let provider = Endpoint::bind(config().with_timers(timers), handler).await.unwrap();
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
     let endpoint = raw_client();
     let connection = raw_connection(&endpoint, &provider).await;
-    connection.closed().await;
+    clock.pass(Timers::default().connect - Duration::from_millis(10)).await;
+    assert_eq!(connection.close_reason(), None);
+    clock.pass(Duration::from_millis(20)).await;
+    until("it is let go", || connection.close_reason().is_some()).await;
     assert_eq!(provider.stats().rejected_hellos, 1);
     still_serves(&provider).await;
 }
@@ -273,18 +281,60 @@ async fn an_empty_stream_is_rejected() {
 
 #[tokio::test]
 async fn a_head_that_does_not_arrive_in_time_costs_its_stream() {
-    let timers = Timers {
-        head: Duration::from_millis(50),
-        ..Timers::default()
-    };
-    let (handler, _events) = common::Service::new();
-    let provider = Endpoint::bind(config().with_timers(timers), handler).await.unwrap();
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
     let endpoint = raw_client();
     let (connection, _control) = introduced(&endpoint, &provider).await;
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&[2, 100, 1]).await.unwrap();
-    assert!(recv.read_to_end(1024).await.is_err());
-    assert_eq!(provider.stats().slow_streams, 1);
+    // A call and a request of the DHT: their first bytes, and no more.
+    let mut streams = Vec::new();
+    for bytes in [[2, 100, 1], [0x10, 100, 1]] {
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        send.write_all(&bytes).await.unwrap();
+        streams.push((send, recv));
+    }
+    clock.pass(Timers::default().head - Duration::from_millis(10)).await;
+    assert_eq!(provider.stats().slow_streams, 0);
+    clock.pass(Duration::from_millis(20)).await;
+    until("they are given up", || provider.stats().slow_streams == 2).await;
+    for (_, recv) in &mut streams {
+        let end = recv.read_to_end(1024).await;
+        assert!(
+            matches!(end, Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(_)))),
+            "{end:?}"
+        );
+    }
+    assert_eq!(
+        connection.close_reason(),
+        None,
+        "a slow stream does not cost the connection"
+    );
+    still_serves(&provider).await;
+}
+
+/// A call whose head came and whose body does not is given up at its own deadline, and holds no place after it.
+#[tokio::test]
+async fn a_body_that_does_not_arrive_costs_its_call() {
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let (connection, _control) = introduced(&endpoint, &provider).await;
+    let head = proto::Head {
+        service: "echo".into(),
+        timeout_us: 2_000_000,
+        ..Default::default()
+    };
+    let kind = Some(proto::call_frame::Kind::Head(head));
+    let frame = macula_wire::frame(&proto::CallFrame { call: 0, kind });
+    let mut streams = Vec::new();
+    // More than are put together at a time: the last ones wait for their turn.
+    for _ in 0..20 {
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        send.write_all(&[&[2], &frame[..]].concat()).await.unwrap();
+        streams.push((send, recv));
+    }
+    until("they are taken", || provider.stats().calls_taken == 20).await;
+    clock.pass(Duration::from_millis(2010)).await;
+    until("they are given up", || provider.stats().slow_streams == 20).await;
     still_serves(&provider).await;
 }
 
@@ -341,12 +391,11 @@ async fn above_a_limit_peers_must_prove_their_address_first() {
     assert_eq!(provider.stats().retried, 1);
 }
 
-/// Calls on a lane, over and over, whose replies nobody reads; ends when the provider takes no more.
-async fn call_and_never_read(connection: &quinn::Connection) -> usize {
+/// Calls on a lane, over and over, whose replies nobody reads. Ends only if the provider takes calls without end.
+async fn call_and_never_read(connection: quinn::Connection, written: Arc<AtomicUsize>) {
     let (mut lane, _unread) = connection.open_bi().await.unwrap();
     lane.write_all(&[3]).await.unwrap();
-    let mut calls = 0;
-    loop {
+    for call in 1..20_000 {
         let head = proto::Head {
             service: "echo".into(),
             timeout_us: 60_000_000,
@@ -354,19 +403,10 @@ async fn call_and_never_read(connection: &quinn::Connection) -> usize {
             end: true,
             ..Default::default()
         };
-        calls += 1;
         let kind = Some(proto::call_frame::Kind::Head(head));
-        let frame = macula_wire::frame(&proto::CallFrame {
-            call: calls as u64,
-            kind,
-        });
-        // Long before this many bytes the provider has stopped reading.
-        assert!(calls < 20_000, "the provider takes calls without end");
-        let blocked = tokio::time::timeout(Duration::from_millis(500), lane.write_all(&frame));
-        match blocked.await {
-            Ok(written) => written.unwrap(),
-            Err(_) => return calls,
-        }
+        let frame = macula_wire::frame(&proto::CallFrame { call, kind });
+        lane.write_all(&frame).await.unwrap();
+        written.fetch_add(1, SeqCst);
     }
 }
 
@@ -400,14 +440,49 @@ async fn under_a_flood_honest_peers_are_served() {
         }
     });
     let (greedy, _control) = introduced(&endpoint, &provider).await;
-    let unread = call_and_never_read(&greedy).await;
+    let written = Arc::new(AtomicUsize::new(0));
+    let flood = tokio::spawn(call_and_never_read(greedy.clone(), written.clone()));
     let honest = client().await;
     let connection = connect(&honest, &provider).await.unwrap();
-    futures::future::join_all((0..300).map(|n| echoes(&connection, vec![1; n]))).await;
-    for size in [100_000, 1 << 20] {
-        echoes(&connection, vec![2; size]).await;
+    // Until the greedy one gets nowhere while the honest one is served.
+    loop {
+        let before = written.load(SeqCst);
+        futures::future::join_all((0..300).map(|n| echoes(&connection, vec![1; n]))).await;
+        for size in [100_000, 1 << 20] {
+            echoes(&connection, vec![2; size]).await;
+        }
+        assert!(!flood.is_finished(), "the provider takes calls without end");
+        if before > 100 && written.load(SeqCst) == before {
+            break;
+        }
     }
     garbage.abort();
-    assert!(unread > 100, "the lane was not used at all");
+    flood.abort();
     assert_eq!(greedy.close_reason(), None, "reading slowly is no crime for a while");
+}
+
+/// A peer that never takes its replies is let go in the end.
+#[tokio::test]
+async fn a_peer_that_never_reads_its_replies_loses_its_lane() {
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let (greedy, _control) = introduced(&endpoint, &provider).await;
+    let written = Arc::new(AtomicUsize::new(0));
+    let flood = tokio::spawn(call_and_never_read(greedy.clone(), written.clone()));
+    // The raw client's window for replies, 1.25 MB unless it says otherwise, is full; the provider stops writing, then reading.
+    loop {
+        let before = written.load(SeqCst);
+        clock.pass(Duration::from_millis(20)).await;
+        if flood.is_finished() || (before > 100 && written.load(SeqCst) == before) {
+            break;
+        }
+    }
+    assert!(!flood.is_finished());
+    assert_eq!(provider.stats().rejected_frames, 0);
+    let ended = async { until("the lane is reset", || flood.is_finished()).await };
+    clock.run(Duration::from_secs(1), ended).await;
+    flood.await.unwrap_err();
+    assert_eq!(greedy.close_reason(), None);
+    still_serves(&provider).await;
 }
