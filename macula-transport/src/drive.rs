@@ -68,6 +68,7 @@ pub(crate) async fn connection(
         }
     };
     tokio::select! {
+        biased; // the same order each time
         () = speak => {}
         () = listen => {}
         () = leave => {}
@@ -109,6 +110,7 @@ async fn watch(link: &Link) {
             }
         };
         tokio::select! {
+            biased;
             () = woken => {}
             () = due => {}
         }
