@@ -34,7 +34,7 @@ pub enum Cause {
     #[error("refused the call ({0})")]
     Refused(Status),
     /// The provider did not answer in time. It may have run the call.
-    #[error("did not answer within {0:?}")]
+    #[error("did not answer within {:?}", to_millis(*.0))]
     TimedOut(Duration),
     /// The connection was lost after the call was sent. The provider may have run it.
     #[error("was lost during the call")]
@@ -209,6 +209,11 @@ impl CallError {
     }
 }
 
+/// A measured time as a person reads it.
+const fn to_millis(time: Duration) -> Duration {
+    Duration::new(time.as_secs(), time.subsec_millis() * 1_000_000)
+}
+
 const fn advice(reason: StopReason) -> &'static str {
     match reason {
         StopReason::Pushback => "the provider asked that the call not be retried; wait before calling again",
@@ -240,7 +245,7 @@ impl fmt::Display for Tried<'_> {
             [] => f.write_str("nothing was tried"),
             attempts => attempts.iter().enumerate().try_for_each(|(at, attempt)| {
                 if at > 0 {
-                    f.write_str(", ")?;
+                    f.write_str("; ")?;
                 }
                 attempt.fmt(f)
             }),

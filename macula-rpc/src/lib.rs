@@ -13,6 +13,8 @@ mod resolve;
 mod server;
 mod status;
 mod streaming;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "tonic")]
 mod tonic;
 #[cfg(feature = "tower")]

@@ -75,6 +75,10 @@ where
                 let payload = message?.encode();
                 let payload =
                     payload.map_err(|error| Status::internal(format!("a reply could not be written: {error}")))?;
+                if let Some(limit) = replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
+                    let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
+                    return Err(Status::new(StatusCode::ResourceExhausted, words));
+                }
                 replies.send(payload).await.map_err(|gone| gone_away(&gone))?;
             }
             Ok(())

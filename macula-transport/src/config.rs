@@ -26,6 +26,8 @@ pub struct Config {
     pub(crate) timers: Timers,
     pub(crate) pool: PoolConfig,
     pub(crate) key_exchange: KeyExchange,
+    #[cfg(feature = "testing")]
+    pub(crate) network: Option<crate::testing::Network>,
 }
 
 impl Config {
@@ -43,6 +45,8 @@ impl Config {
             timers: Timers::default(),
             pool: PoolConfig::default(),
             key_exchange: KeyExchange::default(),
+            #[cfg(feature = "testing")]
+            network: None,
         }
     }
 
@@ -104,6 +108,23 @@ impl Config {
     pub fn with_key_exchange(mut self, key_exchange: KeyExchange) -> Self {
         self.key_exchange = key_exchange;
         self
+    }
+
+    /// Puts the endpoint on a network in memory: it opens no socket, and reaches only what is on the same network.
+    #[cfg(feature = "testing")]
+    #[must_use]
+    pub fn with_network(mut self, network: &crate::testing::Network) -> Self {
+        self.network = Some(network.clone());
+        self
+    }
+
+    /// Where the endpoint's choices at random begin, when they are to be repeated.
+    pub(crate) fn next_seed(&self) -> Option<u64> {
+        #[cfg(feature = "testing")]
+        if let Some(network) = &self.network {
+            return Some(network.next_seed());
+        }
+        None
     }
 
     /// Sets the rules of the connection pool.

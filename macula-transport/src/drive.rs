@@ -67,6 +67,7 @@ pub(crate) async fn connection(
         }
     };
     tokio::select! {
+        biased; // the same order each time
         () = speak => {}
         () = listen => {}
         () = leave => {}
@@ -108,6 +109,7 @@ async fn watch(link: &Link) {
             }
         };
         tokio::select! {
+            biased;
             () = woken => {}
             () = due => {}
         }

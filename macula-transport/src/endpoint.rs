@@ -1,7 +1,7 @@
 //! The endpoint: a UDP socket, an identity, and every connection made from or to it.
 
 use std::{
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv6Addr, SocketAddr},
     sync::{
         Arc, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
@@ -86,28 +86,15 @@ impl Endpoint {
         let transport = Arc::new(quic::transport_config(&config));
         let server = tls.server().map_err(TlsError::from).map_err(BindError::Tls)?;
         let server = quic::server_config(server, transport.clone(), &config);
-        let socket = match config.listen {
-            Some(addr) => quic::bind_socket(addr, config.limits.socket_buffer_bytes)
-                .map_err(|source| BindError::Socket { addr, source })?,
-            None => {
-                // A machine without IPv6 has no such socket.
-                let (six, four) = ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::UNSPECIFIED, 0).into());
-                quic::bind_socket(six, config.limits.socket_buffer_bytes)
-                    .or_else(|_| quic::bind_socket(four, config.limits.socket_buffer_bytes))
-                    .map_err(|source| BindError::Socket { addr: four, source })?
-            }
-        };
-        let bound = socket.local_addr().and_then(|local| {
-            let endpoint_config = quic::endpoint_config(&config.identity, counters.clone());
-            let quic = quinn::Endpoint::new(
-                endpoint_config,
-                Some(server),
-                socket,
-                Arc::new(Batching::new(load.clone())),
-            )?;
+        let seed = config.next_seed();
+        let runtime = Arc::new(Batching::new(load.clone()));
+        let addr = config.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into());
+        let bound = quic::open_socket(&config, &*runtime).and_then(|socket| {
+            let local = socket.local_addr()?;
+            let endpoint_config = quic::endpoint_config(&config.identity, counters.clone(), seed);
+            let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)?;
             Ok((local, quic))
         });
-        let addr = config.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into());
         let (mut local_addr, quic) = bound.map_err(|source| BindError::Socket { addr, source })?;
         local_addr.set_ip(local_addr.ip().to_canonical());
         let inner = Arc::new(Inner {
@@ -118,7 +105,11 @@ impl Endpoint {
             counters,
             load,
             lately: AtomicU64::new(0),
-            pool: pool::Shell::new(config.pool, config.limits.max_accepted, seed()),
+            pool: pool::Shell::new(
+                config.pool,
+                config.limits.max_accepted,
+                seed.unwrap_or_else(random_seed),
+            ),
             epoch: tokio::time::Instant::now().into_std(),
             local_addr,
             tls,
@@ -194,6 +185,7 @@ impl Endpoint {
                     break;
                 }
                 tokio::select! {
+                    biased;
                     () = quiet => {}
                     _ = link.quic.closed() => break,
                 }
@@ -366,7 +358,7 @@ fn rejected_handshake(inner: &Inner, from: SocketAddr, error: &str) {
     tracing::info!(%from, error, "a handshake failed");
 }
 
-fn seed() -> u64 {
+fn random_seed() -> u64 {
     let mut seed = [0; 8];
     // Only jitter depends on it.
     let _ = getrandom::fill(&mut seed);

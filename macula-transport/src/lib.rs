@@ -32,6 +32,8 @@ mod stats;
 mod stream;
 mod streaming;
 mod successor;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod tls;
 
 pub use call::{CallReply, CallRequest, IncomingCall, Reply};

@@ -1,9 +1,14 @@
 //! How quinn is set up: the socket, the transport's parameters, and the keys that outlive a restart.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use quinn::{
-    EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TransportConfig, VarInt,
+    AsyncUdpSocket, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, ServerConfig, TransportConfig, VarInt,
     crypto::rustls::QuicServerConfig,
 };
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator, InvalidCid};
@@ -58,7 +63,9 @@ pub(crate) fn server_config(tls: QuicServerConfig, transport: Arc<TransportConfi
 
 /// The stateless-reset key comes from the node's secret, so that a restarted node can tell the peers of its former self
 /// that their connections are gone (RFC 9000, section 10.3); so does the key that marks its connection ids.
-pub(crate) fn endpoint_config(identity: &Identity, counters: Arc<Counters>) -> EndpointConfig {
+///
+/// A `seed` makes QUIC's own choices repeatable: packet numbers skipped, the order of parameters, the length of resets.
+pub(crate) fn endpoint_config(identity: &Identity, counters: Arc<Counters>, seed: Option<u64>) -> EndpointConfig {
     let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, identity.secret().as_bytes());
     let derive = |domain: &[u8]| ring::hmac::sign(&secret, domain);
     let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derive(b"macula/v1/stateless-reset").as_ref());
@@ -73,6 +80,11 @@ pub(crate) fn endpoint_config(identity: &Identity, counters: Arc<Counters>) -> E
     if let Err(error) = config.max_udp_payload_size(MAX_DATAGRAM_BYTES) {
         tracing::warn!(%error, "datagrams stay small");
     }
+    config.rng_seed(seed.map(|seed| {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        bytes
+    }));
     config.cid_generator(move || {
         Box::new(CountingIds {
             ids: HashedConnectionIdGenerator::from_key(mark),
@@ -108,8 +120,25 @@ impl ConnectionIdGenerator for CountingIds {
     }
 }
 
+/// The socket that the configuration asks for.
+pub(crate) fn open_socket(config: &Config, runtime: &impl Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    #[cfg(feature = "testing")]
+    if let Some(network) = &config.network {
+        let socket = crate::testing::MemorySocket::bind(network.clone(), config.listen)?;
+        return Ok(Arc::new(socket));
+    }
+    let buffer_bytes = config.limits.socket_buffer_bytes;
+    let socket = match config.listen {
+        Some(addr) => bind_socket(addr, buffer_bytes)?,
+        // A machine without IPv6 has no such socket.
+        None => bind_socket((Ipv6Addr::UNSPECIFIED, 0).into(), buffer_bytes)
+            .or_else(|_| bind_socket((Ipv4Addr::UNSPECIFIED, 0).into(), buffer_bytes))?,
+    };
+    runtime.wrap_udp_socket(socket)
+}
+
 /// A UDP socket with large buffers: a burst of packets must not be lost while one core is busy.
-pub(crate) fn bind_socket(addr: SocketAddr, buffer_bytes: usize) -> io::Result<std::net::UdpSocket> {
+fn bind_socket(addr: SocketAddr, buffer_bytes: usize) -> io::Result<std::net::UdpSocket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, Some(Protocol::UDP))?;
     if addr.is_ipv6() && addr.ip().is_unspecified() {
         // Refused where the system has no such sockets; it then serves IPv6 only.

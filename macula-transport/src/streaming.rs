@@ -57,6 +57,7 @@ impl CallStream {
             requests: Requests {
                 hold: hold.clone(),
                 outgoing,
+                stopped: false,
             },
             replies: Replies {
                 hold,
@@ -94,6 +95,7 @@ impl CallStream {
 pub struct Requests {
     hold: Arc<Hold>,
     outgoing: Outgoing,
+    stopped: bool,
 }
 
 impl Requests {
@@ -111,10 +113,21 @@ impl Requests {
         }
         match timeout_at(self.hold.deadline, send_message(&mut self.outgoing, &message)).await {
             // Whoever stops reading requests may have answered already.
-            Ok(Ok(()) | Err(SendError::Stopped)) => Ok(()),
+            Ok(Err(SendError::Stopped)) => {
+                self.stopped = true;
+                Ok(())
+            }
+            Ok(Ok(())) => Ok(()),
             Ok(Err(SendError::Lost(lost))) => Err(CallError::Unknown(Unknown::Lost(self.hold.link.refine(lost)))),
             Err(_) => Err(CallError::Unknown(Unknown::Timeout(self.hold.timeout))),
         }
+    }
+
+    /// Whether the provider has said that it reads no further message. Then [`Requests::send`] waits for nothing and drops what it
+    /// is given, so whoever sends from a source without an end must look.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// Tells the provider that no further request follows.
@@ -323,6 +336,15 @@ pub(crate) struct One {
 impl OutgoingMessages {
     pub(crate) fn new(sink: Sink) -> Self {
         Self { sink }
+    }
+
+    /// The most a message may have, in bytes; `None` for a caller that takes one message, who is told when it is too large.
+    #[must_use]
+    pub fn max_message_bytes(&self) -> Option<usize> {
+        match &self.sink {
+            Sink::Stream { limit, .. } => Some(*limit),
+            Sink::One(_) => None,
+        }
     }
 
     /// Sends a message, waiting until the caller has room for it.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use macula_select::StopReason;
 use macula_transport::{CallReply, CallRequest, Connection, Metadata, Unknown};
 use macula_wire::{ServiceName, StatusCode};
@@ -82,6 +82,9 @@ async fn pump(source: Arc<Mutex<Source>>, mut requests: macula_transport::Reques
                 // The replies say why nothing more can be sent.
                 if requests.send(message).await.is_err() {
                     return;
+                }
+                if requests.is_stopped() {
+                    return requests.finish();
                 }
             }
             Ok(None) => return requests.finish(),
@@ -159,6 +162,11 @@ impl Client {
         let work = async {
             // A message that is there already travels with the head.
             let first = match requests.next().now_or_never() {
+                // In the head it would be taken for none.
+                Some(Some(Ok(first))) if first.is_empty() => {
+                    requests = stream::iter([Ok(first)]).chain(requests).boxed();
+                    Bytes::new()
+                }
                 Some(Some(Ok(first))) => first,
                 Some(Some(Err(()))) => return Err(cancelled(service)),
                 Some(None) | None => Bytes::new(),

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Response, Status, Streaming, codec::CompressionEncodi
 
 use crate::mesh::caller;
 
-mod schema {
+pub(crate) mod schema {
     #![allow(
         clippy::all,
         missing_docs,
@@ -30,9 +30,9 @@ use schema::{
 };
 
 #[derive(Clone)]
-struct Service {
-    name: String,
-    sleeping: mpsc::UnboundedSender<&'static str>,
+pub(crate) struct Service {
+    pub(crate) name: String,
+    pub(crate) sleeping: mpsc::UnboundedSender<&'static str>,
 }
 
 /// The status that a request asks to be answered with, unless it is none or ok.

@@ -5,11 +5,11 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
 };
 
-use macula_rpc::{CallError, DnsResolver, NodeId, Resolve, ResolveOptions, Source};
+use macula_rpc::{CallError, DnsResolver, NodeId, Resolve, ResolveError, ResolveOptions, Source};
 use tokio::net::UdpSocket;
 
 use crate::mesh::{Peer, caller, name};
@@ -25,6 +25,8 @@ type Zone = HashMap<(String, u16), Vec<(u32, Vec<u8>)>>;
 struct Dns {
     zone: Arc<Mutex<Zone>>,
     asked: Arc<AtomicUsize>,
+    /// Answers that it cannot answer.
+    fails: Arc<AtomicBool>,
 }
 
 fn labels(name: &str) -> Vec<u8> {
@@ -90,7 +92,13 @@ impl Dns {
         let kind = u16::from_be_bytes([query[at + 1], query[at + 2]]);
         let zone = self.zone.lock().unwrap();
         let records = zone.get(&(name.join("."), kind)).cloned().unwrap_or_default();
-        let code = if records.is_empty() { 3 } else { 0 };
+        let fails = self.fails.load(SeqCst);
+        let records = if fails { Vec::new() } else { records };
+        let code = match (fails, records.is_empty()) {
+            (true, _) => 2,
+            (false, true) => 3,
+            (false, false) => 0,
+        };
         let mut answer = query[..2].to_vec();
         // A response, authoritative, to a question that asked for recursion, and recursion is there.
         answer.extend([0x85, 0x80 | code, 0, 1]);
@@ -215,4 +223,28 @@ async fn d7_records_are_kept_while_they_are_valid_and_looked_up_again_when_force
         .await
         .unwrap();
     assert!(gone.providers.is_empty());
+}
+
+#[tokio::test]
+async fn n3_a_list_is_used_further_while_the_name_servers_fail() {
+    let peer = Peer::echo().await;
+    let dns = Dns::default();
+    let host = format!("store.test:{}", port(&peer)).parse().unwrap();
+    dns.address("store.test");
+    let directory = DnsResolver::asking([dns.start().await])
+        .unwrap()
+        .with_hosts(name(), [(peer.id(), host)])
+        .with_srv("never.known".parse().unwrap(), "never.test");
+    let refresh = ResolveOptions::default().with_force_refresh(true);
+    let known = directory.resolve(&name(), refresh).await.unwrap();
+    dns.fails.store(true, SeqCst);
+    let stale = directory.resolve(&name(), refresh).await.unwrap();
+    assert_eq!((stale.source, stale.providers.len()), (Source::Cache, 1));
+    assert!(Arc::ptr_eq(&known.providers, &stale.providers));
+    let unknown = directory.resolve(&"never.known".parse().unwrap(), refresh).await;
+    assert!(matches!(unknown, Err(ResolveError::Lookup(_))), "{unknown:?}");
+
+    let (_endpoint, builder) = caller(directory).await;
+    let call = builder.build().request(name()).force_refresh();
+    assert_eq!(call.send("x").await.unwrap().payload(), "x");
 }

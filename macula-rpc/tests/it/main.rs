@@ -6,9 +6,15 @@ mod calls;
 mod conformance;
 #[cfg(feature = "dns")]
 mod dns;
+#[cfg(feature = "testing")]
+mod flow;
 mod limits;
 mod mesh;
 mod observed;
 mod predecessor;
 mod streaming;
+#[cfg(feature = "testing")]
+mod testing;
 mod typed;
+#[cfg(feature = "testing")]
+mod wording;

@@ -132,6 +132,7 @@ impl Lane {
     /// Writes what is queued, reads replies and keeps the deadlines until the stream or the connection ends.
     async fn run(self: Arc<Self>, link: Arc<Link>) {
         let end = tokio::select! {
+            biased;
             end = self.carry(&link) => end,
             // The deadlines hold while the stream waits to be opened, too.
             () = self.keep_time() => Unknown::Incomplete,
@@ -239,6 +240,7 @@ impl Lane {
             match next {
                 None => earlier.await,
                 Some(at) => tokio::select! {
+                    biased;
                     () = earlier => {}
                     () = tokio::time::sleep_until(at.into()) => self.expire(),
                 },

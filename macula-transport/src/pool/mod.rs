@@ -291,7 +291,10 @@ impl Shell {
     }
 
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        self.lock().links.values().cloned().collect()
+        let mut links: Vec<_> = self.lock().links.values().cloned().collect();
+        // In the order they were opened, so that what is said to all is said in the same order each time.
+        links.sort_unstable_by_key(|link| link.id.get().copied());
+        links
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -457,6 +460,7 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
             }
         };
         tokio::select! {
+            biased;
             () = changed => continue,
             () = due => {}
         }

@@ -1,0 +1,248 @@
+//! The mesh: its nodes by name, and what is done to them.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use macula_transport::{Config, Endpoint, Identity, Role};
+use macula_wire::{NodeId, SecretKey, ServiceName};
+
+use super::{Link, MeshNode, Network};
+use crate::{Provider, Server};
+
+/// How long a node that leaves waits for the calls it runs.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// A mesh in memory. Cheap to clone; clones are the same mesh. It ends, with all its nodes, when the last clone and the last
+/// [`MeshNode`] are dropped.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    seed: u64,
+    network: Network,
+    pub(super) nodes: Mutex<Nodes>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Nodes {
+    pub(super) by_name: BTreeMap<String, Node>,
+    /// The directory's last answers.
+    pub(super) answers: BTreeMap<ServiceName, Arc<[Provider]>>,
+    pub(super) directory_lost: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) identity: Identity,
+    pub(super) addr: SocketAddr,
+    pub(super) server: Server,
+    pub(super) presence: Presence,
+}
+
+impl Node {
+    pub(super) fn id(&self) -> NodeId {
+        self.identity.node_id()
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum Presence {
+    Running(Endpoint),
+    /// Gone without a word.
+    Killed,
+    /// Gone in order.
+    Left,
+}
+
+impl Mesh {
+    /// A mesh without nodes, on a network whose links take a millisecond and lose nothing.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        let shared = Shared {
+            seed,
+            network: Network::new(seed),
+            nodes: Mutex::default(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
+    /// Sets the link between nodes that have none of their own.
+    #[must_use]
+    pub fn with_link(self, link: Link) -> Self {
+        self.shared.network.set_usual_link(link);
+        self
+    }
+
+    pub(super) fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.shared.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node of this name, which starts when it is first asked for. It serves nothing yet.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime, and when there are [`MAX_HOSTS`](macula_transport::testing::MAX_HOSTS) nodes.
+    pub fn node(&self, name: &str) -> MeshNode {
+        let mut nodes = self.nodes();
+        if !nodes.by_name.contains_key(name) {
+            let identity = self.shared.identity(name);
+            let server = Server::new();
+            let endpoint = self.shared.start(&identity, None, &server);
+            let node = Node {
+                identity,
+                addr: endpoint.local_addr(),
+                server,
+                presence: Presence::Running(endpoint),
+            };
+            nodes.by_name.insert(name.to_owned(), node);
+        }
+        drop(nodes);
+        MeshNode::new(self.clone(), name)
+    }
+
+    /// Ends a node as `kill -9` does: it says nothing to anybody, what it runs is dropped, and the directory goes on listing it.
+    /// Its clients are dead with it. A node that does not run stays as it is.
+    ///
+    /// # Panics
+    /// When no node has the name.
+    pub fn kill(&self, name: &str) {
+        let killed = self.with(name, |node| match node.presence {
+            Presence::Running(_) => {
+                self.shared.network.kill(node.addr);
+                Some(std::mem::replace(&mut node.presence, Presence::Killed))
+            }
+            Presence::Killed | Presence::Left => None,
+        });
+        // Outside the lock: what runs there may hold clients.
+        drop(killed);
+    }
+
+    /// Starts a node again, which is killed first if it runs: with its identity, its address and its services. It has no
+    /// connections, and new clients.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn restart(&self, name: &str) {
+        self.kill(name);
+        self.with(name, |node| {
+            let endpoint = self.shared.start(&node.identity, Some(node.addr), &node.server);
+            node.presence = Presence::Running(endpoint);
+        });
+    }
+
+    /// Ends a node in order (N4): the directory lists it no more, new calls are refused, running ones are finished, for at most
+    /// 30 s, and its connections are closed.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub async fn stop(&self, name: &str) {
+        let left = self.with(name, |node| std::mem::replace(&mut node.presence, Presence::Left));
+        if let Presence::Running(endpoint) = left {
+            endpoint.shutdown(GRACE).await;
+            self.with(name, |node| self.shared.network.kill(node.addr));
+        }
+    }
+
+    /// Keeps two nodes from hearing each other.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn cut(&self, a: &str, b: &str) {
+        self.shared.network.cut(self.addr(a), self.addr(b));
+    }
+
+    /// Undoes the cut between two nodes.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn restore(&self, a: &str, b: &str) {
+        self.shared.network.restore(self.addr(a), self.addr(b));
+    }
+
+    /// Parts these nodes from all others; they still hear each other.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn partition<'a>(&self, names: impl IntoIterator<Item = &'a str>) {
+        let addrs: Vec<_> = names.into_iter().map(|name| self.addr(name)).collect();
+        self.shared.network.partition(addrs);
+    }
+
+    /// Leaves every client without a directory: its lookups fail as they do when no node of a DHT answers.
+    pub fn lose_directory(&self) {
+        self.nodes().directory_lost = true;
+    }
+
+    /// Undoes every cut and partition, and brings the directory back.
+    pub fn heal(&self) {
+        self.shared.network.heal();
+        self.nodes().directory_lost = false;
+    }
+
+    /// Sets the link between two nodes, both ways, from now on.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn set_link(&self, a: &str, b: &str, link: Link) {
+        self.shared.network.set_link(self.addr(a), self.addr(b), link);
+    }
+
+    /// The network below: its traffic and its trace.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        &self.shared.network
+    }
+
+    fn addr(&self, name: &str) -> SocketAddr {
+        self.with(name, |node| node.addr)
+    }
+
+    #[track_caller]
+    pub(super) fn with<T>(&self, name: &str, look: impl FnOnce(&mut Node) -> T) -> T {
+        let mut nodes = self.nodes();
+        match nodes.by_name.get_mut(name) {
+            Some(node) => look(node),
+            None => panic!("the mesh has no node {name:?}; Mesh::node starts one"),
+        }
+    }
+}
+
+impl Shared {
+    /// The identity that follows from the seed and the name.
+    fn identity(&self, name: &str) -> Identity {
+        let mut secret = [0; SecretKey::LEN];
+        // Seeds and names that are close to each other are far apart from here on.
+        let mut state = (self.seed ^ 0x6a09_e667_f3bc_c908).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        for (n, byte) in name.bytes().chain([0; SecretKey::LEN]).enumerate() {
+            state = (state ^ u64::from(byte))
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                .rotate_left(23);
+            secret[n % SecretKey::LEN] ^= (state >> 56) as u8;
+        }
+        Identity::from_secret(SecretKey::from_bytes(&secret))
+    }
+
+    fn start(&self, identity: &Identity, addr: Option<SocketAddr>, server: &Server) -> Endpoint {
+        let config = Config::new(identity.clone())
+            .with_role(Role::Node)
+            .with_network(&self.network);
+        let config = match addr {
+            Some(addr) => config.with_listen(addr),
+            None => config,
+        };
+        match Endpoint::bind(config, server.clone()).now_or_never() {
+            Some(Ok(endpoint)) => endpoint,
+            Some(Err(error)) => panic!("the node cannot start: {error}"),
+            None => unreachable!("nothing is waited for without a socket"),
+        }
+    }
+}

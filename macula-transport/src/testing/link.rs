@@ -1,0 +1,73 @@
+//! How a link treats what it carries.
+
+use std::time::Duration;
+
+/// The way from one host to another: how long it takes, and how much of it fails.
+///
+/// Chances are between 0 and 1; what is outside counts as the nearer of the two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Link {
+    pub(super) latency: Duration,
+    pub(super) jitter: Duration,
+    pub(super) loss: f64,
+    pub(super) duplicate: f64,
+    pub(super) reorder: f64,
+    pub(super) max_datagram_bytes: usize,
+}
+
+impl Link {
+    /// A link that carries every datagram of up to 1 472 bytes (what Ethernet leaves to UDP) in exactly this time, one way.
+    #[must_use]
+    pub const fn new(latency: Duration) -> Self {
+        Self {
+            latency,
+            jitter: Duration::ZERO,
+            loss: 0.0,
+            duplicate: 0.0,
+            reorder: 0.0,
+            max_datagram_bytes: 1472,
+        }
+    }
+
+    /// Sets how much longer than its latency the link may take, uniformly. Jitter alone reorders nothing: the link is a queue.
+    #[must_use]
+    pub const fn with_jitter(mut self, jitter: Duration) -> Self {
+        self.jitter = jitter;
+        self
+    }
+
+    /// Sets the chance that a datagram is lost.
+    #[must_use]
+    pub const fn with_loss(mut self, chance: f64) -> Self {
+        self.loss = chance;
+        self
+    }
+
+    /// Sets the chance that a datagram arrives twice, the second time one latency later.
+    #[must_use]
+    pub const fn with_duplicates(mut self, chance: f64) -> Self {
+        self.duplicate = chance;
+        self
+    }
+
+    /// Sets the chance that a datagram takes one latency more, so that those sent after it arrive before it.
+    #[must_use]
+    pub const fn with_reordering(mut self, chance: f64) -> Self {
+        self.reorder = chance;
+        self
+    }
+
+    /// Sets the largest datagram the link carries, in bytes; QUIC needs 1 200. Larger ones are lost.
+    #[must_use]
+    pub const fn with_max_datagram_bytes(mut self, bytes: usize) -> Self {
+        self.max_datagram_bytes = bytes;
+        self
+    }
+}
+
+impl Default for Link {
+    /// One millisecond each way, and nothing lost.
+    fn default() -> Self {
+        Self::new(Duration::from_millis(1))
+    }
+}

@@ -1,0 +1,44 @@
+//! A network in memory, for tests and simulations: endpoints on it exchange their datagrams without a socket.
+//!
+//! Everything above the socket is the real code: QUIC and its handshake, lanes, streams, the pool and its health checks. What
+//! this replaces is the kernel and the wire: which datagram arrives, when, and how often, is drawn from a seed.
+//!
+//! **Time** is tokio's. In a paused runtime (`#[tokio::test(start_paused = true)]`) nothing is waited for: when every task waits,
+//! the clock jumps to the next timer or arrival. Tokio's timers count milliseconds, so there a datagram arrives at a whole one.
+//!
+//! **What the same seed repeats**, in a paused current-thread runtime: the time, source, destination, length and fate of every
+//! datagram, and so everything that is decided by them; [`Network::trace_hash`] is equal. The bytes differ, because the keys of
+//! a connection are fresh each time, as do the ids of connections. Identities, and what handlers do, are the test's to repeat.
+//!
+//! ```
+//! use std::time::Duration;
+//! use macula_transport::{Config, Endpoint, Identity, NoService, testing::{Link, Network}};
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let network = Network::new(7).with_link(Link::new(Duration::from_millis(30)).with_loss(0.01));
+//! let a = Endpoint::bind(Config::new(Identity::generate()?).with_network(&network), NoService).await?;
+//! let b = Endpoint::bind(Config::new(Identity::generate()?).with_network(&network), NoService).await?;
+//!
+//! let connection = a.pool().get(&b.node_id(), &[b.local_addr().try_into()?]).await?;
+//! network.kill(b.local_addr());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Left out: bandwidth (a link takes any number of datagrams at once), fragmentation, and corruption, which authenticated packets
+//! make the same as loss.
+
+mod link;
+mod network;
+mod path;
+mod socket;
+mod trace;
+
+pub use link::Link;
+pub use network::{MAX_HOSTS, MAX_IN_FLIGHT, Network};
+pub(crate) use socket::MemorySocket;
+pub use trace::Traffic;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,154 @@
+//! One direction between two hosts, with randomness of its own: traffic elsewhere does not change what happens here.
+
+use std::{net::SocketAddr, time::Duration};
+
+use tokio::time::Instant;
+
+use super::Link;
+
+/// A source of numbers that a seed repeats (SplitMix64; Steele, Lea and Flood, 2014).
+#[derive(Debug, Clone)]
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number in 0..1.
+    #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
+    fn fraction(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+}
+
+/// What becomes of a datagram that is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passage {
+    Lost,
+    TooLarge,
+    /// It arrives, and perhaps once more.
+    Arrives {
+        at: Instant,
+        again: Option<Instant>,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Path {
+    /// The link, when it is not the network's usual one.
+    pub(super) link: Option<Link>,
+    random: Random,
+    /// When the last datagram that kept its place in the queue arrives.
+    last: Option<Instant>,
+}
+
+impl Path {
+    pub(super) fn new(seed: u64, from: SocketAddr, to: SocketAddr) -> Self {
+        let mut random = Random::new(seed);
+        for addr in [from, to] {
+            let bits = match addr.ip() {
+                std::net::IpAddr::V4(ip) => u64::from(ip.to_bits()),
+                std::net::IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
+            };
+            random.0 ^= bits.rotate_left(16) ^ u64::from(addr.port());
+            random.0 = random.next();
+        }
+        Self {
+            link: None,
+            random,
+            last: None,
+        }
+    }
+
+    /// Sends a datagram of `bytes` at `now`. Draws the same amount of randomness whatever happens.
+    pub(super) fn send(&mut self, now: Instant, usual: &Link, bytes: usize) -> Passage {
+        let link = self.link.unwrap_or(*usual);
+        let lost = self.random.fraction() < link.loss;
+        let duplicated = self.random.fraction() < link.duplicate;
+        let reordered = self.random.fraction() < link.reorder;
+        let jitter = link.jitter.mul_f64(self.random.fraction());
+        if bytes > link.max_datagram_bytes {
+            return Passage::TooLarge;
+        }
+        if lost {
+            return Passage::Lost;
+        }
+        let later = link.latency.max(Duration::from_millis(1));
+        let mut at = now + link.latency + jitter;
+        if reordered {
+            at += later;
+        } else {
+            at = self.last.map_or(at, |last| at.max(last));
+            self.last = Some(at);
+        }
+        Passage::Arrives {
+            at,
+            again: duplicated.then(|| at + later),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addr(n: u8) -> SocketAddr {
+        ([10, 0, 0, n], 9443).into()
+    }
+
+    fn arrivals(seed: u64, link: &Link, count: u64) -> Vec<Passage> {
+        let start = Instant::now();
+        let mut path = Path::new(seed, addr(1), addr(2));
+        (0..count)
+            .map(|n| path.send(start + Duration::from_micros(n), link, 1200))
+            .collect()
+    }
+
+    #[test]
+    fn chances_are_what_they_say() {
+        let link = Link::new(Duration::from_millis(5)).with_loss(0.25).with_duplicates(0.5);
+        let fates = arrivals(1, &link, 10_000);
+        let lost = fates.iter().filter(|fate| **fate == Passage::Lost).count();
+        let twice = fates
+            .iter()
+            .filter(|fate| matches!(fate, Passage::Arrives { again: Some(_), .. }))
+            .count();
+        assert!((2_300..2_700).contains(&lost), "{lost}");
+        assert!((3_550..3_950).contains(&twice), "{twice}");
+    }
+
+    #[test]
+    fn jitter_alone_reorders_nothing_and_reordering_does() {
+        let at = |link: &Link| -> Vec<Instant> {
+            arrivals(2, link, 1_000)
+                .into_iter()
+                .filter_map(|fate| match fate {
+                    Passage::Arrives { at, .. } => Some(at),
+                    _ => None,
+                })
+                .collect()
+        };
+        let link = Link::new(Duration::from_millis(5)).with_jitter(Duration::from_millis(5));
+        assert!(at(&link).is_sorted());
+        assert!(!at(&link.with_reordering(0.1)).is_sorted());
+    }
+
+    #[test]
+    fn directions_and_seeds_draw_their_own_numbers() {
+        let first = |seed, from, to| Path::new(seed, addr(from), addr(to)).random.next();
+        let all = [first(1, 1, 2), first(1, 2, 1), first(2, 1, 2), first(1, 1, 3)];
+        for (n, one) in all.iter().enumerate() {
+            assert!(!all[n + 1..].contains(one));
+        }
+        assert_eq!(first(1, 1, 2), first(1, 1, 2));
+    }
+}

@@ -1,0 +1,104 @@
+//! What has happened on a network: counted, and hashed in order.
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use ring::digest::{Context, SHA256};
+
+/// What became of the datagrams that were sent on a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Datagrams that arrived, duplicates included.
+    pub delivered: u64,
+    /// Bytes of them.
+    pub delivered_bytes: u64,
+    /// Datagrams lost by chance.
+    pub lost: u64,
+    /// Datagrams that arrived a second time.
+    pub duplicated: u64,
+    /// Datagrams larger than the link carries: path discovery sends such.
+    pub too_large: u64,
+    /// Datagrams that a cut or a partition kept.
+    pub cut: u64,
+    /// Datagrams to an address where nobody listens.
+    pub nobody: u64,
+    /// Datagrams beyond [`MAX_IN_FLIGHT`](super::MAX_IN_FLIGHT).
+    pub overflowed: u64,
+}
+
+/// How a datagram ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Delivered,
+    /// Delivered a second time.
+    Duplicated,
+    Lost,
+    TooLarge,
+    Cut,
+    Nobody,
+    Overflowed,
+}
+
+pub(super) struct Trace {
+    hash: Context,
+    pub(super) traffic: Traffic,
+}
+
+impl Trace {
+    pub(super) fn new() -> Self {
+        Self {
+            hash: Context::new(&SHA256),
+            traffic: Traffic::default(),
+        }
+    }
+
+    pub(super) fn datagram(&mut self, at: Duration, from: SocketAddr, to: SocketAddr, bytes: usize, fate: Fate) {
+        tracing::trace!(?at, %from, %to, bytes, ?fate, "datagram");
+        self.line(format_args!("{} {from} {to} {bytes} {fate:?}", at.as_nanos()));
+        let traffic = &mut self.traffic;
+        let count = match fate {
+            Fate::Delivered => &mut traffic.delivered,
+            Fate::Duplicated => {
+                traffic.delivered += 1;
+                &mut traffic.duplicated
+            }
+            Fate::Lost => &mut traffic.lost,
+            Fate::TooLarge => &mut traffic.too_large,
+            Fate::Cut => &mut traffic.cut,
+            Fate::Nobody => &mut traffic.nobody,
+            Fate::Overflowed => &mut traffic.overflowed,
+        };
+        *count += 1;
+        if matches!(fate, Fate::Delivered | Fate::Duplicated) {
+            traffic.delivered_bytes += bytes as u64;
+        }
+    }
+
+    pub(super) fn note(&mut self, at: Duration, event: fmt::Arguments<'_>) {
+        tracing::trace!(?at, %event, "noted");
+        self.line(format_args!("{} : {event}", at.as_nanos()));
+    }
+
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        self.hash.update(line.to_string().as_bytes());
+        self.hash.update(b"\n");
+    }
+
+    /// The first 64 bits of the hash.
+    pub(super) fn hash(&self) -> u64 {
+        let digest = self.hash.clone().finish();
+        digest
+            .as_ref()
+            .iter()
+            .take(8)
+            .fold(0, |hash, &byte| hash << 8 | u64::from(byte))
+    }
+}
+
+impl fmt::Debug for Trace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trace")
+            .field("traffic", &self.traffic)
+            .finish_non_exhaustive()
+    }
+}
