@@ -9,7 +9,9 @@ use macula_transport::{Endpoint, Metadata, Pool};
 use macula_wire::{NameError, ServiceName};
 
 use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Replies, Routers, Services, Shared};
-use crate::{CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Server, observe::PoolMeters, trace::Propagate};
+use crate::{
+    CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Server, observe::PoolMeters, trace::Propagate,
+};
 
 /// Builds a [`Client`].
 #[must_use = "a builder does nothing until it is built"]

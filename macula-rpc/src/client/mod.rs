@@ -365,7 +365,11 @@ impl Client {
         call: &Options,
         payload: &Bytes,
     ) -> Option<Result<Answer, CallError>> {
-        let server = self.shared.local.as_ref().filter(|_| call.may_run_here && call.provider.is_none())?;
+        let server = self
+            .shared
+            .local
+            .as_ref()
+            .filter(|_| call.may_run_here && call.provider.is_none())?;
         let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
         let deadline = watched.start + allowed;
         let work = server.call_local(service, || {

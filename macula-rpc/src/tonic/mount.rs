@@ -47,7 +47,9 @@ impl Mounted {
             Box::pin(async move {
                 // A layer's error, such as a time limit's: the servers themselves answer with statuses.
                 let failed = |error: S::Error| ::tonic::Status::from_error(error.into());
-                std::future::poll_fn(|cx| service.poll_ready(cx)).await.map_err(failed)?;
+                std::future::poll_fn(|cx| service.poll_ready(cx))
+                    .await
+                    .map_err(failed)?;
                 let response = service.call(request).await.map_err(failed)?;
                 Ok(response.map(Body::new))
             })
@@ -66,12 +68,12 @@ impl Mounted {
 /// One generated server is one already, with its interceptors (`GreeterServer::with_interceptor`) and layers
 /// (`layer.named_layer(GreeterServer::new(…))`, of [`tonic::service::LayerExt`](::tonic::service::LayerExt)). Several are added
 /// one by one. What routes by itself, such as `tonic::service::Routes`, does not tell the names it has, and the mesh finds
-/// services by name; so [`TonicServices::add_as`] is told them.
+/// services by name; so [`TonicServices::with_routes`] is told them.
 ///
 /// ```text
 /// server.serve_tonic(GreeterServer::new(greeter))?;
-/// server.serve_tonic(TonicServices::new().add(GreeterServer::new(greeter)).add(RouteGuideServer::new(guide)))?;
-/// server.serve_tonic(TonicServices::new().add_as(["helloworld.Greeter", "routeguide.RouteGuide"], routes))?;
+/// server.serve_tonic(TonicServices::new().with_server(GreeterServer::new(greeter)).with_server(RouteGuideServer::new(guide)))?;
+/// server.serve_tonic(TonicServices::new().with_routes(["helloworld.Greeter", "routeguide.RouteGuide"], routes))?;
 /// ```
 #[derive(Clone, Default)]
 pub struct TonicServices {
@@ -87,7 +89,7 @@ impl TonicServices {
 
     /// Adds a generated server, under its own name.
     #[must_use]
-    pub fn add<S, B>(self, server: S) -> Self
+    pub fn with_server<S, B>(self, server: S) -> Self
     where
         S: Service<Request<Body>, Response = Response<B>> + NamedService + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError>,
@@ -95,14 +97,14 @@ impl TonicServices {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        self.add_as([S::NAME], server)
+        self.with_routes([S::NAME], server)
     }
 
     /// Adds what serves several gRPC services, or one whose type has lost its name: `tonic::service::Routes`, or any
     /// `tower::Service` of gRPC requests in layers of one's own. It gets the calls of the services named, and answers those of
     /// methods it does not have as it likes: `Routes` and generated servers say *unimplemented*.
     #[must_use]
-    pub fn add_as<S, B>(mut self, names: impl IntoIterator<Item = impl Into<String>>, service: S) -> Self
+    pub fn with_routes<S, B>(mut self, names: impl IntoIterator<Item = impl Into<String>>, service: S) -> Self
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError>,
@@ -131,7 +133,7 @@ where
     B::Error: Into<BoxError>,
 {
     fn from(server: S) -> Self {
-        Self::new().add(server)
+        Self::new().with_server(server)
     }
 }
 

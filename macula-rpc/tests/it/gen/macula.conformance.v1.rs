@@ -38,10 +38,13 @@ pub struct StreamRequest {
     #[prost(message, optional, tag = "3")]
     pub status: ::core::option::Option<EchoStatus>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Sum {
     #[prost(int64, tag = "1")]
     pub bytes: i64,
+    /// Who answered.
+    #[prost(string, tag = "2")]
+    pub provider: ::prost::alloc::string::String,
 }
 /// Generated client implementations.
 pub mod conformance_client {
