@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use macula_dht::AdvertiseError;
-use macula_rpc::{Handler, ServeError, Strategy};
+use macula_rpc::{Handler, ServeError, Strategy, StreamHandler};
 use macula_transport::{BindError, Identity, IdentityError};
 use macula_wire::{
     Advertisement, DEFAULT_TTL, Endpoint, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
@@ -14,8 +14,8 @@ use crate::{BootstrapAddr, Node};
 /// The most bootstrap addresses a node is given.
 pub const MAX_BOOTSTRAP: usize = 64;
 
-/// A service and its handler, before the node runs.
-pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<ServiceName, ServeError> + Send>;
+/// Services and their handlers, before the node runs.
+pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<Vec<ServiceName>, ServeError> + Send>;
 
 /// Builds a [`Node`].
 #[must_use = "a builder does nothing until it is started"]
@@ -31,6 +31,8 @@ pub struct NodeBuilder {
     pub(crate) zone: Option<String>,
     pub(crate) strategy: Strategy,
     pub(crate) services: Vec<Result<Registration, NameError>>,
+    #[cfg(feature = "tonic")]
+    pub(crate) schemas: Vec<bytes::Bytes>,
 }
 
 /// What the node does for others.
@@ -70,6 +72,10 @@ pub enum StartError {
     /// More bootstrap addresses than [`MAX_BOOTSTRAP`].
     #[error("{0} bootstrap addresses are given; {MAX_BOOTSTRAP} are enough")]
     TooManyBootstrapAddresses(usize),
+    /// What [`NodeBuilder::reflect`] was given is not a descriptor set.
+    #[cfg(feature = "tonic")]
+    #[error("a schema for reflection is not a file descriptor set as protox and protoc write it")]
+    Schema(#[from] tonic_reflection::server::Error),
 }
 
 impl NodeBuilder {
@@ -86,6 +92,8 @@ impl NodeBuilder {
             zone: None,
             strategy: Strategy::default(),
             services: Vec::new(),
+            #[cfg(feature = "tonic")]
+            schemas: Vec::new(),
         }
     }
 
@@ -157,11 +165,43 @@ impl NodeBuilder {
         S: TryInto<ServiceName>,
         NameError: From<S::Error>,
     {
-        let registration = service
-            .try_into()
-            .map_err(NameError::from)
-            .map(|name| -> Registration { Box::new(move |server| server.serve(name.clone(), handler).map(|()| name)) });
+        let registration = service.try_into().map_err(NameError::from).map(|name| -> Registration {
+            Box::new(move |server| server.serve(name.clone(), handler).map(|()| vec![name]))
+        });
         self.services.push(registration);
+        self
+    }
+
+    /// Provides `service` from the start with a handler whose requests and replies are streams.
+    pub fn serve_streaming<S>(mut self, service: S, handler: impl StreamHandler) -> Self
+    where
+        S: TryInto<ServiceName>,
+        NameError: From<S::Error>,
+    {
+        let name = service.try_into().map_err(NameError::from);
+        let registration = name.map(|name| -> Registration {
+            Box::new(move |server| server.serve_streaming(name.clone(), handler).map(|()| vec![name]))
+        });
+        self.services.push(registration);
+        self
+    }
+
+    /// Provides gRPC services from the start, each under the name it has in its schema: a server that tonic has generated, or
+    /// several as [`TonicServices`](macula_rpc::TonicServices).
+    #[cfg(feature = "tonic")]
+    pub fn serve_tonic(mut self, services: impl Into<macula_rpc::TonicServices>) -> Self {
+        let services = services.into();
+        self.services
+            .push(Ok(Box::new(move |server| server.serve_tonic(services))));
+        self
+    }
+
+    /// Shows the schemas of services by server reflection: an encoded `FileDescriptorSet`, as build scripts write it.
+    ///
+    /// Without it reflection lists this node's services by name. Every peer that may connect may read a schema.
+    #[cfg(feature = "tonic")]
+    pub fn reflect(mut self, schema: impl Into<bytes::Bytes>) -> Self {
+        self.schemas.push(schema.into());
         self
     }
 

@@ -4,6 +4,7 @@ mod addresses;
 mod bootstrap;
 mod builder;
 mod directory;
+mod inspection;
 mod node;
 
 pub use bootstrap::{BootstrapAddr, ParseBootstrapError};
@@ -12,9 +13,11 @@ pub use bytes::Bytes;
 pub use directory::{DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport};
 pub use macula_dht::{AdvertiseError, Refusal};
 pub use macula_rpc::{
-    Answer, AnswerSource, Attempt, CallBuilder, CallError, Cause, Client, Handler, Metadata, Provider, Request,
-    Response, RetryPolicy, Server, Source, Status, StatusCode, Strategy,
+    Answer, AnswerSource, Attempt, CallBuilder, CallError, Cause, Client, Handler, Metadata, Provider, Replies,
+    Request, Requests, Response, RetryPolicy, Server, Source, Status, StatusCode, Strategy, StreamHandler,
 };
+#[cfg(feature = "tonic")]
+pub use macula_rpc::{Channel, TonicServices};
 pub use macula_transport::{BindError, DialError, Identity, IdentityError, PoolStats};
 pub use macula_wire::{Endpoint, EndpointError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, ServeError};

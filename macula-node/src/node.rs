@@ -9,9 +9,10 @@ use std::{
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
 use macula_dht::AdvertiseError;
-use macula_rpc::{CallError, Client, Handler, Provider, ResolveError, ResolveOptions, Server};
+use macula_rpc::{CallError, Client, Handler, Provider, ResolveError, ResolveOptions, Server, StreamHandler};
 use macula_transport::{
-    Config, Endpoint as Transport, Identity, IncomingCall, PeerInfo, PoolStats, Protocol, Reply, Role,
+    CallKind, Config, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, OutgoingMessages, PeerInfo,
+    PoolStats, Protocol, Reply, Role,
 };
 use macula_wire::{Advertisement, Endpoint, NameError, NodeId, Realm, ServiceKey, ServiceName};
 use tokio::{sync::watch, task::JoinHandle};
@@ -20,6 +21,7 @@ use crate::{
     JoinError, JoinReport, NodeBuilder, StartError, addresses,
     builder::Mode,
     directory::{Directory, DirectoryStats, Driver, Progress, PublishReport, WithdrawReport},
+    inspection::Inspection,
 };
 
 /// The largest request or response, in bytes: 4 MiB.
@@ -41,6 +43,7 @@ pub struct Node {
 struct Inner {
     transport: Transport,
     server: Server,
+    inspection: Inspection,
     client: Client,
     directory: Directory,
     publisher: Publisher,
@@ -103,8 +106,13 @@ impl Node {
             unix_ms(),
         );
         let server = Server::new();
+        #[cfg(feature = "tonic")]
+        let inspection = Inspection::new(&server, builder.schemas.clone())?;
+        #[cfg(not(feature = "tonic"))]
+        let inspection = Inspection;
         let handler = NodeHandler {
             server: server.clone(),
+            inspection: inspection.clone(),
             directory: directory.clone(),
         };
         let config = Config::new(identity).with_realm(builder.realm.clone()).with_role(role);
@@ -129,12 +137,14 @@ impl Node {
             services: Arc::default(),
         };
         for registration in builder.services {
-            let service = registration?(&server)?;
-            driver.advertise(
-                ServiceKey::new(&builder.realm, &service),
-                publisher.advertisement.clone(),
-            )?;
-            publisher.services().push(service);
+            for service in registration?(&server)? {
+                driver.advertise(
+                    ServiceKey::new(&builder.realm, &service),
+                    publisher.advertisement.clone(),
+                )?;
+                inspection.serving(&service).await;
+                publisher.services().push(service);
+            }
         }
 
         let client = Client::builder(&transport, directory.resolver(builder.realm))
@@ -151,6 +161,7 @@ impl Node {
         let inner = Inner {
             transport,
             server,
+            inspection,
             client,
             directory,
             publisher,
@@ -217,9 +228,54 @@ impl Node {
     /// When the name is served already, or the node cannot be published: it has no endpoint, or too many services.
     pub async fn serve(&self, service: ServiceName, handler: impl Handler) -> Result<PublishReport, ServeError> {
         self.inner.server.serve(service.clone(), handler)?;
-        let published = self.inner.publisher.publish(&service).await;
-        if published.is_err() {
-            self.inner.server.withdraw(&service);
+        self.published(&service).await
+    }
+
+    /// Provides `service` from now on with a handler whose requests and replies are streams.
+    ///
+    /// # Errors
+    /// As [`Node::serve`].
+    pub async fn serve_streaming(
+        &self,
+        service: ServiceName,
+        handler: impl StreamHandler,
+    ) -> Result<PublishReport, ServeError> {
+        self.inner.server.serve_streaming(service.clone(), handler)?;
+        self.published(&service).await
+    }
+
+    /// Provides gRPC services from now on, each under the name it has in its schema: a server that tonic has generated, or
+    /// several as [`TonicServices`](macula_rpc::TonicServices). All of them, or none.
+    ///
+    /// # Errors
+    /// When a name is served already or is not one of the mesh's, or the node cannot be published.
+    #[cfg(feature = "tonic")]
+    pub async fn serve_tonic(
+        &self,
+        services: impl Into<macula_rpc::TonicServices>,
+    ) -> Result<Vec<(ServiceName, PublishReport)>, ServeError> {
+        let names = self.inner.server.serve_tonic(services)?;
+        let mut reports = Vec::new();
+        for name in &names {
+            match self.published(name).await {
+                Ok(report) => reports.push((name.clone(), report)),
+                Err(error) => {
+                    for name in &names {
+                        self.withdraw(name).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(reports)
+    }
+
+    /// Publishes this node as a provider of what its server serves already, which it stops when that is not possible.
+    async fn published(&self, service: &ServiceName) -> Result<PublishReport, ServeError> {
+        let published = self.inner.publisher.publish(service).await;
+        match &published {
+            Ok(_) => self.inner.inspection.serving(service).await,
+            Err(_) => self.inner.server.withdraw(service),
         }
         Ok(published?)
     }
@@ -227,6 +283,7 @@ impl Node {
     /// Stops providing `service`; running calls finish. Withdrawing what is not served is fine (D5).
     pub async fn withdraw(&self, service: &ServiceName) -> WithdrawReport {
         self.inner.server.withdraw(service);
+        self.inner.inspection.withdrawn(service).await;
         self.inner.publisher.withdraw(service).await
     }
 
@@ -269,6 +326,8 @@ impl Node {
     /// ones, and closes every connection. Takes 35 s at most, and a moment when nothing runs.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
+        let services = inner.server.services();
+        inner.inspection.draining(&services).await;
         let withdrawn = tokio::time::timeout(WITHDRAW_WITHIN, inner.publisher.withdraw_all()).await;
         if withdrawn.is_err() {
             tracing::warn!("not every holder of this node's records has confirmed their withdrawal");
@@ -276,6 +335,7 @@ impl Node {
         if tokio::time::timeout(DRAIN_WITHIN, inner.server.drain()).await.is_err() {
             tracing::warn!(running = inner.server.running(), "calls still run; they are given up");
         }
+        inner.inspection.ended(&services).await;
         inner.transport.shutdown(WITHDRAW_WITHIN).await;
         inner.task.abort();
     }
@@ -298,12 +358,36 @@ fn unix_ms() -> u64 {
 /// What peers reach: services and the directory.
 struct NodeHandler {
     server: Server,
+    inspection: Inspection,
     directory: Directory,
+}
+
+impl NodeHandler {
+    fn server_of(&self, call: &IncomingCall) -> &Server {
+        match self.inspection.server_of(call.service()) {
+            // What the application serves under the same name goes first.
+            Some(own) if !self.server.serves(call.service()) => own,
+            _ => &self.server,
+        }
+    }
 }
 
 impl macula_transport::Handler for NodeHandler {
     fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
-        self.server.call(call)
+        self.server_of(&call).call(call)
+    }
+
+    fn kind(&self, call: &IncomingCall) -> CallKind {
+        self.server_of(call).kind(call)
+    }
+
+    fn stream(
+        &self,
+        call: IncomingCall,
+        requests: IncomingMessages,
+        replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
+        self.server_of(&call).stream(call, requests, replies)
     }
 
     fn request(&self, peer: &Arc<PeerInfo>, protocol: Protocol, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {

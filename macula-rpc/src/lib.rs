@@ -22,7 +22,7 @@ mod tower;
 mod trace;
 
 #[cfg(feature = "tonic")]
-pub use self::tonic::Channel;
+pub use self::tonic::{Channel, TonicServices};
 #[cfg(feature = "tower")]
 pub use self::tower::TowerHandler;
 pub use client::{

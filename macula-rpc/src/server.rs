@@ -108,7 +108,7 @@ impl Server {
     /// # Errors
     /// When the name is served already.
     pub fn serve(&self, service: ServiceName, handler: impl Handler) -> Result<(), ServeError> {
-        self.insert(service, Kind::Unary(Arc::new(handler)))
+        self.insert([(service, Kind::Unary(Arc::new(handler)))])
     }
 
     /// Serves `service` with a handler whose requests and replies are streams, from now on.
@@ -116,40 +116,37 @@ impl Server {
     /// # Errors
     /// When the name is served already.
     pub fn serve_streaming(&self, service: ServiceName, handler: impl StreamHandler) -> Result<(), ServeError> {
-        self.insert(service, Kind::Streaming(Arc::new(Plain(handler))))
+        self.insert([(service, Kind::Streaming(Arc::new(Plain(handler))))])
     }
 
+    /// Serves all of these from now on, or none.
     #[cfg(feature = "tonic")]
-    pub(crate) fn mount(&self, service: ServiceName, mounted: Arc<crate::tonic::Mounted>) -> Result<(), ServeError> {
-        self.insert(service, Kind::Tonic(mounted))
+    pub(crate) fn mount(&self, services: Vec<(ServiceName, Arc<crate::tonic::Mounted>)>) -> Result<(), ServeError> {
+        let services = services.into_iter();
+        self.insert(services.map(|(service, mounted)| (service, Kind::Tonic(mounted))))
     }
 
-    /// The gRPC service of this name, when it is one and takes calls.
+    /// The gRPC service of this name and leave to call it once, when it is one and takes calls.
     #[cfg(feature = "tonic")]
-    pub(crate) fn mounted(&self, service: &ServiceName) -> Option<Arc<crate::tonic::Mounted>> {
+    pub(crate) fn mounted(&self, service: &ServiceName) -> Option<(Arc<crate::tonic::Mounted>, Running)> {
         match &self.served(service)?.kind {
-            Kind::Tonic(mounted) if !self.shared.draining.load(Ordering::SeqCst) => Some(Arc::clone(mounted)),
-            Kind::Tonic(_) | Kind::Unary(_) | Kind::Streaming(_) => None,
+            Kind::Tonic(mounted) => Some((Arc::clone(mounted), self.admit().ok()?)),
+            Kind::Unary(_) | Kind::Streaming(_) => None,
         }
     }
 
-    fn insert(&self, service: ServiceName, kind: Kind) -> Result<(), ServeError> {
-        use std::collections::hash_map::Entry;
-
-        match self
-            .shared
-            .services
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(service)
-        {
-            Entry::Occupied(taken) => Err(ServeError::AlreadyServed(taken.key().clone())),
-            Entry::Vacant(free) => {
-                let meters = ServedMeters::new(free.key());
-                free.insert(Arc::new(Served { kind, meters }));
-                Ok(())
+    fn insert(&self, kinds: impl IntoIterator<Item = (ServiceName, Kind)>) -> Result<(), ServeError> {
+        let mut services = self.shared.services.write().unwrap_or_else(PoisonError::into_inner);
+        let mut fresh = HashMap::new();
+        for (service, kind) in kinds {
+            let meters = ServedMeters::new(&service);
+            if services.contains_key(&service) || fresh.contains_key(&service) {
+                return Err(ServeError::AlreadyServed(service));
             }
+            fresh.insert(service, Arc::new(Served { kind, meters }));
         }
+        services.extend(fresh);
+        Ok(())
     }
 
     /// Stops serving `service`: running calls finish, new ones are refused. Withdrawing what is not served is fine (D5).
@@ -387,7 +384,7 @@ async fn guarded(handler: &SharedHandler, request: Request) -> Result<Response, 
     work.await.unwrap_or_else(|panic| Err(panicked(&service, &panic)))
 }
 
-fn panicked(service: &ServiceName, panic: &Box<dyn std::any::Any + Send>) -> Status {
+pub(crate) fn panicked(service: &ServiceName, panic: &Box<dyn std::any::Any + Send>) -> Status {
     let what = panic
         .downcast_ref::<&str>()
         .copied()
@@ -432,7 +429,7 @@ impl macula_transport::Handler for Server {
 }
 
 /// One running call, counted while it lives.
-struct Running(Arc<Shared>);
+pub(crate) struct Running(Arc<Shared>);
 
 impl Running {
     fn start(shared: &Arc<Shared>) -> Self {

@@ -12,7 +12,9 @@
 
 mod channel;
 mod convert;
+mod here;
 mod mount;
 
 pub use channel::Channel;
 pub(crate) use mount::Mounted;
+pub use mount::TonicServices;

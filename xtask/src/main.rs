@@ -45,7 +45,7 @@ enum Command {
     Docs,
     /// Compile each package by itself, with its default features and with none.
     Alone,
-    /// Regenerate macula-wire/src/gen from macula-wire/proto.
+    /// Regenerate the checked-in code from the schemas: macula-wire/src/gen, and what the tests of macula-rpc call.
     Codegen {
         /// Change nothing; fail when the checked-in code is not what the schemas give.
         #[arg(long)]

@@ -9,7 +9,9 @@ use macula_transport::{Endpoint, Metadata, Pool};
 use macula_wire::{NameError, ServiceName};
 
 use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Replies, Routers, Services, Shared};
-use crate::{CallError, Decode, Encode, Resolve, ResolveOptions, Server, observe::PoolMeters, trace::Propagate};
+use crate::{
+    CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Server, observe::PoolMeters, trace::Propagate,
+};
 
 /// Builds a [`Client`].
 #[must_use = "a builder does nothing until it is built"]
@@ -145,6 +147,7 @@ pub(crate) struct Options {
     pub(crate) method: String,
     pub(crate) metadata: Option<Metadata>,
     pub(super) resolve: ResolveOptions,
+    pub(crate) provider: Option<Provider>,
     pub(super) may_run_here: bool,
     pub(super) may_route: bool,
 }
@@ -164,6 +167,7 @@ impl Default for Options {
             method: String::new(),
             metadata: None,
             resolve: ResolveOptions::default(),
+            provider: None,
             may_run_here: true,
             may_route: true,
         }
@@ -263,6 +267,12 @@ impl CallBuilder {
     /// Passes over a handler of this process: the call goes to a provider that the directory gives.
     pub fn remote_only(mut self) -> Self {
         self.options.may_run_here = false;
+        self
+    }
+
+    /// Calls this provider and nobody else, whatever the directory says: for what concerns one node, such as its health.
+    pub fn provider(mut self, provider: Provider) -> Self {
+        self.options.provider = Some(provider);
         self
     }
 

@@ -239,10 +239,10 @@ impl Client {
         Ok(self.shared.resolver.resolve(service, options).await?.providers)
     }
 
-    /// The gRPC service that this process serves itself, for calls that need no network.
+    /// The services of this process, when calls of them need no network.
     #[cfg(feature = "tonic")]
-    pub(crate) fn local_tonic(&self, service: &ServiceName) -> Option<Arc<crate::tonic::Mounted>> {
-        self.shared.local.as_ref()?.mounted(service)
+    pub(crate) fn local(&self) -> Option<&Server> {
+        self.shared.local.as_ref()
     }
 
     pub(crate) fn downgrade(&self) -> WeakClient {
@@ -308,7 +308,13 @@ impl Client {
             source,
             exchange,
         };
+        let alone;
         let balanced = match source {
+            // What becomes of a call of one provider says nothing of the others, and nothing is chosen.
+            _ if call.provider.is_some() => {
+                alone = self.shared.services.alone();
+                &alone
+            }
             AnswerSource::Router => self.shared.services.routers(),
             AnswerSource::Local | AnswerSource::Directory(_) => &watched.known.balanced,
         };
@@ -322,6 +328,9 @@ impl Client {
         service: &ServiceName,
         call: &Options,
     ) -> Result<(Arc<[Provider]>, AnswerSource), CallError> {
+        if let Some(provider) = &call.provider {
+            return Ok(([provider.clone()].into(), AnswerSource::Directory(Source::Static)));
+        }
         let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
         // The directory's time is the call's time.
         let lookup = self.shared.resolver.resolve(service, call.resolve);
@@ -356,7 +365,11 @@ impl Client {
         call: &Options,
         payload: &Bytes,
     ) -> Option<Result<Answer, CallError>> {
-        let server = self.shared.local.as_ref().filter(|_| call.may_run_here)?;
+        let server = self
+            .shared
+            .local
+            .as_ref()
+            .filter(|_| call.may_run_here && call.provider.is_none())?;
         let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
         let deadline = watched.start + allowed;
         let work = server.call_local(service, || {
@@ -384,8 +397,7 @@ impl Client {
             }),
             Err(_) => Err(late(service, allowed)),
         };
-        observe::record_step(&watched.span, AnswerSource::Local.name());
-        watched.known.meters.lookup(AnswerSource::Local.name());
+        watched.found_here();
         Some(outcome)
     }
 }
@@ -399,15 +411,15 @@ fn late(service: &ServiceName, allowed: Duration) -> CallError {
 }
 
 /// A call as it is seen from outside: its span, its time and its outcome. Dropped before its end, it was cancelled.
-struct Watched {
-    start: Instant,
+pub(crate) struct Watched {
+    pub(crate) start: Instant,
     known: Arc<services::Service>,
-    span: tracing::Span,
+    pub(crate) span: tracing::Span,
     outcome: &'static str,
 }
 
 impl Watched {
-    fn start(client: &Client, service: &ServiceName, call: &Options) -> Self {
+    pub(crate) fn start(client: &Client, service: &ServiceName, call: &Options) -> Self {
         Self {
             start: engine::now(),
             known: client.shared.services.of(service),
@@ -416,7 +428,13 @@ impl Watched {
         }
     }
 
-    fn end(mut self, client: &Client, attempts: usize, error: Option<&'static str>) {
+    /// A handler of this process has the call.
+    pub(crate) fn found_here(&self) {
+        observe::record_step(&self.span, AnswerSource::Local.name());
+        self.known.meters.lookup(AnswerSource::Local.name());
+    }
+
+    pub(crate) fn end(mut self, client: &Client, attempts: usize, error: Option<&'static str>) {
         observe::record_end(&self.span, attempts, error);
         self.outcome = error.unwrap_or(observe::OK);
         client.shared.pool_meters.show(&client.shared.pool, self.start);

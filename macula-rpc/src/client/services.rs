@@ -65,6 +65,11 @@ impl Services {
         fresh
     }
 
+    /// A balancer for one call, of which nothing is remembered.
+    pub(super) fn alone(&self) -> Balanced {
+        Balanced::new(&self.defaults, self.seed)
+    }
+
     /// The balancer of the routers.
     pub(super) fn routers(&self) -> &Balanced {
         &self.routers

@@ -17,12 +17,12 @@ use bytes::Bytes;
 use futures::{StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
-use macula_select::{RetryPolicy, Strategy};
+use macula_select::{MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
 use macula_wire::ServiceName;
 
-use super::convert;
+use super::{convert, here};
 use crate::{
-    Client,
+    Client, Provider,
     client::{MessageStream, Options, Replies},
 };
 
@@ -87,18 +87,27 @@ impl Channel {
         self
     }
 
+    /// Calls this provider and nobody else, whatever the directory says: for what concerns one node, such as its health.
+    #[must_use]
+    pub fn with_provider(mut self, provider: Provider) -> Self {
+        self.options.provider = Some(provider);
+        self
+    }
+
     async fn call(self, request: Request<Body>) -> Result<Response<Body>, ::tonic::Status> {
         let Self { client, mut options } = self;
         let (service, method) = match path(request.uri().path()) {
             Ok(path) => path,
             Err(status) => return Err(status),
         };
-        if let Some(served) = client.local_tonic(&service) {
-            return served.call(request).await;
-        }
-        let (parts, body) = request.into_parts();
         options.method = method;
-        options.timeout = convert::timeout(&parts.headers).or(options.timeout);
+        let asked = convert::timeout(request.headers()).or(options.timeout);
+        options.timeout = asked.map(|timeout| timeout.min(MAX_CALL_TIMEOUT));
+        let request = match here::call(&client, &service, &options, request).await {
+            Ok(answer) => return answer,
+            Err(request) => request,
+        };
+        let (parts, body) = request.into_parts();
         options.metadata = Some(convert::metadata(&parts.headers));
         let requests: MessageStream = Box::pin(super::mount::pieces(body).map(|piece| piece.map_err(|_| ())));
         let mut replies = client

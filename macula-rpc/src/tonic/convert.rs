@@ -68,6 +68,11 @@ pub(super) fn outcome(trailers: &HeaderMap) -> Reply {
     let Some(status) = ::tonic::Status::from_header_map(trailers) else {
         return Reply::error(StatusCode::Unknown, "the service ended without a status");
     };
+    reply(&status)
+}
+
+/// A status as the outcome.
+pub(super) fn reply(status: &::tonic::Status) -> Reply {
     let code = u32::try_from(i32::from(status.code())).map_or(StatusCode::Unknown, StatusCode::from_u32);
     let reply = match code {
         StatusCode::Ok => Reply::ok(Bytes::new()),

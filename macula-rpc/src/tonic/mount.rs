@@ -1,6 +1,6 @@
-//! Generated servers as services of the mesh.
+//! gRPC servers as services of the mesh.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use ::tonic::{
     body::Body,
@@ -23,52 +23,139 @@ use crate::{ServeError, Server, streaming::StreamService};
 /// The most of gRPC's bytes that are sent as one message: far below what a message may have, so that large ones flow.
 const PIECE_BYTES: usize = 256 * 1024;
 
+/// What layers fail with.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
 type Answer = BoxFuture<'static, Result<Response<Body>, ::tonic::Status>>;
 
-/// A generated server, its type forgotten.
+/// A server of gRPC calls, its type forgotten.
 pub(crate) struct Mounted {
     call: Box<dyn Fn(Request<Body>) -> Answer + Send + Sync>,
 }
 
 impl Mounted {
+    fn new<S, B>(service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let call = move |request| -> Answer {
+            let mut service = service.clone();
+            Box::pin(async move {
+                // A layer's error, such as a time limit's: the servers themselves answer with statuses.
+                let failed = |error: S::Error| ::tonic::Status::from_error(error.into());
+                std::future::poll_fn(|cx| service.poll_ready(cx))
+                    .await
+                    .map_err(failed)?;
+                let response = service.call(request).await.map_err(failed)?;
+                Ok(response.map(Body::new))
+            })
+        };
+        Self { call: Box::new(call) }
+    }
+
     /// Answers a request, from this process or from elsewhere.
-    pub(super) fn call(&self, request: Request<Body>) -> Answer {
+    pub(crate) fn call(&self, request: Request<Body>) -> Answer {
         (self.call)(request)
     }
 }
 
+/// gRPC services, each under the name it has in its schema: what [`Server::serve_tonic`] serves.
+///
+/// One generated server is one already, with its interceptors (`GreeterServer::with_interceptor`) and layers
+/// (`layer.named_layer(GreeterServer::new(…))`, of [`tonic::service::LayerExt`](::tonic::service::LayerExt)). Several are added
+/// one by one. What routes by itself, such as `tonic::service::Routes`, does not tell the names it has, and the mesh finds
+/// services by name; so [`TonicServices::with_routes`] is told them.
+///
+/// ```text
+/// server.serve_tonic(GreeterServer::new(greeter))?;
+/// server.serve_tonic(TonicServices::new().with_server(GreeterServer::new(greeter)).with_server(RouteGuideServer::new(guide)))?;
+/// server.serve_tonic(TonicServices::new().with_routes(["helloworld.Greeter", "routeguide.RouteGuide"], routes))?;
+/// ```
+#[derive(Clone, Default)]
+pub struct TonicServices {
+    services: Vec<(String, Arc<Mounted>)>,
+}
+
+impl TonicServices {
+    /// No services.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a generated server, under its own name.
+    #[must_use]
+    pub fn with_server<S, B>(self, server: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<B>> + NamedService + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        self.with_routes([S::NAME], server)
+    }
+
+    /// Adds what serves several gRPC services, or one whose type has lost its name: `tonic::service::Routes`, or any
+    /// `tower::Service` of gRPC requests in layers of one's own. It gets the calls of the services named, and answers those of
+    /// methods it does not have as it likes: `Routes` and generated servers say *unimplemented*.
+    #[must_use]
+    pub fn with_routes<S, B>(mut self, names: impl IntoIterator<Item = impl Into<String>>, service: S) -> Self
+    where
+        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
+        S::Error: Into<BoxError>,
+        S::Future: Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError>,
+    {
+        let mounted = Arc::new(Mounted::new(service));
+        let named = names.into_iter().map(|name| (name.into(), Arc::clone(&mounted)));
+        self.services.extend(named);
+        self
+    }
+
+    /// The services' names, in the order they were added.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().map(|(name, _)| name.as_str())
+    }
+}
+
+impl<S, B> From<S> for TonicServices
+where
+    S: Service<Request<Body>, Response = Response<B>> + NamedService + Clone + Send + Sync + 'static,
+    S::Error: Into<BoxError>,
+    S::Future: Send,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    fn from(server: S) -> Self {
+        Self::new().with_server(server)
+    }
+}
+
+impl fmt::Debug for TonicServices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.names()).finish()
+    }
+}
+
 impl Server {
-    /// Serves what tonic has generated of a gRPC service, under the service's own name, which is returned: what is to be
-    /// advertised.
+    /// Serves gRPC services: a server that tonic has generated, or several as [`TonicServices`]. Each is served under the name
+    /// it has in its schema; the names are returned: what is to be advertised.
     ///
     /// # Errors
-    /// When the name is served already, or is not one of the mesh's (letters, digits, `.`, `_`, `-`).
-    pub fn serve_tonic<S>(&self, service: S) -> Result<ServiceName, ServeError>
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
-            + NamedService
-            + Clone
-            + Send
-            + Sync
-            + 'static,
-        S::Future: Send,
-    {
-        let name = ServiceName::new(S::NAME)?;
-        let call = move |request| -> Answer {
-            let mut service = service.clone();
-            Box::pin(async move {
-                match std::future::poll_fn(|cx| service.poll_ready(cx)).await {
-                    Ok(()) => {}
-                    Err(never) => match never {},
-                }
-                match service.call(request).await {
-                    Ok(response) => Ok(response),
-                    Err(never) => match never {},
-                }
-            })
-        };
-        self.mount(name.clone(), Arc::new(Mounted { call: Box::new(call) }))?;
-        Ok(name)
+    /// When a name is served already, or is not one of the mesh's (letters, digits, `.`, `_`, `-`). Nothing is served then.
+    pub fn serve_tonic(&self, services: impl Into<TonicServices>) -> Result<Vec<ServiceName>, ServeError> {
+        let named = services.into().services.into_iter();
+        let named = named.map(|(name, mounted)| Ok((ServiceName::new(&name)?, mounted)));
+        let named = named.collect::<Result<Vec<_>, ServeError>>()?;
+        let names = named.iter().map(|(name, _)| name.clone()).collect();
+        self.mount(named)?;
+        Ok(names)
     }
 }
 
@@ -97,7 +184,7 @@ impl StreamService for Mounted {
         Box::pin(async move {
             match answer.await {
                 Ok(response) => send(response, replies).await,
-                Err(status) => Reply::error(StatusCode::Internal, status.message()),
+                Err(status) => convert::reply(&status),
             }
         })
     }
@@ -125,7 +212,7 @@ async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply 
                 }
             }
             Ok(Err(frame)) => trailers = frame.into_trailers().unwrap_or_default(),
-            Err(status) => return Reply::error(StatusCode::Internal, status.message()),
+            Err(status) => return convert::reply(&status),
         }
     }
     convert::outcome(&trailers)

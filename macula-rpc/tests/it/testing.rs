@@ -238,12 +238,12 @@ async fn generated_stubs_are_on_it_as_on_any_mesh() {
     };
 
     let mesh = Mesh::new(7);
-    let (sleeping, _events) = mpsc::unbounded_channel();
+    let (events, _watched) = mpsc::unbounded_channel();
     for name in ["a", "b"] {
-        let (name, sleeping) = (name.to_owned(), sleeping.clone());
+        let (name, events) = (name.to_owned(), events.clone());
         let server = mesh.node(&name).server();
         server
-            .serve_tonic(ConformanceServer::new(Service { name, sleeping }))
+            .serve_tonic(ConformanceServer::new(Service { name, events }))
             .unwrap();
     }
     let client = mesh.node("caller").client_builder().strategy(Strategy::First).build();

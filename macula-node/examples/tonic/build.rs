@@ -1,0 +1,6 @@
+//! Generates the stubs of both schemas; needs no `protoc`.
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let schemas = protox::compile(["hello_world.proto", "route_guide.proto"], ["proto"])?;
+    tonic_prost_build::configure().compile_fds(schemas)?;
+    Ok(println!("cargo:rerun-if-changed=proto"))
+}

@@ -1,0 +1,22 @@
+//! A node without the feature `tonic`: it says nothing of itself.
+
+use macula_rpc::Server;
+use macula_wire::ServiceName;
+
+/// What the node serves about itself: nothing.
+#[derive(Debug, Clone)]
+pub(crate) struct Inspection;
+
+impl Inspection {
+    pub(crate) fn server_of(&self, _: &ServiceName) -> Option<&Server> {
+        None
+    }
+
+    pub(crate) async fn serving(&self, _: &ServiceName) {}
+
+    pub(crate) async fn withdrawn(&self, _: &ServiceName) {}
+
+    pub(crate) async fn draining(&self, _: &[ServiceName]) {}
+
+    pub(crate) async fn ended(&self, _: &[ServiceName]) {}
+}

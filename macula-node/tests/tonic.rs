@@ -1,0 +1,224 @@
+//! tonic's clients and servers on real nodes, and what a node answers about itself: health and reflection.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+use futures::{StreamExt as _, stream};
+use macula_node::{Channel, Node, NodeBuilder, Provider, Request, ServiceName, StartError, Status, TonicServices};
+use tonic::Code;
+use tonic_health::{
+    ServingStatus,
+    pb::{HealthCheckRequest, health_check_response::ServingStatus as Wire, health_client::HealthClient},
+    server::{HealthReporter, health_reporter},
+};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest as Ask, server_reflection_response::MessageResponse as Told,
+};
+
+fn local() -> NodeBuilder {
+    Node::builder().listen("127.0.0.1:0".parse().unwrap())
+}
+
+async fn echo(request: Request) -> Result<macula_node::Bytes, Status> {
+    Ok(request.into_payload())
+}
+
+/// A node that calls, in the mesh of `node`.
+async fn caller(node: &Node) -> Node {
+    let bootstrap = node.endpoints()[0].clone().into();
+    let caller = Node::builder().client().bootstrap([bootstrap]).start().await.unwrap();
+    caller.join().await.unwrap();
+    caller
+}
+
+/// A channel from one node to another.
+fn channel(from: &Node, to: &Node) -> Channel {
+    let provider = Provider::new(to.id(), to.endpoints().iter().cloned());
+    Channel::new(from.client().clone()).with_provider(provider)
+}
+
+async fn check(health: &mut HealthClient<Channel>, service: &str) -> Result<Wire, Code> {
+    let service = service.to_owned();
+    let answer = health.check(HealthCheckRequest { service }).await;
+    answer
+        .map(|response| response.into_inner().status())
+        .map_err(|status| status.code())
+}
+
+/// A gRPC service of an application's: the health service is one like any other when an application provides it.
+fn application() -> (HealthReporter, impl Into<TonicServices>) {
+    let (reporter, server) = health_reporter();
+    (
+        reporter,
+        TonicServices::new().with_routes(["shop.Stock", "shop.Orders"], server),
+    )
+}
+
+#[tokio::test]
+async fn a_nodes_health_follows_what_it_serves() {
+    let node = local().serve("api.compute", echo).start().await.unwrap();
+    let caller = caller(&node).await;
+    let mut health = HealthClient::new(channel(&caller, &node));
+    assert_eq!(check(&mut health, "").await, Ok(Wire::Serving));
+    assert_eq!(check(&mut health, "api.compute").await, Ok(Wire::Serving));
+    assert_eq!(check(&mut health, "api.later").await, Err(Code::NotFound));
+    let later: ServiceName = "api.later".parse().unwrap();
+    node.serve(later.clone(), echo).await.unwrap();
+    assert_eq!(check(&mut health, "api.later").await, Ok(Wire::Serving));
+    node.withdraw(&later).await;
+    assert_eq!(check(&mut health, "api.later").await, Err(Code::NotFound));
+}
+
+/// N4: who watches learns of a drain before its calls are refused, while the running ones finish.
+#[tokio::test]
+async fn n4_a_watcher_learns_that_a_node_drains() {
+    let (started, begun) = tokio::sync::oneshot::channel();
+    let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+    let parts = std::sync::Mutex::new(Some((started, finished)));
+    let slow = move |_: Request| {
+        let parts = parts.lock().unwrap().take();
+        async move {
+            let (started, finished) = parts.unwrap();
+            started.send(()).unwrap();
+            finished.await.unwrap();
+            Ok::<_, Status>("done")
+        }
+    };
+    let node = local().serve("api.slow", slow).start().await.unwrap();
+    let caller = caller(&node).await;
+    let mut health = HealthClient::new(channel(&caller, &node));
+    let service = "api.slow".to_owned();
+    let mut watched = health.watch(HealthCheckRequest { service }).await.unwrap().into_inner();
+    let status = async |watched: &mut tonic::Streaming<_>| -> Option<Wire> {
+        let next: Option<tonic_health::pb::HealthCheckResponse> = watched.message().await.unwrap();
+        next.map(|response| response.status())
+    };
+    assert_eq!(status(&mut watched).await, Some(Wire::Serving));
+
+    let running = tokio::spawn({
+        let caller = caller.clone();
+        async move { caller.call("api.slow", "").await }
+    });
+    begun.await.unwrap();
+    let leaving = tokio::spawn({
+        let node = node.clone();
+        async move { node.shutdown().await }
+    });
+    assert_eq!(status(&mut watched).await, Some(Wire::NotServing));
+    // It is asked while it drains, and answers.
+    assert_eq!(check(&mut health, "").await, Ok(Wire::NotServing));
+    finish.send(()).unwrap();
+    assert_eq!(running.await.unwrap().unwrap(), "done");
+    leaving.await.unwrap();
+    assert_eq!(status(&mut watched).await, None);
+}
+
+#[tokio::test]
+async fn health_is_asked_of_a_node_and_not_published() {
+    let node = local().serve("api.compute", echo).start().await.unwrap();
+    let caller = caller(&node).await;
+    let name = "grpc.health.v1.Health".parse().unwrap();
+    assert!(caller.lookup(&name).await.unwrap().is_empty());
+    let mut anywhere = HealthClient::new(Channel::new(caller.client().clone()));
+    assert_eq!(check(&mut anywhere, "").await, Err(Code::Unimplemented));
+}
+
+/// An application that has its own answers for its own: the node's gives way.
+#[tokio::test]
+async fn an_applications_own_health_service_goes_first() {
+    let (reporter, server) = health_reporter();
+    reporter.set_service_status("theirs", ServingStatus::NotServing).await;
+    let node = local().serve_tonic(server).start().await.unwrap();
+    let caller = caller(&node).await;
+    for channel in [channel(&caller, &node), Channel::new(caller.client().clone())] {
+        let mut health = HealthClient::new(channel);
+        assert_eq!(check(&mut health, "theirs").await, Ok(Wire::NotServing));
+    }
+}
+
+#[tokio::test]
+async fn generated_servers_are_found_called_and_withdrawn_as_any_service() {
+    let (reporter, services) = application();
+    reporter.set_service_status("shop", ServingStatus::Serving).await;
+    let node = local().start().await.unwrap();
+    let served = node.serve_tonic(services).await.unwrap();
+    let names: Vec<_> = served.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["shop.Stock", "shop.Orders"]);
+    let caller = caller(&node).await;
+    let providers = caller.lookup(&served[1].0).await.unwrap();
+    assert_eq!(providers.iter().map(|it| it.node_id).collect::<Vec<_>>(), [node.id()]);
+
+    let mut grpc = tonic::client::Grpc::new(Channel::new(caller.client().clone()));
+    let mut call = async |path: &'static str| {
+        let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+        grpc.ready().await.unwrap();
+        let codec = tonic_prost::ProstCodec::<HealthCheckRequest, tonic_health::pb::HealthCheckResponse>::default();
+        let service = "shop".to_owned();
+        let answer = grpc.unary(tonic::Request::new(HealthCheckRequest { service }), path, codec);
+        answer.await.map(|_| ()).map_err(|status| status.code())
+    };
+    // The server here knows one path; that it says so shows that it was asked.
+    assert_eq!(call("/shop.Stock/Check").await, Err(Code::Unimplemented));
+
+    let (_, again) = application();
+    assert!(node.serve_tonic(again).await.is_err());
+    for (name, _) in &served {
+        node.withdraw(name).await;
+        assert!(caller.lookup(name).await.unwrap().is_empty());
+    }
+}
+
+async fn reflect(from: &Node, to: &Node, asked: impl IntoIterator<Item = Ask>) -> Vec<Result<Told, Code>> {
+    let question = |ask| ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(ask),
+    };
+    let asked: Vec<_> = asked.into_iter().map(question).collect();
+    let mut client = ServerReflectionClient::new(channel(from, to));
+    let answers = client.server_reflection_info(stream::iter(asked)).await.unwrap();
+    let told = answers.into_inner().map(|answer| match answer {
+        Ok(answer) => Ok(answer.message_response.unwrap()),
+        Err(status) => Err(status.code()),
+    });
+    told.collect().await
+}
+
+fn listed(told: &Result<Told, Code>) -> Vec<&str> {
+    match told {
+        Ok(Told::ListServicesResponse(list)) => list.service.iter().map(|it| it.name.as_str()).collect(),
+        other => panic!("{other:?} is no list"),
+    }
+}
+
+#[tokio::test]
+async fn reflection_lists_what_is_served_now_and_shows_its_schemas() {
+    let own = ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"];
+    let list = || Ask::ListServices(String::new());
+    let node = local().serve("api.compute", echo).start().await.unwrap();
+    let caller = caller(&node).await;
+    let told = reflect(&caller, &node, [list()]).await;
+    assert_eq!(listed(&told[0]), ["api.compute", own[0], own[1]]);
+
+    let (_, services) = application();
+    node.serve_tonic(services).await.unwrap();
+    let symbol = |name: &str| Ask::FileContainingSymbol(name.into());
+    let asked = [list(), symbol("grpc.health.v1.Health"), symbol("shop.Stock")];
+    let told = reflect(&caller, &node, asked).await;
+    assert_eq!(
+        listed(&told[0]),
+        ["api.compute", "shop.Orders", "shop.Stock", own[0], own[1]]
+    );
+    assert!(matches!(&told[1], Ok(Told::FileDescriptorResponse(files)) if files.file_descriptor_proto.len() == 1));
+    assert_eq!(told[2], Err(Code::NotFound), "nobody has given its schema");
+}
+
+#[tokio::test]
+async fn a_schema_given_is_shown_and_a_wrong_one_is_refused_at_the_start() {
+    let schema = tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET;
+    let node = local().reflect(schema).start().await.unwrap();
+    let caller = caller(&node).await;
+    let symbol = Ask::FileContainingSymbol("grpc.reflection.v1alpha.ServerReflection".into());
+    let told = reflect(&caller, &node, [symbol]).await;
+    assert!(matches!(&told[0], Ok(Told::FileDescriptorResponse(_))));
+    let wrong = local().reflect(&b"\xff\xff"[..]).start().await;
+    assert!(matches!(wrong, Err(StartError::Schema(_))));
+}

@@ -1,0 +1,225 @@
+//! How services are mounted and called: routes, layers, interceptors, limits, in this process, at one provider.
+
+use std::task::{Context, Poll};
+
+use macula_rpc::{ServeError, TonicServices};
+use tonic::{
+    body::Body,
+    codegen::{BoxFuture, Service as TowerService, http},
+};
+
+use super::{failing::call_no_such_method, *};
+
+const NAME: &str = "macula.conformance.v1.Conformance";
+
+fn service(name: &str) -> Service {
+    let name = name.into();
+    let (events, _) = mpsc::unbounded_channel();
+    Service { name, events }
+}
+
+async fn mesh_of(services: impl Into<TonicServices>) -> Mesh {
+    let node = Node::serving(services).await;
+    Mesh::of(vec![node], Strategy::First, mpsc::unbounded_channel().1).await
+}
+
+#[tokio::test]
+async fn routes_serve_under_the_names_they_are_given() {
+    let routes = tonic::service::Routes::new(ConformanceServer::new(service("routed")));
+    let mesh = mesh_of(TonicServices::new().with_routes([NAME], routes)).await;
+    let reply = mesh.stub().unary_call(request(10, 20)).await.unwrap().into_inner();
+    assert_eq!((reply.body.len(), reply.provider.as_str()), (20, "routed"));
+    server_streaming(&mut mesh.stub()).await;
+    let error = call_no_such_method(&mesh, "/macula.conformance.v1.Conformance/NoSuch").await;
+    assert_eq!(error.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn routes_answer_unimplemented_for_a_name_they_do_not_have() {
+    let mesh = mesh_of(TonicServices::new().with_routes([NAME], tonic::service::Routes::default())).await;
+    let error = mesh.stub().empty_call(Empty {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unimplemented);
+}
+
+#[test]
+fn several_services_are_served_all_or_none() {
+    let both = || TonicServices::new().with_routes(["a.B", "a.C"], ConformanceServer::new(service("")));
+    let names = |server: &Server| server.services().iter().map(ToString::to_string).collect::<Vec<_>>();
+    let server = Server::new();
+    let served = server.serve_tonic(both()).unwrap();
+    assert_eq!(served, ["a.B".parse().unwrap(), "a.C".parse().unwrap()]);
+    assert_eq!(names(&server), ["a.B", "a.C"]);
+
+    let taken =
+        server.serve_tonic(TonicServices::new().with_routes(["a.A", "a.C"], ConformanceServer::new(service(""))));
+    assert!(matches!(taken, Err(ServeError::AlreadyServed(name)) if name.as_str() == "a.C"));
+    let twice = server.serve_tonic(
+        both()
+            .with_server(ConformanceServer::new(service("")))
+            .with_server(ConformanceServer::new(service(""))),
+    );
+    assert!(matches!(twice, Err(ServeError::AlreadyServed(_))));
+    let wrong =
+        server.serve_tonic(TonicServices::new().with_routes(["not a name"], ConformanceServer::new(service(""))));
+    assert!(matches!(wrong, Err(ServeError::InvalidName(_))));
+    assert_eq!(names(&server), ["a.B", "a.C"]);
+}
+
+/// A layer whose error is its own and no status.
+#[derive(Clone)]
+struct Closed<S>(S);
+
+#[derive(Debug, thiserror::Error)]
+#[error("closed on Sundays")]
+struct Sunday;
+
+impl<S> TowerService<http::Request<Body>> for Closed<S>
+where
+    S: TowerService<http::Request<Body>, Response = http::Response<Body>>,
+{
+    type Response = http::Response<Body>;
+    type Error = Sunday;
+    type Future = BoxFuture<http::Response<Body>, Sunday>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Sunday>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Request<Body>) -> Self::Future {
+        Box::pin(std::future::ready(Err(Sunday)))
+    }
+}
+
+#[tokio::test]
+async fn the_error_of_a_layer_is_the_outcome_of_the_call() {
+    let layer = tower::layer::layer_fn(Closed);
+    let mesh = mesh_of(layer.named_layer(ConformanceServer::new(service("")))).await;
+    let error = mesh.stub().empty_call(Empty {}).await.unwrap_err();
+    assert_eq!((error.code(), error.message()), (Code::Unknown, "closed on Sundays"));
+}
+
+#[tokio::test]
+async fn an_interceptor_of_the_server_sees_the_peer_and_may_refuse() {
+    let refuse = |request: Request<()>| match request.extensions().get::<Arc<PeerInfo>>() {
+        Some(_) if request.metadata().get("authorization").is_some() => Ok(request),
+        Some(_) => Err(Status::unauthenticated("say who you are")),
+        None => Err(Status::internal("nobody called")),
+    };
+    let mesh = mesh_of(ConformanceServer::with_interceptor(service("guarded"), refuse)).await;
+    let error = mesh.stub().empty_call(Empty {}).await.unwrap_err();
+    assert_eq!(
+        (error.code(), error.message()),
+        (Code::Unauthenticated, "say who you are")
+    );
+    let mut known = Request::new(Empty {});
+    known.metadata_mut().insert("authorization", "me".parse().unwrap());
+    mesh.stub().empty_call(known).await.unwrap();
+}
+
+#[tokio::test]
+async fn interceptors_and_message_limits_work_as_over_http() {
+    let mesh = Mesh::start(1).await;
+    let mut stub = ConformanceClient::with_interceptor(mesh.channel(), |mut request: Request<()>| {
+        request
+            .metadata_mut()
+            .insert("x-echo-initial", "intercepted".parse().unwrap());
+        Ok(request)
+    });
+    let reply = stub.empty_call(Empty {}).await.unwrap();
+    assert_eq!(reply.metadata().get("x-echo-initial").unwrap(), "intercepted");
+
+    let mut small = mesh.stub().max_decoding_message_size(1_000);
+    assert_eq!(
+        small.unary_call(request(0, 2_000)).await.unwrap_err().code(),
+        Code::OutOfRange
+    );
+    let too_large = mesh.stub().unary_call(request(LARGEST, 0)).await.unwrap_err();
+    assert_eq!(too_large.code(), Code::OutOfRange);
+}
+
+/// Above the mesh's own limit for a message: gRPC's bytes go in pieces.
+#[tokio::test]
+async fn messages_of_more_than_4_mib_go_both_ways() {
+    let mesh = Mesh::start(1).await;
+    let mut large = mesh.stub().max_decoding_message_size(LARGEST);
+    let reply = large.unary_call(request(5 << 20, 9 << 20)).await.unwrap().into_inner();
+    assert_eq!(reply.body.len(), 9 << 20);
+
+    let with_body = StreamRequest {
+        body: vec![0; 5 << 20].into(),
+        ..wants(&[6 << 20, 7 << 20])
+    };
+    let requests = stream::iter([with_body.clone(), with_body]);
+    let mut replies = large.full_duplex(requests).await.unwrap().into_inner();
+    for size in [6, 7, 6, 7] {
+        assert_eq!(replies.message().await.unwrap().unwrap().body.len(), size << 20);
+    }
+    assert_eq!(replies.message().await.unwrap(), None);
+}
+
+/// A mesh without providers whose client serves the stub itself.
+async fn alone() -> (Server, Client, Endpoint, mpsc::UnboundedReceiver<&'static str>) {
+    let (events, received) = mpsc::unbounded_channel();
+    let local = Server::new();
+    let name = "here".into();
+    local.serve_tonic(server(Service { name, events })).unwrap();
+    let (endpoint, builder) = caller(StaticResolver::new()).await;
+    (local.clone(), builder.local_first(local).build(), endpoint, received)
+}
+
+#[tokio::test]
+async fn a_stub_of_this_process_needs_no_network() {
+    let (_server, client, endpoint, _events) = alone().await;
+    let mut stub = ConformanceClient::new(Channel::new(client));
+    empty_unary(&mut stub).await;
+    server_streaming(&mut stub).await;
+    ping_pong(&mut stub).await;
+    status_code_and_message(&mut stub).await;
+    compressed_unary(&mut stub).await;
+    assert_eq!(endpoint.pool().stats().opened, 0);
+}
+
+/// F7: tonic leaves the deadline to its HTTP/2 server, and here there is none.
+#[tokio::test]
+async fn f7_a_deadline_holds_in_this_process_too() {
+    let (_server, client, _endpoint, mut events) = alone().await;
+    let mut stub = ConformanceClient::new(Channel::new(client).with_timeout(Duration::from_millis(100)));
+    assert_eq!(stub.sleep(Empty {}).await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(events.recv().await, Some("started"));
+    assert_eq!(events.recv().await, Some("dropped"));
+
+    let requests = stream::iter([wants(&[1])]).chain(stream::pending());
+    let mut replies = stub.full_duplex(requests).await.unwrap().into_inner();
+    assert!(replies.message().await.unwrap().is_some());
+    assert_eq!(replies.message().await.unwrap_err().code(), Code::DeadlineExceeded);
+    assert_eq!(events.recv().await, Some("dropped"));
+}
+
+/// N4: calls of this process are running calls as well, and a server that drains takes no more of them.
+#[tokio::test]
+async fn n4_a_drain_waits_for_the_streams_of_this_process() {
+    let (server, client, _endpoint, _events) = alone().await;
+    let mut stub = ConformanceClient::new(Channel::new(client));
+    let replies = stub.full_duplex(stream::pending()).await.unwrap();
+    assert_eq!(server.running(), 1);
+    let mut drained = std::pin::pin!(server.drain());
+    assert!(futures::poll!(&mut drained).is_pending());
+    assert_eq!(stub.empty_call(Empty {}).await.unwrap_err().code(), Code::Unimplemented);
+    drop(replies);
+    drained.await;
+}
+
+#[tokio::test]
+async fn a_channel_to_one_provider_calls_nobody_else() {
+    let mut mesh = Mesh::with(2, Strategy::RoundRobin).await;
+    let second = mesh.nodes[1].provider.clone();
+    let channel = mesh.channel().with_provider(second);
+    let mut stub = ConformanceClient::new(channel.with_attempt_timeout(Duration::from_millis(500)));
+    for _ in 0..3 {
+        let reply = stub.unary_call(request(0, 0)).await.unwrap().into_inner();
+        assert_eq!(reply.provider, "1");
+    }
+    mesh.nodes.remove(1).stop().await;
+    assert_eq!(stub.empty_call(Empty {}).await.unwrap_err().code(), Code::Unavailable);
+    empty_unary(&mut mesh.stub()).await;
+}
