@@ -98,6 +98,12 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
+    /// Whether there is anybody to join through: a seed, or a contact that was kept or is remembered.
+    #[must_use]
+    pub fn knows_a_way_in(&self) -> bool {
+        self.joining.has_seeds() || self.joining.known_contacts().next().is_some()
+    }
+
     /// Asks a node whether it answers, and takes it into the routing table when it does.
     pub fn add_contact(&mut self, now: Instant, contact: Contact) {
         if *contact.node_id() != self.own && self.probing.insert(*contact.node_id()) {
@@ -120,7 +126,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         if nodes.is_empty() && found > 0 {
             // A node that is among its own seeds: one list for all is how meshes are configured.
             self.joining.addresses.retain(|address| *address != endpoint);
-            if !self.joining.has_seeds() && self.joining.known_contacts().next().is_none() {
+            if !self.knows_a_way_in() {
                 return self.outputs.push_back(Output::Event(Event::Joined { contacts: 0 }));
             }
         }
