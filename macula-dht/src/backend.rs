@@ -37,6 +37,9 @@ pub enum BackendError {
     /// What is kept cannot be understood.
     #[error("the directory's file is damaged; remove it, and the node starts empty")]
     Corrupt(#[source] std::io::Error),
+    /// More changes wait than may wait.
+    #[error("the directory's file takes changes more slowly than they come; those that do not fit are not kept")]
+    Behind,
     /// Another process has it open.
     #[error("another process uses the directory's file; give each node a file of its own")]
     InUse,

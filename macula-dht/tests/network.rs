@@ -91,6 +91,23 @@ fn d3_a_withdrawal_removes_one_provider_everywhere() {
     }
 }
 
+/// What a publication met lately is not all there is: who came since, and was handed the record, hears of its withdrawal too.
+#[test]
+fn d3_a_newcomer_that_was_handed_a_record_hears_of_its_withdrawal() {
+    let mut net = Net::joined(11, 3);
+    let key = key("api.compute");
+    net.advertise(1, key);
+    net.run(Duration::from_secs(1));
+    let newcomer = net.add(Config::default());
+    net.bootstrap(newcomer, 0);
+    net.run(Duration::from_secs(5));
+    let shown = |net: &mut Net| net.with(newcomer, |dht, now| dht.local_providers(now, &key).count());
+    assert_eq!(shown(&mut net), 1);
+    net.with(1, |dht, now| dht.withdraw(now, key));
+    net.run(Duration::from_secs(3));
+    assert_eq!(shown(&mut net), 0);
+}
+
 /// D4, D5: a provider that dies is forgotten when its record expires; those that live are published anew.
 #[test]
 fn d5_the_living_are_kept_and_the_dead_forgotten() {

@@ -114,6 +114,89 @@ fn a_restarted_node_serves_and_routes_from_what_it_kept() {
     assert_eq!(dht.local_providers(later, &service).count(), 0);
 }
 
+fn pong() -> Result<Reply, macula_dht::RequestFailed> {
+    Ok(Reply {
+        response: Ok(Response::Pong),
+        role: Role::Node,
+        ip: None,
+    })
+}
+
+fn drain(dht: &mut Dht<SecretKey, RedbBackend>) -> Vec<Output> {
+    std::iter::from_fn(|| dht.poll_output()).collect()
+}
+
+/// A node that has no record of anybody still has to find its mesh after it was killed.
+#[test]
+fn contacts_are_kept_though_there_is_no_record() {
+    let (home, now) = (Home::new(), Instant::now());
+    let mut dht = start(&home.file(), now, Duration::ZERO);
+    dht.add_contact(now, contact_of(1));
+    for output in drain(&mut dht) {
+        if let Output::Send { id, .. } = output {
+            dht.handle_response(now, id, pong());
+        }
+    }
+    let due = dht.poll_timeout().unwrap();
+    assert!(
+        due <= now + Config::default().commit_interval,
+        "nothing is due before the upkeep"
+    );
+    dht.handle_timeout(due);
+    drop(dht);
+    let kept = open(&home.file()).load().unwrap().contacts;
+    assert_eq!(kept, [StoredContact(contact_of(1))]);
+}
+
+/// The contacts that were kept may all be gone: the seeds are asked beside them, not after they have failed.
+#[test]
+fn seeds_take_part_in_a_join_from_kept_contacts() {
+    let (home, now) = (Home::new(), Instant::now());
+    open(&home.file())
+        .commit(&[Change::Contacts(vec![StoredContact(contact_of(1))])])
+        .unwrap();
+    let mut dht = start(&home.file(), now, Duration::ZERO);
+    let address: macula_wire::Endpoint = "seed.example:4433".parse().unwrap();
+    dht.bootstrap(now, [address.clone().into(), contact_of(2).into()]);
+    let (mut asked, mut identified) = (Vec::new(), None);
+    for output in drain(&mut dht) {
+        match output {
+            Output::Send { to, id, .. } => asked.push((*to.node_id(), id)),
+            Output::Identify { id, endpoint } => identified = Some((id, endpoint)),
+            Output::Event(event) => panic!("{event:?}"),
+        }
+    }
+    let nodes: Vec<_> = asked.iter().map(|(node, _)| *node).collect();
+    assert_eq!(nodes, [*contact_of(1).node_id(), *contact_of(2).node_id()]);
+    let (id, endpoint) = identified.unwrap();
+    assert_eq!(endpoint, address);
+    // Both fail; the address leads to a node that answers: joined, and nobody hears of a failure.
+    for (_, id) in asked {
+        dht.handle_response(now, id, Err(macula_dht::RequestFailed::Unreachable));
+    }
+    dht.handle_identified(now, id, [contact_of(3)]);
+    let mut events = Vec::new();
+    for output in drain(&mut dht) {
+        match output {
+            Output::Send { id, .. } => {
+                let nodes = Ok(Response::Nodes(Vec::new()));
+                let reply = Reply {
+                    response: nodes,
+                    ..pong().unwrap()
+                };
+                dht.handle_response(now, id, Ok(reply));
+            }
+            Output::Identify { .. } => {}
+            Output::Event(event) => events.push(event),
+        }
+    }
+    events.extend(drain(&mut dht).into_iter().filter_map(|output| match output {
+        Output::Event(event) => Some(event),
+        Output::Send { .. } | Output::Identify { .. } => None,
+    }));
+    assert!(matches!(events[..], [macula_dht::Event::Joined { .. }]), "{events:?}");
+}
+
 #[test]
 fn a_kept_record_that_was_tampered_with_is_not_taken() {
     let (home, now) = (Home::new(), Instant::now());

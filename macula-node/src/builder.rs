@@ -9,7 +9,7 @@ use macula_wire::{
     Advertisement, DEFAULT_TTL, Endpoint, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
 };
 
-use crate::{BootstrapAddr, Node};
+use crate::{BootstrapAddr, Node, data::Kept};
 
 /// The most bootstrap addresses a node is given.
 pub const MAX_BOOTSTRAP: usize = 64;
@@ -20,7 +20,9 @@ pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<Vec
 /// Builds a [`Node`].
 #[must_use = "a builder does nothing until it is started"]
 pub struct NodeBuilder {
-    pub(crate) identity: Option<Identity>,
+    identity: Option<Identity>,
+    #[cfg(feature = "redb")]
+    data: Option<std::path::PathBuf>,
     pub(crate) realm: Realm,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) advertise: Vec<Endpoint>,
@@ -51,6 +53,10 @@ pub enum StartError {
     /// A new key could not be made.
     #[error("no identity could be made")]
     Identity(#[from] IdentityError),
+    /// The data folder cannot be used.
+    #[cfg(feature = "redb")]
+    #[error(transparent)]
+    Data(#[from] crate::DataError),
     /// The node cannot listen.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -82,6 +88,8 @@ impl NodeBuilder {
     pub(crate) fn new() -> Self {
         Self {
             identity: None,
+            #[cfg(feature = "redb")]
+            data: None,
             realm: Realm::default(),
             listen: None,
             advertise: Vec::new(),
@@ -97,7 +105,19 @@ impl NodeBuilder {
         }
     }
 
-    /// Sets the node's identity; without it, the node has a new one.
+    /// Keeps in this folder what the node would want back after a restart: its identity, unless [`NodeBuilder::identity`] gives
+    /// one, the records it holds for others, and the nodes it knows. The folder is made if there is none.
+    ///
+    /// A node that starts again answers at once from what it kept, and finds its mesh without bootstrap addresses. What it
+    /// learns is written within two seconds and at [`Node::shutdown`](crate::Node::shutdown). A damaged file is set aside with a
+    /// warning.
+    #[cfg(feature = "redb")]
+    pub fn data(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
+        self.data = Some(folder.into());
+        self
+    }
+
+    /// Sets the node's identity; without it, the node has the one of its data folder, or a new one.
     pub fn identity(mut self, identity: Identity) -> Self {
         self.identity = Some(identity);
         self
@@ -220,6 +240,41 @@ impl NodeBuilder {
             return Err(StartError::Ttl(self.ttl));
         }
         Node::start(self).await
+    }
+
+    /// The node's identity, and what `make` makes of it and of what was kept.
+    #[cfg_attr(
+        not(feature = "redb"),
+        expect(clippy::unused_async, reason = "only a data folder is waited for")
+    )]
+    pub(crate) async fn with_kept<T: Send + 'static>(
+        &self,
+        make: impl FnOnce(&Identity, Kept) -> T + Send + 'static,
+    ) -> Result<(Identity, T), StartError> {
+        let given = self.identity.clone();
+        #[cfg(feature = "redb")]
+        if let Some(path) = self.data.clone() {
+            // Files are read, and the signature of every record is verified: seconds, when the store was full.
+            let work = tokio::task::spawn_blocking(move || {
+                let folder = crate::data::Folder::open(&path)?;
+                let identity = match given {
+                    Some(identity) => identity,
+                    None => folder.identity()?,
+                };
+                let made = make(&identity, Kept::Folder(folder.keeper()?));
+                Ok::<_, StartError>((identity, made))
+            });
+            return match work.await {
+                Ok(made) => made,
+                Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+            };
+        }
+        let identity = match given {
+            Some(identity) => identity,
+            None => Identity::generate()?,
+        };
+        let made = make(&identity, Kept::NOWHERE);
+        Ok((identity, made))
     }
 
     /// What the node says of itself under each of its services.

@@ -3,6 +3,7 @@
 mod addresses;
 mod bootstrap;
 mod builder;
+mod data;
 mod directory;
 mod inspection;
 mod node;
@@ -10,6 +11,8 @@ mod node;
 pub use bootstrap::{BootstrapAddr, ParseBootstrapError};
 pub use builder::{MAX_BOOTSTRAP, NodeBuilder, StartError};
 pub use bytes::Bytes;
+#[cfg(feature = "redb")]
+pub use data::DataError;
 pub use directory::{DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport};
 pub use macula_dht::{AdvertiseError, Refusal};
 pub use macula_rpc::{

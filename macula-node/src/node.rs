@@ -31,6 +31,8 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 const WITHDRAW_WITHIN: Duration = Duration::from_secs(2);
 /// How long a shutdown waits for running calls.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+/// How long a shutdown waits until the directory is kept.
+const KEEP_WITHIN: Duration = Duration::from_secs(3);
 
 /// A node of the mesh: it listens, finds, calls, and serves. Cheap to clone; clones are the same node.
 ///
@@ -83,10 +85,6 @@ impl Node {
     }
 
     pub(crate) async fn start(builder: NodeBuilder) -> Result<Self, StartError> {
-        let identity = match &builder.identity {
-            Some(identity) => identity.clone(),
-            None => Identity::generate()?,
-        };
         let (role, dht_role, listen) = match builder.mode {
             Mode::Node => {
                 let anywhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -98,13 +96,9 @@ impl Node {
             }
             Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
         };
-        let (directory, mut driver, progress, reached) = Driver::new(
-            &identity,
-            &builder.realm,
-            dht_role,
-            builder.bootstrap.clone(),
-            unix_ms(),
-        );
+        let (realm, bootstrap) = (builder.realm.clone(), builder.bootstrap.clone());
+        let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, unix_ms());
+        let (identity, (directory, mut driver, progress, reached)) = builder.with_kept(make).await?;
         let server = Server::new();
         #[cfg(feature = "tonic")]
         let inspection = Inspection::new(&server, builder.schemas.clone())?;
@@ -323,7 +317,7 @@ impl Node {
     }
 
     /// Leaves in order (N4): withdraws every service, refuses new calls so that their callers go elsewhere, finishes the running
-    /// ones, and closes every connection. Takes 35 s at most, and a moment when nothing runs.
+    /// ones, and keeps what is to be kept, and closes every connection. Takes 40 s at most, and a moment when nothing runs.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         let services = inner.server.services();
@@ -336,6 +330,12 @@ impl Node {
             tracing::warn!(running = inner.server.running(), "calls still run; they are given up");
         }
         inner.inspection.ended(&services).await;
+        if tokio::time::timeout(KEEP_WITHIN, inner.directory.close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the disk is too slow; the last changes of the directory may not have been kept");
+        }
         inner.transport.shutdown(WITHDRAW_WITHIN).await;
         inner.task.abort();
     }

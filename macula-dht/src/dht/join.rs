@@ -71,6 +71,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     ///
     /// [`Event::Joined`] or [`Event::JoinFailed`] follows; after the latter it is tried again without being asked to.
     pub fn bootstrap(&mut self, now: Instant, seeds: impl IntoIterator<Item = Seed>) {
+        let (mut contacts, mut addresses) = (Vec::new(), Vec::new());
         for seed in seeds {
             if self.joining.known.len() + self.joining.addresses.len() >= MAX_SEEDS {
                 break;
@@ -78,17 +79,29 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             match seed {
                 Seed::Known(contact) if *contact.node_id() != self.own => {
                     self.joining.known.retain(|known| known.node_id() != contact.node_id());
-                    self.joining.known.push(contact);
+                    self.joining.known.push(contact.clone());
+                    contacts.push(contact);
                 }
                 Seed::At(endpoint) if !self.joining.addresses.contains(&endpoint) => {
-                    self.joining.addresses.push(endpoint);
+                    self.joining.addresses.push(endpoint.clone());
+                    addresses.push(endpoint);
                 }
                 Seed::Known(_) | Seed::At(_) => {}
             }
         }
-        if !self.joining.is_running() {
+        if self.joining.is_running() {
+            // An attempt is under way, from contacts that were kept perhaps, which may all be gone: the seeds take part in it.
+            self.identify(now, addresses);
+            self.join_through(now, contacts);
+        } else {
             self.start_join(now);
         }
+    }
+
+    /// Whether there is anybody to join through: a seed, or a contact that was kept or is remembered.
+    #[must_use]
+    pub fn knows_a_way_in(&self) -> bool {
+        self.joining.has_seeds() || self.joining.known_contacts().next().is_some()
     }
 
     /// Asks a node whether it answers, and takes it into the routing table when it does.
@@ -113,40 +126,52 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         if nodes.is_empty() && found > 0 {
             // A node that is among its own seeds: one list for all is how meshes are configured.
             self.joining.addresses.retain(|address| *address != endpoint);
-            if !self.joining.has_seeds() && self.joining.known_contacts().next().is_none() {
+            if !self.knows_a_way_in() {
                 return self.outputs.push_back(Output::Event(Event::Joined { contacts: 0 }));
             }
         }
         for node in &nodes {
             self.joining.remember(node.clone());
         }
-        match self.joining.query {
-            Some(query) => {
-                if let Some(lookup) = self.queries.get_mut(&query).and_then(|query| query.paths.first_mut()) {
-                    lookup.add(nodes, 0);
-                }
-                self.pump(now, query);
+        if nodes.is_empty() && self.joining.query.is_none() {
+            if self.joining.identifying.is_empty() {
+                self.on_join_lookup(now, 0);
             }
-            None if !nodes.is_empty() => self.start_join_lookup(now, nodes),
-            None if self.joining.identifying.is_empty() => self.on_join_lookup(now, 0),
-            None => {}
+            return;
         }
+        self.join_through(now, nodes);
     }
 
     fn start_join(&mut self, now: Instant) {
         self.joining.retry_at = None;
-        let addresses = self.joining.addresses.clone();
+        self.identify(now, self.joining.addresses.clone());
+        let known: Vec<_> = self.joining.known_contacts().cloned().collect();
+        if !known.is_empty() || !self.table.is_empty() {
+            self.start_join_lookup(now, known);
+        }
+    }
+
+    /// Has it found out who listens at these addresses.
+    fn identify(&mut self, now: Instant, addresses: Vec<Endpoint>) {
         for endpoint in addresses {
             let id = self.next_request();
             self.joining.identifying.insert(id, endpoint.clone());
             self.outputs.push_back(Output::Identify { id, endpoint });
-        }
-        if !self.joining.identifying.is_empty() {
             self.joining.identify_until = Some(self.clock.tick(now) + nanos(self.config.identify_timeout));
         }
-        let known: Vec<_> = self.joining.known_contacts().cloned().collect();
-        if !known.is_empty() || !self.table.is_empty() {
-            self.start_join_lookup(now, known);
+    }
+
+    /// Adds contacts to the attempt that is under way.
+    fn join_through(&mut self, now: Instant, contacts: Vec<Contact>) {
+        match self.joining.query {
+            Some(query) => {
+                if let Some(lookup) = self.queries.get_mut(&query).and_then(|query| query.paths.first_mut()) {
+                    lookup.add(contacts, 0);
+                }
+                self.pump(now, query);
+            }
+            None if contacts.is_empty() => {}
+            None => self.start_join_lookup(now, contacts),
         }
     }
 
@@ -245,6 +270,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return;
         }
         self.maintain_at = tick + MAINTENANCE;
+        self.keep_contacts(now);
         self.limiter.sweep(tick);
         let interval = self.config.refresh_interval;
         self.refreshes.extend(
@@ -269,6 +295,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.joining
             .remembered
             .retain(|known| known.node_id() != contact.node_id());
+        self.keep_contacts(now);
         self.plan_hand_over(now, contact);
     }
 }

@@ -1,6 +1,6 @@
 //! What goes to the backend and comes back from it.
 //!
-//! Records are kept as they change, contacts with every maintenance round. What comes back is checked like a stranger's:
+//! Records are kept as they change, contacts when there is a new one and with every maintenance round. What comes back is checked like a stranger's:
 //! signatures, dates, limits. Contacts are asked again before they enter the table, and until then they are where lookups start.
 
 use std::time::Instant;
@@ -58,9 +58,20 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     /// Makes sure that changes are committed before long.
     pub(super) fn touch_backend(&mut self, now: Instant) {
         if self.store.has_changes() {
-            let at = self.clock.tick(now) + nanos(self.config.commit_interval);
-            self.commit_at.get_or_insert(at);
+            self.commit_before_long(now);
         }
+    }
+
+    /// Makes sure that the contacts are committed before long: a node may have nothing else to keep.
+    pub(super) fn keep_contacts(&mut self, now: Instant) {
+        if !self.backend.is_volatile() {
+            self.commit_before_long(now);
+        }
+    }
+
+    fn commit_before_long(&mut self, now: Instant) {
+        let at = self.clock.tick(now) + nanos(self.config.commit_interval);
+        self.commit_at.get_or_insert(at);
     }
 
     pub(super) fn commit(&mut self, now: Instant) {

@@ -23,10 +23,12 @@ use super::{
     queries::{Goal, Query},
 };
 use crate::{
-    Backend, Contact, Distance, Event, InsertError, Origin, Outcome, Output, Point, QueryId, Refusal, Request,
+    Backend, Contact, Distance, Event, InsertError, K, Origin, Outcome, Output, Point, QueryId, Refusal, Request,
     clock::{Tick, nanos},
 };
 
+/// When more withdrawals than this wait, they go by what the sweep has met so far, like publications.
+const MANY_WITHDRAWALS: usize = 64;
 /// The most publications that run at a time.
 pub const MAX_JOBS: usize = 16;
 /// How long before a record expires it is published anew.
@@ -297,7 +299,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         self.jobs.insert(id, job);
         let point = Point::from(key);
+        // A node that has come since the sweep began was handed the record: a withdrawal looks for it, unless there are very many.
+        let trusted = kind == Kind::Advertise || self.withdrawals.len() > MANY_WITHDRAWALS;
         match self.coverage.closest(self.clock.tick(now), &point, None) {
+            Ok(_) if !trusted => self.look_up(now, id, &[point]),
             Ok(closest) if !closest.is_empty() => self.send_records(now, id, closest),
             Err(gaps) if self.is_dense(now, &key) => self.look_up(now, id, &gaps[..1]),
             Ok(_) | Err(_) => self.look_up(now, id, &[point]),
@@ -379,6 +384,15 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let mut targets = closest;
         targets.append(&mut job.former);
+        if job.kind == Kind::Withdraw {
+            // Nodes that have come since, and were handed the record.
+            let point = Point::from(job.key);
+            let farthest = targets.iter().map(|t| point.distance(&t.node_id().into())).max();
+            let known = self.table.closest(&point, K).cloned();
+            let few = targets.len() < K;
+            targets
+                .extend(known.filter(|c| few || farthest.is_some_and(|far| point.distance(&c.node_id().into()) < far)));
+        }
         let mut seen = BTreeSet::new();
         targets.retain(|target| seen.insert(*target.node_id()));
         job.waiting = targets.len();

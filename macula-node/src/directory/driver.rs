@@ -8,7 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_dht::{Config, Dht, Event, Memory, Output, QueryId, QueryResult, Request, RequestFailed, Role, Want};
+use futures::future::BoxFuture;
+use macula_dht::{Config, Dht, Event, Output, QueryId, QueryResult, Request, RequestFailed, Role, Want};
 use macula_rpc::{Provider, ResolveError};
 use macula_transport::{Identity, Pool};
 use macula_wire::{Advertisement, Realm, SecretKey, ServiceKey, VerifiedProvider};
@@ -24,7 +25,7 @@ use super::{
     neighbours::Neighbours,
     requests::{self, Done},
 };
-use crate::BootstrapAddr;
+use crate::{BootstrapAddr, data::Kept};
 
 /// Requests on their way at a time; the core is told that those beyond it timed out, and asks again later.
 const MAX_REQUESTS: usize = 1024;
@@ -36,7 +37,7 @@ const ENOUGH_AFTER: Duration = Duration::from_millis(100);
 /// Commands taken before the core is drained.
 const COMMANDS_AT_ONCE: usize = 64;
 
-type Core = Dht<SecretKey, Memory>;
+type Core = Dht<SecretKey, Kept>;
 
 /// The core, and who waits for what.
 pub(crate) struct Driver {
@@ -51,6 +52,10 @@ pub(crate) struct Driver {
     requests: JoinSet<Done>,
     neighbours: Neighbours,
     timeouts: Timeouts,
+    /// Done when what was to be kept is kept.
+    kept: BoxFuture<'static, ()>,
+    /// Whoever asked for the end.
+    closing: Option<oneshot::Sender<()>>,
 }
 
 /// A lookup under way, and who waits for it.
@@ -98,12 +103,13 @@ struct Timeouts {
 }
 
 impl Driver {
-    /// A directory for the node that is `identity`, and the task that is to run it.
+    /// A directory for the node that is `identity`, and the task that is to run it. It starts from what `kept` has.
     pub(crate) fn new(
         identity: &Identity,
         realm: &Realm,
         role: Role,
         bootstrap: Vec<BootstrapAddr>,
+        kept: Kept,
         unix_ms: u64,
     ) -> (Directory, Self, watch::Receiver<Progress>, Reached) {
         let config = Config {
@@ -119,11 +125,12 @@ impl Driver {
             .as_bytes()
             .iter()
             .fold(unix_ms, |seed, byte| seed.rotate_left(7) ^ u64::from(*byte));
+        let closed = kept.closed();
         let core = Dht::new(
             config,
             identity.secret().clone(),
             realm.clone(),
-            Memory,
+            kept,
             now(),
             unix_ms,
             seed,
@@ -142,6 +149,8 @@ impl Driver {
             requests: JoinSet::new(),
             neighbours: Neighbours::default(),
             timeouts,
+            kept: closed,
+            closing: None,
         };
         (directory, driver, watched, reached)
     }
@@ -155,10 +164,28 @@ impl Driver {
         self.core.advertise(now(), key, advertisement)
     }
 
-    /// Runs until every [`Directory`] is gone.
+    /// Runs until it is closed, or every [`Directory`] is gone.
     pub(crate) async fn run(mut self, pool: Pool) {
+        self.work(pool).await;
+        // Whoever waits for something gets no answer from here on.
+        let Self {
+            mut core,
+            kept,
+            closing,
+            ..
+        } = self;
+        core.flush(now());
+        drop(core);
+        kept.await;
+        if let Some(closing) = closing {
+            // Whoever asked may have stopped waiting.
+            let _ = closing.send(());
+        }
+    }
+
+    async fn work(&mut self, pool: Pool) {
         let seeds = self.joining.seeds(self.core.node_id());
-        if seeds.is_empty() {
+        if seeds.is_empty() && !self.core.knows_a_way_in() {
             self.joining.joined(0, std::iter::empty());
         } else {
             self.core.bootstrap(now(), seeds);
@@ -190,6 +217,9 @@ impl Driver {
                         return;
                     }
                     batch.drain(..).for_each(|command| self.obey(command));
+                    if self.closing.is_some() {
+                        return;
+                    }
                 }
                 _ = look.tick() => {
                     // A node that was restarted has forgotten what it held; one that is gone is found out early.
@@ -283,7 +313,7 @@ impl Driver {
                 self.joining.joined(contacts, services.into_iter());
             }
             Event::JoinFailed { retry_in } => self.joining.failed(retry_in),
-            Event::BackendFailed(error) => tracing::warn!(%error, "the directory cannot be kept"),
+            Event::BackendFailed(error) => tracing::warn!(%error, "some of the directory is not kept"),
             Event::Providers { query, batch } => {
                 if let Some(lookup) = self.lookups.get_mut(&query) {
                     lookup.add(now(), batch);
@@ -341,6 +371,7 @@ impl Driver {
                 self.withdrawing.entry(key).or_default().push(reply);
                 self.core.withdraw(now(), key);
             }
+            Command::Close { reply } => self.closing = Some(reply),
         }
     }
 

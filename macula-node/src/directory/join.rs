@@ -72,7 +72,7 @@ pub enum JoinError {
         source: JoinCause,
     },
     /// The bootstrap nodes can be reached, and do not answer.
-    #[error("no bootstrap node answered")]
+    #[error("none of the nodes known answered")]
     NoAnswer,
     /// The node was shut down first.
     #[error("the node was shut down before it was in the mesh")]

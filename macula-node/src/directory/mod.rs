@@ -149,6 +149,8 @@ enum Command {
         key: ServiceKey,
         reply: oneshot::Sender<WithdrawReport>,
     },
+    /// Keep what is to be kept, and end.
+    Close { reply: oneshot::Sender<()> },
 }
 
 impl Shared {
@@ -280,6 +282,15 @@ impl Directory {
             WithdrawReport::default()
         } else {
             answer.await.unwrap_or_default()
+        }
+    }
+
+    /// Ends the task, once what is to be kept is kept. Afterwards the directory gives no answer.
+    pub(crate) async fn close(&self) {
+        let (reply, closed) = oneshot::channel();
+        if self.commands.send(Command::Close { reply }).await.is_ok() {
+            // Fails when somebody else closes it.
+            let _ = closed.await;
         }
     }
 

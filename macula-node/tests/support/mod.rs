@@ -5,7 +5,7 @@
 use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Output, Stdio},
+    process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio},
 };
 
 use serde_json::Value;
@@ -61,6 +61,8 @@ pub(crate) struct NodeProcess {
     child: Child,
     /// Closing it would end the node.
     _stdin: ChildStdin,
+    /// What the node logs, for a node started with [`NodeProcess::logging`].
+    log: Option<BufReader<ChildStderr>>,
 }
 
 impl NodeProcess {
@@ -70,7 +72,18 @@ impl NodeProcess {
     }
 
     pub(crate) fn start_at(listen: &str, args: &[&str]) -> Self {
-        let mut child = macula()
+        Self::spawn(macula(), listen, args)
+    }
+
+    /// As [`NodeProcess::start`], and [`NodeProcess::wait_for`] reads what it logs.
+    pub(crate) fn logging(level: &str, args: &[&str]) -> Self {
+        let mut command = macula();
+        command.env("RUST_LOG", level).stderr(Stdio::piped());
+        Self::spawn(command, "127.0.0.1:0", args)
+    }
+
+    fn spawn(mut command: Command, listen: &str, args: &[&str]) -> Self {
+        let mut child = command
             .args(["node", "--json", "--until-stdin-closes", "--listen", listen])
             .args(args)
             .stdin(Stdio::piped())
@@ -86,8 +99,18 @@ impl NodeProcess {
             id: ready["node_id"].as_str().unwrap().to_owned(),
             endpoint: ready["endpoint"].as_str().unwrap().to_owned(),
             _stdin: child.stdin.take().unwrap(),
+            log: child.stderr.take().map(BufReader::new),
             child,
         }
+    }
+
+    /// Waits for a line of the log that contains `text`, and answers with it.
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+        let log = self.log.as_mut().unwrap();
+        let mut lines = log.lines().map(Result::unwrap);
+        lines
+            .find(|line| line.contains(text))
+            .unwrap_or_else(|| panic!("the node ended and never said {text:?}"))
     }
 
     /// `host:port`.

@@ -60,9 +60,16 @@ pub(crate) struct NodeArgs {
     /// What others should dial, when it is not the address listened at; may be given several times.
     #[arg(long, value_name = "HOST:PORT", env = "MACULA_ADVERTISE", value_delimiter = ',')]
     pub(crate) advertise: Vec<Endpoint>,
-    /// The file that holds the node's secret key, made if missing; without it the node has a new identity at every start.
+    /// The file that holds the node's secret key, made if missing; without it the key is in the data folder, or else a new one
+    /// at every start.
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
+    /// A folder, made if missing, in which the node keeps its key, the records it holds for others and the nodes it knows.
+    ///
+    /// A node that starts again with its folder has its old identity, answers at once from what it kept, and finds the mesh
+    /// without --bootstrap. Each node needs a folder of its own.
+    #[arg(long, value_name = "DIR", env = "MACULA_DATA")]
+    pub(crate) data: Option<PathBuf>,
     /// A service to provide: `NAME=echo`, or `NAME=exec:COMMAND` to run a shell command for each call; may be given several
     /// times.
     ///
@@ -125,9 +132,12 @@ pub(crate) struct ProvidersArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct IdArgs {
-    /// The identity file [default: ~/.macula/identity].
+    /// The identity file [default: the data folder's, or ~/.macula/identity].
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
+    /// The data folder of a node, whose identity is meant.
+    #[arg(long, value_name = "DIR", env = "MACULA_DATA")]
+    pub(crate) data: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -49,6 +49,9 @@ async fn start(args: &NodeArgs) -> Result<Node, Failure> {
     if let Some(file) = &args.identity {
         builder = builder.identity(Identity::load_or_generate(file).map_err(|error| Failure::other(chain(&error)))?);
     }
+    if let Some(folder) = &args.data {
+        builder = builder.data(folder);
+    }
     for service in &args.serve {
         builder = match &service.kind {
             Kind::Echo => builder.serve(service.name.clone(), echo),

@@ -123,7 +123,13 @@ async fn spawn(
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
         .kill_on_drop(true);
-    for variable in ["MACULA_BOOTSTRAP", "MACULA_REALM", "MACULA_ADVERTISE", "MACULA_TTL"] {
+    for variable in [
+        "MACULA_BOOTSTRAP",
+        "MACULA_REALM",
+        "MACULA_ADVERTISE",
+        "MACULA_TTL",
+        "MACULA_DATA",
+    ] {
         command.env_remove(variable);
     }
     let mut child = command.spawn().context("the program could not be started")?;
