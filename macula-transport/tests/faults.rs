@@ -7,11 +7,14 @@ mod common;
 use std::time::Duration;
 
 use common::{
-    PATIENCE, client, config, echoes, provider,
+    PATIENCE, client,
+    clock::Clock,
+    echoes, provider,
     proxy::{Faults, Proxy},
     service, until,
 };
-use macula_transport::{CallError, CallRequest, Connection, Endpoint, NoService, Timers};
+use futures::FutureExt as _;
+use macula_transport::{CallError, CallRequest, CloseCode, Connection, Endpoint, Lost, Timers, Unknown};
 
 /// Small and large calls, many at a time; all of them answered.
 async fn all_are_answered(connection: &Connection) {
@@ -119,45 +122,91 @@ async fn every_call_survives_all_of_it_at_once() {
 /// A short cut costs time and no call; a long one costs the connection, and the next one is made when the network heals.
 #[tokio::test]
 async fn p3_a_cut_network_heals() {
+    let clock = Clock::stop();
+    let step = Duration::from_millis(20);
     let (provider, _events) = provider().await;
-    let timers = Timers {
-        connect: Duration::from_millis(200),
-        probe_after: Duration::from_millis(50),
-        dead_after: Duration::from_millis(500),
-        ..Timers::default()
-    };
-    let client = Endpoint::bind(config().with_timers(timers), NoService).await.unwrap();
+    let client = client().await;
     let proxy = Proxy::new(provider.local_addr(), 6).await;
-    let connection = reach(&client, &provider, &proxy).await;
-    all_are_answered(&connection).await;
+    let connection = clock.run(step, reach(&client, &provider, &proxy)).await;
+    clock.run(step, all_are_answered(&connection)).await;
 
-    proxy.set(Faults {
+    let cut = Faults {
         cut: true,
         ..Faults::default()
-    });
-    let name = service("echo");
-    let heal = async {
-        tokio::task::yield_now().await;
-        proxy.set(Faults::default());
     };
-    let (reply, ()) = tokio::join!(
-        connection.call(CallRequest::new(&name, "x").with_timeout(PATIENCE)),
-        heal
-    );
-    assert_eq!(reply.unwrap().body, "x");
+    proxy.set(cut);
+    let name = service("echo");
+    let mut call = Box::pin(connection.call(CallRequest::new(&name, "x").with_timeout(PATIENCE)));
+    assert!((&mut call).now_or_never().is_none());
+    // Half of what it takes to give a silent peer up.
+    for _ in 0..30 {
+        clock.pass(Duration::from_millis(100)).await;
+        assert!((&mut call).now_or_never().is_none(), "nothing passes");
+    }
+    proxy.set(Faults::default());
+    assert_eq!(clock.run(step, call).await.unwrap().body, "x");
 
-    proxy.set(Faults {
-        cut: true,
-        ..Faults::default()
-    });
-    let error = connection
-        .call(CallRequest::new(&name, "x").with_timeout(PATIENCE))
+    proxy.set(cut);
+    let before = tokio::time::Instant::now();
+    let error = clock
+        .run(
+            step,
+            connection.call(CallRequest::new(&name, "x").with_timeout(PATIENCE)),
+        )
         .await
         .unwrap_err();
-    assert!(matches!(error, CallError::Unknown(_)), "{error:?}");
+    assert!(
+        matches!(
+            &error,
+            CallError::Unknown(Unknown::Lost(Lost::ClosedHere(CloseCode::Unresponsive)))
+        ),
+        "{error:?}"
+    );
+    let timers = Timers::default();
+    let silence = before.elapsed();
+    assert!(
+        silence >= timers.dead_after && silence < timers.dead_after + timers.probe_after,
+        "given up after {silence:?}"
+    );
     until("the connection is out of the pool", || client.pool().stats().open == 0).await;
-    let address = [proxy.address.try_into().unwrap()];
-    client.pool().get(&provider.node_id(), &address).await.unwrap_err();
+    let (pool, address) = (client.pool(), [proxy.address.try_into().unwrap()]);
+    clock
+        .run(step, pool.get(&provider.node_id(), &address))
+        .await
+        .unwrap_err();
     proxy.set(Faults::default());
-    all_are_answered(&reach(&client, &provider, &proxy).await).await;
+    let connection = clock.run(step, reach(&client, &provider, &proxy)).await;
+    clock.run(step, all_are_answered(&connection)).await;
+}
+
+/// P3: a dead peer is out of the pool when the attempt that waited for it ends, a grace for its answer included.
+#[tokio::test]
+async fn p3_a_dead_peer_is_out_of_the_pool_with_one_attempt() {
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let proxy = Proxy::new(provider.local_addr(), 7).await;
+    let timers = Timers::default();
+    for attempt in [100, 400, 1000, 3000].map(Duration::from_millis) {
+        let connection = clock.run(attempt, reach(&client, &provider, &proxy)).await;
+        echoes(&connection, "hello").await;
+        proxy.set(Faults {
+            cut: true,
+            ..Faults::default()
+        });
+        let name = service("echo");
+        let began = tokio::time::Instant::now();
+        let call = connection.call(CallRequest::new(&name, "x").with_timeout(attempt));
+        let error = clock.run(Duration::from_millis(10), call).await.unwrap_err();
+        assert!(matches!(error, CallError::Unknown(Unknown::Timeout(_))), "{error:?}");
+        let gone = async { until("it is out of the pool", || client.pool().stats().open == 0).await };
+        clock.run(Duration::from_millis(10), gone).await;
+        let took = began.elapsed();
+        assert!(
+            took <= attempt + timers.probe_grace + Duration::from_millis(100),
+            "{took:?} for an attempt of {attempt:?}"
+        );
+        assert_eq!(connection.lost(), Some(Lost::ClosedHere(CloseCode::Unresponsive)));
+        proxy.set(Faults::default());
+    }
 }

@@ -16,7 +16,7 @@ use common::{
 use futures::FutureExt as _;
 use macula_transport::{
     CallError, CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, PoolEvent, Succession,
-    Unknown,
+    SuccessionError, Unknown,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -118,6 +118,49 @@ async fn a_node_with_a_new_key_is_reached_by_its_old_name() {
         .pool()
         .learn(&Succession::new(provider.identity(), &older).unwrap());
     assert!(client.pool().open(&provider.node_id()).is_some());
+}
+
+/// The old name and a record that both keys have signed are all that a dialer needs, and nothing less will do.
+#[tokio::test]
+async fn a_new_key_is_believed_for_the_word_of_the_old_one_only() {
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let (old, stranger) = (common::identity(), common::identity());
+    let new = provider.identity();
+    // A stranger's word for it, made of what the keys did sign.
+    let (true_one, foreign) = (
+        Succession::new(&old, new).unwrap().to_bytes(),
+        Succession::new(&stranger, new).unwrap().to_bytes(),
+    );
+    let mut forged = foreign;
+    forged[..32].copy_from_slice(old.node_id().as_bytes());
+    assert_eq!(Succession::verify(&forged), Err(SuccessionError::OldKey));
+    // The old key alone does not make its owner of another's.
+    let mut claimed = true_one;
+    claimed[128..].copy_from_slice(&foreign[128..]);
+    assert_eq!(Succession::verify(&claimed), Err(SuccessionError::NewKey));
+    let error = client.pool().get(&old.node_id(), &at(&provider)).await.unwrap_err();
+    assert!(matches!(error, DialError::WrongNode { .. }), "{error}");
+
+    client.pool().learn(&Succession::verify(&true_one).unwrap());
+    let connection = client.pool().get(&old.node_id(), &at(&provider)).await.unwrap();
+    assert_eq!(connection.peer().node_id, new.node_id());
+    echoes(&connection, "hello").await;
+}
+
+/// Whoever still shows the old key is not the node any more: the key may have been stolen.
+#[tokio::test]
+async fn the_old_key_is_nobody_once_its_successor_is_known() {
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let (old, new) = (provider.identity(), common::identity());
+    client.pool().learn(&Succession::new(old, &new).unwrap());
+    let error = client.pool().get(&old.node_id(), &at(&provider)).await.unwrap_err();
+    assert!(
+        matches!(error, DialError::WrongNode { expected, found, .. }
+        if expected == new.node_id() && found == old.node_id()),
+        "{error}"
+    );
 }
 
 #[tokio::test]

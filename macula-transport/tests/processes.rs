@@ -14,10 +14,10 @@ use std::{
     time::Duration,
 };
 
-use common::{PATIENCE, client, echoes, service, until};
+use common::{PATIENCE, client, clock::Clock, echoes, service, until};
+use futures::FutureExt as _;
 use macula_transport::{
-    CallError, CallRequest, CloseCode, Config, Connection, DialError, Endpoint, Identity, Lost, NoService, Timers,
-    Unknown,
+    CallError, CallRequest, CloseCode, Config, Connection, DialError, Endpoint, Identity, Lost, Timers, Unknown,
 };
 use macula_wire::NodeId;
 
@@ -137,29 +137,68 @@ impl Setup {
     }
 }
 
-/// P3: a peer that comes back on its port resets the connections of its former self, and is reached again.
+/// Lets less than 2 s pass on this side's clock, and at each step as much real time as the other process needs.
+async fn within_two_seconds<T>(clock: &Clock, done: impl Future<Output = T>) -> T {
+    let mut done = std::pin::pin!(done);
+    for _ in 0..3 {
+        clock.pass(Duration::from_millis(600)).await;
+        let step = std::time::Instant::now();
+        while step.elapsed() < PATIENCE / 4 {
+            if let Some(done) = done.as_mut().now_or_never() {
+                return done;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    panic!("not done within 1.8 s")
+}
+
+/// P3: a peer that comes back on its port resets the connections of its former self when it is called, and is reached again, all
+/// within 2 s.
 #[tokio::test]
-async fn p3_a_restarted_peer_is_noticed_and_reached_again() {
+async fn p3_a_restarted_peer_is_noticed_by_the_next_call_and_reached_again() {
+    let clock = Clock::stop();
     let mut setup = Setup::new().await;
     let connection = setup.get().await.unwrap();
     echoes(&connection, "hello").await;
     setup.provider.kill();
     setup.provider = Provider::start(&setup.key, setup.provider.address);
     let name = service("hang");
-    let error = connection
-        .call(CallRequest::new(&name, "").with_timeout(PATIENCE))
-        .await
-        .unwrap_err();
+    let call = connection.call(CallRequest::new(&name, "").with_timeout(PATIENCE));
+    let again = async {
+        let error = call.await.unwrap_err();
+        assert!(
+            matches!(error, CallError::Unknown(Unknown::Lost(Lost::Restarted))),
+            "{error}: {error:?}"
+        );
+        until("the dead connection leaves the pool", || {
+            setup.client.pool().stats().open == 0
+        })
+        .await;
+        echoes(&setup.get().await.unwrap(), "hello again").await;
+    };
+    within_two_seconds(&clock, again).await;
+}
+
+/// P3: calls that wait notice the restart of their peer when its silence is looked into, within 2 s.
+#[tokio::test]
+async fn p3_a_restarted_peer_is_noticed_by_the_calls_that_wait_for_it() {
+    let clock = Clock::stop();
+    let mut setup = Setup::new().await;
+    let connection = setup.get().await.unwrap();
+    echoes(&connection, "hello").await;
+    let name = service("hang");
+    let mut call = Box::pin(connection.call(CallRequest::new(&name, "").with_timeout(PATIENCE)));
+    assert!((&mut call).now_or_never().is_none());
+    // Answered after the call came, so the provider has it before it dies.
+    echoes(&connection, "hello").await;
+    setup.provider.kill();
+    setup.provider = Provider::start(&setup.key, setup.provider.address);
+    let error = within_two_seconds(&clock, call).await.unwrap_err();
     assert!(
         matches!(error, CallError::Unknown(Unknown::Lost(Lost::Restarted))),
         "{error}: {error:?}"
     );
-    drop(connection);
-    until("the dead connection leaves the pool", || {
-        setup.client.pool().stats().open == 0
-    })
-    .await;
-    echoes(&setup.get().await.unwrap(), "hello again").await;
 }
 
 #[cfg(target_os = "linux")]
@@ -201,21 +240,16 @@ async fn p3_a_stopped_peer_leaves_the_pool_with_the_attempt_that_waited() {
 /// P3: calls do not hang until QUIC's idle timeout when their peer is killed.
 #[tokio::test]
 async fn p3_a_killed_peer_ends_the_calls_that_wait_for_it() {
-    let timers = Timers {
-        probe_after: Duration::from_millis(50),
-        dead_after: Duration::from_millis(300),
-        ..Timers::default()
-    };
+    let clock = Clock::stop();
     let mut setup = Setup::new().await;
-    setup.client = Endpoint::bind(common::config().with_timers(timers), NoService)
-        .await
-        .unwrap();
     let connection = setup.get().await.unwrap();
     echoes(&connection, "hello").await;
     setup.provider.kill();
     let name = service("hang");
+    let began = tokio::time::Instant::now();
     let calls = (0..10).map(|_| connection.call(CallRequest::new(&name, "").with_timeout(PATIENCE)));
-    for result in futures::future::join_all(calls).await {
+    let calls = futures::future::join_all(calls);
+    for result in clock.run(Duration::from_millis(50), calls).await {
         let error = result.unwrap_err();
         let dead = Unknown::Lost(Lost::ClosedHere(CloseCode::Unresponsive));
         assert!(
@@ -223,4 +257,8 @@ async fn p3_a_killed_peer_ends_the_calls_that_wait_for_it() {
             "{error:?}"
         );
     }
+    let timers = Timers::default();
+    // The silence counts from the last that was heard, which may have been under way when the peer was killed.
+    let longest = timers.dead_after + 2 * timers.probe_after;
+    assert!(began.elapsed() <= longest, "{:?}", began.elapsed());
 }
