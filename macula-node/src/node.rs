@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -100,7 +100,7 @@ impl Node {
             &builder.realm,
             dht_role,
             builder.bootstrap.clone(),
-            unix_ms(),
+            builder.unix_ms(),
         );
         let server = Server::new();
         let handler = NodeHandler {
@@ -110,6 +110,11 @@ impl Node {
         let config = Config::new(identity).with_realm(builder.realm.clone()).with_role(role);
         let config = match listen {
             Some(listen) => config.with_listen(listen),
+            None => config,
+        };
+        #[cfg(feature = "testing")]
+        let config = match &builder.network {
+            Some(network) => config.with_network(network),
             None => config,
         };
         let transport = Transport::bind(config, handler).await?;
@@ -288,11 +293,6 @@ impl std::fmt::Debug for Node {
             .field("endpoints", &self.endpoints())
             .finish_non_exhaustive()
     }
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What peers reach: services and the directory.
