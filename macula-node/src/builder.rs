@@ -1,6 +1,9 @@
 //! What a node is told at its start.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use macula_dht::AdvertiseError;
 use macula_rpc::{Handler, ServeError, Strategy, StreamHandler};
@@ -35,6 +38,8 @@ pub struct NodeBuilder {
     pub(crate) services: Vec<Result<Registration, NameError>>,
     #[cfg(feature = "tonic")]
     pub(crate) schemas: Vec<bytes::Bytes>,
+    #[cfg(feature = "testing")]
+    pub(crate) network: Option<macula_transport::testing::Network>,
 }
 
 /// What the node does for others.
@@ -102,6 +107,8 @@ impl NodeBuilder {
             services: Vec::new(),
             #[cfg(feature = "tonic")]
             schemas: Vec::new(),
+            #[cfg(feature = "testing")]
+            network: None,
         }
     }
 
@@ -177,6 +184,25 @@ impl NodeBuilder {
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
         self
+    }
+
+    /// Puts the node on a network in memory, whose time its records are dated by.
+    #[cfg(feature = "testing")]
+    pub fn network(mut self, network: &macula_transport::testing::Network) -> Self {
+        self.network = Some(network.clone());
+        self
+    }
+
+    /// Milliseconds since 1970 by the clock that dates this node's records.
+    pub(crate) fn unix_ms(&self) -> u64 {
+        #[cfg(feature = "testing")]
+        if let Some(network) = &self.network {
+            // The same each time, and later after a restart.
+            const START: u64 = 1_700_000_000_000;
+            return START + u64::try_from(network.elapsed().as_millis()).unwrap_or(u64::MAX - START);
+        }
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Provides `service` from the start.

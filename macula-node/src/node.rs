@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -97,7 +97,8 @@ impl Node {
             Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
         };
         let (realm, bootstrap) = (builder.realm.clone(), builder.bootstrap.clone());
-        let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, unix_ms());
+        let now = builder.unix_ms();
+        let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, now);
         let (identity, (directory, mut driver, progress, reached)) = builder.with_kept(make).await?;
         let server = Server::new();
         #[cfg(feature = "tonic")]
@@ -112,6 +113,11 @@ impl Node {
         let config = Config::new(identity).with_realm(builder.realm.clone()).with_role(role);
         let config = match listen {
             Some(listen) => config.with_listen(listen),
+            None => config,
+        };
+        #[cfg(feature = "testing")]
+        let config = match &builder.network {
+            Some(network) => config.with_network(network),
             None => config,
         };
         let transport = Transport::bind(config, handler).await?;
@@ -348,11 +354,6 @@ impl std::fmt::Debug for Node {
             .field("endpoints", &self.endpoints())
             .finish_non_exhaustive()
     }
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What peers reach: services and the directory.

@@ -46,7 +46,7 @@ pub(crate) struct Driver {
     shared: Arc<Shared>,
     joining: Joining,
     /// Lookups under way by number; one a key.
-    lookups: HashMap<QueryId, Lookup>,
+    lookups: BTreeMap<QueryId, Lookup>,
     advertising: HashMap<ServiceKey, Vec<oneshot::Sender<Result<PublishReport, macula_dht::AdvertiseError>>>>,
     withdrawing: HashMap<ServiceKey, Vec<oneshot::Sender<WithdrawReport>>>,
     requests: JoinSet<Done>,
@@ -143,7 +143,7 @@ impl Driver {
             commands,
             shared: Arc::clone(&directory.shared),
             joining: Joining::new(bootstrap, progress, reached.clone()),
-            lookups: HashMap::new(),
+            lookups: BTreeMap::new(),
             advertising: HashMap::new(),
             withdrawing: HashMap::new(),
             requests: JoinSet::new(),

@@ -178,6 +178,12 @@ impl Network {
         self.lock().note(format_args!("{event}"));
     }
 
+    /// The time since the first host came.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.lock().since_epoch(Instant::now())
+    }
+
     /// What has become of the datagrams so far.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
