@@ -5,6 +5,7 @@ mod codec;
 #[cfg(feature = "dns")]
 mod dns;
 mod error;
+pub mod guide;
 mod handler;
 mod limit;
 mod observe;

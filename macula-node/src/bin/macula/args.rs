@@ -28,6 +28,10 @@ pub(crate) enum Command {
     Call(CallArgs),
     /// Lists the providers of a service.
     Providers(ProvidersArgs),
+    /// Asks nodes how they are: every provider of a service, or the nodes named, with all that they serve.
+    ///
+    /// Exit codes: 0 all of them serve, 1 one does not or cannot be reached, 2 usage, 3 service_not_found.
+    Health(HealthArgs),
     /// Prints the node id of an identity file, and makes the file if there is none.
     Id(IdArgs),
 }
@@ -131,6 +135,25 @@ pub(crate) struct ProvidersArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// The service whose health is asked for; without it, a node named is asked for its own and for that of all it serves.
+    #[arg(required_unless_present = "on")]
+    pub(crate) service: Option<ServiceName>,
+    /// A node to ask, as `macula providers` and a node's own first line name it; may be given several times. Without it every
+    /// provider of the service is asked.
+    #[arg(long, value_name = "NODEID@HOST:PORT", value_parser = pinned)]
+    pub(crate) on: Vec<BootstrapAddr>,
+    #[command(flatten)]
+    pub(crate) mesh: MeshArgs,
+    /// How long a node is waited for, like `2s` or `500ms`.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Prints one JSON object per node.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct IdArgs {
     /// The identity file [default: the data folder's, or ~/.macula/identity].
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
@@ -166,6 +189,17 @@ pub(crate) struct DemoArgs {
 fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an IP address of this machine and a port, like `0.0.0.0:9443` or `[::]:9443`".into())
+}
+
+/// Parses the address of a node whose id is known.
+fn pinned(text: &str) -> Result<BootstrapAddr, String> {
+    match text.parse::<BootstrapAddr>() {
+        Ok(address) if address.node_id.is_some() => Ok(address),
+        Ok(_) => Err(
+            "put the node's id in front, like `NODEID@host:9443`: the answer is believed only from that node".into(),
+        ),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.

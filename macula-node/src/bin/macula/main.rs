@@ -4,6 +4,7 @@ mod args;
 mod call;
 mod demo;
 mod failure;
+mod health;
 mod id;
 mod mesh;
 mod node;
@@ -39,7 +40,9 @@ fn main() -> ExitCode {
 fn start_logging(command: &Command) {
     let level = match command {
         Command::Node(_) => Level::WARN,
-        Command::Demo(_) | Command::Call(_) | Command::Providers(_) | Command::Id(_) => Level::ERROR,
+        Command::Demo(_) | Command::Call(_) | Command::Providers(_) | Command::Health(_) | Command::Id(_) => {
+            Level::ERROR
+        }
     };
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())
@@ -62,6 +65,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Demo(args) => demo::run(args).await,
             Command::Call(args) => call::run(args).await,
             Command::Providers(args) => providers::run(args).await,
+            Command::Health(args) => health::run(args).await,
             Command::Id(args) => id::run(&args),
         }
     });

@@ -170,8 +170,5 @@ async fn main() -> Result<()> {
     while let Some(note) = earlier.message().await? {
         println!("  there was a note: {}", note.text);
     }
-
-    caller.shutdown().await;
-    guide.shutdown().await;
     Ok(())
 }

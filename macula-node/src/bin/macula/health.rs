@@ -1,0 +1,168 @@
+//! `macula health`: gRPC's health and reflection, asked of nodes one by one.
+
+use std::collections::BTreeMap;
+
+use futures::{StreamExt as _, stream};
+use macula_node::{CallError, Channel, Node, Provider};
+use serde_json::{Value, json};
+use tonic::Status;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic_reflection::pb::v1::{
+    ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
+    server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
+};
+
+use crate::{
+    args::HealthArgs,
+    failure::{Failure, chain, print_line},
+    mesh,
+};
+
+/// Nodes asked at a time, and services of each.
+const AT_A_TIME: usize = 32;
+
+/// The services of a node whose health is asked for, at most.
+const MAX_SERVICES: usize = 4096;
+
+pub(crate) async fn run(args: HealthArgs) -> Result<(), Failure> {
+    let node = match args.on[..] {
+        [] => mesh::client(&args.mesh).await?,
+        // The nodes are known: there is nothing to look up.
+        _ => Node::builder().client().realm(args.mesh.realm.clone()).start().await?,
+    };
+    let outcome = ask_all(&node, &args).await;
+    node.shutdown().await;
+    outcome
+}
+
+async fn ask_all(node: &Node, args: &HealthArgs) -> Result<(), Failure> {
+    let providers = match (&args.service, &args.on[..]) {
+        (Some(service), []) => {
+            let found = node.lookup(service).await;
+            let found = found.map_err(|error| Failure::other(chain(&error)))?;
+            if found.is_empty() {
+                let service = service.clone();
+                return Err(CallError::ServiceNotFound { service }.into());
+            }
+            found.to_vec()
+        }
+        (_, named) => named
+            .iter()
+            .filter_map(|at| Some(Provider::new(at.node_id?, [at.endpoint.clone()])))
+            .collect(),
+    };
+    let mut asked = stream::iter(providers)
+        .map(|provider| ask(node, args, provider))
+        .buffered(AT_A_TIME);
+    let mut all_serve = true;
+    while let Some(report) = asked.next().await {
+        all_serve &= report.serves();
+        if args.json {
+            print_line(report.as_json())?;
+        } else {
+            report.as_lines().iter().try_for_each(print_line)?;
+        }
+    }
+    match all_serve {
+        true => Ok(()),
+        false => Err(Failure::shown(1)),
+    }
+}
+
+/// What a node says of a service, or why it says nothing.
+type Said = Result<&'static str, String>;
+
+/// What one node has said.
+struct Report {
+    provider: Provider,
+    /// Of the service asked for, or of the node as a whole.
+    health: Said,
+    /// Of each service it has, when no single one was asked for.
+    services: BTreeMap<String, Said>,
+}
+
+async fn ask(node: &Node, args: &HealthArgs, provider: Provider) -> Report {
+    let channel = Channel::new(node.client().clone())
+        .with_provider(provider.clone())
+        .with_timeout(args.timeout);
+    let name = args.service.as_ref().map_or("", |service| service.as_str());
+    let health = health(&channel, name).await;
+    let mut services = BTreeMap::new();
+    if args.service.is_none() && health.is_ok() {
+        // A node without reflection has no list: what it said of itself is all.
+        let names = list(&channel).await.unwrap_or_default();
+        // What the node has of its own is as it is.
+        let names: Vec<_> = names.into_iter().filter(|name| !name.starts_with("grpc.")).collect();
+        let asked = stream::iter(names.into_iter().take(MAX_SERVICES)).map(async |name| {
+            let health = self::health(&channel, &name).await;
+            (name, health)
+        });
+        services = asked.buffered(AT_A_TIME).collect().await;
+    }
+    Report {
+        provider,
+        health,
+        services,
+    }
+}
+
+async fn health(channel: &Channel, service: &str) -> Said {
+    let service = service.to_owned();
+    let mut client = HealthClient::new(channel.clone());
+    let answer = client.check(HealthCheckRequest { service }).await;
+    let answer = answer.map_err(|status| status.message().to_owned())?;
+    Ok(answer.into_inner().status().as_str_name())
+}
+
+/// The names of the services that a node has.
+async fn list(channel: &Channel) -> Result<Vec<String>, Status> {
+    let question = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let mut client = ServerReflectionClient::new(channel.clone());
+    let mut answers = client
+        .server_reflection_info(stream::iter([question]))
+        .await?
+        .into_inner();
+    let answer = answers.message().await?.and_then(|answer| answer.message_response);
+    match answer {
+        Some(MessageResponse::ListServicesResponse(list)) => Ok(list.service.into_iter().map(|it| it.name).collect()),
+        _ => Err(Status::internal("the node answered something else than a list")),
+    }
+}
+
+impl Report {
+    fn serves(&self) -> bool {
+        self.services
+            .values()
+            .chain([&self.health])
+            .all(|said| matches!(said, Ok("SERVING")))
+    }
+
+    fn as_lines(&self) -> Vec<String> {
+        let word = |said: &Said| match said {
+            Ok(status) => (*status).to_owned(),
+            Err(reason) => format!("no answer: {reason}"),
+        };
+        let endpoint = self.provider.endpoints.first();
+        let endpoint = endpoint.map(ToString::to_string).unwrap_or_default();
+        let head = format!("{}  {endpoint}  {}", self.provider.node_id, word(&self.health));
+        let services = self.services.iter();
+        let services = services.map(|(name, said)| format!("  {name}  {}", word(said)));
+        std::iter::once(head).chain(services).collect()
+    }
+
+    fn as_json(&self) -> Value {
+        let word = |said: &Said| match said {
+            Ok(status) => json!({ "status": status }),
+            Err(reason) => json!({ "status": null, "message": reason }),
+        };
+        let mut report = word(&self.health);
+        report["node_id"] = self.provider.node_id.to_string().into();
+        report["endpoint"] = self.provider.endpoints.first().map(ToString::to_string).into();
+        let services = self.services.iter().map(|(name, said)| (name.clone(), word(said)));
+        report["services"] = Value::Object(services.collect());
+        report
+    }
+}
