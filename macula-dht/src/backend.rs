@@ -70,8 +70,10 @@ pub struct StoredRecord {
     pub node: NodeId,
     /// The record.
     pub record: SignedProvider,
-    /// When its place is free again, in milliseconds since the Unix epoch.
+    /// From then on it is not shown, in milliseconds since the Unix epoch.
     pub expires_ms: u64,
+    /// From then on its place is free, in milliseconds since the Unix epoch. Until then it hides what it superseded.
+    pub held_until_ms: u64,
 }
 
 /// A contact as it is kept.

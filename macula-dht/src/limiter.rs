@@ -2,7 +2,8 @@
 //!
 //! A request costs a token, and another for every kibibyte of its reply, so what a peer gets out of this node is bounded by
 //! its bucket whatever it asks (amplification). Signature checks, the one expensive thing a peer can cause, have a bucket of
-//! their own that all peers share.
+//! their own that all peers share; each costs the peer [`CHECKED`] tokens of its own too, and [`FORGED`] when the signature turns
+//! out wrong, so that no peer uses up what is everybody's.
 //!
 //! **Invariant:** at most [`RateLimits::peers`] buckets are held. A bucket that is full again says nothing and is forgotten.
 
@@ -77,8 +78,16 @@ pub(crate) struct Limiter {
     signatures: Bucket,
     /// The number of buckets at which full ones are looked for again.
     sweep_at: usize,
+    swept: Option<Tick>,
 }
 
+/// What a record with a sound signature costs the peer that brought it, in tokens: a hand-over brings thousands.
+const CHECKED: f32 = 0.25;
+/// What a forged one costs. Honest nodes check what they pass on.
+const FORGED: f32 = 20.0;
+/// The shortest time between two searches for full buckets when there is no room for another, in nanoseconds: a crowd of
+/// strangers does not make every request cost a walk through all buckets.
+const SWEEP_EVERY: Tick = 10_000_000;
 /// The least number of buckets at which full ones are looked for.
 const SWEEP_MIN: usize = 16;
 
@@ -90,6 +99,7 @@ impl Limiter {
             others: Bucket::full(limits.burst, 0),
             signatures: Bucket::full(limits.signature_burst, 0),
             sweep_at: SWEEP_MIN,
+            swept: None,
         }
     }
 
@@ -110,6 +120,11 @@ impl Limiter {
         self.bucket(tick, peer).tokens -= (bytes / 1024) as f32;
     }
 
+    /// Charges `peer` for a signature that was checked.
+    pub(crate) fn charge_signature(&mut self, tick: Tick, peer: &NodeId, sound: bool) {
+        self.bucket(tick, peer).tokens -= if sound { CHECKED } else { FORGED };
+    }
+
     /// Whether another signature may be checked now.
     pub(crate) fn admit_signature(&mut self, tick: Tick) -> bool {
         self.signatures
@@ -125,12 +140,14 @@ impl Limiter {
     pub(crate) fn sweep(&mut self, tick: Tick) {
         let (rate, burst) = (self.limits.per_second, self.limits.burst);
         self.peers.retain(|_, bucket| bucket.full_at(rate, burst) > tick);
+        self.swept = Some(tick);
         self.sweep_at = (2 * self.peers.len()).max(SWEEP_MIN);
     }
 
     fn bucket(&mut self, tick: Tick, peer: &NodeId) -> &mut Bucket {
         if !self.peers.contains_key(peer) {
-            if self.peers.len() >= self.sweep_at.min(self.limits.peers) {
+            let is_due = self.swept.is_none_or(|swept| tick.saturating_sub(swept) >= SWEEP_EVERY);
+            if self.peers.len() >= self.sweep_at || (is_due && self.peers.len() >= self.limits.peers) {
                 self.sweep(tick);
             }
             if self.peers.len() >= self.limits.peers {

@@ -16,6 +16,9 @@ use crate::{Contact, Point, point::Distance, table::K};
 pub const ALPHA: usize = 3;
 /// The most candidates a lookup remembers.
 pub const MAX_CANDIDATES: usize = 128;
+/// The hop of candidates that this node itself knows. Those named by others never crowd them out, or a few peers that name nobody
+/// but the dead would decide whom a lookup asks.
+const OWN: u8 = 1;
 /// The most requests of one lookup that wait for an answer, overdue ones included.
 pub const MAX_OUTSTANDING: usize = 24;
 
@@ -85,7 +88,7 @@ impl Lookup {
                 let Some(drop) = self
                     .candidates
                     .iter()
-                    .rposition(|c| c.state == State::New)
+                    .rposition(|c| c.state == State::New && c.hop > OWN)
                     .filter(|&drop| drop >= at)
                 else {
                     continue;

@@ -24,7 +24,7 @@ use crate::{
     message::{contact_from_proto, contact_to_proto},
 };
 
-const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records-v1");
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records-v2");
 const CONTACTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("contacts-v1");
 /// What redb may keep of the file in memory, in bytes: it is written in batches and read once.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
@@ -198,13 +198,14 @@ fn place(key: &ServiceKey, node: &NodeId) -> [u8; 64] {
     place
 }
 
-/// The time it expires, the length of the body, the body, the signature.
+/// When it expires, until when its place is held, the length of the body, the body, the signature.
 fn encode_record(record: &StoredRecord) -> Vec<u8> {
     let length = u32::try_from(record.record.body.len())
         .unwrap_or(u32::MAX)
         .to_be_bytes();
     [
         &record.expires_ms.to_be_bytes()[..],
+        &record.held_until_ms.to_be_bytes(),
         &length,
         &record.record.body,
         &record.record.signature,
@@ -215,6 +216,7 @@ fn encode_record(record: &StoredRecord) -> Vec<u8> {
 fn decode_record(place: &[u8], value: &[u8]) -> Option<StoredRecord> {
     let (key, node) = place.split_at_checked(32)?;
     let (expires_ms, rest) = value.split_first_chunk()?;
+    let (held_until_ms, rest) = rest.split_first_chunk()?;
     let (length, rest) = rest.split_first_chunk()?;
     let (body, signature) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
     Some(StoredRecord {
@@ -225,5 +227,6 @@ fn decode_record(place: &[u8], value: &[u8]) -> Option<StoredRecord> {
             signature: signature.to_vec().into(),
         },
         expires_ms: u64::from_be_bytes(*expires_ms),
+        held_until_ms: u64::from_be_bytes(*held_until_ms),
     })
 }

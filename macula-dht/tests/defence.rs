@@ -7,91 +7,17 @@ mod common;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{EPOCH_MS, advertisement, contact_of, key, secret};
+use common::{
+    EPOCH_MS, advertisement,
+    bench::{Bench, peer, record},
+    contact_of, key, secret,
+};
 use macula_dht::{
     Config, Contact, Counters, Declined, Dht, Event, Memory, Outcome, Output, Peer, QueryResult, RateLimits, Refusal,
-    Reply, Request, RequestFailed, RequestId, Response, Role, Seed, Want,
+    Reply, Request, RequestFailed, Response, Role, Seed, Want,
 };
-use macula_wire::{Advertisement, Realm, SecretKey, ServiceKey, SignedProvider, VerifiedProvider};
+use macula_wire::{Advertisement, Realm, ServiceKey, VerifiedProvider};
 use proptest::prelude::*;
-
-struct Bench {
-    now: Instant,
-    dht: Dht<SecretKey>,
-}
-
-fn peer(n: usize) -> Peer {
-    Peer {
-        contact: contact_of(n),
-        role: Role::Node,
-    }
-}
-
-fn record(n: usize, key: ServiceKey, seq: u64) -> SignedProvider {
-    let realm = Realm::default().hash();
-    VerifiedProvider::sign(&secret(n), &realm, &key, seq, EPOCH_MS, &advertisement(n))
-        .unwrap()
-        .to_signed()
-}
-
-impl Bench {
-    fn new(config: Config) -> Self {
-        let now = Instant::now();
-        Self {
-            now,
-            dht: Dht::new(config, secret(0), Realm::default(), Memory, now, EPOCH_MS, 7),
-        }
-    }
-
-    fn outputs(&mut self) -> Vec<Output> {
-        std::iter::from_fn(|| self.dht.poll_output()).collect()
-    }
-
-    fn sends(&mut self) -> Vec<(RequestId, Contact, Request)> {
-        let sends = self.outputs().into_iter().filter_map(|output| match output {
-            Output::Send { id, to, request } => Some((id, to, request)),
-            Output::Identify { .. } | Output::Event(_) => None,
-        });
-        sends.collect()
-    }
-
-    fn ask(&mut self, n: usize, request: Request) -> Response {
-        self.dht.handle_request(self.now, &peer(n), Ok(request))
-    }
-
-    fn publish(&mut self, n: usize, key: ServiceKey, record: SignedProvider) -> Outcome {
-        match self.ask(
-            n,
-            Request::Publish {
-                key,
-                records: vec![record],
-            },
-        ) {
-            Response::Published(outcomes) => outcomes[0],
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn answer(&mut self, id: RequestId, response: Response) {
-        let reply = Reply {
-            response: Ok(response),
-            role: Role::Node,
-            ip: None,
-        };
-        self.dht.handle_response(self.now, id, Ok(reply));
-    }
-
-    /// Takes nodes 1..=count into the table.
-    fn befriend(&mut self, nodes: impl IntoIterator<Item = usize>) {
-        for n in nodes {
-            self.dht.add_contact(self.now, contact_of(n));
-            for (id, ..) in self.sends() {
-                self.answer(id, Response::Pong);
-            }
-        }
-        self.outputs();
-    }
-}
 
 #[test]
 fn contacts_enter_only_after_they_answered_us() {
@@ -442,6 +368,28 @@ fn signature_checks_are_rate_limited_and_come_last() {
         Outcome::Stored,
         "known: no signature is checked"
     );
+}
+
+/// The budget for signatures is everybody's, and no peer's to use up.
+#[test]
+fn one_peers_junk_signatures_do_not_keep_others_from_publishing() {
+    let mut bench = Bench::new(Config::default());
+    let service = key("a.b");
+    let mut junk = record(1, service, 10);
+    junk.signature = Bytes::from_static(&[9; 64]);
+    for n in 0..100 {
+        for _ in 0..100 {
+            let records = vec![junk.clone(); 12];
+            bench.ask(1, Request::Publish { key: service, records });
+        }
+        assert_eq!(
+            bench.publish(2, service, record(n + 2, service, 1)),
+            Outcome::Stored,
+            "{n}"
+        );
+        bench.now += Duration::from_millis(50);
+    }
+    assert_eq!(bench.ask(1, Request::Ping), Response::Declined(Declined::RateLimited));
 }
 
 /// D10: the publisher learns of a refusal and its reason.

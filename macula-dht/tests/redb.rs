@@ -208,6 +208,7 @@ fn a_kept_record_that_was_tampered_with_is_not_taken() {
             node,
             record,
             expires_ms: EPOCH_MS + 1_000_000,
+            held_until_ms: EPOCH_MS + 1_000_000,
         })
     };
     let mut bad = record(2, service, 100).to_signed();
@@ -225,6 +226,99 @@ fn a_kept_record_that_was_tampered_with_is_not_taken() {
     let dht = start(&home.file(), now, Duration::ZERO);
     let held: Vec<_> = dht.local_providers(now, &service).map(|p| *p.node_id()).collect();
     assert_eq!(held, [*good.node_id()]);
+}
+
+/// A record dated ahead is valid for its time to live from when it was received; a restart does not start that time anew.
+#[test]
+fn d4_a_restart_prolongs_no_record() {
+    let (home, mut now) = (Home::new(), Instant::now());
+    let service = key("a.b");
+    let advertisement = advertisement(1).with_ttl(Duration::from_secs(20));
+    let ahead = EPOCH_MS + 50_000;
+    let record =
+        VerifiedProvider::sign(&secret(1), &Realm::default().hash(), &service, 1, ahead, &advertisement).unwrap();
+    let mut dht = start(&home.file(), now, Duration::ZERO);
+    publish(&mut dht, now, 1, &record);
+    dht.flush(now);
+    for after in [15, 19] {
+        drop(dht);
+        now += Duration::from_secs(1);
+        dht = start(&home.file(), now, Duration::from_secs(after));
+        assert_eq!(dht.local_providers(now, &service).count(), 1);
+    }
+    let later = now + Duration::from_secs(1);
+    assert_eq!(
+        dht.local_providers(later, &service).count(),
+        0,
+        "20 s after it was received"
+    );
+}
+
+/// D9: a short-lived record that replaced a long-lived one hides it after it expired, restart or not.
+#[test]
+fn d9_a_superseded_record_does_not_come_back_after_a_restart() {
+    let (home, now) = (Home::new(), Instant::now());
+    let service = key("a.b");
+    let signed = |seq, ttl| {
+        let advertisement = advertisement(1).with_ttl(Duration::from_secs(ttl));
+        VerifiedProvider::sign(
+            &secret(1),
+            &Realm::default().hash(),
+            &service,
+            seq,
+            EPOCH_MS,
+            &advertisement,
+        )
+        .unwrap()
+    };
+    let old = signed(1, 300);
+    let mut dht = start(&home.file(), now, Duration::ZERO);
+    publish(&mut dht, now, 1, &old);
+    publish(&mut dht, now, 1, &signed(2, 20));
+    dht.flush(now);
+    drop(dht);
+    let mut dht = start(&home.file(), now, Duration::from_secs(30));
+    let peer = Peer {
+        contact: contact_of(2),
+        role: Role::Node,
+    };
+    let request = Request::Publish {
+        key: service,
+        records: vec![old.to_signed()],
+    };
+    let stale = macula_dht::Outcome::Refused(macula_dht::Refusal::Stale);
+    assert_eq!(
+        dht.handle_request(now, &peer, Ok(request)),
+        Response::Published(vec![stale])
+    );
+    assert_eq!(dht.local_providers(now, &service).count(), 0);
+}
+
+/// The peer cache is for getting back without the seeds, also for a node that stores nothing.
+#[test]
+fn contacts_are_kept_by_a_node_without_records() {
+    let (home, mut now) = (Home::new(), Instant::now());
+    let mut dht = start(&home.file(), now, Duration::ZERO);
+    dht.add_contact(now, contact_of(1));
+    for _ in 0..200 {
+        while let Some(output) = dht.poll_output() {
+            if let Output::Send { id, .. } = output {
+                let reply = Reply {
+                    response: Ok(Response::Pong),
+                    role: Role::Node,
+                    ip: None,
+                };
+                dht.handle_response(now, id, Ok(reply));
+            }
+        }
+        now += Duration::from_secs(1);
+        dht.handle_timeout(now);
+    }
+    drop(dht);
+    let mut dht = start(&home.file(), now, Duration::ZERO);
+    let asked =
+        std::iter::from_fn(|| dht.poll_output()).any(|o| matches!(o, Output::Send { to, .. } if to == contact_of(1)));
+    assert!(asked, "the contact it kept is asked at once");
 }
 
 #[test]
@@ -245,6 +339,7 @@ fn filled(path: &Path) {
                 node: *record.node_id(),
                 record: record.to_signed(),
                 expires_ms: EPOCH_MS,
+                held_until_ms: EPOCH_MS + 1,
             })
         })
         .chain([Change::Contacts(
@@ -284,7 +379,7 @@ proptest! {
                 let node = *contact_of(n).node_id();
                 if put {
                     let record = record(n, service, 100).to_signed();
-                    let record = StoredRecord { key: service, node, record, expires_ms: expires.into() };
+                    let record = StoredRecord { key: service, node, record, expires_ms: expires.into(), held_until_ms: u64::from(expires) + 7 };
                     model.insert((service, node), record.clone());
                     changes.push(Change::Put(record));
                 } else {

@@ -8,9 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{EPOCH_MS, contact_of, key, secret};
+use common::{
+    EPOCH_MS, advertisement,
+    bench::{Bench, agreeable, record},
+    contact_of, key, secret,
+};
 use macula_dht::{Config, Dht, Event, Memory, Output, QueryResult, Reply, Request, Response, Role, Want};
-use macula_wire::{Realm, SecretKey};
+use macula_wire::{Realm, SecretKey, SignedProvider, VerifiedProvider};
 
 /// A node that knows `count` others.
 fn acquainted(now: Instant, count: usize) -> Dht<SecretKey> {
@@ -116,4 +120,112 @@ fn soft_and_hard_timeouts() {
     let failed = dht.counters().failed;
     dht.handle_timeout(start + Duration::from_secs(2));
     assert_eq!(dht.counters().failed, failed + 3);
+}
+
+fn providers(records: Vec<SignedProvider>, more: bool) -> Response {
+    Response::Providers {
+        records,
+        closest: Vec::new(),
+        more,
+    }
+}
+
+/// D4: what was valid when it was found may have expired when the slowest peer has been waited for.
+#[test]
+fn d4_a_record_that_expires_during_a_search_is_not_in_its_result() {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..=3);
+    let service = key("a.b");
+    let record = |n: usize, ttl| {
+        let advertisement = advertisement(n).with_ttl(Duration::from_secs(ttl));
+        VerifiedProvider::sign(
+            &secret(n),
+            &Realm::default().hash(),
+            &service,
+            1,
+            EPOCH_MS,
+            &advertisement,
+        )
+        .unwrap()
+        .to_signed()
+    };
+    bench.now += Duration::from_secs(19);
+    bench.dht.start_lookup(bench.now, service, Want::All).unwrap();
+    let events = bench.run(Duration::from_secs(5), |to, _| {
+        (*to != contact_of(2)).then(|| providers(vec![record(50, 20), record(51, 30)], false))
+    });
+    let Some(Event::Finished {
+        result: QueryResult::Found(found),
+        ..
+    }) = events.last()
+    else {
+        panic!("{events:?}")
+    };
+    let found: Vec<_> = found.iter().map(|p| *p.node_id()).collect();
+    assert_eq!(found, [*contact_of(51).node_id()]);
+}
+
+/// Each of a few peers has providers without end: they cost so many signatures and so much memory, and no more.
+#[test]
+fn a_search_takes_no_more_providers_than_a_list_may_have_from_each_peer() {
+    let mut config = Config::default();
+    config.store.providers_per_key = 4;
+    let mut bench = Bench::new(config);
+    bench.befriend(1..=3);
+    let service = key("a.b");
+    bench.dht.start_lookup(bench.now, service, Want::All).unwrap();
+    let mut next = 100;
+    let events = bench.run(Duration::from_secs(10), |_, _| {
+        let page = (next..next + 20).map(|n| record(n, service, 1)).collect();
+        next += 20;
+        Some(providers(page, true))
+    });
+    let Some(Event::Finished {
+        result: QueryResult::Found(found),
+        ..
+    }) = events.last()
+    else {
+        panic!("{events:?}")
+    };
+    assert!(found.len() <= 3 * 256, "{}", found.len());
+    assert!(next <= 100 + 3 * (256 + 20), "{next}");
+}
+
+/// Peers that name nobody but the dead crowd everybody else out of one lookup, and not out of the search.
+#[test]
+fn a_search_that_is_led_to_the_dead_goes_another_way() {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..=200);
+    let service = key("a.b");
+    let point = macula_dht::Point::from(service);
+    let known: Vec<_> = bench.dht.table().closest(&point, 40).cloned().collect();
+    // The sixteen closest lie; only one that is not among the twenty closest knows the provider.
+    let (liars, holder) = (known[..16].to_vec(), known[30].clone());
+    let mut made_up = 0_u32;
+    bench.dht.start_lookup(bench.now, service, Want::First).unwrap();
+    let events = bench.run(Duration::from_secs(120), |to, request| {
+        if liars.contains(to) {
+            let closest = (0..20).map(|_| {
+                made_up += 1;
+                let mut id = *service.as_bytes();
+                id[28..].copy_from_slice(&made_up.to_be_bytes());
+                let endpoint = "192.0.2.1:1".parse().unwrap();
+                macula_dht::Contact::new(macula_wire::NodeId::from_bytes(id), [endpoint])
+            });
+            return Some(Response::Providers {
+                records: Vec::new(),
+                closest: closest.collect(),
+                more: false,
+            });
+        }
+        if *to == holder {
+            return Some(providers(vec![record(7, service, 1)], false));
+        }
+        (1..=200).any(|n| *to == contact_of(n)).then(|| agreeable(request))
+    });
+    let finished = events.iter().find_map(|event| match event {
+        Event::Finished { result, stats, .. } => Some((result, stats)),
+        _ => None,
+    });
+    assert!(matches!(finished, Some((QueryResult::Found(_), _))), "{finished:?}");
 }

@@ -2,7 +2,8 @@
 //!
 //! Joining is a lookup for this node's own id from every seed and every peer remembered, after which the rest of the table
 //! is filled by lookups for random points of each bucket. The same is done again whenever the table has run empty, and, one
-//! remembered peer or seed at a time, now and then for ever: two halves of a mesh that lost each other find back.
+//! remembered peer or seed at a time, now and then for ever: two halves of a mesh that lost each other find back, and so do
+//! two that never met, when one of them is behind an address that both were given.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -13,7 +14,7 @@ use macula_wire::{Endpoint, Signer};
 
 use super::{Dht, MAX_REMEMBERED, MAX_SEEDS, exchange::Purpose, queries::Goal};
 use crate::{
-    Backend, Contact, Event, Output, Point, QueryId, Request, RequestId, Seed,
+    Backend, Contact, Event, K, Output, Point, QueryId, Request, RequestId, Seed,
     clock::{Tick, nanos},
 };
 
@@ -21,12 +22,22 @@ use crate::{
 pub(super) const MAINTENANCE: Tick = 60_000_000_000;
 /// The most refreshing lookups at a time.
 const MAX_REFRESHES: usize = 2;
+/// In a mesh that is no small one an address is asked again in one of this many rounds, or its node would be asked all the time.
+const ASK_AGAIN: u64 = 15;
+/// The number of contacts below which a mesh is small.
+const SMALL: usize = 2 * K;
 
 /// Who this node joins through, and how far it is.
 #[derive(Debug, Default)]
 pub(super) struct Joining {
     known: Vec<Contact>,
     addresses: Vec<Endpoint>,
+    /// Addresses where nobody but this node was found; others may be there later.
+    own_addresses: Vec<Endpoint>,
+    /// The address that was asked again, and nothing hangs on it.
+    asking_again: Option<RequestId>,
+    /// Which address that is the next time.
+    next_address: usize,
     /// Peers that left the table, the latest last.
     remembered: VecDeque<Contact>,
     /// Addresses being asked who listens there.
@@ -73,7 +84,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     pub fn bootstrap(&mut self, now: Instant, seeds: impl IntoIterator<Item = Seed>) {
         let (mut contacts, mut addresses) = (Vec::new(), Vec::new());
         for seed in seeds {
-            if self.joining.known.len() + self.joining.addresses.len() >= MAX_SEEDS {
+            let joining = &self.joining;
+            if joining.known.len() + joining.addresses.len() + joining.own_addresses.len() >= MAX_SEEDS {
                 break;
             }
             match seed {
@@ -82,7 +94,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                     self.joining.known.push(contact.clone());
                     contacts.push(contact);
                 }
-                Seed::At(endpoint) if !self.joining.addresses.contains(&endpoint) => {
+                Seed::At(endpoint) if !joining.addresses.contains(&endpoint) => {
+                    self.joining.own_addresses.retain(|address| *address != endpoint);
                     self.joining.addresses.push(endpoint.clone());
                     addresses.push(endpoint);
                 }
@@ -113,6 +126,12 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Takes the answer to an [`Output::Identify`]: the nodes that listen at the address, none when it cannot be reached.
     pub fn handle_identified(&mut self, now: Instant, id: RequestId, nodes: impl IntoIterator<Item = Contact>) {
+        if self.joining.asking_again.take_if(|asked| *asked == id).is_some() {
+            let nodes = nodes.into_iter().take(MAX_SEEDS);
+            let strangers = nodes.filter(|node| *node.node_id() != self.own && !self.table.contains(node.node_id()));
+            let strangers: Vec<_> = strangers.collect();
+            return self.meet_through(now, strangers);
+        }
         let Some(endpoint) = self.joining.identifying.remove(&id) else {
             self.counters.unexpected += 1;
             return;
@@ -126,6 +145,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         if nodes.is_empty() && found > 0 {
             // A node that is among its own seeds: one list for all is how meshes are configured.
             self.joining.addresses.retain(|address| *address != endpoint);
+            self.joining.own_addresses.push(endpoint);
             if !self.knows_a_way_in() {
                 return self.outputs.push_back(Output::Event(Event::Joined { contacts: 0 }));
             }
@@ -134,7 +154,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             self.joining.remember(node.clone());
         }
         if nodes.is_empty() && self.joining.query.is_none() {
-            if self.joining.identifying.is_empty() {
+            // With contacts it is part of a mesh already, whichever of the other seeds led there.
+            if self.joining.identifying.is_empty() && self.table.is_empty() {
                 self.on_join_lookup(now, 0);
             }
             return;
@@ -215,7 +236,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     fn retry_join(&mut self, now: Instant) {
-        let wait = self.config.join_backoff * 2_u32.saturating_pow(self.joining.attempts.min(16));
+        let doublings = 2_u32.saturating_pow(self.joining.attempts.min(16));
+        let wait = self.config.join_backoff.saturating_mul(doublings);
         let wait = nanos(wait.min(self.config.max_join_backoff));
         // From half to all of it, so that a mesh that comes back is not asked by everybody at once.
         let wait = wait / 2 + self.rng.below(wait / 2 + 1);
@@ -270,7 +292,6 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return;
         }
         self.maintain_at = tick + MAINTENANCE;
-        self.keep_contacts(now);
         self.limiter.sweep(tick);
         let interval = self.config.refresh_interval;
         self.refreshes.extend(
@@ -280,6 +301,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 .map(|(index, _)| index),
         );
         self.start_refreshes(now);
+        self.ask_an_address_again();
+        self.keep_contacts(now);
         let count = self.joining.known_contacts().count();
         if count > 0 {
             self.joining.turn = (self.joining.turn + 1) % count;
@@ -288,6 +311,38 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 self.add_contact(now, contact);
             }
         }
+    }
+
+    /// Asks one of the addresses whether there are nodes by now that this one knows nothing of.
+    fn ask_an_address_again(&mut self) {
+        let joining = &self.joining;
+        let count = joining.addresses.len() + joining.own_addresses.len();
+        if count == 0 || joining.is_running() || (self.table.len() >= SMALL && self.rng.below(ASK_AGAIN) > 0) {
+            return;
+        }
+        let addresses = joining.addresses.iter().chain(&joining.own_addresses);
+        let next = addresses.cycle().nth(joining.next_address % count).cloned();
+        self.joining.next_address = (self.joining.next_address + 1) % count;
+        if let Some(endpoint) = next {
+            let id = self.next_request();
+            self.joining.asking_again = Some(id);
+            self.outputs.push_back(Output::Identify { id, endpoint });
+        }
+    }
+
+    /// Looks up this node's own id from nodes that are no contacts: they may know neighbours that none of the contacts do.
+    fn meet_through(&mut self, now: Instant, nodes: Vec<Contact>) {
+        if nodes.is_empty() {
+            return;
+        }
+        // Where there is no room for a lookup, there is one in the next round.
+        let Ok(id) = self.start(now, Point::from(self.own), Goal::Meet) else {
+            return;
+        };
+        if let Some(lookup) = self.queries.get_mut(&id).and_then(|query| query.paths.first_mut()) {
+            lookup.add(nodes, 0);
+        }
+        self.pump(now, id);
     }
 
     /// A node turned up that was not known.

@@ -33,6 +33,7 @@ use self::{
 };
 use crate::{
     Backend, Clock, Config, Contact, Memory, Output, Point, ProviderStore, QueryId, RequestId, Role, RoutingTable,
+    StoredContact,
     clock::{Tick, nanos},
     limiter::Limiter,
     rng::Rng,
@@ -119,6 +120,8 @@ pub struct Dht<S, B = Memory> {
     withdrawals: BTreeMap<ServiceKey, (VerifiedProvider, Vec<Contact>)>,
     jobs: BTreeMap<JobId, Job>,
     next_job: u64,
+    /// Jobs are being started, further up the stack.
+    starting_jobs: bool,
 
     /// What the lookups of this sweep have shown.
     coverage: Coverage,
@@ -132,6 +135,8 @@ pub struct Dht<S, B = Memory> {
     maintain_at: Tick,
     /// When changes are next committed, if there are any.
     commit_at: Option<Tick>,
+    /// The contacts that were committed last.
+    kept_contacts: Vec<StoredContact>,
     counters: Counters,
 }
 
@@ -166,6 +171,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             withdrawals: BTreeMap::new(),
             jobs: BTreeMap::new(),
             next_job: 0,
+            starting_jobs: false,
             coverage: Coverage::default(),
             handovers: VecDeque::new(),
             handover_at: None,
@@ -174,6 +180,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             refreshes: BTreeSet::new(),
             maintain_at,
             commit_at: None,
+            kept_contacts: Vec::new(),
             counters: Counters::default(),
             config,
             signer,

@@ -1,14 +1,17 @@
 //! What goes to the backend and comes back from it.
 //!
-//! Records are kept as they change, contacts when there is a new one and with every maintenance round. What comes back is checked like a stranger's:
+//! Records are kept as they change, contacts when there are others than those kept last. What comes back is checked like a stranger's:
 //! signatures, dates, limits. Contacts are asked again before they enter the table, and until then they are where lookups start.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use macula_wire::Signer;
+use macula_wire::{MAX_TTL, Signer};
 
 use super::{Dht, MAX_REMEMBERED};
-use crate::{Backend, Change, Event, K, Origin, Output, Point, StoredContact, StoredRecord, clock::nanos};
+use crate::{
+    Backend, Change, Event, K, Output, Point, StoredContact, StoredRecord,
+    clock::{millis, nanos},
+};
 
 /// The most changes of one commit; more are committed in a row.
 const MAX_BATCH: usize = 4096;
@@ -29,15 +32,20 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             node,
             record,
             expires_ms,
+            held_until_ms,
         } in loaded.records
         {
             // Its own records a node publishes anew. What has expired goes with the next commit.
-            if node == self.own || expires_ms <= now_ms {
+            if node == self.own || held_until_ms <= now_ms {
                 self.store.note_change(&key, &node);
                 continue;
             }
             let taken = match record.verify(&self.realm_hash, &key) {
-                Ok(record) if *record.node_id() == node => self.store.insert(now, record, Origin::Restored).is_ok(),
+                Ok(record) if *record.node_id() == node => {
+                    let at = |ms: u64| now + Duration::from_millis(ms.saturating_sub(now_ms).min(millis(MAX_TTL)));
+                    let (shown, held) = (at(expires_ms), at(held_until_ms));
+                    self.store.restore(now, record, shown, held).is_ok()
+                }
                 Ok(_) | Err(_) => false,
             };
             if !taken {
@@ -62,9 +70,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
-    /// Makes sure that the contacts are committed before long: a node may have nothing else to keep.
+    /// Makes sure that the contacts are committed before long, if they are others than those kept last: a node may have
+    /// nothing else to keep.
     pub(super) fn keep_contacts(&mut self, now: Instant) {
-        if !self.backend.is_volatile() {
+        if !self.backend.is_volatile() && self.commit_at.is_none() && self.memorable_contacts() != self.kept_contacts {
             self.commit_before_long(now);
         }
     }
@@ -97,22 +106,26 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             .take_changes()
             .into_iter()
             .map(
-                |(key, node)| match (self.store.held(&key, &node), self.store.held_until(&key, &node)) {
-                    (Some(record), Some(until)) if node != self.own => {
-                        let left = until.saturating_duration_since(now).as_millis();
-                        let expires_ms = now_ms.saturating_add(u64::try_from(left).unwrap_or(u64::MAX));
+                |(key, node)| match (self.store.held(&key, &node), self.store.times(&key, &node)) {
+                    (Some(record), Some((shown, held))) if node != self.own => {
+                        let at = |until: Instant| now_ms.saturating_add(millis(until.saturating_duration_since(now)));
                         Change::Put(StoredRecord {
                             key,
                             node,
                             record: record.to_signed(),
-                            expires_ms,
+                            expires_ms: at(shown),
+                            held_until_ms: at(held),
                         })
                     }
                     _ => Change::Remove { key, node },
                 },
             )
             .collect();
-        changes.push(Change::Contacts(self.memorable_contacts()));
+        let contacts = self.memorable_contacts();
+        if contacts != self.kept_contacts {
+            changes.push(Change::Contacts(contacts.clone()));
+            self.kept_contacts = contacts;
+        }
         for batch in changes.chunks(MAX_BATCH) {
             if let Err(error) = self.backend.commit(batch) {
                 self.outputs.push_back(Output::Event(Event::BackendFailed(error)));

@@ -35,16 +35,22 @@ pub const MAX_JOBS: usize = 16;
 const REFRESH_AHEAD: Duration = Duration::from_secs(60);
 /// The shortest time between two publications of a service.
 const MIN_REFRESH: Duration = Duration::from_secs(10);
-/// When a publication that nobody acknowledged, or that was refused for the time being, is tried again.
+/// When a publication that nobody acknowledged, or that was refused for the time being, is tried again. After a refusal the wait
+/// doubles each time in a row: it goes to all holders, and a single one that always refuses must not make a flood for the others.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often it doubles: beyond every time to live.
+const MAX_DOUBLINGS: u32 = 10;
 /// How far ahead of its time a service is published when its neighbours are.
 const SWEEP_AHEAD: Duration = Duration::from_secs(5);
 /// How many other services must be due in a key's neighbourhood for the whole of it to be looked up.
 const DENSE: usize = 3;
 /// The most lookups of one job.
 const MAX_LOOKUPS: u32 = 24;
-/// By how much a sequence number grows, doubled each time, when holders know a larger one.
+/// By how much a sequence number grows when holders know a larger one, in milliseconds; each time in a row eight times as much.
 const SEQ_STEP: u64 = 60_000;
+/// How far ahead of the time holders may drive a sequence number, in milliseconds: any of them can say that it knows a larger
+/// one, and a number that has grown to the largest there is can never be superseded.
+const MAX_SEQ_AHEAD: u64 = 86_400_000;
 
 /// A service cannot be advertised.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +78,8 @@ pub(super) struct Service {
     next: Tick,
     /// How often in a row holders knew a larger sequence number.
     outdated: u32,
+    /// How often in a row holders refused for the time being.
+    refusals: u32,
 }
 
 /// A publication under way.
@@ -128,6 +136,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             job: None,
             next: 0,
             outdated: 0,
+            refusals: 0,
         };
         if let Some(former) = self.services.remove(&key) {
             self.due.remove(&(former.next, key));
@@ -161,10 +170,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let ttl = service.longest_ttl.min(MAX_TTL);
         let unix_ms = self.clock.unix_ms(now);
         let signed = VerifiedProvider::sign_withdrawal(&self.signer, &self.realm_hash, &key, seq, unix_ms, ttl);
-        // Neither can fail: the validity was that of a record, and the place in the store is held.
+        // It cannot fail: the validity was that of a record.
         let Ok(record) = signed else { return };
-        let stored = self.store.insert(now, record.clone(), Origin::Local);
-        debug_assert!(stored.is_ok(), "{stored:?}");
+        // The place in the store may be lost, to a service that came after this one had expired here; its holders still hear.
+        let _ = self.store.insert(now, record.clone(), Origin::Local);
         self.touch_backend(now);
         let former = self.withdrawals.remove(&key).map(|(_, former)| former);
         holders.extend(former.into_iter().flatten());
@@ -178,7 +187,13 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     /// Withdraws what waits for it and publishes what is due, as far as the number of jobs allows.
+    ///
+    /// A job that is over as soon as it starts, because there is nobody to ask, comes back here: the loop that started it goes
+    /// on, or every service due would take its place on the stack.
     pub(super) fn start_due_jobs(&mut self, now: Instant) {
+        if std::mem::replace(&mut self.starting_jobs, true) {
+            return;
+        }
         let tick = self.clock.tick(now);
         while self.jobs.len() < MAX_JOBS {
             if let Some((key, (record, former))) = self.withdrawals.pop_first() {
@@ -191,6 +206,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             self.due.pop_first();
             self.publish(now, key);
         }
+        self.starting_jobs = false;
     }
 
     /// Publishes every service that nobody holds: this node has found its mesh.
@@ -206,8 +222,13 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     fn publish(&mut self, now: Instant, key: ServiceKey) {
-        let Some(service) = self.services.get(&key) else { return };
+        let Some(service) = self.services.get_mut(&key) else {
+            return;
+        };
         let advertisement = service.advertisement.clone();
+        let refresh = MIN_REFRESH.max(advertisement.ttl().saturating_sub(REFRESH_AHEAD));
+        service.next = self.clock.tick(now) + nanos(refresh);
+        self.due.insert((service.next, key));
         let published = self
             .store
             .held(&key, &self.own)
@@ -217,9 +238,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             Some(record) => record,
             None => match self.sign(now, &key, &advertisement) {
                 Ok((seq, record)) => {
-                    // The place is held, so that only the dates could be wrong, and they are this clock's.
-                    let stored = self.store.insert(now, record.clone(), Origin::Local);
-                    debug_assert!(stored.is_ok(), "{stored:?}");
+                    // The place is held unless the record expired while it waited for its turn and another service came.
+                    let _ = self.store.insert(now, record.clone(), Origin::Local);
                     self.touch_backend(now);
                     if let Some(service) = self.services.get_mut(&key) {
                         service.seq = seq;
@@ -230,12 +250,6 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 Err(_) => return,
             },
         };
-        let refresh = MIN_REFRESH.max(advertisement.ttl().saturating_sub(REFRESH_AHEAD));
-        let next = self.clock.tick(now) + nanos(refresh);
-        if let Some(service) = self.services.get_mut(&key) {
-            service.next = next;
-            self.due.insert((next, key));
-        }
         let id = self.start_job(now, key, Kind::Advertise, record, Vec::new());
         // A job may end at once.
         if let Some(service) = self.services.get_mut(&key)
@@ -462,7 +476,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let refused_as = |refusal| refused.iter().any(|(_, given)| *given == refusal);
         let expects_peers = unreachable > 0 || !self.table.is_empty() || self.joining.has_seeds();
         let unheld = holders.is_empty() && refused.is_empty() && expects_peers;
-        let retry = self.clock.tick(now) + nanos(RETRY);
+        let (tick, unix_ms) = (self.clock.tick(now), self.clock.unix_ms(now));
         let Some(service) = self.services.get_mut(key) else {
             return;
         };
@@ -471,12 +485,17 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let outdated = refused_as(Refusal::Stale);
         if outdated {
             // This node's clock was set back since the last process of this identity. How far is not known.
-            service.seq = service.seq.saturating_add(SEQ_STEP << service.outdated.min(30));
+            let step = SEQ_STEP << (3 * service.outdated.min(4));
+            let most = unix_ms.saturating_add(MAX_SEQ_AHEAD);
+            service.seq = service.seq.max(service.seq.saturating_add(step).min(most));
             service.outdated += 1;
         } else {
             service.outdated = 0;
         }
-        if (unheld || outdated || refused_as(Refusal::Busy)) && service.next > retry {
+        let refused = outdated || refused_as(Refusal::Busy);
+        let retry = tick + (nanos(RETRY) << service.refusals.min(MAX_DOUBLINGS));
+        service.refusals = if refused { service.refusals + 1 } else { 0 };
+        if (unheld || refused) && service.next > retry {
             self.due.remove(&(service.next, *key));
             service.next = retry;
             self.due.insert((retry, *key));

@@ -9,12 +9,15 @@ use macula_wire::{NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider};
 
 use super::{Dht, MAX_QUERIES, TooManyQueries, exchange::Purpose, publish::JobId};
 use crate::{
-    Backend, Contact, Event, K, Output, Point, QueryId, QueryResult, Request, Response, Stats, Want, clock::Tick,
+    Backend, Contact, Event, K, Output, Point, QueryId, QueryResult, Request, Response, Stats, Want,
+    clock::{Tick, nanos},
     lookup::Lookup,
 };
 
 /// The most pages of one peer's list a lookup reads.
 const MAX_PAGES: u8 = 32;
+/// The most providers a search takes from one peer, or [`StoreLimits::providers_per_key`](crate::StoreLimits) where that is more.
+const LIST: usize = 256;
 /// The number of paths of a search that found nothing on one.
 const DISJOINT_PATHS: usize = 2;
 
@@ -31,6 +34,8 @@ pub(super) enum Goal {
     Join,
     /// Keeping a bucket fresh.
     Refresh,
+    /// Meeting the neighbours that others than this node's contacts know.
+    Meet,
 }
 
 /// What a search for providers has found.
@@ -39,13 +44,29 @@ pub(super) struct Search {
     key: ServiceKey,
     want: Want,
     /// The newest record of each provider, withdrawals included.
-    found: BTreeMap<NodeId, VerifiedProvider>,
+    found: BTreeMap<NodeId, Found>,
     live: usize,
-    /// How many pages each peer with a long list has given.
-    pages: BTreeMap<NodeId, u8>,
+    /// What each peer has given.
+    given: BTreeMap<NodeId, Given>,
+    /// How many signatures were checked.
+    checked: usize,
     /// The step that found the first provider.
     hop: u8,
     effort: Effort,
+}
+
+#[derive(Debug)]
+struct Found {
+    record: VerifiedProvider,
+    /// From then on it is not shown.
+    expires: Tick,
+}
+
+/// How much of its list a peer has given.
+#[derive(Debug, Default)]
+struct Given {
+    pages: u8,
+    records: usize,
 }
 
 /// How hard a search tries. One that ends without a provider tries harder.
@@ -84,7 +105,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             want,
             found: BTreeMap::new(),
             live: 0,
-            pages: BTreeMap::new(),
+            given: BTreeMap::new(),
+            checked: 0,
             hop: 0,
             effort: Effort::Plain,
         };
@@ -187,7 +209,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             Response::Pong | Response::Published(_) | Response::Declined(_) => return true,
         };
         let last = records.last().and_then(peek_node);
-        let Some(verified) = self.verify_found(now, id, &records) else {
+        let Some(verified) = self.verify_found(id, peer.node_id(), &records) else {
             self.on_step_failure(now, id, path, peer.node_id());
             return false;
         };
@@ -196,9 +218,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return true;
         };
         let after = if more { last } else { None };
+        let most = self.config.store.providers_per_key.max(LIST);
         let next = after.and_then(|after| {
             Some(Request::FindProviders {
-                key: query.next_page(peer.node_id())?,
+                key: query.next_page(peer.node_id(), most)?,
                 after: Some(after),
             })
         });
@@ -240,25 +263,40 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     /// Checks the records of an answer that are not known yet; `None` when one is forged.
-    fn verify_found(&mut self, now: Instant, id: QueryId, records: &[SignedProvider]) -> Option<Vec<VerifiedProvider>> {
+    ///
+    /// From one peer no more are looked at than a list may hold, and of a whole search no more than two versions of such a list
+    /// from each of k holders: providers without end cost a peer nothing to make up.
+    fn verify_found(
+        &mut self,
+        id: QueryId,
+        peer: &NodeId,
+        records: &[SignedProvider],
+    ) -> Option<Vec<VerifiedProvider>> {
         let Some(Query {
             goal: Goal::Providers(search),
             ..
-        }) = self.queries.get(&id)
+        }) = self.queries.get_mut(&id)
         else {
             return Some(Vec::new());
         };
+        let most = self.config.store.providers_per_key.max(LIST);
+        let given = search.given.entry(*peer).or_default();
+        let records = &records[..records.len().min(most.saturating_sub(given.records))];
+        given.records += records.len();
         let mut verified = Vec::new();
         for record in records {
             let known = peek_node(record).and_then(|node| search.found.get(&node));
-            if known.is_some_and(|known| known.body() == &record.body && known.signature()[..] == record.signature[..])
-            {
+            let is_same = |known: &VerifiedProvider| {
+                known.body() == &record.body && known.signature()[..] == record.signature[..]
+            };
+            if known.is_some_and(|known| is_same(&known.record)) {
                 continue;
             }
-            let record = record.verify(&self.realm_hash, &search.key).ok()?;
-            if self.clock.validity(now, &record).is_ok() {
-                verified.push(record);
+            if search.checked >= 2 * K * most {
+                break;
             }
+            search.checked += 1;
+            verified.push(record.verify(&self.realm_hash, &search.key).ok()?);
         }
         Some(verified)
     }
@@ -272,18 +310,23 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         else {
             return;
         };
+        let tick = self.clock.tick(now);
         let mut batch = Vec::new();
         for record in records {
-            let known = search.found.get(record.node_id());
+            let Ok(validity) = self.clock.validity(now, &record) else {
+                continue;
+            };
+            let known = search.found.get(record.node_id()).map(|known| &known.record);
             if known.is_some_and(|known| !crate::store::supersedes(&record, known)) {
                 continue;
             }
             let was_live = known.is_some_and(|known| !known.is_withdrawn());
+            let expires = tick.saturating_add(nanos(validity));
             search.live = search.live + usize::from(!record.is_withdrawn()) - usize::from(was_live);
             if !record.is_withdrawn() {
                 batch.push(record.clone());
             }
-            search.found.insert(*record.node_id(), record);
+            search.found.insert(*record.node_id(), Found { record, expires });
         }
         let enough = search.want.is_satisfied_by(search.live);
         if !batch.is_empty() {
@@ -298,6 +341,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Ends a lookup: its one final event, or the next step of what it was for.
     fn finish(&mut self, now: Instant, id: QueryId) {
+        self.drop_expired(now, id);
         if self.try_harder(now, id) {
             return;
         }
@@ -315,6 +359,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             Goal::Publish(job) => return self.on_publish_lookup(now, job, id, &query),
             Goal::Join => return self.on_join_lookup(now, answered),
             Goal::Refresh => return self.start_refreshes(now),
+            Goal::Meet => return,
             Goal::Nodes if nobody => QueryResult::Unreachable,
             Goal::Nodes => QueryResult::Nodes(query.closest()),
             Goal::Providers(search) => {
@@ -335,6 +380,33 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 }
 
 impl<S: Signer, B: Backend> Dht<S, B> {
+    /// Drops what has expired since a search found it (D4).
+    fn drop_expired(&mut self, now: Instant, id: QueryId) {
+        let Some(Query {
+            goal: Goal::Providers(search),
+            ..
+        }) = self.queries.get_mut(&id)
+        else {
+            return;
+        };
+        let tick = self.clock.tick(now);
+        let shown: BTreeSet<_> = self
+            .store
+            .get(now, &search.key)
+            .map(|record| *record.node_id())
+            .collect();
+        search.found.retain(|node, found| {
+            let is_held = || self.store.held(&search.key, node) == Some(&found.record);
+            // What this node's own store holds was received earlier, and expires when it does there.
+            found.record.is_withdrawn() || (found.expires > tick && (shown.contains(node) || !is_held()))
+        });
+        search.live = search
+            .found
+            .values()
+            .filter(|found| !found.record.is_withdrawn())
+            .count();
+    }
+
     /// Learns from a complete lookup how dense the network is.
     ///
     /// A target that others can know beforehand, a service's key or this node's id, may be crowded on purpose, and then counts
@@ -380,7 +452,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                     }
                 }
             },
-            Goal::Providers(_) | Goal::Nodes | Goal::Publish(_) | Goal::Join | Goal::Refresh => return false,
+            Goal::Providers(_) | Goal::Nodes | Goal::Publish(_) | Goal::Join | Goal::Refresh | Goal::Meet => {
+                return false;
+            }
         }
         self.pump(now, id);
         true
@@ -399,18 +473,20 @@ impl Query {
                 key: search.key,
                 after: None,
             },
-            Goal::Nodes | Goal::Publish(_) | Goal::Join | Goal::Refresh => Request::FindNode { target: target() },
+            Goal::Nodes | Goal::Publish(_) | Goal::Join | Goal::Refresh | Goal::Meet => {
+                Request::FindNode { target: target() }
+            }
         }
     }
 
     /// Counts a page of `peer`'s list; the key when another may be asked for.
-    fn next_page(&mut self, peer: &NodeId) -> Option<ServiceKey> {
+    fn next_page(&mut self, peer: &NodeId, most: usize) -> Option<ServiceKey> {
         let Goal::Providers(search) = &mut self.goal else {
             return None;
         };
-        let pages = search.pages.entry(*peer).or_default();
-        *pages += 1;
-        (*pages < MAX_PAGES).then_some(search.key)
+        let given = search.given.entry(*peer).or_default();
+        given.pages += 1;
+        (given.pages < MAX_PAGES && given.records < most).then_some(search.key)
     }
 
     /// The closest that answered on any path.
@@ -432,6 +508,7 @@ impl Search {
         let mut live: Vec<_> = self
             .found
             .into_values()
+            .map(|found| found.record)
             .filter(|record| !record.is_withdrawn())
             .collect();
         live.sort_by_cached_key(|record| self.key.rank(record.node_id()));

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use macula_wire::{NodeId, ServiceKey, SignedProvider, Signer};
+use macula_wire::{MAX_RECORD_BYTES, NodeId, ServiceKey, SignedProvider, Signer};
 
 use super::{Dht, MAX_PROBES, exchange::Purpose};
 use crate::{
@@ -100,6 +100,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Stores a peer's record, or says why not. What is cheap to see is looked at before the signature.
     fn take(&mut self, now: Instant, from: &Contact, key: &ServiceKey, record: &SignedProvider) -> Result<(), Refusal> {
+        if record.body.len() > MAX_RECORD_BYTES {
+            return Err(Refusal::Invalid);
+        }
         let peek = peek(&record.body).ok_or(Refusal::Invalid)?;
         if peek.node == self.own {
             // What this node publishes it knows best.
@@ -111,7 +114,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         if !self.limiter.admit_signature(self.clock.tick(now)) {
             return Err(Refusal::Busy);
         }
-        let verified = record.verify(&self.realm_hash, key).map_err(|_| Refusal::Invalid)?;
+        let verified = record.verify(&self.realm_hash, key);
+        self.limiter
+            .charge_signature(self.clock.tick(now), from.node_id(), verified.is_ok());
+        let verified = verified.map_err(|_| Refusal::Invalid)?;
         self.store.insert(now, verified, Origin::Remote(from))?;
         self.touch_backend(now);
         Ok(())

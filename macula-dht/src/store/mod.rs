@@ -22,7 +22,7 @@ use std::{
     time::Instant,
 };
 
-use macula_wire::{NodeId, ServiceKey, SignedProvider, VerifiedProvider};
+use macula_wire::{MAX_TTL, NodeId, ServiceKey, SignedProvider, VerifiedProvider};
 use siphasher::sip::SipHasher13;
 
 pub(crate) use self::entry::supersedes;
@@ -212,6 +212,43 @@ impl ProviderStore {
     ) -> Result<Inserted, InsertError> {
         let tick = self.clock.tick(now);
         let (expires, retain) = self.lifetime(now, tick, &record)?;
+        self.place(tick, record, expires, retain, origin)
+    }
+
+    /// Takes back what a backend kept: a record that was to be shown until `shown`, and its place held until `held`.
+    ///
+    /// Unlike [`ProviderStore::insert`] this starts no time anew, and holds the place of a record that is no longer shown.
+    pub(crate) fn restore(
+        &mut self,
+        now: Instant,
+        record: VerifiedProvider,
+        shown: Instant,
+        held: Instant,
+    ) -> Result<Inserted, InsertError> {
+        let tick = self.clock.tick(now);
+        let (expires, retain) = match self.lifetime(now, tick, &record) {
+            Ok((expires, retain)) => (expires.min(self.clock.tick(shown)), retain),
+            Err(DateError::Expired) => (tick, tick),
+            Err(error) => return Err(error.into()),
+        };
+        // The times of a file are no more to be trusted than the rest of it.
+        let held = self.clock.tick(held).min(tick + nanos(MAX_TTL + MAX_CLOCK_SKEW));
+        let retain = if expires > tick { retain.max(held) } else { held };
+        if retain <= tick {
+            return Err(DateError::Expired.into());
+        }
+        self.place(tick, record, expires, retain, Origin::Restored)
+    }
+
+    /// Merges a record whose times are known.
+    fn place(
+        &mut self,
+        tick: Tick,
+        record: VerifiedProvider,
+        expires: Tick,
+        retain: Tick,
+        origin: Origin<'_>,
+    ) -> Result<Inserted, InsertError> {
         let key = *record.key();
         let rank = entry::rank(&record);
         let local = matches!(origin, Origin::Local);
@@ -557,11 +594,12 @@ impl ProviderStore {
         }
     }
 
-    /// When the place of a record is free again.
-    pub(crate) fn held_until(&self, key: &ServiceKey, node: &NodeId) -> Option<Instant> {
+    /// Until when a record is shown, and until when its place is held.
+    pub(crate) fn times(&self, key: &ServiceKey, node: &NodeId) -> Option<(Instant, Instant)> {
         let entry = self.keys.get(key)?;
         let at = entry.find(entry::rank_of(key, node), node).ok()?;
-        Some(self.clock.instant(entry.slots[at].stored.retain))
+        let stored = &entry.slots[at].stored;
+        Some((self.clock.instant(stored.expires), self.clock.instant(stored.retain)))
     }
 
     fn forget_publisher(&mut self, node: &NodeId) {

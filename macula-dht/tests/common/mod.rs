@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test file uses its part of it")]
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
+pub(crate) mod bench;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
@@ -278,11 +280,12 @@ impl Net {
                     }
                 }
                 Output::Identify { id, endpoint } => {
-                    let found = self
-                        .nodes
-                        .iter()
-                        .find(|n| n.alive && n.contact.endpoints().contains(&endpoint));
-                    let found: Vec<_> = found.map(|n| n.contact.clone()).into_iter().collect();
+                    let reached = |n: &usize| self.nodes[*n].alive && self.cut.contains(n) == self.cut.contains(&node);
+                    let found: Vec<_> = (0..self.nodes.len())
+                        .filter(reached)
+                        .map(|n| self.nodes[n].contact.clone())
+                        .filter(|contact| contact.endpoints().contains(&endpoint))
+                        .collect();
                     self.nodes[node].dht.handle_identified(self.now, id, found);
                 }
                 Output::Event(event) => self.nodes[node].events.push(event),

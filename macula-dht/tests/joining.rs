@@ -1,0 +1,77 @@
+//! Becoming and staying part of a mesh, where some of the seeds are not there.
+
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    Net,
+    bench::{Bench, agreeable},
+    contact_of, key,
+};
+use macula_dht::{Config, Event, Output, Seed, Want};
+
+fn seed(n: usize) -> Seed {
+    Seed::At(contact_of(n).endpoints()[0].clone())
+}
+
+/// One address of several leads nowhere, and says so after the others have led into the mesh.
+#[test]
+fn a_seed_that_is_gone_does_not_make_a_joined_node_join_again_and_again() {
+    let mut bench = Bench::new(Config::default());
+    bench.dht.bootstrap(bench.now, [seed(1), seed(2)]);
+    let (mut joined, mut failed, mut asked) = (0, 0, 0);
+    let mut late = Vec::new();
+    for _ in 0..600 {
+        for id in std::mem::take(&mut late) {
+            bench.dht.handle_identified(bench.now, id, []);
+        }
+        for output in bench.outputs() {
+            match output {
+                Output::Identify { id, endpoint } => {
+                    asked += 1;
+                    if contact_of(1).endpoints().contains(&endpoint) {
+                        bench.dht.handle_identified(bench.now, id, [contact_of(1)]);
+                    } else {
+                        late.push(id);
+                    }
+                }
+                Output::Send { id, request, .. } => bench.answer(id, agreeable(&request)),
+                Output::Event(Event::Joined { .. }) => joined += 1,
+                Output::Event(Event::JoinFailed { .. }) => failed += 1,
+                Output::Event(_) => {}
+            }
+        }
+        bench.now += Duration::from_millis(500);
+        bench.dht.handle_timeout(bench.now);
+    }
+    assert_eq!((joined, failed), (1, 0));
+    assert!(asked <= 2 + 5, "{asked}");
+}
+
+/// Both halves started while the other was out of reach, so nobody remembers anybody; the list of seeds leads them together.
+#[test]
+fn meshes_that_never_met_find_each_other_through_their_seeds() {
+    let mut net = Net::new(21);
+    for n in 0..20 {
+        if n % 2 == 1 {
+            net.cut.insert(n);
+        }
+        net.add(Config::default());
+    }
+    for n in 0..20 {
+        net.with(n, |dht, now| dht.bootstrap(now, [seed(0), seed(1)]));
+        net.run(Duration::from_millis(300));
+    }
+    net.run(Duration::from_secs(120));
+    net.advertise(3, key("api.compute"));
+    net.run(Duration::from_secs(5));
+    assert_eq!(net.found(2, key("api.compute"), Want::All), [0; 0], "apart");
+    net.cut.clear();
+    net.run(Duration::from_secs(300));
+    for node in 0..20 {
+        assert_eq!(net.found(node, key("api.compute"), Want::All), [3], "from {node}");
+    }
+}

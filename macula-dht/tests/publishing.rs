@@ -1,0 +1,106 @@
+//! Publishing against peers that answer as they like, and with nobody there at all.
+
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    EPOCH_MS, advertisement,
+    bench::{Bench, agreeable},
+    contact_of, key,
+};
+use macula_dht::{Config, Event, MAX_JOBS, Outcome, Refusal, Request, Response};
+use macula_wire::VerifiedProvider;
+
+/// Every one of the services is due at the same moment and its publication over at once, since there is nobody to ask.
+#[test]
+fn a_lone_node_publishes_any_number_of_services_at_once() {
+    let mut bench = Bench::new(Config::default());
+    for n in 0..20_000 {
+        let service = key(&format!("service.n{n}"));
+        bench.dht.advertise(bench.now, service, advertisement(0)).unwrap();
+    }
+    bench.outputs();
+    let events = bench.run(Duration::from_secs(241), |_, _| None);
+    let published = events.iter().filter(|e| matches!(e, Event::Advertised { .. }));
+    assert_eq!(published.count(), 20_000);
+}
+
+/// Publishes to peers 1 to 20, of which the first always refuses in the same way; counts what an honest one is sent in an hour.
+fn publications_in_an_hour(refusal: Refusal) -> (usize, Bench) {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..=20);
+    bench.dht.advertise(bench.now, key("a.b"), advertisement(0)).unwrap();
+    let mut published = 0;
+    bench.run(Duration::from_secs(3600), |to, request| match request {
+        Request::Publish { .. } if *to == contact_of(1) => Some(Response::Published(vec![Outcome::Refused(refusal)])),
+        Request::Publish { .. } if *to == contact_of(2) => {
+            published += 1;
+            Some(agreeable(request))
+        }
+        _ => Some(agreeable(request)),
+    });
+    (published, bench)
+}
+
+/// D5: one publication every 240 s. A holder that is busy, or says so, must not have the others flooded.
+#[test]
+fn a_holder_that_is_always_busy_does_not_make_a_flood() {
+    let (published, _) = publications_in_an_hour(Refusal::Busy);
+    assert!((15..=24).contains(&published), "{published}");
+}
+
+/// A holder that always claims to know a newer record neither makes a flood nor uses the numbers up.
+#[test]
+fn a_holder_that_always_says_stale_drives_no_numbers() {
+    let (published, bench) = publications_in_an_hour(Refusal::Stale);
+    assert!((15..=24).contains(&published), "{published}");
+    let seq = bench
+        .dht
+        .local_providers(bench.now, &key("a.b"))
+        .next()
+        .map(VerifiedProvider::seq);
+    assert!(seq < Some(EPOCH_MS + 2 * 86_400_000), "{seq:?}");
+}
+
+/// Late publications lose their places in this node's own store to services that came meanwhile: peers are told all the same.
+#[test]
+fn a_service_whose_place_was_lost_is_still_published_and_withdrawn() {
+    let mut config = Config::default();
+    config.store.local_records = MAX_JOBS + 2;
+    let mut bench = Bench::new(config);
+    bench.befriend(1..=3);
+    let short = || advertisement(0).with_ttl(Duration::from_secs(20));
+    let services: Vec<_> = (0..=MAX_JOBS).map(|n| key(&format!("service.n{n}"))).collect();
+    for service in &services {
+        bench.dht.advertise(bench.now, *service, short()).unwrap();
+    }
+    bench.run(Duration::from_secs(1), |_, request| Some(agreeable(request)));
+    // The shell sleeps for a day: all have expired, and all but one can be published anew at once.
+    bench.now += Duration::from_secs(86_400);
+    bench.dht.handle_timeout(bench.now);
+    for late in ["late.one", "late.two"] {
+        bench.dht.advertise(bench.now, key(late), advertisement(0)).unwrap();
+    }
+    let another = bench.dht.advertise(bench.now, key("one.more"), advertisement(0));
+    assert!(another.is_err(), "D10: the cap holds");
+    let events = bench.run(Duration::from_secs(3), |_, request| Some(agreeable(request)));
+    let told = |events: &[Event]| {
+        events
+            .iter()
+            .filter(|e| matches!(e, Event::Advertised { acknowledged: 3, .. }))
+            .count()
+    };
+    assert_eq!(told(&events), MAX_JOBS + 3);
+    assert_eq!(bench.dht.store().usage().local, MAX_JOBS + 2);
+    for service in &services {
+        bench.dht.withdraw(bench.now, *service);
+    }
+    let events = bench.run(Duration::from_secs(3), |_, request| Some(agreeable(request)));
+    let withdrawn = events
+        .iter()
+        .filter(|e| matches!(e, Event::Withdrawn { acknowledged: 3, .. }));
+    assert_eq!(withdrawn.count(), services.len());
+}
