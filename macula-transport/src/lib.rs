@@ -32,7 +32,7 @@ mod streaming;
 mod successor;
 mod tls;
 
-pub use call::{CallReply, CallRequest, IncomingCall, Reply};
+pub use call::{CallReply, CallRequest, IncomingCall, Repeat, Reply, Route};
 pub use config::{
     Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES, PoolConfig, Timers,
 };
