@@ -13,7 +13,7 @@ use crate::{CodecError, ResolveError, Status};
 pub struct Attempt {
     /// The provider tried.
     pub node_id: NodeId,
-    /// Where it listens: its preferred endpoint.
+    /// Where it was tried: the address connected to, or dialed in vain; its preferred endpoint when the attempt did not get so far.
     pub endpoint: Option<Endpoint>,
     /// When the attempt started, from the start of the call.
     pub started: Duration,

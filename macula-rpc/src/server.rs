@@ -259,14 +259,9 @@ impl Server {
         if let Some(served) = self.served(call.service()) {
             return self.answer_here(&served, call).await;
         }
-        let router = self
-            .shared
-            .router
-            .get()
-            .and_then(WeakClient::upgrade)
-            .filter(|_| call.may_route());
-        match router {
-            Some(client) => client.forward(call).await,
+        let router = self.shared.router.get().and_then(WeakClient::upgrade);
+        match router.zip(call.route()) {
+            Some((client, route)) => client.forward(call, route).await,
             None => Err(not_served(call.service())),
         }
     }

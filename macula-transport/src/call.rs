@@ -1,6 +1,7 @@
 //! What a caller gives and gets, and what a provider gets and gives.
 
 use std::{
+    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +19,69 @@ pub struct CallRequest<'a> {
     pub(crate) metadata: Option<&'a Metadata>,
     pub(crate) body: Bytes,
     pub(crate) timeout: Duration,
-    pub(crate) route: bool,
+    pub(crate) route: Option<Route>,
+}
+
+/// How a peer may pass a call on: as the caller would make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Route {
+    /// After which failures another provider may be tried.
+    pub repeat: Repeat,
+    /// How many providers may be tried; `None` leaves it to the peer.
+    pub max_attempts: Option<NonZeroU32>,
+    /// How long one provider is waited for before another is tried, to the microsecond; `None` leaves it to the peer.
+    pub attempt_timeout: Option<Duration>,
+}
+
+/// After which failures a call that is passed on may be made again at another provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Repeat {
+    /// Only when it certainly did not run.
+    #[default]
+    NeverProcessed,
+    /// Also when it may have run, and after errors that are not the caller's own fault.
+    Transient,
+    /// After every error.
+    AnyError,
+}
+
+impl Repeat {
+    pub(crate) fn to_wire(self) -> proto::Repeat {
+        match self {
+            Self::NeverProcessed => proto::Repeat::Unspecified,
+            Self::Transient => proto::Repeat::Transient,
+            Self::AnyError => proto::Repeat::AnyError,
+        }
+    }
+
+    /// What this version does not know is taken for the safe one.
+    fn from_wire(repeat: i32) -> Self {
+        match proto::Repeat::try_from(repeat) {
+            Ok(proto::Repeat::Transient) => Self::Transient,
+            Ok(proto::Repeat::AnyError) => Self::AnyError,
+            Ok(proto::Repeat::Unspecified) | Err(_) => Self::NeverProcessed,
+        }
+    }
+}
+
+impl Route {
+    /// The time for one provider as a HEAD says it; 0 for none.
+    pub(crate) fn attempt_timeout_us(&self) -> u64 {
+        let us = self.attempt_timeout.map_or(0, |time| time.as_micros().max(1));
+        u64::try_from(us).unwrap_or(u64::MAX)
+    }
+
+    /// What a HEAD says of it.
+    pub(crate) fn from_wire(head: &proto::Head) -> Option<Self> {
+        head.route.then(|| Self {
+            repeat: Repeat::from_wire(head.repeat),
+            max_attempts: NonZeroU32::new(head.max_attempts),
+            attempt_timeout: Some(head.attempt_timeout_us)
+                .filter(|&us| us > 0)
+                .map(Duration::from_micros),
+        })
+    }
 }
 
 /// How long a call waits unless told otherwise.
@@ -34,7 +97,7 @@ impl<'a> CallRequest<'a> {
             metadata: None,
             body: body.into(),
             timeout: DEFAULT_CALL_TIMEOUT,
-            route: false,
+            route: None,
         }
     }
 
@@ -61,7 +124,7 @@ impl<'a> CallRequest<'a> {
 
     /// Lets the peer pass the call on, once, to a provider it finds.
     #[must_use]
-    pub fn with_route(mut self, route: bool) -> Self {
+    pub fn with_route(mut self, route: Option<Route>) -> Self {
         self.route = route;
         self
     }
@@ -96,7 +159,7 @@ pub struct IncomingCall {
     pub(crate) service: ServiceName,
     pub(crate) method: String,
     pub(crate) metadata: Metadata,
-    pub(crate) route: bool,
+    pub(crate) route: Option<Route>,
     pub(crate) deadline: Instant,
     pub(crate) body: Bytes,
 }
@@ -126,9 +189,9 @@ impl IncomingCall {
         &self.metadata
     }
 
-    /// Whether this node may pass the call on to a provider it finds.
+    /// How this node may pass the call on to a provider it finds; `None` when it may not.
     #[must_use]
-    pub fn may_route(&self) -> bool {
+    pub fn route(&self) -> Option<Route> {
         self.route
     }
 

@@ -172,6 +172,21 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// The address that was dialed, the last of several; `None` when there was none.
+    #[must_use]
+    pub fn addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Address { addr }
+            | Self::TimedOut { addr, .. }
+            | Self::WrongNode { addr, .. }
+            | Self::Myself { addr }
+            | Self::Refused { addr, .. }
+            | Self::Hello { addr, .. } => Some(*addr),
+            Self::BackingOff { source, .. } => source.addr(),
+            Self::NoAddress | Self::Resolve { .. } | Self::PoolFull { .. } | Self::ShutDown | Self::Tls(_) => None,
+        }
+    }
+
     /// Whether the peer itself said no, so that asking again soon is of no use.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {

@@ -7,7 +7,7 @@ use macula_wire::proto::MetadataEntry;
 use prost::{Message as _, encoding::encoded_len_varint};
 
 use crate::{
-    CallRequest, Reply,
+    CallRequest, Repeat, Reply, Route,
     error::Pushback,
     outbox::{Flush, Outbox},
     stream::put_varint,
@@ -72,7 +72,7 @@ fn put_frame_start(buffer: &mut BytesMut, call: u64, field: u8, length: usize) {
 }
 
 /// The most bytes that the timeout, the flags and the payload's length take.
-const FIXED_HEAD_BYTES: usize = 24;
+const FIXED_HEAD_BYTES: usize = 48;
 
 /// The size of a head without its payload, at most.
 pub(crate) fn head_bytes(request: &CallRequest<'_>) -> usize {
@@ -95,7 +95,7 @@ pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>
         }
         + metadata_len(metadata)
         + if end { 2 } else { 0 }
-        + if request.route { 2 } else { 0 }
+        + route_len(request)
         + bytes_field_len(payload);
     let flush = outbox.write(|buffer| {
         put_frame_start(buffer, call, 2, length);
@@ -109,8 +109,8 @@ pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>
         if end {
             buffer.put_slice(&[varint_tag(6), 1]);
         }
-        if request.route {
-            buffer.put_slice(&[varint_tag(7), 1]);
+        if let Some(route) = request.route {
+            put_route(buffer, route);
         }
         // Last, so that a large one need not be copied: fields may come in any order.
         if payload > 0 {
@@ -121,6 +121,32 @@ pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>
         outbox.payload(&request.body);
     }
     flush
+}
+
+fn route_len(request: &CallRequest<'_>) -> usize {
+    request.route.map_or(0, |route| {
+        let repeat = if route.repeat == Repeat::NeverProcessed { 0 } else { 2 };
+        let max = route.max_attempts.map_or(0, |max| u64::from(max.get()));
+        let field = |value| if value == 0 { 0 } else { 1 + encoded_len_varint(value) };
+        2 + repeat + field(max) + field(route.attempt_timeout_us())
+    })
+}
+
+fn put_route(buffer: &mut BytesMut, route: Route) {
+    buffer.put_slice(&[varint_tag(7), 1]);
+    if route.repeat != Repeat::NeverProcessed {
+        buffer.put_u8(varint_tag(8));
+        put_varint(buffer, route.repeat.to_wire() as u64);
+    }
+    if let Some(max) = route.max_attempts {
+        buffer.put_u8(varint_tag(9));
+        put_varint(buffer, max.get().into());
+    }
+    let us = route.attempt_timeout_us();
+    if us != 0 {
+        buffer.put_u8(varint_tag(10));
+        put_varint(buffer, us);
+    }
 }
 
 /// Writes a TRAILERS frame with `payload` in it.
@@ -187,6 +213,8 @@ pub(crate) fn put_cancel(outbox: &mut Outbox, call: u64) -> Flush {
 
 #[cfg(test)]
 mod tests {
+    use std::{num::NonZeroU32, time::Duration};
+
     use macula_wire::{
         FrameDecoder, StatusCode,
         proto::{CallFrame, Data, Head, Trailers, call_frame::Kind},
@@ -208,6 +236,18 @@ mod tests {
         prop_oneof![0..100_usize, 4000..20_000_usize].prop_map(|length| Bytes::from(vec![9; length]))
     }
 
+    fn route() -> impl Strategy<Value = Option<Route>> {
+        let repeat = prop::sample::select(vec![Repeat::NeverProcessed, Repeat::Transient, Repeat::AnyError]);
+        let max = any::<u32>().prop_map(NonZeroU32::new);
+        let time = prop::option::of((1..=u64::MAX).prop_map(Duration::from_micros));
+        let route = (repeat, max, time).prop_map(|(repeat, max_attempts, attempt_timeout)| Route {
+            repeat,
+            max_attempts,
+            attempt_timeout,
+        });
+        prop::option::of(route)
+    }
+
     fn metadata() -> impl Strategy<Value = Metadata> {
         let entry = ("[a-z]{0,9}", prop::collection::vec(any::<u8>(), 0..200));
         prop::collection::vec(entry, 0..4).prop_map(|entries| entries.into_iter().collect())
@@ -219,7 +259,7 @@ mod tests {
             call in prop_oneof![Just(0), any::<u64>()],
             (service, method) in ("[a-z]{1,128}", "[a-zA-Z/]{0,200}"),
             (payload, metadata) in (payload(), metadata()),
-            (timeout_us, end, route, not_started) in (any::<u64>(), any::<bool>(), any::<bool>(), any::<bool>()),
+            (timeout_us, end, route, not_started) in (any::<u64>(), any::<bool>(), route(), any::<bool>()),
             (status, message, details) in (0..17_u32, "\\PC{0,40}", prop::collection::vec(any::<u8>(), 0..300)),
             pushback in prop::option::of(-1..1_000_000_i64),
         ) {
@@ -237,8 +277,12 @@ mod tests {
                 metadata: metadata.entries().to_vec(),
                 payload: if end { payload.clone() } else { Bytes::new() },
                 end,
-                route,
+                route: route.is_some(),
+                repeat: route.unwrap_or_default().repeat.to_wire().into(),
+                max_attempts: route.and_then(|route| route.max_attempts).map_or(0, NonZeroU32::get),
+                attempt_timeout_us: route.map_or(0, |route| route.attempt_timeout_us()),
             };
+            prop_assert_eq!(Route::from_wire(&head), route);
             prop_assert!(head.encoded_len() - head.payload.len() <= head_bytes(&request));
             prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Head(head)) });
 

@@ -36,7 +36,7 @@ mod successor;
 pub mod testing;
 mod tls;
 
-pub use call::{CallReply, CallRequest, IncomingCall, Reply};
+pub use call::{CallReply, CallRequest, IncomingCall, Repeat, Reply, Route};
 pub use config::{
     Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES, PoolConfig, Timers,
 };

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use crate::{
-    CallKind, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Protocol, Reply,
+    CallKind, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Protocol, Reply, Route,
     caller::MAX_CALL_TIMEOUT,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME, Pieces},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
@@ -210,12 +210,13 @@ async fn call(
             return Ok(Next::Done);
         }
     };
+    let route = Route::from_wire(&head);
     let mut call = IncomingCall {
         peer: link.peer.clone(),
         service,
         method: head.method,
         metadata: Metadata::from_wire(head.metadata),
-        route: head.route,
+        route,
         deadline: deadline.into_std(),
         body: head.payload,
     };

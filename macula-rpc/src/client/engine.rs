@@ -9,13 +9,15 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
+    num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Link, Loss, Output, Refusal, StopReason};
-use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Unknown};
+use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Link, Loss, Output, Refusal, RetryPolicy, StopReason};
+use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Repeat, Route, Unknown};
 use macula_wire::{NodeId, ServiceName, StatusCode};
 use tracing::{Instrument as _, Span};
 
@@ -122,7 +124,7 @@ pub(super) async fn run<X: Exchange>(
 ) -> Result<Done<X::Answer>, CallError> {
     let allowed = job.options.timeout.unwrap_or(job.client.shared.defaults.timeout);
     let mut driver = Driver {
-        call: Call::new(job.start, call_options(job.client, job.options, allowed)),
+        call: Call::new(job.start, job.call_options(allowed)),
         job,
         balanced,
         log: Log::default(),
@@ -178,22 +180,8 @@ pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-fn call_options(client: &Client, options: &Options, allowed: Duration) -> CallOptions {
-    CallOptions {
-        strategy: options.strategy,
-        max_attempts: options.max_attempts,
-        timeout: allowed,
-        attempt_timeout: options
-            .attempt_timeout
-            .unwrap_or(client.shared.defaults.attempt_timeout),
-        policy: options.policy.clone(),
-        idempotent: options.idempotent,
-        hedge: options.hedge,
-        backoff: options.backoff,
-        affinity: options.affinity,
-        ..CallOptions::default()
-    }
-}
+/// What an attempt brought, and the address it was made at, as far as there was one.
+type Landed<A> = (Option<SocketAddr>, Result<Outcome<A>, Failure>);
 
 /// Why an attempt brought no status.
 enum Failure {
@@ -208,13 +196,40 @@ enum Failure {
 struct NoConnection(Duration);
 
 impl<'a, X: Exchange> Job<'a, X> {
+    fn call_options(&self, allowed: Duration) -> CallOptions {
+        let options = self.options;
+        CallOptions {
+            strategy: options.strategy,
+            max_attempts: options.max_attempts,
+            timeout: allowed,
+            attempt_timeout: match self.source {
+                // It has providers to try one after another, within the time for each. A router that is gone is noticed by its
+                // connection.
+                AnswerSource::Router => allowed,
+                AnswerSource::Local | AnswerSource::Directory(_) => self.attempt_timeout(),
+            },
+            policy: options.policy.clone(),
+            idempotent: options.idempotent,
+            hedge: options.hedge,
+            backoff: options.backoff,
+            affinity: options.affinity,
+            ..CallOptions::default()
+        }
+    }
+
+    /// How long one provider is waited for.
+    fn attempt_timeout(&self) -> Duration {
+        let default = self.client.shared.defaults.attempt_timeout;
+        self.options.attempt_timeout.unwrap_or(default)
+    }
+
     /// One attempt, over at `until` at the latest.
     fn attempt(
         self,
         provider: Arc<Provider>,
         until: Instant,
         span: Span,
-    ) -> impl Future<Output = Result<Outcome<X::Answer>, Failure>> + Send + use<'a, X> {
+    ) -> impl Future<Output = Landed<X::Answer>> + Send + use<'a, X> {
         let shared = &self.client.shared;
         let parent = span.clone();
         let work = async move {
@@ -224,26 +239,41 @@ impl<'a, X: Exchange> Job<'a, X> {
                 None => {
                     let dial = shared.pool.get(&provider.node_id, &provider.endpoints);
                     match tokio::time::timeout_at(until.into(), dial).await {
-                        Ok(dialed) => dialed.map_err(Failure::Dial)?,
-                        Err(_) => return Err(Failure::NoConnection),
+                        Ok(Ok(connection)) => connection,
+                        Ok(Err(error)) => return (error.addr(), Err(Failure::Dial(error))),
+                        Err(_) => return (None, Err(Failure::NoConnection)),
                     }
                 }
             };
+            let at = connection.peer().remote_addr;
+            observe::record_peer(&parent, at);
             let traced = self.traced(&parent);
             let metadata = traced.as_ref().or(self.options.metadata.as_ref());
             let mut request = CallRequest::new(self.service, self.payload.clone())
                 .with_method(&self.options.method)
                 .with_timeout(until.saturating_duration_since(now()) + TIMER_SLACK)
-                .with_route(self.source == AnswerSource::Router);
+                .with_route(self.route());
             if let Some(metadata) = metadata {
                 request = request.with_metadata(metadata);
             }
-            self.exchange
-                .exchange(&connection, request, until)
-                .await
-                .map_err(Failure::Call)
+            let exchange = self.exchange.exchange(&connection, request, until);
+            (Some(at), exchange.await.map_err(Failure::Call))
         };
         work.instrument(span)
+    }
+
+    /// How a router may pass the call on: as this client would make it.
+    fn route(&self) -> Option<Route> {
+        (self.source == AnswerSource::Router).then(|| Route {
+            repeat: match self.options.policy {
+                RetryPolicy::Transient => Repeat::Transient,
+                RetryPolicy::AnyError => Repeat::AnyError,
+                // What only this process can decide is left to it.
+                _ => Repeat::NeverProcessed,
+            },
+            max_attempts: self.options.max_attempts.and_then(NonZeroU32::new),
+            attempt_timeout: Some(self.attempt_timeout()),
+        })
     }
 
     /// The call's metadata with the trace it belongs to, when traces are sent and the caller has given none.
@@ -264,6 +294,8 @@ impl<'a, X: Exchange> Job<'a, X> {
 pub(super) struct Tried {
     pub(super) provider: Arc<Provider>,
     pub(super) cause: Option<Cause>,
+    /// The address connected to, or dialed in vain.
+    pub(super) at: Option<SocketAddr>,
     span: Span,
 }
 
@@ -351,6 +383,7 @@ impl<X: Exchange> Driver<'_, X> {
             self.log.push(Tried {
                 provider,
                 cause: None,
+                at: None,
                 span,
             });
         }
@@ -373,11 +406,7 @@ impl<X: Exchange> Driver<'_, X> {
     }
 
     /// Tells the core how an attempt ended, and gives what follows; an error when no provider could take the request.
-    fn landed(
-        &mut self,
-        attempt: AttemptId,
-        landed: Result<Outcome<X::Answer>, Failure>,
-    ) -> Result<Output<NodeId>, CallError> {
+    fn landed(&mut self, attempt: AttemptId, (at, landed): Landed<X::Answer>) -> Result<Output<NodeId>, CallError> {
         let now = now();
         let started = self.call.attempts().get(attempt).map(macula_select::Attempt::started);
         let took = now.saturating_duration_since(started.unwrap_or(now));
@@ -407,6 +436,7 @@ impl<X: Exchange> Driver<'_, X> {
             observe::record_attempt(&tried.span, cause.as_ref());
             tried.span = Span::none();
             tried.cause = cause;
+            tried.at = at;
         }
         let mut state = self.balanced.lock();
         self.call.on_result(now, &mut state.balancer, attempt, fate);
@@ -426,12 +456,7 @@ impl<X: Exchange> Driver<'_, X> {
 
     fn answered(&self, reply: CallReply, took: Duration) -> (Fate, Cause) {
         // A provider that stops at the end of the attempt's time says what this node's clock says a moment later.
-        let allowed = self
-            .job
-            .options
-            .attempt_timeout
-            .unwrap_or(self.job.client.shared.defaults.attempt_timeout);
-        let up = took + CLOCK_SLACK >= allowed || now() + CLOCK_SLACK >= self.call.deadline();
+        let up = took + CLOCK_SLACK >= self.job.attempt_timeout() || now() + CLOCK_SLACK >= self.call.deadline();
         if reply.status == StatusCode::DeadlineExceeded && up {
             return (Fate::Unknown(Loss::TimedOut), Cause::TimedOut(took));
         }

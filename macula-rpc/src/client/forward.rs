@@ -1,19 +1,29 @@
 //! The router's part: a call that a peer asks to have passed on, once.
 
 use macula_select::RetryPolicy;
-use macula_transport::IncomingCall;
+use macula_transport::{IncomingCall, Repeat, Route};
 use macula_wire::StatusCode;
 
 use super::{Client, builder::Options};
 use crate::{CallError, Cause, Response, Status};
 
+/// The most providers tried for a peer, however many it asks for: its one call is this many here.
+const MAX_ROUTED_ATTEMPTS: u32 = 8;
+
 impl Client {
-    /// Passes a peer's call on to a provider that the directory gives. It is not passed on again from there.
-    pub(crate) async fn forward(&self, call: IncomingCall) -> Result<Response, Status> {
+    /// Passes a peer's call on to a provider that the directory gives, and to another when the first fails and the caller would
+    /// try another. It is not passed on again from there.
+    pub(crate) async fn forward(&self, call: IncomingCall, route: Route) -> Result<Response, Status> {
         let options = Options {
             timeout: Some(call.deadline().saturating_duration_since(super::engine::now())),
-            // Whether it may run twice is the caller's to say, who hears of everything that may have run.
-            policy: RetryPolicy::NeverProcessed,
+            // Whether it may run twice is the caller's to say.
+            policy: match route.repeat {
+                Repeat::Transient => RetryPolicy::Transient,
+                Repeat::AnyError => RetryPolicy::AnyError,
+                _ => RetryPolicy::NeverProcessed,
+            },
+            attempt_timeout: route.attempt_timeout,
+            max_attempts: route.max_attempts.map(|max| max.get().min(MAX_ROUTED_ATTEMPTS)),
             method: call.method().to_owned(),
             metadata: Some(call.metadata().clone()),
             may_run_here: false,
@@ -42,6 +52,10 @@ fn verdict(error: CallError) -> Status {
         {
             Status::refused_with(StatusCode::Unavailable, error.to_string())
         }
-        _ => Status::unavailable(error.to_string()),
+        // What the caller would have had as the cause of its last attempt.
+        _ => match error.attempts().last().map(|tried| &tried.cause) {
+            Some(Cause::Answered(status)) => status.clone(),
+            _ => Status::unavailable(error.to_string()),
+        },
     }
 }

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use macula_select::{Attempts, Fate, StopReason};
-use macula_wire::{NodeId, StatusCode};
+use macula_wire::{Endpoint, NodeId, StatusCode};
 
 use super::{
     AnswerSource,
-    engine::{Job, Log},
+    engine::{Job, Log, Tried},
 };
 use crate::{CallError, Cause, error::Attempt};
 
@@ -72,9 +72,15 @@ pub(super) fn of<X>(
     }
 }
 
+/// Where an attempt was made: the address connected to, or else the provider's preferred endpoint.
+fn endpoint(tried: &Tried) -> Option<Endpoint> {
+    let at = tried.at.and_then(|at| Endpoint::try_from(at).ok());
+    at.or_else(|| tried.provider.endpoints.first().cloned())
+}
+
 /// The core's attempts with names, endpoints and causes; those that succeeded are left out.
 pub(super) fn named(attempts: &Attempts<NodeId>, log: &Log, start: Instant) -> Vec<Attempt> {
-    let name = |(attempt, tried): (&macula_select::Attempt<NodeId>, &super::engine::Tried)| {
+    let name = |(attempt, tried): (&macula_select::Attempt<NodeId>, &Tried)| {
         let derived = match attempt.fate() {
             Fate::Ok => return None,
             Fate::Cancelled => Cause::Cancelled,
@@ -82,7 +88,7 @@ pub(super) fn named(attempts: &Attempts<NodeId>, log: &Log, start: Instant) -> V
         };
         Some(Attempt {
             node_id: *attempt.provider(),
-            endpoint: tried.provider.endpoints.first().cloned(),
+            endpoint: endpoint(tried),
             started: attempt.started().saturating_duration_since(start),
             took: attempt.elapsed(),
             cause: tried.cause.clone().unwrap_or(derived),

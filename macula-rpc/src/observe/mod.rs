@@ -12,7 +12,9 @@ mod meters;
 mod spans;
 
 pub(crate) use meters::{Meters, PoolMeters, ServedMeters};
-pub(crate) use spans::{attempt_span, call_span, record_attempt, record_end, record_served, record_step, serve_span};
+pub(crate) use spans::{
+    attempt_span, call_span, record_attempt, record_end, record_peer, record_served, record_step, serve_span,
+};
 
 /// The name of an outcome that is no error.
 pub(crate) const OK: &str = "ok";

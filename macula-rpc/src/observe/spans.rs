@@ -1,5 +1,7 @@
 //! The spans of a call: `rpc.call` at the caller, `rpc.attempt` within it for each provider tried, `rpc.serve` at the provider.
 
+use std::net::SocketAddr;
+
 use macula_transport::IncomingCall;
 use macula_wire::{ServiceName, StatusCode};
 use tracing::{Span, field::Empty, info_span};
@@ -49,6 +51,8 @@ pub(crate) fn attempt_span(provider: &Provider, number: usize, hedge: bool) -> S
         network.transport = "quic",
         server.address = Empty,
         server.port = Empty,
+        network.peer.address = Empty,
+        network.peer.port = Empty,
         macula.node_id = %provider.node_id,
         macula.attempt = number,
         macula.hedge = hedge,
@@ -60,6 +64,14 @@ pub(crate) fn attempt_span(provider: &Provider, number: usize, hedge: bool) -> S
         span.record("server.port", endpoint.port());
     }
     span
+}
+
+/// Says which address an attempt is made at.
+pub(crate) fn record_peer(span: &Span, at: SocketAddr) {
+    if !span.is_disabled() {
+        span.record("network.peer.address", tracing::field::display(at.ip()));
+        span.record("network.peer.port", at.port());
+    }
 }
 
 /// Says how an attempt ended.

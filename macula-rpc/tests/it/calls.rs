@@ -8,6 +8,7 @@ use macula_rpc::{
     AnswerSource, CallError, Cause, Client, Provider, Request, Resolve, ResolveError, ResolveOptions, Resolved,
     RetryPolicy, Routers, Server, ServiceName, StaticResolver, Status, StatusCode, Strategy,
 };
+use macula_transport::Endpoint;
 use tokio::sync::{Notify, mpsc};
 
 use crate::mesh::{Peer, caller, directory, name};
@@ -491,6 +492,87 @@ async fn f6_a_routed_call_runs_once_and_its_answer_is_the_providers() {
         "{error}"
     );
     assert_eq!(providers[0].calls() + providers[1].calls(), 1);
+}
+
+/// A client that reaches no directory, and a router whose client takes these providers in their order.
+async fn routed(providers: &[Peer]) -> (Endpoint, Client, (Peer, Client)) {
+    let router = Peer::bare(Server::new()).await;
+    let resolver = StaticResolver::new().with_service(name(), providers.iter().map(Peer::provider));
+    let onward = Client::builder(&router.endpoint, resolver)
+        .strategy(Strategy::First)
+        .build();
+    router.server.route_through(&onward);
+    let (endpoint, builder) = caller(Down).await;
+    let client = builder.routers(Via(router.provider())).build();
+    (endpoint, client, (router, onward))
+}
+
+/// F6: what the caller lets run at another provider, a router runs there.
+#[tokio::test]
+async fn f6_a_router_fails_over_as_its_caller_would() {
+    for (code, policy, calls) in [
+        (StatusCode::Internal, RetryPolicy::Transient, [1, 1]),
+        (StatusCode::InvalidArgument, RetryPolicy::Transient, [1, 0]),
+        (StatusCode::InvalidArgument, RetryPolicy::AnyError, [1, 1]),
+        (StatusCode::Internal, RetryPolicy::NeverProcessed, [1, 0]),
+        // A predicate does not travel: nothing is run twice for it.
+        (StatusCode::Internal, RetryPolicy::custom(|_| true), [1, 0]),
+    ] {
+        let providers = [Peer::failing(code).await, Peer::echo().await];
+        let (_endpoint, client, _router) = routed(&providers).await;
+        let outcome = client.request(name()).retry_policy(policy.clone()).send("x").await;
+        assert_eq!(
+            providers.each_ref().map(Peer::calls),
+            calls,
+            "{code:?} {policy:?} {outcome:?}"
+        );
+        match outcome {
+            Ok(answer) => assert_eq!((answer.payload().as_ref(), calls[1]), (&b"x"[..], 1)),
+            Err(error) => {
+                let last = error.attempts().last().unwrap();
+                assert!(
+                    matches!(&last.cause, Cause::Answered(status) if status.code() == code),
+                    "{error}"
+                );
+            }
+        }
+    }
+}
+
+/// F3: one attempt is one attempt, whoever makes it.
+#[tokio::test]
+async fn f3_a_router_tries_no_more_providers_than_its_caller_allows() {
+    let providers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
+    let (_endpoint, client, _router) = routed(&providers).await;
+    let error = client.request(name()).max_attempts(1).send("x").await.unwrap_err();
+    assert_eq!(providers.each_ref().map(Peer::calls), [1, 0], "{error}");
+}
+
+/// F1, F7: the time for one attempt is the time for one provider, of which a router may try several.
+#[tokio::test]
+async fn f1_a_router_fails_over_from_a_provider_that_does_not_answer() {
+    let hung = Peer::bare(Server::new()).await;
+    let never = |_: Request| std::future::pending::<Result<Bytes, Status>>();
+    hung.server.serve(name(), never).unwrap();
+    let providers = [hung, Peer::echo().await];
+    let (_endpoint, client, _router) = routed(&providers).await;
+    let call = client.request(name()).attempt_timeout(Duration::from_millis(200));
+    assert_eq!(call.send("x").await.unwrap().payload(), "x");
+}
+
+/// F4: an attempt names the address it was made at, not the one the provider likes best.
+#[tokio::test]
+async fn f4_an_attempt_names_the_address_connected_to() {
+    let peer = Peer::failing(StatusCode::Internal).await;
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let nobody = silent.local_addr().unwrap().try_into().unwrap();
+    let at = peer.provider().endpoints[0].clone();
+    let provider = Provider::new(peer.id(), [nobody, at.clone()]);
+    let resolver = StaticResolver::new().with_service(name(), [provider]);
+    let (_endpoint, builder) = caller(resolver).await;
+    let error = builder.build().call(name(), "x").await.unwrap_err();
+    assert_eq!(error.attempts()[0].endpoint.as_ref(), Some(&at), "{error}");
+    assert!(error.to_string().contains(&at.to_string()), "{error}");
 }
 
 /// A provider that takes less than the others is passed over.

@@ -24,7 +24,7 @@ use super::{
     state::{self, Asked, ProviderLane},
 };
 use crate::{
-    CallKind, Handler, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Reply,
+    CallKind, Handler, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Reply, Route,
     caller::MAX_CALL_TIMEOUT,
     codec::{self, INLINE_BYTES},
     connection::{Direction, InFlight, Link},
@@ -176,12 +176,13 @@ impl Lane {
             }
         };
         let deadline = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
+        let route = Route::from_wire(&head);
         let call = IncomingCall {
             peer: link.peer.clone(),
             service,
             method: head.method,
             metadata: Metadata::from_wire(head.metadata),
-            route: head.route,
+            route,
             deadline: deadline.into_std(),
             body: head.payload,
         };

@@ -58,6 +58,15 @@ pub struct Head {
     /// The receiver may pass the call on, once, to a provider it finds.
     #[prost(bool, tag = "7")]
     pub route: bool,
+    /// With route: after which failures the call may go to a further provider.
+    #[prost(enumeration = "Repeat", tag = "8")]
+    pub repeat: i32,
+    /// With route: how many providers may be tried; 0 leaves it to the receiver.
+    #[prost(uint32, tag = "9")]
+    pub max_attempts: u32,
+    /// With route: how long one provider is waited for before another is tried, in microseconds; 0 leaves it to the receiver.
+    #[prost(uint64, tag = "10")]
+    pub attempt_timeout_us: u64,
 }
 /// A piece of a request or response.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -96,6 +105,39 @@ pub struct Trailers {
 /// Ends a call, from the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Cancel {}
+/// After which failures a call may be made again at another provider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Repeat {
+    /// Only when the call certainly did not run.
+    Unspecified = 0,
+    /// Also when it may have run, and after errors that are not the caller's own fault.
+    Transient = 1,
+    /// After every error.
+    AnyError = 2,
+}
+impl Repeat {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REPEAT_UNSPECIFIED",
+            Self::Transient => "REPEAT_TRANSIENT",
+            Self::AnyError => "REPEAT_ANY_ERROR",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REPEAT_UNSPECIFIED" => Some(Self::Unspecified),
+            "REPEAT_TRANSIENT" => Some(Self::Transient),
+            "REPEAT_ANY_ERROR" => Some(Self::AnyError),
+            _ => None,
+        }
+    }
+}
 /// What peers say about the connection itself, on its control stream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Control {
