@@ -36,8 +36,12 @@ impl LoadReport {
         }
     }
 
+    /// Counted in whole numbers: a share of 0.57 is a little less than that.
     fn percent(&self) -> u32 {
-        (self.share() * 100.0) as u32
+        let (running, capacity) = (u64::from(self.running), u64::from(self.capacity));
+        (running * 100)
+            .checked_div(capacity)
+            .map_or(100, |percent| percent.min(100) as u32)
     }
 
     pub(crate) fn to_wire(self) -> proto::Load {
@@ -98,6 +102,11 @@ mod tests {
         for (running, capacity, share) in [(0, 8, 0.0), (4, 8, 0.5), (8, 8, 1.0), (9, 8, 1.0), (0, 0, 1.0)] {
             assert_eq!(LoadReport { running, capacity }.share(), share);
         }
+        for whole in 0..=100 {
+            assert_eq!(percent(whole).percent(), whole);
+        }
+        let (running, capacity) = (u32::MAX - 1, u32::MAX);
+        assert_eq!(LoadReport { running, capacity }.percent(), 99);
     }
 
     #[test]
