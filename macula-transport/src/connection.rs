@@ -13,7 +13,7 @@ use macula_wire::proto::{self, control};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
-    CallReply, CallRequest, CallStream, PeerInfo, Protocol, caller,
+    CallReply, CallRequest, CallStream, PeerInfo, Protocol, caller, congestion,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
     lane::{MAX_CALLS, caller::Lane},
@@ -137,6 +137,8 @@ pub(crate) struct Link {
     pub(crate) large_requests: Semaphore,
     /// Where small calls go.
     lane: Mutex<Option<Arc<Lane>>>,
+    /// What is under way.
+    pub(crate) flight: Arc<congestion::Shared>,
 }
 
 impl std::fmt::Debug for Link {
@@ -164,6 +166,7 @@ impl Link {
         let (control, queue) = mpsc::channel(MAX_CONTROL_QUEUE);
         let credit = Arc::new(Semaphore::new(peer.max_concurrent_calls.clamp(1, MAX_CALLS)));
         let link = Self {
+            flight: congestion::Shared::of(&quic),
             quic,
             peer: Arc::new(peer),
             inner,
