@@ -96,7 +96,7 @@ async fn open_stream(link: &Link, deadline: Instant) -> Result<(Outgoing, Incomi
         Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
     };
     let limit = link.inner.config.limits.max_message_bytes + MAX_HEAD_BYTES + FRAME_OVERHEAD;
-    Ok((Outgoing::new(send), Incoming::new(recv, limit)))
+    Ok((Outgoing::new(send).beside(&link.flight), Incoming::new(recv, limit)))
 }
 
 /// A call on a stream of its own. A drop resets both its halves.

@@ -13,7 +13,7 @@ use macula_wire::proto::{self, control};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
-    CallReply, CallRequest, CallStream, LoadReport, PeerInfo, Protocol, caller,
+    CallReply, CallRequest, CallStream, LoadReport, PeerInfo, Protocol, caller, congestion,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
     gate::Gate,
@@ -151,6 +151,8 @@ pub(crate) struct Link {
     peer_load: Mutex<Option<(LoadReport, Instant)>>,
     /// How busy the peer was told that this node is.
     reporter: Mutex<Reporter>,
+    /// What is under way.
+    pub(crate) flight: Arc<congestion::Shared>,
 }
 
 impl std::fmt::Debug for Link {
@@ -178,6 +180,7 @@ impl Link {
         let (control, queue) = mpsc::channel(MAX_CONTROL_QUEUE);
         let credit = Arc::new(Semaphore::new(peer.max_concurrent_calls.clamp(1, MAX_CALLS)));
         let link = Self {
+            flight: congestion::Shared::of(&quic),
             quic,
             peer: Arc::new(peer),
             inner,

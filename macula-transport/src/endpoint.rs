@@ -21,7 +21,7 @@ use crate::{
     handshake::{self, Established},
     hello,
     load::Load,
-    pool, quic,
+    memory, pool, quic,
     report::REPORT_EVERY,
     stats::Counters,
     tls::{FoundKey, Tls},
@@ -81,6 +81,7 @@ impl Endpoint {
         let tls = Tls::new(&config.identity, config.key_exchange)
             .map_err(TlsError::from)
             .map_err(BindError::Tls)?;
+        memory::keep_pages(config.limits.max_message_bytes);
         let counters = Arc::new(Counters::default());
         let load = Arc::new(Load::default());
         let transport = Arc::new(quic::transport_config(&config));

@@ -5,10 +5,12 @@ mod call;
 mod caller;
 mod codec;
 mod config;
+mod congestion;
 mod connection;
 mod drive;
 mod endpoint;
 mod error;
+mod flight;
 mod frame;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
@@ -21,6 +23,7 @@ mod hello;
 mod identity;
 mod lane;
 mod load;
+mod memory;
 mod metadata;
 mod outbox;
 mod peer;

@@ -14,7 +14,7 @@ use quinn::{
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator, InvalidCid};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{Config, Identity, stats::Counters};
+use crate::{Config, Identity, congestion, stats::Counters};
 
 /// Streams a peer may have open before it has introduced itself. quinn keeps an entry for each permitted stream from the
 /// start, so a large number here makes every handshake slow.
@@ -40,6 +40,7 @@ pub(crate) fn transport_config(config: &Config) -> TransportConfig {
         .initial_rtt(INITIAL_RTT)
         .mtu_discovery_config(Some(discovery))
         .send_fairness(true)
+        .congestion_controller_factory(Arc::new(congestion::Factory::default()))
         .ack_frequency_config(None)
         .datagram_receive_buffer_size(None);
     transport

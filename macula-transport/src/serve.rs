@@ -60,7 +60,7 @@ enum Next {
 
 /// Serves one stream that the peer opened.
 pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn::RecvStream) {
-    let mut outgoing = Outgoing::new(send);
+    let mut outgoing = Outgoing::new(send).beside(&link.flight);
     let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
     let now = Instant::now();
     link.inner.saw_clock(now.into_std());

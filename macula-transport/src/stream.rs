@@ -3,13 +3,17 @@
 //! **Invariant:** a stream is finished only by [`Outgoing::finish`]. quinn finishes a stream that is dropped, which would make an
 //! abandoned message look like a whole one; here dropping resets.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use macula_wire::{FrameDecoder, FrameError, proto};
 use quinn::VarInt;
 
-use crate::error::{CloseCode, Lost};
+use crate::{
+    codec::FRAME_OVERHEAD,
+    congestion,
+    error::{CloseCode, Lost},
+};
 
 /// What a stream is for: its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +31,7 @@ pub(crate) enum StreamKind {
 }
 
 /// Small calls go before large messages, so that these never hold them up (P5).
-pub(crate) const LANE_PRIORITY: i32 = 1;
+const LANE_PRIORITY: i32 = 1;
 /// How many chunks are read at once.
 pub(crate) const READ_BATCH: usize = 32;
 
@@ -80,7 +84,14 @@ pub(crate) struct Outgoing {
     finished: bool,
     /// A send began and has not ended.
     halfway: bool,
+    /// What its connection has under way, where large messages let small calls pass.
+    beside: Option<Arc<congestion::Shared>>,
 }
+
+/// More than this is written in pieces of this size, each when there is room for it.
+const PIECE_BYTES: usize = 16 * 1024;
+/// A piece, where nothing waits.
+const LARGE_PIECE_BYTES: usize = 64 * 1024;
 
 /// The peer or the connection ended a sending half.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +118,14 @@ impl Outgoing {
             stream,
             finished: false,
             halfway: false,
+            beside: None,
         }
+    }
+
+    /// From here on, large messages let the small calls of their connection pass.
+    pub(crate) fn beside(mut self, connection: &Arc<congestion::Shared>) -> Self {
+        self.beside = Some(connection.clone());
+        self
     }
 
     /// Sends every chunk, waiting for the peer's credit.
@@ -118,7 +136,24 @@ impl Outgoing {
             self.reset(ResetCode::Cancelled);
             return Err(SendError::Stopped);
         }
-        self.stream.write_all_chunks(chunks).await?;
+        match &self.beside {
+            Some(connection) if chunks.iter().map(Bytes::len).sum::<usize>() > PIECE_BYTES => {
+                let mut chunks = VecDeque::from_iter(chunks.iter_mut().map(std::mem::take));
+                while !chunks.is_empty() {
+                    let most = if connection.has_small_calls() {
+                        PIECE_BYTES
+                    } else {
+                        LARGE_PIECE_BYTES
+                    };
+                    let mut piece = first_bytes(&mut chunks, most);
+                    connection
+                        .make_room(piece.iter().map(Bytes::len).sum::<usize>() as u64)
+                        .await;
+                    self.stream.write_all_chunks(&mut piece).await?;
+                }
+            }
+            Some(_) | None => self.stream.write_all_chunks(chunks).await?,
+        }
         self.halfway = false;
         Ok(())
     }
@@ -128,9 +163,11 @@ impl Outgoing {
         self.stream.id().index()
     }
 
-    pub(crate) fn set_priority(&self, priority: i32) {
+    /// From here on, this stream carries small calls: it goes before the others, and waits for none of them.
+    pub(crate) fn carry_small_calls(&mut self) {
+        self.beside = None;
         // Fails only when the stream is over.
-        let _ = self.stream.set_priority(priority);
+        let _ = self.stream.set_priority(LANE_PRIORITY);
     }
 
     /// Ends this half after what was sent, but a drop still takes it back: the peer learns that nobody waits any more.
@@ -312,6 +349,23 @@ impl Incoming {
     }
 }
 
+/// Takes the first bytes of `chunks`, at most `most` beside frames' own few; not copied.
+fn first_bytes(chunks: &mut VecDeque<Bytes>, most: usize) -> Vec<Bytes> {
+    let (mut taken, mut left) = (Vec::new(), most);
+    while let Some(chunk) = chunks.front_mut() {
+        if chunk.len() <= left + FRAME_OVERHEAD {
+            left = left.saturating_sub(chunk.len());
+            taken.extend(chunks.pop_front());
+        } else {
+            if left > 0 {
+                taken.push(chunk.split_to(left));
+            }
+            break;
+        }
+    }
+    taken
+}
+
 /// The bytes of a stream's kind.
 pub(crate) fn kind_bytes(kind: StreamKind) -> Bytes {
     Bytes::copy_from_slice(&[kind.byte()])
@@ -405,6 +459,28 @@ mod tests {
         }
         assert_eq!(CloseCode::from_wire(VarInt::from_u32(9)), CloseCode::Other);
         assert_eq!(CloseCode::from_wire(VarInt::MAX), CloseCode::Other);
+    }
+
+    #[test]
+    fn pieces_hold_every_byte_in_order_and_keep_to_their_size() {
+        for lengths in [
+            &[5, 0, 100_000, 3][..],
+            &[64 * 1024 + 20],
+            &[0],
+            &[10, 64 * 1024, 10],
+            &[1; 40],
+        ] {
+            let whole: Vec<u8> = (0..lengths.iter().sum::<usize>()).map(|at| at as u8).collect();
+            let mut rest = Bytes::from(whole.clone());
+            let mut chunks: VecDeque<Bytes> = lengths.iter().map(|&length| rest.split_to(length)).collect();
+            let mut joined = Vec::new();
+            while !chunks.is_empty() {
+                let piece = first_bytes(&mut chunks, LARGE_PIECE_BYTES).concat();
+                assert!(piece.len() <= LARGE_PIECE_BYTES + 2 * FRAME_OVERHEAD);
+                joined.extend(piece);
+            }
+            assert_eq!(joined, whole);
+        }
     }
 
     #[test]

@@ -1,12 +1,16 @@
 //! What else is measured of macula-transport: connections, memory, fairness and loss.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use clap::ValueEnum;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
@@ -19,17 +23,41 @@ use crate::{
     stacks::{Echo as _, Stack, Worker},
 };
 
-/// Each measurement as a table.
-pub(crate) fn tables() -> Result<Vec<Value>> {
+/// What is measured of macula-transport alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Extra {
+    /// A new connection and an open one.
+    Connections,
+    /// A server that is killed and started again.
+    Restart,
+    /// Connections and calls that wait.
+    Memory,
+    /// Small calls beside large ones.
+    Fairness,
+    /// A network that loses datagrams.
+    Loss,
+}
+
+/// Each measurement as a table: those named, or all of them.
+pub(crate) fn tables(named: &[Extra]) -> Result<Vec<Value>> {
+    let named = if named.is_empty() {
+        Extra::value_variants()
+    } else {
+        named
+    };
     let runtime = Runtime::Multi.build()?;
     runtime.block_on(async {
-        Ok(vec![
-            connections().await?,
-            restart().await?,
-            memory().await?,
-            fairness().await?,
-            loss().await?,
-        ])
+        let mut tables = Vec::new();
+        for extra in named {
+            tables.push(match extra {
+                Extra::Connections => connections().await?,
+                Extra::Restart => restart().await?,
+                Extra::Memory => memory().await?,
+                Extra::Fairness => fairness().await?,
+                Extra::Loss => loss().await?,
+            });
+        }
+        Ok(tables)
     })
 }
 
@@ -153,19 +181,25 @@ fn resident_kib(process: u32) -> Result<f64> {
 async fn fairness() -> Result<Value> {
     eprintln!("fairness");
     let mut rows = Vec::new();
-    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let (mut alone, mut beside, mut rates) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..5 {
         let server = Server::start(Stack::Macula, Runtime::Multi)?;
         let client = Arc::new(Client::on(macula::endpoint().await?, &server.address).await?);
         alone.push(small_calls(&client).await?);
+        let transfers = Arc::new(AtomicU64::new(0));
         let transfer = {
-            let client = client.clone();
+            let (client, count) = (client.clone(), transfers.clone());
             tokio::spawn(async move {
                 let body = Bytes::from(vec![1; 4 << 20]);
-                while client.call(body.clone()).await.is_ok() {}
+                while client.call(body.clone()).await.is_ok() {
+                    count.fetch_add(1, Relaxed);
+                }
             })
         };
+        let before = transfers.load(Relaxed);
+        let started = Instant::now();
         beside.push(small_calls(&client).await?);
+        rates.push(4.194304 * (transfers.load(Relaxed) - before) as f64 / started.elapsed().as_secs_f64());
         transfer.abort();
     }
     for (name, of) in [("p50 us", 0), ("p99 us", 1)] {
@@ -173,6 +207,7 @@ async fn fairness() -> Result<Value> {
         let (alone, beside) = (pick(&alone), pick(&beside));
         rows.push(json!([name, round(alone), round(beside), round(beside / alone)]));
     }
+    rows.push(json!(["echoed beside, MB/s", null, round(median(rates)), null]));
     Ok(json!({
         "name": "16 callers of 64 B alone, and beside 4 MiB echoes on the same connection",
         "columns": ["", "alone", "beside", "ratio"], "rows": rows,

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::{
     Runtime,
+    extras::Extra,
     load::{Measured, cpu_seconds, peak_mib},
     stacks::Stack,
 };
@@ -40,6 +41,9 @@ pub(crate) struct Plan {
     /// Leave out what is measured of macula-transport alone.
     #[arg(long)]
     no_extras: bool,
+    /// Only these of what is measured of macula-transport alone.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    extras: Vec<Extra>,
     /// Leave out the comparison.
     #[arg(long)]
     only_extras: bool,
@@ -136,7 +140,7 @@ impl Plan {
         }
         let mut document = self.document(&samples);
         if let (false, Some(tables)) = (self.no_extras, document["tables"].as_array_mut()) {
-            tables.extend(crate::extras::tables()?);
+            tables.extend(crate::extras::tables(&self.extras)?);
         }
         println!("{document}");
         Ok(())

@@ -23,7 +23,7 @@ use crate::{
     error::{CallError, Lost, Unknown},
     load::SMALL_LOAD,
     outbox::Flush,
-    stream::{Incoming, LANE_PRIORITY, Outgoing, READ_BATCH, ReceiveError, StreamKind, kind_bytes},
+    stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, StreamKind, kind_bytes},
 };
 
 /// How a call on a lane ended.
@@ -158,7 +158,7 @@ impl Lane {
         let mut outgoing = Outgoing::new(send);
         // Opened once.
         let _ = self.stream.set(outgoing.index());
-        outgoing.set_priority(LANE_PRIORITY);
+        outgoing.carry_small_calls();
         // A lane whose writing half was refused still reads the replies to what it has sent.
         let write = async {
             if outgoing.send(&mut [kind_bytes(StreamKind::Lane)]).await.is_ok() {
@@ -194,7 +194,10 @@ impl Lane {
             let mut chunks = self.lock().lane.take_output();
             if chunks.is_empty() {
                 self.writable.notified().await;
-            } else if outgoing.send(&mut chunks).await.is_err() {
+                continue;
+            }
+            link.flight.saw_small_calls(Instant::now().into_std());
+            if outgoing.send(&mut chunks).await.is_err() {
                 return;
             }
         }

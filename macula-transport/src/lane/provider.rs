@@ -31,7 +31,7 @@ use crate::{
     load::SMALL_LOAD,
     outbox::Flush,
     serve::{self, REPLY_GRACE},
-    stream::{Incoming, LANE_PRIORITY, Outgoing, READ_BATCH, ReceiveError, ResetCode, StreamKind, kind_bytes},
+    stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, ResetCode, StreamKind, kind_bytes},
     streaming::{One, Sink},
 };
 
@@ -63,7 +63,7 @@ pub(crate) async fn serve(
     outgoing: &mut Outgoing,
     incoming: &mut Incoming,
 ) -> Result<(), ReceiveError> {
-    outgoing.set_priority(LANE_PRIORITY);
+    outgoing.carry_small_calls();
     let lane = Arc::new(Lane {
         core: Mutex::new(ProviderLane::new()),
         writable: Notify::new(),
@@ -130,6 +130,7 @@ impl Lane {
             let inside = self.link.let_in();
             let now = Instant::now();
             self.link.inner.saw_clock(now.into_std());
+            self.link.flight.saw_small_calls(now.into_std());
             let calls = asked.len() as u32;
             for asked in asked.drain(..) {
                 match asked {
@@ -250,7 +251,7 @@ impl Lane {
             let Ok(stream) = self.link.quic.open_uni().await else {
                 return;
             };
-            let mut outgoing = Outgoing::new(stream);
+            let mut outgoing = Outgoing::new(stream).beside(&self.link.flight);
             let mut frames = vec![
                 kind_bytes(StreamKind::Reply),
                 Bytes::copy_from_slice(&self.stream.to_be_bytes()),
