@@ -143,8 +143,8 @@ pub struct Dht<S, B = Memory> {
 impl<S: Signer, B: Backend> Dht<S, B> {
     /// A node that is `signer`'s, in `realm`, at `now`, when it is `unix_ms` milliseconds after the Unix epoch.
     ///
-    /// `seed` drives jitter and the choice of refresh targets. What `backend` kept is verified and taken; when it cannot be
-    /// read, the node starts empty and says so.
+    /// `seed` keys the store's hashes, and drives jitter and the choice of refresh targets: a number that nobody else can
+    /// guess. What `backend` kept is verified and taken; when it cannot be read, the node starts empty and says so.
     #[must_use]
     pub fn new(config: Config, signer: S, realm: Realm, backend: B, now: Instant, unix_ms: u64, seed: u64) -> Self {
         let clock = Clock::new(now, unix_ms);

@@ -45,6 +45,8 @@ pub(crate) struct Node<B: Backend = Memory> {
     pub(crate) role: Role,
     pub(crate) alive: bool,
     pub(crate) events: Vec<Event>,
+    /// Answers everything, stores nothing, and names none but its like.
+    pub(crate) lies: bool,
 }
 
 enum Message {
@@ -156,9 +158,48 @@ impl Net {
             role,
             alive: true,
             events: Vec::new(),
+            lies: false,
         });
         self.settle(n);
         n
+    }
+
+    /// Adds nodes whose ids were made to lie next to `key`, nearer than any other, and that everybody knows.
+    pub(crate) fn add_liars(&mut self, key: ServiceKey, count: usize) {
+        for at in 1..=count {
+            let n = self.add(Config::default());
+            let mut id = *key.as_bytes();
+            id[24..].copy_from_slice(&(at as u64).to_be_bytes());
+            let contact = Contact::new(NodeId::from_bytes(id), contact_of(n).endpoints().to_vec());
+            self.by_id.remove(self.nodes[n].contact.node_id());
+            self.by_id.insert(*contact.node_id(), n);
+            self.nodes[n].contact = contact;
+            self.nodes[n].lies = true;
+        }
+        let liars = self.liars();
+        for node in 0..self.nodes.len() - count {
+            for liar in &liars {
+                self.with(node, |dht, now| dht.add_contact(now, liar.clone()));
+            }
+        }
+    }
+
+    fn liars(&self) -> Vec<Contact> {
+        let liars = self.nodes.iter().filter(|node| node.lies);
+        liars.map(|node| node.contact.clone()).collect()
+    }
+
+    fn lie(&self, request: &Request) -> Response {
+        let closest = || self.liars().into_iter().take(20).collect();
+        match request {
+            Request::FindNode { .. } => Response::Nodes(closest()),
+            Request::FindProviders { .. } => Response::Providers {
+                records: Vec::new(),
+                closest: closest(),
+                more: false,
+            },
+            Request::Ping | Request::Publish { .. } => bench::agreeable(request),
+        }
     }
 
     pub(crate) fn bootstrap(&mut self, node: usize, seed: usize) {
@@ -206,10 +247,12 @@ impl Net {
                     contact: self.nodes[from].contact.clone(),
                     role: self.nodes[from].role,
                 };
-                let response = self.nodes[to]
-                    .dht
-                    .handle_request(self.now, &peer, Request::decode(request))
-                    .encode();
+                let request = Request::decode(request);
+                let response = match &request {
+                    Ok(request) if self.nodes[to].lies => self.lie(request),
+                    _ => self.nodes[to].dht.handle_request(self.now, &peer, request),
+                };
+                let response = response.encode();
                 assert!(response.len() <= macula_dht::MAX_MESSAGE_BYTES);
                 self.post(Message::Response {
                     to: from,
