@@ -173,6 +173,25 @@ fn a_first_contact_without_an_id_is_trusted_and_shown() {
     assert!(complaint(&output).contains(&format!("--bootstrap {}", node.pinned())));
 }
 
+/// A name is as good as an address, with and without an id.
+#[test]
+fn a_bootstrap_node_may_be_named_by_its_host() {
+    let node = NodeProcess::start(&["--serve", "demo.echo=echo"]);
+    let (_, port) = node.address().rsplit_once(':').unwrap();
+    let named = format!("localhost:{port}");
+    for address in [format!("{}@{named}", node.id), named] {
+        let output = run(&["call", "demo.echo", "x", "--bootstrap", &address]);
+        assert_eq!(stdout(&output), "x", "{}", stderr(&output));
+    }
+    let output = run(&["call", "demo.echo", "x", "--bootstrap", "no-such-host.invalid:9443"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        complaint(&output).contains("no-such-host.invalid"),
+        "{}",
+        stderr(&output)
+    );
+}
+
 #[test]
 fn a_bootstrap_node_with_another_id_is_refused() {
     let node = NodeProcess::start(&["--serve", "demo.echo=echo"]);

@@ -336,10 +336,9 @@ impl Driver {
                     self.joining.can_ask(self.core.table().len());
                 }
             }
-            Done::Identified { id, endpoint, peer } => {
-                let peer = peer.as_deref().map_err(Clone::clone);
-                let contact = self.joining.identified(&endpoint, peer);
-                self.core.handle_identified(now(), id, contact);
+            Done::Identified { id, endpoint, peers } => {
+                let contacts = self.joining.identified(&endpoint, peers);
+                self.core.handle_identified(now(), id, contacts);
             }
         }
     }

@@ -11,11 +11,11 @@ use std::{
 
 use macula_dht::{Contact, Seed};
 use macula_rpc::{Provider, Routers};
-use macula_transport::{DialError, PeerInfo, RequestError, Role};
+use macula_transport::{DialError, RequestError, Role};
 use macula_wire::{Endpoint, NodeId, ServiceKey};
 use tokio::sync::watch;
 
-use super::requests;
+use super::requests::{self, Found};
 use crate::{BootstrapAddr, MAX_BOOTSTRAP};
 
 /// A node that was reached by an address without an id.
@@ -117,6 +117,8 @@ pub(super) struct Joining {
     tried: Option<Instant>,
 }
 
+/// The most nodes that are remembered as trusted at one address.
+const MAX_TRUSTED_AT_ONE: usize = 16;
 /// How often the bootstrap addresses are tried again while one of them does not answer.
 const TRY_AGAIN_EVERY: Duration = Duration::from_secs(30);
 
@@ -208,16 +210,21 @@ impl Joining {
         self.progress.send_replace(Some(Err(error)));
     }
 
-    /// An endpoint was asked who listens there: the contact for the core, unless nobody does.
-    pub(super) fn identified(&mut self, endpoint: &Endpoint, peer: Result<&PeerInfo, JoinCause>) -> Option<Contact> {
+    /// An endpoint was asked who listens there: the contacts for the core, none when nobody does.
+    pub(super) fn identified(&mut self, endpoint: &Endpoint, found: Result<Vec<Found>, JoinCause>) -> Vec<Contact> {
         let address = BootstrapAddr::from(endpoint.clone());
-        match peer {
-            Ok(peer) if peer.role == Role::Client => self.unreachable(address, JoinCause::Client),
-            Ok(peer) => {
-                self.trust(peer.node_id, endpoint);
-                let contact = requests::contact(peer, Some(endpoint));
-                self.reached.add(&contact);
-                return Some(contact);
+        match found {
+            Ok(mut found) => {
+                found.retain(|found| found.peer.role == Role::Node);
+                if found.is_empty() {
+                    self.unreachable(address, JoinCause::Client);
+                    return Vec::new();
+                }
+                self.trust(endpoint, &found.iter().map(|found| found.peer.node_id).collect());
+                let contact = |found: &Found| requests::contact(&found.peer, Some(&found.at));
+                let contacts: Vec<_> = found.iter().map(contact).collect();
+                contacts.iter().for_each(|contact| self.reached.add(contact));
+                return contacts;
             }
             // A list of bootstrap nodes that all share names each of them to itself: no failure beside others.
             Err(JoinCause::Dial(error)) if matches!(*error, DialError::Myself { .. }) => {
@@ -226,7 +233,7 @@ impl Joining {
             }
             Err(cause) => self.unreachable(address, cause),
         }
-        None
+        Vec::new()
     }
 
     /// A peer was asked something: remembered when it is a bootstrap node.
@@ -245,22 +252,28 @@ impl Joining {
         }
     }
 
-    /// Notes who answered at an address without an id, and warns when it was somebody else before.
-    fn trust(&mut self, node_id: NodeId, endpoint: &Endpoint) {
+    /// Notes who answered at an address without an id, and warns when it was somebody else before. A name may stand for several
+    /// nodes, of which not all answer each time.
+    fn trust(&mut self, endpoint: &Endpoint, now: &BTreeSet<NodeId>) {
         let trusted = &mut self.report.trusted_on_first_use;
-        match trusted.iter_mut().find(|known| known.endpoint == *endpoint) {
-            Some(known) if known.node_id == node_id => {}
-            Some(known) => {
-                tracing::warn!(%endpoint, before = %known.node_id, now = %node_id, "another node answers at a bootstrap address; pin its id if that is not expected");
-                known.node_id = node_id;
+        let before: BTreeSet<_> = trusted
+            .iter()
+            .filter(|known| known.endpoint == *endpoint)
+            .map(|known| known.node_id)
+            .collect();
+        if !before.is_empty() && before.is_disjoint(now) {
+            for (before, now) in before.iter().zip(now) {
+                tracing::warn!(%endpoint, %before, %now, "another node answers at a bootstrap address; pin its id if that is not expected");
             }
-            None => {
-                tracing::info!(%node_id, %endpoint, "trusted on first use");
-                trusted.push(TrustedPeer {
-                    node_id,
-                    endpoint: endpoint.clone(),
-                });
-            }
+            trusted.retain(|known| known.endpoint != *endpoint);
+        }
+        let here = trusted.iter().filter(|known| known.endpoint == *endpoint).count();
+        for &node_id in now.difference(&before).take(MAX_TRUSTED_AT_ONE.saturating_sub(here)) {
+            tracing::info!(%node_id, %endpoint, "trusted on first use");
+            trusted.push(TrustedPeer {
+                node_id,
+                endpoint: endpoint.clone(),
+            });
         }
     }
 

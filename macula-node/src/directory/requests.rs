@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use macula_dht::{Contact, Peer, Reply, RequestFailed, RequestId, Response, Role};
 use macula_transport::{Connection, DialError, PeerInfo, Pool, Protocol, RequestError};
 use macula_wire::Endpoint;
@@ -18,11 +19,11 @@ pub(super) enum Done {
         end: Result<Connection, JoinCause>,
         to: Contact,
     },
-    /// Who listens at an endpoint, or why nobody does.
+    /// Who listens at the addresses of an endpoint, at least one node, or why nobody does.
     Identified {
         id: RequestId,
         endpoint: Endpoint,
-        peer: Result<Arc<PeerInfo>, JoinCause>,
+        peers: Result<Vec<Found>, JoinCause>,
     },
 }
 
@@ -45,14 +46,83 @@ pub(super) async fn send(pool: Pool, id: RequestId, to: Contact, body: Bytes, wi
     Done::Replied { id, result, end, to }
 }
 
-/// Finds out who listens at an endpoint.
+/// The most addresses of one host name that are asked.
+const MAX_ADDRESSES: usize = 16;
+/// How long after the first node the others at a name are waited for: one address that is dead should not hold up the join, and
+/// the first node knows the others.
+const OTHERS_WITHIN: Duration = Duration::from_millis(250);
+
+/// A node that was found at an address.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) peer: Arc<PeerInfo>,
+    /// The address; or the name, when it stands for that address alone, which may be another one tomorrow.
+    pub(super) at: Endpoint,
+}
+
+/// Finds out who listens at an endpoint: at its address, or at each of those that its host name stands for.
 pub(super) async fn identify(pool: Pool, id: RequestId, endpoint: Endpoint, within: Duration) -> Done {
-    let peer = match tokio::time::timeout(within, pool.first_contact(&endpoint)).await {
-        Ok(Ok(connection)) => Ok(Arc::clone(connection.peer())),
-        Ok(Err(error)) => Err(JoinCause::Dial(Arc::new(error))),
-        Err(_) => Err(JoinCause::NoAnswer(within)),
+    let search = async {
+        let addresses = addresses(&endpoint).await?;
+        identify_each(&pool, addresses).await
     };
-    Done::Identified { id, endpoint, peer }
+    let peers = tokio::time::timeout(within, search).await;
+    let peers = peers.unwrap_or(Err(JoinCause::NoAnswer(within)));
+    Done::Identified { id, endpoint, peers }
+}
+
+/// What is to be dialed for an endpoint.
+async fn addresses(endpoint: &Endpoint) -> Result<Vec<Endpoint>, JoinCause> {
+    if endpoint.ip().is_some() {
+        return Ok(vec![endpoint.clone()]);
+    }
+    let unresolved = |source| {
+        JoinCause::Dial(Arc::new(DialError::Resolve {
+            endpoint: endpoint.clone(),
+            source: Arc::new(source),
+        }))
+    };
+    let found = tokio::net::lookup_host((endpoint.host(), endpoint.port())).await;
+    let mut addresses: Vec<_> = found
+        .map_err(unresolved)?
+        .filter_map(|addr| Endpoint::try_from(addr).ok())
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.truncate(MAX_ADDRESSES);
+    match addresses.len() {
+        // Kept as a name: the transport looks it up each time it dials.
+        0 | 1 => Ok(vec![endpoint.clone()]),
+        _ => Ok(addresses),
+    }
+}
+
+/// Who listens at these addresses, as far as it is known soon after the first answer; why nobody does when none answers.
+async fn identify_each(pool: &Pool, addresses: Vec<Endpoint>) -> Result<Vec<Found>, JoinCause> {
+    let mut dials: FuturesUnordered<_> = addresses
+        .into_iter()
+        .map(|at| async move {
+            let connection = pool.first_contact(&at).await?;
+            let peer = Arc::clone(connection.peer());
+            Ok::<_, DialError>(Found { peer, at })
+        })
+        .collect();
+    let (mut found, mut error) = (Vec::new(), DialError::NoAddress);
+    while found.is_empty() {
+        match dials.next().await {
+            Some(Ok(first)) => found.push(first),
+            Some(Err(new)) => error = new,
+            None => return Err(JoinCause::Dial(Arc::new(error))),
+        }
+    }
+    let others = async {
+        while let Some(next) = dials.next().await {
+            found.extend(next.ok());
+        }
+    };
+    // Those that are found later are in the pool, and are met through the first.
+    let _ = tokio::time::timeout(OTHERS_WITHIN, others).await;
+    Ok(found)
 }
 
 enum Failed {
@@ -96,4 +166,34 @@ pub(super) fn contact(info: &PeerInfo, found_at: Option<&Endpoint>) -> Contact {
     let found_at = found_at.filter(|endpoint| !info.endpoints.contains(endpoint));
     let endpoints = info.endpoints.iter().chain(found_at).cloned();
     Contact::new(info.node_id, endpoints).observed_at(info.remote_addr.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use macula_transport::{Config, Identity, NoService};
+
+    use super::*;
+
+    async fn listening() -> macula_transport::Endpoint {
+        let config = Config::new(Identity::generate().unwrap()).with_listen("127.0.0.1:0".parse().unwrap());
+        macula_transport::Endpoint::bind(config, NoService).await.unwrap()
+    }
+
+    /// A name may stand for several nodes, of which some are gone: those that are there are found.
+    #[tokio::test]
+    async fn every_address_of_a_name_is_asked() {
+        let (own, one, other) = (listening().await, listening().await, listening().await);
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let addresses: Vec<Endpoint> = [silent.local_addr().unwrap(), one.local_addr(), other.local_addr()]
+            .map(|addr| addr.try_into().unwrap())
+            .into();
+        let found = identify_each(&own.pool(), addresses.clone()).await.unwrap();
+        // The first at least; the other, too, unless this machine is very slow.
+        assert!(found.iter().all(|found| {
+            let node = if found.at == addresses[1] { &one } else { &other };
+            addresses[1..].contains(&found.at) && found.peer.node_id == node.node_id()
+        }));
+        let error = identify_each(&own.pool(), addresses[..1].to_vec()).await.unwrap_err();
+        assert!(matches!(error, JoinCause::Dial(error) if error.addr().is_some()));
+    }
 }
