@@ -1,0 +1,112 @@
+//! Whole nodes on a network in memory, in paused time.
+#![cfg(feature = "testing")]
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+use std::{net::SocketAddr, time::Duration};
+
+use macula_node::{BootstrapAddr, Node};
+use macula_rpc::{Request, Status};
+use macula_transport::{
+    Identity,
+    testing::{Link, Network},
+};
+use macula_wire::SecretKey;
+
+const SERVICE: &str = "demo.echo";
+
+fn addr(n: u8) -> SocketAddr {
+    ([10, 0, 0, n], 9443).into()
+}
+
+/// A node that serves, and gets in through the first one.
+async fn node(network: &Network, n: u8) -> Node {
+    let first = BootstrapAddr::from(macula_wire::Endpoint::try_from(addr(1)).unwrap());
+    let echo = async |request: Request| Ok::<_, Status>(request.into_payload());
+    let node = Node::builder()
+        .network(network)
+        .identity(Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN])))
+        .listen(addr(n))
+        .bootstrap((n > 1).then_some(first))
+        .serve(SERVICE, echo)
+        .start()
+        .await
+        .unwrap();
+    node.join().await.unwrap();
+    node
+}
+
+/// Its own service is called over the network.
+async fn call(node: &Node) -> Result<(), String> {
+    let call = node.client().request(SERVICE).remote_only();
+    call.send("x").await.map(|_| ()).map_err(|error| error.to_string())
+}
+
+#[tokio::test(start_paused = true)]
+async fn n2_the_directory_finds_all_and_a_killed_provider_loses_no_call() {
+    let network = Network::new(1);
+    let mut nodes = Vec::new();
+    for n in 1..=5 {
+        nodes.push(node(&network, n).await);
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let found = nodes[0].lookup(&SERVICE.parse().unwrap()).await.unwrap();
+    assert_eq!(found.len(), 5);
+    network.kill(addr(5));
+    nodes.pop();
+    for _ in 0..30 {
+        call(&nodes[1]).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn n3_a_node_that_loses_the_mesh_calls_from_its_cache_and_comes_back_by_itself() {
+    let network = Network::new(2);
+    let mut nodes = Vec::new();
+    for n in 1..=4 {
+        nodes.push(node(&network, n).await);
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    for node in &nodes {
+        call(node).await.unwrap();
+    }
+    // The two on the far side have nobody to get in through, and each other.
+    network.partition([addr(3), addr(4)]);
+    call(&nodes[2]).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    network.heal();
+    // Records are renewed within their lifetime, and by then the two sides know each other again.
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let found = nodes[3].lookup(&SERVICE.parse().unwrap()).await.unwrap();
+    assert_eq!(found.len(), 4);
+    call(&nodes[3]).await.unwrap();
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    let story = async |seed| {
+        let link = Link::new(Duration::from_millis(5))
+            .with_jitter(Duration::from_millis(5))
+            .with_loss(0.01);
+        let network = Network::new(seed).with_link(link);
+        let mut nodes = Vec::new();
+        for n in 1..=6 {
+            nodes.push(node(&network, n).await);
+        }
+        for _ in 0..10 {
+            for node in &nodes {
+                let outcome = call(node).await;
+                network.note(format_args!("{outcome:?}"));
+            }
+        }
+        network.trace_hash()
+    };
+    let run = |seed| {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(story(seed))
+    };
+    let first = run(1);
+    assert_eq!(run(1), first);
+    assert_eq!(run(1), first);
+    assert_ne!(run(2), first);
+}
