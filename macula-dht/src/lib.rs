@@ -1,8 +1,4 @@
 #![doc = include_str!("../README.md")]
-#![allow(
-    dead_code,
-    reason = "hand-over, restoring and region publishing follow; their parts are here"
-)]
 
 mod backend;
 mod cache;
@@ -10,6 +6,7 @@ mod clock;
 mod config;
 mod contact;
 mod dht;
+mod keyed;
 mod limiter;
 mod lookup;
 mod message;

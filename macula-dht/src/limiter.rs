@@ -6,11 +6,14 @@
 //!
 //! **Invariant:** at most [`RateLimits::peers`] buckets are held. A bucket that is full again says nothing and is forgotten.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use macula_wire::NodeId;
 
-use crate::clock::{Tick, nanos};
+use crate::{
+    clock::{Tick, nanos},
+    keyed::Keyed,
+};
 
 /// How fast peers may ask.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -71,7 +74,8 @@ impl Bucket {
 #[derive(Debug)]
 pub(crate) struct Limiter {
     limits: RateLimits,
-    peers: BTreeMap<NodeId, Bucket>,
+    /// By a keyed hash, since peers choose their ids. Nothing depends on the order.
+    peers: HashMap<NodeId, Bucket, Keyed>,
     /// That of all peers beyond [`RateLimits::peers`].
     others: Bucket,
     signatures: Bucket,
@@ -80,13 +84,13 @@ pub(crate) struct Limiter {
 }
 
 /// The least number of buckets at which full ones are looked for.
-const SWEEP_MIN: usize = 16;
+const SWEEP_MIN: usize = 14;
 
 impl Limiter {
-    pub(crate) fn new(limits: RateLimits) -> Self {
+    pub(crate) fn new(limits: RateLimits, seed: u64) -> Self {
         Self {
             limits,
-            peers: BTreeMap::new(),
+            peers: HashMap::with_hasher(Keyed::new(seed)),
             others: Bucket::full(limits.burst, 0),
             signatures: Bucket::full(limits.signature_burst, 0),
             sweep_at: SWEEP_MIN,
@@ -126,6 +130,9 @@ impl Limiter {
         let (rate, burst) = (self.limits.per_second, self.limits.burst);
         self.peers.retain(|_, bucket| bucket.full_at(rate, burst) > tick);
         self.sweep_at = (2 * self.peers.len()).max(SWEEP_MIN);
+        if self.peers.capacity() > 2 * self.sweep_at {
+            self.peers.shrink_to(self.sweep_at);
+        }
     }
 
     fn bucket(&mut self, tick: Tick, peer: &NodeId) -> &mut Bucket {
@@ -150,13 +157,16 @@ mod tests {
     const SECOND: Tick = 1_000_000_000;
 
     fn limiter() -> Limiter {
-        Limiter::new(RateLimits {
-            per_second: 2.0,
-            burst: 4.0,
-            peers: 20,
-            signatures_per_second: 1.0,
-            signature_burst: 2.0,
-        })
+        Limiter::new(
+            RateLimits {
+                per_second: 2.0,
+                burst: 4.0,
+                peers: 20,
+                signatures_per_second: 1.0,
+                signature_burst: 2.0,
+            },
+            1,
+        )
     }
 
     fn peer(n: u8) -> NodeId {

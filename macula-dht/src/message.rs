@@ -351,7 +351,6 @@ pub(crate) struct Peek {
     pub(crate) seq: u64,
     pub(crate) advertised_at_ms: u64,
     pub(crate) ttl: Duration,
-    pub(crate) withdrawn: bool,
 }
 
 pub(crate) fn peek(body: &[u8]) -> Option<Peek> {
@@ -361,7 +360,6 @@ pub(crate) fn peek(body: &[u8]) -> Option<Peek> {
         seq: record.seq,
         advertised_at_ms: record.advertised_at_ms,
         ttl: Duration::from_secs(record.ttl_secs.into()),
-        withdrawn: record.withdrawn,
     })
 }
 

@@ -107,8 +107,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Ends a lookup without an event.
     pub fn drop_query(&mut self, query: QueryId) {
-        let is_callers = |q: &Query| matches!(q.goal, Goal::Nodes | Goal::Providers(_));
-        if self.queries.get(&query).is_some_and(is_callers) {
+        let goal = self.queries.get(&query).map(|query| &query.goal);
+        if matches!(goal, Some(Goal::Nodes | Goal::Providers(_))) {
             self.queries.remove(&query);
         }
     }
@@ -132,7 +132,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             messages: 0,
             had_contacts,
         };
-        self.queries.insert(id, query);
+        self.queries.insert(id, Box::new(query));
         Ok(id)
     }
 
@@ -244,7 +244,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let Some(Query {
             goal: Goal::Providers(search),
             ..
-        }) = self.queries.get(&id)
+        }) = self.queries.get(&id).map(AsRef::as_ref)
         else {
             return Some(Vec::new());
         };
@@ -268,7 +268,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let Some(Query {
             goal: Goal::Providers(search),
             ..
-        }) = self.queries.get_mut(&id)
+        }) = self.queries.get_mut(&id).map(AsMut::as_mut)
         else {
             return;
         };
