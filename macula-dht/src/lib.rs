@@ -6,6 +6,7 @@ mod clock;
 mod config;
 mod contact;
 mod dht;
+mod keyed;
 mod limiter;
 mod lookup;
 mod message;

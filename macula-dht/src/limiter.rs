@@ -7,11 +7,14 @@
 //!
 //! **Invariant:** at most [`RateLimits::peers`] buckets are held. A bucket that is full again says nothing and is forgotten.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use macula_wire::NodeId;
 
-use crate::clock::{Tick, nanos};
+use crate::{
+    clock::{Tick, nanos},
+    keyed::Keyed,
+};
 
 /// How fast peers may ask.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -72,7 +75,8 @@ impl Bucket {
 #[derive(Debug)]
 pub(crate) struct Limiter {
     limits: RateLimits,
-    peers: BTreeMap<NodeId, Bucket>,
+    /// By a keyed hash, since peers choose their ids. Nothing depends on the order.
+    peers: HashMap<NodeId, Bucket, Keyed>,
     /// That of all peers beyond [`RateLimits::peers`].
     others: Bucket,
     signatures: Bucket,
@@ -89,13 +93,13 @@ const FORGED: f32 = 20.0;
 /// strangers does not make every request cost a walk through all buckets.
 const SWEEP_EVERY: Tick = 10_000_000;
 /// The least number of buckets at which full ones are looked for.
-const SWEEP_MIN: usize = 16;
+const SWEEP_MIN: usize = 14;
 
 impl Limiter {
-    pub(crate) fn new(limits: RateLimits) -> Self {
+    pub(crate) fn new(limits: RateLimits, seed: u64) -> Self {
         Self {
             limits,
-            peers: BTreeMap::new(),
+            peers: HashMap::with_hasher(Keyed::new(seed)),
             others: Bucket::full(limits.burst, 0),
             signatures: Bucket::full(limits.signature_burst, 0),
             sweep_at: SWEEP_MIN,
@@ -142,6 +146,9 @@ impl Limiter {
         self.peers.retain(|_, bucket| bucket.full_at(rate, burst) > tick);
         self.swept = Some(tick);
         self.sweep_at = (2 * self.peers.len()).max(SWEEP_MIN);
+        if self.peers.capacity() > 2 * self.sweep_at {
+            self.peers.shrink_to(self.sweep_at);
+        }
     }
 
     fn bucket(&mut self, tick: Tick, peer: &NodeId) -> &mut Bucket {
@@ -167,13 +174,16 @@ mod tests {
     const SECOND: Tick = 1_000_000_000;
 
     fn limiter() -> Limiter {
-        Limiter::new(RateLimits {
-            per_second: 2.0,
-            burst: 4.0,
-            peers: 20,
-            signatures_per_second: 1.0,
-            signature_burst: 2.0,
-        })
+        Limiter::new(
+            RateLimits {
+                per_second: 2.0,
+                burst: 4.0,
+                peers: 20,
+                signatures_per_second: 1.0,
+                signature_burst: 2.0,
+            },
+            1,
+        )
     }
 
     fn peer(n: u8) -> NodeId {

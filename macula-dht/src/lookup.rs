@@ -36,11 +36,17 @@ enum State {
 
 #[derive(Debug)]
 struct Candidate {
-    distance: Distance,
     contact: Contact,
     state: State,
     /// 1 when it came from this node's own table, else one more than that of who named it.
     hop: u8,
+}
+
+impl Candidate {
+    /// Computed from the id each time: keeping it would make a candidate half as large again.
+    fn distance(&self, target: &Point) -> Distance {
+        Point::from(self.contact.node_id()).distance(target)
+    }
 }
 
 /// The state of one lookup.
@@ -80,8 +86,7 @@ impl Lookup {
                 continue;
             }
             let distance = Point::from(contact.node_id()).distance(&self.target);
-            // Distances to one target are unique, so this also finds the candidate itself.
-            let Err(at) = self.candidates.binary_search_by(|c| c.distance.cmp(&distance)) else {
+            let Err(at) = self.position(&distance) else {
                 continue;
             };
             if self.candidates.len() == MAX_CANDIDATES {
@@ -98,7 +103,6 @@ impl Lookup {
             self.candidates.insert(
                 at,
                 Candidate {
-                    distance,
                     contact,
                     state: State::New,
                     hop: hop.saturating_add(1),
@@ -118,8 +122,9 @@ impl Lookup {
             return None;
         }
         let (mut ahead, region) = (0, self.region);
+        let target = self.target;
         for candidate in &mut self.candidates {
-            if ahead >= K && region.is_none_or(|region| candidate.distance > region) {
+            if ahead >= K && region.is_none_or(|region| candidate.distance(&target) > region) {
                 break;
             }
             match candidate.state {
@@ -147,9 +152,15 @@ impl Lookup {
         self.set(node, State::Failed);
     }
 
+    /// Where the candidate at `distance` is, or would be. Distances to one target are unique.
+    fn position(&self, distance: &Distance) -> Result<usize, usize> {
+        self.candidates
+            .binary_search_by(|candidate| candidate.distance(&self.target).cmp(distance))
+    }
+
     fn set(&mut self, node: &NodeId, state: State) {
         let distance = Point::from(node).distance(&self.target);
-        if let Ok(at) = self.candidates.binary_search_by(|c| c.distance.cmp(&distance))
+        if let Ok(at) = self.position(&distance)
             && matches!(self.candidates[at].state, State::Asked | State::Overdue)
         {
             self.candidates[at].state = state;
@@ -160,7 +171,11 @@ impl Lookup {
     pub(crate) fn is_finished(&self) -> bool {
         let (mut answered, mut overdue) = (0, false);
         for candidate in &self.candidates {
-            if answered >= K && self.region.is_none_or(|region| candidate.distance > region) {
+            if answered >= K
+                && self
+                    .region
+                    .is_none_or(|region| candidate.distance(&self.target) > region)
+            {
                 return true;
             }
             match candidate.state {
@@ -175,11 +190,11 @@ impl Lookup {
 
     /// The k closest that answered, and those within the region; closest first.
     pub(crate) fn closest(&self) -> impl Iterator<Item = &Contact> {
-        let region = self.region;
+        let (region, target) = (self.region, self.target);
         let answered = self.candidates.iter().filter(|c| c.state == State::Answered);
         answered
             .enumerate()
-            .take_while(move |(at, c)| *at < K || region.is_some_and(|region| c.distance <= region))
+            .take_while(move |(at, c)| *at < K || region.is_some_and(|region| c.distance(&target) <= region))
             .map(|(_, c)| &c.contact)
     }
 
@@ -199,7 +214,7 @@ impl Lookup {
             .iter()
             .filter(|c| c.state == State::Answered)
             .take(K)
-            .map(|c| c.distance)
+            .map(|c| c.distance(&self.target))
     }
 
     /// The number of candidates that answered.

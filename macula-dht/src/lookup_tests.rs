@@ -51,7 +51,7 @@ proptest! {
             }
             prop_assert!(lookup.fresh() <= ALPHA && waiting.len() <= MAX_OUTSTANDING);
             prop_assert!(lookup.candidates.len() <= MAX_CANDIDATES);
-            prop_assert!(lookup.candidates.is_sorted_by(|a, b| a.distance < b.distance));
+            prop_assert!(lookup.candidates.is_sorted_by(|a, b| a.distance(lookup.target()) < b.distance(lookup.target())));
             steps += 1;
             prop_assert!(steps < 5_000, "no end");
             if lookup.is_finished() {

@@ -21,6 +21,9 @@ const ONE_WAY_MS: f64 = 25.0;
 /// One message of so many is encoded and decoded, and must come out the same.
 const ENCODED: u64 = 64;
 
+/// Marks a node in the queue of events, whose timer it is; without it, it is a slot with a message.
+const TIMER: u32 = 1 << 31;
+
 /// SplitMix64.
 pub(crate) struct Rng(u64);
 
@@ -122,9 +125,6 @@ enum Message {
         id: RequestId,
         response: Response,
     },
-    Timer {
-        node: u32,
-    },
 }
 
 /// The end of a lookup or a publication, with the node it happened at.
@@ -143,6 +143,8 @@ pub(crate) struct Net {
     pub(crate) start: Instant,
     pub(crate) now: Instant,
     pub(crate) nodes: Vec<Dht<Identity>>,
+    /// Their ids, side by side.
+    ids: Vec<NodeId>,
     pub(crate) kinds: Vec<Kind>,
     /// Messages between a node of one side and one of the other do not arrive.
     pub(crate) side: Vec<bool>,
@@ -197,7 +199,8 @@ impl Net {
             rng: Rng::new(seed),
             start: now,
             now,
-            nodes: Vec::with_capacity(count),
+            nodes: Vec::with_capacity(count + count / 10),
+            ids: Vec::with_capacity(count + count / 10),
             kinds: Vec::new(),
             side: Vec::new(),
             loss: 0.0,
@@ -242,6 +245,7 @@ impl Net {
         let node = self.nodes.len();
         let unix_ms = EPOCH_MS + (self.now - self.start).as_millis() as u64;
         self.index.insert(identity.node_id(), node as u32);
+        self.ids.push(identity.node_id());
         let seed = self.rng.next();
         self.nodes.push(Dht::new(
             Config::default(),
@@ -269,7 +273,7 @@ impl Net {
     }
 
     pub(crate) fn contact_of(&self, node: usize) -> Contact {
-        self.contact.beside(*self.nodes[node].node_id())
+        self.contact.beside(self.ids[node])
     }
 
     pub(crate) fn closest(&self, target: &Point, count: usize) -> Vec<u32> {
@@ -353,7 +357,9 @@ impl Net {
         let end = self.now + time;
         while let Some((at, slot)) = self.queue.pop(end) {
             self.now = at;
-            if let Some(message) = self.slots[slot as usize].take() {
+            if slot & TIMER != 0 {
+                self.wake(slot & !TIMER);
+            } else if let Some(message) = self.slots[slot as usize].take() {
                 self.free.push(slot);
                 self.deliver(message);
             }
@@ -423,13 +429,15 @@ impl Net {
                     self.settle(to);
                 }
             }
-            Message::Timer { node } => {
-                if self.kinds[node as usize] != Kind::Dead && self.timers[node as usize] == Some(self.now) {
-                    self.timers[node as usize] = None;
-                    self.nodes[node as usize].handle_timeout(self.now);
-                    self.settle(node);
-                }
-            }
+        }
+    }
+
+    /// Lets a node's timer go off, unless it has been set anew since.
+    fn wake(&mut self, node: u32) {
+        if self.kinds[node as usize] != Kind::Dead && self.timers[node as usize] == Some(self.now) {
+            self.timers[node as usize] = None;
+            self.nodes[node as usize].handle_timeout(self.now);
+            self.settle(node);
         }
     }
 
@@ -490,7 +498,7 @@ impl Net {
             let timer = &mut self.timers[node as usize];
             if timer.is_none_or(|set| at < set) {
                 *timer = Some(at);
-                self.schedule(at, Message::Timer { node });
+                self.queue.push(at, node | TIMER);
             }
         }
     }

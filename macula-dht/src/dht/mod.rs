@@ -110,7 +110,8 @@ pub struct Dht<S, B = Memory> {
     /// Strangers that are being asked whether they answer.
     probing: BTreeSet<NodeId>,
 
-    queries: BTreeMap<QueryId, Query>,
+    /// Boxed: the map is almost always empty or almost so, and makes room for eleven.
+    queries: BTreeMap<QueryId, Box<Query>>,
     next_query: u64,
 
     services: BTreeMap<ServiceKey, Service>,
@@ -151,14 +152,15 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let own = signer.node_id();
         let mut rng = Rng::new(seed);
         let maintain_at = join::MAINTENANCE + rng.below(join::MAINTENANCE);
+        let hash_seed = rng.next();
         let mut dht = Self {
             clock,
             own,
             realm_hash: realm.hash(),
             realm,
             table: RoutingTable::new(own, config.diversity, now),
-            store: ProviderStore::new(clock, config.store, rng.next()),
-            limiter: Limiter::new(config.rates),
+            store: ProviderStore::new(clock, config.store, hash_seed),
+            limiter: Limiter::new(config.rates, !hash_seed),
             outputs: VecDeque::new(),
             inflight: BTreeMap::new(),
             next_request: 0,

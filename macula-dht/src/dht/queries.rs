@@ -129,8 +129,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Ends a lookup without an event.
     pub fn drop_query(&mut self, query: QueryId) {
-        let is_callers = |q: &Query| matches!(q.goal, Goal::Nodes | Goal::Providers(_));
-        if self.queries.get(&query).is_some_and(is_callers) {
+        let goal = self.queries.get(&query).map(|query| &query.goal);
+        if matches!(goal, Some(Goal::Nodes | Goal::Providers(_))) {
             self.queries.remove(&query);
         }
     }
@@ -154,7 +154,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             messages: 0,
             had_contacts,
         };
-        self.queries.insert(id, query);
+        self.queries.insert(id, Box::new(query));
         Ok(id)
     }
 
@@ -275,7 +275,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let Some(Query {
             goal: Goal::Providers(search),
             ..
-        }) = self.queries.get_mut(&id)
+        }) = self.queries.get_mut(&id).map(AsMut::as_mut)
         else {
             return Some(Vec::new());
         };
@@ -306,7 +306,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let Some(Query {
             goal: Goal::Providers(search),
             ..
-        }) = self.queries.get_mut(&id)
+        }) = self.queries.get_mut(&id).map(AsMut::as_mut)
         else {
             return;
         };
@@ -385,7 +385,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let Some(Query {
             goal: Goal::Providers(search),
             ..
-        }) = self.queries.get_mut(&id)
+        }) = self.queries.get_mut(&id).map(AsMut::as_mut)
         else {
             return;
         };

@@ -5,7 +5,10 @@ use std::cmp::Ordering;
 use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
 use sha2::{Digest, Sha256};
 
-use super::Newcomer;
+use super::{
+    Newcomer,
+    records::{Place, Records},
+};
 use crate::{
     clock::Tick,
     contact::{Contact, Subnet},
@@ -39,12 +42,12 @@ impl Stored {
     }
 }
 
-/// A place in a list. The record is boxed so that inserting in the middle moves little.
+/// A place in a list.
 #[derive(Debug)]
 pub(super) struct Slot {
-    /// The first 64 bits of the rank.
-    rank: u64,
-    pub(super) stored: Box<Stored>,
+    /// The first 32 bits of the rank.
+    rank: u32,
+    pub(super) place: Place,
 }
 
 /// The list of a key, by ascending rank.
@@ -57,13 +60,9 @@ pub(super) struct KeyEntry {
     pub(super) due: Tick,
 }
 
-pub(super) fn rank_of(key: &ServiceKey, node: &NodeId) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = key.rank(node);
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
-}
-
-pub(super) fn rank(record: &VerifiedProvider) -> u64 {
-    rank_of(record.key(), record.node_id())
+pub(super) fn rank_of(key: &ServiceKey, node: &NodeId) -> u32 {
+    let [a, b, c, d, ..] = key.rank(node);
+    u32::from_be_bytes([a, b, c, d])
 }
 
 impl KeyEntry {
@@ -71,18 +70,18 @@ impl KeyEntry {
     ///
     /// Ranks are hashes, so a place is guessed from the rank and walked to: one cache line where a binary search reads four. Ids
     /// ground to crowd the ranks make it walk farther, at most the length of the list.
-    pub(super) fn find(&self, rank: u64, node: &NodeId) -> Result<usize, usize> {
+    pub(super) fn find(&self, records: &Records, rank: u32, node: &NodeId) -> Result<usize, usize> {
         let compare = |slot: &Slot| {
             slot.rank.cmp(&rank).then_with(|| {
-                // Ranks whose first 64 bits agree are ground, not met by chance; the whole rank decides.
-                let record = &slot.stored.record;
+                // Others whose first 32 bits agree are rare, or ground; the whole rank decides.
+                let record = &records.get(slot.place).record;
                 if record.node_id() == node {
                     return Ordering::Equal;
                 }
                 record.key().rank(record.node_id()).cmp(&record.key().rank(node))
             })
         };
-        let mut at = ((u128::from(rank) * self.slots.len() as u128) >> 64) as usize;
+        let mut at = ((u64::from(rank) * self.slots.len() as u64) >> 32) as usize;
         while at > 0 && compare(&self.slots[at - 1]).is_ge() {
             at -= 1;
         }
@@ -96,30 +95,29 @@ impl KeyEntry {
         Err(at)
     }
 
-    /// Adds a record of a provider that is not in the list.
-    pub(super) fn insert(&mut self, rank: u64, stored: Stored) {
-        let at = match self.find(rank, stored.record.node_id()) {
+    /// Adds the record at `place`, of a provider that is not in the list.
+    pub(super) fn insert(&mut self, records: &Records, rank: u32, place: Place) {
+        let at = match self.find(records, rank, records.get(place).record.node_id()) {
             Ok(at) | Err(at) => at,
         };
         if self.slots.len() == self.slots.capacity() {
             self.slots.reserve_exact(1 + self.slots.len() / 4);
         }
-        self.slots.insert(
-            at,
-            Slot {
-                rank,
-                stored: Box::new(stored),
-            },
-        );
+        self.slots.insert(at, Slot { rank, place });
+    }
+
+    /// The records of the list.
+    pub(super) fn stored<'a>(&'a self, records: &'a Records) -> impl Iterator<Item = &'a Stored> {
+        self.slots.iter().map(|slot| records.get(slot.place))
     }
 
     /// Which record of a full list gives way: of the largest group of one subnet, the one that expires first.
     ///
     /// A remote newcomer gets in only when its own group stays smaller than the one that gives way, so one subnet never turns
     /// others out and equals never take turns. A local newcomer always gets in.
-    pub(super) fn victim(&self, newcomer: Newcomer) -> Option<usize> {
-        let remote = || self.slots.iter().enumerate().filter(|(_, slot)| !slot.stored.local);
-        let mut subnets: Vec<_> = remote().map(|(_, slot)| slot.stored.subnet).collect();
+    pub(super) fn victim(&self, records: &Records, newcomer: Newcomer) -> Option<usize> {
+        let remote = || self.stored(records).enumerate().filter(|(_, stored)| !stored.local);
+        let mut subnets: Vec<_> = remote().map(|(_, stored)| stored.subnet).collect();
         subnets.sort_unstable();
         let largest = subnets.chunk_by(|a, b| a == b).max_by_key(|group| group.len())?;
         let (subnet, size) = (largest[0], largest.len());
@@ -130,8 +128,8 @@ impl KeyEntry {
             }
         }
         remote()
-            .filter(|(_, slot)| slot.stored.subnet == subnet)
-            .min_by_key(|(_, s)| s.stored.expires)
+            .filter(|(_, stored)| stored.subnet == subnet)
+            .min_by_key(|(_, stored)| stored.expires)
             .map(|(at, _)| at)
     }
 }

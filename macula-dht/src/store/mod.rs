@@ -13,26 +13,29 @@
 //! What is left out: who may publish here at all, and how fast. That is decided before a signature is checked.
 
 mod entry;
+mod index;
+mod records;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    hash::BuildHasher,
     time::Instant,
 };
 
 use macula_wire::{MAX_TTL, NodeId, ServiceKey, SignedProvider, VerifiedProvider};
-use siphasher::sip::SipHasher13;
 
 pub(crate) use self::entry::supersedes;
-use self::entry::{KeyEntry, Slot, Stored, size_of};
+use self::{
+    entry::{KeyEntry, Stored, size_of},
+    records::{Place, Records},
+};
 use crate::{
     Clock, DateError, Refusal,
     clock::{MAX_CLOCK_SKEW, Tick, millis, nanos},
     contact::{Contact, Subnet},
+    keyed::Keyed,
     message::Peek,
-    rng::Rng,
 };
 
 /// How much a store holds. Every limit is hard.
@@ -141,6 +144,8 @@ pub struct ProviderStore {
     limits: StoreLimits,
     /// Found by a hash that peers, who choose the keys, cannot predict.
     keys: HashMap<ServiceKey, KeyEntry, Keyed>,
+    /// What the lists of the keys are made of.
+    records: Records,
     /// The same keys in ascending order.
     order: BTreeSet<ServiceKey>,
     /// Remote records of each publisher.
@@ -150,25 +155,6 @@ pub struct ProviderStore {
     usage: Usage,
     /// Records that changed and are not committed, when somebody wants to know.
     changes: Option<BTreeSet<(ServiceKey, NodeId)>>,
-}
-
-/// SipHash-1-3 with a key of this process (Aumasson and Bernstein, *SipHash: a fast short-input PRF*, 2012).
-#[derive(Debug, Clone)]
-struct Keyed([u64; 2]);
-
-impl Keyed {
-    fn new(seed: u64) -> Self {
-        let mut rng = Rng::new(seed);
-        Self([rng.next(), rng.next()])
-    }
-}
-
-impl BuildHasher for Keyed {
-    type Hasher = SipHasher13;
-
-    fn build_hasher(&self) -> SipHasher13 {
-        SipHasher13::new_with_keys(self.0[0], self.0[1])
-    }
 }
 
 /// Whose record wants a place.
@@ -182,10 +168,12 @@ impl ProviderStore {
     /// An empty store. `seed` keys its hashes; give each process another, which nobody else knows.
     #[must_use]
     pub fn new(clock: Clock, limits: StoreLimits, seed: u64) -> Self {
+        let keyed = Keyed::new(seed);
         Self {
             clock,
             limits,
-            keys: HashMap::with_hasher(Keyed::new(seed)),
+            keys: HashMap::with_hasher(keyed.clone()),
+            records: Records::new(keyed),
             order: BTreeSet::new(),
             publishers: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -250,12 +238,9 @@ impl ProviderStore {
         origin: Origin<'_>,
     ) -> Result<Inserted, InsertError> {
         let key = *record.key();
-        let rank = entry::rank(&record);
         let local = matches!(origin, Origin::Local);
-        if let Some(entry) = self.keys.get_mut(&key)
-            && let Ok(at) = entry.find(rank, record.node_id())
-        {
-            return self.merge(at, record, expires, retain, origin);
+        if let Some(place) = self.find(&key, record.node_id()) {
+            return self.merge(place, record, expires, retain, origin);
         }
         let subnet = match origin {
             Origin::Local => Subnet::UNKNOWN,
@@ -293,16 +278,15 @@ impl ProviderStore {
             entry.remote += 1;
             self.usage.keys += usize::from(entry.remote == 1);
         }
-        entry.insert(
-            rank,
-            Stored {
-                record,
-                expires,
-                retain,
-                subnet,
-                local,
-            },
-        );
+        let rank = entry::rank_of(&key, record.node_id());
+        let place = self.records.add(Stored {
+            record,
+            expires,
+            retain,
+            subnet,
+            local,
+        });
+        entry.insert(&self.records, rank, place);
         self.look_at(&key, retain);
         Ok(Inserted::New)
     }
@@ -325,7 +309,7 @@ impl ProviderStore {
         let tick = self.clock.tick(now);
         let entry = self.keys.get(key);
         let from = match (entry, after) {
-            (Some(entry), Some(node)) => match entry.find(entry::rank_of(key, node), node) {
+            (Some(entry), Some(node)) => match entry.find(&self.records, entry::rank_of(key, node), node) {
                 Ok(at) => at + 1,
                 Err(at) => at,
             },
@@ -334,7 +318,7 @@ impl ProviderStore {
         entry
             .into_iter()
             .flat_map(move |entry| &entry.slots[from..])
-            .map(|slot| &*slot.stored)
+            .map(|slot| self.records.get(slot.place))
             .filter(move |stored| stored.is_told(tick))
             .map(|stored| &stored.record)
     }
@@ -342,11 +326,7 @@ impl ProviderStore {
     /// The record of `node` under `key` as it is held, visible or not.
     #[must_use]
     pub fn held(&self, key: &ServiceKey, node: &NodeId) -> Option<&VerifiedProvider> {
-        let entry = self.keys.get(key)?;
-        entry
-            .find(entry::rank_of(key, node), node)
-            .ok()
-            .map(|at| &entry.slots[at].stored.record)
+        self.find(key, node).map(|place| &self.records.get(place).record)
     }
 
     /// The keys from `from` on, in ascending order.
@@ -357,8 +337,8 @@ impl ProviderStore {
     /// Drops this node's own record of a key without a trace. For a record that was never published, or is being replaced.
     pub fn remove_local(&mut self, key: &ServiceKey, node: &NodeId) {
         if let Some(entry) = self.keys.get(key)
-            && let Ok(at) = entry.find(entry::rank_of(key, node), node)
-            && entry.slots[at].stored.local
+            && let Ok(at) = entry.find(&self.records, entry::rank_of(key, node), node)
+            && self.records.get(entry.slots[at].place).local
         {
             self.remove(key, at);
             self.settle(key);
@@ -374,7 +354,11 @@ impl ProviderStore {
             self.due.pop_first();
             self.expire_key(tick, &key);
             if let Some(entry) = self.keys.get_mut(&key) {
-                entry.due = entry.slots.iter().map(|slot| slot.stored.retain).min().unwrap_or(0);
+                entry.due = entry
+                    .stored(&self.records)
+                    .map(|stored| stored.retain)
+                    .min()
+                    .unwrap_or(0);
                 if entry.due == 0 {
                     self.keys.remove(&key);
                     self.order.remove(&key);
@@ -395,8 +379,16 @@ impl ProviderStore {
         self.keys
             .get(key)
             .into_iter()
-            .flat_map(|entry| &entry.slots)
-            .map(|slot| &*slot.stored)
+            .flat_map(|entry| entry.stored(&self.records))
+    }
+
+    /// Where the record of `node` under `key` is.
+    fn find(&self, key: &ServiceKey, node: &NodeId) -> Option<Place> {
+        self.records.find(key, node).or_else(|| {
+            let entry = self.keys.get(key)?;
+            let at = entry.find(&self.records, entry::rank_of(key, node), node).ok()?;
+            Some(entry.slots[at].place)
+        })
     }
 
     /// Until when a record is shown, and until when its place is held.
@@ -416,18 +408,17 @@ impl ProviderStore {
         Ok((retain, retain))
     }
 
-    /// Merges a record into the one of the same provider at `at` of its key's list.
+    /// Merges a record into the one of the same provider and key at `place`.
     fn merge(
         &mut self,
-        at: usize,
+        place: Place,
         record: VerifiedProvider,
         expires: Tick,
         retain: Tick,
         origin: Origin<'_>,
     ) -> Result<Inserted, InsertError> {
-        let key = *record.key();
-        let entry = self.keys.entry(key).or_default();
-        let stored = &mut entry.slots[at].stored;
+        let (key, node) = (*record.key(), *record.node_id());
+        let stored = self.records.get_mut(place);
         if stored.record.seq() == record.seq()
             && stored.record.signature() == record.signature()
             && stored.record.body() == record.body()
@@ -453,19 +444,20 @@ impl ProviderStore {
         if was_remote && local && self.usage.local >= self.limits.local_records {
             return Err(InsertError::StoreFull);
         }
-        let node = *record.node_id();
         stored.retain = stored.retain.max(retain);
         stored.expires = expires;
-        stored.record = record;
         stored.local |= local;
         if let Origin::Remote(contact) = origin {
             stored.subnet = contact.subnet();
         }
+        self.records.supersede(place, record);
         if was_remote {
             self.usage.bytes -= before;
             if local {
-                entry.remote -= 1;
-                self.usage.keys -= usize::from(entry.remote == 0);
+                if let Some(entry) = self.keys.get_mut(&key) {
+                    entry.remote -= 1;
+                    self.usage.keys -= usize::from(entry.remote == 0);
+                }
                 self.usage.records -= 1;
                 self.usage.local += 1;
                 self.forget_publisher(&node);
@@ -486,6 +478,9 @@ impl ProviderStore {
         newcomer: Newcomer,
     ) -> Result<Option<usize>, InsertError> {
         let entry = self.keys.get(key);
+        if !self.records.has_room() {
+            return Err(InsertError::StoreFull);
+        }
         match newcomer {
             Newcomer::Local if self.usage.local >= self.limits.local_records => return Err(InsertError::StoreFull),
             Newcomer::Local => {}
@@ -500,11 +495,16 @@ impl ProviderStore {
             }
         }
         let victim = match entry.filter(|entry| entry.slots.len() >= self.limits.providers_per_key) {
-            Some(entry) => Some((entry.victim(newcomer).ok_or(InsertError::KeyFull)?, entry)),
+            Some(entry) => Some((
+                entry.victim(&self.records, newcomer).ok_or(InsertError::KeyFull)?,
+                entry,
+            )),
             None => None,
         };
         if let Newcomer::Remote(_) = newcomer {
-            let freed = victim.map_or(0, |(at, entry)| size_of(entry.slots[at].stored.record.body().len()));
+            let size_at =
+                |at: usize, entry: &KeyEntry| size_of(self.records.get(entry.slots[at].place).record.body().len());
+            let freed = victim.map_or(0, |(at, entry)| size_at(at, entry));
             if self.usage.bytes - freed + size > self.limits.bytes {
                 return Err(InsertError::StoreFull);
             }
@@ -523,11 +523,7 @@ impl ProviderStore {
         from: &Contact,
     ) -> Result<Inserted, InsertError> {
         self.clock.check_dates(now, peek.advertised_at_ms, peek.ttl)?;
-        let rank = entry::rank_of(key, &peek.node);
-        if let Some(entry) = self.keys.get(key)
-            && let Ok(at) = entry.find(rank, &peek.node)
-        {
-            let held = &entry.slots[at].stored.record;
+        if let Some(held) = self.held(key, &peek.node) {
             if held.body() == &record.body && held.signature()[..] == record.signature[..] {
                 return Ok(Inserted::Unchanged);
             }
@@ -550,7 +546,7 @@ impl ProviderStore {
             let over = self
                 .keys
                 .get(key)
-                .is_some_and(|entry| entry.slots[at].stored.retain <= tick);
+                .is_some_and(|entry| self.records.get(entry.slots[at].place).retain <= tick);
             if over {
                 self.remove(key, at);
             }
@@ -560,7 +556,17 @@ impl ProviderStore {
     /// Removes the record at `at` of a key's list. The caller settles the key.
     fn remove(&mut self, key: &ServiceKey, at: usize) {
         let Some(entry) = self.keys.get_mut(key) else { return };
-        let Slot { stored, .. } = entry.slots.remove(at);
+        let place = entry.slots.remove(at).place;
+        let (Some(stored), moved) = self.records.remove(place) else {
+            return;
+        };
+        if let Some(from) = moved
+            && let Some(entry) = self.keys.get_mut(self.records.get(place).record.key())
+            && let Some(slot) = entry.slots.iter_mut().find(|slot| slot.place == from)
+        {
+            slot.place = place;
+        }
+        let Some(entry) = self.keys.get_mut(key) else { return };
         if stored.local {
             self.usage.local -= 1;
         } else {
@@ -596,9 +602,7 @@ impl ProviderStore {
 
     /// Until when a record is shown, and until when its place is held.
     pub(crate) fn times(&self, key: &ServiceKey, node: &NodeId) -> Option<(Instant, Instant)> {
-        let entry = self.keys.get(key)?;
-        let at = entry.find(entry::rank_of(key, node), node).ok()?;
-        let stored = &entry.slots[at].stored;
+        let stored = self.records.get(self.find(key, node)?);
         Some((self.clock.instant(stored.expires), self.clock.instant(stored.retain)))
     }
 

@@ -60,7 +60,7 @@ fn store(start: Instant) -> ProviderStore {
 /// Everything held, as bytes.
 fn contents(store: &ProviderStore) -> Vec<(ServiceKey, Vec<u8>, u64)> {
     let lists = store.order.iter().map(|key| (key, &store.keys[key]));
-    let slots = lists.flat_map(|(key, entry)| entry.slots.iter().map(move |slot| (key, &slot.stored)));
+    let slots = lists.flat_map(|(key, entry)| entry.stored(&store.records).map(move |stored| (key, stored)));
     slots
         .map(|(key, s)| (*key, s.record.body().to_vec(), s.retain))
         .collect()
@@ -166,17 +166,25 @@ proptest! {
             let mut publishers = BTreeMap::<_, u32>::new();
             for entry in store.keys.values() {
                 prop_assert!(!entry.slots.is_empty() && entry.slots.len() <= limits.providers_per_key);
-                let remote = entry.slots.iter().filter(|slot| !slot.stored.local).count();
+                let remote = entry.stored(&store.records).filter(|stored| !stored.local).count();
                 prop_assert_eq!(remote, entry.remote);
                 recount.keys += usize::from(remote > 0);
                 recount.records += remote;
                 recount.local += entry.slots.len() - remote;
-                for slot in entry.slots.iter().filter(|slot| !slot.stored.local) {
-                    recount.bytes += size_of(slot.stored.record.body().len());
-                    *publishers.entry(*slot.stored.record.node_id()).or_default() += 1;
+                for stored in entry.stored(&store.records).filter(|stored| !stored.local) {
+                    recount.bytes += size_of(stored.record.body().len());
+                    *publishers.entry(*stored.record.node_id()).or_default() += 1;
                 }
             }
             prop_assert_eq!(store.usage(), recount);
+            prop_assert_eq!(store.records.len(), recount.records + recount.local);
+            for (key, entry) in &store.keys {
+                for stored in entry.stored(&store.records) {
+                    prop_assert_eq!(stored.record.key(), key, "a slot leads to another key's record");
+                    let found = store.records.find(key, stored.record.node_id());
+                    prop_assert!(found.is_some(), "fingerprints of a few records differ");
+                }
+            }
             prop_assert_eq!(&store.publishers, &publishers);
             prop_assert!(recount.keys <= limits.keys && recount.bytes <= limits.bytes);
             prop_assert!(recount.local <= limits.local_records);

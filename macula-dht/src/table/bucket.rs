@@ -1,5 +1,7 @@
 //! One bucket: entries and replacements, each from the least to the most recently seen.
 
+use std::ops::{Deref, DerefMut};
+
 use macula_wire::NodeId;
 
 use super::{K, REPLACEMENTS};
@@ -17,19 +19,96 @@ pub(super) struct Entry {
     pub(super) checking: bool,
 }
 
+/// Up to `N` contacts, the least recently seen first.
+#[derive(Debug)]
+pub(super) struct Line<const N: usize> {
+    entries: Vec<Entry>,
+    /// The last byte of each one's id. Most requests come from contacts that are not here, and this says so without fetching
+    /// the entries, a cache line each.
+    tags: [u8; N],
+}
+
 #[derive(Debug)]
 pub(super) struct Bucket {
-    pub(super) entries: Vec<Entry>,
-    pub(super) replacements: Vec<Entry>,
+    pub(super) entries: Line<K>,
+    pub(super) replacements: Line<REPLACEMENTS>,
     /// When a lookup last went through it, in seconds since the table was made.
     pub(super) looked_up: u32,
+}
+
+impl<const N: usize> Line<N> {
+    /// The most entries room is made for at a time: a node has many buckets, most of them partly filled.
+    const GROWTH: usize = 5;
+
+    fn new() -> Self {
+        Self {
+            entries: Vec::new(),
+            tags: [0; N],
+        }
+    }
+
+    pub(super) fn position(&self, node: &NodeId) -> Option<usize> {
+        let tag = tag(node);
+        let tags = self.tags.iter().take(self.entries.len());
+        tags.enumerate()
+            .find(|&(at, candidate)| *candidate == tag && self.entries[at].contact.node_id() == node)
+            .map(|(at, _)| at)
+    }
+
+    /// Adds an entry; the caller has seen that there is room.
+    pub(super) fn push(&mut self, entry: Entry) {
+        let len = self.entries.len();
+        if len == self.entries.capacity() {
+            self.entries.reserve_exact((N - len.min(N)).clamp(1, Self::GROWTH));
+        }
+        self.tags[len] = tag(entry.contact.node_id());
+        self.entries.push(entry);
+    }
+
+    pub(super) fn remove(&mut self, at: usize) -> Entry {
+        self.tags.copy_within(at + 1.., at);
+        self.entries.remove(at)
+    }
+
+    /// Makes an entry the most recently seen.
+    fn move_to_end(&mut self, at: usize) {
+        self.tags[at..self.entries.len()].rotate_left(1);
+        self.entries[at..].rotate_left(1);
+    }
+}
+
+impl<const N: usize> Deref for Line<N> {
+    type Target = [Entry];
+
+    fn deref(&self) -> &[Entry] {
+        &self.entries
+    }
+}
+
+impl<const N: usize> DerefMut for Line<N> {
+    fn deref_mut(&mut self) -> &mut [Entry] {
+        &mut self.entries
+    }
+}
+
+impl<'a, const N: usize> IntoIterator for &'a Line<N> {
+    type Item = &'a Entry;
+    type IntoIter = std::slice::Iter<'a, Entry>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.entries.iter()
+    }
+}
+
+fn tag(node: &NodeId) -> u8 {
+    node.as_bytes()[31]
 }
 
 impl Bucket {
     pub(super) fn new(seconds: u32) -> Self {
         Self {
-            entries: Vec::new(),
-            replacements: Vec::new(),
+            entries: Line::new(),
+            replacements: Line::new(),
             looked_up: seconds,
         }
     }
@@ -39,27 +118,18 @@ impl Bucket {
     }
 
     pub(super) fn position(&self, node: &NodeId) -> Option<usize> {
-        self.entries.iter().position(|entry| entry.contact.node_id() == node)
+        self.entries.position(node)
     }
 
     pub(super) fn contains(&self, node: &NodeId) -> bool {
-        self.entries
-            .iter()
-            .chain(&self.replacements)
-            .any(|entry| entry.contact.node_id() == node)
-    }
-
-    /// Adds an entry; the caller has seen that there is room.
-    pub(super) fn push(&mut self, entry: Entry) {
-        grow(&mut self.entries, K);
-        self.entries.push(entry);
+        self.entries.position(node).is_some() || self.replacements.position(node).is_some()
     }
 
     /// Makes an entry the most recently seen.
     pub(super) fn touch(&mut self, at: usize, seen: u32) {
         let entry = &mut self.entries[at];
         (entry.seen, entry.failures, entry.checking) = (seen, 0, false);
-        self.entries[at..].rotate_left(1);
+        self.entries.move_to_end(at);
     }
 
     /// Adds a replacement, at the cost of the least recently seen one when there is no room.
@@ -68,18 +138,12 @@ impl Bucket {
         if self.replacements.len() == REPLACEMENTS {
             self.replacements.remove(0);
         }
-        grow(&mut self.replacements, REPLACEMENTS);
         self.replacements.push(entry);
     }
 
     pub(super) fn forget_replacement(&mut self, node: &NodeId) {
-        self.replacements.retain(|entry| entry.contact.node_id() != node);
-    }
-}
-
-/// Makes room for one more without reserving beyond `limit`: a node holds many buckets, most of them partly filled.
-fn grow(entries: &mut Vec<Entry>, limit: usize) {
-    if entries.len() == entries.capacity() {
-        entries.reserve_exact((limit - entries.len().min(limit)).clamp(1, 5));
+        if let Some(at) = self.replacements.position(node) {
+            self.replacements.remove(at);
+        }
     }
 }

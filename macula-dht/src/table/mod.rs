@@ -178,7 +178,7 @@ impl RoutingTable {
             }
             let bucket = &mut self.buckets[position];
             bucket.forget_replacement(entry.contact.node_id());
-            bucket.push(entry);
+            bucket.entries.push(entry);
             self.len += 1;
             return Insertion::Added;
         }
@@ -285,7 +285,7 @@ impl RoutingTable {
             if self.admits(Some(&self.buckets[position]), subnet) {
                 let bucket = &mut self.buckets[position];
                 let entry = bucket.replacements.remove(at);
-                bucket.push(entry);
+                bucket.entries.push(entry);
                 self.len += 1;
             }
         }

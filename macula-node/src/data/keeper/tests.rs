@@ -13,6 +13,7 @@ fn record(key: u8, node: u8, expires_ms: u64) -> StoredRecord {
             signature: vec![0; 64].into(),
         },
         expires_ms,
+        held_until_ms: expires_ms,
     }
 }
 
