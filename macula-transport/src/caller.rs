@@ -193,6 +193,8 @@ pub(crate) async fn large_reply(link: Arc<Link>, recv: quinn::RecvStream) {
         let opening = tokio::time::timeout(link.inner.config.timers.head, opening).await;
         let stream = opening.ok().flatten().ok_or(LargeReply::Broken)?;
         let lane = link.lane_on(stream).ok_or(LargeReply::Unwanted)?;
+        // The others wait in the peer's send buffers. A closed semaphore there is none.
+        let _place = link.large_replies.acquire().await;
         lane.receive_large(&link, &mut incoming).await
     };
     match received.await {

@@ -26,6 +26,10 @@ use crate::{
 const MAX_CONTROL_QUEUE: usize = 16;
 /// How many large requests of one peer are put together at a time: each takes up to a whole message of memory.
 const MAX_LARGE_REQUESTS: usize = 16;
+/// How many large replies of one peer are put together at a time, whatever calls they say they answer.
+const MAX_LARGE_REPLIES: usize = 16;
+/// How many lanes a peer may have open: each may hold as much as a lane may queue. A node uses a few.
+const MAX_PEER_LANES: usize = 16;
 /// For so long after an answer a connection counts as used: its last packets may still be under way.
 const SETTLING: Duration = Duration::from_secs(1);
 
@@ -135,6 +139,14 @@ pub(crate) struct Link {
     /// Woken when something ended while somebody waits for quiet.
     pub(crate) quiet: Notify,
     closed_as: OnceLock<CloseCode>,
+    /// How busy the peer said it is, and when.
+    peer_load: Mutex<Option<(LoadReport, Instant)>>,
+    /// How busy the peer was told that this node is.
+    reporter: Mutex<Reporter>,
+    /// How many further lanes the peer may open.
+    pub(crate) peer_lanes: Semaphore,
+    /// How many further large replies of the peer are put together at a time.
+    pub(crate) large_replies: Semaphore,
     /// Somebody looks after the peer while calls wait.
     watched: AtomicBool,
     /// A call's time was up since somebody looked.
@@ -147,10 +159,6 @@ pub(crate) struct Link {
     pub(crate) large_requests: Semaphore,
     /// Where small calls go.
     lane: Mutex<Option<Arc<Lane>>>,
-    /// How busy the peer said it is, and when.
-    peer_load: Mutex<Option<(LoadReport, Instant)>>,
-    /// How busy the peer was told that this node is.
-    reporter: Mutex<Reporter>,
     /// What is under way.
     pub(crate) flight: Arc<congestion::Shared>,
 }
@@ -196,14 +204,16 @@ impl Link {
             retired: AtomicBool::new(false),
             quiet: Notify::new(),
             closed_as: OnceLock::new(),
+            peer_load: Mutex::default(),
+            reporter: Mutex::default(),
+            peer_lanes: Semaphore::new(MAX_PEER_LANES),
+            large_replies: Semaphore::new(MAX_LARGE_REPLIES),
             watched: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
             watch: Notify::new(),
             credit,
             large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
             lane: Mutex::new(None),
-            peer_load: Mutex::default(),
-            reporter: Mutex::default(),
         };
         link.touch();
         (Arc::new(link), queue)

@@ -276,6 +276,7 @@ pub(crate) fn start(
     } = established;
     quic.set_max_concurrent_bi_streams(inner.config.limits.max_streams.into());
     quic.set_max_concurrent_uni_streams(inner.config.limits.max_streams.into());
+    quic.set_receive_window(inner.config.limits.connection_window.into());
     inner.saw_clock(tokio::time::Instant::now().into_std());
     let (link, queue) = Link::new(quic, peer, inner.clone());
     let id = register(&link)?;

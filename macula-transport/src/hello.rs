@@ -17,6 +17,9 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) const MAX_CONTROL_BYTES: usize = 8 * 1024;
 /// The longest agent name that is sent or kept, in bytes.
 const MAX_AGENT_BYTES: usize = 64;
+/// What everybody is believed to take: a peer that says it takes less would make every call fail for good, and nowhere else be
+/// tried.
+const MIN_PEER_MESSAGE_BYTES: u32 = 64 * 1024;
 /// The largest message anybody is believed to take.
 const MAX_PEER_MESSAGE_BYTES: u32 = 1 << 28;
 
@@ -77,7 +80,9 @@ pub(crate) fn read(
             .collect::<Result<_, _>>()?,
         remote_addr,
         agent,
-        max_message_bytes: hello.max_message_bytes.min(MAX_PEER_MESSAGE_BYTES) as usize,
+        max_message_bytes: hello
+            .max_message_bytes
+            .clamp(MIN_PEER_MESSAGE_BYTES, MAX_PEER_MESSAGE_BYTES) as usize,
         max_concurrent_calls: hello.max_concurrent_calls as usize,
     })
 }
@@ -92,5 +97,65 @@ impl HelloError {
                 CloseCode::Protocol
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use macula_wire::Realm;
+
+    use super::*;
+
+    fn heard(change: impl FnOnce(&mut proto::Hello)) -> Result<PeerInfo, HelloError> {
+        let config = Config::new(crate::Identity::generate().unwrap());
+        let mut hello = ours(&config, &[]);
+        change(&mut hello);
+        let kind = Some(proto::control::Kind::Hello(hello));
+        let frame = proto::Control { kind }.encode_to_vec();
+        let node = NodeId::from_bytes([1; 32]);
+        read(frame.into(), &Realm::default().hash(), node, ([127, 0, 0, 1], 1).into())
+    }
+
+    #[test]
+    fn an_introduction_is_heard_as_it_was_said() {
+        let peer = heard(|hello| hello.endpoints = vec!["https://node1:9443".into()]).unwrap();
+        assert_eq!(peer.endpoints, ["node1:9443".parse().unwrap()]);
+        assert_eq!((peer.role, peer.max_message_bytes), (Role::Client, 4 << 20));
+        assert!(peer.agent.starts_with("macula/"));
+    }
+
+    #[test]
+    fn an_introduction_that_says_too_much_or_what_it_cannot_mean_is_refused() {
+        let many = vec!["https://node1:9443".to_owned(); macula_wire::MAX_ENDPOINTS + 1];
+        assert_eq!(heard(|hello| hello.endpoints = many), Err(HelloError::Malformed));
+        let nonsense = vec!["not an endpoint".to_owned()];
+        assert!(matches!(
+            heard(|hello| hello.endpoints = nonsense),
+            Err(HelloError::Endpoint(_))
+        ));
+        assert_eq!(heard(|hello| hello.realm = Bytes::new()), Err(HelloError::Realm));
+        assert!(matches!(
+            heard(|hello| hello.version = 0),
+            Err(HelloError::Version { theirs: 0, .. })
+        ));
+    }
+
+    #[test]
+    fn no_peer_is_believed_to_take_next_to_nothing_or_everything() {
+        for (said, believed) in [(0, 64 << 10), (u32::MAX, 1 << 28)] {
+            let peer = heard(|hello| hello.max_message_bytes = said).unwrap();
+            assert_eq!(peer.max_message_bytes, believed);
+        }
+    }
+
+    #[test]
+    fn an_agents_name_is_short_and_steers_no_terminal() {
+        let agent = format!("\u{1b}[2J{}", "é".repeat(200));
+        let peer = heard(|hello| hello.agent = agent).unwrap();
+        assert!(
+            peer.agent.len() <= MAX_AGENT_BYTES && !peer.agent.contains('\u{1b}'),
+            "{}",
+            peer.agent
+        );
     }
 }

@@ -19,6 +19,8 @@ use crate::{Config, Identity, congestion, stats::Counters};
 /// Streams a peer may have open before it has introduced itself. quinn keeps an entry for each permitted stream from the
 /// start, so a large number here makes every handshake slow.
 const STREAMS_BEFORE_HELLO: u32 = 128;
+/// Bytes a peer may have in flight on a connection before it has introduced itself: it says nothing but its introduction.
+const WINDOW_BEFORE_HELLO: u32 = 64 * 1024;
 /// The largest datagram that path discovery tries, in bytes.
 const MAX_DATAGRAM_BYTES: u16 = 6_500;
 /// The round trip assumed before one is measured: a lost first packet is sent again after three of them.
@@ -33,7 +35,7 @@ pub(crate) fn transport_config(config: &Config) -> TransportConfig {
         .max_concurrent_bidi_streams(STREAMS_BEFORE_HELLO.min(limits.max_streams).into())
         .max_concurrent_uni_streams(0_u32.into())
         .stream_receive_window(limits.stream_window.into())
-        .receive_window(limits.connection_window.into())
+        .receive_window(WINDOW_BEFORE_HELLO.min(limits.connection_window).into())
         .send_window(limits.connection_window.into())
         .max_idle_timeout(Some(idle_timeout(config.timers.idle)))
         .keep_alive_interval(Some(config.timers.keep_alive))

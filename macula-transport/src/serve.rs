@@ -73,6 +73,9 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
         match kind {
             Some(StreamKind::Call) => call(&link, &mut outgoing, &mut incoming, head_by).await,
             Some(StreamKind::Lane) => {
+                let Ok(_place) = link.peer_lanes.try_acquire() else {
+                    return Err(Refusal::Broken);
+                };
                 // Boxed, so that a call's own task is not as large as what serves a lane.
                 lane::provider::serve(&link, &mut outgoing, &mut incoming)
                     .boxed()

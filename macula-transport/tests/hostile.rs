@@ -20,6 +20,7 @@ use common::{
     raw::{Shown, client_tls, hello, introduced, raw_client, raw_connection, raw_key},
     until,
 };
+use futures::FutureExt as _;
 use macula_transport::{Config, DialError, Endpoint, HelloError, Identity, Limits, Lost, NoService, Stats, Timers};
 use macula_wire::{Realm, proto};
 use quinn::crypto::rustls::QuicServerConfig;
@@ -484,5 +485,104 @@ async fn a_peer_that_never_reads_its_replies_loses_its_lane() {
     clock.run(Duration::from_secs(1), ended).await;
     flood.await.unwrap_err();
     assert_eq!(greedy.close_reason(), None);
+    still_serves(&provider).await;
+}
+
+/// Before it has introduced itself a peer may send a little, whatever it opens: nobody reads it.
+#[tokio::test]
+async fn a_stranger_fills_no_memory() {
+    let _clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let connection = raw_connection(&endpoint, &provider).await;
+    // An introduction that begins, and never ends.
+    let (mut control, _heard) = connection.open_bi().await.unwrap();
+    control.write_all(&[1, 200, 1]).await.unwrap();
+    let mut sent = 3;
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        let mut turns = 0;
+        while turns < 100 {
+            match send.write(&[0; 4096]).now_or_never() {
+                Some(written) => sent += written.unwrap(),
+                None => turns += 1,
+            }
+            tokio::task::yield_now().await;
+        }
+        streams.push((send, recv));
+    }
+    assert!(sent <= 64 * 1024, "{sent} bytes were taken of a stranger");
+}
+
+/// Calls that were read together may have large answers each: no more are begun than are held.
+#[tokio::test]
+async fn many_calls_in_one_packet_do_not_make_as_many_large_replies() {
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let mut transport = quinn::TransportConfig::default();
+    transport.max_concurrent_uni_streams(0_u32.into());
+    let mut config = client_tls(Shown::Key(identity()), b"macula/1");
+    config.transport_config(Arc::new(transport));
+    let connecting = endpoint.connect_with(config, provider.local_addr(), "x").unwrap();
+    let connection = connecting.await.unwrap();
+    let (mut control, mut heard) = connection.open_bi().await.unwrap();
+    control.write_all(&hello(&Realm::default(), 1)).await.unwrap();
+    heard.read_chunk(1, true).await.unwrap().unwrap();
+
+    let (mut lane, _replies) = connection.open_bi().await.unwrap();
+    let mut bytes = vec![3];
+    for call in 1..=200 {
+        let head = proto::Head {
+            service: "large".into(),
+            timeout_us: 60_000_000,
+            end: true,
+            ..Default::default()
+        };
+        let kind = Some(proto::call_frame::Kind::Head(head));
+        bytes.extend_from_slice(&macula_wire::frame(&proto::CallFrame { call, kind }));
+    }
+    lane.write_all(&bytes).await.unwrap();
+    until("some are taken", || provider.stats().calls_taken >= 16).await;
+    clock.pass(Duration::from_secs(1)).await;
+    assert_eq!(provider.stats().calls_taken, 16);
+    still_serves(&provider).await;
+}
+
+#[tokio::test]
+async fn a_peer_has_no_more_lanes_than_it_needs() {
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let (connection, _control) = introduced(&endpoint, &provider).await;
+    let mut lanes = Vec::new();
+    for _ in 0..20 {
+        let (mut send, recv) = connection.open_bi().await.unwrap();
+        send.write_all(&[3]).await.unwrap();
+        lanes.push((send, recv));
+    }
+    until("the others are refused", || provider.stats().rejected_frames == 4).await;
+    lanes.clear();
+    still_serves(&provider).await;
+}
+
+/// Whoever comes when too many handshakes are under way is told so at once, and served when there is room.
+#[tokio::test]
+async fn more_handshakes_than_are_taken_are_refused() {
+    let clock = Clock::stop();
+    let limits = Limits {
+        max_handshakes: 1,
+        ..Limits::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    let endpoint = raw_client();
+    let silent = raw_connection(&endpoint, &provider).await;
+    let honest = client().await;
+    let error = connect(&honest, &provider).await.unwrap_err();
+    assert!(matches!(error, DialError::Refused { .. }), "{error:?}");
+    assert_eq!(provider.stats().rejected_busy, 1);
+    clock.pass(Timers::default().connect * 2).await;
+    until("the silent one is let go", || silent.close_reason().is_some()).await;
     still_serves(&provider).await;
 }

@@ -4,7 +4,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -52,6 +52,8 @@ struct Lane {
     unclogged: Notify,
     /// Large replies under way.
     large: AtomicUsize,
+    /// So many replies wait that no further call is begun; looked at again before one is.
+    clogged: AtomicBool,
     /// Which of the peer's streams it is.
     stream: u64,
     link: Arc<Link>,
@@ -69,6 +71,7 @@ pub(crate) async fn serve(
         writable: Notify::new(),
         unclogged: Notify::new(),
         large: AtomicUsize::new(0),
+        clogged: AtomicBool::new(false),
         stream: outgoing.index(),
         link: link.clone(),
     });
@@ -115,9 +118,7 @@ impl Lane {
         let mut names = Names::default();
         let mut beside = 0_usize;
         loop {
-            while self.lock().is_clogged() || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
-                self.unclogged.notified().await;
-            }
+            self.room().await;
             let more = incoming.fill(&mut chunks, |frame| {
                 asked.push(state::read_request(frame).map_err(|_| ReceiveError::Broken)?);
                 Ok(())
@@ -135,6 +136,10 @@ impl Lane {
             for asked in asked.drain(..) {
                 match asked {
                     Asked::Call(id, head) => {
+                        // What was read together may be many calls, and each may have a large answer.
+                        if self.clogged.load(SeqCst) || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
+                            self.room().await;
+                        }
                         let inline = beside == 0;
                         beside = beside.saturating_sub(1);
                         self.call(id, head, now, &mut names, inline, inside.as_ref())?;
@@ -153,6 +158,14 @@ impl Lane {
                 beside = SLOW_CALLS;
             }
         }
+    }
+
+    /// Waits until the peer has taken enough of the replies that another call may be begun.
+    async fn room(&self) {
+        while self.lock().is_clogged() || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
+            self.unclogged.notified().await;
+        }
+        self.clogged.store(false, SeqCst);
     }
 
     fn call(
@@ -234,18 +247,25 @@ impl Lane {
     fn reply(self: &Arc<Self>, id: CallId, reply: Reply) {
         let reply = serve::fitting(&self.link, reply);
         if reply.body.len() > INLINE_BYTES {
-            tokio::spawn(self.clone().reply_apart(id, reply));
+            let large = Large::new(self.clone());
+            tokio::spawn(self.clone().reply_apart(id, reply, large));
             return;
         }
-        let flush = self.lock().reply(id, &reply);
+        let flush = {
+            let mut core = self.lock();
+            let flush = core.reply(id, &reply);
+            if core.is_clogged() {
+                self.clogged.store(true, SeqCst);
+            }
+            flush
+        };
         match flush {
             Flush::Wake => self.writable.notify_one(),
             Flush::AlreadyDue => {}
         }
     }
 
-    async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply) {
-        let _large = Large::new(self.clone());
+    async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large) {
         let _in_flight = self.link.enter(Direction::Inbound);
         let send = async {
             let Ok(stream) = self.link.quic.open_uni().await else {
