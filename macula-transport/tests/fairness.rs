@@ -1,5 +1,7 @@
 //! Large messages beside small calls, over real sockets.
 
+#![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
 mod common;
 
 use common::{client, connect, echoes, provider};
