@@ -9,6 +9,7 @@ use macula_dht::{K, Point, QueryId, QueryResult, Stats, Want};
 use macula_wire::{NodeId, ServiceKey};
 
 use crate::{
+    cpu_seconds,
     net::{Kind, Net, News},
     report::{Report, mean, number, quantile, text},
 };
@@ -219,16 +220,6 @@ fn lookups(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
     report.note(format!(
         "The nodes that have looked around estimate {size:.0} nodes on average."
     ));
-}
-
-/// The processor time this process has used, in seconds: what one core does is to be told, however busy the machine is.
-pub(crate) fn cpu_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
-    stat.split(' ')
-        .next()
-        .and_then(|ns| ns.parse::<f64>().ok())
-        .unwrap_or(f64::NAN)
-        / 1e9
 }
 
 fn storage(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
