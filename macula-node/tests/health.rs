@@ -1,4 +1,5 @@
 //! `macula health` on real processes.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod support;
 

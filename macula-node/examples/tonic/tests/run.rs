@@ -1,4 +1,5 @@
 //! The examples, run to their end.
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::process::{Command, Stdio};
 
