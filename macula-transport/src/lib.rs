@@ -32,7 +32,7 @@ mod streaming;
 mod successor;
 mod tls;
 
-pub use call::{CallReply, CallRequest, IncomingCall, Reply};
+pub use call::{CallParts, CallReply, CallRequest, IncomingCall, Reply};
 pub use config::{
     Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES, PoolConfig, Timers,
 };
@@ -45,7 +45,7 @@ pub use handler::{Handler, NoService, Protocol};
 pub use identity::{Identity, IdentityError};
 pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role};
-pub use pool::{Pool, PoolEvent, PoolEvents, PoolStats};
+pub use pool::{FoundConnection, Pool, PoolEvent, PoolEvents, PoolStats};
 pub use stats::Stats;
 pub use streaming::{CallKind, CallStream, Gone, IncomingMessages, OutgoingMessages, Replies, Requests};
 pub use successor::{Succession, SuccessionError};

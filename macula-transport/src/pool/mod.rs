@@ -5,7 +5,10 @@ mod state;
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Acquire, Ordering::Release},
+    },
     time::Instant,
 };
 
@@ -72,8 +75,8 @@ impl Pool {
     pub async fn get(&self, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Connection, DialError> {
         let node = &self.inner.pool.successor(*node);
         let outcome = match self.inner.pool.get(&self.inner, node, at)? {
-            Found::Ready(connection) => return Ok(connection),
-            Found::Wait(outcome) => outcome,
+            Answered::Ready(connection) => return Ok(connection),
+            Answered::Wait(outcome) => outcome,
         };
         outcome.await.unwrap_or(Err(DialError::ShutDown))
     }
@@ -104,6 +107,22 @@ impl Pool {
         self.inner.pool.open(&self.inner.pool.successor(*node))
     }
 
+    /// As [`Pool::open`], for a caller that asks for one node again and again: while nothing in the pool has changed, what was
+    /// found last is given without a look into the pool. `found` is that caller's, and that node's.
+    #[must_use]
+    pub fn open_again(&self, node: &NodeId, found: &mut FoundConnection) -> Option<Connection> {
+        let version = self.inner.pool.version.load(Acquire);
+        if found.version != version {
+            let open = self.open(node)?;
+            *found = FoundConnection {
+                version,
+                link: open.downgrade(),
+            };
+            return Some(open);
+        }
+        found.link.upgrade().map(Connection::new)
+    }
+
     /// What happens to connections from now on.
     #[must_use]
     pub fn events(&self) -> PoolEvents {
@@ -117,7 +136,15 @@ impl Pool {
     }
 }
 
-enum Found {
+/// Where the open connection to a node was found last; see [`Pool::open_again`]. It keeps no connection open.
+#[derive(Debug, Default)]
+pub struct FoundConnection {
+    /// Of the pool, when it was found; 0 is none.
+    version: u64,
+    link: Weak<Link>,
+}
+
+enum Answered {
     Ready(Connection),
     Wait(oneshot::Receiver<Result<Connection, DialError>>),
 }
@@ -128,6 +155,8 @@ type Waiter = oneshot::Sender<Result<Connection, DialError>>;
 #[derive(Debug)]
 pub(crate) struct Shell {
     table: Mutex<Table>,
+    /// Changes whenever another connection may be the open one to some node.
+    version: AtomicU64,
     /// Woken when the core's next timeout may have changed.
     changed: Notify,
     events: broadcast::Sender<PoolEvent>,
@@ -163,6 +192,7 @@ impl Shell {
         };
         Self {
             table: Mutex::new(table),
+            version: AtomicU64::new(1),
             changed: Notify::new(),
             events: broadcast::Sender::new(MAX_EVENTS),
         }
@@ -172,7 +202,12 @@ impl Shell {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn get(&self, inner: &Arc<Inner>, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Found, DialError> {
+    /// What was found before is looked up again. To be called with the table locked, after the change.
+    fn outdate(&self, _table: &mut Table) {
+        self.version.fetch_add(1, Release);
+    }
+
+    fn get(&self, inner: &Arc<Inner>, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Answered, DialError> {
         let mut table = self.lock();
         if table.stopped {
             return Err(DialError::ShutDown);
@@ -185,10 +220,13 @@ impl Shell {
             match state.get(now, node, addresses, |id| activity(links, id, now)) {
                 Answer::Ready(id) => match links.get(&id) {
                     Some(link) if link.quic.close_reason().is_none() => {
-                        return Ok(Found::Ready(Connection::new(link.clone())));
+                        return Ok(Answered::Ready(Connection::new(link.clone())));
                     }
                     // It has ended, and nobody has taken it out yet.
-                    _ => table.forget(id),
+                    _ => {
+                        table.forget(id);
+                        self.outdate(&mut table);
+                    }
                 },
                 Answer::Join(ticket) => break (ticket, false),
                 Answer::Dial(ticket) => break (ticket, true),
@@ -211,7 +249,7 @@ impl Shell {
             tokio::spawn(dial(inner.clone(), ticket, Some(*node), at.to_vec()));
         }
         self.perform(table);
-        Ok(Found::Wait(waiter))
+        Ok(Answered::Wait(waiter))
     }
 
     fn first_contact(
@@ -237,12 +275,14 @@ impl Shell {
     }
 
     fn learn(&self, succession: &Succession) {
-        let successions = &mut self.lock().successions;
+        let mut table = self.lock();
+        let successions = &mut table.successions;
         successions.retain(|(from, _)| *from != succession.from());
         if successions.len() >= MAX_SUCCESSIONS {
             successions.pop_front();
         }
         successions.push_back((succession.from(), succession.to()));
+        self.outdate(&mut table);
     }
 
     /// The key that `node` has now.
@@ -287,7 +327,9 @@ impl Shell {
     /// A connection takes no further calls.
     pub(crate) fn retired(&self, link: &Link) {
         if let Some(&id) = link.id.get() {
-            self.lock().state.retired(id);
+            let mut table = self.lock();
+            table.state.retired(id);
+            self.outdate(&mut table);
         }
     }
 
@@ -303,7 +345,9 @@ impl Shell {
             reason,
         });
         let Some(&id) = link.id.get() else { return };
-        self.lock().forget(id);
+        let mut table = self.lock();
+        table.forget(id);
+        self.outdate(&mut table);
     }
 
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
@@ -360,6 +404,7 @@ impl Shell {
                 }
             }
         }
+        self.outdate(&mut table);
         drop(table);
         self.changed.notify_one();
     }
