@@ -6,6 +6,7 @@ mod codec;
 mod dns;
 mod error;
 mod handler;
+mod keyed;
 mod limit;
 mod observe;
 mod request;

@@ -74,6 +74,9 @@ pub(super) fn of<X>(
 
 /// The core's attempts with names, endpoints and causes; those that succeeded are left out.
 pub(super) fn named(attempts: &Attempts<NodeId>, log: &Log, start: Instant) -> Vec<Attempt> {
+    if attempts.iter().all(|attempt| attempt.fate() == Fate::Ok) {
+        return Vec::new();
+    }
     let name = |(attempt, tried): (&macula_select::Attempt<NodeId>, &super::engine::Tried)| {
         let derived = match attempt.fate() {
             Fate::Ok => return None,
