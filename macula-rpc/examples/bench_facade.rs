@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Rounds of each side; the medians are of these.
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 7;
 
 struct Bare;
 
@@ -49,29 +49,73 @@ fn echoing(name: &ServiceName) -> Result<Server, Failure> {
     Ok(server)
 }
 
-/// Calls made by `callers` at once, each after its last one was answered: the time of one call, and of all.
-async fn load<F: Future<Output = Result<(), Failure>>>(
-    callers: usize,
-    calls: usize,
-    call: impl Fn() -> F,
-) -> Result<(Duration, Vec<Duration>), Failure> {
-    let done = AtomicUsize::new(0);
-    let begin = Instant::now();
-    let (done, call) = (&done, &call);
-    let work = (0..callers).map(|_| async move {
-        let mut times = Vec::new();
-        while done.fetch_add(1, Relaxed) < calls {
-            let start = Instant::now();
-            call().await?;
-            times.push(start.elapsed());
-        }
-        Ok::<_, Failure>(times)
-    });
-    let mut times = Vec::new();
-    for each in join_all(work).await {
-        times.extend(each?);
+/// One way to make a call.
+trait Side: Send + Sync + 'static {
+    fn call(&self) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// `Connection::call`.
+struct Transport {
+    connection: macula_transport::Connection,
+    name: ServiceName,
+    payload: Bytes,
+}
+
+impl Side for Transport {
+    async fn call(&self) -> Result<(), Failure> {
+        self.connection
+            .call(CallRequest::new(&self.name, self.payload.clone()))
+            .await?;
+        Ok(())
     }
-    Ok((begin.elapsed(), times))
+}
+
+/// `Client::call`.
+struct Facade {
+    client: Client,
+    name: ServiceName,
+    payload: Bytes,
+}
+
+impl Side for Facade {
+    async fn call(&self) -> Result<(), Failure> {
+        self.client.call(&self.name, self.payload.clone()).await?;
+        Ok(())
+    }
+}
+
+/// Who makes the calls.
+#[derive(Clone, Copy, PartialEq)]
+enum Callers {
+    /// One task that waits for all of them at once.
+    OneTask,
+    /// A task each.
+    Tasks,
+}
+
+/// Calls made by `callers` at once, each after its last one was answered: the time of one call, in microseconds.
+async fn load<S: Side>(side: &Arc<S>, how: Callers, callers: usize, calls: usize) -> Result<f64, Failure> {
+    let done = Arc::new(AtomicUsize::new(0));
+    let begin = Instant::now();
+    let work = (0..callers).map(|_| {
+        let (side, done) = (Arc::clone(side), Arc::clone(&done));
+        async move {
+            while done.fetch_add(1, Relaxed) < calls {
+                side.call().await?;
+            }
+            Ok::<_, Failure>(())
+        }
+    });
+    match how {
+        Callers::OneTask => join_all(work).await.into_iter().collect::<Result<(), _>>()?,
+        Callers::Tasks => {
+            let tasks: Vec<_> = work.map(tokio::spawn).collect();
+            for task in tasks {
+                task.await??;
+            }
+        }
+    }
+    Ok(micros(begin.elapsed()) / calls as f64)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -87,59 +131,60 @@ fn round(value: f64) -> Value {
     json!((value * 100.0).round() / 100.0)
 }
 
-/// `Connection::call` against `Client::call`.
-async fn facade() -> Result<Value, Failure> {
+/// Either side of a call as the bare transport, and as the facade.
+async fn facade(runtime: &str, how: Callers) -> Result<Vec<Value>, Failure> {
     let name: ServiceName = "bench.echo".parse()?;
     let (_bare, bare) = node(Bare).await?;
     let (_served, served) = node(echoing(&name)?).await?;
     let endpoint = Endpoint::bind(Config::new(Identity::generate()?), NoService).await?;
-    let directory = StaticResolver::new().with_service(name.clone(), [served]);
-    let client = Client::builder(&endpoint, directory).build();
-    let connection = endpoint.pool().get(&bare.node_id, &bare.endpoints).await?;
     let payload = Bytes::from_static(&[7; 64]);
+    let transport = async |to: &Provider| {
+        let connection = endpoint.pool().get(&to.node_id, &to.endpoints).await?;
+        let (name, payload) = (name.clone(), payload.clone());
+        Ok::<_, Failure>(Arc::new(Transport {
+            connection,
+            name,
+            payload,
+        }))
+    };
+    let client = |to: &Provider| {
+        let directory = StaticResolver::new().with_service(name.clone(), [to.clone()]);
+        let client = Client::builder(&endpoint, directory).build();
+        let (name, payload) = (name.clone(), payload.clone());
+        Arc::new(Facade { client, name, payload })
+    };
+    let (neither, server) = (transport(&bare).await?, transport(&served).await?);
+    let (caller, both) = (client(&bare), client(&served));
 
     let mut rows = Vec::new();
     for (callers, calls) in [(1, 2_000), (64, 40_000), (256, 60_000)] {
-        let (mut below, mut above, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+        let mut times: [Vec<f64>; 4] = Default::default();
+        let mut ratios = Vec::new();
         for at in 0..=ROUNDS {
-            let raw = async || {
-                connection.call(CallRequest::new(&name, payload.clone())).await?;
-                Ok(())
-            };
-            let facade = async || {
-                client.call(&name, payload.clone()).await?;
-                Ok(())
-            };
-            let (raw, _) = load(callers, calls, raw).await?;
-            let (facade, _) = load(callers, calls, facade).await?;
+            let now = [
+                load(&neither, how, callers, calls).await?,
+                load(&caller, how, callers, calls).await?,
+                load(&server, how, callers, calls).await?,
+                load(&both, how, callers, calls).await?,
+            ];
             // The first round opens connections and warms up.
             if at > 0 {
-                let each = |total: Duration| micros(total) / calls as f64;
-                below.push(each(raw));
-                above.push(each(facade));
-                ratios.push(facade.as_secs_f64() / raw.as_secs_f64());
+                times.iter_mut().zip(now).for_each(|(times, now)| times.push(now));
+                ratios.push(now[3] / now[0]);
             }
         }
-        let (below, above) = (median(below), median(above));
         let overhead = (median(ratios) - 1.0) * 100.0;
-        rows.push(json!([
-            callers,
-            round(below),
-            round(above),
-            round(above - below),
-            round(overhead)
-        ]));
-        eprintln_progress(&format!("facade at {callers}: {overhead:.1} %"));
+        let mut row = vec![json!(runtime), json!(callers)];
+        row.extend(times.map(|times| round(median(times))));
+        row.push(round(overhead));
+        progress(&format!("facade, {runtime}, at {callers}: {overhead:.1} %  {row:?}"));
+        rows.push(Value::from(row));
     }
-    Ok(json!({
-        "name": "time a call, 64 B, microseconds: Connection::call and Client::call",
-        "columns": ["in flight", "transport", "client", "difference", "overhead, %"],
-        "rows": rows,
-    }))
+    Ok(rows)
 }
 
 #[expect(clippy::print_stderr, reason = "progress goes beside the report")]
-fn eprintln_progress(text: &str) {
+fn progress(text: &str) {
     eprintln!("{text}");
 }
 
@@ -200,7 +245,7 @@ async fn failover() -> Result<Value, Failure> {
             plain = time;
         }
         rows.push(json!([what, round(time), round(time - plain)]));
-        eprintln_progress(&format!("failover after {what}: {time:.0} µs"));
+        progress(&format!("failover after {what}: {time:.0} µs"));
     }
     Ok(json!({
         "name": "a call whose first attempt fails, microseconds",
@@ -257,12 +302,13 @@ async fn lookup() -> Result<Value, Failure> {
     let mut rows = Vec::new();
     for (what, client) in [("list at hand", &cached), ("one hop asked", &remote)] {
         client.call(&name, "x").await?;
-        let call = async || {
+        let mut times = Vec::new();
+        for _ in 0..CALLS {
+            let start = Instant::now();
             client.call(&name, "x").await?;
-            Ok(())
-        };
-        let (_, times) = load(1, CALLS, call).await?;
-        rows.push(json!([what, round(median(times.into_iter().map(micros).collect()))]));
+            times.push(micros(start.elapsed()));
+        }
+        rows.push(json!([what, round(median(times))]));
     }
     Ok(json!({
         "name": "a call with and without the directory on the network, microseconds",
@@ -272,15 +318,21 @@ async fn lookup() -> Result<Value, Failure> {
 }
 
 fn main() -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let tables = runtime.block_on(async {
-        let tables = [facade().await?, failover().await?, lookup().await?];
-        Ok::<_, Failure>(tables)
-    })?;
+    let multi_thread = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let current_thread = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let mut rows = multi_thread.block_on(facade("multi-thread, callers in one task", Callers::OneTask))?;
+    rows.extend(multi_thread.block_on(facade("multi-thread, a task each", Callers::Tasks))?);
+    rows.extend(current_thread.block_on(facade("current-thread, a task each", Callers::Tasks))?);
+    let facade = json!({
+        "name": "time a call, 64 B, microseconds: either side as the bare transport or as the facade",
+        "columns": ["runtime", "in flight", "transport", "client only", "server only", "both", "overhead, %"],
+        "rows": rows,
+    });
+    let [failover, lookup] = multi_thread.block_on(async { Ok::<_, Failure>([failover().await?, lookup().await?]) })?;
     let report = json!({
         "title": "rpc: the facade over the transport, failover, lookups",
         "seed": null,
-        "tables": tables,
+        "tables": [facade, failover, lookup],
         "plots": [],
         "trace_hash": null,
         "notes": ["caller and provider share one process; the goal for the facade is at most 10 %"],

@@ -7,6 +7,7 @@ mod dns;
 mod error;
 pub mod guide;
 mod handler;
+mod keyed;
 mod limit;
 mod observe;
 mod request;

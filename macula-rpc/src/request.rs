@@ -40,13 +40,14 @@ impl Request {
 
     /// A call from a peer.
     pub(crate) fn remote(call: IncomingCall) -> Self {
+        let call = call.into_parts();
         Self {
-            service: call.service().clone(),
-            method: call.method().to_owned(),
-            metadata: call.metadata().clone(),
-            deadline: call.deadline(),
-            peer: Some(Arc::clone(call.peer())),
-            payload: call.into_body(),
+            service: call.service,
+            method: call.method,
+            metadata: call.metadata,
+            deadline: call.deadline,
+            peer: Some(call.peer),
+            payload: call.body,
         }
     }
 

@@ -11,6 +11,8 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use macula_wire::{Endpoint, NodeId, ServiceName};
 
+use crate::keyed::Keyed;
+
 /// A node that serves a service, as the directory knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -157,7 +159,7 @@ impl<R: Resolve + ?Sized> Resolve for Arc<R> {
 /// Providers known beforehand.
 #[derive(Debug, Clone, Default)]
 pub struct StaticResolver {
-    services: HashMap<ServiceName, Arc<[Provider]>>,
+    services: HashMap<ServiceName, Arc<[Provider]>, Keyed>,
 }
 
 impl StaticResolver {

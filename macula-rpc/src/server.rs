@@ -5,16 +5,17 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
+    future::{Future, poll_fn},
     panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Instant,
 };
 
-use futures::{FutureExt, future::BoxFuture};
+use futures::{FutureExt as _, future::BoxFuture};
 use macula_transport::{CallKind, IncomingCall, IncomingMessages, OutgoingMessages, Reply};
 use macula_wire::{NameError, ServiceName, StatusCode};
 use tokio::sync::Notify;
@@ -24,6 +25,7 @@ use crate::{
     Handler, Request, Response, Status, StreamHandler,
     client::{Client, WeakClient},
     handler::SharedHandler,
+    keyed::Keyed,
     observe::{self, ServedMeters},
     streaming::{Plain, StreamService},
     trace::{Propagate, TraceContext},
@@ -51,7 +53,7 @@ pub struct Server {
 }
 
 struct Shared {
-    services: RwLock<HashMap<ServiceName, Arc<Served>>>,
+    services: RwLock<HashMap<ServiceName, Arc<Served>, Keyed>>,
     max_concurrent: usize,
     running: AtomicUsize,
     draining: AtomicBool,
@@ -62,6 +64,7 @@ struct Shared {
 
 /// A service and what is counted of it.
 struct Served {
+    name: ServiceName,
     kind: Kind,
     meters: ServedMeters,
 }
@@ -138,12 +141,12 @@ impl Server {
     fn insert(&self, kinds: impl IntoIterator<Item = (ServiceName, Kind)>) -> Result<(), ServeError> {
         let mut services = self.shared.services.write().unwrap_or_else(PoisonError::into_inner);
         let mut fresh = HashMap::new();
-        for (service, kind) in kinds {
-            let meters = ServedMeters::new(&service);
-            if services.contains_key(&service) || fresh.contains_key(&service) {
-                return Err(ServeError::AlreadyServed(service));
+        for (name, kind) in kinds {
+            let meters = ServedMeters::new(&name);
+            if services.contains_key(&name) || fresh.contains_key(&name) {
+                return Err(ServeError::AlreadyServed(name));
             }
-            fresh.insert(service, Arc::new(Served { kind, meters }));
+            fresh.insert(name.clone(), Arc::new(Served { name, kind, meters }));
         }
         services.extend(fresh);
         Ok(())
@@ -250,36 +253,17 @@ impl Server {
         let request = request();
         Some(async move {
             let _running = admitted?;
-            served.run(request).await
+            served.run(request, &Span::none(), None).await
         })
     }
 
-    async fn answer(self, call: IncomingCall) -> Result<Response, Status> {
-        let _running = self.admit()?;
-        if let Some(served) = self.served(call.service()) {
-            return self.answer_here(&served, call).await;
-        }
+    /// Answers a call that nobody serves here: passes it on, when it may be.
+    async fn answer_elsewhere(self, call: IncomingCall) -> Result<Response, Status> {
         let router = self.shared.router.get().and_then(WeakClient::upgrade);
         match router.zip(call.route()) {
             Some((client, route)) => client.forward(call, route).await,
             None => Err(not_served(call.service())),
         }
-    }
-}
-
-impl Server {
-    /// Runs a peer's call in its span and trace.
-    async fn answer_here(&self, served: &Served, call: IncomingCall) -> Result<Response, Status> {
-        let (span, context) = self.seen(&call);
-        let work = served.run(Request::remote(call)).instrument(span.clone());
-        let outcome = match context {
-            None => work.await,
-            Some(context) => context.scope(work).await,
-        };
-        if let Err(status) = &outcome {
-            observe::record_served(&span, status.code());
-        }
-        outcome
     }
 
     /// The span of a peer's call, and the trace it belongs to.
@@ -334,12 +318,32 @@ fn not_served(service: &ServiceName) -> Status {
 }
 
 impl Served {
-    async fn run(&self, request: Request) -> Result<Response, Status> {
+    /// Runs the handler in a span and a trace. Its panic is its own failure and nobody else's.
+    async fn run(&self, request: Request, span: &Span, context: Option<TraceContext>) -> Result<Response, Status> {
         let Kind::Unary(handler) = &self.kind else {
-            return Err(not_served(request.service()));
+            return Err(not_served(&self.name));
         };
         let mut counted = Counted::start(&self.meters);
-        let outcome = guarded(handler, request).await;
+        let (mut request, mut answer) = (Some(request), None);
+        // One poll does what a stack of wrapping futures would: each of those is as large as all that it wraps, and is moved.
+        let outcome = poll_fn(|cx| {
+            let _entered = span.enter();
+            let mut work = || {
+                if let Some(request) = request.take() {
+                    answer = Some(handler.handle(request));
+                }
+                match &mut answer {
+                    Some(answer) => answer.poll_unpin(cx),
+                    None => Poll::Pending,
+                }
+            };
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| match context {
+                None => work(),
+                Some(context) => context.sync_scope(work),
+            }));
+            polled.unwrap_or_else(|panic| Poll::Ready(Err(panicked(&self.name, &panic))))
+        })
+        .await;
         counted.outcome = match &outcome {
             Ok(_) => observe::OK,
             Err(status) if status.is_refused() => "refused",
@@ -372,13 +376,6 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// Runs a handler; its panic is the handler's failure and nobody else's.
-async fn guarded(handler: &SharedHandler, request: Request) -> Result<Response, Status> {
-    let service = request.service().clone();
-    let work = AssertUnwindSafe(async { handler.handle(request).await }).catch_unwind();
-    work.await.unwrap_or_else(|panic| Err(panicked(&service, &panic)))
-}
-
 pub(crate) fn panicked(service: &ServiceName, panic: &Box<dyn std::any::Any + Send>) -> Status {
     let what = panic
         .downcast_ref::<&str>()
@@ -391,24 +388,33 @@ pub(crate) fn panicked(service: &ServiceName, panic: &Box<dyn std::any::Any + Se
 
 impl macula_transport::Handler for Server {
     fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
-        let server = self.clone();
+        let running = match self.admit() {
+            Ok(running) => running,
+            Err(status) => return std::future::ready(status.into_reply()).boxed(),
+        };
+        let Some(served) = self.served(call.service()) else {
+            let work = self.clone().answer_elsewhere(call);
+            return Box::pin(async move {
+                let _running = running;
+                reply(work.await)
+            });
+        };
+        let (span, context) = self.seen(&call);
+        let request = Request::remote(call);
         Box::pin(async move {
-            match server.answer(call).await {
-                Ok(response) => {
-                    let (payload, metadata) = response.into_parts();
-                    Reply::ok(payload).with_metadata(metadata)
-                }
-                Err(status) => status.into_reply(),
+            let _running = running;
+            let outcome = served.run(request, &span, context).await;
+            if let Err(status) = &outcome {
+                observe::record_served(&span, status.code());
             }
+            reply(outcome)
         })
     }
 
     fn kind(&self, call: &IncomingCall) -> CallKind {
-        match self.served(call.service()).as_deref() {
-            None
-            | Some(Served {
-                kind: Kind::Unary(_), ..
-            }) => CallKind::Unary,
+        let services = self.shared.services.read().unwrap_or_else(PoisonError::into_inner);
+        match services.get(call.service()).map(|served| &served.kind) {
+            None | Some(Kind::Unary(_)) => CallKind::Unary,
             Some(_) => CallKind::Streaming,
         }
     }
@@ -420,6 +426,16 @@ impl macula_transport::Handler for Server {
         replies: OutgoingMessages,
     ) -> BoxFuture<'static, Reply> {
         Box::pin(self.clone().stream_here(call, requests, replies))
+    }
+}
+
+fn reply(outcome: Result<Response, Status>) -> Reply {
+    match outcome {
+        Ok(response) => {
+            let (payload, metadata) = response.into_parts();
+            Reply::ok(payload).with_metadata(metadata)
+        }
+        Err(status) => status.into_reply(),
     }
 }
 

@@ -106,6 +106,11 @@ impl TraceContext {
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self, work)
     }
+
+    /// Runs a function whose calls belong to this trace.
+    pub(crate) fn sync_scope<R>(self, work: impl FnOnce() -> R) -> R {
+        CURRENT.sync_scope(self, work)
+    }
 }
 
 impl fmt::Display for TraceContext {

@@ -212,6 +212,37 @@ impl IncomingCall {
     pub fn into_body(self) -> Bytes {
         self.body
     }
+
+    /// All of it, taken apart.
+    #[must_use]
+    pub fn into_parts(self) -> CallParts {
+        CallParts {
+            peer: self.peer,
+            service: self.service,
+            method: self.method,
+            metadata: self.metadata,
+            deadline: self.deadline,
+            body: self.body,
+        }
+    }
+}
+
+/// What a call from a peer is made of; [`IncomingCall::into_parts`] gives it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct CallParts {
+    /// Who calls.
+    pub peer: Arc<PeerInfo>,
+    /// The service called.
+    pub service: ServiceName,
+    /// The method within the service; empty for services that have one only.
+    pub method: String,
+    /// The caller's metadata.
+    pub metadata: Metadata,
+    /// When the caller stops waiting.
+    pub deadline: Instant,
+    /// The request.
+    pub body: Bytes,
 }
 
 /// The answer to a call.

@@ -53,7 +53,8 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
     }
     let credit = match link.credit.clone().try_acquire_owned() {
         Ok(credit) => credit,
-        Err(_) => match timeout_at(deadline, link.credit.clone().acquire_owned()).await {
+        // Boxed, so that a call that need not wait, as most, is not as large as one that waits.
+        Err(_) => match timeout_at(deadline, link.credit.clone().acquire_owned()).boxed().await {
             Ok(Ok(credit)) => credit,
             Ok(Err(_)) | Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
         },

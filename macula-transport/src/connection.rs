@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -58,8 +58,11 @@ impl Connection {
     ///
     /// # Errors
     /// When the peer gave no status; the variant says whether the call may have run.
-    pub async fn call(&self, request: CallRequest<'_>) -> Result<CallReply, CallError> {
-        caller::call(&self.link, request).await
+    pub fn call<'a>(
+        &'a self,
+        request: CallRequest<'a>,
+    ) -> impl Future<Output = Result<CallReply, CallError>> + Send + use<'a> {
+        caller::call(&self.link, request)
     }
 
     /// Opens a call whose request and reply are streams of messages; its body, unless empty, is the first message. It may last
@@ -91,6 +94,10 @@ impl Connection {
     #[must_use]
     pub fn load(&self) -> Option<(LoadReport, Instant)> {
         *self.link.peer_load.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<Link> {
+        Arc::downgrade(&self.link)
     }
 
     /// The current estimate of the path's round trip.

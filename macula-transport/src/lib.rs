@@ -39,7 +39,7 @@ mod successor;
 pub mod testing;
 mod tls;
 
-pub use call::{CallReply, CallRequest, IncomingCall, Repeat, Reply, Route};
+pub use call::{CallParts, CallReply, CallRequest, IncomingCall, Repeat, Reply, Route};
 pub use config::{
     Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES, PoolConfig, Timers,
 };
@@ -52,7 +52,7 @@ pub use handler::{Handler, NoService, Protocol};
 pub use identity::{Identity, IdentityError};
 pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role};
-pub use pool::{Pool, PoolEvent, PoolEvents, PoolStats};
+pub use pool::{FoundConnection, Pool, PoolEvent, PoolEvents, PoolStats};
 pub use report::LoadReport;
 pub use stats::Stats;
 pub use streaming::{CallKind, CallStream, Gone, IncomingMessages, OutgoingMessages, Replies, Requests};

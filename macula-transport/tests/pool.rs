@@ -15,8 +15,8 @@ use common::{
 };
 use futures::FutureExt as _;
 use macula_transport::{
-    CallError, CallRequest, CloseCode, Config, DialError, Endpoint, Lost, NoService, PoolConfig, PoolEvent, Succession,
-    SuccessionError, Unknown,
+    CallError, CallRequest, CloseCode, Config, DialError, Endpoint, FoundConnection, Lost, NoService, PoolConfig,
+    PoolEvent, Succession, SuccessionError, Unknown,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -161,6 +161,33 @@ async fn the_old_key_is_nobody_once_its_successor_is_known() {
         if expected == new.node_id() && found == old.node_id()),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn a_connection_found_again_is_the_one_that_the_pool_has_now() {
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let (pool, id) = (client.pool(), provider.node_id());
+    let mut found = FoundConnection::default();
+    assert!(pool.open_again(&id, &mut found).is_none());
+    drop(pool.get(&id, &at(&provider)).await.unwrap());
+    for _ in 0..3 {
+        let connection = pool.open_again(&id, &mut found).unwrap();
+        assert_eq!(connection.peer().node_id, id);
+    }
+    // Another key in the place of this one: what was found before is not given any more.
+    let (other, _events) = self::provider().await;
+    drop(pool.get(&other.node_id(), &at(&other)).await.unwrap());
+    pool.learn(&Succession::new(provider.identity(), other.identity()).unwrap());
+    let connection = pool.open_again(&id, &mut found).unwrap();
+    assert_eq!(connection.peer().node_id, other.node_id());
+    drop(connection);
+    // Nor is one that has ended.
+    other.shutdown(PATIENCE).await;
+    until("the ended connection is not found again", || {
+        pool.open_again(&id, &mut found).is_none()
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -34,6 +34,7 @@ const BENCHES: &[(&str, &str, &[Part])] = &[
     ("transport", "macula-transport", &[Part::Micro, Part::Report]),
     ("rpc", "macula-transport", &[Part::Compare]),
     ("facade", "macula-rpc", &[Part::Report]),
+    ("tonic", "macula-rpc", &[Part::Compare]),
     ("node", "macula-node", &[Part::Micro, Part::Report]),
 ];
 

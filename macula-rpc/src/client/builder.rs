@@ -281,7 +281,8 @@ impl CallBuilder {
     /// # Errors
     /// What became of the call, with everything that was tried: see [`CallError`].
     pub async fn send(self, payload: impl Into<Bytes>) -> Result<Answer, CallError> {
-        self.client.run(self.service?, self.options, payload.into()).await
+        let payload = payload.into();
+        self.client.run(&self.service?, &self.options, &payload).await
     }
 
     /// Makes a streaming call: sends the messages of `requests` as they come and as the provider has room, and gives the replies
@@ -325,7 +326,7 @@ impl CallBuilder {
             Ok(payload) => payload,
             Err(source) => return Err(CallError::Unencodable { service, source }),
         };
-        let answer = self.client.run(service.clone(), self.options, payload).await?;
+        let answer = self.client.run(&service, &self.options, &payload).await?;
         answer.decode(service)
     }
 }

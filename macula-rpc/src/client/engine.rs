@@ -11,11 +11,14 @@ use std::{
     future::Future,
     net::SocketAddr,
     num::NonZeroU32,
+    ops::ControlFlow,
+    pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Link, Loss, Output, Refusal, RetryPolicy, StopReason};
 use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Repeat, Route, Unknown};
 use macula_wire::{NodeId, ServiceName, StatusCode};
@@ -38,9 +41,9 @@ use crate::{
 /// How much before the end of its time a provider's "deadline exceeded" is taken for that end: two clocks are never the same.
 const CLOCK_SLACK: Duration = Duration::from_millis(2);
 
-/// How much longer than its attempt a call is let run on the wire: timers are a millisecond coarse, and one that fired a moment
-/// before the call's deadline would look like a provider that failed in time for another.
-const TIMER_SLACK: Duration = Duration::from_millis(10);
+/// How much longer than its attempt a call is let run on the wire: a provider's "too late" that comes a moment before the
+/// call's deadline, by clocks that are not quite the same, would look like a provider that failed in time for another.
+const TIMER_SLACK: Duration = Duration::from_millis(1);
 
 /// What is done with a connection once there is one.
 pub(super) trait Exchange: Sync {
@@ -97,17 +100,11 @@ pub(super) struct Job<'a, X> {
     pub(super) options: &'a Options,
     pub(super) payload: &'a Bytes,
     pub(super) start: Instant,
+    /// When it was known who may be called: the attempts begin.
+    pub(super) found: Instant,
     pub(super) source: AnswerSource,
     pub(super) exchange: &'a X,
 }
-
-impl<X> Clone for Job<'_, X> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<X> Copy for Job<'_, X> {}
 
 /// A call that succeeded.
 pub(super) struct Done<A> {
@@ -118,7 +115,7 @@ pub(super) struct Done<A> {
 
 /// Makes a call at `providers`, whose health `balanced` knows.
 pub(super) async fn run<X: Exchange>(
-    job: Job<'_, X>,
+    job: &Job<'_, X>,
     balanced: &Balanced,
     providers: &Arc<[Provider]>,
 ) -> Result<Done<X::Answer>, CallError> {
@@ -128,52 +125,42 @@ pub(super) async fn run<X: Exchange>(
         job,
         balanced,
         log: Log::default(),
+        open: None,
         answer: None,
+        allowed,
         over: false,
     };
     let mut flights = Flights::new();
     let mut output = driver.begin(providers);
-    let end = loop {
-        output = match output {
-            Output::Dispatch { attempt, until, .. } => {
-                // Whoever dispatches has logged whom to.
-                if let Some(tried) = driver.log.get(attempt) {
-                    let work = job.attempt(Arc::clone(&tried.provider), until, tried.span.clone());
-                    // On the heap, so that every future around it stays small: those are moved at each level of a call.
-                    flights.launch(attempt, until, Box::pin(work));
-                }
-                match job.options.hedge {
-                    // The attempt's own end is all there is to wait for.
-                    None => Output::Wait(until),
-                    Some(_) => driver.poll(),
-                }
-            }
-            Output::Abort { attempt } => {
-                flights.abort(attempt);
-                driver.aborted(attempt);
-                driver.poll()
-            }
-            Output::Wait(at) => {
-                let landed = if flights.until().is_some_and(|until| until <= at) {
-                    flights.next().await
-                } else {
-                    tokio::select! {
-                        biased;
-                        landed = flights.next() => landed,
-                        () = tokio::time::sleep_until(at.into()) => {
-                            output = driver.poll();
-                            continue;
-                        }
-                    }
-                };
-                driver.landed(landed.0, landed.1)?
-            }
-            Output::Done(end) => break end,
-            // Unreachable while the loop ends with Done; a call that is over has nothing to wait for.
-            Output::Over => break Err(macula_select::CallError::ServiceNotFound),
-        }
-    };
-    driver.conclude(end, allowed)
+    loop {
+        let at = match driver.perform(output, &mut flights) {
+            ControlFlow::Continue(at) => at,
+            ControlFlow::Break(end) => return end,
+        };
+        let landed = if flights.until().is_some_and(|until| until <= at) {
+            Some(flights.next().await)
+        } else {
+            let pause = tokio::time::sleep_until(at.into());
+            // Boxed: only a call that hedges or backs off has a timer of its own.
+            select(flights.next(), Box::pin(pause)).await
+        };
+        output = match landed {
+            Some((attempt, landed)) => driver.landed(attempt, landed)?,
+            None => driver.poll(),
+        };
+    }
+}
+
+/// What a call waits for, or how it ended.
+type Next<A> = ControlFlow<Result<Done<A>, CallError>, Instant>;
+
+/// The work's result; `None` when the pause is over first.
+async fn select<T>(work: impl Future<Output = T>, pause: impl Future<Output = ()>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = work => Some(done),
+        () = pause => None,
+    }
 }
 
 pub(super) fn now() -> Instant {
@@ -194,6 +181,9 @@ enum Failure {
 #[derive(Debug, thiserror::Error)]
 #[error("no connection within {0:?}")]
 struct NoConnection(Duration);
+
+/// An attempt's work; on the heap, so that every future around it stays small: those are moved at each level of a call.
+type Work<'a, A> = Pin<Box<dyn Future<Output = Landed<A>> + Send + 'a>>;
 
 impl<'a, X: Exchange> Job<'a, X> {
     fn call_options(&self, allowed: Duration) -> CallOptions {
@@ -223,27 +213,30 @@ impl<'a, X: Exchange> Job<'a, X> {
         self.options.attempt_timeout.unwrap_or(default)
     }
 
-    /// One attempt, over at `until` at the latest.
+    /// One attempt, begun at `start` and over at `until` at the latest.
     fn attempt(
-        self,
+        &'a self,
         provider: Arc<Provider>,
+        open: Option<Connection>,
+        start: Instant,
         until: Instant,
-        span: Span,
-    ) -> impl Future<Output = Landed<X::Answer>> + Send + use<'a, X> {
-        let shared = &self.client.shared;
+        span: &Span,
+    ) -> Work<'a, X::Answer> {
         let parent = span.clone();
         let work = async move {
             // The usual case: no dial, no waiting.
-            let connection = match shared.pool.open(&provider.node_id) {
-                Some(connection) => connection,
-                None => {
-                    let dial = shared.pool.get(&provider.node_id, &provider.endpoints);
-                    match tokio::time::timeout_at(until.into(), dial).await {
-                        Ok(Ok(connection)) => connection,
-                        Ok(Err(error)) => return (error.addr(), Err(Failure::Dial(error))),
-                        Err(_) => return (None, Err(Failure::NoConnection)),
+            let (connection, now) = match open {
+                Some(connection) => (connection, start),
+                None => match self.dial(&provider, until).boxed().await {
+                    Ok(connection) => (connection, now()),
+                    Err(failure) => {
+                        let at = match &failure {
+                            Failure::Dial(error) => error.addr(),
+                            Failure::NoConnection | Failure::Call(_) => None,
+                        };
+                        return (at, Err(failure));
                     }
-                }
+                },
             };
             let at = connection.peer().remote_addr;
             observe::record_peer(&parent, at);
@@ -251,7 +244,7 @@ impl<'a, X: Exchange> Job<'a, X> {
             let metadata = traced.as_ref().or(self.options.metadata.as_ref());
             let mut request = CallRequest::new(self.service, self.payload.clone())
                 .with_method(&self.options.method)
-                .with_timeout(until.saturating_duration_since(now()) + TIMER_SLACK)
+                .with_timeout(until.saturating_duration_since(now) + TIMER_SLACK)
                 .with_route(self.route());
             if let Some(metadata) = metadata {
                 request = request.with_metadata(metadata);
@@ -259,7 +252,19 @@ impl<'a, X: Exchange> Job<'a, X> {
             let exchange = self.exchange.exchange(&connection, request, until);
             (Some(at), exchange.await.map_err(Failure::Call))
         };
-        work.instrument(span)
+        if span.is_disabled() {
+            Box::pin(work)
+        } else {
+            Box::pin(work.instrument(span.clone()))
+        }
+    }
+
+    async fn dial(&self, provider: &Provider, until: Instant) -> Result<Connection, Failure> {
+        let dial = self.client.shared.pool.get(&provider.node_id, &provider.endpoints);
+        match tokio::time::timeout_at(until.into(), dial).await {
+            Ok(dialed) => dialed.map_err(Failure::Dial),
+            Err(_) => Err(Failure::NoConnection),
+        }
     }
 
     /// How a router may pass the call on: as this client would make it.
@@ -340,10 +345,14 @@ impl Log {
 /// The core of a call and what the shell knows beside it. Dropping it cancels the call, so that no lease is lost (F8).
 struct Driver<'a, X: Exchange> {
     call: Call<NodeId>,
-    job: Job<'a, X>,
+    job: &'a Job<'a, X>,
     balanced: &'a Balanced,
     log: Log,
+    /// The open connection to the provider that was just chosen.
+    open: Option<Connection>,
     answer: Option<X::Answer>,
+    /// How long the whole call may take.
+    allowed: Duration,
     over: bool,
 }
 
@@ -358,28 +367,31 @@ impl<X: Exchange> Drop for Driver<'_, X> {
     }
 }
 
-impl<X: Exchange> Driver<'_, X> {
+impl<'a, X: Exchange> Driver<'a, X> {
     /// Takes over the provider list and chooses the first provider.
     fn begin(&mut self, providers: &Arc<[Provider]>) -> Output<NodeId> {
-        let now = now();
+        let now = self.job.found;
         let mut state = self.balanced.lock();
         state.reconcile(providers, now);
         let output = self.call.poll(now, &mut state.balancer);
-        self.note(&mut state, output)
+        self.note(&mut state, &output);
+        output
     }
 
     fn poll(&mut self) -> Output<NodeId> {
         let now = now();
         let mut state = self.balanced.lock();
         let output = self.call.poll(now, &mut state.balancer);
-        self.note(&mut state, output)
+        self.note(&mut state, &output);
+        output
     }
 
     /// Logs whom the core dispatches to: under the lock of its choice, because the list may change with the next.
-    fn note(&mut self, state: &mut super::services::State, output: Output<NodeId>) -> Output<NodeId> {
-        if let Output::Dispatch { to, hedge, .. } = &output {
-            let provider = state.provider(to);
+    fn note(&mut self, state: &mut super::services::State, output: &Output<NodeId>) {
+        if let Output::Dispatch { to, hedge, .. } = output {
+            let (provider, open) = state.provider(to, &self.job.client.shared.pool);
             let span = observe::attempt_span(&provider, self.log.len() + 1, *hedge);
+            self.open = open;
             self.log.push(Tried {
                 provider,
                 cause: None,
@@ -387,7 +399,41 @@ impl<X: Exchange> Driver<'_, X> {
                 span,
             });
         }
-        output
+    }
+
+    /// Does what the core says until there is something to wait for.
+    fn perform(&mut self, mut output: Output<NodeId>, flights: &mut Flights<Work<'a, X::Answer>>) -> Next<X::Answer> {
+        loop {
+            output = match output {
+                Output::Dispatch { attempt, until, .. } => {
+                    let start = self.call.attempts().get(attempt).map(macula_select::Attempt::started);
+                    // Whoever dispatches has logged whom to.
+                    if let Some(tried) = self.log.get(attempt) {
+                        let provider = Arc::clone(&tried.provider);
+                        let start = start.unwrap_or(self.job.found);
+                        let work = self.job.attempt(provider, self.open.take(), start, until, &tried.span);
+                        flights.launch(attempt, until, work);
+                    }
+                    match self.job.options.hedge {
+                        // The attempt's own end is all there is to wait for.
+                        None => return ControlFlow::Continue(until),
+                        Some(_) => self.poll(),
+                    }
+                }
+                Output::Abort { attempt } => {
+                    flights.abort(attempt);
+                    self.aborted(attempt);
+                    self.poll()
+                }
+                Output::Wait(at) => return ControlFlow::Continue(at),
+                Output::Done(end) => return ControlFlow::Break(self.conclude(end)),
+                // Unreachable while the loop ends with Done; a call that is over has nothing to wait for.
+                Output::Over => {
+                    let nobody = Err(macula_select::CallError::ServiceNotFound);
+                    return ControlFlow::Break(self.conclude(nobody));
+                }
+            };
+        }
     }
 
     /// An attempt was given up by the core: its time was up, or another one has answered.
@@ -451,7 +497,8 @@ impl<X: Exchange> Driver<'_, X> {
             });
         }
         let output = self.call.poll(now, &mut state.balancer);
-        Ok(self.note(&mut state, output))
+        self.note(&mut state, &output);
+        Ok(output)
     }
 
     fn answered(&self, reply: CallReply, took: Duration) -> (Fate, Cause) {
@@ -473,7 +520,6 @@ impl<X: Exchange> Driver<'_, X> {
     fn conclude(
         &mut self,
         end: Result<macula_select::Success<NodeId>, macula_select::CallError<NodeId>>,
-        allowed: Duration,
     ) -> Result<Done<X::Answer>, CallError> {
         self.over = true;
         let attempts = match &end {
@@ -500,7 +546,7 @@ impl<X: Exchange> Driver<'_, X> {
                 if let macula_select::CallError::NotRetried { reason, .. } = &error {
                     self.job.known.meters.stopped(*reason);
                 }
-                Err(verdict::of(error, &self.job, &self.log, allowed))
+                Err(verdict::of(error, self.job, &self.log, self.allowed))
             }
         }
     }

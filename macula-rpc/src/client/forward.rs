@@ -30,8 +30,8 @@ impl Client {
             may_route: false,
             ..Options::default()
         };
-        let service = call.service().clone();
-        self.run(service, options, call.into_body())
+        let call = call.into_parts();
+        self.run(&call.service, &options, &call.body)
             .await
             .map(super::Answer::into_response)
             .map_err(verdict)

@@ -12,16 +12,18 @@ mod services;
 mod verdict;
 
 use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
     sync::{Arc, Weak},
+    task::Poll,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use macula_select::{Strategy, Zone};
 use macula_transport::{Endpoint, Pool};
 use macula_wire::{NameError, ServiceName};
-
-use tracing::Instrument as _;
 
 use crate::{
     CallError, Decode, Encode, Propagate, Provider, Resolve, ResolveOptions, Response, Server, Source,
@@ -186,7 +188,9 @@ impl Client {
         S: TryInto<ServiceName>,
         NameError: From<S::Error>,
     {
-        let answer = self.request(service).send(payload).await?;
+        let service = service.try_into().map_err(NameError::from)?;
+        let (options, payload) = (Options::default(), payload.into());
+        let answer = self.run(&service, &options, &payload).await?;
         Ok(answer.into_response().into_parts().0)
     }
 
@@ -250,15 +254,17 @@ impl Client {
     }
 
     /// Makes the call that `call` describes.
-    async fn run(&self, service: ServiceName, call: Options, payload: Bytes) -> Result<Answer, CallError> {
-        let watched = Watched::start(self, &service, &call);
-        let work = async {
-            match self.run_local(&watched, &service, &call, &payload).await {
-                Some(outcome) => outcome,
-                None => self.run_remote(&watched, &service, &call, &payload).await,
-            }
+    async fn run(&self, service: &ServiceName, call: &Options, payload: &Bytes) -> Result<Answer, CallError> {
+        let watched = Watched::start(self, service, call);
+        let result = {
+            let mut work = pin!(self.make(&watched, service, call, payload));
+            // The span is entered around each poll, as `Instrument` does, which would move the call's future once more.
+            poll_fn(|cx| {
+                let _entered = watched.span.enter();
+                work.as_mut().poll(cx)
+            })
+            .await
         };
-        let result = work.instrument(watched.span.clone()).await;
         let (attempts, error) = match &result {
             Ok(answer) => {
                 let remote = usize::from(answer.provider.is_some());
@@ -270,13 +276,20 @@ impl Client {
         result
     }
 
-    async fn run_remote(
+    /// In this process, or else at one of the providers.
+    async fn make(
         &self,
         watched: &Watched,
         service: &ServiceName,
         call: &Options,
         payload: &Bytes,
     ) -> Result<Answer, CallError> {
+        if self.shared.local.is_some() && call.may_run_here {
+            // Boxed, so that calls of others are not as large.
+            if let Some(outcome) = self.run_local(watched, service, call, payload).boxed().await {
+                return outcome;
+            }
+        }
         let (done, source) = self.exchange(watched, service, call, payload, &engine::Unary).await?;
         Ok(Answer {
             response: Response::new(done.answer.body).with_metadata(done.answer.metadata),
@@ -295,7 +308,8 @@ impl Client {
         payload: &Bytes,
         exchange: &X,
     ) -> Result<(engine::Done<X::Answer>, AnswerSource), CallError> {
-        let (providers, source) = self.find(watched, service, call).await?;
+        let found = self.find(watched, service, call).await?;
+        let source = found.source;
         observe::record_step(&watched.span, source.name());
         watched.known.meters.lookup(source.name());
         let job = engine::Job {
@@ -305,6 +319,7 @@ impl Client {
             options: call,
             payload,
             start: watched.start,
+            found: found.at,
             source,
             exchange,
         };
@@ -318,34 +333,49 @@ impl Client {
             AnswerSource::Router => self.shared.services.routers(),
             AnswerSource::Local | AnswerSource::Directory(_) => &watched.known.balanced,
         };
-        Ok((engine::run(job, balanced, &providers).await?, source))
+        Ok((engine::run(&job, balanced, &found.providers).await?, source))
     }
 
     /// Who may be called: those the directory gives, or the routers when it gives no answer.
-    async fn find(
-        &self,
-        watched: &Watched,
-        service: &ServiceName,
-        call: &Options,
-    ) -> Result<(Arc<[Provider]>, AnswerSource), CallError> {
+    async fn find(&self, watched: &Watched, service: &ServiceName, call: &Options) -> Result<Found, CallError> {
         if let Some(provider) = &call.provider {
-            return Ok(([provider.clone()].into(), AnswerSource::Directory(Source::Static)));
+            return Ok(Found {
+                providers: [provider.clone()].into(),
+                source: AnswerSource::Directory(Source::Static),
+                at: watched.start,
+            });
         }
-        let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
-        // The directory's time is the call's time.
-        let lookup = self.shared.resolver.resolve(service, call.resolve);
-        let Ok(resolved) = tokio::time::timeout_at((watched.start + allowed).into(), lookup).await else {
-            return Err(late(service, allowed));
+        let mut lookup = self.shared.resolver.resolve(service, call.resolve);
+        // Usually the answer is at hand: no timer is needed, and no time has passed.
+        let (resolved, at) = match poll_fn(|cx| Poll::Ready(lookup.poll_unpin(cx))).await {
+            Poll::Ready(resolved) => (resolved, watched.start),
+            Poll::Pending => {
+                let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
+                // The directory's time is the call's time.
+                let lookup = tokio::time::timeout_at((watched.start + allowed).into(), lookup);
+                let resolved = lookup.boxed().await.map_err(|_| late(service, allowed))?;
+                (resolved, engine::now())
+            }
         };
         let reason = match resolved {
-            Ok(resolved) => return Ok((resolved.providers, AnswerSource::Directory(resolved.source))),
+            Ok(resolved) => {
+                return Ok(Found {
+                    providers: resolved.providers,
+                    source: AnswerSource::Directory(resolved.source),
+                    at,
+                });
+            }
             Err(reason) => reason,
         };
         let routers = self.shared.routers.as_ref().filter(|_| call.may_route);
         match routers.map(|routers| routers.routers()) {
             Some(routers) if !routers.is_empty() => {
                 tracing::debug!(%service, %reason, "the directory gives no answer; a router is asked");
-                Ok((routers.into(), AnswerSource::Router))
+                Ok(Found {
+                    providers: routers.into(),
+                    source: AnswerSource::Router,
+                    at,
+                })
             }
             _ => {
                 watched.known.meters.lookup("none");
@@ -400,6 +430,13 @@ impl Client {
         watched.found_here();
         Some(outcome)
     }
+}
+
+/// Who may be called, and when that was known.
+struct Found {
+    providers: Arc<[Provider]>,
+    source: AnswerSource,
+    at: Instant,
 }
 
 fn late(service: &ServiceName, allowed: Duration) -> CallError {

@@ -7,10 +7,11 @@ use std::{
 };
 
 use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
+use macula_transport::{Connection, FoundConnection, Pool};
 use macula_wire::{NodeId, ServiceName};
 
 use super::Defaults;
-use crate::{Provider, observe::Meters};
+use crate::{Provider, keyed::Keyed, observe::Meters};
 
 /// Services whose health and rotation are remembered at a time; a client that calls more of them forgets one that has no
 /// call running.
@@ -20,7 +21,7 @@ pub const MAX_SERVICES: usize = 4096;
 pub(super) struct Services {
     seed: u64,
     defaults: Defaults,
-    services: Mutex<HashMap<ServiceName, Arc<Service>>>,
+    services: Mutex<HashMap<ServiceName, Arc<Service>, Keyed>>,
     routers: Balanced,
 }
 
@@ -84,7 +85,13 @@ pub(super) struct Balanced {
 pub(super) struct State {
     pub(super) balancer: Balancer<NodeId>,
     list: Arc<[Provider]>,
-    by_id: HashMap<NodeId, Arc<Provider>>,
+    by_id: HashMap<NodeId, Peer, Keyed>,
+}
+
+/// A provider, and where the connection to it was found last.
+struct Peer {
+    provider: Arc<Provider>,
+    found: FoundConnection,
 }
 
 impl Balanced {
@@ -102,7 +109,7 @@ impl Balanced {
         let state = State {
             balancer: Balancer::new(config, seed),
             list: Arc::default(),
-            by_id: HashMap::new(),
+            by_id: HashMap::default(),
         };
         Self {
             state: Mutex::new(state),
@@ -128,17 +135,21 @@ impl State {
                     .zone(zone)
             });
             self.balancer.update(now, candidates);
-            self.by_id = providers.iter().map(|p| (p.node_id, Arc::new(p.clone()))).collect();
+            let peer = |provider: &Provider| Peer {
+                provider: Arc::new(provider.clone()),
+                found: FoundConnection::default(),
+            };
+            self.by_id = providers.iter().map(|it| (it.node_id, peer(it))).collect();
         }
         self.list = Arc::clone(providers);
     }
 
-    /// The provider with this id, as the list has it.
-    pub(super) fn provider(&self, id: &NodeId) -> Arc<Provider> {
-        // The balancer's keys are the list's; one without an endpoint would fail to be dialed.
-        self.by_id
-            .get(id)
-            .cloned()
-            .unwrap_or_else(|| Arc::new(Provider::new(*id, [])))
+    /// The provider with this id, as the list has it, and the connection to it if one is open.
+    pub(super) fn provider(&mut self, id: &NodeId, pool: &Pool) -> (Arc<Provider>, Option<Connection>) {
+        match self.by_id.get_mut(id) {
+            Some(peer) => (Arc::clone(&peer.provider), pool.open_again(id, &mut peer.found)),
+            // The balancer's keys are the list's; one without an endpoint would fail to be dialed.
+            None => (Arc::new(Provider::new(*id, [])), None),
+        }
     }
 }

@@ -80,6 +80,9 @@ fn endpoint(tried: &Tried) -> Option<Endpoint> {
 
 /// The core's attempts with names, endpoints and causes; those that succeeded are left out.
 pub(super) fn named(attempts: &Attempts<NodeId>, log: &Log, start: Instant) -> Vec<Attempt> {
+    if attempts.iter().all(|attempt| attempt.fate() == Fate::Ok) {
+        return Vec::new();
+    }
     let name = |(attempt, tried): (&macula_select::Attempt<NodeId>, &Tried)| {
         let derived = match attempt.fate() {
             Fate::Ok => return None,

@@ -2,12 +2,12 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
 use macula_rpc::{Client, Propagate, Request, Server, Status, StatusCode, Strategy, TRACEPARENT, TraceContext, W3c};
 use tracing::{
-    Id, Metadata, Subscriber,
+    Dispatch, Id, Metadata, Subscriber,
     field::{Field, Visit},
     span,
     subscriber::with_default,
@@ -66,8 +66,13 @@ impl Spans {
     }
 }
 
+/// A second subscriber, for as long as the tests run. While there is only one, a span that another thread is the first to make
+/// is taken for one that nobody wants: whether anybody does is asked of that thread alone.
+static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
+
 /// Runs a test whose spans are recorded, on this thread alone. Spans are never closed, so that their ids are not used again.
 fn recorded<F: Future>(test: impl FnOnce(Spans) -> F) -> F::Output {
+    LazyLock::force(&ANOTHER);
     let spans = Spans::default();
     let subscriber = tracing_subscriber::registry().with(spans.clone());
     with_default(subscriber, || {

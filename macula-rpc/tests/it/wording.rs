@@ -92,12 +92,12 @@ async fn the_time_is_up() {
     let call = client.request(name()).timeout(Duration::from_millis(2500));
     says(
         &call.send("").await.unwrap_err(),
-        "deadline_exceeded: api.compute: no answer within 2.5s (7e051c4ed7 at https://10.0.0.1:9443 did not answer within 2.51s)",
+        "deadline_exceeded: api.compute: no answer within 2.5s (7e051c4ed7 at https://10.0.0.1:9443 did not answer within 2.501s)",
     );
     let call = client.request(name()).retry_policy(RetryPolicy::NeverProcessed);
     says(
         &call.send("").await.unwrap_err(),
-        "not_retried: api.compute: 7e051c4ed7 at https://10.0.0.1:9443 did not answer within 3.01s; it may have run, and the retry policy forbids a second run",
+        "not_retried: api.compute: 7e051c4ed7 at https://10.0.0.1:9443 did not answer within 3.001s; it may have run, and the retry policy forbids a second run",
     );
     mesh.lose_directory();
     says(

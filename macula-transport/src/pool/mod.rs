@@ -6,7 +6,13 @@ mod successions;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{
+            AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
+    },
     time::Instant,
 };
 
@@ -97,13 +103,32 @@ impl Pool {
     /// From then on nobody is taken for the old key, so learn it when the node has changed over. At most 1 024 successions are
     /// remembered, beyond which the one longest known is forgotten, and 16 are followed one after another.
     pub fn learn(&self, succession: &Succession) {
-        self.inner.pool.lock().successions.learn(succession);
+        self.inner.pool.learn(succession);
     }
 
     /// The open connection to a node, if there is one.
     #[must_use]
     pub fn open(&self, node: &NodeId) -> Option<Connection> {
         self.inner.pool.open(node)
+    }
+
+    /// As [`Pool::open`], for a caller that asks for one node again and again: while nothing in the pool has changed, what was
+    /// found last is given without a look into the pool. `found` is that caller's, and that node's.
+    #[must_use]
+    pub fn open_again(&self, node: &NodeId, found: &mut FoundConnection) -> Option<Connection> {
+        let shell = &self.inner.pool;
+        let version = shell.version.load(Acquire);
+        if found.version != version {
+            let open = self.open(node)?;
+            *found = FoundConnection {
+                version,
+                link: open.downgrade(),
+            };
+            return Some(open);
+        }
+        let link = found.link.upgrade()?;
+        shell.reused_again.fetch_add(1, Relaxed);
+        Some(Connection::new(link))
     }
 
     /// What happens to connections from now on.
@@ -117,6 +142,14 @@ impl Pool {
     pub fn stats(&self) -> PoolStats {
         self.inner.pool.stats()
     }
+}
+
+/// Where the open connection to a node was found last; see [`Pool::open_again`]. It keeps no connection open.
+#[derive(Debug, Default)]
+pub struct FoundConnection {
+    /// Of the pool, when it was found; 0 is none.
+    version: u64,
+    link: Weak<Link>,
 }
 
 enum Found {
@@ -145,6 +178,10 @@ type Waiter = oneshot::Sender<Result<Connection, DialError>>;
 #[derive(Debug)]
 pub(crate) struct Shell {
     table: Mutex<Table>,
+    /// Changes whenever another connection may be the open one to some node.
+    version: AtomicU64,
+    /// Requests for a connection that were answered without a look into the table.
+    reused_again: AtomicU64,
     /// Woken when the core's next timeout may have changed.
     changed: Notify,
     events: broadcast::Sender<PoolEvent>,
@@ -178,6 +215,8 @@ impl Shell {
         };
         Self {
             table: Mutex::new(table),
+            version: AtomicU64::new(1),
+            reused_again: AtomicU64::new(0),
             changed: Notify::new(),
             events: broadcast::Sender::new(MAX_EVENTS),
         }
@@ -185,6 +224,17 @@ impl Shell {
 
     fn lock(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was found before is looked up again. To be called with the table locked, after the change.
+    fn outdate(&self, _table: &mut Table) {
+        self.version.fetch_add(1, Release);
+    }
+
+    fn learn(&self, succession: &Succession) {
+        let mut table = self.lock();
+        table.successions.learn(succession);
+        self.outdate(&mut table);
     }
 
     fn get(&self, inner: &Arc<Inner>, whom: Whom, at: &[macula_wire::Endpoint]) -> Result<Found, DialError> {
@@ -210,7 +260,10 @@ impl Shell {
                 Answer::Ready(id) => match table.lease(id) {
                     Some(connection) => return Ok(Found::Ready(connection)),
                     // It has ended, and nobody has taken it out yet.
-                    None => table.forget(id),
+                    None => {
+                        table.forget(id);
+                        self.outdate(&mut table);
+                    }
                 },
                 Answer::Join(ticket) => break (ticket, false),
                 Answer::Dial(ticket) => break (ticket, true),
@@ -265,7 +318,9 @@ impl Shell {
     /// A connection takes no further calls.
     pub(crate) fn retired(&self, link: &Link) {
         if let Some(&id) = link.id.get() {
-            self.lock().state.retired(id);
+            let mut table = self.lock();
+            table.state.retired(id);
+            self.outdate(&mut table);
         }
     }
 
@@ -288,6 +343,7 @@ impl Shell {
         let mut table = self.lock();
         table.forget(id);
         table.lost += u64::from(!ended_here);
+        self.outdate(&mut table);
     }
 
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
@@ -308,7 +364,7 @@ impl Shell {
             open: table.state.len(),
             opened: counts.opened,
             accepted: counts.accepted,
-            reused: table.reused,
+            reused: table.reused + self.reused_again.load(Relaxed),
             dial_failures: counts.dial_failures,
             evicted: counts.evicted,
             idle_closed: counts.idled,
@@ -355,6 +411,7 @@ impl Shell {
                 }
             }
         }
+        self.outdate(&mut table);
         drop(table);
         self.changed.notify_one();
     }
