@@ -3,7 +3,8 @@
 //! QUIC's own idle timeout is for quiet connections; a call must not hang that long. A core: no clock and no socket.
 //!
 //! **Invariants:** nothing is sent while no call waits; a peer that is heard, in any way, is not given up; a peer that is silent
-//! while a call waits is asked, and given up after [`SilenceRules::dead_after`], or soon after a call's time is up.
+//! while a call waits is asked, and given up after [`SilenceRules::dead_after`], or soon after a call's time is up. When a look
+//! comes late, it is this process that stood still: the peer is asked, and its silence counts from then, once.
 
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,10 @@ pub(crate) struct Health {
     asked_at: Option<Instant>,
     /// A call's time is up: an answer must come before this.
     answer_by: Option<Instant>,
+    /// The last look while a call waits.
+    looked_at: Option<Instant>,
+    /// This silence was let begin anew once.
+    excused: bool,
 }
 
 impl Health {
@@ -52,17 +57,30 @@ impl Health {
             silent_since: None,
             asked_at: None,
             answer_by: None,
+            looked_at: None,
+            excused: false,
         }
     }
 
     /// Looks at the peer: how many datagrams it has sent so far, and whether a call waits.
     pub(crate) fn look(&mut self, now: Instant, heard: u64, waiting: bool) -> Verdict {
+        let late = self.poll_timeout().is_some_and(|due| now >= due + self.late());
         if heard != self.heard || (!waiting && self.answer_by.is_none()) {
             self.heard = heard;
             (self.silent_since, self.asked_at, self.answer_by) = (None, None, None);
+            self.excused = false;
         }
         if !waiting && self.answer_by.is_none() {
+            self.looked_at = None;
             return Verdict::Wait;
+        }
+        self.looked_at = Some(now);
+        if late && self.silent_since.is_some() && !self.excused {
+            self.excused = true;
+            self.silent_since = Some(now);
+            // Of a call that is over already, nobody comes to say so again.
+            self.answer_by = self.answer_by.map(|_| now + self.rules.grace + self.late());
+            return self.ask(now);
         }
         let silent_since = *self.silent_since.get_or_insert(now);
         if now >= silent_since + self.rules.dead_after || self.answer_by.is_some_and(|by| now >= by) {
@@ -103,6 +121,11 @@ impl Health {
         }
     }
 
+    /// A look that comes so long after it was due came from a process that stood still: stopped, asleep, or starved.
+    fn late(&self) -> Duration {
+        2 * self.rules.ask_after
+    }
+
     fn ask(&mut self, now: Instant) -> Verdict {
         self.asked_at = Some(now);
         Verdict::Ask
@@ -114,10 +137,17 @@ impl Health {
         let ask_at = self
             .asked_at
             .map_or(since + self.rules.ask_after, |at| at + self.rules.ask_again);
-        [Some(ask_at), Some(since + self.rules.dead_after), self.answer_by]
-            .into_iter()
-            .flatten()
-            .min()
+        // Between two questions, too: silence counts from the look after the last that was heard.
+        let look_at = self.looked_at.map(|at| at + self.rules.ask_after);
+        [
+            Some(ask_at),
+            Some(since + self.rules.dead_after),
+            self.answer_by,
+            look_at,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 }
 
@@ -198,6 +228,54 @@ mod tests {
         let by = health.poll_timeout().unwrap();
         assert_eq!(by, now + RULES.grace + ms(3));
         assert_eq!(health.look(by, 0, false), Verdict::Dead);
+    }
+
+    #[test]
+    fn p3_silence_counts_from_the_last_that_was_heard_also_when_that_answered_a_question() {
+        let (start, mut health) = (Instant::now(), Health::new(RULES));
+        assert_eq!(health.look(start, 0, true), Verdict::Wait);
+        assert_eq!(health.look(start + ms(500), 0, true), Verdict::Ask);
+        // The answer comes at once, and nothing after it.
+        let (mut now, mut asked) = (start, Vec::new());
+        loop {
+            now = health.poll_timeout().unwrap_or(now);
+            match health.look(now, 1, true) {
+                Verdict::Wait => {}
+                Verdict::Ask => asked.push(now - start),
+                Verdict::Dead => break,
+            }
+        }
+        assert_eq!((asked[0], now - start), (ms(1500), ms(7000)));
+    }
+
+    #[test]
+    fn p3_a_process_that_stood_still_asks_before_it_judges() {
+        let (start, mut health) = (Instant::now(), Health::new(RULES));
+        assert_eq!(health.look(start, 0, true), Verdict::Wait);
+        let woken = start + 10 * RULES.dead_after;
+        assert_eq!(health.look(woken, 0, true), Verdict::Ask);
+        assert_eq!(health.look(woken + ms(500), 1, true), Verdict::Wait, "it answers");
+
+        // One that does not is given up in time, and is not excused again.
+        let (mut now, mut health) = (start, Health::new(RULES));
+        assert_eq!(health.look(now, 0, true), Verdict::Wait);
+        assert_eq!(health.look(woken, 0, true), Verdict::Ask);
+        while health.look(now.max(woken), 0, true) != Verdict::Dead {
+            now = now.max(woken) + ms(1600);
+            assert!(now < woken + RULES.dead_after + ms(1600));
+        }
+
+        // Also when the call's time was up meanwhile.
+        let mut health = Health::new(RULES);
+        assert_eq!(health.look(start, 0, true), Verdict::Wait);
+        assert_eq!(health.look_overdue(woken, 0, ms(1)), Verdict::Ask);
+        let by = health.poll_timeout().unwrap();
+        assert!(by <= woken + RULES.ask_after);
+        let mut now = by;
+        while health.look(now, 0, false) == Verdict::Wait {
+            now = health.poll_timeout().unwrap();
+        }
+        assert_eq!(now, woken + RULES.grace + ms(3));
     }
 
     proptest! {

@@ -164,8 +164,9 @@ async fn p3_a_cut_network_heals() {
     );
     let timers = Timers::default();
     let silence = before.elapsed();
+    // The clock goes in steps, which the looks at the silence may miss by one each.
     assert!(
-        silence >= timers.dead_after && silence < timers.dead_after + timers.probe_after,
+        silence >= timers.dead_after && silence <= timers.dead_after + timers.probe_after + 2 * step,
         "given up after {silence:?}"
     );
     until("the connection is out of the pool", || client.pool().stats().open == 0).await;
@@ -209,4 +210,33 @@ async fn p3_a_dead_peer_is_out_of_the_pool_with_one_attempt() {
         assert_eq!(connection.lost(), Some(Lost::ClosedHere(CloseCode::Unresponsive)));
         proxy.set(Faults::default());
     }
+}
+
+/// P3: while this process stood still, stopped or asleep, it heard nobody. That is not its peers' fault: they are asked before they
+/// are given up.
+#[tokio::test]
+async fn p3_a_process_that_stood_still_keeps_its_connections() {
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let connection = common::connect(&client, &provider).await.unwrap();
+    let timers = Timers::default();
+    let name = service("hang");
+    let mut long = Box::pin(connection.call(CallRequest::new(&name, "").with_timeout(PATIENCE)));
+    let short = connection.call(CallRequest::new(&name, "").with_timeout(timers.dead_after));
+    let mut short = Box::pin(short);
+    assert!((&mut long).now_or_never().is_none());
+    assert!((&mut short).now_or_never().is_none());
+    // The calls are acknowledged, and the watch sees it: from here on, nothing is heard.
+    clock.pass(timers.probe_after / 4).await;
+    clock.pass(timers.probe_after).await;
+    clock.pass(2 * timers.dead_after).await;
+    let error = short.await.unwrap_err();
+    assert!(matches!(error, CallError::Unknown(Unknown::Timeout(_))), "{error:?}");
+    for _ in 0..10 {
+        clock.pass(timers.probe_after).await;
+        echoes(&connection, "still there").await;
+    }
+    assert_eq!(connection.lost(), None);
+    assert!((&mut long).now_or_never().is_none());
 }
