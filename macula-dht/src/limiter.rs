@@ -146,8 +146,8 @@ impl Limiter {
         self.peers.retain(|_, bucket| bucket.full_at(rate, burst) > tick);
         self.swept = Some(tick);
         self.sweep_at = (2 * self.peers.len()).max(SWEEP_MIN);
-        if self.peers.capacity() > 2 * self.sweep_at {
-            self.peers.shrink_to(self.sweep_at);
+        if self.peers.is_empty() || self.peers.capacity() > 2 * self.sweep_at {
+            self.peers.shrink_to(self.peers.len());
         }
     }
 

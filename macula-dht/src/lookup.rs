@@ -198,6 +198,12 @@ impl Lookup {
             .map(|(_, c)| &c.contact)
     }
 
+    /// The `count` closest that did not fail, whether they were asked or only named; closest first.
+    pub(crate) fn nearby(&self, count: usize) -> impl Iterator<Item = &Contact> {
+        let living = self.candidates.iter().filter(|c| c.state != State::Failed);
+        living.take(count).map(|c| &c.contact)
+    }
+
     /// Whether [`Lookup::widen`] was called.
     pub(crate) fn is_widened(&self) -> bool {
         self.region.is_some()

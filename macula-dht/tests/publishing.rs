@@ -11,7 +11,7 @@ use common::{
     bench::{Bench, agreeable},
     contact_of, key,
 };
-use macula_dht::{Config, Event, MAX_JOBS, Outcome, Refusal, Request, Response};
+use macula_dht::{Config, Contact, Event, MAX_JOBS, Outcome, Point, Refusal, Request, Response};
 use macula_wire::VerifiedProvider;
 
 /// Every one of the services is due at the same moment and its publication over at once, since there is nobody to ask.
@@ -103,4 +103,33 @@ fn a_service_whose_place_was_lost_is_still_published_and_withdrawn() {
         .iter()
         .filter(|e| matches!(e, Event::Withdrawn { acknowledged: 3, .. }));
     assert_eq!(withdrawn.count(), services.len());
+}
+
+/// D3: a holder that takes a node for a newcomer among the closest hands it the record, though it is not one of them, and names it
+/// to whoever asks. The publisher, who never sent it anything, tells it of the withdrawal.
+#[test]
+fn d3_a_node_beyond_the_closest_that_was_handed_a_record_hears_of_its_withdrawal() {
+    let service = key("a.b");
+    let point = Point::from(&service);
+    let mut by_distance: Vec<_> = (1..=30).collect();
+    by_distance.sort_by_key(|n| Point::from(contact_of(*n).node_id()).distance(&point));
+    let (closest, beyond) = by_distance.split_at(20);
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(closest.iter().copied());
+    bench.dht.advertise(bench.now, service, advertisement(0)).unwrap();
+    let mut told = Vec::new();
+    let mut peers = |to: &Contact, request: &Request| {
+        match request {
+            Request::Publish { .. } => told.push(to.clone()),
+            Request::FindNode { .. } => return Some(Response::Nodes(vec![contact_of(beyond[0])])),
+            Request::Ping | Request::FindProviders { .. } => {}
+        }
+        Some(agreeable(request))
+    };
+    bench.run(Duration::from_secs(60), &mut peers);
+    bench.dht.withdraw(bench.now, service);
+    bench.run(Duration::from_secs(3), &mut peers);
+    let times = |n: usize| told.iter().filter(|to| **to == contact_of(n)).count();
+    assert!(closest.iter().all(|n| times(*n) == 2), "published and withdrawn");
+    assert_eq!(times(beyond[0]), 1, "withdrawn");
 }

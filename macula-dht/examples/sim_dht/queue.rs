@@ -62,7 +62,8 @@ impl Queue {
                 return None;
             }
             self.open += 1;
-            std::mem::swap(&mut self.current, &mut self.wheel[self.open as usize % SLOTS]);
+            // Not swapped: after a burst every slot would keep room for it.
+            self.current = std::mem::take(&mut self.wheel[self.open as usize % SLOTS]);
             while let Some(&Reverse(item)) = self.far.peek()
                 && item.0 / SLOT_NANOS <= self.open
             {

@@ -22,6 +22,9 @@ use crate::{
 pub(super) const MAINTENANCE: Tick = 60_000_000_000;
 /// The most refreshing lookups at a time.
 const MAX_REFRESHES: usize = 2;
+/// The most buckets that become due in one round of maintenance: those of a mesh that was started at once are all of the same age,
+/// and its nodes do not refresh them all in one minute.
+const DUE_A_ROUND: usize = 4;
 /// In a mesh that is no small one an address is asked again in one of this many rounds, or its node would be asked all the time.
 const ASK_AGAIN: u64 = 15;
 /// The number of contacts below which a mesh is small.
@@ -298,7 +301,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             self.table
                 .ages(now)
                 .filter(|(_, age)| *age >= interval)
-                .map(|(index, _)| index),
+                .map(|(index, _)| index)
+                .take(DUE_A_ROUND),
         );
         self.start_refreshes(now);
         self.ask_an_address_again();

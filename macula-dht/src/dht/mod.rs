@@ -245,10 +245,29 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     #[must_use]
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front();
-        if output.is_none() && self.outputs.capacity() > KEPT_OUTPUTS {
-            self.outputs.shrink_to(KEPT_OUTPUTS);
+        if output.is_none() {
+            self.give_back();
         }
         output
+    }
+
+    /// Gives memory back that is not used: a map keeps that of its last entry, room for eleven.
+    fn give_back(&mut self) {
+        if self.outputs.capacity() > KEPT_OUTPUTS {
+            self.outputs.shrink_to(KEPT_OUTPUTS);
+        }
+        if self.inflight.is_empty() {
+            self.inflight = BTreeMap::new();
+        }
+        if self.probing.is_empty() {
+            self.probing = BTreeSet::new();
+        }
+        if self.queries.is_empty() {
+            self.queries = BTreeMap::new();
+        }
+        if self.jobs.is_empty() {
+            self.jobs = BTreeMap::new();
+        }
     }
 
     /// When [`Dht::handle_timeout`] next has something to do.

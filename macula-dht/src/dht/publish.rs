@@ -21,6 +21,7 @@ use super::{
     Dht,
     exchange::Purpose,
     queries::{Goal, Query},
+    serve::RESPONSIBLE,
 };
 use crate::{
     Backend, Contact, Distance, Event, InsertError, K, Origin, Outcome, Output, Point, QueryId, Refusal, Request,
@@ -349,6 +350,11 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         job.running.remove(&lookup);
         let tick = self.clock.tick(now);
         self.coverage.add(tick, path.target(), path.closest());
+        if job.kind == Kind::Withdraw {
+            // Holders that know the neighbourhood only in part took others for newcomers among the closest, and handed them the
+            // record. They name them to whoever asks, too.
+            job.former.extend(path.nearby(RESPONSIBLE).cloned());
+        }
         let (key, point) = (job.key, Point::from(job.key));
         if *path.target() == point {
             let crowded = path.kth().is_some_and(|kth| self.size.is_crowded(kth));

@@ -13,7 +13,7 @@ use crate::{
 
 /// A node holds a key when fewer than this many of those it knows are closer to it: twice k, since two nodes rarely agree
 /// on who the k closest are.
-const RESPONSIBLE: usize = 2 * K;
+pub(super) const RESPONSIBLE: usize = 2 * K;
 
 impl<S: Signer, B: Backend> Dht<S, B> {
     /// Answers a peer's request, as it was decoded. Its answer is at most [`MAX_MESSAGE_BYTES`](crate::MAX_MESSAGE_BYTES) long.

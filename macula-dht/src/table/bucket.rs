@@ -19,10 +19,39 @@ pub(super) struct Entry {
     pub(super) checking: bool,
 }
 
+impl Entry {
+    pub(super) fn new(contact: Contact, seen: u32) -> Self {
+        Self {
+            contact,
+            seen,
+            failures: 0,
+            checking: false,
+        }
+    }
+}
+
+/// What stands in a [`Line`].
+pub(super) trait Standing {
+    fn contact(&self) -> &Contact;
+}
+
+impl Standing for Entry {
+    fn contact(&self) -> &Contact {
+        &self.contact
+    }
+}
+
+/// A replacement is nothing but a contact: there are half as many of them as entries.
+impl Standing for Contact {
+    fn contact(&self) -> &Contact {
+        self
+    }
+}
+
 /// Up to `N` contacts, the least recently seen first.
 #[derive(Debug)]
-pub(super) struct Line<const N: usize> {
-    entries: Vec<Entry>,
+pub(super) struct Line<E, const N: usize> {
+    entries: Vec<E>,
     /// The last byte of each one's id. Most requests come from contacts that are not here, and this says so without fetching
     /// the entries, a cache line each.
     tags: [u8; N],
@@ -30,13 +59,13 @@ pub(super) struct Line<const N: usize> {
 
 #[derive(Debug)]
 pub(super) struct Bucket {
-    pub(super) entries: Line<K>,
-    pub(super) replacements: Line<REPLACEMENTS>,
+    pub(super) entries: Line<Entry, K>,
+    pub(super) replacements: Line<Contact, REPLACEMENTS>,
     /// When a lookup last went through it, in seconds since the table was made.
     pub(super) looked_up: u32,
 }
 
-impl<const N: usize> Line<N> {
+impl<E: Standing, const N: usize> Line<E, N> {
     /// The most entries room is made for at a time: a node has many buckets, most of them partly filled.
     const GROWTH: usize = 5;
 
@@ -51,21 +80,21 @@ impl<const N: usize> Line<N> {
         let tag = tag(node);
         let tags = self.tags.iter().take(self.entries.len());
         tags.enumerate()
-            .find(|&(at, candidate)| *candidate == tag && self.entries[at].contact.node_id() == node)
+            .find(|&(at, candidate)| *candidate == tag && self.entries[at].contact().node_id() == node)
             .map(|(at, _)| at)
     }
 
     /// Adds an entry; the caller has seen that there is room.
-    pub(super) fn push(&mut self, entry: Entry) {
+    pub(super) fn push(&mut self, entry: E) {
         let len = self.entries.len();
         if len == self.entries.capacity() {
             self.entries.reserve_exact((N - len.min(N)).clamp(1, Self::GROWTH));
         }
-        self.tags[len] = tag(entry.contact.node_id());
+        self.tags[len] = tag(entry.contact().node_id());
         self.entries.push(entry);
     }
 
-    pub(super) fn remove(&mut self, at: usize) -> Entry {
+    pub(super) fn remove(&mut self, at: usize) -> E {
         self.tags.copy_within(at + 1.., at);
         self.entries.remove(at)
     }
@@ -77,23 +106,23 @@ impl<const N: usize> Line<N> {
     }
 }
 
-impl<const N: usize> Deref for Line<N> {
-    type Target = [Entry];
+impl<E, const N: usize> Deref for Line<E, N> {
+    type Target = [E];
 
-    fn deref(&self) -> &[Entry] {
+    fn deref(&self) -> &[E] {
         &self.entries
     }
 }
 
-impl<const N: usize> DerefMut for Line<N> {
-    fn deref_mut(&mut self) -> &mut [Entry] {
+impl<E, const N: usize> DerefMut for Line<E, N> {
+    fn deref_mut(&mut self) -> &mut [E] {
         &mut self.entries
     }
 }
 
-impl<'a, const N: usize> IntoIterator for &'a Line<N> {
-    type Item = &'a Entry;
-    type IntoIter = std::slice::Iter<'a, Entry>;
+impl<'a, E, const N: usize> IntoIterator for &'a Line<E, N> {
+    type Item = &'a E;
+    type IntoIter = std::slice::Iter<'a, E>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.entries.iter()
@@ -133,12 +162,12 @@ impl Bucket {
     }
 
     /// Adds a replacement, at the cost of the least recently seen one when there is no room.
-    pub(super) fn wait(&mut self, entry: Entry) {
-        self.forget_replacement(entry.contact.node_id());
+    pub(super) fn wait(&mut self, contact: Contact) {
+        self.forget_replacement(contact.node_id());
         if self.replacements.len() == REPLACEMENTS {
             self.replacements.remove(0);
         }
-        self.replacements.push(entry);
+        self.replacements.push(contact);
     }
 
     pub(super) fn forget_replacement(&mut self, node: &NodeId) {

@@ -116,9 +116,7 @@ impl RoutingTable {
 
     /// Every contact that waits for a place.
     pub fn replacements(&self) -> impl Iterator<Item = &Contact> {
-        self.buckets
-            .iter()
-            .flat_map(|bucket| bucket.replacements.iter().map(|entry| &entry.contact))
+        self.buckets.iter().flat_map(|bucket| bucket.replacements.iter())
     }
 
     /// Whether `node` is an entry.
@@ -138,7 +136,7 @@ impl RoutingTable {
             None => self.admits(None, contact.subnet()),
             Some(bucket) if bucket.contains(contact.node_id()) => false,
             Some(bucket) if bucket.entries.len() < K => self.admits(Some(bucket), contact.subnet()),
-            Some(bucket) => bucket.replacements.len() < REPLACEMENTS,
+            Some(bucket) => bucket.replacements.len() < REPLACEMENTS && self.may_wait(bucket, contact),
         }
     }
 
@@ -165,25 +163,23 @@ impl RoutingTable {
             bucket.touch(at, seen);
             return Insertion::Refreshed;
         }
-        let entry = Entry {
-            contact,
-            seen,
-            failures: 0,
-            checking: false,
-        };
         if bucket.entries.len() < K {
             if !self.admits(Some(&self.buckets[position]), subnet) {
                 self.drop_if_empty(index);
                 return Insertion::Refused;
             }
             let bucket = &mut self.buckets[position];
-            bucket.forget_replacement(entry.contact.node_id());
-            bucket.entries.push(entry);
+            bucket.forget_replacement(contact.node_id());
+            bucket.entries.push(Entry::new(contact, seen));
             self.len += 1;
             return Insertion::Added;
         }
+        if !self.may_wait(&self.buckets[position], &contact) {
+            return Insertion::Refused;
+        }
+        let bucket = &mut self.buckets[position];
         let stale = u32::try_from(stale_after.as_secs()).unwrap_or(u32::MAX);
-        bucket.wait(entry);
+        bucket.wait(contact);
         let oldest = &mut bucket.entries[0];
         let ping = (!oldest.checking && seen.saturating_sub(oldest.seen) >= stale).then(|| {
             oldest.checking = true;
@@ -202,19 +198,27 @@ impl RoutingTable {
         }
     }
 
-    /// Notes that `node` did not answer. It goes when another waits for its place, or after [`MAX_FAILURES`] in a row; the
-    /// contact that went is returned.
+    /// Notes that `node` did not answer. It goes when another waits that its place can be given to, or after [`MAX_FAILURES`]
+    /// in a row; the contact that went is returned.
     pub fn note_failure(&mut self, node: &NodeId) -> Option<Contact> {
         let index = self.index_of(node)?;
-        let bucket = self.bucket_of_mut(node)?;
+        let position = self.position(index)?;
+        let bucket = &mut self.buckets[position];
         bucket.forget_replacement(node);
-        let removed = bucket.position(node).and_then(|at| {
-            let entry = &mut bucket.entries[at];
-            entry.failures = entry.failures.saturating_add(1);
-            entry.checking = false;
-            let gone = entry.failures >= MAX_FAILURES || !bucket.replacements.is_empty();
-            gone.then(|| bucket.entries.remove(at).contact)
-        });
+        let removed = match bucket.position(node) {
+            Some(at) => {
+                let entry = &mut bucket.entries[at];
+                entry.failures = entry.failures.saturating_add(1);
+                entry.checking = false;
+                let (failures, subnet) = (entry.failures, entry.contact.subnet());
+                let bucket = &self.buckets[position];
+                // One of the same subnet takes no more room than this one did.
+                let follows = |next: &Contact| next.subnet() == subnet || self.admits(Some(bucket), next.subnet());
+                let gone = failures >= MAX_FAILURES || bucket.replacements.iter().any(follows);
+                gone.then(|| self.buckets[position].entries.remove(at).contact)
+            }
+            None => None,
+        };
         if removed.is_some() {
             self.len -= 1;
             self.promote(index);
@@ -275,17 +279,33 @@ impl RoutingTable {
             && self.buckets.iter().map(count).sum::<usize>() < self.diversity.per_table
     }
 
+    /// Whether `contact` may wait in a full bucket: only what could be admitted does, and of one subnet no more than the bucket
+    /// takes, or a single party would fill the cache.
+    fn may_wait(&self, bucket: &Bucket, contact: &Contact) -> bool {
+        let subnet = contact.subnet();
+        if !subnet.is_limited() {
+            return true;
+        }
+        let others = bucket
+            .replacements
+            .iter()
+            .filter(|other| other.node_id() != contact.node_id());
+        others.filter(|other| other.subnet() == subnet).count() < self.diversity.per_bucket
+            && self.admits(Some(bucket), subnet)
+    }
+
     /// Fills free places of a bucket from its replacements, the most recently seen first.
     fn promote(&mut self, index: usize) {
         let Some(position) = self.position(index) else { return };
         let mut at = self.buckets[position].replacements.len();
         while at > 0 && self.buckets[position].entries.len() < K {
             at -= 1;
-            let subnet = self.buckets[position].replacements[at].contact.subnet();
+            let subnet = self.buckets[position].replacements[at].subnet();
             if self.admits(Some(&self.buckets[position]), subnet) {
                 let bucket = &mut self.buckets[position];
-                let entry = bucket.replacements.remove(at);
-                bucket.entries.push(entry);
+                let contact = bucket.replacements.remove(at);
+                // When it answered is not kept of those that wait: long ago, so it is pinged before it is trusted.
+                bucket.entries.push(Entry::new(contact, 0));
                 self.len += 1;
             }
         }

@@ -40,8 +40,14 @@ fn check_invariants(table: &RoutingTable) {
             }
         }
         assert!(of_bucket.values().all(|&n| n <= table.diversity.per_bucket));
-        for entry in bucket.entries.iter().chain(&bucket.replacements) {
-            let id = entry.contact.node_id();
+        let mut waiting = std::collections::BTreeMap::<_, usize>::new();
+        for contact in bucket.replacements.iter().filter(|c| c.subnet().is_limited()) {
+            *waiting.entry(contact.subnet()).or_default() += 1;
+        }
+        assert!(waiting.values().all(|&n| n <= table.diversity.per_bucket));
+        let entries = bucket.entries.iter().map(|entry| &entry.contact);
+        for contact in entries.chain(&bucket.replacements) {
+            let id = contact.node_id();
             assert_eq!(
                 table.own.distance(&id.into()).shared_bits(),
                 index,
@@ -214,4 +220,67 @@ fn one_subnet_takes_two_places_of_a_bucket_and_ten_of_the_table() {
         added.push(of_bucket);
     }
     assert_eq!(added, [2, 2, 2, 2, 2, 0, 0, 0]);
+}
+
+/// A full bucket of contacts without an address, and one in 203.0.113.0/24 at its end.
+fn bucket_with_one_of_a_subnet(now: Instant, diversity: Diversity) -> RoutingTable {
+    let mut table = RoutingTable::new(own(), diversity, now);
+    for n in 0..20 {
+        let ip = (n == 19).then_some([203, 0, 113, n]);
+        assert_eq!(table.insert(now, contact(far(n), ip), STALE), Insertion::Added);
+    }
+    table
+}
+
+#[test]
+fn one_subnet_does_not_fill_the_replacement_cache() {
+    let now = Instant::now();
+    let mut table = full_bucket(now);
+    for n in 100..120 {
+        let newcomer = contact(far(n), Some([203, 0, 113, n]));
+        assert_eq!(table.wants(&newcomer), n < 102);
+        let waits = table.insert(now, newcomer, STALE) == Insertion::Waiting { ping: None };
+        assert_eq!(waits, n < 102, "two of a subnet");
+    }
+    assert_eq!(table.replacements().count(), 2);
+    assert!(table.wants(&contact(far(150), Some([198, 51, 100, 1]))));
+}
+
+/// Nobody thins a bucket out with newcomers that the bucket does not take.
+#[test]
+fn an_entry_stays_when_diversity_admits_none_of_those_that_wait() {
+    let now = Instant::now();
+    let diversity = Diversity {
+        per_bucket: 1,
+        per_table: 1,
+    };
+    let mut table = full_bucket(now);
+    table.diversity = diversity;
+    assert_eq!(
+        table.insert(now, contact(far(50), Some([203, 0, 113, 50])), STALE),
+        Insertion::Waiting { ping: None }
+    );
+    // Its subnet's only place is taken by then, in another bucket.
+    let mut near = [0; 32];
+    near[0] = 0x40;
+    assert_eq!(
+        table.insert(now, contact(near, Some([203, 0, 113, 51])), STALE),
+        Insertion::Added
+    );
+    assert_eq!(table.note_failure(&NodeId::from_bytes(far(0))), None);
+    assert_eq!(table.len(), K + 1);
+}
+
+#[test]
+fn a_contact_that_diversity_does_not_admit_does_not_wait() {
+    let now = Instant::now();
+    let diversity = Diversity {
+        per_bucket: 1,
+        per_table: 10,
+    };
+    let mut table = bucket_with_one_of_a_subnet(now, diversity);
+    let newcomer = contact(far(50), Some([203, 0, 113, 50]));
+    assert!(!table.wants(&newcomer));
+    assert_eq!(table.insert(now, newcomer, STALE), Insertion::Refused);
+    assert_eq!(table.replacements().count(), 0);
 }
