@@ -29,6 +29,9 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a shutdown waits for the holders of this node's records to take its withdrawals.
 const WITHDRAW_WITHIN: Duration = Duration::from_secs(2);
+/// How long no node may answer until a shutdown takes those that are still to take a withdrawal for gone: as long as an exchange
+/// takes with one that is far away and has to be dialed.
+const SILENT_FOR: Duration = Duration::from_millis(500);
 /// How long a shutdown waits for running calls.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// How long a shutdown waits until the directory is kept.
@@ -323,14 +326,20 @@ impl Node {
     }
 
     /// Leaves in order (N4): withdraws every service, refuses new calls so that their callers go elsewhere, finishes the running
-    /// ones, and keeps what is to be kept, and closes every connection. Takes 40 s at most, and a moment when nothing runs.
+    /// ones, and keeps what is to be kept, and closes every connection. Takes 40 s at most, and a moment when
+    /// nothing runs, though others may have left before or be dead.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         let services = inner.server.services();
         inner.inspection.draining(&services).await;
-        let withdrawn = tokio::time::timeout(WITHDRAW_WITHIN, inner.publisher.withdraw_all()).await;
-        if withdrawn.is_err() {
-            tracing::warn!("not every holder of this node's records has confirmed their withdrawal");
+        let withdrawn = tokio::select! {
+            biased;
+            () = inner.publisher.withdraw_all() => true,
+            () = inner.directory.silent_for(SILENT_FOR) => false,
+            () = tokio::time::sleep(WITHDRAW_WITHIN) => false,
+        };
+        if !withdrawn {
+            tracing::info!("not every holder of this node's records has confirmed their withdrawal");
         }
         if tokio::time::timeout(DRAIN_WITHIN, inner.server.drain()).await.is_err() {
             tracing::warn!(running = inner.server.running(), "calls still run; they are given up");

@@ -110,3 +110,61 @@ fn the_same_seed_gives_the_same_trace() {
     assert_eq!(run(1), first);
     assert_ne!(run(2), first);
 }
+
+/// A second of the network's own time; the answers of the last one may have to arrive first.
+const A_MOMENT: Duration = Duration::from_secs(1);
+
+async fn shutdown_takes(network: &Network, node: Node) -> Duration {
+    let before = network.elapsed();
+    node.shutdown().await;
+    network.elapsed() - before
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_an_orderly_end_takes_a_moment_though_others_have_left_before() {
+    let network = Network::new(3);
+    let mut nodes = Vec::new();
+    for n in 1..=4 {
+        nodes.push(node(&network, n).await);
+    }
+    for node in &nodes {
+        call(node).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    while let Some(node) = nodes.pop() {
+        let took = shutdown_takes(&network, node).await;
+        assert!(took < A_MOMENT, "{} are left after {took:?}", nodes.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_an_orderly_end_takes_a_moment_though_others_were_killed() {
+    let network = Network::new(4);
+    let mut nodes = Vec::new();
+    for n in 1..=6 {
+        nodes.push(node(&network, n).await);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for n in 2..=6 {
+        network.kill(addr(n));
+    }
+    let took = shutdown_takes(&network, nodes.remove(0)).await;
+    assert!(took < A_MOMENT, "{took:?}");
+}
+
+/// Who only calls owes nobody an answer.
+#[tokio::test(start_paused = true)]
+async fn a_client_leaves_at_once() {
+    let network = Network::new(5);
+    let first = node(&network, 1).await;
+    let bootstrap = BootstrapAddr::from(first.endpoints()[0].clone());
+    let client = Node::builder().network(&network).client().bootstrap([bootstrap]);
+    let client = client.start().await.unwrap();
+    client.join().await.unwrap();
+    client.call(SERVICE, "x").await.unwrap();
+    let took = shutdown_takes(&network, client).await;
+    assert!(took < A_MOMENT, "{took:?}");
+    // The node it called has heard of it.
+    tokio::time::sleep(A_MOMENT).await;
+    assert_eq!(first.transport_stats().connections, 0);
+}

@@ -379,6 +379,26 @@ impl Link {
         }
     }
 
+    /// Waits until nothing is under way in either direction and the last answers have had their time, or the connection is over.
+    pub(crate) async fn settled(&self) {
+        let rest = async {
+            loop {
+                let quiet = self.quiet.notified();
+                let left = self.settles_in(tokio::time::Instant::now().into_std());
+                match self.is_quiet() {
+                    true if left.is_zero() => return,
+                    true => tokio::time::sleep(left).await,
+                    false => quiet.await,
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = rest => {}
+            _ = self.quic.closed() => {}
+        }
+    }
+
     fn noticed(&self) {
         if self.is_peer_leaving() || self.retired.load(SeqCst) || self.inner.is_draining() {
             self.quiet.notify_waiters();

@@ -27,8 +27,9 @@ use crate::{
     tls::{FoundKey, Tls},
 };
 
-/// How long a shut-down endpoint waits for its last packets to leave.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// How long a shut-down endpoint waits for its last packets to leave, and repeats to peers who missed it that it closes; one that
+/// is far away or gone finds out by itself.
+const FAREWELL: Duration = Duration::from_millis(250);
 
 /// A node's place on the network: a UDP socket, an identity, and the connections made from and to it.
 ///
@@ -200,7 +201,7 @@ impl Endpoint {
         let parted = async {
             self.drain().await;
             for link in self.inner.pool.links() {
-                link.quic.closed().await;
+                link.settled().await;
             }
         };
         let code = match timeout(grace, parted).await {

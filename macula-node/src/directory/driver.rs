@@ -328,6 +328,7 @@ impl Driver {
             Done::Replied { id, result, end, to } => {
                 self.joining.exchanged(&to, end.as_ref().err());
                 if let Ok(connection) = end {
+                    self.shared.answered.notify_waiters();
                     self.neighbours.talked_to(to, connection);
                 }
                 self.core.handle_response(now(), id, result);

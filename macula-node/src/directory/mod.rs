@@ -12,6 +12,7 @@ use std::{
     collections::HashMap,
     fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,7 +23,7 @@ use macula_dht::{
 use macula_rpc::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, ServiceName, Source};
 use macula_transport::PeerInfo;
 use macula_wire::{Advertisement, NodeId, Realm, ServiceKey, VerifiedProvider};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use self::join::{JoinCause, JoinError, JoinReport, TrustedPeer};
 pub(crate) use self::{driver::Driver, join::Progress};
@@ -77,6 +78,8 @@ pub(crate) struct Directory {
 struct Shared {
     cache: Mutex<Cache>,
     stats: Mutex<DirectoryStats>,
+    /// Told of each answer of another node.
+    answered: Notify,
 }
 
 /// A list as it was found, and as callers take it.
@@ -174,6 +177,7 @@ impl Directory {
                 read: HashMap::new(),
             }),
             stats: Mutex::default(),
+            answered: Notify::new(),
         };
         (
             Self {
@@ -283,6 +287,14 @@ impl Directory {
         } else {
             answer.await.unwrap_or_default()
         }
+    }
+
+    /// Waits until no other node has answered anything for `pause`.
+    pub(crate) async fn silent_for(&self, pause: Duration) {
+        while tokio::time::timeout(pause, self.shared.answered.notified())
+            .await
+            .is_ok()
+        {}
     }
 
     /// Ends the task, once what is to be kept is kept. Afterwards the directory gives no answer.
