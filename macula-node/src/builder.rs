@@ -58,6 +58,9 @@ pub enum StartError {
     /// A new key could not be made.
     #[error("no identity could be made")]
     Identity(#[from] IdentityError),
+    /// The operating system gives no random numbers.
+    #[error("the operating system gives no random numbers")]
+    Randomness(#[source] getrandom::Error),
     /// The data folder cannot be used.
     #[cfg(feature = "redb")]
     #[error(transparent)]
@@ -203,6 +206,20 @@ impl NodeBuilder {
         }
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// What keys the directory's hashes: unknown to everybody else, or a peer could choose keys that all collide.
+    pub(crate) fn seed(&self) -> Result<u64, StartError> {
+        #[cfg(feature = "testing")]
+        if let (Some(_), Some(identity)) = (&self.network, &self.identity) {
+            // The same each time; a simulation gives its nodes their identities.
+            let id = identity.node_id();
+            let bytes = id.as_bytes().iter();
+            return Ok(bytes.fold(self.unix_ms(), |seed, byte| seed.rotate_left(7) ^ u64::from(*byte)));
+        }
+        let mut seed = [0; 8];
+        getrandom::fill(&mut seed).map_err(StartError::Randomness)?;
+        Ok(u64::from_ne_bytes(seed))
     }
 
     /// Provides `service` from the start.

@@ -11,8 +11,8 @@ use futures::future::{BoxFuture, join_all};
 use macula_dht::AdvertiseError;
 use macula_rpc::{CallError, Client, Handler, Provider, ResolveError, ResolveOptions, Server, StreamHandler};
 use macula_transport::{
-    CallKind, Config, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, OutgoingMessages, PeerInfo,
-    PoolStats, Protocol, Reply, Role,
+    CallKind, Config, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages,
+    PeerInfo, PoolStats, Protocol, Reply, Role,
 };
 use macula_wire::{Advertisement, Endpoint, NameError, NodeId, Realm, ServiceKey, ServiceName};
 use tokio::{sync::watch, task::JoinHandle};
@@ -100,8 +100,8 @@ impl Node {
             Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
         };
         let (realm, bootstrap) = (builder.realm.clone(), builder.bootstrap.clone());
-        let now = builder.unix_ms();
-        let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, now);
+        let (now, seed) = (builder.unix_ms(), builder.seed()?);
+        let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, now, seed);
         let (identity, (directory, mut driver, progress, reached)) = builder.with_kept(make).await?;
         let server = Server::new();
         #[cfg(feature = "tonic")]
@@ -408,6 +408,10 @@ impl macula_transport::Handler for NodeHandler {
             }
             _ => Box::pin(std::future::ready(None)),
         }
+    }
+
+    fn load(&self) -> Option<LoadReport> {
+        self.server.load()
     }
 }
 

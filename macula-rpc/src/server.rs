@@ -16,7 +16,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use macula_transport::{CallKind, IncomingCall, IncomingMessages, OutgoingMessages, Reply};
+use macula_transport::{CallKind, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages, Reply};
 use macula_wire::{NameError, ServiceName, StatusCode};
 use tokio::sync::Notify;
 use tracing::{Instrument as _, Span};
@@ -411,6 +411,14 @@ impl macula_transport::Handler for Server {
         })
     }
 
+    fn load(&self) -> Option<LoadReport> {
+        let whole = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        Some(LoadReport {
+            running: whole(self.running()),
+            capacity: whole(self.shared.max_concurrent),
+        })
+    }
+
     fn kind(&self, call: &IncomingCall) -> CallKind {
         let services = self.shared.services.read().unwrap_or_else(PoisonError::into_inner);
         match services.get(call.service()).map(|served| &served.kind) {
@@ -464,5 +472,27 @@ impl std::fmt::Debug for Server {
             .field("services", &self.services())
             .field("running", &self.running())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+mod tests {
+    use macula_transport::Handler as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_says_how_busy_it_is() {
+        let server = Server::with_max_concurrent_calls(2);
+        let load = |running| Some(LoadReport { running, capacity: 2 });
+        assert_eq!(server.load(), load(0));
+        let running = server.admit().unwrap();
+        assert_eq!(server.load(), load(1));
+        let last = server.admit().unwrap();
+        assert!(server.admit().is_err());
+        assert_eq!(server.load(), load(2));
+        drop((running, last));
+        assert_eq!(server.load(), load(0));
     }
 }

@@ -103,7 +103,8 @@ struct Timeouts {
 }
 
 impl Driver {
-    /// A directory for the node that is `identity`, and the task that is to run it. It starts from what `kept` has.
+    /// A directory for the node that is `identity`, and the task that is to run it. It starts from what `kept` has. `seed` is
+    /// nobody else's to know or guess: it keys the hashes of what peers choose.
     pub(crate) fn new(
         identity: &Identity,
         realm: &Realm,
@@ -111,6 +112,7 @@ impl Driver {
         bootstrap: Vec<BootstrapAddr>,
         kept: Kept,
         unix_ms: u64,
+        seed: u64,
     ) -> (Directory, Self, watch::Receiver<Progress>, Reached) {
         let config = Config {
             role,
@@ -120,11 +122,6 @@ impl Driver {
             request: config.hard_timeout,
             identify: config.identify_timeout,
         };
-        let seed = identity
-            .node_id()
-            .as_bytes()
-            .iter()
-            .fold(unix_ms, |seed, byte| seed.rotate_left(7) ^ u64::from(*byte));
         let closed = kept.closed();
         let core = Dht::new(
             config,
