@@ -13,6 +13,12 @@ pub const MAX_METADATA_ENTRIES: usize = macula_wire::MAX_CALL_METADATA_ENTRIES;
 /// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 
+/// The largest message anybody takes or is believed to take, in bytes.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 28;
+
+/// The longest time anything waits: what is longer is meant as never, and must not overflow the clock.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// Everything an [`Endpoint`](crate::Endpoint) is told at its start. Only the identity has no default.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -92,14 +98,17 @@ impl Config {
     /// Sets the limits on peers.
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+        self.limits = Limits {
+            max_message_bytes: limits.max_message_bytes.min(MAX_MESSAGE_BYTES),
+            ..limits
+        };
         self
     }
 
     /// Sets the timers.
     #[must_use]
     pub fn with_timers(mut self, timers: Timers) -> Self {
-        self.timers = timers;
+        self.timers = timers.map(|time| time.min(LONGEST));
         self
     }
 
@@ -130,7 +139,7 @@ impl Config {
     /// Sets the rules of the connection pool.
     #[must_use]
     pub fn with_pool(mut self, pool: PoolConfig) -> Self {
-        self.pool = pool;
+        self.pool = pool.map(|time| time.min(LONGEST));
         self
     }
 }
@@ -151,7 +160,7 @@ pub enum KeyExchange {
 /// What a peer may take of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest payload of a message, either way, in bytes. Default 4 MiB.
+    /// The largest payload of a message, either way, in bytes. Default 4 MiB, at most 256 MiB: more is taken for that.
     pub max_message_bytes: usize,
     /// Calls running at a time for one connection; more are refused as not started. Default 1 024.
     pub max_concurrent_calls: usize,
@@ -163,8 +172,14 @@ pub struct Limits {
     pub connection_window: u32,
     /// Accepted connections at a time; more are refused. Default 4 096.
     pub max_accepted: usize,
+    /// Accepted connections at a time from one IPv4 address or one IPv6 network of 64 bits; beyond it one of them that is idle makes
+    /// room, or the new one is refused. Default 1 024.
+    pub max_accepted_per_network: usize,
     /// Handshakes of accepted connections at a time; more are dropped. Default 256.
     pub max_handshakes: usize,
+    /// Handshakes of accepted connections at a time from one IPv4 address or one IPv6 network of 64 bits; more are dropped.
+    /// Default 128.
+    pub max_handshakes_per_network: usize,
     /// Handshakes at a time from which on a peer must first prove its address (RFC 9000, section 8.1). Default 64.
     pub retry_above: usize,
     /// Size of the UDP socket's buffers, in bytes. Default 4 MiB; the kernel may grant less.
@@ -180,6 +195,8 @@ impl Default for Limits {
             stream_window: 1_250_000,
             connection_window: 16 << 20,
             max_accepted: 4096,
+            max_accepted_per_network: 1024,
+            max_handshakes_per_network: 128,
             max_handshakes: 256,
             retry_above: 64,
             socket_buffer_bytes: 4 << 20,
@@ -208,6 +225,22 @@ pub struct Timers {
     pub probe_grace: Duration,
     /// From the start of one address's dial to the start of the next one's (RFC 8305, section 5). Default 250 ms.
     pub next_address: Duration,
+}
+
+impl Timers {
+    fn map(self, to: impl Fn(Duration) -> Duration) -> Self {
+        Self {
+            connect: to(self.connect),
+            head: to(self.head),
+            idle: to(self.idle),
+            keep_alive: to(self.keep_alive),
+            probe_after: to(self.probe_after),
+            probe_again: to(self.probe_again),
+            dead_after: to(self.dead_after),
+            probe_grace: to(self.probe_grace),
+            next_address: to(self.next_address),
+        }
+    }
 }
 
 impl Default for Timers {
@@ -241,6 +274,19 @@ pub struct PoolConfig {
     pub max_backoff: Duration,
     /// The longest pause after a dial that the peer itself refused: another key, realm or version. Default 30 s.
     pub max_refused_backoff: Duration,
+}
+
+impl PoolConfig {
+    fn map(self, to: impl Fn(Duration) -> Duration) -> Self {
+        Self {
+            max_connections: self.max_connections,
+            idle_timeout: to(self.idle_timeout),
+            max_age: to(self.max_age),
+            first_backoff: to(self.first_backoff),
+            max_backoff: to(self.max_backoff),
+            max_refused_backoff: to(self.max_refused_backoff),
+        }
+    }
 }
 
 impl Default for PoolConfig {

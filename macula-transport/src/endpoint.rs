@@ -4,7 +4,7 @@ use std::{
     net::{Ipv6Addr, SocketAddr},
     sync::{
         Arc, RwLock, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
@@ -18,10 +18,12 @@ use crate::{
     connection::{Direction, Link},
     drive,
     error::{BindError, CloseCode, TlsError},
-    handshake::{self, Established},
+    handshake::{self, Established, Handshakes},
     hello,
     load::Load,
-    memory, pool, quic,
+    memory,
+    network::Network,
+    pool, quic,
     report::REPORT_EVERY,
     stats::Counters,
     tls::{FoundKey, Tls},
@@ -58,7 +60,7 @@ pub(crate) struct Inner {
     transport: Arc<quinn::TransportConfig>,
     advertised: RwLock<Vec<macula_wire::Endpoint>>,
     draining: AtomicBool,
-    handshakes: AtomicUsize,
+    handshakes: Handshakes,
 }
 
 impl std::fmt::Debug for Inner {
@@ -109,7 +111,10 @@ impl Endpoint {
             lately: AtomicU64::new(0),
             pool: pool::Shell::new(
                 config.pool,
-                config.limits.max_accepted,
+                pool::AcceptLimits {
+                    all: config.limits.max_accepted,
+                    each: config.limits.max_accepted_per_network,
+                },
                 seed.unwrap_or_else(random_seed),
             ),
             epoch: tokio::time::Instant::now().into_std(),
@@ -118,7 +123,7 @@ impl Endpoint {
             transport,
             advertised: RwLock::new(config.advertise.clone()),
             draining: AtomicBool::new(false),
-            handshakes: AtomicUsize::new(0),
+            handshakes: Handshakes::default(),
             config,
         });
         tokio::spawn(accept_all(inner.clone()));
@@ -308,21 +313,24 @@ async fn report_load(inner: Weak<Inner>) {
 
 async fn accept_all(inner: Arc<Inner>) {
     while let Some(arriving) = inner.quic.accept().await {
-        let handshakes = inner.handshakes.load(SeqCst);
-        let limits = &inner.config.limits;
-        if inner.is_draining() || handshakes >= limits.max_handshakes {
+        let (limits, from) = (&inner.config.limits, Network::of(arriving.remote_address().ip()));
+        let (all, from_there) = inner.handshakes.under_way(from);
+        if inner.is_draining() || all >= limits.max_handshakes {
             inner.counters.rejected_busy.add();
             arriving.refuse();
-        } else if handshakes >= limits.retry_above && arriving.may_retry() && !arriving.remote_address_validated() {
+        } else if all >= limits.retry_above && arriving.may_retry() && !arriving.remote_address_validated() {
             inner.counters.retried.add();
             // Cannot fail: it was just asked whether it may.
             let _ = arriving.retry();
+        } else if from_there >= limits.max_handshakes_per_network {
+            inner.counters.rejected_busy.add();
+            arriving.refuse();
         } else {
-            inner.handshakes.fetch_add(1, SeqCst);
+            inner.handshakes.begin(from);
             let inner = inner.clone();
             tokio::spawn(async move {
                 accept_one(&inner, arriving).await;
-                inner.handshakes.fetch_sub(1, SeqCst);
+                inner.handshakes.end(from);
             });
         }
     }

@@ -2,7 +2,11 @@
 //!
 //! A TLS 1.3 client is done before the server has judged its key, so neither side uses a connection before the other's HELLO.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use macula_wire::{NodeId, proto::control};
@@ -13,6 +17,7 @@ use crate::{
     endpoint::Inner,
     error::{CloseCode, DialError, HelloError, Lost},
     hello,
+    network::Network,
     stream::{Incoming, Outgoing, ReceiveError, SendError, StreamKind, control_frame, kind_bytes},
     tls,
 };
@@ -27,6 +32,36 @@ pub(crate) struct Established {
     pub(crate) peer: PeerInfo,
     pub(crate) outgoing: Outgoing,
     pub(crate) incoming: Incoming,
+}
+
+/// The handshakes of peers under way, by where they come from.
+#[derive(Debug, Default)]
+pub(crate) struct Handshakes(Mutex<BTreeMap<Network, usize>>);
+
+impl Handshakes {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Network, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many there are, and how many of these come from one network. The table is no longer than they are many.
+    pub(crate) fn under_way(&self, from: Network) -> (usize, usize) {
+        let table = self.lock();
+        (table.values().sum(), table.get(&from).copied().unwrap_or_default())
+    }
+
+    pub(crate) fn begin(&self, from: Network) {
+        *self.lock().entry(from).or_default() += 1;
+    }
+
+    pub(crate) fn end(&self, from: Network) {
+        let mut table = self.lock();
+        if let Some(count) = table.get_mut(&from) {
+            *count -= 1;
+            if *count == 0 {
+                table.remove(&from);
+            }
+        }
+    }
 }
 
 /// Dials a peer at whichever of its endpoints answers first (RFC 8305, section 5): the next address is tried when one has

@@ -8,6 +8,7 @@ use prost::Message as _;
 
 use crate::{
     Config, PeerInfo, Role,
+    config::MAX_MESSAGE_BYTES,
     error::{CloseCode, HelloError},
 };
 
@@ -20,8 +21,6 @@ const MAX_AGENT_BYTES: usize = 64;
 /// What everybody is believed to take: a peer that says it takes less would make every call fail for good, and nowhere else be
 /// tried.
 const MIN_PEER_MESSAGE_BYTES: u32 = 64 * 1024;
-/// The largest message anybody is believed to take.
-const MAX_PEER_MESSAGE_BYTES: u32 = 1 << 28;
 
 /// What this node says of itself.
 pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Endpoint]) -> proto::Hello {
@@ -82,7 +81,7 @@ pub(crate) fn read(
         agent,
         max_message_bytes: hello
             .max_message_bytes
-            .clamp(MIN_PEER_MESSAGE_BYTES, MAX_PEER_MESSAGE_BYTES) as usize,
+            .clamp(MIN_PEER_MESSAGE_BYTES, MAX_MESSAGE_BYTES as u32) as usize,
         max_concurrent_calls: hello.max_concurrent_calls as usize,
     })
 }

@@ -25,6 +25,7 @@ mod lane;
 mod load;
 mod memory;
 mod metadata;
+mod network;
 mod outbox;
 mod peer;
 mod pool;

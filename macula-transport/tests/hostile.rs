@@ -586,3 +586,69 @@ async fn more_handshakes_than_are_taken_are_refused() {
     until("the silent one is let go", || silent.close_reason().is_some()).await;
     still_serves(&provider).await;
 }
+
+/// One address fills neither the table of handshakes nor that of connections, so that others find room.
+#[tokio::test]
+async fn no_network_takes_all_the_room_there_is() {
+    let clock = Clock::stop();
+    let limits = Limits {
+        max_accepted_per_network: 1,
+        max_handshakes_per_network: 1,
+        ..Limits::default()
+    };
+    let (handler, mut events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    let (first, second) = (client().await, client().await);
+    let elsewhere = config().with_listen(([127, 0, 0, 2], 0).into());
+    let elsewhere = Endpoint::bind(elsewhere, NoService).await.unwrap();
+
+    let endpoint = raw_client();
+    let silent = raw_connection(&endpoint, &provider).await;
+    let error = connect(&second, &provider).await.unwrap_err();
+    assert!(matches!(error, DialError::Refused { .. }), "{error:?}");
+    assert_eq!(provider.stats().rejected_busy, 1);
+    echoes(&connect(&elsewhere, &provider).await.unwrap(), "another network").await;
+    silent.close(0_u32.into(), b"");
+    until("the silent one is let go", || provider.stats().rejected_hellos == 1).await;
+
+    let connection = connect(&first, &provider).await.unwrap();
+    let name = common::service("hang");
+    let mut call =
+        Box::pin(connection.call(macula_transport::CallRequest::new(&name, "").with_timeout(common::PATIENCE)));
+    assert!((&mut call).now_or_never().is_none());
+    events.recv().await;
+    clock.pass(Timers::default().connect).await;
+    // The provider judges after it has heard the introduction, so the dial itself may succeed.
+    if let Ok(connection) = connect(&second, &provider).await {
+        until("the connection is closed", || connection.lost().is_some()).await;
+    }
+    assert_eq!(provider.stats().rejected_busy, 2);
+    assert!((&mut call).now_or_never().is_none(), "who was there first stays");
+    echoes(&connect(&elsewhere, &provider).await.unwrap(), "another network").await;
+}
+
+/// A limit or a time that is meant as none is no reason to fail.
+#[tokio::test]
+async fn the_largest_limits_and_times_can_be_set() {
+    let limits = Limits {
+        max_message_bytes: usize::MAX,
+        ..Limits::default()
+    };
+    let pool = macula_transport::PoolConfig {
+        idle_timeout: Duration::MAX,
+        max_age: Duration::MAX,
+        ..macula_transport::PoolConfig::default()
+    };
+    let timers = Timers {
+        connect: Duration::MAX,
+        head: Duration::MAX,
+        probe_after: Duration::MAX,
+        dead_after: Duration::MAX,
+        ..Timers::default()
+    };
+    let with = || config().with_limits(limits).with_pool(pool).with_timers(timers);
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(with(), handler).await.unwrap();
+    let client = Endpoint::bind(with(), NoService).await.unwrap();
+    echoes(&connect(&client, &provider).await.unwrap(), vec![1; 1 << 20]).await;
+}

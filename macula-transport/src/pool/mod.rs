@@ -21,7 +21,7 @@ use tokio::sync::{Notify, broadcast, oneshot};
 
 use event::MAX_EVENTS;
 pub use event::{PoolEvent, PoolEvents};
-pub(crate) use state::{Activity, ConnectionId};
+pub(crate) use state::{AcceptLimits, Activity, ConnectionId};
 use state::{Answer, Closing, DialFailure, Output, PoolState, Ticket};
 use successions::Successions;
 
@@ -32,6 +32,7 @@ use crate::{
     endpoint::{self, Inner},
     error::{CloseCode, DialError, Lost},
     handshake,
+    network::Network,
 };
 
 /// The connections of an endpoint: one for each peer, opened on demand, used again, closed when idle (P1, P2).
@@ -203,9 +204,9 @@ fn now() -> Instant {
 }
 
 impl Shell {
-    pub(crate) fn new(config: PoolConfig, max_accepted: usize, seed: u64) -> Self {
+    pub(crate) fn new(config: PoolConfig, limits: AcceptLimits, seed: u64) -> Self {
         let table = Table {
-            state: PoolState::new(config, max_accepted, seed),
+            state: PoolState::new(config, limits, seed),
             links: HashMap::new(),
             waiters: HashMap::new(),
             lost: 0,
@@ -305,7 +306,9 @@ impl Shell {
         }
         let now = now();
         let Table { state, links, .. } = &mut *table;
-        let id = state.accepted(now, link.peer.node_id, |id| activity(links, id, now))?;
+        let id = state.accepted(now, link.peer.node_id, Network::of(link.peer.remote_addr.ip()), |id| {
+            activity(links, id, now)
+        })?;
         self.tell(PoolEvent::Opened {
             node: link.peer.node_id,
             dialed: false,
@@ -397,14 +400,16 @@ impl Shell {
                     }
                 }
                 Output::Close(id, why) => {
-                    if let Some(link) = table.links.remove(&id) {
+                    if let Some(link) = table.links.get(&id).cloned() {
                         let words = match why {
                             Closing::Evicted => "the connection made room for another",
                             Closing::Idle => "the connection was idle",
                         };
                         drive::say_goodbye(&link, macula_wire::proto::GoAwayReason::Retired);
-                        if !link.close_unused(words) {
-                            // A call came in the meantime.
+                        if link.close_unused(words) {
+                            table.links.remove(&id);
+                        } else {
+                            // A call came in the meantime. The link stays known until it has ended: a drain waits for it.
                             link.retire();
                         }
                     }
@@ -528,3 +533,6 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
         shell.perform(table);
     }
 }
+
+#[cfg(test)]
+mod tests;

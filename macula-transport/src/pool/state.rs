@@ -5,6 +5,7 @@
 //! **Invariants:**
 //! - at most one dial to a peer is under way, and to an address whose peer is not known;
 //! - dialed connections and dials together never exceed the limit;
+//! - no network has more than its share of the accepted connections;
 //! - only a connection that is not in use is closed to make room, the least recently used one first;
 //! - a peer that failed is not dialed again before its pause is over, unless it is now known at another address.
 //!
@@ -16,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::PoolConfig;
+use crate::{PoolConfig, network::Network};
 
 /// Names a connection within the pool; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +26,14 @@ pub(crate) struct ConnectionId(pub(crate) u64);
 /// Names a dial under way; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Ticket(u64);
+
+/// How many connections of peers that dial are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AcceptLimits {
+    pub(crate) all: usize,
+    /// From one network.
+    pub(crate) each: usize,
+}
 
 /// Which side made a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,6 +126,8 @@ struct Entry<P> {
     old_at: Option<Instant>,
     /// The address it was made to when nobody knew who is there.
     found_at: Option<u64>,
+    /// Where an accepted one comes from.
+    from: Option<Network>,
 }
 
 #[derive(Debug)]
@@ -141,7 +152,7 @@ const BACKOFF_SPREAD: f64 = 0.2;
 #[derive(Debug)]
 pub(crate) struct PoolState<P, F> {
     config: PoolConfig,
-    max_accepted: usize,
+    limits: AcceptLimits,
     entries: BTreeMap<ConnectionId, Entry<P>>,
     /// The connection that is handed out for a peer.
     current: BTreeMap<P, ConnectionId>,
@@ -162,10 +173,10 @@ pub(crate) fn fingerprint<A: Hash>(addresses: &[A]) -> u64 {
 }
 
 impl<P: Ord + Clone, F> PoolState<P, F> {
-    pub(crate) fn new(config: PoolConfig, max_accepted: usize, seed: u64) -> Self {
+    pub(crate) fn new(config: PoolConfig, limits: AcceptLimits, seed: u64) -> Self {
         Self {
             config,
-            max_accepted,
+            limits,
             entries: BTreeMap::new(),
             current: BTreeMap::new(),
             dials: BTreeMap::new(),
@@ -235,7 +246,9 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             .values()
             .filter(|entry| entry.origin == Origin::Dialed)
             .count();
-        if dialed + self.dials.len() >= self.config.max_connections && !self.make_room(Origin::Dialed, activity) {
+        if dialed + self.dials.len() >= self.config.max_connections
+            && !self.make_room(activity, |entry| entry.origin == Origin::Dialed)
+        {
             return Answer::Full;
         }
         let ticket = Ticket(self.fresh());
@@ -252,7 +265,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             Some(Dialed::Peer(_)) | None => None,
         };
         self.counts.opened += 1;
-        self.insert(now, peer, Origin::Dialed, found_at)
+        self.insert(now, peer, Origin::Dialed, found_at, None)
     }
 
     /// A dial has failed; the peer, when it was named, is left alone for a while.
@@ -296,26 +309,37 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.failing.get(peer).map(|failing| &failing.cause)
     }
 
-    /// A peer has dialed us; `None` when there are as many such connections as are taken, all in use.
+    /// A peer has dialed us; `None` when there are as many such connections as are taken, of all or from its network, all in use.
     pub(crate) fn accepted(
         &mut self,
         now: Instant,
         peer: P,
+        from: Network,
         activity: impl Fn(ConnectionId) -> Activity,
     ) -> Option<ConnectionId> {
-        let accepted = self
-            .entries
-            .values()
-            .filter(|entry| entry.origin == Origin::Accepted)
-            .count();
-        if accepted >= self.max_accepted && !self.make_room(Origin::Accepted, activity) {
+        let accepted = self.entries.values().filter(|it| it.origin == Origin::Accepted).count();
+        let from_there = self.entries.values().filter(|it| it.from == Some(from)).count();
+        let room = if from_there >= self.limits.each {
+            // Whoever has its share makes room among its own.
+            self.make_room(activity, |it| it.from == Some(from))
+        } else {
+            accepted < self.limits.all || self.make_room(activity, |it| it.origin == Origin::Accepted)
+        };
+        if !room {
             return None;
         }
         self.counts.accepted += 1;
-        Some(self.insert(now, peer, Origin::Accepted, None))
+        Some(self.insert(now, peer, Origin::Accepted, None, Some(from)))
     }
 
-    fn insert(&mut self, now: Instant, peer: P, origin: Origin, found_at: Option<u64>) -> ConnectionId {
+    fn insert(
+        &mut self,
+        now: Instant,
+        peer: P,
+        origin: Origin,
+        found_at: Option<u64>,
+        from: Option<Network>,
+    ) -> ConnectionId {
         let connection = ConnectionId(self.fresh());
         // Whoever is connected is there: it may be dialed again at once when this connection ends.
         self.failing.remove(&peer);
@@ -339,6 +363,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
                 check_at,
                 old_at,
                 found_at,
+                from,
             },
         );
         connection
@@ -375,9 +400,9 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         }
     }
 
-    /// Closes the least recently used idle connection of `origin`, if one is idle.
-    fn make_room(&mut self, origin: Origin, activity: impl Fn(ConnectionId) -> Activity) -> bool {
-        let idle = self.entries.iter().filter(|(_, entry)| entry.origin == origin);
+    /// Closes the least recently used idle connection `among` some, if one is idle.
+    fn make_room(&mut self, activity: impl Fn(ConnectionId) -> Activity, among: impl Fn(&Entry<P>) -> bool) -> bool {
+        let idle = self.entries.iter().filter(|(_, entry)| among(entry));
         let idle = idle.filter_map(|(&connection, _)| match activity(connection) {
             Activity::IdleSince(since) => Some((since, connection)),
             Activity::Busy => None,

@@ -50,6 +50,29 @@ struct ModelConnection {
     found_at: Option<u64>,
 }
 
+/// Connections that share a limit.
+#[derive(Debug, Clone, Copy)]
+enum Share {
+    All(Origin),
+    /// Accepted, from one network.
+    From(u8),
+}
+
+impl Share {
+    fn has(self, it: &ModelConnection) -> bool {
+        match self {
+            Self::All(origin) => it.origin == origin,
+            Self::From(network) => it.origin == Origin::Accepted && it.peer % 2 == network,
+        }
+    }
+}
+
+const LIMITS: AcceptLimits = AcceptLimits { all: 3, each: 2 };
+
+fn network(number: u8) -> Network {
+    Network::of([10, 0, 0, number].into())
+}
+
 struct Failure {
     addresses: u64,
     at: Instant,
@@ -59,7 +82,6 @@ struct Failure {
 /// What the pool was told, and no rule.
 struct Model {
     config: PoolConfig,
-    max_accepted: usize,
     now: Instant,
     connections: RefCell<BTreeMap<ConnectionId, ModelConnection>>,
     dials: BTreeMap<Ticket, (Option<u8>, u64)>,
@@ -80,18 +102,14 @@ impl Model {
         self.connections.borrow()[&id].activity
     }
 
-    fn count(&self, origin: Origin) -> usize {
-        self.connections
-            .borrow()
-            .values()
-            .filter(|it| it.origin == origin)
-            .count()
+    fn count(&self, share: Share) -> usize {
+        self.connections.borrow().values().filter(|it| share.has(it)).count()
     }
 
-    fn idle(&self, origin: Origin) -> Option<(Instant, ConnectionId)> {
+    fn idle(&self, share: Share) -> Option<(Instant, ConnectionId)> {
         let connections = self.connections.borrow();
-        let of_origin = connections.iter().filter(|(_, it)| it.origin == origin);
-        of_origin
+        let sharing = connections.iter().filter(|(_, it)| share.has(it));
+        sharing
             .filter_map(|(&id, it)| match it.activity {
                 Activity::IdleSince(since) => Some((since, id)),
                 Activity::Busy => None,
@@ -100,7 +118,7 @@ impl Model {
     }
 
     /// P2: what is closed is idle: the longest unused one to make room, or all that were unused for too long.
-    fn take_outputs(&mut self, state: &mut PoolState<u8, u8>, origin: Origin) -> Vec<Output> {
+    fn take_outputs(&mut self, state: &mut PoolState<u8, u8>, share: Share) -> Vec<Output> {
         let mut outputs = Vec::new();
         while let Some(output) = state.poll_output() {
             let (id, why) = match output {
@@ -119,7 +137,7 @@ impl Model {
             match (why, self.activity(id)) {
                 (_, Activity::Busy) => panic!("a connection in use was closed"),
                 (Closing::Evicted, Activity::IdleSince(since)) => {
-                    assert_eq!(self.idle(origin), Some((since, id)), "another was unused for longer");
+                    assert_eq!(self.idle(share), Some((since, id)), "another was unused for longer");
                 }
                 (Closing::Idle, Activity::IdleSince(since)) => assert!(since + CONFIG.idle_timeout <= self.now),
             }
@@ -161,9 +179,9 @@ impl Model {
                 assert!(until <= failure.at + failure.longest, "the pause is bounded");
             }
             Answer::Full => {
-                assert!(self.count(Origin::Dialed) + self.dials.len() >= self.config.max_connections);
+                assert!(self.count(Share::All(Origin::Dialed)) + self.dials.len() >= self.config.max_connections);
                 assert_eq!(
-                    self.idle(Origin::Dialed),
+                    self.idle(Share::All(Origin::Dialed)),
                     None,
                     "an idle connection could have made room"
                 );
@@ -199,8 +217,8 @@ impl Model {
             }
             Answer::BackOff(_) => panic!("nobody is known to be at the address, and nobody failed"),
             Answer::Full => {
-                assert!(self.count(Origin::Dialed) + self.dials.len() >= self.config.max_connections);
-                assert_eq!(self.idle(Origin::Dialed), None);
+                assert!(self.count(Share::All(Origin::Dialed)) + self.dials.len() >= self.config.max_connections);
+                assert_eq!(self.idle(Share::All(Origin::Dialed)), None);
             }
         }
         answer
@@ -232,7 +250,7 @@ impl Model {
     }
 
     fn apply(&mut self, state: &mut PoolState<u8, u8>, step: &Step) -> String {
-        let mut origin = Origin::Dialed;
+        let mut share = Share::All(Origin::Dialed);
         let mut answer = String::new();
         match *step {
             Step::Get { peer, addresses } => answer = format!("{:?}", self.get(state, peer, addresses)),
@@ -267,17 +285,24 @@ impl Model {
                 }
             }
             Step::Accepted { peer } => {
-                origin = Origin::Accepted;
-                match state.accepted(self.now, peer, |id| self.activity(id)) {
+                let from = Share::From(peer % 2);
+                if self.count(from) >= LIMITS.each {
+                    share = from;
+                } else {
+                    share = Share::All(Origin::Accepted);
+                }
+                match state.accepted(self.now, peer, network(peer % 2), |id| self.activity(id)) {
                     Some(id) => {
-                        let outputs = self.take_outputs(state, origin);
+                        let outputs = self.take_outputs(state, share);
                         answer = format!("{outputs:?}");
                         self.failures.remove(&peer);
                         self.add(id, peer, Origin::Accepted, None);
                     }
                     None => {
-                        assert!(self.count(origin) >= self.max_accepted);
-                        assert_eq!(self.idle(origin), None);
+                        assert!(
+                            self.count(from) >= LIMITS.each || self.count(Share::All(Origin::Accepted)) >= LIMITS.all
+                        );
+                        assert_eq!(self.idle(share), None);
                     }
                 }
             }
@@ -309,16 +334,15 @@ impl Model {
                 assert!(state.poll_timeout().is_none_or(|at| at > self.now));
             }
         }
-        let outputs = self.take_outputs(state, origin);
+        let outputs = self.take_outputs(state, share);
         answer + &format!("{outputs:?}")
     }
 }
 
 fn run(steps: &[Step], start: Instant) -> Vec<String> {
-    let mut state = PoolState::new(CONFIG, 2, 7);
+    let mut state = PoolState::new(CONFIG, LIMITS, 7);
     let mut model = Model {
         config: CONFIG,
-        max_accepted: 2,
         now: start,
         connections: RefCell::default(),
         dials: BTreeMap::new(),
@@ -328,10 +352,11 @@ fn run(steps: &[Step], start: Instant) -> Vec<String> {
     for step in steps {
         trace.push(model.apply(&mut state, step));
         assert!(
-            model.count(Origin::Dialed) + model.dials.len() <= CONFIG.max_connections,
+            model.count(Share::All(Origin::Dialed)) + model.dials.len() <= CONFIG.max_connections,
             "P2: too many connections"
         );
-        assert!(model.count(Origin::Accepted) <= 2);
+        assert!(model.count(Share::All(Origin::Accepted)) <= LIMITS.all);
+        assert!((0..2).all(|network| model.count(Share::From(network)) <= LIMITS.each));
         assert_eq!(state.len(), model.connections.borrow().len());
         let too_long = |it: &ModelConnection| matches!(it.activity, Activity::IdleSince(since) if since + CONFIG.idle_timeout <= model.now);
         if matches!(step, Step::Advance { .. }) {
@@ -364,7 +389,7 @@ proptest! {
 
 #[test]
 fn a_failing_peer_is_left_alone_for_longer_each_time_and_at_once_reached_at_a_new_address() {
-    let mut state: PoolState<u8, ()> = PoolState::new(CONFIG, 2, 1);
+    let mut state: PoolState<u8, ()> = PoolState::new(CONFIG, LIMITS, 1);
     let idle = |_| Activity::Busy;
     let mut now = Instant::now();
     let mut pauses = Vec::new();
