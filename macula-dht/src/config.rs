@@ -4,7 +4,14 @@ use std::time::Duration;
 
 use crate::{Diversity, RateLimits, Role, StoreLimits};
 
+/// The shortest time that can be waited for: what is due in the moment it is begun would never be waited for at all.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// The longest.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
 /// The settings of a [`Dht`](crate::Dht). The defaults are meant for a service mesh on ordinary networks.
+///
+/// A time below a millisecond or above a day counts as that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// What this node does in the mesh.
@@ -31,6 +38,25 @@ pub struct Config {
     pub identify_timeout: Duration,
     /// How long changes are gathered before they are committed to the backend.
     pub commit_interval: Duration,
+}
+
+impl Config {
+    /// The same, with every time one that can be waited for.
+    pub(crate) fn bounded(mut self) -> Self {
+        for time in [
+            &mut self.soft_timeout,
+            &mut self.hard_timeout,
+            &mut self.refresh_interval,
+            &mut self.stale_after,
+            &mut self.join_backoff,
+            &mut self.max_join_backoff,
+            &mut self.identify_timeout,
+            &mut self.commit_interval,
+        ] {
+            *time = (*time).clamp(SHORTEST, LONGEST);
+        }
+        self
+    }
 }
 
 impl Default for Config {

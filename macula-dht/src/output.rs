@@ -19,7 +19,7 @@ pub struct QueryId(pub(crate) u64);
 pub enum Want {
     /// One.
     First,
-    /// This many, or all there are.
+    /// This many, or all there are; 0 counts as 1.
     AtLeast(usize),
     /// All that the k closest nodes know.
     All,
@@ -29,7 +29,7 @@ impl Want {
     pub(crate) fn is_satisfied_by(self, found: usize) -> bool {
         match self {
             Self::First => found >= 1,
-            Self::AtLeast(count) => found >= count,
+            Self::AtLeast(count) => found >= count.max(1),
             Self::All => false,
         }
     }

@@ -51,6 +51,45 @@ fn a_stranger_is_probed_once_and_few_at_a_time() {
     assert_eq!(bench.sends().len(), 16);
 }
 
+/// Strangers of one subnet that answer no pings leave places for others.
+#[test]
+fn one_subnet_does_not_take_all_the_probes() {
+    let mut bench = Bench::new(Config::default());
+    let mut meet = |n: usize, ip: [u8; 4]| {
+        let contact = contact_of(n).observed_at(ip.into());
+        let peer = Peer {
+            contact,
+            role: Role::Node,
+        };
+        let _ = bench.dht.handle_request(bench.now, &peer, Ok(Request::Ping));
+        bench.sends().len()
+    };
+    let probed: usize = (1..40).map(|n| meet(n, [203, 0, 113, 7])).sum();
+    assert_eq!(probed, 2);
+    assert_eq!(meet(50, [198, 51, 100, 1]), 1);
+}
+
+/// A setting of zero is no reason for timers that are due before they are set.
+#[test]
+fn times_of_zero_count_as_the_shortest() {
+    let zero = Duration::ZERO;
+    let config = Config {
+        soft_timeout: zero,
+        hard_timeout: zero,
+        join_backoff: zero,
+        max_join_backoff: zero,
+        ..Config::default()
+    };
+    let mut bench = Bench::new(config);
+    bench.dht.bootstrap(bench.now, [contact_of(1).into()]);
+    for _ in 0..20 {
+        bench.outputs();
+        bench.now = bench.dht.poll_timeout().unwrap();
+        bench.dht.handle_timeout(bench.now);
+        assert!(bench.dht.poll_timeout() > Some(bench.now));
+    }
+}
+
 #[test]
 fn replies_nobody_asked_for_change_nothing() {
     let mut bench = Bench::new(Config::default());

@@ -2,7 +2,9 @@
 #![no_main]
 
 use std::{
-    collections::BTreeSet,
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -10,29 +12,160 @@ use arbitrary::Arbitrary;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use macula_dht::{
-    Config, Contact, Dht, Event, MAX_MESSAGE_BYTES, Memory, Output, Peer, Reply, Request, RequestFailed, Response,
-    Role, Seed, Want,
+    Backend, BackendError, Change, Config, Contact, Dht, Event, Loaded, MAX_MESSAGE_BYTES, Output, Peer, Reply,
+    Request, RequestFailed, Response, Role, Seed, StoredContact, StoredRecord, Want,
 };
-use macula_wire::{Advertisement, Endpoint, NodeId, Realm, SecretKey, ServiceKey};
+use macula_wire::{
+    Advertisement, Endpoint, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider,
+};
+
+const EPOCH_MS: u64 = 1_800_000_000_000;
 
 #[derive(Debug, Arbitrary)]
 enum Step {
-    Request { from: u8, client: bool, bytes: Vec<u8> },
-    FindNode { from: u8, target: [u8; 2] },
-    FindProviders { from: u8, key: u8, after: Option<u8> },
-    Reply { at: u16, bytes: Vec<u8> },
-    Nodes { at: u16, nodes: Vec<u8> },
-    Providers { at: u16, nodes: Vec<u8>, more: bool },
-    Pong { at: u16, client: bool },
-    Fail { at: u16 },
-    Identified { at: u16, node: u8 },
-    Lookup { key: u8, want: u8 },
-    Drop { at: u8 },
-    Advertise { key: u8, ttl: u8 },
-    Withdraw { key: u8 },
-    Bootstrap { node: u8, known: bool },
-    Wait { ms: u16 },
+    Request {
+        from: u8,
+        client: bool,
+        bytes: Vec<u8>,
+    },
+    FindNode {
+        from: u8,
+        target: [u8; 2],
+    },
+    FindProviders {
+        from: u8,
+        key: u8,
+        after: Option<u8>,
+    },
+    Reply {
+        at: u16,
+        bytes: Vec<u8>,
+    },
+    Nodes {
+        at: u16,
+        nodes: Vec<u8>,
+    },
+    Providers {
+        at: u16,
+        nodes: Vec<u8>,
+        more: bool,
+    },
+    Pong {
+        at: u16,
+        client: bool,
+    },
+    Fail {
+        at: u16,
+    },
+    Identified {
+        at: u16,
+        nodes: Vec<u8>,
+    },
+    Publish {
+        by: u8,
+        key: u8,
+        age: u16,
+        withdrawn: bool,
+    },
+    Records {
+        at: u16,
+        by: Vec<u8>,
+        key: u8,
+        age: u16,
+        withdrawn: bool,
+        more: bool,
+    },
+    Lookup {
+        key: u8,
+        want: u8,
+    },
+    Drop {
+        at: u8,
+    },
+    Advertise {
+        key: u8,
+        ttl: u8,
+    },
+    Withdraw {
+        key: u8,
+    },
+    Bootstrap {
+        node: u8,
+        known: bool,
+    },
+    Wait {
+        ms: u16,
+    },
     Day,
+    Flush,
+    /// The process ends, and starts again with what was kept; some of that may have been damaged.
+    Restart {
+        damaged: Option<u8>,
+        later: u16,
+    },
+}
+
+/// Keeps what it is given, as a file would.
+#[derive(Debug, Default, Clone)]
+struct Kept {
+    records: BTreeMap<(ServiceKey, NodeId), StoredRecord>,
+    contacts: Vec<StoredContact>,
+}
+
+/// Shared by one process and the next.
+#[derive(Debug, Default, Clone)]
+struct File(Rc<RefCell<Kept>>);
+
+impl Backend for File {
+    fn load(&mut self) -> Result<Loaded, BackendError> {
+        let kept = self.0.borrow();
+        Ok(Loaded {
+            records: kept.records.values().cloned().collect(),
+            contacts: kept.contacts.clone(),
+        })
+    }
+
+    fn commit(&mut self, changes: &[Change]) -> Result<(), BackendError> {
+        let mut kept = self.0.borrow_mut();
+        for change in changes {
+            match change {
+                Change::Put(record) => drop(kept.records.insert((record.key, record.node), record.clone())),
+                Change::Remove { key, node } => drop(kept.records.remove(&(*key, *node))),
+                Change::Contacts(contacts) => kept.contacts.clone_from(contacts),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn start(now: Instant, unix_ms: u64, file: &File) -> Node {
+    let signer = SecretKey::from_bytes(&[1; 32]);
+    Dht::new(
+        Config::default(),
+        signer,
+        Realm::default(),
+        file.clone(),
+        now,
+        unix_ms,
+        1,
+    )
+}
+
+type Node = Dht<SecretKey, File>;
+
+/// A record of provider `by`, signed `age` seconds before the time it is at the node.
+fn record(by: u8, key: ServiceKey, unix_ms: u64, age: u16, withdrawn: bool) -> Option<SignedProvider> {
+    let signer = SecretKey::from_bytes(&[by; 32]);
+    let realm = Realm::default().hash();
+    let issued = unix_ms.saturating_sub(u64::from(age) * 1000);
+    let signed = if withdrawn {
+        let ttl = Duration::from_secs(300);
+        VerifiedProvider::sign_withdrawal(&signer, &realm, &key, issued, issued, ttl)
+    } else {
+        let advertisement = Advertisement::new(contact(by).endpoints().to_vec());
+        VerifiedProvider::sign(&signer, &realm, &key, issued, issued, &advertisement)
+    };
+    signed.ok().map(|record| record.to_signed())
 }
 
 fn contact(n: u8) -> Contact {
@@ -45,22 +178,17 @@ fn key(n: u8) -> ServiceKey {
 }
 
 fuzz_target!(|steps: Vec<Step>| {
-    let mut now = Instant::now();
-    let signer = SecretKey::from_bytes(&[1; 32]);
-    let mut dht = Dht::new(
-        Config::default(),
-        signer,
-        Realm::default(),
-        Memory,
-        now,
-        1_800_000_000_000,
-        1,
-    );
+    let begin = Instant::now();
+    let mut now = begin;
+    let file = File::default();
+    let mut dht = start(now, EPOCH_MS, &file);
+    let own = SecretKey::from_bytes(&[1; 32]).node_id();
     let (mut ids, mut queries, mut finished) = (Vec::new(), Vec::new(), BTreeSet::new());
     for step in steps.into_iter().take(400) {
+        let unix_ms = EPOCH_MS + (now - begin).as_millis() as u64;
         let id = |at: u16| ids.get(usize::from(at) % ids.len().max(1)).copied();
         let contacts = |nodes: Vec<u8>| nodes.into_iter().take(30).map(contact).collect::<Vec<_>>();
-        let answer = |dht: &mut Dht<SecretKey>, at, response, role| {
+        let answer = |dht: &mut Node, at, response, role| {
             if let Some(id) = id(at) {
                 dht.handle_response(
                     now,
@@ -73,7 +201,7 @@ fuzz_target!(|steps: Vec<Step>| {
                 );
             }
         };
-        let serve = |dht: &mut Dht<SecretKey>, from, role, request| {
+        let serve = |dht: &mut Node, from, role, request| {
             let peer = Peer {
                 contact: contact(from),
                 role,
@@ -123,10 +251,39 @@ fuzz_target!(|steps: Vec<Step>| {
                     dht.handle_response(now, id, Err(RequestFailed::Lost));
                 }
             }
-            Step::Identified { at, node } => {
+            Step::Identified { at, nodes } => {
                 if let Some(id) = id(at) {
-                    dht.handle_identified(now, id, [contact(node)]);
+                    dht.handle_identified(now, id, nodes.into_iter().map(contact));
                 }
+            }
+            Step::Publish {
+                by,
+                key: k,
+                age,
+                withdrawn,
+            } => {
+                let records = record(by, key(k), unix_ms, age, withdrawn).into_iter().collect();
+                let request = Request::Publish { key: key(k), records };
+                serve(&mut dht, by, Role::Node, Ok(request));
+            }
+            Step::Records {
+                at,
+                by,
+                key: k,
+                age,
+                withdrawn,
+                more,
+            } => {
+                let records = by
+                    .into_iter()
+                    .take(8)
+                    .filter_map(|by| record(by, key(k), unix_ms, age, withdrawn));
+                let response = Response::Providers {
+                    records: records.collect(),
+                    closest: Vec::new(),
+                    more,
+                };
+                answer(&mut dht, at, Ok(response), Role::Node);
             }
             Step::Lookup { key: k, want } => {
                 let want = [Want::First, Want::AtLeast(3), Want::All][usize::from(want) % 3];
@@ -150,9 +307,37 @@ fuzz_target!(|steps: Vec<Step>| {
             }
             Step::Wait { ms } => now += Duration::from_millis(ms.into()),
             Step::Day => now += Duration::from_secs(86_400),
+            Step::Flush => dht.flush(now),
+            Step::Restart { damaged, later } => {
+                dht.flush(now);
+                if let Some(at) = damaged {
+                    let mut kept = file.0.borrow_mut();
+                    let count = kept.records.len().max(1);
+                    if let Some(record) = kept.records.values_mut().nth(usize::from(at) % count) {
+                        let mut body = record.record.body.to_vec();
+                        let at = usize::from(at) % body.len().max(1);
+                        body.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1);
+                        record.record.body = Bytes::from(body);
+                    }
+                }
+                now += Duration::from_millis(later.into());
+                dht = start(now, EPOCH_MS + (now - begin).as_millis() as u64, &file);
+                (ids, queries, finished) = (Vec::new(), Vec::new(), BTreeSet::new());
+            }
         }
         dht.handle_timeout(now);
         assert!(dht.poll_timeout().is_none_or(|at| at > now));
+        // D4: what is shown has not expired, D1: and is there once.
+        let unix_ms = EPOCH_MS + (now - begin).as_millis() as u64;
+        for key in (0..4).map(key) {
+            let mut providers = BTreeSet::new();
+            for shown in dht.local_providers(now, &key) {
+                assert!(providers.insert(*shown.node_id()), "a provider twice");
+                assert!(!shown.is_withdrawn());
+                let until = shown.advertised_at_ms() + shown.ttl().as_millis() as u64;
+                assert!(until > unix_ms || *shown.node_id() == own, "expired");
+            }
+        }
         while let Some(output) = dht.poll_output() {
             match output {
                 Output::Send { id, .. } | Output::Identify { id, .. } => ids.push(id),

@@ -12,9 +12,9 @@ use std::{
 
 use macula_wire::{Endpoint, Signer};
 
-use super::{Dht, MAX_REMEMBERED, MAX_SEEDS, exchange::Purpose, queries::Goal};
+use super::{Dht, MAX_REMEMBERED, MAX_SEEDS, queries::Goal};
 use crate::{
-    Backend, Contact, Event, K, Output, Point, QueryId, Request, RequestId, Seed,
+    Backend, Contact, Event, K, Output, Point, QueryId, RequestId, Seed,
     clock::{Tick, nanos},
 };
 
@@ -122,8 +122,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Asks a node whether it answers, and takes it into the routing table when it does.
     pub fn add_contact(&mut self, now: Instant, contact: Contact) {
-        if *contact.node_id() != self.own && self.probing.insert(*contact.node_id()) {
-            self.send(now, contact, Purpose::Probe, Request::Ping);
+        if *contact.node_id() != self.own {
+            self.probe(now, contact);
         }
     }
 

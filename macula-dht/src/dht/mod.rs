@@ -35,6 +35,7 @@ use crate::{
     Backend, Clock, Config, Contact, Memory, Output, Point, ProviderStore, QueryId, RequestId, Role, RoutingTable,
     StoredContact,
     clock::{Tick, nanos},
+    contact::Subnet,
     limiter::Limiter,
     rng::Rng,
     size::SizeEstimate,
@@ -107,8 +108,8 @@ pub struct Dht<S, B = Memory> {
     next_request: u64,
     /// The first request that is not known to be overdue.
     soft_from: RequestId,
-    /// Strangers that are being asked whether they answer.
-    probing: BTreeSet<NodeId>,
+    /// Strangers that are being asked whether they answer, and where they are.
+    probing: BTreeMap<NodeId, Subnet>,
 
     /// Boxed: the map is almost always empty or almost so, and makes room for eleven.
     queries: BTreeMap<QueryId, Box<Query>>,
@@ -148,6 +149,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     /// guess. What `backend` kept is verified and taken; when it cannot be read, the node starts empty and says so.
     #[must_use]
     pub fn new(config: Config, signer: S, realm: Realm, backend: B, now: Instant, unix_ms: u64, seed: u64) -> Self {
+        let config = config.bounded();
         let clock = Clock::new(now, unix_ms);
         let own = signer.node_id();
         let mut rng = Rng::new(seed);
@@ -165,7 +167,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             inflight: BTreeMap::new(),
             next_request: 0,
             soft_from: RequestId(0),
-            probing: BTreeSet::new(),
+            probing: BTreeMap::new(),
             queries: BTreeMap::new(),
             next_query: 0,
             services: BTreeMap::new(),
@@ -260,7 +262,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             self.inflight = BTreeMap::new();
         }
         if self.probing.is_empty() {
-            self.probing = BTreeSet::new();
+            self.probing = BTreeMap::new();
         }
         if self.queries.is_empty() {
             self.queries = BTreeMap::new();

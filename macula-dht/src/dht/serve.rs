@@ -77,12 +77,24 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// A stranger that could be of use to the routing table is asked whether it answers.
     fn meet(&mut self, now: Instant, from: &Peer) {
-        let node = from.contact.node_id();
         if from.role == Role::Client || from.contact.endpoints().is_empty() || self.probing.len() >= MAX_PROBES {
             return;
         }
-        if self.table.wants(&from.contact) && self.probing.insert(*node) {
-            self.send(now, from.contact.clone(), Purpose::Probe, Request::Ping);
+        // Ids cost nothing: one subnet that answers no pings must not take all the places.
+        let subnet = from.contact.subnet();
+        let neighbours = self.probing.values().filter(|probed| **probed == subnet).count();
+        if subnet.is_limited() && neighbours >= self.config.diversity.per_bucket {
+            return;
+        }
+        if self.table.wants(&from.contact) {
+            self.probe(now, from.contact.clone());
+        }
+    }
+
+    /// Asks a node whether it answers, unless it is being asked.
+    pub(super) fn probe(&mut self, now: Instant, contact: Contact) {
+        if self.probing.insert(*contact.node_id(), contact.subnet()).is_none() {
+            self.send(now, contact, Purpose::Probe, Request::Ping);
         }
     }
 

@@ -241,8 +241,9 @@ impl RoutingTable {
             .count()
     }
 
-    /// For each bucket up to the deepest, its index, its number of entries, and the time since it was last looked up.
-    pub(crate) fn ages(&self, now: Instant) -> impl Iterator<Item = (usize, Duration)> {
+    /// For each bucket that is not empty, by ascending index, the time since a lookup went through it. What is too old is to be
+    /// refreshed by a lookup for a [`RoutingTable::point_in`] it.
+    pub fn ages(&self, now: Instant) -> impl Iterator<Item = (usize, Duration)> {
         let now = self.seconds(now);
         self.indices()
             .zip(&self.buckets)
@@ -250,12 +251,19 @@ impl RoutingTable {
     }
 
     /// Notes that a lookup for `target` has been started, which refreshes the bucket it falls into.
-    pub(crate) fn note_lookup(&mut self, now: Instant, target: &Point) {
+    pub fn note_lookup(&mut self, now: Instant, target: &Point) {
         let seconds = self.seconds(now);
         let index = self.own.distance(target).shared_bits();
         if let Some(position) = self.position(index) {
             self.buckets[position].looked_up = seconds;
         }
+    }
+
+    /// A point that falls into bucket `index`, from 0 for the farthest to 255; which one, `noise` decides.
+    #[must_use]
+    pub fn point_in(&self, index: usize, noise: &[u8; 32]) -> Point {
+        self.own
+            .diverging_at(index.min(BITS - 1), Point::from_bytes(noise).words())
     }
 
     /// The number of entries of each bucket, by ascending index, for measurements.
