@@ -6,7 +6,7 @@ mod support;
 use std::{net::UdpSocket, os::unix::fs::PermissionsExt};
 
 use serde_json::Value;
-use support::{NodeProcess, complaint, mesh, run, run_with_input, stderr, stdout};
+use support::{NodeProcess, complaint, macula, mesh, run, run_with_input, stderr, stdout};
 
 #[test]
 fn a_call_prints_the_answer_and_nothing_else() {
@@ -234,6 +234,42 @@ fn bad_words_are_usage_errors_of_one_line() {
         let output = run(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
         assert!(complaint(&output).contains(said), "{args:?}: {}", stderr(&output));
+    }
+}
+
+/// What starts a container often has no other way to leave a setting out.
+#[test]
+fn an_empty_variable_is_one_that_is_not_set() {
+    let mut call = macula();
+    let call = call
+        .args(["call", "a"])
+        .env("MACULA_BOOTSTRAP", "")
+        .env("MACULA_STRATEGY", "");
+    let output = call.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        complaint(&output).contains("no way into the mesh"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn a_wrong_value_is_blamed_on_the_variable_it_comes_from() {
+    let complain = |args: &[&str]| {
+        let mut call = macula();
+        let output = call.args(args).env("MACULA_BOOTSTRAP", "node1").output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        complaint(&output)
+    };
+    let said = complain(&["call", "a"]);
+    assert!(said.contains("the value is that of MACULA_BOOTSTRAP"), "{said}");
+    for typed in [
+        &["call", "a", "--bootstrap", "node2"][..],
+        &["call", "a", "--bootstrap=node2"],
+    ] {
+        let said = complain(typed);
+        assert!(!said.contains("MACULA_BOOTSTRAP"), "{said}");
     }
 }
 

@@ -476,7 +476,6 @@ impl std::fmt::Debug for Server {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 mod tests {
     use macula_transport::Handler as _;
 

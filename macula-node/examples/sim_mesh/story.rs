@@ -9,7 +9,7 @@ use std::{
 
 use futures::future::join_all;
 use macula_node::Node;
-use macula_rpc::{Answer, CallError};
+use macula_rpc::{Answer, CallError, StopReason};
 use macula_transport::testing::{Link, Network, Traffic};
 use macula_wire::NodeId;
 use tokio::{task::JoinSet, time::Instant};
@@ -69,11 +69,24 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The error's name, and for a call that was not retried the reason.
+fn name(error: &CallError) -> &'static str {
+    match error {
+        CallError::NotRetried { reason, .. } => match reason {
+            StopReason::Definitive => "not_retried: definitive",
+            StopReason::Pushback => "not_retried: the provider's pushback",
+            StopReason::BudgetExhausted => "not_retried: the retry budget is spent",
+            _ => "not_retried: for a reason of a later version",
+        },
+        other => other.name(),
+    }
+}
+
 impl Book {
     fn write(&self, phase: usize, start: Instant, outcome: &Result<Answer, CallError>) {
         let (tried, answered, error) = match outcome {
             Ok(answer) => (answer.failed_attempts(), 1, None),
-            Err(error) => (error.attempts(), 0, Some(error.name())),
+            Err(error) => (error.attempts(), 0, Some(name(error))),
         };
         let dead = lock(&self.dead);
         let sample = Sample {

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, builder::Resettable};
 use macula_node::{BootstrapAddr, Endpoint, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
 use crate::serve::Serve;
@@ -34,6 +34,19 @@ pub(crate) enum Command {
     Health(HealthArgs),
     /// Prints the node id of an identity file, and makes the file if there is none.
     Id(IdArgs),
+}
+
+/// The command line, for which an environment variable without a value is one that is not set: what starts containers often
+/// has no other way to leave one out.
+pub(crate) fn command() -> clap::Command {
+    let heed = |arg: clap::Arg| {
+        let is_empty = arg
+            .get_env()
+            .and_then(std::env::var_os)
+            .is_some_and(|value| value.is_empty());
+        if is_empty { arg.env(Resettable::Reset) } else { arg }
+    };
+    Cli::command().mut_subcommands(|command| command.mut_args(heed))
 }
 
 /// How to get into the mesh.
@@ -225,7 +238,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
     use proptest::prelude::*;
 
     use super::*;

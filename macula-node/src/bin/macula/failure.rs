@@ -2,6 +2,7 @@
 
 use std::{fmt::Display, io::Write, process::ExitCode};
 
+use clap::error::{ContextKind, ContextValue};
 use macula_node::{CallError, StartError};
 
 /// A command's failure.
@@ -105,7 +106,25 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     let text = error.render().to_string();
     let what = text.split("\n\n").next().unwrap_or(&text);
     let what = what.strip_prefix("error: ").unwrap_or(what);
-    Failure::usage(format!("{what}; see `macula --help`")).report()
+    match variable_of(error) {
+        Some(variable) => Failure::usage(format!("{what} (the value is that of {variable}); see `macula --help`")),
+        None => Failure::usage(format!("{what}; see `macula --help`")),
+    }
+    .report()
+}
+
+/// The environment variable that the wrong value of an option comes from, when the option is not on the command line.
+fn variable_of(error: &clap::Error) -> Option<String> {
+    let Some(ContextValue::String(option)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let option = option.split(' ').next()?;
+    let typed = std::env::args_os().any(|arg| {
+        let arg = arg.to_string_lossy();
+        arg == option || arg.strip_prefix(option).is_some_and(|rest| rest.starts_with('='))
+    });
+    let variable = format!("MACULA_{}", option.strip_prefix("--")?.replace('-', "_").to_uppercase());
+    (!typed && std::env::var_os(&variable).is_some()).then_some(variable)
 }
 
 /// Says something on standard error, in one line. There is nobody to tell when that is closed.

@@ -14,7 +14,7 @@ mod signals;
 
 use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
-use clap::Parser;
+use clap::FromArgMatches;
 use tracing::Level;
 use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -24,7 +24,8 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let parsed = args::command().try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
