@@ -31,6 +31,15 @@ struct Cleared {
     credit: OwnedSemaphorePermit,
 }
 
+/// What a call that streams is opened with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OpenWith {
+    /// Its first request, or none when that is empty.
+    First,
+    /// Its only request.
+    All,
+}
+
 /// Checks a call and waits until the peer has room for it.
 async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallError> {
     let now = Instant::now();
@@ -144,8 +153,12 @@ async fn call_apart(
     result
 }
 
-/// Opens a call that streams.
-pub(crate) async fn open(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallStream, CallError> {
+/// Opens a call that streams; what is known of its requests travels in one write.
+pub(crate) async fn open(
+    link: &Arc<Link>,
+    request: CallRequest<'_>,
+    requests: OpenWith,
+) -> Result<CallStream, CallError> {
     let Cleared {
         timeout,
         deadline,
@@ -153,8 +166,11 @@ pub(crate) async fn open(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
     } = clear(link, &request).await?;
     let in_flight = link.enter(Direction::Outbound);
     let (mut outgoing, incoming) = open_stream(link, deadline).await?;
-    let mut head = codec::head_frame(&request, micros(timeout), StreamKind::Call);
-    let sent = timeout_at(deadline, outgoing.send(&mut head)).await;
+    let mut frames = match requests {
+        OpenWith::First => codec::opening_frames(&request, micros(timeout), StreamKind::Call),
+        OpenWith::All => codec::request_frames(&request, micros(timeout), StreamKind::Call),
+    };
+    let sent = timeout_at(deadline, outgoing.send(&mut frames)).await;
     match sent {
         Ok(Ok(()) | Err(SendError::Stopped)) => {}
         Ok(Err(SendError::Lost(lost))) => return Err(CallError::NotSent(NotSent::Lost(link.refine(lost)))),
@@ -167,11 +183,10 @@ pub(crate) async fn open(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
         _credit: credit,
         _in_flight: in_flight,
     };
-    let mut stream = CallStream::new(hold, outgoing, incoming);
-    if !request.body.is_empty() {
-        stream.send(request.body).await?;
+    if requests == OpenWith::All {
+        outgoing.finish();
     }
-    Ok(stream)
+    Ok(CallStream::new(hold, outgoing, incoming))
 }
 
 fn micros(time: Duration) -> u64 {

@@ -23,7 +23,7 @@ pub(crate) const FRAME_OVERHEAD: usize = 64;
 /// A call's stream: its kind, the head with a small payload in it, and a frame for a large one.
 pub(crate) fn request_frames(request: &CallRequest<'_>, timeout_us: u64, kind: StreamKind) -> Vec<Bytes> {
     let inline = request.body.len() <= INLINE_BYTES;
-    let mut outbox = Outbox::default();
+    let mut outbox = Outbox::brief();
     let _ = outbox.write(|buffer| buffer.put_u8(kind.byte()));
     let _ = frame::put_head(&mut outbox, 0, request, timeout_us, inline);
     if !inline {
@@ -32,17 +32,20 @@ pub(crate) fn request_frames(request: &CallRequest<'_>, timeout_us: u64, kind: S
     outbox.take()
 }
 
-/// The start of a streaming call: its kind, and the head without any payload.
-pub(crate) fn head_frame(request: &CallRequest<'_>, timeout_us: u64, kind: StreamKind) -> Vec<Bytes> {
-    let mut outbox = Outbox::default();
+/// The start of a streaming call: its kind, the head, and its first message unless that is empty.
+pub(crate) fn opening_frames(request: &CallRequest<'_>, timeout_us: u64, kind: StreamKind) -> Vec<Bytes> {
+    let mut outbox = Outbox::brief();
     let _ = outbox.write(|buffer| buffer.put_u8(kind.byte()));
     let _ = frame::put_head(&mut outbox, 0, request, timeout_us, false);
+    if !request.body.is_empty() {
+        let _ = frame::put_data(&mut outbox, 0, &request.body, false);
+    }
     outbox.take()
 }
 
 /// A reply's frames: the trailers, with a small payload in them, and before them a frame for a large one.
 pub(crate) fn reply_frames(reply: &Reply, call: u64) -> Vec<Bytes> {
-    let mut outbox = Outbox::default();
+    let mut outbox = Outbox::brief();
     if reply.body.len() <= INLINE_BYTES {
         let _ = frame::put_trailers(&mut outbox, call, reply, &reply.body);
     } else {

@@ -13,7 +13,9 @@ use macula_wire::proto::{self, control};
 use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::{
-    CallReply, CallRequest, CallStream, LoadReport, PeerInfo, Protocol, caller, congestion,
+    CallReply, CallRequest, CallStream, LoadReport, PeerInfo, Protocol, Replies, caller,
+    caller::OpenWith,
+    congestion,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
     gate::Gate,
@@ -71,7 +73,17 @@ impl Connection {
     /// # Errors
     /// When the call was not opened.
     pub async fn open(&self, request: CallRequest<'_>) -> Result<CallStream, CallError> {
-        caller::open(&self.link, request).await
+        caller::open(&self.link, request, OpenWith::First).await
+    }
+
+    /// Opens a call of one request whose reply is a stream of messages: the request and its end travel in one write. As
+    /// [`Connection::open`] with [`Requests::finish`](crate::Requests::finish) after it, but that an empty body is a message.
+    ///
+    /// # Errors
+    /// When the call was not opened.
+    pub async fn open_with_only(&self, request: CallRequest<'_>) -> Result<Replies, CallError> {
+        let stream = caller::open(&self.link, request, OpenWith::All).await?;
+        Ok(stream.split().1)
     }
 
     /// Asks the peer something of another protocol. Dropping the future cancels the request.

@@ -29,6 +29,14 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
+    /// For the few frames of one stream: with no more room than those usually need.
+    pub(crate) fn brief() -> Self {
+        Self {
+            buffer: BytesMut::with_capacity(MIN_ROOM_BYTES),
+            ..Self::default()
+        }
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.chunk_bytes + self.buffer.len()
     }

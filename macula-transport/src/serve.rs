@@ -21,7 +21,7 @@ use crate::{
     connection::{Direction, InFlight, Link},
     lane,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, StreamKind, body_frame},
-    streaming::Sink,
+    streaming::{Gathered, Sink},
 };
 
 /// How long after the deadline a reply may still take to leave: its caller reads slowly, or not at all.
@@ -138,10 +138,10 @@ async fn streaming(
     incoming.set_limit(limits.max_message_bytes + FRAME_OVERHEAD);
     let stopped = outgoing.stopped();
     let limit = link.message_limit();
-    let outgoing = Arc::new(Mutex::new(outgoing));
+    let gathered = Arc::new(Mutex::new(Gathered::new(outgoing)));
     let messages = IncomingMessages::stream(link.clone(), incoming, std::mem::take(&mut call.body), ended);
     let replies = OutgoingMessages::new(Sink::Stream {
-        outgoing: outgoing.clone(),
+        gathered: gathered.clone(),
         limit,
     });
     let handler = &link.inner.handler;
@@ -152,16 +152,18 @@ async fn streaming(
             reply = finish(&link, answer, deadline) => reply,
             () = stopped => {
                 link.inner.counters.calls_dropped.add();
-                outgoing.lock().await.reset(ResetCode::Cancelled);
+                gathered.lock().await.outgoing.reset(ResetCode::Cancelled);
                 return;
             }
         },
         Err(_) => panicked(&link),
     };
-    let mut outgoing = outgoing.lock().await;
-    if let Err(refusal) = send_reply(&link, &mut outgoing, reply, deadline).await {
+    let mut gathered = gathered.lock().await;
+    // The last messages and the outcome in one write.
+    let before = gathered.take();
+    if let Err(refusal) = send_last(&link, &mut gathered.outgoing, before, reply, deadline).await {
         let code = refused(&link, refusal);
-        outgoing.reset(code);
+        gathered.outgoing.reset(code);
     }
 }
 
@@ -387,7 +389,18 @@ pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
 }
 
 async fn send_reply(link: &Link, outgoing: &mut Outgoing, reply: Reply, deadline: Instant) -> Result<(), Refusal> {
-    let mut frames = codec::reply_frames(&fitting(link, reply), 0);
+    send_last(link, outgoing, Vec::new(), reply, deadline).await
+}
+
+/// Sends a reply after `frames`, and ends the stream.
+async fn send_last(
+    link: &Link,
+    outgoing: &mut Outgoing,
+    mut frames: Vec<Bytes>,
+    reply: Reply,
+    deadline: Instant,
+) -> Result<(), Refusal> {
+    frames.extend(codec::reply_frames(&fitting(link, reply), 0));
     match timeout_at(deadline.max(Instant::now()) + REPLY_GRACE, outgoing.send(&mut frames)).await {
         Ok(Ok(())) => {
             outgoing.finish();

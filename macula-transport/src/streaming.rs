@@ -210,7 +210,7 @@ pub(crate) fn read_reply(link: &Link, frame: Result<Option<Bytes>, ReceiveError>
 }
 
 async fn send_message(outgoing: &mut Outgoing, message: &Bytes) -> Result<(), SendError> {
-    let mut outbox = Outbox::default();
+    let mut outbox = Outbox::brief();
     let _ = frame::put_data(&mut outbox, 0, message, false);
     outgoing.send(&mut outbox.take()).await
 }
@@ -319,11 +319,42 @@ pub struct OutgoingMessages {
 #[derive(Debug, Clone)]
 pub(crate) enum Sink {
     Stream {
-        outgoing: Arc<Mutex<Outgoing>>,
+        gathered: Arc<Mutex<Gathered>>,
         limit: usize,
     },
     /// The caller takes one message.
     One(Arc<Mutex<One>>),
+}
+
+/// A reply's stream, and what waits to be written to it.
+#[derive(Debug)]
+pub(crate) struct Gathered {
+    pub(crate) outgoing: Outgoing,
+    waiting: Outbox,
+}
+
+/// Gathered messages of so many bytes are written, whether or not more is ready.
+const MAX_GATHERED_BYTES: usize = 64 * 1024;
+
+impl Gathered {
+    pub(crate) fn new(outgoing: Outgoing) -> Self {
+        Self {
+            outgoing,
+            waiting: Outbox::brief(),
+        }
+    }
+
+    /// What waits, to be written before anything else.
+    pub(crate) fn take(&mut self) -> Vec<Bytes> {
+        self.waiting.take()
+    }
+
+    async fn flush(&mut self) -> Result<(), SendError> {
+        match self.take() {
+            none if none.is_empty() => Ok(()),
+            mut chunks => self.outgoing.send(&mut chunks).await,
+        }
+    }
 }
 
 /// The messages for a caller that takes one.
@@ -353,14 +384,28 @@ impl OutgoingMessages {
     /// When the caller does not wait any more, called with one request and takes one reply, or the message is larger than it
     /// may be: 4 MiB unless configured otherwise.
     pub async fn send(&mut self, message: Bytes) -> Result<(), Gone> {
+        self.gather(message).await?;
+        self.flush().await
+    }
+
+    /// Takes a message to be sent with what follows: with the next that is sent, with [`OutgoingMessages::flush`], with the
+    /// outcome, or when 64 KiB wait. So what is ready at once costs one write; whoever then waits for more flushes first.
+    ///
+    /// # Errors
+    /// As [`OutgoingMessages::send`].
+    pub async fn gather(&mut self, message: Bytes) -> Result<(), Gone> {
         match &self.sink {
-            Sink::Stream { outgoing, limit } => {
-                let mut outgoing = outgoing.lock().await;
+            Sink::Stream { gathered, limit } => {
+                let mut gathered = gathered.lock().await;
                 if message.len() > *limit {
-                    outgoing.reset(ResetCode::Protocol);
+                    gathered.outgoing.reset(ResetCode::Protocol);
                     return Err(Gone);
                 }
-                send_message(&mut outgoing, &message).await.map_err(|_| Gone)
+                let _ = frame::put_data(&mut gathered.waiting, 0, &message, false);
+                if gathered.waiting.bytes() < MAX_GATHERED_BYTES {
+                    return Ok(());
+                }
+                gathered.flush().await.map_err(|_| Gone)
             }
             Sink::One(one) => {
                 let mut one = one.lock().await;
@@ -371,6 +416,17 @@ impl OutgoingMessages {
                 one.message = Some(message);
                 Ok(())
             }
+        }
+    }
+
+    /// Sends what was gathered, waiting until the caller has room for it.
+    ///
+    /// # Errors
+    /// When the caller does not wait any more.
+    pub async fn flush(&mut self) -> Result<(), Gone> {
+        match &self.sink {
+            Sink::Stream { gathered, .. } => gathered.lock().await.flush().await.map_err(|_| Gone),
+            Sink::One(_) => Ok(()),
         }
     }
 }

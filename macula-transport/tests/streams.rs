@@ -104,6 +104,22 @@ async fn messages_go_both_ways_while_the_call_lasts() {
 }
 
 #[tokio::test]
+async fn an_only_request_is_one_message_whatever_its_size_and_the_replies_stream() {
+    let (provider, _events) = streams().await;
+    let client = client().await;
+    let connection = connect(&client, &provider).await.unwrap();
+    let name = service("each");
+    for size in [0, 1, 20_000, 4 << 20] {
+        let message = Bytes::from(vec![size as u8; size]);
+        let request = CallRequest::new(&name, message.clone()).with_timeout(PATIENCE);
+        let mut replies = connection.open_with_only(request).await.unwrap();
+        assert_eq!(replies.next().await.unwrap().unwrap(), message);
+        assert_eq!(replies.next().await.unwrap().unwrap(), "the end");
+        assert_eq!(replies.next().await.unwrap(), None);
+    }
+}
+
+#[tokio::test]
 async fn requests_are_counted_and_the_body_is_the_first() {
     let (provider, _events) = streams().await;
     let client = client().await;

@@ -103,7 +103,8 @@ pub(super) struct Opened {
 
 /// Opens a stream at a provider.
 struct Duplex {
-    source: Arc<Mutex<Source>>,
+    /// What follows the request in the head; `None` when nothing does.
+    source: Option<Arc<Mutex<Source>>>,
     spent: Arc<AtomicBool>,
     deadline: Instant,
 }
@@ -118,14 +119,22 @@ impl Exchange for Duplex {
         until: Instant,
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
         let allowed = self.deadline.saturating_duration_since(engine::now());
-        let (requests, mut replies) = connection.open(request.with_timeout(allowed)).await?.split();
-        let mut sending = pump(Arc::clone(&self.source), requests).boxed();
-        let mut sent = false;
+        let request = request.with_timeout(allowed);
+        let (mut sending, mut replies) = match &self.source {
+            None => (None, connection.open_with_only(request).await?),
+            Some(source) => {
+                let (requests, replies) = connection.open(request).await?.split();
+                (Some(pump(Arc::clone(source), requests).boxed()), replies)
+            }
+        };
         let first = async {
-            tokio::select! {
-                biased;
-                first = replies.next() => return first,
-                () = &mut sending => sent = true,
+            if let Some(pump) = &mut sending {
+                tokio::select! {
+                    biased;
+                    first = replies.next() => return first,
+                    () = pump => {}
+                }
+                sending = None;
             }
             replies.next().await
         };
@@ -138,7 +147,7 @@ impl Exchange for Duplex {
             _ => Ok(Outcome::Answer(Opened {
                 first,
                 replies,
-                pump: (!sent).then_some(sending),
+                pump: sending,
             })),
         }
     }
@@ -171,14 +180,27 @@ impl Client {
                 Some(Some(Err(()))) => return Err(cancelled(service)),
                 Some(None) | None => Bytes::new(),
             };
+            // And so does the end after it, of which a unary call's only request is sure at once.
+            let only = match first.is_empty() {
+                true => false,
+                false => match requests.next().now_or_never() {
+                    Some(None) => true,
+                    Some(Some(second)) => {
+                        requests = stream::iter([second]).chain(requests).boxed();
+                        false
+                    }
+                    None => false,
+                },
+            };
             let spent = Arc::new(AtomicBool::new(false));
+            let source = (!only).then(|| Source {
+                rest: requests,
+                kept: Vec::new(),
+                bytes: first.len(),
+                spent: Arc::clone(&spent),
+            });
             let duplex = Duplex {
-                source: Arc::new(Mutex::new(Source {
-                    rest: requests,
-                    kept: Vec::new(),
-                    bytes: first.len(),
-                    spent: Arc::clone(&spent),
-                })),
+                source: source.map(|source| Arc::new(Mutex::new(source))),
                 spent,
                 deadline: watched.start + allowed,
             };

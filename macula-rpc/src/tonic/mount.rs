@@ -11,7 +11,7 @@ use ::tonic::{
     server::NamedService,
 };
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, BodyStream, StreamBody};
 use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Reply};
@@ -198,15 +198,28 @@ async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply 
         return convert::outcome(&parts.headers);
     }
     let gone = |gone: &macula_transport::Gone| Reply::error(StatusCode::Cancelled, gone.to_string());
-    if let Err(error) = replies.send(convert::header_message(&parts.headers)).await {
+    if let Err(error) = replies.gather(convert::header_message(&parts.headers)).await {
         return gone(&error);
     }
     let mut trailers = HeaderMap::new();
-    while let Some(frame) = body.frame().await {
+    loop {
+        // What is ready at once, all of a unary call's reply, is one write.
+        let frame = match body.frame().now_or_never() {
+            Some(frame) => frame,
+            None => {
+                if let Err(error) = replies.flush().await {
+                    return gone(&error);
+                }
+                body.frame().await
+            }
+        };
+        let Some(frame) = frame else {
+            break;
+        };
         match frame.map(Frame::into_data) {
             Ok(Ok(data)) => {
                 for piece in cut(data) {
-                    if let Err(error) = replies.send(piece).await {
+                    if let Err(error) = replies.gather(piece).await {
                         return gone(&error);
                     }
                 }
