@@ -54,6 +54,8 @@ pub struct Server {
 
 struct Shared {
     services: RwLock<HashMap<ServiceName, Arc<Served>, Keyed>>,
+    /// Whether a service that streams was ever served: until then no call need be asked whether it does.
+    streams: AtomicBool,
     max_concurrent: usize,
     running: AtomicUsize,
     draining: AtomicBool,
@@ -96,6 +98,7 @@ impl Server {
         Self {
             shared: Arc::new(Shared {
                 services: RwLock::default(),
+                streams: AtomicBool::new(false),
                 max_concurrent: max,
                 running: AtomicUsize::new(0),
                 draining: AtomicBool::new(false),
@@ -147,6 +150,10 @@ impl Server {
                 return Err(ServeError::AlreadyServed(name));
             }
             fresh.insert(name.clone(), Arc::new(Served { name, kind, meters }));
+        }
+        if fresh.values().any(|served| !matches!(served.kind, Kind::Unary(_))) {
+            // Set before the services can be seen: a call of one of them is asked about.
+            self.shared.streams.store(true, Ordering::SeqCst);
         }
         services.extend(fresh);
         Ok(())
@@ -420,6 +427,9 @@ impl macula_transport::Handler for Server {
     }
 
     fn kind(&self, call: &IncomingCall) -> CallKind {
+        if !self.shared.streams.load(Ordering::SeqCst) {
+            return CallKind::Unary;
+        }
         let services = self.shared.services.read().unwrap_or_else(PoisonError::into_inner);
         match services.get(call.service()).map(|served| &served.kind) {
             None | Some(Kind::Unary(_)) => CallKind::Unary,
