@@ -41,10 +41,12 @@ async fn n4_a_drain_waits_for_a_call_that_came_while_its_connection_was_being_cl
     };
 
     let now = now();
-    let mut table = shell.lock();
     let later = now + Duration::from_secs(3600);
-    table.state.handle_timeout(later, |_| Activity::IdleSince(now));
-    shell.perform(table);
+    {
+        let mut table = shell.lock();
+        table.state.handle_timeout(later, |_| Activity::IdleSince(now));
+        shell.perform(table);
+    }
 
     assert_eq!((pool.stats().open, link.quic.close_reason()), (0, None));
     assert!(provider.drain().now_or_never().is_none(), "the call is running");
