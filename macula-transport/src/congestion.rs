@@ -20,6 +20,11 @@ const LATELY: Duration = Duration::from_millis(10);
 /// The longest that one piece of bulk waits for room: a bound on what a wrong count can cost.
 const MAX_WAIT: Duration = Duration::from_millis(10);
 
+/// What a new connection may have under way, in bytes: five datagrams of the largest size. A window of two, as RFC 9002 would
+/// have it for large datagrams, is full while the size of the path's datagrams is being found out, and what ends a connection then,
+/// the word why it is refused among it, is never sent.
+const INITIAL_WINDOW: u64 = 5 * crate::quic::MAX_DATAGRAM_BYTES as u64;
+
 /// What a connection has under way, shared between its congestion controller and those who write to it.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -92,9 +97,17 @@ impl Shared {
 }
 
 /// Makes a controller for each connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Factory {
     cubic: Arc<CubicConfig>,
+}
+
+impl Default for Factory {
+    fn default() -> Self {
+        let mut cubic = CubicConfig::default();
+        cubic.initial_window(INITIAL_WINDOW);
+        Self { cubic: Arc::new(cubic) }
+    }
 }
 
 impl ControllerFactory for Factory {
@@ -216,5 +229,14 @@ mod tests {
         assert!(!shared.has_small_calls(), "that was an hour ago");
         shared.saw_small_calls(now + 2 * HOUR);
         assert!(shared.has_small_calls());
+    }
+
+    /// Whoever is turned away at once is told why: a probe of the path's size under way leaves room for what ends a connection.
+    #[test]
+    fn a_new_connection_has_room_beside_the_probe_of_the_largest_datagram() {
+        let mut controller = Arc::new(Factory::default()).build(Instant::now(), 1_200);
+        controller.on_mtu_update(crate::quic::MAX_DATAGRAM_BYTES);
+        let datagram = u64::from(crate::quic::MAX_DATAGRAM_BYTES);
+        assert!(controller.window() > 2 * datagram, "{}", controller.window());
     }
 }

@@ -22,7 +22,7 @@ const STREAMS_BEFORE_HELLO: u32 = 128;
 /// Bytes a peer may have in flight on a connection before it has introduced itself: it says nothing but its introduction.
 const WINDOW_BEFORE_HELLO: u32 = 64 * 1024;
 /// The largest datagram that path discovery tries, in bytes.
-const MAX_DATAGRAM_BYTES: u16 = 6_500;
+pub(crate) const MAX_DATAGRAM_BYTES: u16 = 6_500;
 /// The round trip assumed before one is measured: a lost first packet is sent again after three of them.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
 
