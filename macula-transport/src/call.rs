@@ -19,6 +19,7 @@ pub struct CallRequest<'a> {
     pub(crate) metadata: Option<&'a Metadata>,
     pub(crate) body: Bytes,
     pub(crate) timeout: Duration,
+    pub(crate) start: Option<Instant>,
     pub(crate) route: Option<Route>,
 }
 
@@ -97,6 +98,7 @@ impl<'a> CallRequest<'a> {
             metadata: None,
             body: body.into(),
             timeout: DEFAULT_CALL_TIMEOUT,
+            start: None,
             route: None,
         }
     }
@@ -115,10 +117,21 @@ impl<'a> CallRequest<'a> {
         self
     }
 
-    /// Sets how long to wait, from the moment of the call. The provider is told, and stops working when it is over.
+    /// Sets how long to wait, from the moment of the call or from the [start](Self::with_start) given. The provider is told, and
+    /// stops working when it is over.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets when the call began, for a caller that has just looked at tokio's clock: it is not read once more. Without it, a
+    /// call begins when it is first polled.
+    ///
+    /// What lies in the past shortens the wait, and the provider is told the whole timeout all the same.
+    #[must_use]
+    pub fn with_start(mut self, start: Instant) -> Self {
+        self.start = Some(start);
         self
     }
 

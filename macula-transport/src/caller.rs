@@ -42,7 +42,7 @@ pub(crate) enum OpenWith {
 
 /// Checks a call and waits until the peer has room for it.
 async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallError> {
-    let now = Instant::now();
+    let now = request.start.map_or_else(Instant::now, Instant::from_std);
     link.inner.saw_clock(now.into_std());
     let timeout = request.timeout.min(MAX_CALL_TIMEOUT);
     let deadline = now + timeout;

@@ -86,6 +86,26 @@ async fn f7_an_attempt_ends_at_its_timeout_and_the_handler_is_dropped() {
 }
 
 #[tokio::test]
+async fn f7_a_call_that_began_before_it_was_made_has_only_what_is_left_of_its_time() {
+    let (provider, mut events) = provider().await;
+    let client = client().await;
+    let connection = connect(&client, &provider).await.unwrap();
+    let name = service("hang");
+    let made = std::time::Instant::now();
+    let Some(began) = made.checked_sub(PATIENCE - Duration::from_millis(50)) else {
+        return; // the clock itself is younger
+    };
+    let request = CallRequest::new(&name, "").with_timeout(PATIENCE).with_start(began);
+    let error = connection.call(request).await.unwrap_err();
+    assert!(
+        matches!(error, CallError::Unknown(Unknown::Timeout(PATIENCE))),
+        "{error}"
+    );
+    assert!(made.elapsed() < PATIENCE, "it was given its whole time again");
+    assert_eq!(events.recv().await, Some(Seen::Started));
+}
+
+#[tokio::test]
 async fn f8_dropping_a_call_cancels_it_at_the_provider() {
     let (provider, mut events) = provider().await;
     let client = client().await;
