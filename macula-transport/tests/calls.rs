@@ -27,10 +27,7 @@ async fn a_call_is_answered_with_what_the_handler_says() {
     assert_eq!(metadata.get("traceparent").unwrap(), "00-a");
 
     let reply = connection.call(CallRequest::new(&service("fail"), "")).await.unwrap();
-    assert_eq!(
-        (reply.status, reply.message.as_str()),
-        (StatusCode::NotFound, "nothing here")
-    );
+    assert_eq!((reply.status, reply.message()), (StatusCode::NotFound, "nothing here"));
     let reply = connection.call(CallRequest::new(&service("whoami"), "")).await.unwrap();
     assert_eq!(reply.body, client.node_id().to_string());
 }

@@ -286,8 +286,8 @@ impl Replies {
     }
 
     fn answered(&self, reply: &CallReply) -> CallError {
-        let status = Status::new(reply.status, reply.message.clone())
-            .with_details(reply.details.clone())
+        let status = Status::new(reply.status, reply.message())
+            .with_details(reply.details().clone())
             .with_metadata(reply.metadata.clone());
         CallError::Answered {
             service: self.service.clone(),

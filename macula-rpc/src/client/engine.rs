@@ -524,10 +524,10 @@ impl<'a, X: Exchange> Driver<'a, X> {
         }
         let fate = Fate::Answered {
             code: Code::from_number(reply.status.as_u32()),
-            pushback: reply.pushback.map(pushback),
+            pushback: reply.pushback().map(pushback),
         };
-        let status = Status::new(reply.status, reply.message)
-            .with_details(reply.details)
+        let status = Status::new(reply.status, reply.message())
+            .with_details(reply.details().clone())
             .with_metadata(reply.metadata);
         (fate, Cause::Answered(status))
     }

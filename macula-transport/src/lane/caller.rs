@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
+use macula_wire::proto::{CallFrame, call_frame::Kind};
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, timeout_at},
@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     CallId,
-    state::{self, CallerLane},
+    state::{self, Answer, CallerLane},
 };
 use crate::{
     CallReply, CallRequest,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How a call on a lane ended.
-type Outcome = Result<(Trailers, Bytes), Unknown>;
+type Outcome = Result<Answer, Unknown>;
 type Waiter = oneshot::Sender<Outcome>;
 
 /// A lane that this node opened.
@@ -119,7 +119,7 @@ impl Lane {
         let outcome = outcome.await;
         cancel.id = None;
         Ok(match outcome {
-            Ok(Ok((trailers, body))) => codec::reply(trailers, body),
+            Ok(Ok(answer)) => answer,
             Ok(Err(Unknown::Timeout(_))) => {
                 link.timed_out();
                 Err(CallError::Unknown(Unknown::Timeout(timeout)))
@@ -219,12 +219,9 @@ impl Lane {
             }
             {
                 let mut core = self.lock();
-                for (id, mut trailers) in replies.drain(..) {
+                for (id, answer) in replies.drain(..) {
                     match core.lane.replied(id) {
-                        Some(waiter) => {
-                            let body = std::mem::take(&mut trailers.payload);
-                            matched.push((waiter, (trailers, body)));
-                        }
+                        Some(waiter) => matched.push((waiter, answer)),
                         None => link.inner.counters.dropped_replies.add(),
                     }
                 }
@@ -309,7 +306,7 @@ impl Lane {
             }
             pieces.push(payload);
             if let Some(trailers) = trailers {
-                return self.end(id, Ok((trailers, pieces.join())));
+                return self.end(id, Ok(codec::reply(trailers, pieces.join())));
             }
         }
     }

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use macula_wire::{ServiceName, StatusCode, proto::Head};
+use macula_wire::{ServiceName, StatusCode};
 use tokio::{
     sync::Notify,
     task::AbortHandle,
@@ -21,10 +21,10 @@ use tokio::{
 
 use super::{
     CallId,
-    state::{self, Asked, ProviderLane},
+    state::{self, Asked, ProviderLane, Request},
 };
 use crate::{
-    CallKind, Handler, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Reply, Route,
+    CallKind, Handler, IncomingCall, IncomingMessages, OutgoingMessages, Reply,
     caller::MAX_CALL_TIMEOUT,
     codec::{self, INLINE_BYTES},
     connection::{Direction, InFlight, Link},
@@ -135,14 +135,14 @@ impl Lane {
             let calls = asked.len() as u32;
             for asked in asked.drain(..) {
                 match asked {
-                    Asked::Call(id, head) => {
+                    Asked::Call(id, request) => {
                         // What was read together may be many calls, and each may have a large answer.
                         if self.clogged.load(SeqCst) || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
                             self.room().await;
                         }
                         let inline = beside == 0;
                         beside = beside.saturating_sub(1);
-                        self.call(id, head, now, &mut names, inline, inside.as_ref())?;
+                        self.call(id, request, now, &mut names, inline, inside.as_ref())?;
                     }
                     Asked::Cancel(id) => {
                         let running = self.lock().cancelled(id);
@@ -171,34 +171,33 @@ impl Lane {
     fn call(
         self: &Arc<Self>,
         id: CallId,
-        head: Head,
+        request: Request,
         now: Instant,
         names: &mut Names,
         inline: bool,
         inside: Option<&InFlight>,
     ) -> Result<(), ReceiveError> {
         let link = &self.link;
-        if let Err(refusal) = serve::admit(link, head.timeout_us, inside) {
+        if let Err(refusal) = serve::admit(link, request.timeout_us, inside) {
             self.reply(id, refusal.into());
             return Ok(());
         }
-        let service = match names.get(&head.service) {
+        let service = match names.get(request.service()) {
             Ok(service) => service,
             Err(error) => {
                 self.reply(id, Reply::error(StatusCode::InvalidArgument, error.to_string()));
                 return Ok(());
             }
         };
-        let deadline = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
-        let route = Route::from_wire(&head);
+        let deadline = now + Duration::from_micros(request.timeout_us).min(MAX_CALL_TIMEOUT);
         let call = IncomingCall {
             peer: link.peer.clone(),
             service,
-            method: head.method,
-            metadata: Metadata::from_wire(head.metadata),
-            route,
+            method: request.method,
+            metadata: request.metadata,
+            route: request.route,
             deadline: deadline.into_std(),
-            body: head.payload,
+            body: request.payload,
         };
         let begun = std::panic::catch_unwind(AssertUnwindSafe(|| begin(&link.inner.handler, call)));
         let Ok(mut answer) = begun else {
