@@ -34,6 +34,8 @@ pub(crate) enum StreamKind {
 const LANE_PRIORITY: i32 = 1;
 /// How many chunks are read at once.
 pub(crate) const READ_BATCH: usize = 32;
+/// How many frames are taken at once: a frame of three bytes becomes a message of more than a hundred, and one read may give a million.
+const FRAME_BATCH: usize = 1024;
 
 impl StreamKind {
     pub(crate) const fn byte(self) -> u8 {
@@ -216,6 +218,8 @@ pub(crate) struct Incoming {
 /// The peer or the connection ended a receiving half before its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ReceiveError {
+    /// There may be whole frames among what was read.
+    more: bool,
     Reset(u64),
     Lost(Lost),
     Frame(FrameError),
@@ -256,6 +260,7 @@ impl Incoming {
 
     /// Reads what has arrived; false at the end of the stream.
     async fn read(&mut self) -> Result<bool, ReceiveError> {
+            more: false,
         let mut chunks = [const { Bytes::new() }; NEXT_BATCH];
         let Some(count) = self.stream.read_chunks(&mut chunks).await? else {
             return Ok(false);
@@ -310,25 +315,21 @@ impl Incoming {
         }
     }
 
-    /// Reads what has arrived and gives its frames to `take`; false when the peer finished the stream between two.
+    /// Reads what has arrived and gives its frames to `take`, at most [`FRAME_BATCH`] of them: those beyond come with the next call.
+    /// False when the peer finished the stream between two.
     pub(crate) async fn fill(
         &mut self,
         chunks: &mut [Bytes; READ_BATCH],
-        mut take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
+        take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
     ) -> Result<bool, ReceiveError> {
-        if self.chunks.is_empty() {
+        if self.chunks.is_empty() && !self.more {
             let Some(count) = self.stream.read_chunks(chunks).await? else {
                 self.decoder.finish()?;
                 return Ok(false);
             };
             self.chunks.extend(chunks[..count].iter_mut().map(std::mem::take));
         }
-        while let Some(chunk) = self.chunks.pop_front() {
-            self.decoder.push(chunk);
-            while let Some(frame) = self.decoder.next_frame()? {
-                take(frame)?;
-            }
-        }
+        self.more = cut(&mut self.decoder, &mut self.chunks, take)?;
         Ok(true)
     }
 
@@ -354,6 +355,28 @@ fn first_bytes(chunks: &mut VecDeque<Bytes>, most: usize) -> Vec<Bytes> {
     let (mut taken, mut left) = (Vec::new(), most);
     while let Some(chunk) = chunks.front_mut() {
         if chunk.len() <= left + FRAME_OVERHEAD {
+/// Gives the next frames of `chunks` to `take`; whether there may be more than [`FRAME_BATCH`].
+fn cut(
+    decoder: &mut FrameDecoder,
+    chunks: &mut VecDeque<Bytes>,
+    mut take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
+) -> Result<bool, ReceiveError> {
+    let mut taken = 0;
+    loop {
+        while let Some(frame) = decoder.next_frame()? {
+            take(frame)?;
+            taken += 1;
+            if taken == FRAME_BATCH {
+                return Ok(true);
+            }
+        }
+        match chunks.pop_front() {
+            Some(chunk) => decoder.push(chunk),
+            None => return Ok(false),
+        }
+    }
+}
+
             left = left.saturating_sub(chunk.len());
             taken.extend(chunks.pop_front());
         } else {
@@ -488,6 +511,29 @@ mod tests {
         for length in [0, 1, 127, 128, 16_384, 70_000] {
             let body = Bytes::from(vec![7; length]);
             let mut decoder = FrameDecoder::new(1 << 20);
+    #[test]
+    fn of_many_small_frames_in_one_chunk_so_many_are_taken_at_a_time() {
+        let mut decoder = FrameDecoder::new(10);
+        // Frames of two bytes, in chunks that cut them.
+        let whole: Vec<u8> = (0..3000_u32).flat_map(|n| [2, n as u8, (n >> 8) as u8]).collect();
+        let mut chunks: VecDeque<Bytes> = whole.chunks(4000).map(Bytes::copy_from_slice).collect();
+        let (mut taken, mut batches) = (Vec::new(), Vec::new());
+        loop {
+            let before = taken.len();
+            let more = cut(&mut decoder, &mut chunks, |frame| {
+                taken.push(frame);
+                Ok(())
+            });
+            batches.push(taken.len() - before);
+            if !more.unwrap() {
+                break;
+            }
+        }
+        assert_eq!(batches, [FRAME_BATCH, FRAME_BATCH, 3000 - 2 * FRAME_BATCH]);
+        assert!((0..3000_u32).all(|n| taken[n as usize] == [n as u8, (n >> 8) as u8][..]));
+        decoder.finish().unwrap();
+    }
+
             decoder.push(body_frame(body.clone()).concat().into());
             assert_eq!(decoder.next_frame().unwrap().unwrap(), body);
         }
