@@ -121,6 +121,9 @@ async fn call_apart(
         let mut frames = codec::request_frames(request, micros(timeout), StreamKind::Call);
         match outgoing.send(&mut frames).await {
             // Whoever stops reading a request may have answered it already.
+    let Ok(turn) = timeout_at(deadline, link.turn_of_request(request.body.len())).await else {
+        return Err(CallError::NotSent(NotSent::NoCredit));
+    };
             Ok(()) | Err(SendError::Stopped) => outgoing.close_half(),
             Err(SendError::Lost(lost)) => return Err(link.sent_and_lost(lost)),
         }
@@ -129,6 +132,7 @@ async fn call_apart(
             let frame = incoming.next().await;
             match read_reply(link, frame)? {
                 Piece::Message(message) if body.is_none() => body = Some(message),
+        drop(turn);
                 Piece::Message(_) => return Err(CallError::Unknown(Unknown::Streamed)),
                 Piece::End(mut trailers) => {
                     let last = std::mem::take(&mut trailers.payload);
@@ -173,8 +177,15 @@ pub(crate) async fn open(
     let sent = timeout_at(deadline, outgoing.send(&mut frames)).await;
     match sent {
         Ok(Ok(()) | Err(SendError::Stopped)) => {}
-        Ok(Err(SendError::Lost(lost))) => return Err(CallError::NotSent(NotSent::Lost(link.refine(lost)))),
-        Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
+        Ok(Err(SendError::Lost(lost))) if nothing_sent => {
+            return Err(CallError::NotSent(NotSent::Lost(link.refine(lost))));
+        }
+        Ok(Err(SendError::Lost(lost))) => return Err(link.sent_and_lost(lost)),
+        Err(_) if nothing_sent => return Err(CallError::NotSent(NotSent::NoCredit)),
+        Err(_) => {
+            link.timed_out();
+            return Err(CallError::Unknown(Unknown::Timeout(timeout)));
+        }
     }
     let hold = Hold {
         link: link.clone(),

@@ -268,9 +268,8 @@ impl Lane {
     async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large) {
         let _in_flight = self.link.enter(Direction::Inbound);
         let send = async {
-            let Ok(stream) = self.link.quic.open_uni().await else {
-                return;
-            };
+            let turn = self.link.turn_of_reply(reply.body.len()).await;
+            let stream = self.link.quic.open_uni().await.ok()?;
             let mut outgoing = Outgoing::new(stream).beside(&self.link.flight);
             let mut frames = vec![
                 kind_bytes(StreamKind::Reply),

@@ -1,0 +1,175 @@
+//! How calls end when they, their peers or their way are slow.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _, join_all};
+use macula_wire::{SecretKey, ServiceName, StatusCode};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{Link, Network};
+use crate::{
+    CallError, CallKind, CallRequest, Config, Connection, Endpoint, Handler, Identity, IncomingCall, IncomingMessages,
+    Limits, NoService, OutgoingMessages, Reply, Timers, Unknown, codec, stream::StreamKind,
+};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const LARGE_REPLY: usize = 4 << 20;
+
+/// What a [`Service`] tells.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    /// A call began, with this deadline.
+    Began(Instant),
+    /// A task of a handler's own had its messages refused.
+    Gone,
+}
+
+/// Answers `echo` at once, `second` after one and `slow` after ten, `large` with as many bytes as it is told. `stall` streams and reads nothing,
+/// `count` counts its requests, `leave` answers and has a task of its own send on; `unsure` panics when asked what it is.
+struct Service(mpsc::UnboundedSender<Seen>);
+
+impl Handler for Service {
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
+        let _ = self.0.send(Seen::Began(call.deadline().into()));
+        let (pause, large) = match call.service().as_str() {
+            "second" => (Duration::from_secs(1), false),
+            "slow" => (Duration::from_secs(10), false),
+            "large" => (Duration::from_millis(1), true),
+            _ => return std::future::ready(Reply::ok(call.into_body())).boxed(),
+        };
+        async move {
+            tokio::time::sleep(pause).await;
+            if !large {
+                return Reply::ok(call.into_body());
+            }
+            let bytes = std::str::from_utf8(call.body()).ok().and_then(|text| text.parse().ok());
+            Reply::ok(vec![7; bytes.unwrap_or(LARGE_REPLY)])
+        }
+        .boxed()
+    }
+
+    fn kind(&self, call: &IncomingCall) -> CallKind {
+        match call.service().as_str() {
+            "stall" | "count" | "leave" => CallKind::Streaming,
+            "unsure" => panic!("a handler may panic"),
+            _ => CallKind::Unary,
+        }
+    }
+
+    fn stream(
+        &self,
+        call: IncomingCall,
+        mut requests: IncomingMessages,
+        mut replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
+        let seen = self.0.clone();
+        let _ = seen.send(Seen::Began(call.deadline().into()));
+        let name = call.service().clone();
+        async move {
+            match name.as_str() {
+                "count" => {
+                    let mut count = 0;
+                    loop {
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        match requests.next().await {
+                            Ok(Some(_)) => count += 1,
+                            Ok(None) => return Reply::ok(format!("{count}")),
+                            Err(_) => return Reply::error(StatusCode::Cancelled, "the requests have no end"),
+                        }
+                    }
+                }
+                "leave" => {
+                    tokio::spawn(async move {
+                        while replies.send(vec![1; 100_000].into()).await.is_ok() {}
+                        let _ = seen.send(Seen::Gone);
+                    });
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    Reply::ok("")
+                }
+                _ => std::future::pending().await,
+            }
+        }
+        .boxed()
+    }
+}
+
+fn service() -> (Service, mpsc::UnboundedReceiver<Seen>) {
+    let (tell, seen) = mpsc::unbounded_channel();
+    (Service(tell), seen)
+}
+
+async fn host(network: &Network, n: u8, handler: impl Handler, limits: Limits) -> Endpoint {
+    let config = Config::new(Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN])))
+        .with_network(network)
+        .with_listen(([10, 0, 0, n], 9443).into())
+        .with_timers(Timers {
+            connect: PATIENCE,
+            ..Timers::default()
+        })
+        .with_limits(limits);
+    Endpoint::bind(config, handler).await.unwrap()
+}
+
+/// A caller, a provider of these limits, and the caller's connection to it.
+async fn pair(network: &Network, handler: impl Handler, limits: Limits) -> (Endpoint, Endpoint, Connection) {
+    let caller = host(network, 1, NoService, limits).await;
+    let provider = host(network, 2, handler, limits).await;
+    let at = [provider.local_addr().try_into().unwrap()];
+    let connection = caller.pool().get(&provider.node_id(), &at).await.unwrap();
+    (caller, provider, connection)
+}
+
+fn name(service: &str) -> ServiceName {
+    service.parse().unwrap()
+}
+
+async fn call(connection: &Connection, service: &str, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
+    let name = name(service);
+    let request = CallRequest::new(&name, body).with_timeout(timeout);
+    connection.call(request).await.map(|reply| reply.body)
+}
+
+fn service_only() -> Service {
+    service().0
+}
+
+/// Of a network on which those that wait stop the others for good, if more are begun than are put together.
+const SEED: u64 = 2;
+
+/// Calls made at once that do not fit into the connection's window together.
+async fn all_come_through(service: &'static str, body: Bytes, seed: u64) {
+    let limits = Limits {
+        connection_window: 1 << 20,
+        stream_window: 100 * 1024,
+        ..Limits::default()
+    };
+    let link = Link::new(Duration::from_millis(5))
+        .with_jitter(Duration::from_millis(2))
+        .with_loss(0.01);
+    let network = Network::new(seed).with_link(link);
+    let (_caller, _provider, connection) = pair(&network, service_only(), limits).await;
+    let calls = (0..60_u64).map(|n| {
+        let (connection, body) = (connection.clone(), body.clone());
+        tokio::spawn(async move {
+            for k in 0..2 {
+                tokio::time::sleep(Duration::from_millis((7919 * n + 31 * k) % 50)).await;
+                call(&connection, service, body.clone(), 10 * PATIENCE).await?;
+            }
+            Ok::<_, CallError>(())
+        })
+    });
+    for answered in join_all(calls).await {
+        answered.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn p5_large_requests_that_wait_for_their_turn_do_not_stop_those_before_them() {
+    all_come_through("echo", vec![1; 400 * 1024].into(), SEED).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn p5_large_replies_that_wait_for_their_turn_do_not_stop_those_before_them() {
+    all_come_through("large", "400000".into(), SEED).await;
+}
