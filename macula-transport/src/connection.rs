@@ -500,6 +500,10 @@ pub(crate) struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if self.direction == Direction::Inbound {
+            // A handler may have run for long since somebody looked at the clock, and a farewell waits for what left just now.
+            self.link.inner.saw_clock(tokio::time::Instant::now().into_std());
+        }
         let now = self.link.inner.lately();
         self.link.last_used.fetch_max(now, Relaxed);
         match self.direction {

@@ -18,7 +18,7 @@ use crate::{
     caller::MAX_CALL_TIMEOUT,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME, Pieces},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
-    connection::{Direction, InFlight, Link},
+    connection::{Direction, InFlight, LARGE_BYTES, Link},
     lane,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, StreamKind, body_frame},
     streaming::{Gathered, Sink},
@@ -400,8 +400,10 @@ async fn send_last(
     reply: Reply,
     deadline: Instant,
 ) -> Result<(), Refusal> {
-    frames.extend(codec::reply_frames(&fitting(link, reply), 0));
-    match timeout_at(deadline.max(Instant::now()) + REPLY_GRACE, outgoing.send(&mut frames)).await {
+    let reply = fitting(link, reply);
+    frames.extend(codec::reply_frames(&reply, 0));
+    let give_up = deadline.max(Instant::now()) + REPLY_GRACE;
+    match timeout_at(give_up, outgoing.send(&mut frames)).await {
         Ok(Ok(())) => {
             outgoing.finish();
             Ok(())
@@ -414,6 +416,8 @@ async fn send_last(
 async fn request(
     link: &Arc<Link>,
     protocol: Protocol,
+            // Whoever has not said by then that it has the reply does not wait for it any more.
+            let _ = timeout_at(give_up, delivered(outgoing, reply.body.len())).await;
     outgoing: &mut Outgoing,
     incoming: &mut Incoming,
     head_by: Instant,
@@ -421,6 +425,14 @@ async fn request(
     incoming.set_limit(MAX_REQUEST_BYTES);
     let body = first_frame(incoming, head_by).await?;
     let _in_flight = link.enter(Direction::Inbound);
+/// Waits until the peer has a finished reply when it is large, so that it counts as under way and no farewell comes before it. A
+/// smaller one has left when it is written, or soon after.
+pub(crate) async fn delivered(outgoing: &Outgoing, bytes: usize) {
+    if bytes > LARGE_BYTES {
+        outgoing.stopped().await;
+    }
+}
+
     let handler = &link.inner.handler;
     let asked = std::panic::catch_unwind(AssertUnwindSafe(|| handler.request(&link.peer, protocol, body)));
     let answer = match asked {

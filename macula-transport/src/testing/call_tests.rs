@@ -134,6 +134,28 @@ fn service_only() -> Service {
     service().0
 }
 
+/// A provider that shuts down while a call runs, whose answer has so many bytes.
+async fn answered_and_left(link: Link, service: &str, body: usize) {
+    let network = Network::new(1).with_link(link);
+    let (_caller, provider, connection) = pair(&network, service_only(), Limits::default()).await;
+    let body = Bytes::from(vec![1; body]);
+    let (answer, ()) = tokio::join!(call(&connection, service, body.clone(), PATIENCE), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        provider.shutdown(PATIENCE).await;
+    });
+    assert!(answer.unwrap() == body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_the_answer_of_a_slow_handler_comes_before_the_farewell() {
+    answered_and_left(Link::new(Duration::from_millis(50)), "slow", 1 << 20).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_a_large_answer_on_a_long_way_comes_before_the_farewell() {
+    answered_and_left(Link::new(Duration::from_millis(400)), "second", LARGE_REPLY).await;
+}
+
 /// Of a network on which those that wait stop the others for good, if more are begun than are put together.
 const SEED: u64 = 2;
 
