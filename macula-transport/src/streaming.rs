@@ -41,6 +41,14 @@ pub(crate) struct Hold {
     pub(crate) _in_flight: InFlight,
 }
 
+impl Hold {
+    /// The call's time is up: the peer may be gone.
+    fn timed_out(&self) -> CallError {
+        self.link.timed_out();
+        CallError::Unknown(Unknown::Timeout(self.timeout))
+    }
+}
+
 /// A call whose request and reply are streams of messages, from the caller's side.
 ///
 /// Both halves are used independently after [`CallStream::split`]. Dropping a half that is not finished cancels the call.
@@ -119,7 +127,7 @@ impl Requests {
             }
             Ok(Ok(())) => Ok(()),
             Ok(Err(SendError::Lost(lost))) => Err(CallError::Unknown(Unknown::Lost(self.hold.link.refine(lost)))),
-            Err(_) => Err(CallError::Unknown(Unknown::Timeout(self.hold.timeout))),
+            Err(_) => Err(self.hold.timed_out()),
         }
     }
 
@@ -155,7 +163,7 @@ impl Replies {
         }
         let link = &self.hold.link;
         let frame = match timeout_at(self.hold.deadline, self.incoming.next()).await {
-            Err(_) => return Err(CallError::Unknown(Unknown::Timeout(self.hold.timeout))),
+            Err(_) => return Err(self.hold.timed_out()),
             Ok(frame) => frame,
         };
         match read_reply(link, frame)? {

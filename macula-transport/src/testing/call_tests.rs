@@ -195,3 +195,18 @@ async fn p5_large_requests_that_wait_for_their_turn_do_not_stop_those_before_the
 async fn p5_large_replies_that_wait_for_their_turn_do_not_stop_those_before_them() {
     all_come_through("large", "400000".into(), SEED).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn p3_a_dead_peer_is_out_of_the_pool_with_the_stream_that_waited_for_it() {
+    let network = Network::new(1);
+    let (caller, provider, connection) = pair(&network, service_only(), Limits::default()).await;
+    let stall = name("stall");
+    let request = CallRequest::new(&stall, "").with_timeout(Duration::from_secs(1));
+    let mut stream = connection.open(request).await.unwrap();
+    network.kill(provider.local_addr());
+    let error = stream.next().await.unwrap_err();
+    assert!(matches!(error, CallError::Unknown(Unknown::Timeout(_))), "{error}");
+    drop((stream, connection));
+    tokio::time::sleep(2 * Timers::default().probe_grace).await;
+    assert!(caller.pool().open(&provider.node_id()).is_none());
+}
