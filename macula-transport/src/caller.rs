@@ -180,7 +180,11 @@ pub(crate) async fn open(
         Ok(Err(SendError::Lost(lost))) if nothing_sent => {
             return Err(CallError::NotSent(NotSent::Lost(link.refine(lost))));
         }
+    let bytes = |frames: &[Bytes]| frames.iter().map(Bytes::len).sum::<usize>();
+    let all = bytes(&frames);
         Ok(Err(SendError::Lost(lost))) => return Err(link.sent_and_lost(lost)),
+    // The provider starts with the head: the call may run as soon as some of this is written.
+    let nothing_sent = bytes(&frames) == all;
         Err(_) if nothing_sent => return Err(CallError::NotSent(NotSent::NoCredit)),
         Err(_) => {
             link.timed_out();

@@ -210,3 +210,15 @@ async fn p3_a_dead_peer_is_out_of_the_pool_with_the_stream_that_waited_for_it() 
     tokio::time::sleep(2 * Timers::default().probe_grace).await;
     assert!(caller.pool().open(&provider.node_id()).is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn f5_a_stream_whose_handler_may_have_begun_is_not_called_unsent() {
+    let network = Network::new(1);
+    let (service, mut seen) = service();
+    let (_caller, _provider, connection) = pair(&network, service, Limits::default()).await;
+    let stall = name("stall");
+    let request = CallRequest::new(&stall, vec![1; LARGE_REPLY]).with_timeout(Duration::from_secs(1));
+    let error = connection.open(request).await.unwrap_err();
+    assert!(matches!(seen.try_recv(), Ok(Seen::Began(_))));
+    assert!(matches!(error, CallError::Unknown(Unknown::Timeout(_))), "{error}");
+}
