@@ -27,6 +27,8 @@ pub(crate) const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// A call that may be sent: within the limits, and with the peer's permission.
 struct Cleared {
     timeout: Duration,
+    /// What is left of it: the peer may have had no room for a while.
+    left: Duration,
     deadline: Instant,
     credit: OwnedSemaphorePermit,
 }
@@ -60,8 +62,8 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
     if link.is_peer_leaving() {
         return Err(CallError::NotSent(NotSent::GoingAway));
     }
-    let credit = match link.credit.clone().try_acquire_owned() {
-        Ok(credit) => credit,
+    let (credit, left) = match link.credit.clone().try_acquire_owned() {
+        Ok(credit) => (credit, timeout),
         // Boxed, so that a call that need not wait, as most, is not as large as one that waits.
         Err(_) => match timeout_at(deadline, link.credit.clone().acquire_owned()).boxed().await {
             Ok(Ok(credit)) => credit,
@@ -70,6 +72,7 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
     };
     Ok(Cleared {
         timeout,
+        left,
         deadline,
         credit,
     })
@@ -78,6 +81,7 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
 pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallReply, CallError> {
     let Cleared {
         timeout,
+        left,
         deadline,
         credit,
     } = clear(link, &request).await?;
@@ -87,7 +91,7 @@ pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
     let result = if alone || request.body.len() > INLINE_BYTES {
         call_apart(link, &request, timeout, deadline).boxed().await
     } else {
-        match link.lane().call(link, &request, timeout, deadline).await {
+        match link.lane().call(link, &request, left, deadline).await {
             Ok(Err(CallError::Unknown(Unknown::Lost(lost)))) => Err(link.sent_and_lost(lost)),
             Ok(result) => result,
             // More waits on the lane than a stream of its own costs.
@@ -118,7 +122,7 @@ async fn call_apart(
 ) -> Result<CallReply, CallError> {
     let (mut outgoing, mut incoming) = open_stream(link, deadline).await?;
     let exchange = async {
-        let mut frames = codec::request_frames(request, micros(timeout), StreamKind::Call);
+        let mut frames = codec::request_frames(request, micros_until(deadline), StreamKind::Call);
         match outgoing.send(&mut frames).await {
             // Whoever stops reading a request may have answered it already.
     let Ok(turn) = timeout_at(deadline, link.turn_of_request(request.body.len())).await else {
@@ -166,13 +170,14 @@ pub(crate) async fn open(
     let Cleared {
         timeout,
         deadline,
+        left: _,
         credit,
     } = clear(link, &request).await?;
     let in_flight = link.enter(Direction::Outbound);
     let (mut outgoing, incoming) = open_stream(link, deadline).await?;
     let mut frames = match requests {
-        OpenWith::First => codec::opening_frames(&request, micros(timeout), StreamKind::Call),
-        OpenWith::All => codec::request_frames(&request, micros(timeout), StreamKind::Call),
+        OpenWith::First => codec::opening_frames(&request, micros_until(deadline), StreamKind::Call),
+        OpenWith::All => codec::request_frames(&request, micros_until(deadline), StreamKind::Call),
     };
     let sent = timeout_at(deadline, outgoing.send(&mut frames)).await;
     match sent {
@@ -204,8 +209,10 @@ pub(crate) async fn open(
     Ok(CallStream::new(hold, outgoing, incoming))
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+/// The time a provider is told that its caller still waits: the stream may have had to wait for its opening.
+fn micros_until(deadline: Instant) -> u64 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    u64::try_from(left.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Takes in a stream that the peer opened for a reply too large for its lane.

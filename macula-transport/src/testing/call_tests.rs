@@ -222,3 +222,24 @@ async fn f5_a_stream_whose_handler_may_have_begun_is_not_called_unsent() {
     assert!(matches!(seen.try_recv(), Ok(Seen::Began(_))));
     assert!(matches!(error, CallError::Unknown(Unknown::Timeout(_))), "{error}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn f7_a_provider_is_told_what_is_left_of_a_call_that_had_to_wait() {
+    let network = Network::new(1);
+    let (service, mut seen) = service();
+    let limits = Limits {
+        max_concurrent_calls: 1,
+        ..Limits::default()
+    };
+    let (_caller, _provider, connection) = pair(&network, service, limits).await;
+    let timeout = Duration::from_millis(1500);
+    let deadline = Instant::now() + timeout;
+    let calls = join_all((0..2).map(|_| call(&connection, "second", Bytes::new(), timeout))).await;
+    assert!(calls[0].is_ok() && calls[1].is_err());
+    for _ in 0..2 {
+        let Some(Seen::Began(told)) = seen.recv().await else {
+            panic!("no call began")
+        };
+        assert!(told <= deadline + 5 * Link::default().latency, "{:?}", told - deadline);
+    }
+}
