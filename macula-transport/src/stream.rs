@@ -178,10 +178,15 @@ impl Outgoing {
         let _ = self.stream.finish();
     }
 
-    /// Ends this half after what was sent, whatever comes.
+    /// Ends this half after what was sent, whatever comes. Where a message was given up halfway, or before its first byte, that is
+    /// no end: the stream is reset.
     pub(crate) fn finish(&mut self) {
-        self.finished = true;
-        self.close_half();
+        if self.halfway {
+            self.reset(ResetCode::Cancelled);
+        } else {
+            self.finished = true;
+            self.close_half();
+        }
     }
 
     pub(crate) fn reset(&mut self, code: ResetCode) {

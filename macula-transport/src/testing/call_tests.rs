@@ -243,3 +243,29 @@ async fn f7_a_provider_is_told_what_is_left_of_a_call_that_had_to_wait() {
         assert!(told <= deadline + 5 * Link::default().latency, "{:?}", told - deadline);
     }
 }
+
+/// A message that was given up before its first byte was written leaves no gap that looks like an end.
+#[tokio::test(start_paused = true)]
+async fn requests_of_which_one_was_given_up_have_no_end() {
+    let network = Network::new(1);
+    let limits = Limits {
+        stream_window: 10_000,
+        ..Limits::default()
+    };
+    let (service, mut seen) = service();
+    let (_caller, _provider, connection) = pair(&network, service, limits).await;
+    let count = name("count");
+    let request = CallRequest::new(&count, "").with_timeout(PATIENCE);
+    let head: usize = codec::opening_frames(&request, 60_000_000, StreamKind::Call)
+        .iter()
+        .map(Bytes::len)
+        .sum();
+    let (mut requests, mut replies) = connection.open(request).await.unwrap().split();
+    seen.recv().await.unwrap();
+    // Eight bytes go before a payload of this size: the window is full to its last byte.
+    requests.send(vec![1; 10_000 - head - 8].into()).await.unwrap();
+    assert!(requests.send("more".into()).now_or_never().is_none());
+    requests.finish();
+    assert_eq!(replies.next().await.unwrap(), None);
+    assert_eq!(replies.reply().unwrap().status, StatusCode::Cancelled);
+}
