@@ -138,7 +138,7 @@ async fn streaming(
     incoming.set_limit(limits.max_message_bytes + FRAME_OVERHEAD);
     let stopped = outgoing.stopped();
     let limit = link.message_limit();
-    let gathered = Arc::new(Mutex::new(Gathered::new(outgoing)));
+    let gathered = Arc::new(Mutex::new(Gathered::new(outgoing, deadline)));
     let messages = IncomingMessages::stream(link.clone(), incoming, std::mem::take(&mut call.body), ended);
     let replies = OutgoingMessages::new(Sink::Stream {
         gathered: gathered.clone(),

@@ -339,16 +339,19 @@ pub(crate) enum Sink {
 pub(crate) struct Gathered {
     pub(crate) outgoing: Outgoing,
     waiting: Outbox,
+    /// The call's deadline. A handler that gave its messages to a task of its own is not dropped then.
+    until: Instant,
 }
 
 /// Gathered messages of so many bytes are written, whether or not more is ready.
 const MAX_GATHERED_BYTES: usize = 64 * 1024;
 
 impl Gathered {
-    pub(crate) fn new(outgoing: Outgoing) -> Self {
+    pub(crate) fn new(outgoing: Outgoing, until: Instant) -> Self {
         Self {
             outgoing,
             waiting: Outbox::brief(),
+            until,
         }
     }
 
@@ -357,10 +360,14 @@ impl Gathered {
         self.waiting.take()
     }
 
-    async fn flush(&mut self) -> Result<(), SendError> {
-        match self.take() {
-            none if none.is_empty() => Ok(()),
-            mut chunks => self.outgoing.send(&mut chunks).await,
+    async fn flush(&mut self) -> Result<(), Gone> {
+        let mut chunks = self.take();
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        match timeout_at(self.until, self.outgoing.send(&mut chunks)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Gone),
         }
     }
 }
@@ -413,7 +420,7 @@ impl OutgoingMessages {
                 if gathered.waiting.bytes() < MAX_GATHERED_BYTES {
                     return Ok(());
                 }
-                gathered.flush().await.map_err(|_| Gone)
+                gathered.flush().await
             }
             Sink::One(one) => {
                 let mut one = one.lock().await;
@@ -433,7 +440,7 @@ impl OutgoingMessages {
     /// When the caller does not wait any more.
     pub async fn flush(&mut self) -> Result<(), Gone> {
         match &self.sink {
-            Sink::Stream { gathered, .. } => gathered.lock().await.flush().await.map_err(|_| Gone),
+            Sink::Stream { gathered, .. } => gathered.lock().await.flush().await,
             Sink::One(_) => Ok(()),
         }
     }

@@ -269,3 +269,18 @@ async fn requests_of_which_one_was_given_up_have_no_end() {
     assert_eq!(replies.next().await.unwrap(), None);
     assert_eq!(replies.reply().unwrap().status, StatusCode::Cancelled);
 }
+
+#[tokio::test(start_paused = true)]
+async fn n4_what_a_handler_left_to_a_task_of_its_own_ends_at_the_deadline() {
+    let network = Network::new(1);
+    let (service, mut seen) = service();
+    let (_caller, provider, connection) = pair(&network, service, Limits::default()).await;
+    let leave = name("leave");
+    let request = CallRequest::new(&leave, "").with_timeout(Duration::from_secs(5));
+    // Nobody reads what comes.
+    let _stream = connection.open(request).await.unwrap();
+    assert!(matches!(seen.recv().await, Some(Seen::Began(_))));
+    let drained = tokio::time::timeout(PATIENCE, provider.drain()).await;
+    assert!(drained.is_ok(), "the call counts as running for ever");
+    assert_eq!(seen.recv().await, Some(Seen::Gone));
+}
