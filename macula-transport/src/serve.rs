@@ -225,13 +225,21 @@ async fn call(
         deadline: deadline.into_std(),
         body: head.payload,
     };
-    if link.inner.handler.kind(&call) == CallKind::Streaming {
-        return Ok(Next::Streaming {
-            call,
-            ended: head.end,
-            deadline,
-            in_flight,
-        });
+    match std::panic::catch_unwind(AssertUnwindSafe(|| link.inner.handler.kind(&call))) {
+        Ok(CallKind::Unary) => {}
+        Ok(CallKind::Streaming) => {
+            return Ok(Next::Streaming {
+                call,
+                ended: head.end,
+                deadline,
+                in_flight,
+            });
+        }
+        Err(_) => {
+            incoming.stop(ResetCode::Cancelled);
+            send_reply(link, outgoing, panicked(link), deadline).await?;
+            return Ok(Next::Done);
+        }
     }
     if !head.end {
         // So many large requests at a time are put together for one peer; the others wait in its send buffers.

@@ -284,3 +284,18 @@ async fn n4_what_a_handler_left_to_a_task_of_its_own_ends_at_the_deadline() {
     assert!(drained.is_ok(), "the call counts as running for ever");
     assert_eq!(seen.recv().await, Some(Seen::Gone));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_panics_when_asked_what_it_is_answers_so() {
+    let network = Network::new(1);
+    let (_caller, provider, connection) = pair(&network, service_only(), Limits::default()).await;
+    let unsure = name("unsure");
+    // Alone on a stream of its own, then beside each other.
+    for at_once in [1, 2] {
+        let calls = (0..at_once).map(|_| connection.call(CallRequest::new(&unsure, "")));
+        for reply in join_all(calls).await {
+            assert_eq!(reply.unwrap().status, StatusCode::Internal);
+        }
+    }
+    assert_eq!(provider.stats().handler_panics, 3);
+}
