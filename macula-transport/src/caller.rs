@@ -66,7 +66,7 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
         Ok(credit) => (credit, timeout),
         // Boxed, so that a call that need not wait, as most, is not as large as one that waits.
         Err(_) => match timeout_at(deadline, link.credit.clone().acquire_owned()).boxed().await {
-            Ok(Ok(credit)) => credit,
+            Ok(Ok(credit)) => (credit, deadline.saturating_duration_since(Instant::now())),
             Ok(Err(_)) | Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
         },
     };
@@ -93,6 +93,7 @@ pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
     } else {
         match link.lane().call(link, &request, left, deadline).await {
             Ok(Err(CallError::Unknown(Unknown::Lost(lost)))) => Err(link.sent_and_lost(lost)),
+            Ok(Err(CallError::Unknown(Unknown::Timeout(_)))) => Err(CallError::Unknown(Unknown::Timeout(timeout))),
             Ok(result) => result,
             // More waits on the lane than a stream of its own costs.
             Err(NotTaken::Full | NotTaken::Over) => call_apart(link, &request, timeout, deadline).boxed().await,
@@ -120,23 +121,23 @@ async fn call_apart(
     timeout: Duration,
     deadline: Instant,
 ) -> Result<CallReply, CallError> {
+    let Ok(turn) = timeout_at(deadline, link.turn_of_request(request.body.len())).await else {
+        return Err(CallError::NotSent(NotSent::NoCredit));
+    };
     let (mut outgoing, mut incoming) = open_stream(link, deadline).await?;
     let exchange = async {
         let mut frames = codec::request_frames(request, micros_until(deadline), StreamKind::Call);
         match outgoing.send(&mut frames).await {
             // Whoever stops reading a request may have answered it already.
-    let Ok(turn) = timeout_at(deadline, link.turn_of_request(request.body.len())).await else {
-        return Err(CallError::NotSent(NotSent::NoCredit));
-    };
             Ok(()) | Err(SendError::Stopped) => outgoing.close_half(),
             Err(SendError::Lost(lost)) => return Err(link.sent_and_lost(lost)),
         }
+        drop(turn);
         let mut body = None;
         loop {
             let frame = incoming.next().await;
             match read_reply(link, frame)? {
                 Piece::Message(message) if body.is_none() => body = Some(message),
-        drop(turn);
                 Piece::Message(_) => return Err(CallError::Unknown(Unknown::Streamed)),
                 Piece::End(mut trailers) => {
                     let last = std::mem::take(&mut trailers.payload);
@@ -169,8 +170,8 @@ pub(crate) async fn open(
 ) -> Result<CallStream, CallError> {
     let Cleared {
         timeout,
-        deadline,
         left: _,
+        deadline,
         credit,
     } = clear(link, &request).await?;
     let in_flight = link.enter(Direction::Outbound);
@@ -179,17 +180,17 @@ pub(crate) async fn open(
         OpenWith::First => codec::opening_frames(&request, micros_until(deadline), StreamKind::Call),
         OpenWith::All => codec::request_frames(&request, micros_until(deadline), StreamKind::Call),
     };
+    let bytes = |frames: &[Bytes]| frames.iter().map(Bytes::len).sum::<usize>();
+    let all = bytes(&frames);
     let sent = timeout_at(deadline, outgoing.send(&mut frames)).await;
+    // The provider starts with the head: the call may run as soon as some of this is written.
+    let nothing_sent = bytes(&frames) == all;
     match sent {
         Ok(Ok(()) | Err(SendError::Stopped)) => {}
         Ok(Err(SendError::Lost(lost))) if nothing_sent => {
             return Err(CallError::NotSent(NotSent::Lost(link.refine(lost))));
         }
-    let bytes = |frames: &[Bytes]| frames.iter().map(Bytes::len).sum::<usize>();
-    let all = bytes(&frames);
         Ok(Err(SendError::Lost(lost))) => return Err(link.sent_and_lost(lost)),
-    // The provider starts with the head: the call may run as soon as some of this is written.
-    let nothing_sent = bytes(&frames) == all;
         Err(_) if nothing_sent => return Err(CallError::NotSent(NotSent::NoCredit)),
         Err(_) => {
             link.timed_out();

@@ -28,7 +28,7 @@ use crate::{
 pub(crate) const REPLY_GRACE: Duration = Duration::from_secs(1);
 
 /// A stream that brings no answer, and how it ends.
-enum Refusal {
+pub(crate) enum Refusal {
     /// The peer sent what it must not.
     Broken,
     /// The peer did not say in time what it wants.
@@ -64,12 +64,14 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
     let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
     let now = Instant::now();
     link.inner.saw_clock(now.into_std());
-    let head_by = now + link.inner.config.timers.head;
+    let timers = &link.inner.config.timers;
     let served = async {
-        let kind = match timeout_at(head_by, incoming.kind()).await {
+        // A stream may be here before its first byte: QUIC opens it with any later one, while its own bytes wait behind large messages.
+        let kind = match timeout_at(now + timers.idle, incoming.kind()).await {
             Ok(kind) => kind?.and_then(StreamKind::from_byte),
             Err(_) => return Err(Refusal::Slow),
         };
+        let head_by = Instant::now() + timers.head;
         match kind {
             Some(StreamKind::Call) => call(&link, &mut outgoing, &mut incoming, head_by).await,
             Some(StreamKind::Lane) => {
@@ -414,6 +416,8 @@ async fn send_last(
     match timeout_at(give_up, outgoing.send(&mut frames)).await {
         Ok(Ok(())) => {
             outgoing.finish();
+            // Whoever has not said by then that it has the reply does not wait for it any more.
+            let _ = timeout_at(give_up, delivered(outgoing, reply.body.len())).await;
             Ok(())
         }
         Ok(Err(_)) => Err(Refusal::Gone),
@@ -421,18 +425,6 @@ async fn send_last(
     }
 }
 
-async fn request(
-    link: &Arc<Link>,
-    protocol: Protocol,
-            // Whoever has not said by then that it has the reply does not wait for it any more.
-            let _ = timeout_at(give_up, delivered(outgoing, reply.body.len())).await;
-    outgoing: &mut Outgoing,
-    incoming: &mut Incoming,
-    head_by: Instant,
-) -> Result<(), Refusal> {
-    incoming.set_limit(MAX_REQUEST_BYTES);
-    let body = first_frame(incoming, head_by).await?;
-    let _in_flight = link.enter(Direction::Inbound);
 /// Waits until the peer has a finished reply when it is large, so that it counts as under way and no farewell comes before it. A
 /// smaller one has left when it is written, or soon after.
 pub(crate) async fn delivered(outgoing: &Outgoing, bytes: usize) {
@@ -441,6 +433,16 @@ pub(crate) async fn delivered(outgoing: &Outgoing, bytes: usize) {
     }
 }
 
+async fn request(
+    link: &Arc<Link>,
+    protocol: Protocol,
+    outgoing: &mut Outgoing,
+    incoming: &mut Incoming,
+    head_by: Instant,
+) -> Result<(), Refusal> {
+    incoming.set_limit(MAX_REQUEST_BYTES);
+    let body = first_frame(incoming, head_by).await?;
+    let _in_flight = link.enter(Direction::Inbound);
     let handler = &link.inner.handler;
     let asked = std::panic::catch_unwind(AssertUnwindSafe(|| handler.request(&link.peer, protocol, body)));
     let answer = match asked {

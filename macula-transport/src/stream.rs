@@ -218,13 +218,13 @@ pub(crate) struct Incoming {
     decoder: FrameDecoder,
     /// Read and not yet decoded; at most what one read gives.
     chunks: VecDeque<Bytes>,
+    /// There may be whole frames among what was read.
+    more: bool,
 }
 
 /// The peer or the connection ended a receiving half before its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ReceiveError {
-    /// There may be whole frames among what was read.
-    more: bool,
     Reset(u64),
     Lost(Lost),
     Frame(FrameError),
@@ -260,12 +260,12 @@ impl Incoming {
             stream,
             decoder: FrameDecoder::new(limit),
             chunks: VecDeque::new(),
+            more: false,
         }
     }
 
     /// Reads what has arrived; false at the end of the stream.
     async fn read(&mut self) -> Result<bool, ReceiveError> {
-            more: false,
         let mut chunks = [const { Bytes::new() }; NEXT_BATCH];
         let Some(count) = self.stream.read_chunks(&mut chunks).await? else {
             return Ok(false);
@@ -355,11 +355,6 @@ impl Incoming {
     }
 }
 
-/// Takes the first bytes of `chunks`, at most `most` beside frames' own few; not copied.
-fn first_bytes(chunks: &mut VecDeque<Bytes>, most: usize) -> Vec<Bytes> {
-    let (mut taken, mut left) = (Vec::new(), most);
-    while let Some(chunk) = chunks.front_mut() {
-        if chunk.len() <= left + FRAME_OVERHEAD {
 /// Gives the next frames of `chunks` to `take`; whether there may be more than [`FRAME_BATCH`].
 fn cut(
     decoder: &mut FrameDecoder,
@@ -382,6 +377,11 @@ fn cut(
     }
 }
 
+/// Takes the first bytes of `chunks`, at most `most` beside frames' own few; not copied.
+fn first_bytes(chunks: &mut VecDeque<Bytes>, most: usize) -> Vec<Bytes> {
+    let (mut taken, mut left) = (Vec::new(), most);
+    while let Some(chunk) = chunks.front_mut() {
+        if chunk.len() <= left + FRAME_OVERHEAD {
             left = left.saturating_sub(chunk.len());
             taken.extend(chunks.pop_front());
         } else {
@@ -512,11 +512,6 @@ mod tests {
     }
 
     #[test]
-    fn a_body_frame_is_what_the_decoder_takes() {
-        for length in [0, 1, 127, 128, 16_384, 70_000] {
-            let body = Bytes::from(vec![7; length]);
-            let mut decoder = FrameDecoder::new(1 << 20);
-    #[test]
     fn of_many_small_frames_in_one_chunk_so_many_are_taken_at_a_time() {
         let mut decoder = FrameDecoder::new(10);
         // Frames of two bytes, in chunks that cut them.
@@ -539,6 +534,11 @@ mod tests {
         decoder.finish().unwrap();
     }
 
+    #[test]
+    fn a_body_frame_is_what_the_decoder_takes() {
+        for length in [0, 1, 127, 128, 16_384, 70_000] {
+            let body = Bytes::from(vec![7; length]);
+            let mut decoder = FrameDecoder::new(1 << 20);
             decoder.push(body_frame(body.clone()).concat().into());
             assert_eq!(decoder.next_frame().unwrap().unwrap(), body);
         }

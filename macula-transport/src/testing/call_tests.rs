@@ -197,6 +197,19 @@ async fn p5_large_replies_that_wait_for_their_turn_do_not_stop_those_before_them
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_large_reply_may_be_under_way_as_long_as_its_call() {
+    let network = Network::new(1).with_link(Link::new(Duration::from_secs(1)));
+    let (_caller, _provider, connection) = pair(&network, service_only(), Limits::default()).await;
+    let start = Instant::now();
+    // Beside each other, so that one goes on the lane.
+    let both = join_all((0..2).map(|_| call(&connection, "large", Bytes::new(), PATIENCE))).await;
+    for answer in both {
+        assert_eq!(answer.unwrap().len(), LARGE_REPLY);
+    }
+    assert!(start.elapsed() > Timers::default().head);
+}
+
+#[tokio::test(start_paused = true)]
 async fn p3_a_dead_peer_is_out_of_the_pool_with_the_stream_that_waited_for_it() {
     let network = Network::new(1);
     let (caller, provider, connection) = pair(&network, service_only(), Limits::default()).await;
