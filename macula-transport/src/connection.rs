@@ -9,6 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use macula_wire::proto::{self, control};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 
@@ -22,6 +23,7 @@ use crate::{
     lane::{MAX_CALLS, caller::Lane},
     pool::{Activity, ConnectionId},
     report::{REPORT_EVERY, Reporter},
+    stream::Outgoing,
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
@@ -253,6 +255,15 @@ impl Link {
     pub(crate) fn tell(&self, kind: control::Kind) {
         if self.control.try_send(proto::Control { kind: Some(kind) }).is_err() {
             tracing::debug!(peer = %self.peer.node_id.short(), "a control message was dropped");
+        }
+    }
+
+    /// Has the peer's QUIC acknowledge something, be the window full of what nobody reads there: a stream that is opened and reset takes
+    /// no room in it. Where the peer permits no stream either, nothing is sent.
+    pub(crate) fn nudge(&self) {
+        if let Some(Ok((send, _))) = self.quic.open_bi().now_or_never() {
+            // Dropped, it is reset.
+            drop(Outgoing::new(send));
         }
     }
 

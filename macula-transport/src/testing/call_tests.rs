@@ -312,3 +312,24 @@ async fn a_handler_that_panics_when_asked_what_it_is_answers_so() {
     }
     assert_eq!(provider.stats().handler_panics, 3);
 }
+
+/// What a handler does not read may fill the connection's window, where a question to the peer needs room too.
+#[tokio::test(start_paused = true)]
+async fn p3_a_peer_whose_window_is_full_is_not_taken_for_dead() {
+    let network = Network::new(1);
+    let limits = Limits {
+        connection_window: 64 * 1024,
+        ..Limits::default()
+    };
+    let (_caller, _provider, connection) = pair(&network, service_only(), limits).await;
+    let stall = name("stall");
+    let request = CallRequest::new(&stall, "").with_timeout(PATIENCE);
+    let mut stream = connection.open(request).await.unwrap();
+    let fills = stream.send(vec![1; 128 * 1024].into());
+    let waited = tokio::time::timeout(3 * Timers::default().dead_after, fills).await;
+    assert!(waited.is_err(), "the window is not full");
+    assert_eq!(connection.lost(), None);
+    drop(stream);
+    let answer = call(&connection, "echo", "after it".into(), PATIENCE).await;
+    assert_eq!(answer.unwrap(), "after it");
+}
