@@ -56,6 +56,16 @@ pub(crate) fn reply_frames(reply: &Reply, call: u64) -> Vec<Bytes> {
     outbox.take()
 }
 
+/// The frames of a large reply on a stream opened for it. The first has no payload: it tells soon which call is answered, so that the
+/// caller can wait for the rest as long as the call does, and stop it when the call is over.
+pub(crate) fn large_reply_frames(reply: &Reply, call: u64) -> Vec<Bytes> {
+    let mut outbox = Outbox::brief();
+    let _ = frame::put_data(&mut outbox, call, &Bytes::new(), false);
+    let mut frames = outbox.take();
+    frames.extend(reply_frames(reply, call));
+    frames
+}
+
 /// The size of a reply without its payload, to be held against [`MAX_HEAD_BYTES`].
 pub(crate) fn reply_head_bytes(reply: &Reply) -> usize {
     let failing = reply.extra.get();

@@ -38,6 +38,8 @@ pub(crate) struct Lane {
     writable: Notify,
     /// Woken when a deadline is earlier than the one slept for.
     earlier: Notify,
+    /// Woken when a call was cancelled, or the lane is over: its large reply may be on its way.
+    given_up: Notify,
     stream: OnceLock<u64>,
 }
 
@@ -68,6 +70,7 @@ impl Lane {
             core: Mutex::new(core),
             writable: Notify::new(),
             earlier: Notify::new(),
+            given_up: Notify::new(),
             stream: OnceLock::new(),
         });
         tokio::spawn(lane.clone().run(link.clone()));
@@ -142,6 +145,7 @@ impl Lane {
             core.over = true;
             core.lane.close()
         };
+        self.given_up.notify_waiters();
         for waiter in waiters {
             // Whoever does not wait any more misses nothing.
             let _ = waiter.send(Err(end.clone()));
@@ -274,11 +278,16 @@ impl Lane {
         let mut pieces = Pieces::default();
         let mut of = None;
         loop {
+            let given_up = self.given_up.notified();
             let next = incoming.next();
             let frame = match of.map(|id| self.deadline(id)) {
                 // Which call it is, the first frame tells.
                 None => timeout_at(Instant::now() + link.inner.config.timers.head, next).await,
-                Some(Some(deadline)) => timeout_at(deadline, next).await,
+                Some(Some(deadline)) => tokio::select! {
+                    biased;
+                    frame = timeout_at(deadline, next) => frame,
+                    () = given_up => continue,
+                },
                 Some(None) => return Err(LargeReply::Unwanted),
             };
             let (id, frame) = match frame {
@@ -350,6 +359,7 @@ impl Drop for CancelOnDrop<'_> {
         let cancelled = self.lane.lock().lane.cancel(id);
         if let Some((_, flush)) = cancelled {
             self.lane.flush(flush);
+            self.lane.given_up.notify_waiters();
         }
     }
 }

@@ -30,8 +30,8 @@ use crate::{
     connection::{Direction, InFlight, Link},
     load::SMALL_LOAD,
     outbox::Flush,
-    serve::{self, REPLY_GRACE},
-    stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, ResetCode, StreamKind, kind_bytes},
+    serve::{self, REPLY_GRACE, Refusal},
+    stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, StreamKind, kind_bytes},
     streaming::{One, Sink},
 };
 
@@ -60,11 +60,7 @@ struct Lane {
 }
 
 /// Serves a lane until the peer ends it.
-pub(crate) async fn serve(
-    link: &Arc<Link>,
-    outgoing: &mut Outgoing,
-    incoming: &mut Incoming,
-) -> Result<(), ReceiveError> {
+pub(crate) async fn serve(link: &Arc<Link>, outgoing: &mut Outgoing, incoming: &mut Incoming) -> Result<(), Refusal> {
     outgoing.carry_small_calls();
     let lane = Arc::new(Lane {
         core: Mutex::new(ProviderLane::new()),
@@ -77,7 +73,7 @@ pub(crate) async fn serve(
     });
     let end = tokio::select! {
         biased;
-        end = lane.read(incoming) => end,
+        end = lane.read(incoming) => end.map_err(Refusal::from),
         end = lane.write(outgoing) => Err(end),
     };
     let running = lane.lock().close();
@@ -93,7 +89,7 @@ impl Lane {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn write(&self, outgoing: &mut Outgoing) -> ReceiveError {
+    async fn write(&self, outgoing: &mut Outgoing) -> Refusal {
         loop {
             if self.link.inner.load.is_above(SMALL_LOAD) {
                 tokio::task::yield_now().await;
@@ -106,8 +102,8 @@ impl Lane {
             self.unclogged.notify_one();
             match timeout_at(Instant::now() + CLOGGED, outgoing.send(&mut chunks)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return ReceiveError::Reset(ResetCode::Cancelled as u64),
-                Err(_) => return ReceiveError::Reset(ResetCode::Slow as u64),
+                Ok(Err(_)) => return Refusal::Gone,
+                Err(_) => return Refusal::Slow,
             }
         }
     }
@@ -247,7 +243,9 @@ impl Lane {
         let reply = serve::fitting(&self.link, reply);
         if reply.body.len() > INLINE_BYTES {
             let large = Large::new(self.clone());
-            tokio::spawn(self.clone().reply_apart(id, reply, large));
+            // From here on, so that it is under way before its call has ended.
+            let in_flight = self.link.enter(Direction::Inbound);
+            tokio::spawn(self.clone().reply_apart(id, reply, large, in_flight));
             return;
         }
         let flush = {
@@ -264,29 +262,37 @@ impl Lane {
         }
     }
 
-    async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large) {
-        let _in_flight = self.link.enter(Direction::Inbound);
+    async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large, _in_flight: InFlight) {
         let send = async {
-            let Ok(stream) = self.link.quic.open_uni().await else {
-                return;
-            };
+            let turn = self.link.turn_of_reply(reply.body.len()).await;
+            let stream = self.link.quic.open_uni().await.ok()?;
             let mut outgoing = Outgoing::new(stream).beside(&self.link.flight);
             let mut frames = vec![
                 kind_bytes(StreamKind::Reply),
                 Bytes::copy_from_slice(&self.stream.to_be_bytes()),
             ];
-            frames.extend(codec::reply_frames(&reply, id.to_wire()));
+            frames.extend(codec::large_reply_frames(&reply, id.to_wire()));
             // A caller that stops the stream does not want the reply any more.
-            if outgoing.send(&mut frames).await.is_ok() {
-                outgoing.finish();
-            }
+            outgoing.send(&mut frames).await.ok()?;
+            outgoing.finish();
+            drop(turn);
+            Some(outgoing)
         };
         // The caller knows how long it waits, and stops the stream; this is for one that does neither.
-        if timeout_at(Instant::now() + CLOGGED.max(REPLY_GRACE), send)
-            .await
-            .is_err()
-        {
-            self.link.inner.counters.slow_streams.add();
+        let patience = CLOGGED.max(REPLY_GRACE);
+        match timeout_at(Instant::now() + patience, send).await {
+            Ok(Some(outgoing)) => {
+                let delivered = serve::delivered(&outgoing, reply.body.len());
+                // Whoever has not said by then that it has the reply has left.
+                let _ = timeout_at(Instant::now() + patience, delivered).await;
+            }
+            Ok(None) => {}
+            Err(_) => {
+                self.link.inner.counters.slow_streams.add();
+                // Else the call would wait for what never comes.
+                let words = "the caller did not take the reply in time";
+                self.reply(id, Reply::error(StatusCode::ResourceExhausted, words));
+            }
         }
     }
 }
