@@ -112,10 +112,10 @@ struct Duplex {
 impl Exchange for Duplex {
     type Answer = Opened;
 
-    async fn exchange(
-        &self,
-        connection: &Connection,
-        request: CallRequest<'_>,
+    async fn exchange<'a>(
+        &'a self,
+        connection: &'a Connection,
+        request: CallRequest<'a>,
         until: Instant,
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
         let allowed = self.deadline.saturating_duration_since(engine::now());

@@ -19,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::FutureExt as _;
+use futures::{FutureExt as _, TryFutureExt as _};
 use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Link, Loss, Output, Refusal, RetryPolicy, StopReason};
 use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Repeat, Route, Unknown};
 use macula_wire::{ServiceName, StatusCode};
@@ -52,12 +52,12 @@ pub(super) trait Exchange: Sync {
     type Answer: Send;
 
     /// Sends the call and waits, until `until` at most, for what settles the attempt.
-    fn exchange(
-        &self,
-        connection: &Connection,
-        request: CallRequest<'_>,
+    fn exchange<'a>(
+        &'a self,
+        connection: &'a Connection,
+        request: CallRequest<'a>,
         until: Instant,
-    ) -> impl Future<Output = Result<Outcome<Self::Answer>, macula_transport::CallError>> + Send;
+    ) -> impl Future<Output = Result<Outcome<Self::Answer>, macula_transport::CallError>> + Send + 'a;
 
     /// Whether what has been sent can be sent again.
     fn may_repeat(&self) -> bool {
@@ -79,14 +79,14 @@ pub(super) struct Unary;
 impl Exchange for Unary {
     type Answer = CallReply;
 
-    async fn exchange(
-        &self,
-        connection: &Connection,
-        request: CallRequest<'_>,
+    fn exchange<'a>(
+        &'a self,
+        connection: &'a Connection,
+        request: CallRequest<'a>,
         _until: Instant,
-    ) -> Result<Outcome<CallReply>, macula_transport::CallError> {
-        let reply = connection.call(request).await?;
-        Ok(match reply.status {
+    ) -> impl Future<Output = Result<Outcome<CallReply>, macula_transport::CallError>> + Send + 'a {
+        // No block of its own: it would hold the request twice.
+        connection.call(request).map_ok(|reply| match reply.status {
             StatusCode::Ok => Outcome::Answer(reply),
             _ => Outcome::Error(reply),
         })
@@ -424,14 +424,14 @@ impl<'a, X: Exchange> Driver<'a, X> {
                     let start = self.call.attempts().get(attempt).map(macula_select::Attempt::started);
                     // Whoever dispatches has logged whom to.
                     if let Some(tried) = self.log.get(attempt) {
-                        let work = begin(Begin {
+                        let attempted = Begin {
                             provider: Arc::clone(&tried.provider),
                             open: self.open.take(),
                             start: start.unwrap_or(self.job.found),
                             until,
                             span: &tried.span,
-                        });
-                        flights.launch(attempt, until, work);
+                        };
+                        flights.launch(attempt, until, || begin(attempted));
                     }
                     match self.job.options.hedge {
                         // The attempt's own end is all there is to wait for.

@@ -36,18 +36,19 @@ impl<'p, F: Future> Flights<'p, F> {
         }
     }
 
-    /// Starts an attempt, whose work ends by itself at `until`.
-    pub(super) fn launch(&mut self, attempt: AttemptId, until: Instant, work: F) {
+    /// Starts an attempt, whose work ends by itself at `until`. The work is made where it is kept, not moved there.
+    #[inline]
+    pub(super) fn launch(&mut self, attempt: AttemptId, until: Instant, work: impl FnOnce() -> F) {
         let ticket = Some(Ticket { attempt, until });
         match &mut self.tickets {
             [first @ None, _] => {
                 *first = ticket;
-                self.first.set(Some(work));
+                self.first.set(Some(work()));
             }
             [Some(_), second] => {
                 debug_assert!(second.is_none(), "a call has two attempts under way at most");
                 *second = ticket;
-                self.second = Some(Box::pin(work));
+                self.second = Some(Box::pin(work()));
             }
         }
     }
