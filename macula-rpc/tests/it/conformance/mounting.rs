@@ -30,7 +30,7 @@ async fn routes_serve_under_the_names_they_are_given() {
     let reply = mesh.stub().unary_call(request(10, 20)).await.unwrap().into_inner();
     assert_eq!((reply.body.len(), reply.provider.as_str()), (20, "routed"));
     server_streaming(&mut mesh.stub()).await;
-    let error = call_no_such_method(&mesh, "/macula.conformance.v1.Conformance/NoSuch").await;
+    let error = call_no_such_method(mesh.channel(), "/macula.conformance.v1.Conformance/NoSuch").await;
     assert_eq!(error.code(), Code::Unimplemented);
 }
 
