@@ -5,7 +5,10 @@ use std::{
     sync::{Arc, LazyLock, Mutex},
 };
 
-use macula_rpc::{Client, Propagate, Request, Server, Status, StatusCode, Strategy, TRACEPARENT, TraceContext, W3c};
+use futures::stream;
+use macula_rpc::{
+    Client, Propagate, Request, Requests, Server, Status, StatusCode, Strategy, TRACEPARENT, TraceContext, W3c,
+};
 use tracing::{
     Dispatch, Id, Metadata, Subscriber,
     field::{Field, Visit},
@@ -141,15 +144,22 @@ fn the_step_of_the_directorys_order_is_in_the_span() {
     recorded(|spans| async move {
         let here = Server::new();
         here.serve(name(), async |_: Request| Ok::<_, Status>("here")).unwrap();
+        let words = async |_: Request<Requests>| Ok::<_, Status>(stream::iter([Ok::<_, Status>("here")]));
+        here.serve_streaming("api.words".parse().unwrap(), words).unwrap();
         let (_endpoint, builder) = caller(macula_rpc::StaticResolver::new()).await;
         let client = builder.local_first(here).build();
         client.call(name(), "").await.unwrap();
+        let mut replies = client.request("api.words").stream(stream::empty()).await.unwrap();
+        while replies.next().await.unwrap().is_some() {}
         client.call("no.such", "").await.unwrap_err();
         let steps = |span: &(u64, Recorded)| span.1.fields.get("macula.directory").cloned();
         let calls = spans.named("rpc.call");
-        assert_eq!(calls.iter().filter_map(steps).collect::<Vec<_>>(), ["local", "static"]);
-        assert_eq!(calls[1].1.fields["error.type"], "service_not_found");
-        assert_eq!(calls[1].1.fields["otel.status_code"], "ERROR");
+        assert_eq!(
+            calls.iter().filter_map(steps).collect::<Vec<_>>(),
+            ["local", "local", "static"]
+        );
+        assert_eq!(calls[2].1.fields["error.type"], "service_not_found");
+        assert_eq!(calls[2].1.fields["otel.status_code"], "ERROR");
     });
 }
 
