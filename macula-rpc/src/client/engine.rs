@@ -374,7 +374,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let mut state = self.balanced.lock();
         state.reconcile(providers, now);
         let output = self.call.poll(now, &mut state.balancer);
-        self.note(&mut state, &output);
+        self.note(now, &mut state, &output);
         output
     }
 
@@ -382,14 +382,14 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let now = now();
         let mut state = self.balanced.lock();
         let output = self.call.poll(now, &mut state.balancer);
-        self.note(&mut state, &output);
+        self.note(now, &mut state, &output);
         output
     }
 
     /// Logs whom the core dispatches to: under the lock of its choice, because the list may change with the next.
-    fn note(&mut self, state: &mut super::services::State, output: &Output<NodeId>) {
+    fn note(&mut self, now: Instant, state: &mut super::services::State, output: &Output<NodeId>) {
         if let Output::Dispatch { to, hedge, .. } = output {
-            let (provider, open) = state.provider(to, &self.job.client.shared.pool);
+            let (provider, open) = state.provider(now, to, &self.job.client.shared.pool);
             let span = observe::attempt_span(&provider, self.log.len() + 1, *hedge);
             self.open = open;
             self.log.push(Tried {
@@ -497,7 +497,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
             });
         }
         let output = self.call.poll(now, &mut state.balancer);
-        self.note(&mut state, &output);
+        self.note(now, &mut state, &output);
         Ok(output)
     }
 

@@ -9,6 +9,8 @@ mod dns;
 #[cfg(feature = "testing")]
 mod flow;
 mod limits;
+#[cfg(feature = "testing")]
+mod load;
 mod mesh;
 mod observed;
 mod predecessor;
