@@ -13,6 +13,7 @@ mod limits;
 mod load;
 mod mesh;
 mod observed;
+mod options;
 mod predecessor;
 mod streaming;
 #[cfg(feature = "testing")]

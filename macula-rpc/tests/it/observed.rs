@@ -7,7 +7,8 @@ use std::{
 
 use futures::stream;
 use macula_rpc::{
-    Client, Propagate, Request, Requests, Server, Status, StatusCode, Strategy, TRACEPARENT, TraceContext, W3c,
+    Client, Propagate, Provider, Request, Requests, Resolve, ResolveError, ResolveOptions, Resolved, Routers, Server,
+    ServiceName, Source, Status, StatusCode, Strategy, TRACEPARENT, TraceContext, W3c,
 };
 use tracing::{
     Dispatch, Id, Metadata, Subscriber,
@@ -163,6 +164,51 @@ fn the_step_of_the_directorys_order_is_in_the_span() {
     });
 }
 
+/// A directory of one provider that has found it in each of these ways in turn; `None` is no answer.
+struct Found(Mutex<Vec<Option<Source>>>, Provider);
+
+impl Resolve for Found {
+    fn resolve<'a>(
+        &'a self,
+        _: &'a ServiceName,
+        _: ResolveOptions,
+    ) -> futures::future::BoxFuture<'a, Result<Resolved, ResolveError>> {
+        let source = self.0.lock().unwrap().pop().flatten();
+        let providers = [self.1.clone()].into();
+        let found = source.map(|source| Resolved { providers, source });
+        Box::pin(std::future::ready(found.ok_or(ResolveError::Unreachable)))
+    }
+}
+
+/// The routers of a node: this one.
+struct Via(Provider);
+
+impl Routers for Via {
+    fn routers(&self) -> Vec<Provider> {
+        vec![self.0.clone()]
+    }
+}
+
+#[test]
+fn every_way_to_a_provider_is_in_the_span() {
+    recorded(|spans| async move {
+        let peer = Peer::echo().await;
+        let ways = [Some(Source::Cache), Some(Source::Dht), Some(Source::Dns), None];
+        let found = Found(Mutex::new(ways.into_iter().rev().collect()), peer.provider());
+        let (_endpoint, builder) = caller(found).await;
+        let client = builder.routers(Via(peer.provider())).build();
+        for _ in ways {
+            client.call(name(), "").await.unwrap();
+        }
+        let calls = spans.named("rpc.call");
+        let steps: Vec<_> = calls
+            .iter()
+            .map(|(_, span)| span.fields["macula.directory"].as_str())
+            .collect();
+        assert_eq!(steps, ["cache", "dht", "dns", "router"]);
+    });
+}
+
 /// A provider that answers with the `traceparent` it got.
 async fn tells_its_trace() -> Peer {
     serving(async |request: Request| Ok::<_, Status>(request.metadata().get(TRACEPARENT).cloned().unwrap_or_default()))
@@ -255,10 +301,32 @@ async fn an_exporter_gives_its_own_ids_and_hears_of_incoming_ones() {
 mod metrics {
     use std::collections::BTreeMap;
 
-    use macula_rpc::{StatusCode, Strategy};
+    use macula_rpc::{BudgetConfig, StatusCode, Strategy};
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
     use crate::mesh::{Peer, caller, directory, name};
+
+    /// F9: what a retry budget has held back is counted.
+    #[tokio::test]
+    async fn f9_calls_that_the_budget_does_not_let_repeat_are_counted() {
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let peers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
+        let (_endpoint, builder) = caller(directory(&peers)).await;
+        let nothing = BudgetConfig {
+            ratio: 0.0,
+            per_second: 0.0,
+            ..BudgetConfig::default()
+        };
+        let client = builder.strategy(Strategy::First).retry_budget(nothing).build();
+        client.call(name(), "x").await.unwrap_err();
+        let held_back = snapshots.snapshot().into_vec().into_iter().find(|(key, ..)| {
+            let reason = key.key().labels().any(|label| label.value() == "budget_exhausted");
+            key.key().name() == "macula.rpc.not_retried" && reason
+        });
+        assert!(matches!(held_back, Some((.., DebugValue::Counter(1)))), "{held_back:?}");
+    }
 
     #[tokio::test]
     async fn calls_attempts_fates_failovers_lookups_and_the_pool_are_counted() {

@@ -137,6 +137,22 @@ async fn interceptors_and_message_limits_work_as_over_http() {
     assert_eq!(too_large.code(), Code::OutOfRange);
 }
 
+#[tokio::test]
+async fn layers_of_the_client_go_around_the_channel() {
+    let mesh = Mesh::start(1).await;
+    let add = |mut request: http::Request<Body>| {
+        let layered = http::HeaderValue::from_static("layered");
+        request.headers_mut().insert("x-echo-initial", layered);
+        request
+    };
+    let channel = tower::ServiceBuilder::new()
+        .concurrency_limit(4)
+        .map_request(add)
+        .service(mesh.channel());
+    let reply = ConformanceClient::new(channel).empty_call(Empty {}).await.unwrap();
+    assert_eq!(reply.metadata().get("x-echo-initial").unwrap(), "layered");
+}
+
 /// Above the mesh's own limit for a message: gRPC's bytes go in pieces.
 #[tokio::test]
 async fn messages_of_more_than_4_mib_go_both_ways() {
