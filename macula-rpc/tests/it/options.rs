@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use macula_rpc::{
-    BudgetConfig, CallError, Client, NodeId, Request, StaticResolver, Status, StatusCode, StopReason, Strategy,
+    BudgetConfig, CallError, Client, NodeId, Pushback, Request, StaticResolver, Status, StatusCode, StopReason,
+    Strategy,
 };
 
 use crate::mesh::{Peer, caller, directory, name, serving};
@@ -74,6 +75,40 @@ async fn f9_without_a_budget_nothing_is_retried() {
     let exhausted = StopReason::BudgetExhausted;
     assert!(
         matches!(&error, CallError::NotRetried { reason, .. } if *reason == exhausted),
+        "{error}"
+    );
+    assert_eq!(peers[1].calls(), 0);
+}
+
+/// F9: a provider says when to come again, and is left in peace so long; or that nobody should try again, and nobody does.
+#[tokio::test]
+async fn f9_a_providers_pushback_is_honoured() {
+    let asking = |asked: Pushback| {
+        let status = Status::unavailable("later").with_pushback(asked);
+        Peer::with(move |_| Err(status.clone()))
+    };
+    let peers = [
+        asking(Pushback::After(Duration::from_secs(20))).await,
+        Peer::echo().await,
+    ];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    for _ in 0..5 {
+        client.call(name(), "x").await.unwrap();
+    }
+    assert_eq!((peers[0].calls(), peers[1].calls()), (1, 5));
+
+    let peers = [asking(Pushback::Never).await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let error = builder
+        .strategy(Strategy::First)
+        .build()
+        .call(name(), "x")
+        .await
+        .unwrap_err();
+    let asked = StopReason::Pushback;
+    assert!(
+        matches!(&error, CallError::NotRetried { reason, .. } if *reason == asked),
         "{error}"
     );
     assert_eq!(peers[1].calls(), 0);
