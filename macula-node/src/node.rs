@@ -145,7 +145,7 @@ impl Node {
                     ServiceKey::new(&builder.realm, &service),
                     publisher.advertisement.clone(),
                 )?;
-                inspection.serving(&service).await;
+                inspection.serving(&service);
                 publisher.services().push(service);
             }
         }
@@ -277,7 +277,7 @@ impl Node {
     async fn published(&self, service: &ServiceName) -> Result<PublishReport, ServeError> {
         let published = self.inner.publisher.publish(service).await;
         match &published {
-            Ok(_) => self.inner.inspection.serving(service).await,
+            Ok(_) => self.inner.inspection.serving(service),
             Err(_) => self.inner.server.withdraw(service),
         }
         Ok(published?)
@@ -286,7 +286,7 @@ impl Node {
     /// Stops providing `service`; running calls finish. Withdrawing what is not served is fine (D5).
     pub async fn withdraw(&self, service: &ServiceName) -> WithdrawReport {
         self.inner.server.withdraw(service);
-        self.inner.inspection.withdrawn(service).await;
+        self.inner.inspection.withdrawn(service);
         self.inner.publisher.withdraw(service).await
     }
 
@@ -331,7 +331,7 @@ impl Node {
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         let services = inner.server.services();
-        inner.inspection.draining(&services).await;
+        inner.inspection.draining(&services);
         let withdrawn = tokio::select! {
             biased;
             () = inner.publisher.withdraw_all() => true,
@@ -344,7 +344,7 @@ impl Node {
         if tokio::time::timeout(DRAIN_WITHIN, inner.server.drain()).await.is_err() {
             tracing::warn!(running = inner.server.running(), "calls still run; they are given up");
         }
-        inner.inspection.ended(&services).await;
+        inner.inspection.ended();
         if tokio::time::timeout(KEEP_WITHIN, inner.directory.close())
             .await
             .is_err()

@@ -6,7 +6,10 @@ use macula_node::{Channel, Node, NodeBuilder, Provider, Request, ServiceName, St
 use tonic::Code;
 use tonic_health::{
     ServingStatus,
-    pb::{HealthCheckRequest, health_check_response::ServingStatus as Wire, health_client::HealthClient},
+    pb::{
+        HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus as Wire,
+        health_client::HealthClient,
+    },
     server::{HealthReporter, health_reporter},
 };
 use tonic_reflection::pb::v1::{
@@ -44,6 +47,16 @@ async fn check(health: &mut HealthClient<Channel>, service: &str) -> Result<Wire
         .map_err(|status| status.code())
 }
 
+async fn watch(health: &mut HealthClient<Channel>, service: &str) -> tonic::Streaming<HealthCheckResponse> {
+    let service = service.to_owned();
+    health.watch(HealthCheckRequest { service }).await.unwrap().into_inner()
+}
+
+/// The next that a watcher is told; `None` at the end.
+async fn status(watched: &mut tonic::Streaming<HealthCheckResponse>) -> Option<Wire> {
+    watched.message().await.unwrap().map(|response| response.status())
+}
+
 /// A gRPC service of an application's: the health service is one like any other when an application provides it.
 fn application() -> (HealthReporter, impl Into<TonicServices>) {
     let (reporter, server) = health_reporter();
@@ -68,6 +81,28 @@ async fn a_nodes_health_follows_what_it_serves() {
     assert_eq!(check(&mut health, "api.later").await, Err(Code::NotFound));
 }
 
+/// `grpc.health.v1`: a watch of what is unknown is answered so and stays open; each change is told, and nothing else.
+#[tokio::test]
+async fn a_watcher_of_an_unknown_service_is_told_when_it_appears() {
+    let node = local().serve("api.compute", echo).start().await.unwrap();
+    let caller = caller(&node).await;
+    let mut health = HealthClient::new(channel(&caller, &node));
+    let mut watched = watch(&mut health, "api.later").await;
+    assert_eq!(status(&mut watched).await, Some(Wire::ServiceUnknown));
+    let (later, other): (ServiceName, ServiceName) = ("api.later".parse().unwrap(), "api.other".parse().unwrap());
+    node.serve(other, echo).await.unwrap();
+    node.serve(later.clone(), echo).await.unwrap();
+    assert_eq!(status(&mut watched).await, Some(Wire::Serving));
+    node.withdraw(&later).await;
+    assert_eq!(status(&mut watched).await, Some(Wire::ServiceUnknown));
+    node.serve(later, echo).await.unwrap();
+    assert_eq!(status(&mut watched).await, Some(Wire::Serving));
+    let leaving = tokio::spawn(async move { node.shutdown().await });
+    assert_eq!(status(&mut watched).await, Some(Wire::NotServing));
+    assert_eq!(status(&mut watched).await, None);
+    leaving.await.unwrap();
+}
+
 /// N4: who watches learns of a drain before its calls are refused, while the running ones finish.
 #[tokio::test]
 async fn n4_a_watcher_learns_that_a_node_drains() {
@@ -86,12 +121,7 @@ async fn n4_a_watcher_learns_that_a_node_drains() {
     let node = local().serve("api.slow", slow).start().await.unwrap();
     let caller = caller(&node).await;
     let mut health = HealthClient::new(channel(&caller, &node));
-    let service = "api.slow".to_owned();
-    let mut watched = health.watch(HealthCheckRequest { service }).await.unwrap().into_inner();
-    let status = async |watched: &mut tonic::Streaming<_>| -> Option<Wire> {
-        let next: Option<tonic_health::pb::HealthCheckResponse> = watched.message().await.unwrap();
-        next.map(|response| response.status())
-    };
+    let mut watched = watch(&mut health, "api.slow").await;
     assert_eq!(status(&mut watched).await, Some(Wire::Serving));
 
     let running = tokio::spawn({
@@ -151,7 +181,7 @@ async fn generated_servers_are_found_called_and_withdrawn_as_any_service() {
     let mut call = async |path: &'static str| {
         let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
         grpc.ready().await.unwrap();
-        let codec = tonic_prost::ProstCodec::<HealthCheckRequest, tonic_health::pb::HealthCheckResponse>::default();
+        let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
         let service = "shop".to_owned();
         let answer = grpc.unary(tonic::Request::new(HealthCheckRequest { service }), path, codec);
         answer.await.map(|_| ()).map_err(|status| status.code())

@@ -1,10 +1,15 @@
 //! What the facade costs over the bare transport, what a failover costs, and what a lookup costs that the cache saves.
 //!
 //! `cargo xtask bench facade`: caller and provider in one process, over real sockets; both sides of a comparison
-//! alternate within one run, because absolute times are the machine's. One JSON document on standard output.
+//! alternate within one run, because absolute times are the machine's. One JSON document on standard output. `calls`, `failover`
+//! or `lookup` after `--` measures that part alone.
 #![expect(clippy::print_stdout, reason = "the report is its output")]
 
 use std::{
+    io::{BufRead as _, BufReader},
+    net::SocketAddr,
+    path::Path,
+    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -20,6 +25,7 @@ use macula_rpc::{
 };
 use macula_transport::{CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, Reply};
 use serde_json::{Value, json};
+use tokio::sync::Notify;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -191,6 +197,7 @@ fn progress(text: &str) {
 /// A first provider that fails in one way, and a second one that answers.
 async fn failover() -> Result<Value, Failure> {
     const CALLS: usize = 300;
+    const RESETS: usize = 30;
 
     let name: ServiceName = "bench.echo".parse()?;
     let (_served, good) = node(echoing(&name)?).await?;
@@ -247,11 +254,121 @@ async fn failover() -> Result<Value, Failure> {
         rows.push(json!([what, round(time), round(time - plain)]));
         progress(&format!("failover after {what}: {time:.0} µs"));
     }
+    let key = std::env::temp_dir().join(format!("macula-bench-{}.key", std::process::id()));
+    Identity::generate()?.store(&key)?;
+    let (mut closes, mut resets) = (Vec::new(), Vec::new());
+    for _ in 0..RESETS {
+        closes.push(closed(&name, &good).await?);
+        resets.push(reset(&name, &good, &key).await?);
+    }
+    std::fs::remove_file(&key)?;
+    for (what, times) in [
+        ("connection closed with the call under way", closes),
+        ("connection reset: the provider was killed and is back", resets),
+    ] {
+        let time = median(times);
+        rows.push(json!([what, round(time), round(time - plain)]));
+        progress(&format!("failover after {what}: {time:.0} µs"));
+    }
     Ok(json!({
         "name": "a call whose first attempt fails, microseconds",
         "columns": ["first attempt's failure", "median", "more than without"],
         "rows": rows,
     }))
+}
+
+/// A provider that is a process: this program, started with [`CHILD`].
+struct Process {
+    child: Child,
+    address: SocketAddr,
+}
+
+const CHILD: &str = "provider";
+
+impl Process {
+    fn start(key: &Path, listen: &str) -> Result<Self, Failure> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args([CHILD.as_ref(), key.as_os_str(), listen.as_ref()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        let stdout = child.stdout.take().ok_or("a provider without an output")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().parse()?;
+        Ok(Self { child, address })
+    }
+
+    /// As `kill -9`.
+    fn kill(mut self) -> Result<(), Failure> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+/// What such a process does until its standard input ends.
+async fn provide(key: &Path, listen: &str) -> Result<(), Failure> {
+    let config = Config::new(Identity::load(key)?).with_listen(listen.parse()?);
+    let endpoint = Endpoint::bind(config, Called(Arc::default())).await?;
+    println!("{}", endpoint.local_addr());
+    tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new())).await??;
+    Ok(())
+}
+
+/// Never answers, and says when it is called.
+struct Called(Arc<Notify>);
+
+impl Handler for Called {
+    fn call(&self, _: IncomingCall) -> BoxFuture<'static, Reply> {
+        self.0.notify_one();
+        Box::pin(std::future::pending())
+    }
+}
+
+/// A client whose first provider is `first`, with open connections to it and to the second.
+async fn between(name: &ServiceName, first: Provider, good: &Provider) -> Result<(Endpoint, Client), Failure> {
+    let endpoint = Endpoint::bind(Config::new(Identity::generate()?), NoService).await?;
+    for provider in [&first, good] {
+        endpoint.pool().get(&provider.node_id, &provider.endpoints).await?;
+    }
+    let directory = StaticResolver::new().with_service(name.clone(), [first, good.clone()]);
+    let client = Client::builder(&endpoint, directory).strategy(Strategy::First).build();
+    Ok((endpoint, client))
+}
+
+/// A call whose first provider closes the connection when it has it: microseconds from there on.
+async fn closed(name: &ServiceName, good: &Provider) -> Result<f64, Failure> {
+    let called = Arc::new(Notify::new());
+    let (dying, first) = node(Called(Arc::clone(&called))).await?;
+    let (_endpoint, client) = between(name, first, good).await?;
+    let close = async {
+        called.notified().await;
+        let start = Instant::now();
+        drop(dying);
+        start
+    };
+    let call = async {
+        client.call(name, "x").await?;
+        Ok::<_, Failure>(Instant::now())
+    };
+    let (start, end) = tokio::join!(close, call);
+    Ok(micros(end?.saturating_duration_since(start)))
+}
+
+/// A call to a provider that was killed and is there again on its port: it knows nothing of the connection, and resets it.
+async fn reset(name: &ServiceName, good: &Provider, key: &Path) -> Result<f64, Failure> {
+    let mut dying = Process::start(key, "127.0.0.1:0")?;
+    let listen = dying.address;
+    let first = Provider::new(Identity::load(key)?.node_id(), [listen.try_into()?]);
+    let (_endpoint, client) = between(name, first, good).await?;
+    dying.kill()?;
+    dying = Process::start(key, &listen.to_string())?;
+    let start = Instant::now();
+    client.call(name, "x").await?;
+    let time = micros(start.elapsed());
+    dying.kill()?;
+    Ok(time)
 }
 
 /// A directory without a cache, asked over the network: what a lookup of one hop costs.
@@ -319,20 +436,34 @@ async fn lookup() -> Result<Value, Failure> {
 
 fn main() -> Result<(), Failure> {
     let multi_thread = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let current_thread = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut rows = multi_thread.block_on(facade("multi-thread, callers in one task", Callers::OneTask))?;
-    rows.extend(multi_thread.block_on(facade("multi-thread, a task each", Callers::Tasks))?);
-    rows.extend(current_thread.block_on(facade("current-thread, a task each", Callers::Tasks))?);
-    let facade = json!({
-        "name": "time a call, 64 B, microseconds: either side as the bare transport or as the facade",
-        "columns": ["runtime", "in flight", "transport", "client only", "server only", "both", "overhead, %"],
-        "rows": rows,
-    });
-    let [failover, lookup] = multi_thread.block_on(async { Ok::<_, Failure>([failover().await?, lookup().await?]) })?;
+    let mut args = std::env::args().skip(1);
+    let only = args.next();
+    if let (Some(CHILD), Some(key), Some(listen)) = (only.as_deref(), args.next(), args.next()) {
+        return multi_thread.block_on(provide(Path::new(&key), &listen));
+    }
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
+    let mut tables = Vec::new();
+    if wanted("calls") {
+        let current_thread = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut rows = multi_thread.block_on(facade("multi-thread, callers in one task", Callers::OneTask))?;
+        rows.extend(multi_thread.block_on(facade("multi-thread, a task each", Callers::Tasks))?);
+        rows.extend(current_thread.block_on(facade("current-thread, a task each", Callers::Tasks))?);
+        tables.push(json!({
+            "name": "time a call, 64 B, microseconds: either side as the bare transport or as the facade",
+            "columns": ["runtime", "in flight", "transport", "client only", "server only", "both", "overhead, %"],
+            "rows": rows,
+        }));
+    }
+    if wanted("failover") {
+        tables.push(multi_thread.block_on(failover())?);
+    }
+    if wanted("lookup") {
+        tables.push(multi_thread.block_on(lookup())?);
+    }
     let report = json!({
         "title": "rpc: the facade over the transport, failover, lookups",
         "seed": null,
-        "tables": [facade, failover, lookup],
+        "tables": tables,
         "plots": [],
         "trace_hash": null,
         "notes": ["caller and provider share one process; the goal for the facade is at most 10 %"],

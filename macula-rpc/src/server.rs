@@ -27,7 +27,7 @@ use crate::{
     handler::SharedHandler,
     keyed::Keyed,
     observe::{self, ServedMeters},
-    streaming::{Plain, StreamService},
+    streaming,
     trace::{Propagate, TraceContext},
 };
 
@@ -74,7 +74,7 @@ struct Served {
 /// How a service exchanges its messages.
 enum Kind {
     Unary(SharedHandler),
-    Streaming(Arc<dyn StreamService>),
+    Streaming(Arc<dyn StreamHandler>),
     #[cfg(feature = "tonic")]
     Tonic(Arc<crate::tonic::Mounted>),
 }
@@ -122,7 +122,7 @@ impl Server {
     /// # Errors
     /// When the name is served already.
     pub fn serve_streaming(&self, service: ServiceName, handler: impl StreamHandler) -> Result<(), ServeError> {
-        self.insert([(service, Kind::Streaming(Arc::new(Plain(handler))))])
+        self.insert([(service, Kind::Streaming(Arc::new(handler)))])
     }
 
     /// Serves all of these from now on, or none.
@@ -138,6 +138,16 @@ impl Server {
         match &self.served(service)?.kind {
             Kind::Tonic(mounted) => Some((Arc::clone(mounted), self.admit().ok()?)),
             Kind::Unary(_) | Kind::Streaming(_) => None,
+        }
+    }
+
+    /// The streaming service of this name and leave to call it once, when it is one and takes calls.
+    pub(crate) fn streaming(&self, service: &ServiceName) -> Option<(Arc<dyn StreamHandler>, Running)> {
+        match &self.served(service)?.kind {
+            Kind::Streaming(handler) => Some((Arc::clone(handler), self.admit().ok()?)),
+            Kind::Unary(_) => None,
+            #[cfg(feature = "tonic")]
+            Kind::Tonic(_) => None,
         }
     }
 
@@ -253,9 +263,11 @@ impl Server {
         service: &ServiceName,
         request: F,
     ) -> Option<impl Future<Output = Result<Response, Status>> + use<F>> {
-        let served = self
-            .served(service)
-            .filter(|served| matches!(served.kind, Kind::Unary(_)))?;
+        let served = self.served(service).filter(|served| match served.kind {
+            Kind::Unary(_) | Kind::Streaming(_) => true,
+            #[cfg(feature = "tonic")]
+            Kind::Tonic(_) => false,
+        })?;
         let admitted = self.admit();
         let request = request();
         Some(async move {
@@ -296,7 +308,7 @@ impl Server {
         let service = call.service().clone();
         let work = async {
             match &served.kind {
-                Kind::Streaming(handler) => handler.open(call, requests, replies).await,
+                Kind::Streaming(handler) => streaming::serve(&**handler, call, requests, replies).await,
                 #[cfg(feature = "tonic")]
                 Kind::Tonic(mounted) => mounted.open(call, requests, replies).await,
                 // It was replaced since the transport asked.
@@ -327,9 +339,6 @@ fn not_served(service: &ServiceName) -> Status {
 impl Served {
     /// Runs the handler in a span and a trace. Its panic is its own failure and nobody else's.
     async fn run(&self, request: Request, span: &Span, context: Option<TraceContext>) -> Result<Response, Status> {
-        let Kind::Unary(handler) = &self.kind else {
-            return Err(not_served(&self.name));
-        };
         let mut counted = Counted::start(&self.meters);
         let (mut request, mut answer) = (Some(request), None);
         // One poll does what a stack of wrapping futures would: each of those is as large as all that it wraps, and is moved.
@@ -337,7 +346,12 @@ impl Served {
             let _entered = span.enter();
             let mut work = || {
                 if let Some(request) = request.take() {
-                    answer = Some(handler.handle(request));
+                    answer = Some(match &self.kind {
+                        Kind::Unary(handler) => handler.handle(request),
+                        Kind::Streaming(handler) => streaming::serve_one(handler, request),
+                        #[cfg(feature = "tonic")]
+                        Kind::Tonic(_) => Box::pin(std::future::ready(Err(not_served(&self.name)))),
+                    });
                 }
                 match &mut answer {
                     Some(answer) => answer.poll_unpin(cx),
@@ -389,7 +403,11 @@ pub(crate) fn panicked(service: &ServiceName, panic: &Box<dyn std::any::Any + Se
         .copied()
         .or(panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(%service, panic = what.unwrap_or("without a message"), "a handler panicked");
-    // The caller learns that it happened; what the panic said may be nobody's business outside.
+    panic_status()
+}
+
+/// What the caller of a handler that panicked is told: what the panic said may be nobody's business outside.
+pub(crate) fn panic_status() -> Status {
     Status::internal("the handler panicked")
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use macula_transport::{Metadata, Reply};
+use macula_transport::{Metadata, Pushback, Reply};
 use macula_wire::StatusCode;
 
 /// A handler's error: a gRPC status code, a message for a person, and details for a program.
@@ -24,6 +24,7 @@ pub struct Status {
 struct Extra {
     details: Bytes,
     metadata: Metadata,
+    pushback: Option<Pushback>,
 }
 
 static NO_DETAILS: Bytes = Bytes::new();
@@ -86,8 +87,12 @@ impl Status {
         } else {
             Reply::error(self.code, self.message)
         };
-        match self.extra {
-            Some(extra) => reply.with_details(extra.details).with_metadata(extra.metadata),
+        let Some(extra) = self.extra else {
+            return reply;
+        };
+        let reply = reply.with_details(extra.details).with_metadata(extra.metadata);
+        match extra.pushback {
+            Some(asked) => reply.with_pushback(asked),
             None => reply,
         }
     }
@@ -114,6 +119,15 @@ impl Status {
         if !metadata.is_empty() || self.extra.is_some() {
             self.extra.get_or_insert_default().metadata = metadata;
         }
+        self
+    }
+
+    /// Asks callers when to try again, or not to (F9).
+    ///
+    /// The caller's own client does as it is asked; the status that it shows has no such word.
+    #[must_use]
+    pub fn with_pushback(mut self, asked: Pushback) -> Self {
+        self.extra.get_or_insert_default().pushback = Some(asked);
         self
     }
 

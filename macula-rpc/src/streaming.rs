@@ -1,20 +1,41 @@
 //! Services whose requests and replies are streams of messages, from the provider's side.
 
-use std::{future::Future, pin::pin};
+use std::{
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, future::BoxFuture};
+use futures::{
+    Stream, StreamExt as _,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
 use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Reply};
 
-use crate::{Encode, Request, Status, StatusCode};
+use crate::{Encode, Request, Response, Status, StatusCode};
+
+/// Messages of a caller in this process; an error ends the call.
+pub(crate) type MessageStream = BoxStream<'static, Result<Bytes, ()>>;
 
 /// The requests of a streaming call, as its handler reads them. The caller sends no faster than they are read.
-#[derive(Debug)]
-pub struct Requests(IncomingMessages);
+pub struct Requests(Source);
+
+enum Source {
+    Remote(IncomingMessages),
+    /// Behind a lock that is never taken: what is read has one reader, and whoever has it may share it.
+    Here(Mutex<MessageStream>),
+}
 
 impl Requests {
-    pub(crate) fn new(messages: IncomingMessages) -> Self {
-        Self(messages)
+    pub(crate) fn remote(messages: IncomingMessages) -> Self {
+        Self(Source::Remote(messages))
+    }
+
+    /// Those of a call made in this process.
+    pub(crate) fn here(messages: MessageStream) -> Self {
+        Self(Source::Here(Mutex::new(messages)))
     }
 
     /// The next message; `None` after the last one.
@@ -22,13 +43,29 @@ impl Requests {
     /// # Errors
     /// [`StatusCode::Cancelled`] when the caller does not wait any more.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Status> {
-        self.0.next().await.map_err(|gone| gone_away(&gone))
+        match &mut self.0 {
+            Source::Remote(messages) => messages.next().await.map_err(|gone| gone_away(&gone)),
+            Source::Here(messages) => {
+                let messages = messages.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let next = messages.next().await.transpose();
+                next.map_err(|()| Status::new(StatusCode::Cancelled, "the caller's requests have failed"))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Requests {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Requests").finish_non_exhaustive()
     }
 }
 
 pub(crate) fn gone_away(gone: &macula_transport::Gone) -> Status {
     Status::new(StatusCode::Cancelled, gone.to_string())
 }
+
+/// The replies of a streaming call, as its handler gives them; an error is the outcome.
+pub(crate) type Answers = BoxStream<'static, Result<Bytes, Status>>;
 
 /// A streaming service's code: an async function from the requests to a stream of replies, or to a [`Status`].
 ///
@@ -52,8 +89,11 @@ pub(crate) fn gone_away(gone: &macula_transport::Gone) -> Status {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait StreamHandler: Send + Sync + 'static {
-    /// Answers one call: sends the replies, and gives the outcome.
-    fn handle(&self, request: Request<Requests>, replies: OutgoingMessages) -> BoxFuture<'static, Result<(), Status>>;
+    /// Answers one call: with the replies as they come, or with the outcome of a call that has none.
+    fn handle(
+        &self,
+        request: Request<Requests>,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, Status>>, Status>>;
 }
 
 impl<F, Fut, S, R> StreamHandler for F
@@ -63,56 +103,61 @@ where
     S: Stream<Item = Result<R, Status>> + Send + 'static,
     R: Encode + Send,
 {
-    fn handle(
-        &self,
-        request: Request<Requests>,
-        mut replies: OutgoingMessages,
-    ) -> BoxFuture<'static, Result<(), Status>> {
+    fn handle(&self, request: Request<Requests>) -> BoxFuture<'static, Result<Answers, Status>> {
         let answer = self(request);
         Box::pin(async move {
-            let mut messages = pin!(answer.await?);
-            while let Some(message) = messages.next().await {
-                let payload = message?.encode();
-                let payload =
-                    payload.map_err(|error| Status::internal(format!("a reply could not be written: {error}")))?;
-                if let Some(limit) = replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
-                    let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
-                    return Err(Status::new(StatusCode::ResourceExhausted, words));
-                }
-                replies.send(payload).await.map_err(|gone| gone_away(&gone))?;
-            }
-            Ok(())
+            let encode = |message: Result<R, Status>| {
+                let encoded = message?.encode();
+                encoded.map_err(|error| Status::internal(format!("a reply could not be written: {error}")))
+            };
+            Ok(answer.await?.map(encode).boxed())
         })
     }
 }
 
-/// Whatever answers a stream in the transport's terms.
-pub(crate) trait StreamService: Send + Sync {
-    fn open(
-        &self,
-        call: IncomingCall,
-        requests: IncomingMessages,
-        replies: OutgoingMessages,
-    ) -> BoxFuture<'static, Reply>;
+/// Answers a peer's call.
+pub(crate) async fn serve(
+    handler: &dyn StreamHandler,
+    call: IncomingCall,
+    requests: IncomingMessages,
+    mut replies: OutgoingMessages,
+) -> Reply {
+    let request = Request::remote(call).with_payload(Requests::remote(requests));
+    let answered = async {
+        let mut messages = handler.handle(request).await?;
+        while let Some(message) = messages.next().await {
+            let payload = message?;
+            if let Some(limit) = replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
+                let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
+                return Err(Status::new(StatusCode::ResourceExhausted, words));
+            }
+            replies.send(payload).await.map_err(|gone| gone_away(&gone))?;
+        }
+        Ok(())
+    };
+    match answered.await {
+        Ok(()) => Reply::ok(Bytes::new()),
+        Err(status) => status.into_reply(),
+    }
 }
 
-/// A [`StreamHandler`] in the transport's terms.
-pub(crate) struct Plain<H>(pub(crate) H);
-
-impl<H: StreamHandler> StreamService for Plain<H> {
-    fn open(
-        &self,
-        call: IncomingCall,
-        requests: IncomingMessages,
-        replies: OutgoingMessages,
-    ) -> BoxFuture<'static, Reply> {
-        let request = Request::remote(call).with_payload(Requests::new(requests));
-        let outcome = self.0.handle(request, replies);
-        Box::pin(async move {
-            match outcome.await {
-                Ok(()) => Reply::ok(Bytes::new()),
-                Err(status) => status.into_reply(),
-            }
-        })
-    }
+/// Answers a call of this process that has one request and takes one reply.
+pub(crate) fn serve_one(
+    handler: &Arc<dyn StreamHandler>,
+    mut request: Request,
+) -> BoxFuture<'static, Result<Response, Status>> {
+    let only = std::mem::take(request.payload_mut());
+    let requests = Requests::here(stream::iter([Ok(only)]).boxed());
+    let answer = handler.handle(request.with_payload(requests));
+    Box::pin(async move {
+        let mut messages = answer.await?;
+        let reply = messages.next().await.transpose()?.unwrap_or_default();
+        match messages.next().await.transpose()? {
+            None => Ok(Response::new(reply)),
+            Some(_) => Err(Status::new(
+                StatusCode::FailedPrecondition,
+                "the service streams its reply: open the call as a stream",
+            )),
+        }
+    })
 }

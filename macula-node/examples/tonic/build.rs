@@ -2,6 +2,5 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let schemas = protox::compile(["hello_world.proto", "route_guide.proto"], ["proto"])?;
-    tonic_prost_build::configure().compile_fds(schemas)?;
-    Ok(())
+    Ok(tonic_prost_build::compile_fds(schemas)?)
 }

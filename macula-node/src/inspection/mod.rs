@@ -11,6 +11,8 @@
 //! for, and have a limit of their own, [`MAX_CALLS`](mounted::MAX_CALLS).
 
 #[cfg(feature = "tonic")]
+mod health;
+#[cfg(feature = "tonic")]
 mod mounted;
 #[cfg(not(feature = "tonic"))]
 #[path = "nothing.rs"]

@@ -1,4 +1,4 @@
-//! Health and reflection as tonic's own crates have them, told what this node serves.
+//! Health, and reflection as tonic's own crate has it, told what this node serves.
 
 use std::{
     convert::Infallible,
@@ -18,30 +18,30 @@ use tonic::{
     },
     server::NamedService,
 };
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::server::{Builder, Error};
+
+use super::health::Statuses;
 
 /// Questions about itself that a node answers at a time, watched health among them: more are refused.
 pub(super) const MAX_CALLS: usize = 1024;
-
-/// The name of the node as a whole in `grpc.health.v1`.
-const WHOLE: &str = "";
 
 /// What the node serves about itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Inspection {
     server: Server,
-    health: HealthReporter,
+    statuses: Statuses,
 }
 
 impl Inspection {
     /// Answers for what `served` has; `schemas` are the encoded descriptor sets that reflection shows.
     pub(crate) fn new(served: &Server, schemas: Vec<Bytes>) -> Result<Self, Error> {
-        let (health, health_server) = tonic_health::server::health_reporter();
+        let statuses = Statuses::new();
+        let health_server = HealthServer::new(statuses.clone());
         let server = Server::with_max_concurrent_calls(MAX_CALLS);
         let reflection = Reflection {
             served: served.clone(),
-            own: Arc::new([health_name(&health_server), Reflection::NAME]),
+            own: Arc::new([HealthServer::<Statuses>::NAME, Reflection::NAME]),
             schemas: schemas.into(),
         };
         // What is wrong with a schema is said at the start, and not to who asks.
@@ -50,7 +50,7 @@ impl Inspection {
         server
             .serve_tonic(services)
             .unwrap_or_else(|error| unreachable!("two names of gRPC's own: {error}"));
-        Ok(Self { server, health })
+        Ok(Self { server, statuses })
     }
 
     /// The server that answers calls of `service`, when it is one of those about the node.
@@ -60,32 +60,24 @@ impl Inspection {
     }
 
     /// `service` is served from now on.
-    pub(crate) async fn serving(&self, service: &ServiceName) {
-        self.health.set_service_status(service, ServingStatus::Serving).await;
+    pub(crate) fn serving(&self, service: &ServiceName) {
+        self.statuses.serving(service);
     }
 
-    /// `service` is not served any more: unknown, and whoever watches it is told so by the end of the stream.
-    pub(crate) async fn withdrawn(&self, service: &ServiceName) {
-        self.health.clone().clear_service_status(service.as_str()).await;
+    /// `service` is not served any more: unknown, which whoever watches it is told.
+    pub(crate) fn withdrawn(&self, service: &ServiceName) {
+        self.statuses.withdrawn(service);
     }
 
     /// The node finishes what runs and takes nothing new (N4).
-    pub(crate) async fn draining(&self, services: &[ServiceName]) {
-        for name in services.iter().map(ServiceName::as_str).chain([WHOLE]) {
-            self.health.set_service_status(name, ServingStatus::NotServing).await;
-        }
+    pub(crate) fn draining(&self, services: &[ServiceName]) {
+        self.statuses.draining(services);
     }
 
     /// The node is about to close its connections: ends what watches it.
-    pub(crate) async fn ended(&self, services: &[ServiceName]) {
-        for name in services.iter().map(ServiceName::as_str).chain([WHOLE]) {
-            self.health.clone().clear_service_status(name).await;
-        }
+    pub(crate) fn ended(&self) {
+        self.statuses.ended();
     }
-}
-
-fn health_name<S: NamedService>(_: &S) -> &'static str {
-    S::NAME
 }
 
 /// Server reflection of what is served now: tonic's has a list of names for ever, so each stream of questions gets its own.

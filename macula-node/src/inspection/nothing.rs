@@ -12,11 +12,11 @@ impl Inspection {
         None
     }
 
-    pub(crate) async fn serving(&self, _: &ServiceName) {}
+    pub(crate) fn serving(&self, _: &ServiceName) {}
 
-    pub(crate) async fn withdrawn(&self, _: &ServiceName) {}
+    pub(crate) fn withdrawn(&self, _: &ServiceName) {}
 
-    pub(crate) async fn draining(&self, _: &[ServiceName]) {}
+    pub(crate) fn draining(&self, _: &[ServiceName]) {}
 
-    pub(crate) async fn ended(&self, _: &[ServiceName]) {}
+    pub(crate) fn ended(&self) {}
 }

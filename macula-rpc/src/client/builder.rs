@@ -289,7 +289,7 @@ impl CallBuilder {
     /// once the first one is there. Without a timeout it may last a day.
     ///
     /// Another provider is tried until the first message of the reply, as long as what was sent is at most
-    /// [`MAX_REPLAY_BYTES`](crate::MAX_REPLAY_BYTES). A service of this process is called over the network too.
+    /// [`MAX_REPLAY_BYTES`](crate::MAX_REPLAY_BYTES).
     ///
     /// ```no_run
     /// # async fn example(client: macula_rpc::Client) -> Result<(), macula_rpc::CallError> {

@@ -7,7 +7,6 @@
 //! Nothing is spawned: the requests flow while somebody waits for replies, and stop with them.
 
 use std::{
-    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -16,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use macula_select::StopReason;
 use macula_transport::{CallReply, CallRequest, Connection, Metadata, Unknown};
 use macula_wire::{ServiceName, StatusCode};
@@ -27,17 +26,15 @@ use super::{
     Client, Watched,
     builder::Options,
     engine::{self, Exchange, Outcome},
+    here,
 };
-use crate::{CallError, Cause, Provider, Status, error::Attempt};
+use crate::{CallError, Cause, Provider, Status, error::Attempt, streaming::MessageStream};
 
 /// Bytes of a streaming call's requests that are kept for another provider, in case the first one fails before it has answered.
 pub const MAX_REPLAY_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a streaming call may last, unless told otherwise.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Messages of one direction; an error ends the call.
-pub(crate) type MessageStream = Pin<Box<dyn Stream<Item = Result<Bytes, ()>> + Send>>;
 
 /// The requests of a call, which may be sent more than once.
 struct Source {
@@ -163,9 +160,34 @@ impl Client {
         &self,
         service: &ServiceName,
         options: &mut Options,
-        mut requests: MessageStream,
+        requests: MessageStream,
     ) -> Result<Replies, CallError> {
         let allowed = *options.timeout.get_or_insert(STREAM_TIMEOUT);
+        if self.shared.local.is_some() {
+            // Boxed, so that calls of others are not as large.
+            let opened = match self.open_here(service, options, allowed, requests).boxed().await {
+                Ok(opened) => opened?,
+                Err(rest) => return self.open_there(service, options, allowed, rest).await,
+            };
+            return Ok(Replies {
+                service: service.clone(),
+                allowed,
+                start: engine::now(),
+                provider: None,
+                opened: From::Here(opened),
+            });
+        }
+        self.open_there(service, options, allowed, requests).await
+    }
+
+    /// Opens a streaming call at one of the providers.
+    async fn open_there(
+        &self,
+        service: &ServiceName,
+        options: &mut Options,
+        allowed: Duration,
+        mut requests: MessageStream,
+    ) -> Result<Replies, CallError> {
         options.attempt_timeout.get_or_insert(allowed);
         let watched = Watched::start(self, service, options);
         let work = async {
@@ -219,7 +241,7 @@ impl Client {
             allowed,
             start,
             provider: done.provider,
-            opened: done.answer,
+            opened: From::Provider(done.answer),
         })
     }
 }
@@ -238,7 +260,13 @@ pub struct Replies {
     allowed: Duration,
     start: Instant,
     provider: Option<Arc<Provider>>,
-    opened: Opened,
+    opened: From,
+}
+
+/// Where replies come from.
+enum From {
+    Provider(Opened),
+    Here(here::Replies),
 }
 
 impl Replies {
@@ -247,7 +275,10 @@ impl Replies {
     /// # Errors
     /// When the call failed, after the messages that came before it did.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
-        let Opened { first, replies, pump } = &mut self.opened;
+        let Opened { first, replies, pump } = match &mut self.opened {
+            From::Provider(opened) => opened,
+            From::Here(replies) => return replies.next().await,
+        };
         if let Some(first) = first.take() {
             return Ok(Some(first));
         }
@@ -266,8 +297,11 @@ impl Replies {
             Ok(None) => *pump = None,
             Err(error) => return Err(self.lost(error)),
         }
-        match self.opened.replies.reply() {
-            Some(reply) if reply.status != StatusCode::Ok => Err(self.answered(reply)),
+        match replies.reply() {
+            Some(reply) if reply.status != StatusCode::Ok => {
+                let reply = reply.clone();
+                Err(self.answered(&reply))
+            }
             _ => Ok(None),
         }
     }
@@ -275,11 +309,14 @@ impl Replies {
     /// What travels beside the outcome; empty before [`Replies::next`] has given `None`.
     #[must_use]
     pub fn metadata(&self) -> Metadata {
-        let reply = self.opened.replies.reply();
+        let reply = match &self.opened {
+            From::Provider(opened) => opened.replies.reply(),
+            From::Here(_) => None,
+        };
         reply.map(|reply| reply.metadata.clone()).unwrap_or_default()
     }
 
-    /// Who answers.
+    /// Who answers; `None` for a handler of this process.
     #[must_use]
     pub fn provider(&self) -> Option<&Provider> {
         self.provider.as_deref()

@@ -382,7 +382,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let mut state = self.balanced.lock();
         state.reconcile(providers, now);
         let output = self.call.poll(now, &mut state.balancer);
-        self.note(&mut state, &output);
+        self.note(now, &mut state, &output);
         output
     }
 
@@ -390,14 +390,14 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let now = now();
         let mut state = self.balanced.lock();
         let output = self.call.poll(now, &mut state.balancer);
-        self.note(&mut state, &output);
+        self.note(now, &mut state, &output);
         output
     }
 
     /// Logs whom the core dispatches to: under the lock of its choice, because the list may change with the next.
-    fn note(&mut self, state: &mut State, output: &Output<Member>) {
+    fn note(&mut self, now: Instant, state: &mut State, output: &Output<Member>) {
         if let Output::Dispatch { to, hedge, .. } = output {
-            let Some((provider, open)) = state.provider(*to, &self.job.client.shared.pool) else {
+            let Some((provider, open)) = state.provider(now, *to, &self.job.client.shared.pool) else {
                 unreachable!("the balancer chooses among the list's members");
             };
             let span = observe::attempt_span(&provider, self.log.len() + 1, *hedge);
@@ -512,7 +512,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
             });
         }
         let output = self.call.poll(now, &mut state.balancer);
-        self.note(&mut state, &output);
+        self.note(now, &mut state, &output);
         Ok(output)
     }
 

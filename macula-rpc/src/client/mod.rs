@@ -8,6 +8,7 @@ mod duplex;
 mod engine;
 mod flights;
 mod forward;
+mod here;
 mod services;
 mod verdict;
 
@@ -33,9 +34,9 @@ use crate::{
 };
 pub(crate) use builder::Options;
 pub use builder::{CallBuilder, ClientBuilder};
-#[cfg(feature = "tonic")]
-pub(crate) use duplex::MessageStream;
 pub use duplex::{MAX_REPLAY_BYTES, Replies};
+#[cfg(feature = "tonic")]
+pub(crate) use here::{Here, Stopped};
 pub use services::MAX_SERVICES;
 use services::Services;
 

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
@@ -17,6 +17,11 @@ use crate::{Provider, keyed::Keyed, observe::Meters};
 /// Services whose health and rotation are remembered at a time; a client that calls more of them forgets one that has no
 /// call running.
 pub const MAX_SERVICES: usize = 4096;
+
+/// How often a provider's report of its load is looked at while it is called; it makes one a second at most.
+const LOAD_EVERY: Duration = Duration::from_millis(250);
+/// A report that is older than this says nothing any more.
+const LOAD_AGE: Duration = Duration::from_secs(10);
 
 /// The services a client has called.
 pub(super) struct Services {
@@ -124,6 +129,10 @@ impl Member {
 struct Peer {
     provider: Arc<Provider>,
     found: FoundConnection,
+    /// When its load is looked at next.
+    look_at: Option<Instant>,
+    /// When it made the last report that was taken in.
+    reported: Option<Instant>,
 }
 
 impl Balanced {
@@ -195,15 +204,40 @@ impl State {
             self.peers[place as usize] = Some(Peer {
                 provider: Arc::new(provider.clone()),
                 found: FoundConnection::default(),
+                look_at: None,
+                reported: None,
             });
         }
     }
 
-    /// The provider that this member is, and the connection to it if one is open; `None` once it has left the list.
-    pub(super) fn provider(&mut self, member: Member, pool: &Pool) -> Option<(Arc<Provider>, Option<Connection>)> {
+    /// The provider that this member is, and the connection to it if one is open; `None` once it has left the list. What it says
+    /// of its load on that connection is taken in for the next choice.
+    pub(super) fn provider(
+        &mut self,
+        now: Instant,
+        member: Member,
+        pool: &Pool,
+    ) -> Option<(Arc<Provider>, Option<Connection>)> {
         let peer = self.peers.get_mut(member.place as usize)?.as_mut()?;
         let open = pool.open_again(&peer.provider.node_id, &mut peer.found);
+        if peer.look_at.is_none_or(|at| now >= at) {
+            peer.look_at = Some(now + LOAD_EVERY);
+            let load = open.as_ref().and_then(|connection| peer.news(now, connection));
+            if let Some(load) = load {
+                self.balancer.report_load(now, &member, load);
+            }
+        }
         Some((Arc::clone(&peer.provider), open))
+    }
+}
+
+impl Peer {
+    /// How busy the provider says it is, 0 to 1, when it has said so since this was asked last.
+    fn news(&mut self, now: Instant, connection: &Connection) -> Option<f64> {
+        let (load, at) = connection.load()?;
+        let fresh = self.reported != Some(at) && now.saturating_duration_since(at) < LOAD_AGE;
+        self.reported = Some(at);
+        fresh.then(|| load.share())
     }
 }
 

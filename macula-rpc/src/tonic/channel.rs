@@ -23,7 +23,8 @@ use macula_wire::ServiceName;
 use super::{convert, here};
 use crate::{
     Client, Provider,
-    client::{MessageStream, Options, Replies},
+    client::{Options, Replies},
+    streaming::MessageStream,
 };
 
 /// A channel for clients that tonic has generated, in place of `tonic::transport::Channel`: calls go to the mesh's providers

@@ -18,7 +18,7 @@ use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Reply};
 use macula_wire::{ServiceName, StatusCode};
 
 use super::convert;
-use crate::{ServeError, Server, streaming::StreamService};
+use crate::{ServeError, Server};
 
 /// The most of gRPC's bytes that are sent as one message: far below what a message may have, so that large ones flow.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -159,8 +159,9 @@ impl Server {
     }
 }
 
-impl StreamService for Mounted {
-    fn open(
+impl Mounted {
+    /// Answers a peer's call.
+    pub(crate) fn open(
         &self,
         call: IncomingCall,
         requests: IncomingMessages,

@@ -2,6 +2,7 @@
 //! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), with a provider being killed between cases.
 
 mod failing;
+mod killed;
 mod mounting;
 mod trailers;
 
@@ -425,37 +426,4 @@ async fn compressed_unary(stub: &mut ConformanceClient<Channel>) {
     let reply = stub.unary_call(request(271_828, 314_159)).await.unwrap();
     assert_eq!(reply.metadata().get("grpc-encoding").unwrap(), "gzip");
     assert_eq!(reply.into_inner().body.len(), 314_159);
-}
-
-#[tokio::test]
-async fn every_case_passes_with_a_provider_killed_between_cases() {
-    let mut mesh = Mesh::start(3).await;
-    // Nobody refuses a call of a killed provider, nor a dial: it takes as long as an attempt may.
-    let channel = mesh.channel().with_attempt_timeout(Duration::from_millis(500));
-    let mut stub = ConformanceClient::new(channel);
-    let mut cases = 0;
-    macro_rules! cases {
-        ($($case:ident),* $(,)?) => {$(
-            $case(&mut stub).await;
-            cases += 1;
-            // With `first` it is the one in use that dies; the last one stays.
-            if cases % 4 == 0 && mesh.nodes.len() > 1 {
-                mesh.nodes.remove(0).kill().await;
-            }
-        )*};
-    }
-    cases!(
-        empty_unary,
-        large_unary,
-        client_streaming,
-        server_streaming,
-        ping_pong,
-        empty_stream,
-        custom_metadata,
-        status_code_and_message,
-        special_status_message,
-        unimplemented_method,
-        compressed_unary,
-    );
-    assert_eq!((cases, mesh.nodes.len()), (11, 1));
 }

@@ -9,8 +9,11 @@ mod dns;
 #[cfg(feature = "testing")]
 mod flow;
 mod limits;
+#[cfg(feature = "testing")]
+mod load;
 mod mesh;
 mod observed;
+mod options;
 mod predecessor;
 mod streaming;
 #[cfg(feature = "testing")]

@@ -5,7 +5,11 @@ use std::{
     sync::{Arc, LazyLock, Mutex},
 };
 
-use macula_rpc::{Client, Propagate, Request, Server, Status, StatusCode, Strategy, TRACEPARENT, TraceContext, W3c};
+use futures::stream;
+use macula_rpc::{
+    Client, Propagate, Provider, Request, Requests, Resolve, ResolveError, ResolveOptions, Resolved, Routers, Server,
+    ServiceName, Source, Status, StatusCode, Strategy, TRACEPARENT, TraceContext, W3c,
+};
 use tracing::{
     Dispatch, Id, Metadata, Subscriber,
     field::{Field, Visit},
@@ -141,15 +145,67 @@ fn the_step_of_the_directorys_order_is_in_the_span() {
     recorded(|spans| async move {
         let here = Server::new();
         here.serve(name(), async |_: Request| Ok::<_, Status>("here")).unwrap();
+        let words = async |_: Request<Requests>| Ok::<_, Status>(stream::iter([Ok::<_, Status>("here")]));
+        here.serve_streaming("api.words".parse().unwrap(), words).unwrap();
         let (_endpoint, builder) = caller(macula_rpc::StaticResolver::new()).await;
         let client = builder.local_first(here).build();
         client.call(name(), "").await.unwrap();
+        let mut replies = client.request("api.words").stream(stream::empty()).await.unwrap();
+        while replies.next().await.unwrap().is_some() {}
         client.call("no.such", "").await.unwrap_err();
         let steps = |span: &(u64, Recorded)| span.1.fields.get("macula.directory").cloned();
         let calls = spans.named("rpc.call");
-        assert_eq!(calls.iter().filter_map(steps).collect::<Vec<_>>(), ["local", "static"]);
-        assert_eq!(calls[1].1.fields["error.type"], "service_not_found");
-        assert_eq!(calls[1].1.fields["otel.status_code"], "ERROR");
+        assert_eq!(
+            calls.iter().filter_map(steps).collect::<Vec<_>>(),
+            ["local", "local", "static"]
+        );
+        assert_eq!(calls[2].1.fields["error.type"], "service_not_found");
+        assert_eq!(calls[2].1.fields["otel.status_code"], "ERROR");
+    });
+}
+
+/// A directory of one provider that has found it in each of these ways in turn; `None` is no answer.
+struct Found(Mutex<Vec<Option<Source>>>, Provider);
+
+impl Resolve for Found {
+    fn resolve<'a>(
+        &'a self,
+        _: &'a ServiceName,
+        _: ResolveOptions,
+    ) -> futures::future::BoxFuture<'a, Result<Resolved, ResolveError>> {
+        let source = self.0.lock().unwrap().pop().flatten();
+        let providers = [self.1.clone()].into();
+        let found = source.map(|source| Resolved { providers, source });
+        Box::pin(std::future::ready(found.ok_or(ResolveError::Unreachable)))
+    }
+}
+
+/// The routers of a node: this one.
+struct Via(Provider);
+
+impl Routers for Via {
+    fn routers(&self) -> Vec<Provider> {
+        vec![self.0.clone()]
+    }
+}
+
+#[test]
+fn every_way_to_a_provider_is_in_the_span() {
+    recorded(|spans| async move {
+        let peer = Peer::echo().await;
+        let ways = [Some(Source::Cache), Some(Source::Dht), Some(Source::Dns), None];
+        let found = Found(Mutex::new(ways.into_iter().rev().collect()), peer.provider());
+        let (_endpoint, builder) = caller(found).await;
+        let client = builder.routers(Via(peer.provider())).build();
+        for _ in ways {
+            client.call(name(), "").await.unwrap();
+        }
+        let calls = spans.named("rpc.call");
+        let steps: Vec<_> = calls
+            .iter()
+            .map(|(_, span)| span.fields["macula.directory"].as_str())
+            .collect();
+        assert_eq!(steps, ["cache", "dht", "dns", "router"]);
     });
 }
 
@@ -245,10 +301,32 @@ async fn an_exporter_gives_its_own_ids_and_hears_of_incoming_ones() {
 mod metrics {
     use std::collections::BTreeMap;
 
-    use macula_rpc::{StatusCode, Strategy};
+    use macula_rpc::{BudgetConfig, StatusCode, Strategy};
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
     use crate::mesh::{Peer, caller, directory, name};
+
+    /// F9: what a retry budget has held back is counted.
+    #[tokio::test]
+    async fn f9_calls_that_the_budget_does_not_let_repeat_are_counted() {
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let peers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
+        let (_endpoint, builder) = caller(directory(&peers)).await;
+        let nothing = BudgetConfig {
+            ratio: 0.0,
+            per_second: 0.0,
+            ..BudgetConfig::default()
+        };
+        let client = builder.strategy(Strategy::First).retry_budget(nothing).build();
+        client.call(name(), "x").await.unwrap_err();
+        let held_back = snapshots.snapshot().into_vec().into_iter().find(|(key, ..)| {
+            let reason = key.key().labels().any(|label| label.value() == "budget_exhausted");
+            key.key().name() == "macula.rpc.not_retried" && reason
+        });
+        assert!(matches!(held_back, Some((.., DebugValue::Counter(1)))), "{held_back:?}");
+    }
 
     #[tokio::test]
     async fn calls_attempts_fates_failovers_lookups_and_the_pool_are_counted() {

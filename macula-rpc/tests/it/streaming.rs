@@ -4,7 +4,11 @@ use std::{future::pending, time::Duration};
 
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
-use macula_rpc::{CallError, Cause, MAX_REPLAY_BYTES, Request, Requests, Server, Status, StatusCode, Strategy};
+use macula_rpc::{
+    AnswerSource, CallError, Cause, Client, MAX_REPLAY_BYTES, Request, Requests, Server, StaticResolver, Status,
+    StatusCode, Strategy,
+};
+use macula_transport::Endpoint;
 
 use crate::mesh::{Peer, caller, directory, name};
 
@@ -183,4 +187,87 @@ async fn one_request_and_one_reply_is_a_stream_too() {
     let peer = streaming(echo).await;
     let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
     assert_eq!(builder.build().call(name(), "x").await.unwrap(), "x");
+}
+
+/// A client in the process of a service that streams, which no directory knows.
+async fn at_home(handler: impl macula_rpc::StreamHandler) -> (Server, Client, Endpoint) {
+    let server = Server::new();
+    server.serve_streaming(name(), handler).unwrap();
+    let (endpoint, builder) = caller(StaticResolver::new()).await;
+    (server.clone(), builder.local_first(server).build(), endpoint)
+}
+
+#[tokio::test]
+async fn a_stream_of_this_process_needs_no_network() {
+    let (_server, client, endpoint) = at_home(echo).await;
+    let (mut requests, receiver) = mpsc::channel(1);
+    requests.try_send(Bytes::from("one")).unwrap();
+    let mut replies = client.request(name()).stream(receiver).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "one");
+    requests.send("two".into()).await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "two");
+    drop(requests);
+    assert_eq!(replies.next().await.unwrap(), None);
+    assert!(replies.provider().is_none());
+    // One request and one reply is a stream here too.
+    let answer = client.request(name()).send("x").await.unwrap();
+    assert_eq!(
+        (answer.payload().as_ref(), answer.source()),
+        (&b"x"[..], AnswerSource::Local)
+    );
+    assert_eq!(endpoint.pool().stats().opened, 0);
+
+    let elsewhere = client.request(name()).remote_only().stream(stream::empty()).await;
+    assert!(matches!(elsewhere, Err(CallError::ServiceNotFound { .. })));
+}
+
+#[tokio::test]
+async fn errors_of_a_stream_of_this_process_are_its_outcome() {
+    async fn as_told(mut request: Request<Requests>) -> Result<Answers, Status> {
+        match request.payload_mut().next().await?.unwrap_or_default().as_ref() {
+            b"refuse" => refuse(request).await,
+            b"panic" => panic!("on purpose"),
+            _ => {
+                let out = Status::new(StatusCode::OutOfRange, "that was all");
+                Ok(stream::iter([Ok(Bytes::from("one")), Err(out)]).boxed())
+            }
+        }
+    }
+
+    let (server, client, _endpoint) = at_home(as_told).await;
+    let told = async |what: &'static str| client.request(name()).stream(stream::iter([what.into()])).await;
+    let code = |error: CallError| match error {
+        CallError::Answered { status, .. } => status.code(),
+        other => panic!("{other}"),
+    };
+    assert_eq!(code(told("refuse").await.unwrap_err()), StatusCode::Unavailable);
+    assert_eq!(code(told("panic").await.unwrap_err()), StatusCode::Internal);
+    let mut replies = told("one").await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "one");
+    assert_eq!(code(replies.next().await.unwrap_err()), StatusCode::OutOfRange);
+    assert_eq!(replies.next().await.unwrap(), None);
+    let error = client.call(name(), "one").await.unwrap_err();
+    assert_eq!(code(error), StatusCode::OutOfRange);
+    assert_eq!(server.running(), 0);
+}
+
+/// F7, N4: as a stream from elsewhere, it ends at its deadline, and a drain waits for it.
+#[tokio::test]
+async fn f7_n4_a_stream_of_this_process_has_a_deadline_and_holds_up_a_drain() {
+    let (server, client, _endpoint) = at_home(echo).await;
+    let request = || stream::iter([Bytes::from("one")]).chain(stream::pending());
+    let call = client.request(name()).timeout(Duration::from_millis(100));
+    let mut late = call.stream(request()).await.unwrap();
+    let replies = client.request(name()).stream(request()).await.unwrap();
+    assert_eq!(server.running(), 2);
+    assert_eq!(late.next().await.unwrap().unwrap(), "one");
+    let error = late.next().await.unwrap_err();
+    assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
+
+    let mut drained = std::pin::pin!(server.drain());
+    assert!(futures::poll!(&mut drained).is_pending());
+    let refused = client.request(name()).stream(stream::empty()).await;
+    assert!(matches!(refused, Err(CallError::ServiceNotFound { .. })));
+    drop(replies);
+    drained.await;
 }

@@ -10,13 +10,13 @@ async fn a_method_and_a_service_that_nobody_has_are_unimplemented() {
     let mesh = Mesh::start(1).await;
     let mut nowhere = NowhereClient::new(mesh.channel());
     assert_eq!(nowhere.call(Empty {}).await.unwrap_err().code(), Code::Unimplemented);
-    let error = call_no_such_method(&mesh, "/macula.conformance.v1.Conformance/NoSuch").await;
+    let error = call_no_such_method(mesh.channel(), "/macula.conformance.v1.Conformance/NoSuch").await;
     assert_eq!(error.code(), Code::Unimplemented);
 }
 
 /// The status of a call whose path no schema has.
-pub(super) async fn call_no_such_method(mesh: &Mesh, path: &'static str) -> Status {
-    let mut raw = tonic::client::Grpc::new(mesh.channel());
+pub(super) async fn call_no_such_method(channel: Channel, path: &'static str) -> Status {
+    let mut raw = tonic::client::Grpc::new(channel);
     let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
     raw.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<Empty, Empty>::default();

@@ -30,7 +30,7 @@ async fn routes_serve_under_the_names_they_are_given() {
     let reply = mesh.stub().unary_call(request(10, 20)).await.unwrap().into_inner();
     assert_eq!((reply.body.len(), reply.provider.as_str()), (20, "routed"));
     server_streaming(&mut mesh.stub()).await;
-    let error = call_no_such_method(&mesh, "/macula.conformance.v1.Conformance/NoSuch").await;
+    let error = call_no_such_method(mesh.channel(), "/macula.conformance.v1.Conformance/NoSuch").await;
     assert_eq!(error.code(), Code::Unimplemented);
 }
 
@@ -135,6 +135,22 @@ async fn interceptors_and_message_limits_work_as_over_http() {
     );
     let too_large = mesh.stub().unary_call(request(LARGEST, 0)).await.unwrap_err();
     assert_eq!(too_large.code(), Code::OutOfRange);
+}
+
+#[tokio::test]
+async fn layers_of_the_client_go_around_the_channel() {
+    let mesh = Mesh::start(1).await;
+    let add = |mut request: http::Request<Body>| {
+        let layered = http::HeaderValue::from_static("layered");
+        request.headers_mut().insert("x-echo-initial", layered);
+        request
+    };
+    let channel = tower::ServiceBuilder::new()
+        .concurrency_limit(4)
+        .map_request(add)
+        .service(mesh.channel());
+    let reply = ConformanceClient::new(channel).empty_call(Empty {}).await.unwrap();
+    assert_eq!(reply.metadata().get("x-echo-initial").unwrap(), "layered");
 }
 
 /// Above the mesh's own limit for a message: gRPC's bytes go in pieces.

@@ -1,0 +1,130 @@
+//! What a call shows of itself is free while nobody looks: without a subscriber no span is made, without a recorder no number is
+//! kept, and neither allocates. With the feature `metrics` or without it, a call allocates as often.
+//!
+//! A process of its own without a test harness: the counter counts the allocations of all threads. Caller and provider share it,
+//! and one thread.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "it reports what it measured, as a test runner would, and a failed unwrap fails the test"
+)]
+
+use std::alloc::System;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use macula_rpc::{Client, Provider, Request, Server, ServiceName, StaticResolver, Status};
+use macula_transport::{CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, Reply};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+/// Calls of a batch, and batches. What QUIC does now and then is in some of them; the one with the least has the calls alone.
+const CALLS: usize = 100;
+const BATCHES: usize = 40;
+
+/// How often the calls of a batch allocate.
+async fn allocations(call: impl AsyncFn()) -> usize {
+    let mut least = usize::MAX;
+    for _ in 0..BATCHES {
+        let region = Region::new(ALLOCATOR);
+        for _ in 0..CALLS {
+            call().await;
+        }
+        let change = region.change();
+        least = least.min(change.allocations + change.reallocations);
+    }
+    least
+}
+
+/// Allocations of a call over those of the bare transport. At the server: the handler's future.
+const SERVER: usize = 1;
+/// At the client: the look into its own process, the lookup, the attempt.
+const CLIENT: usize = 3;
+/// Of a call that needs no network: the look into its own process, and the handler's future.
+const HERE: usize = 2;
+
+/// How often a call allocates, in all calls of a batch.
+struct Measured {
+    /// Of the bare transport, at both sides.
+    bare: usize,
+    /// The same to a [`Server`].
+    served: usize,
+    /// The same from a [`Client`].
+    called: usize,
+    /// Of a [`Client`], of a service of its own process.
+    here: usize,
+}
+
+/// The bare transport's echo.
+struct Bare;
+
+impl Handler for Bare {
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
+        Box::pin(std::future::ready(Reply::ok(call.into_body())))
+    }
+}
+
+async fn node(handler: impl Handler) -> (Endpoint, Provider) {
+    let config = Config::new(Identity::generate().unwrap()).with_listen("127.0.0.1:0".parse().unwrap());
+    let endpoint = Endpoint::bind(config, handler).await.unwrap();
+    let provider = Provider::new(endpoint.node_id(), [endpoint.local_addr().try_into().unwrap()]);
+    (endpoint, provider)
+}
+
+async fn measure() -> Measured {
+    let (name, local): (ServiceName, ServiceName) = ("api.echo".parse().unwrap(), "api.here".parse().unwrap());
+    let (server, here) = (Server::new(), Server::new());
+    let echo = async |request: Request| Ok::<_, Status>(request.into_payload());
+    server.serve(name.clone(), echo).unwrap();
+    here.serve(local.clone(), echo).unwrap();
+    let (_bare, bare) = node(Bare).await;
+    let (_served, served) = node(server).await;
+    let (endpoint, _) = node(NoService).await;
+    let directory = StaticResolver::new().with_service(name.clone(), [served.clone()]);
+    let client = Client::builder(&endpoint, directory).local_first(here).build();
+    let connection = async |to: &Provider| endpoint.pool().get(&to.node_id, &to.endpoints).await.unwrap();
+    let (bare, served) = (connection(&bare).await, connection(&served).await);
+
+    let body = Bytes::from_static(&[7; 64]);
+    let request = || CallRequest::new(&name, body.clone());
+    Measured {
+        bare: allocations(async || drop(bare.call(request()).await.unwrap())).await,
+        served: allocations(async || drop(served.call(request()).await.unwrap())).await,
+        called: allocations(async || drop(client.call(&name, body.clone()).await.unwrap())).await,
+        here: allocations(async || drop(client.call(&local, body.clone()).await.unwrap())).await,
+    }
+}
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let silent = runtime.block_on(measure());
+    // Whole ones: what QUIC does now and then is less than one a call.
+    let a_call = |more: usize, less: usize| more.saturating_sub(less) / CALLS;
+    let (server, client, here) = (
+        a_call(silent.served, silent.bare),
+        a_call(silent.called, silent.served),
+        a_call(silent.here, 0),
+    );
+    assert!(server <= SERVER, "{server} at the server");
+    assert!(client <= CLIENT, "{client} at the client");
+    assert!(here <= HERE, "{here} in this process");
+    println!(
+        "test free_when_nobody_looks ... ok: {server} at the server, {client} at the client, {here} in this process"
+    );
+
+    // The counter would see them: whoever formats spans pays.
+    let subscriber = tracing_subscriber::fmt().with_writer(std::io::sink).finish();
+    let watched = tracing::subscriber::with_default(subscriber, || runtime.block_on(measure()));
+    assert!(watched.served > silent.served && watched.called > silent.called && watched.here > silent.here);
+    println!(
+        "test a_subscriber_is_what_costs ... ok: {} at the server, {} at the client, {} in this process",
+        a_call(watched.served, watched.bare),
+        a_call(watched.called, watched.served),
+        a_call(watched.here, 0),
+    );
+}

@@ -1,0 +1,218 @@
+//! What a call or a client can be told beside what to call: hedges, pauses, budgets, affinity, zones.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use macula_rpc::{
+    BudgetConfig, CallError, Client, NodeId, Pushback, Request, StaticResolver, Status, StatusCode, StopReason,
+    Strategy,
+};
+
+use crate::mesh::{Peer, caller, directory, name, serving};
+
+async fn echoes(count: usize) -> Vec<Peer> {
+    let mut peers = Vec::new();
+    for _ in 0..count {
+        peers.push(Peer::echo().await);
+    }
+    peers
+}
+
+async fn by_affinity(client: &Client, key: u64) -> NodeId {
+    let call = client.request(name()).strategy(Strategy::Affinity).affinity(key);
+    call.send("x").await.unwrap().provider().unwrap().node_id
+}
+
+/// S4: calls of one key stay with one provider, and when it is gone only its keys move.
+#[tokio::test]
+async fn s4_a_key_stays_with_its_provider_and_only_the_keys_of_a_lost_one_move() {
+    let peers = echoes(4).await;
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.build();
+    let mut before = Vec::new();
+    for key in 0..40 {
+        before.push(by_affinity(&client, key).await);
+        assert_eq!(by_affinity(&client, key).await, before[key as usize]);
+    }
+    assert_eq!(before.iter().collect::<BTreeSet<_>>().len(), 4);
+
+    let lost = peers[0].id();
+    let (_endpoint, builder) = caller(directory(&peers[1..])).await;
+    let client = builder.build();
+    for (key, before) in before.into_iter().enumerate() {
+        let now = by_affinity(&client, key as u64).await;
+        assert!(now == before || before == lost, "key {key} has moved");
+    }
+}
+
+/// S4: the providers of the client's zone are called while they are well.
+#[tokio::test]
+async fn s4_the_clients_own_zone_is_preferred() {
+    let peers = echoes(4).await;
+    let zoned = peers.iter().zip(["east", "west", "east", "west"]);
+    let providers = zoned.map(|(peer, zone)| peer.provider().with_zone(Some(zone.to_owned())));
+    let (_endpoint, builder) = caller(StaticResolver::new().with_service(name(), providers)).await;
+    let client = builder.zone("west").build();
+    for _ in 0..40 {
+        client.call(name(), "x").await.unwrap();
+    }
+    let calls: Vec<_> = peers.iter().map(Peer::calls).collect();
+    assert_eq!((calls[0], calls[1] + calls[2] + calls[3]), (0, 40));
+    assert_eq!(calls[2], 0);
+}
+
+/// F9: a retry that the budget does not allow is not made, and the error says why.
+#[tokio::test]
+async fn f9_without_a_budget_nothing_is_retried() {
+    let peers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let nothing = BudgetConfig {
+        ratio: 0.0,
+        per_second: 0.0,
+        ..BudgetConfig::default()
+    };
+    let client = builder.strategy(Strategy::First).retry_budget(nothing).build();
+    let error = client.call(name(), "x").await.unwrap_err();
+    let exhausted = StopReason::BudgetExhausted;
+    assert!(
+        matches!(&error, CallError::NotRetried { reason, .. } if *reason == exhausted),
+        "{error}"
+    );
+    assert_eq!(peers[1].calls(), 0);
+}
+
+/// F9: a provider says when to come again, and is left in peace so long; or that nobody should try again, and nobody does.
+#[tokio::test]
+async fn f9_a_providers_pushback_is_honoured() {
+    let asking = |asked: Pushback| {
+        let status = Status::unavailable("later").with_pushback(asked);
+        Peer::with(move |_| Err(status.clone()))
+    };
+    let peers = [
+        asking(Pushback::After(Duration::from_secs(20))).await,
+        Peer::echo().await,
+    ];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    for _ in 0..5 {
+        client.call(name(), "x").await.unwrap();
+    }
+    assert_eq!((peers[0].calls(), peers[1].calls()), (1, 5));
+
+    let peers = [asking(Pushback::Never).await, Peer::echo().await];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let error = builder
+        .strategy(Strategy::First)
+        .build()
+        .call(name(), "x")
+        .await
+        .unwrap_err();
+    let asked = StopReason::Pushback;
+    assert!(
+        matches!(&error, CallError::NotRetried { reason, .. } if *reason == asked),
+        "{error}"
+    );
+    assert_eq!(peers[1].calls(), 0);
+}
+
+/// F7: a handler sees who calls, proved by the connection, and until when.
+#[tokio::test]
+async fn f7_a_handler_sees_its_caller_and_the_deadline() {
+    let peer = serving(async |request: Request| {
+        let left = request.deadline().saturating_duration_since(std::time::Instant::now());
+        let caller = request.peer().map(|peer| peer.node_id.to_string());
+        Ok::<_, Status>(format!("{} {}", left.as_secs(), caller.unwrap_or_default()))
+    })
+    .await;
+    let (endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let call = builder.build().request(name()).timeout(Duration::from_secs(3000));
+    let answer = call.attempt_timeout(Duration::from_secs(3000)).send("").await.unwrap();
+    let said = String::from_utf8(answer.payload().to_vec()).unwrap();
+    let (left, id) = said.split_once(' ').unwrap();
+    assert!((2_900..=3_000).contains(&left.parse::<u64>().unwrap()), "{said}");
+    assert_eq!(id, endpoint.node_id().to_string());
+}
+
+#[cfg(feature = "testing")]
+mod in_paused_time {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    };
+
+    use bytes::Bytes;
+    use macula_rpc::{Backoff, Hedge, testing::Mesh};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// F10: a slow first attempt gets a second beside it, whose answer wins; the first is cancelled. Only for calls that may run
+    /// twice.
+    #[tokio::test(start_paused = true)]
+    async fn f10_a_hedge_answers_for_a_slow_provider_and_only_when_the_call_may_run_twice() {
+        let mesh = Mesh::new(1);
+        // Whichever is called first once this is set is slow.
+        let next_is_slow = Arc::new(AtomicBool::new(false));
+        for node in ["a", "b"] {
+            let next_is_slow = Arc::clone(&next_is_slow);
+            mesh.node(node).serve(name(), move |_: Request| {
+                let slow = next_is_slow.swap(false, SeqCst);
+                async move {
+                    if slow {
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    }
+                    Ok::<_, Status>(if slow { "slow" } else { "fast" })
+                }
+            });
+        }
+        let client = mesh.node("caller").client();
+        // Hedges are a twentieth of the calls at most.
+        for _ in 0..40 {
+            client.call(name(), "").await.unwrap();
+        }
+        let hedge = Hedge::After(Duration::from_millis(50));
+        let mut answers = Vec::new();
+        for twice in [false, true] {
+            next_is_slow.store(true, SeqCst);
+            let call = client.request(name()).hedge(hedge);
+            let call = if twice { call.idempotent() } else { call };
+            let start = Instant::now();
+            let answer = call.send("").await.unwrap();
+            answers.push((answer.payload().clone(), start.elapsed() < Duration::from_millis(100)));
+        }
+        assert_eq!(answers, [(Bytes::from("slow"), false), (Bytes::from("fast"), true)]);
+        // The loser's handler is dropped.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let running = ["a", "b"].map(|node| mesh.node(node).server().running());
+        assert_eq!(running, [0, 0]);
+    }
+
+    /// F9: the first failover is immediate, and those after it wait.
+    #[tokio::test(start_paused = true)]
+    async fn f9_a_backoff_spares_the_first_failover_and_delays_the_next() {
+        let mesh = Mesh::new(2);
+        for node in ["a", "b", "c", "d"] {
+            mesh.node(node).serve(name(), async |_: Request| {
+                Err::<Bytes, _>(Status::internal("on purpose"))
+            });
+        }
+        let client = mesh.node("caller").client();
+        let minute = Duration::from_secs(60);
+        let backoff = Backoff {
+            base: minute,
+            max: minute,
+        };
+        let call = client
+            .request(name())
+            .timeout(10 * minute)
+            .max_attempts(4)
+            .backoff(backoff);
+        let error = call.send("").await.unwrap_err();
+        let starts: Vec<_> = error.attempts().iter().map(|attempt| attempt.started).collect();
+        assert_eq!(starts.len(), 4);
+        let at_once = Duration::from_millis(100);
+        assert!(starts[1] - starts[0] < at_once, "{starts:?}");
+        // With full jitter each wait is anything up to a minute.
+        assert!(starts[3] - starts[1] > at_once, "{starts:?}");
+        assert!(starts[3] - starts[1] <= 2 * minute + at_once, "{starts:?}");
+    }
+}
