@@ -116,10 +116,22 @@ async fn call_apart(
     timeout: Duration,
     deadline: Instant,
 ) -> Result<CallReply, CallError> {
+    // In the order in which the peer finds them.
+    let writing = if request.body.len() > INLINE_BYTES {
+        let Ok(place) = timeout_at(deadline, link.writing_requests.acquire()).await else {
+            return Err(CallError::NotSent(NotSent::NoCredit));
+        };
+        // A closed semaphore there is none.
+        place.ok()
+    } else {
+        None
+    };
     let (mut outgoing, mut incoming) = open_stream(link, deadline).await?;
     let exchange = async {
         let mut frames = codec::request_frames(request, micros(timeout), StreamKind::Call);
-        match outgoing.send(&mut frames).await {
+        let sent = outgoing.send(&mut frames).await;
+        drop(writing);
+        match sent {
             // Whoever stops reading a request may have answered it already.
             Ok(()) | Err(SendError::Stopped) => outgoing.close_half(),
             Err(SendError::Lost(lost)) => return Err(link.sent_and_lost(lost)),

@@ -27,6 +27,9 @@ use crate::{
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
 const MAX_CONTROL_QUEUE: usize = 16;
 /// How many large requests of one peer are put together at a time: each takes up to a whole message of memory.
+///
+/// A node writes no more at a time either, nor large replies. What arrives beyond it is not read, but is counted against what the
+/// connection may carry: were more written at a time, those that are not read could leave those that are no room to end.
 const MAX_LARGE_REQUESTS: usize = 16;
 /// How many large replies of one peer are put together at a time, whatever calls they say they answer.
 const MAX_LARGE_REPLIES: usize = 16;
@@ -176,6 +179,10 @@ pub(crate) struct Link {
     pub(crate) credit: Arc<Semaphore>,
     /// How many further large requests of the peer are put together at a time.
     pub(crate) large_requests: Semaphore,
+    /// How many further large requests are written at a time.
+    pub(crate) writing_requests: Semaphore,
+    /// How many further large replies are written at a time.
+    pub(crate) writing_replies: Semaphore,
     /// Where small calls go.
     lane: Mutex<Option<Arc<Lane>>>,
     /// What is under way.
@@ -232,6 +239,8 @@ impl Link {
             watch: Notify::new(),
             credit,
             large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
+            writing_requests: Semaphore::new(MAX_LARGE_REQUESTS),
+            writing_replies: Semaphore::new(MAX_LARGE_REPLIES),
             lane: Mutex::new(None),
         };
         link.touch();

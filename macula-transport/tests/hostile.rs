@@ -515,11 +515,16 @@ async fn a_stranger_fills_no_memory() {
     assert!(sent <= 64 * 1024, "{sent} bytes were taken of a stranger");
 }
 
-/// Calls that were read together may have large answers each: no more are begun than are held.
+/// Calls that were read together may have large answers each: no more are begun than are held, which is sixteen of the largest.
 #[tokio::test]
 async fn many_calls_in_one_packet_do_not_make_as_many_large_replies() {
     let clock = Clock::stop();
-    let (provider, _events) = provider().await;
+    let limits = Limits {
+        max_message_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
     let endpoint = raw_client();
     let mut transport = quinn::TransportConfig::default();
     transport.max_concurrent_uni_streams(0_u32.into());

@@ -39,7 +39,7 @@ use crate::{
 const SLOW_HANDLER: Duration = Duration::from_micros(200);
 /// For so many calls.
 const SLOW_CALLS: usize = 64;
-/// With so many large replies under way, no further call is read: each holds a whole message.
+/// With large replies of as many bytes under way as so many of the largest messages have, no further call is read.
 const MAX_LARGE_REPLIES: usize = 16;
 /// How long replies may wait for a peer that does not take them, before the lane is given up.
 const CLOGGED: Duration = Duration::from_secs(30);
@@ -50,8 +50,8 @@ struct Lane {
     writable: Notify,
     /// Woken when replies were taken to be written.
     unclogged: Notify,
-    /// Large replies under way.
-    large: AtomicUsize,
+    /// Large replies under way, in bytes.
+    large_bytes: AtomicUsize,
     /// So many replies wait that no further call is begun; looked at again before one is.
     clogged: AtomicBool,
     /// Which of the peer's streams it is.
@@ -70,7 +70,7 @@ pub(crate) async fn serve(
         core: Mutex::new(ProviderLane::new()),
         writable: Notify::new(),
         unclogged: Notify::new(),
-        large: AtomicUsize::new(0),
+        large_bytes: AtomicUsize::new(0),
         clogged: AtomicBool::new(false),
         stream: outgoing.index(),
         link: link.clone(),
@@ -137,7 +137,7 @@ impl Lane {
                 match asked {
                     Asked::Call(id, head) => {
                         // What was read together may be many calls, and each may have a large answer.
-                        if self.clogged.load(SeqCst) || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
+                        if self.clogged.load(SeqCst) || self.holds_enough() {
                             self.room().await;
                         }
                         let inline = beside == 0;
@@ -160,9 +160,16 @@ impl Lane {
         }
     }
 
+    /// Whether the large replies that wait for the peer are as many as are held for it. They are counted in bytes, so that many
+    /// that are far from the largest do not keep the small calls behind them waiting.
+    fn holds_enough(&self) -> bool {
+        let most = MAX_LARGE_REPLIES.saturating_mul(self.link.inner.config.limits.max_message_bytes);
+        self.large_bytes.load(SeqCst) >= most
+    }
+
     /// Waits until the peer has taken enough of the replies that another call may be begun.
     async fn room(&self) {
-        while self.lock().is_clogged() || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
+        while self.lock().is_clogged() || self.holds_enough() {
             self.unclogged.notified().await;
         }
         self.clogged.store(false, SeqCst);
@@ -247,7 +254,7 @@ impl Lane {
     fn reply(self: &Arc<Self>, id: CallId, reply: Reply) {
         let reply = serve::fitting(&self.link, reply);
         if reply.body.len() > INLINE_BYTES {
-            let large = Large::new(self.clone());
+            let large = Large::new(self.clone(), reply.body.len());
             tokio::spawn(self.clone().reply_apart(id, reply, large));
             return;
         }
@@ -268,6 +275,8 @@ impl Lane {
     async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large) {
         let _in_flight = self.link.enter(Direction::Inbound);
         let send = async {
+            // In the order in which the caller finds them. A closed semaphore there is none.
+            let _place = self.link.writing_replies.acquire().await;
             let Ok(stream) = self.link.quic.open_uni().await else {
                 return;
             };
@@ -292,19 +301,19 @@ impl Lane {
     }
 }
 
-/// One large reply under way.
-struct Large(Arc<Lane>);
+/// One large reply under way, of so many bytes.
+struct Large(Arc<Lane>, usize);
 
 impl Large {
-    fn new(lane: Arc<Lane>) -> Self {
-        lane.large.fetch_add(1, SeqCst);
-        Self(lane)
+    fn new(lane: Arc<Lane>, bytes: usize) -> Self {
+        lane.large_bytes.fetch_add(bytes, SeqCst);
+        Self(lane, bytes)
     }
 }
 
 impl Drop for Large {
     fn drop(&mut self) {
-        self.0.large.fetch_sub(1, SeqCst);
+        self.0.large_bytes.fetch_sub(self.1, SeqCst);
         self.0.unclogged.notify_one();
     }
 }

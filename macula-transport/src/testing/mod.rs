@@ -41,4 +41,6 @@ pub(crate) use socket::MemorySocket;
 pub use trace::Traffic;
 
 #[cfg(test)]
+mod bulk_tests;
+#[cfg(test)]
 mod tests;

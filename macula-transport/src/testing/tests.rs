@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Answers with the request, or never.
-struct Service;
+pub(super) struct Service;
 
 impl Handler for Service {
     fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
@@ -25,23 +25,28 @@ impl Handler for Service {
     }
 }
 
-fn identity(n: u8) -> Identity {
+pub(super) fn identity(n: u8) -> Identity {
     Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN]))
 }
 
-async fn host(network: &Network, n: u8, handler: impl Handler) -> Endpoint {
+pub(super) async fn host(network: &Network, n: u8, handler: impl Handler) -> Endpoint {
     let config = Config::new(identity(n))
         .with_network(network)
         .with_listen(([10, 0, 0, n], 9443).into());
     Endpoint::bind(config, handler).await.unwrap()
 }
 
-async fn connect(from: &Endpoint, to: &Endpoint) -> Connection {
+pub(super) async fn connect(from: &Endpoint, to: &Endpoint) -> Connection {
     let at = [to.local_addr().try_into().unwrap()];
     from.pool().get(&to.node_id(), &at).await.unwrap()
 }
 
-async fn call(connection: &Connection, service: &str, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
+pub(super) async fn call(
+    connection: &Connection,
+    service: &str,
+    body: Bytes,
+    timeout: Duration,
+) -> Result<Bytes, CallError> {
     let name = service.parse().unwrap();
     let reply = connection
         .call(CallRequest::new(&name, body).with_timeout(timeout))
@@ -50,7 +55,7 @@ async fn call(connection: &Connection, service: &str, body: Bytes, timeout: Dura
     Ok(reply.body)
 }
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test(start_paused = true)]
 async fn a_call_takes_the_links_time_and_no_other() {
