@@ -555,6 +555,19 @@ async fn more_handshakes_than_are_taken_are_refused() {
     still_serves(&provider).await;
 }
 
+/// What the readme says of newcomers; the tests around this one hold each of these limits to what it does.
+#[test]
+fn newcomers_share_as_much_room_as_the_readme_says() {
+    let limits = Limits::default();
+    let (handshakes, accepted) = (limits.max_handshakes, limits.max_accepted);
+    assert_eq!((limits.max_handshakes_per_network, handshakes), (128, 256));
+    assert_eq!((limits.max_accepted_per_network, accepted), (1024, 4096));
+    assert_eq!(
+        (limits.retry_above, Timers::default().connect),
+        (64, Duration::from_secs(3))
+    );
+}
+
 /// One address fills neither the table of handshakes nor that of connections, so that others find room.
 #[tokio::test]
 async fn no_network_takes_all_the_room_there_is() {
