@@ -52,6 +52,9 @@ struct Lane {
     unclogged: Notify,
     /// Large replies under way, in bytes.
     large_bytes: AtomicUsize,
+    /// How many of these are held. They are counted in bytes, so that many that are far from the largest do not keep the small calls
+    /// behind them waiting.
+    max_large_bytes: usize,
     /// So many replies wait that no further call is begun; looked at again before one is.
     clogged: AtomicBool,
     /// Which of the peer's streams it is.
@@ -71,6 +74,7 @@ pub(crate) async fn serve(
         writable: Notify::new(),
         unclogged: Notify::new(),
         large_bytes: AtomicUsize::new(0),
+        max_large_bytes: MAX_LARGE_REPLIES.saturating_mul(link.inner.config.limits.max_message_bytes),
         clogged: AtomicBool::new(false),
         stream: outgoing.index(),
         link: link.clone(),
@@ -160,11 +164,9 @@ impl Lane {
         }
     }
 
-    /// Whether the large replies that wait for the peer are as many as are held for it. They are counted in bytes, so that many
-    /// that are far from the largest do not keep the small calls behind them waiting.
+    /// Whether as many large replies wait for the peer as are held for it.
     fn holds_enough(&self) -> bool {
-        let most = MAX_LARGE_REPLIES.saturating_mul(self.link.inner.config.limits.max_message_bytes);
-        self.large_bytes.load(SeqCst) >= most
+        self.large_bytes.load(SeqCst) >= self.max_large_bytes
     }
 
     /// Waits until the peer has taken enough of the replies that another call may be begun.
