@@ -313,3 +313,23 @@ async fn p5_no_more_large_requests_are_written_at_a_time_than_are_put_together()
         assert_eq!(reply.unwrap().unwrap().status, StatusCode::Ok);
     }
 }
+
+/// P4: a reply on the lane that answers no call, or one that is over, is counted and reaches nobody.
+#[tokio::test]
+async fn p4_replies_that_match_no_call_are_counted_and_dropped() {
+    let caller = caller().await;
+    let provider = RawProvider::new();
+    let (connection, raw, _control) = provider.connected(&caller).await;
+    let mut lane = Lane::open(connection.clone(), raw).await;
+    let (calls, ids) = lane.call_all(PATIENCE).await;
+    // Of nobody, of a later call in the same place, and one's own twice.
+    let replies = [u64::MAX, ids[0] ^ 1 << 40, ids[0], ids[0]];
+    lane.streams.0.write_all(&replies.map(trailers).concat()).await.unwrap();
+    until("three are dropped", || caller.stats().dropped_replies == 3).await;
+    let rest: Vec<_> = ids[1..].iter().map(|&id| trailers(id)).collect();
+    lane.streams.0.write_all(&rest.concat()).await.unwrap();
+    for reply in calls {
+        assert_eq!(reply.await.unwrap().unwrap().status, StatusCode::Ok);
+    }
+    assert_eq!((caller.stats().dropped_replies, connection.lost()), (3, None));
+}

@@ -158,6 +158,47 @@ async fn what_is_cut_is_silent_until_it_is_healed() {
     }
 }
 
+/// P5: however many calls wait for a provider that is slow, far away or silent, those to another take their link's time.
+#[tokio::test(start_paused = true)]
+async fn p5_calls_to_one_provider_are_not_delayed_by_another() {
+    let network = Network::new(6);
+    let caller = host(&network, 1, NoService).await;
+    let (slow, far, cut) = (
+        host(&network, 2, Service).await,
+        host(&network, 3, Service).await,
+        host(&network, 4, Service).await,
+    );
+    let near = host(&network, 5, Service).await;
+    network.set_link(
+        caller.local_addr(),
+        far.local_addr(),
+        Link::new(Duration::from_millis(400)),
+    );
+    let others = [
+        connect(&caller, &slow).await,
+        connect(&caller, &far).await,
+        connect(&caller, &cut).await,
+    ];
+    let connection = connect(&caller, &near).await;
+    network.cut(caller.local_addr(), cut.local_addr());
+    let waiting = others.iter().flat_map(|other| {
+        let small = (0..2_000).map(move |_| call(other, "hang", Bytes::new(), PATIENCE).boxed());
+        small.chain((0..20).map(move |_| call(other, "echo", vec![7; 1 << 20].into(), PATIENCE).boxed()))
+    });
+    let calls = async {
+        for _ in 0..1_000 {
+            let start = Instant::now();
+            call(&connection, "echo", "hello".into(), PATIENCE).await.unwrap();
+            assert_eq!(start.elapsed(), Duration::from_millis(2));
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = join_all(waiting) => panic!("nobody answers"),
+        () = calls => {}
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_address_belongs_to_one_host_until_it_is_gone() {
     let network = Network::new(5);
