@@ -8,11 +8,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use macula_wire::FrameDecoder;
+use macula_wire::{FrameDecoder, MAX_ENDPOINTS, NodeId, Realm, proto};
+use prost::Message as _;
 
 use crate::{
-    CallRequest, Reply,
+    CallRequest, LoadReport, PeerInfo, Reply,
     codec::MAX_HEAD_FRAME,
+    error::HelloError,
+    hello::{self, MAX_AGENT_BYTES, MAX_CONTROL_BYTES},
     lane::fuzzed::{Asked, CallerLane, ProviderLane, read_reply, read_request},
 };
 
@@ -34,6 +37,78 @@ pub fn frames(data: &[u8]) {
                 Err(_) => return,
             }
         }
+    }
+}
+
+/// Bytes from a stranger on the control stream, in chunks cut by their first byte: each frame as an introduction, and as what may be
+/// said after one.
+///
+/// # Panics
+/// When an introduction is believed beyond its bounds.
+pub fn control(data: &[u8]) {
+    let Some((&cut, bytes)) = data.split_first() else {
+        return;
+    };
+    let mut decoder = FrameDecoder::new(MAX_CONTROL_BYTES);
+    for chunk in bytes.chunks(usize::from(cut) + 1) {
+        decoder.push(Bytes::copy_from_slice(chunk));
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => {
+                    assert!(frame.len() <= MAX_CONTROL_BYTES);
+                    let Ok(message) = proto::Control::decode(frame.clone()) else {
+                        // Whatever it is, it is no introduction either.
+                        assert_eq!(introduced(frame), Err(HelloError::Malformed));
+                        return;
+                    };
+                    let _ = introduced(frame);
+                    said(message);
+                }
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+    let _ = decoder.finish();
+}
+
+/// Reads an introduction, and holds what is believed of it to its bounds.
+fn introduced(frame: Bytes) -> Result<PeerInfo, HelloError> {
+    let node = NodeId::from_bytes([1; 32]);
+    let read = hello::read(frame, &Realm::default().hash(), node, ([127, 0, 0, 1], 9443).into());
+    match &read {
+        Ok(peer) => {
+            assert!(peer.endpoints.len() <= MAX_ENDPOINTS, "{peer:?}");
+            assert!(peer.agent.len() <= MAX_AGENT_BYTES, "{peer:?}");
+            assert!(!peer.agent.contains(char::is_control), "{peer:?}");
+            assert!((64 << 10..=256 << 20).contains(&peer.max_message_bytes), "{peer:?}");
+        }
+        Err(error) => {
+            // What the peer is told.
+            let _ = (error.close_code(), error.to_string());
+        }
+    }
+    read
+}
+
+/// Takes in a control message. An introduction is read as one of our realm and version, too: nobody guesses a hash.
+fn said(message: proto::Control) {
+    match message.kind {
+        Some(proto::control::Kind::Hello(said)) => {
+            let realm = Bytes::copy_from_slice(Realm::default().hash().as_bytes());
+            let ours = proto::Hello {
+                realm,
+                version: hello::VERSION,
+                ..said
+            };
+            let kind = Some(proto::control::Kind::Hello(ours));
+            let _ = introduced(proto::Control { kind }.encode_to_vec().into());
+        }
+        Some(proto::control::Kind::Load(load)) => {
+            assert!((0.0..=1.0).contains(&LoadReport::from_wire(load).share()));
+        }
+        Some(proto::control::Kind::Probe(_) | proto::control::Kind::ProbeAck(_) | proto::control::Kind::GoAway(_))
+        | None => {}
     }
 }
 

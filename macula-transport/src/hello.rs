@@ -17,7 +17,7 @@ pub(crate) const VERSION: u32 = 1;
 /// The largest frame on the control stream, in bytes.
 pub(crate) const MAX_CONTROL_BYTES: usize = 8 * 1024;
 /// The longest agent name that is sent or kept, in bytes.
-const MAX_AGENT_BYTES: usize = 64;
+pub(crate) const MAX_AGENT_BYTES: usize = 64;
 /// What everybody is believed to take: a peer that says it takes less would make every call fail for good, and nowhere else be
 /// tried.
 const MIN_PEER_MESSAGE_BYTES: u32 = 64 * 1024;

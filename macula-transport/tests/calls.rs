@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
 use common::{PATIENCE, Seen, client, connect, echoes, provider, service, until};
-use macula_transport::{CallError, CallRequest, Metadata, NotSent, Protocol, RequestError, Unknown};
+use macula_transport::{CallError, CallRequest, Endpoint, Limits, Metadata, NotSent, Protocol, RequestError, Unknown};
 use macula_wire::StatusCode;
 
 #[tokio::test]
@@ -259,4 +259,41 @@ impl macula_transport::Handler for Gated {
             macula_transport::Reply::ok("finished")
         })
     }
+}
+
+/// A node runs no more calls of a peer than it says, and the peer, who knows, sends no more: those beyond wait, and are not sent
+/// when their time is up.
+#[tokio::test]
+async fn f5_calls_beyond_what_a_peer_takes_wait_and_are_not_sent() {
+    let limits = Limits {
+        max_concurrent_calls: 4,
+        ..Limits::default()
+    };
+    let (handler, mut events) = common::Service::new();
+    let provider = Endpoint::bind(common::config().with_limits(limits), handler)
+        .await
+        .unwrap();
+    let client = client().await;
+    let connection = connect(&client, &provider).await.unwrap();
+    let hang = |timeout| {
+        let connection = connection.clone();
+        tokio::spawn(async move {
+            let name = service("hang");
+            connection.call(CallRequest::new(&name, "").with_timeout(timeout)).await
+        })
+    };
+    let running: Vec<_> = (0..4).map(|_| hang(PATIENCE)).collect();
+    for _ in &running {
+        assert_eq!(events.recv().await, Some(Seen::Started));
+    }
+    let error = hang(Duration::from_millis(20)).await.unwrap().unwrap_err();
+    assert!(matches!(error, CallError::NotSent(NotSent::NoCredit)), "{error:?}");
+    let waiting = {
+        let connection = connection.clone();
+        tokio::spawn(async move { echoes(&connection, "in its turn").await })
+    };
+    running[0].abort();
+    waiting.await.unwrap();
+    let stats = provider.stats();
+    assert_eq!((stats.calls_taken, stats.calls_refused), (5, 0));
 }

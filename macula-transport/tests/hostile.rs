@@ -1,11 +1,10 @@
-//! Peers that are not what they should be, or send what they must not: rejected, counted, and the node keeps serving.
+//! Peers that send what they must not, or more than is taken: rejected, counted, and the node keeps serving.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
 mod common;
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -17,187 +16,12 @@ use common::{
     client,
     clock::Clock,
     config, connect, echoes, identity, provider,
-    raw::{Shown, client_tls, hello, introduced, raw_client, raw_connection, raw_key},
-    until,
+    raw::{Shown, client_tls, hello, introduced, raw_client, raw_connection},
+    still_serves, until,
 };
 use futures::FutureExt as _;
-use macula_transport::{Config, DialError, Endpoint, HelloError, Identity, Limits, Lost, NoService, Stats, Timers};
+use macula_transport::{Config, DialError, Endpoint, Limits, NoService, Stats, Timers};
 use macula_wire::{Realm, proto};
-use quinn::crypto::rustls::QuicServerConfig;
-use rustls::pki_types::PrivateKeyDer;
-
-async fn still_serves(provider: &Endpoint) {
-    let client = client().await;
-    echoes(&connect(&client, provider).await.unwrap(), "still here").await;
-}
-
-async fn rejected(provider: &Endpoint, shown: Shown, alpn: &[u8]) {
-    let before = provider.stats().rejected_handshakes;
-    let endpoint = raw_client();
-    let connecting = endpoint
-        .connect_with(client_tls(shown, alpn), provider.local_addr(), "x")
-        .unwrap();
-    // A TLS 1.3 client may believe it is connected before the server has judged it.
-    match connecting.await {
-        Ok(connection) => drop(connection.closed().await),
-        Err(error) => drop(error),
-    }
-    until("the failed handshake is counted", || {
-        provider.stats().rejected_handshakes > before
-    })
-    .await;
-    still_serves(provider).await;
-}
-
-#[tokio::test]
-async fn a_peer_without_a_key_is_rejected() {
-    rejected(&provider().await.0, Shown::Nothing, b"macula/1").await;
-}
-
-#[tokio::test]
-async fn a_peer_with_an_x509_certificate_is_rejected() {
-    rejected(&provider().await.0, Shown::X509, b"macula/1").await;
-}
-
-#[tokio::test]
-async fn a_peer_that_does_not_own_the_key_it_shows_is_rejected() {
-    let stolen = Shown::Stolen {
-        shown: identity(),
-        secret: identity(),
-    };
-    rejected(&provider().await.0, stolen, b"macula/1").await;
-}
-
-#[tokio::test]
-async fn a_peer_of_another_protocol_is_rejected() {
-    rejected(&provider().await.0, Shown::Key(identity()), b"h3").await;
-}
-
-fn server(tls: rustls::ServerConfig) -> quinn::Endpoint {
-    let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
-    quinn::Endpoint::server(config, common::loopback()).unwrap()
-}
-
-fn server_builder() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::WantsServerCert> {
-    rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_no_client_auth()
-}
-
-async fn dial_fails(server: quinn::Endpoint, node: &Identity) -> DialError {
-    let address: SocketAddr = server.local_addr().unwrap();
-    let accepting = tokio::spawn(async move {
-        while let Some(incoming) = server.accept().await {
-            if let Ok(connection) = incoming.await {
-                connection.closed().await;
-            }
-        }
-    });
-    let client = client().await;
-    let error = client
-        .pool()
-        .get(&node.node_id(), &[address.try_into().unwrap()])
-        .await
-        .unwrap_err();
-    accepting.abort();
-    error
-}
-
-#[tokio::test]
-async fn a_dialed_peer_with_an_x509_certificate_is_refused() {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
-    let mut tls = server_builder()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
-    tls.alpn_protocols = vec![b"macula/1".to_vec()];
-    let error = dial_fails(server(tls), &identity()).await;
-    assert!(
-        matches!(
-            error,
-            DialError::Refused {
-                source: Lost::Transport(_),
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_dialed_peer_that_does_not_own_its_key_is_refused() {
-    let shown = identity();
-    let resolver = rustls::server::AlwaysResolvesServerRawPublicKeys::new(raw_key(&shown, &identity()));
-    let mut tls = server_builder().with_cert_resolver(Arc::new(resolver));
-    tls.alpn_protocols = vec![b"macula/1".to_vec()];
-    let error = dial_fails(server(tls), &shown).await;
-    assert!(
-        matches!(
-            error,
-            DialError::Refused {
-                source: Lost::Transport(_),
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_dialed_peer_of_another_protocol_is_refused() {
-    let shown = identity();
-    let resolver = rustls::server::AlwaysResolvesServerRawPublicKeys::new(raw_key(&shown, &shown));
-    let mut tls = server_builder().with_cert_resolver(Arc::new(resolver));
-    tls.alpn_protocols = vec![b"h3".to_vec()];
-    let error = dial_fails(server(tls), &shown).await;
-    assert!(
-        matches!(
-            error,
-            DialError::Refused {
-                source: Lost::Transport(_),
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-}
-
-#[tokio::test]
-async fn peers_of_another_realm_part_with_an_error_on_both_sides() {
-    let (provider, _events) = provider().await;
-    let stranger = Endpoint::bind(config().with_realm("elsewhere".parse().unwrap()), NoService)
-        .await
-        .unwrap();
-    let error = connect(&stranger, &provider).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            DialError::Hello {
-                source: HelloError::Realm,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
-    until("the provider counts it", || provider.stats().rejected_hellos == 1).await;
-    still_serves(&provider).await;
-}
-
-#[tokio::test]
-async fn peers_of_another_version_part_with_an_error_on_both_sides() {
-    let (provider, _events) = provider().await;
-    let endpoint = raw_client();
-    let connection = raw_connection(&endpoint, &provider).await;
-    let (mut send, _recv) = connection.open_bi().await.unwrap();
-    send.write_all(&hello(&Realm::default(), 2)).await.unwrap();
-    let quinn::ConnectionError::ApplicationClosed(close) = connection.closed().await else {
-        panic!("not closed")
-    };
-    assert!(String::from_utf8_lossy(&close.reason).contains("version 2"), "{close}");
-    until("the provider counts it", || provider.stats().rejected_hellos == 1).await;
-    still_serves(&provider).await;
-}
 
 #[tokio::test]
 async fn a_peer_that_never_introduces_itself_is_let_go() {
@@ -516,11 +340,16 @@ async fn a_stranger_fills_no_memory() {
     assert!(sent <= 64 * 1024, "{sent} bytes were taken of a stranger");
 }
 
-/// Calls that were read together may have large answers each: no more are begun than are held.
+/// Calls that were read together may have large answers each: no more are begun than are held, which is sixteen of the largest.
 #[tokio::test]
 async fn many_calls_in_one_packet_do_not_make_as_many_large_replies() {
     let clock = Clock::stop();
-    let (provider, _events) = provider().await;
+    let limits = Limits {
+        max_message_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
     let endpoint = raw_client();
     let mut transport = quinn::TransportConfig::default();
     transport.max_concurrent_uni_streams(0_u32.into());
@@ -548,6 +377,89 @@ async fn many_calls_in_one_packet_do_not_make_as_many_large_replies() {
     until("some are taken", || provider.stats().calls_taken >= 16).await;
     clock.pass(Duration::from_secs(1)).await;
     assert_eq!(provider.stats().calls_taken, 16);
+    still_serves(&provider).await;
+}
+
+/// A peer that does not keep to what it was told is refused what is beyond it, as not started, on a lane and on streams alike.
+#[tokio::test]
+async fn calls_beyond_what_a_node_takes_are_refused_as_not_started() {
+    let limits = Limits {
+        max_concurrent_calls: 4,
+        ..Limits::default()
+    };
+    let head = |call| {
+        let head = proto::Head {
+            service: "hang".into(),
+            timeout_us: 60_000_000,
+            end: true,
+            ..Default::default()
+        };
+        let kind = Some(proto::call_frame::Kind::Head(head));
+        macula_wire::frame(&proto::CallFrame { call, kind }).to_vec()
+    };
+    for kind in [2_u8, 3] {
+        let (handler, _events) = common::Service::new();
+        let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+        let endpoint = raw_client();
+        let (connection, _control) = introduced(&endpoint, &provider).await;
+        let mut streams = Vec::new();
+        if kind == 3 {
+            let calls = (1..=9).flat_map(head);
+            let (mut send, recv) = connection.open_bi().await.unwrap();
+            send.write_all(&[kind].into_iter().chain(calls).collect::<Vec<_>>())
+                .await
+                .unwrap();
+            streams.push((send, recv));
+        } else {
+            for _ in 1..=9 {
+                let (mut send, recv) = connection.open_bi().await.unwrap();
+                send.write_all(&[&[kind][..], &head(0)].concat()).await.unwrap();
+                streams.push((send, recv));
+            }
+        }
+        until("all are judged", || {
+            let stats = provider.stats();
+            stats.calls_taken + stats.calls_refused == 9
+        })
+        .await;
+        assert_eq!((kind, provider.stats().calls_refused), (kind, 5));
+        still_serves(&provider).await;
+    }
+}
+
+/// A peer has as many streams as it was told, before and after it has introduced itself, and no further one.
+#[tokio::test]
+async fn a_peer_has_no_more_streams_than_it_is_permitted() {
+    let clock = Clock::stop();
+    let limits = Limits {
+        max_streams: 10,
+        ..Limits::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    let endpoint = raw_client();
+    for introduces_itself in [false, true] {
+        let (connection, _control) = if introduces_itself {
+            let (connection, control) = introduced(&endpoint, &provider).await;
+            (connection, control)
+        } else {
+            // An introduction that begins, and never ends.
+            let connection = raw_connection(&endpoint, &provider).await;
+            let (mut control, _heard) = connection.open_bi().await.unwrap();
+            control.write_all(&[1, 200, 1]).await.unwrap();
+            (connection, control)
+        };
+        let mut streams = Vec::new();
+        while let Some(opened) = connection.open_bi().now_or_never() {
+            let (mut send, recv) = opened.unwrap();
+            send.write_all(&[2, 100, 1]).await.unwrap();
+            streams.push((send, recv));
+            assert!(streams.len() < 10, "the control stream is one of them");
+        }
+        clock.pass(Duration::from_millis(100)).await;
+        assert!(connection.open_bi().now_or_never().is_none());
+        assert_eq!(streams.len(), 9);
+    }
     still_serves(&provider).await;
 }
 
@@ -586,6 +498,19 @@ async fn more_handshakes_than_are_taken_are_refused() {
     clock.pass(Timers::default().connect * 2).await;
     until("the silent one is let go", || silent.close_reason().is_some()).await;
     still_serves(&provider).await;
+}
+
+/// What the readme says of newcomers; the tests around this one hold each of these limits to what it does.
+#[test]
+fn newcomers_share_as_much_room_as_the_readme_says() {
+    let limits = Limits::default();
+    let (handshakes, accepted) = (limits.max_handshakes, limits.max_accepted);
+    assert_eq!((limits.max_handshakes_per_network, handshakes), (128, 256));
+    assert_eq!((limits.max_accepted_per_network, accepted), (1024, 4096));
+    assert_eq!(
+        (limits.retry_above, Timers::default().connect),
+        (64, Duration::from_secs(3))
+    );
 }
 
 /// One address fills neither the table of handshakes nor that of connections, so that others find room.

@@ -39,7 +39,7 @@ use crate::{
 const SLOW_HANDLER: Duration = Duration::from_micros(200);
 /// For so many calls.
 const SLOW_CALLS: usize = 64;
-/// With so many large replies under way, no further call is read: each holds a whole message.
+/// With large replies of as many bytes under way as so many of the largest messages have, no further call is read.
 const MAX_LARGE_REPLIES: usize = 16;
 /// How long replies may wait for a peer that does not take them, before the lane is given up.
 const CLOGGED: Duration = Duration::from_secs(30);
@@ -50,8 +50,11 @@ struct Lane {
     writable: Notify,
     /// Woken when replies were taken to be written.
     unclogged: Notify,
-    /// Large replies under way.
-    large: AtomicUsize,
+    /// Large replies under way, in bytes.
+    large_bytes: AtomicUsize,
+    /// How many of these are held. They are counted in bytes, so that many that are far from the largest do not keep the small calls
+    /// behind them waiting.
+    max_large_bytes: usize,
     /// So many replies wait that no further call is begun; looked at again before one is.
     clogged: AtomicBool,
     /// Which of the peer's streams it is.
@@ -66,7 +69,8 @@ pub(crate) async fn serve(link: &Arc<Link>, outgoing: &mut Outgoing, incoming: &
         core: Mutex::new(ProviderLane::new()),
         writable: Notify::new(),
         unclogged: Notify::new(),
-        large: AtomicUsize::new(0),
+        large_bytes: AtomicUsize::new(0),
+        max_large_bytes: MAX_LARGE_REPLIES.saturating_mul(link.inner.config.limits.max_message_bytes),
         clogged: AtomicBool::new(false),
         stream: outgoing.index(),
         link: link.clone(),
@@ -133,7 +137,7 @@ impl Lane {
                 match asked {
                     Asked::Call(id, request) => {
                         // What was read together may be many calls, and each may have a large answer.
-                        if self.clogged.load(SeqCst) || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
+                        if self.clogged.load(SeqCst) || self.holds_enough() {
                             self.room().await;
                         }
                         let inline = beside == 0;
@@ -156,9 +160,14 @@ impl Lane {
         }
     }
 
+    /// Whether as many large replies wait for the peer as are held for it.
+    fn holds_enough(&self) -> bool {
+        self.large_bytes.load(SeqCst) >= self.max_large_bytes
+    }
+
     /// Waits until the peer has taken enough of the replies that another call may be begun.
     async fn room(&self) {
-        while self.lock().is_clogged() || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
+        while self.lock().is_clogged() || self.holds_enough() {
             self.unclogged.notified().await;
         }
         self.clogged.store(false, SeqCst);
@@ -242,7 +251,7 @@ impl Lane {
     fn reply(self: &Arc<Self>, id: CallId, reply: Reply) {
         let reply = serve::fitting(&self.link, reply);
         if reply.body.len() > INLINE_BYTES {
-            let large = Large::new(self.clone());
+            let large = Large::new(self.clone(), reply.body.len());
             // From here on, so that it is under way before its call has ended.
             let in_flight = self.link.enter(Direction::Inbound);
             tokio::spawn(self.clone().reply_apart(id, reply, large, in_flight));
@@ -297,19 +306,19 @@ impl Lane {
     }
 }
 
-/// One large reply under way.
-struct Large(Arc<Lane>);
+/// One large reply under way, of so many bytes.
+struct Large(Arc<Lane>, usize);
 
 impl Large {
-    fn new(lane: Arc<Lane>) -> Self {
-        lane.large.fetch_add(1, SeqCst);
-        Self(lane)
+    fn new(lane: Arc<Lane>, bytes: usize) -> Self {
+        lane.large_bytes.fetch_add(bytes, SeqCst);
+        Self(lane, bytes)
     }
 }
 
 impl Drop for Large {
     fn drop(&mut self) {
-        self.0.large.fetch_sub(1, SeqCst);
+        self.0.large_bytes.fetch_sub(self.1, SeqCst);
         self.0.unclogged.notify_one();
     }
 }

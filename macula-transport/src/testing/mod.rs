@@ -41,6 +41,8 @@ pub(crate) use socket::MemorySocket;
 pub use trace::Traffic;
 
 #[cfg(test)]
+mod bulk_tests;
+#[cfg(test)]
 mod call_tests;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Answers with the request, or never.
-struct Service;
+pub(super) struct Service;
 
 impl Handler for Service {
     fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
@@ -25,23 +25,28 @@ impl Handler for Service {
     }
 }
 
-fn identity(n: u8) -> Identity {
+pub(super) fn identity(n: u8) -> Identity {
     Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN]))
 }
 
-async fn host(network: &Network, n: u8, handler: impl Handler) -> Endpoint {
+pub(super) async fn host(network: &Network, n: u8, handler: impl Handler) -> Endpoint {
     let config = Config::new(identity(n))
         .with_network(network)
         .with_listen(([10, 0, 0, n], 9443).into());
     Endpoint::bind(config, handler).await.unwrap()
 }
 
-async fn connect(from: &Endpoint, to: &Endpoint) -> Connection {
+pub(super) async fn connect(from: &Endpoint, to: &Endpoint) -> Connection {
     let at = [to.local_addr().try_into().unwrap()];
     from.pool().get(&to.node_id(), &at).await.unwrap()
 }
 
-async fn call(connection: &Connection, service: &str, body: Bytes, timeout: Duration) -> Result<Bytes, CallError> {
+pub(super) async fn call(
+    connection: &Connection,
+    service: &str,
+    body: Bytes,
+    timeout: Duration,
+) -> Result<Bytes, CallError> {
     let name = service.parse().unwrap();
     let reply = connection
         .call(CallRequest::new(&name, body).with_timeout(timeout))
@@ -50,7 +55,7 @@ async fn call(connection: &Connection, service: &str, body: Bytes, timeout: Dura
     Ok(reply.body)
 }
 
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test(start_paused = true)]
 async fn a_call_takes_the_links_time_and_no_other() {
@@ -150,6 +155,47 @@ async fn what_is_cut_is_silent_until_it_is_healed() {
         assert!(call(&near, "echo", Bytes::new(), short).await.is_ok());
         heal();
         assert!(call(&far, "echo", Bytes::new(), PATIENCE).await.is_ok());
+    }
+}
+
+/// P5: however many calls wait for a provider that is slow, far away or silent, those to another take their link's time.
+#[tokio::test(start_paused = true)]
+async fn p5_calls_to_one_provider_are_not_delayed_by_another() {
+    let network = Network::new(6);
+    let caller = host(&network, 1, NoService).await;
+    let (slow, far, cut) = (
+        host(&network, 2, Service).await,
+        host(&network, 3, Service).await,
+        host(&network, 4, Service).await,
+    );
+    let near = host(&network, 5, Service).await;
+    network.set_link(
+        caller.local_addr(),
+        far.local_addr(),
+        Link::new(Duration::from_millis(400)),
+    );
+    let others = [
+        connect(&caller, &slow).await,
+        connect(&caller, &far).await,
+        connect(&caller, &cut).await,
+    ];
+    let connection = connect(&caller, &near).await;
+    network.cut(caller.local_addr(), cut.local_addr());
+    let waiting = others.iter().flat_map(|other| {
+        let small = (0..2_000).map(move |_| call(other, "hang", Bytes::new(), PATIENCE).boxed());
+        small.chain((0..20).map(move |_| call(other, "echo", vec![7; 1 << 20].into(), PATIENCE).boxed()))
+    });
+    let calls = async {
+        for _ in 0..1_000 {
+            let start = Instant::now();
+            call(&connection, "echo", "hello".into(), PATIENCE).await.unwrap();
+            assert_eq!(start.elapsed(), Duration::from_millis(2));
+        }
+    };
+    tokio::select! {
+        biased;
+        _ = join_all(waiting) => panic!("nobody answers"),
+        () = calls => {}
     }
 }
 

@@ -141,3 +141,9 @@ pub(crate) async fn provider() -> (Endpoint, mpsc::UnboundedReceiver<Seen>) {
     let (service, events) = Service::new();
     (node(service).await, events)
 }
+
+/// Somebody else is served.
+pub(crate) async fn still_serves(provider: &Endpoint) {
+    let client = client().await;
+    echoes(&connect(&client, provider).await.unwrap(), "still here").await;
+}

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use macula_transport::{Endpoint, Identity};
 use macula_wire::{Realm, proto};
-use quinn::crypto::rustls::QuicClientConfig;
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
-    DigitallySignedStruct, SignatureScheme,
+    DigitallySignedStruct, DistinguishedName, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
     sign::CertifiedKey,
 };
 
@@ -51,6 +52,47 @@ impl ServerCertVerifier for Anyone {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         vec![SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]
+    }
+
+    fn requires_raw_public_keys(&self) -> bool {
+        self.raw
+    }
+}
+
+impl ClientCertVerifier for Anyone {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
     }
 
     fn requires_raw_public_keys(&self) -> bool {
@@ -156,3 +198,60 @@ pub(crate) async fn introduced(endpoint: &quinn::Endpoint, to: &Endpoint) -> (qu
     recv.read_chunk(1, true).await.unwrap().unwrap();
     (connection, send)
 }
+
+/// A TLS server that takes any raw key of whoever dials it.
+pub(crate) fn server_builder() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::WantsServerCert> {
+    rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_client_cert_verifier(Arc::new(Anyone { raw: true }))
+}
+
+/// What such a server lets be under way on a stream, in bytes.
+const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// A QUIC server without any of the node's code.
+pub(crate) fn raw_server(mut tls: rustls::ServerConfig, alpn: &[u8]) -> quinn::Endpoint {
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+    let mut transport = quinn::TransportConfig::default();
+    transport.stream_receive_window(STREAM_WINDOW.into());
+    config.transport_config(Arc::new(transport));
+    quinn::Endpoint::server(config, super::loopback()).unwrap()
+}
+
+/// A provider of QUIC and TLS alone: it introduces itself, and what it answers is up to the test.
+pub(crate) struct RawProvider {
+    identity: Identity,
+    endpoint: quinn::Endpoint,
+}
+
+impl RawProvider {
+    pub(crate) fn new() -> Self {
+        let identity = super::identity();
+        let resolver = rustls::server::AlwaysResolvesServerRawPublicKeys::new(raw_key(&identity, &identity));
+        let endpoint = raw_server(server_builder().with_cert_resolver(Arc::new(resolver)), b"macula/1");
+        Self { identity, endpoint }
+    }
+
+    /// Connects `client` to this provider: its end, and this one with its control stream.
+    pub(crate) async fn connected(
+        &self,
+        client: &Endpoint,
+    ) -> (macula_transport::Connection, quinn::Connection, RawControl) {
+        let at = [self.endpoint.local_addr().unwrap().try_into().unwrap()];
+        let (pool, node) = (client.pool(), self.identity.node_id());
+        let (here, there) = tokio::join!(pool.get(&node, &at), async {
+            let connection = self.endpoint.accept().await.unwrap().await.unwrap();
+            let (mut send, mut recv) = connection.accept_bi().await.unwrap();
+            recv.read_chunk(1, true).await.unwrap().unwrap();
+            // Whoever was dialed names no kind of stream.
+            send.write_all(&hello(&Realm::default(), 1)[1..]).await.unwrap();
+            (connection, (send, recv))
+        });
+        (here.unwrap(), there.0, there.1)
+    }
+}
+
+/// Both halves of a control stream.
+pub(crate) type RawControl = (quinn::SendStream, quinn::RecvStream);
