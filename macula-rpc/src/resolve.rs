@@ -144,6 +144,13 @@ pub trait Resolve: Send + Sync + 'static {
         service: &'a ServiceName,
         options: ResolveOptions,
     ) -> BoxFuture<'a, Result<Resolved, ResolveError>>;
+
+    /// The answer, when it is at hand and no waiting is needed, which spares the usual call a future. The client looks here
+    /// first. `None`, the default, says that it has to [`resolve`](Self::resolve).
+    fn at_hand(&self, service: &ServiceName, options: ResolveOptions) -> Option<Resolved> {
+        let _ = (service, options);
+        None
+    }
 }
 
 impl<R: Resolve + ?Sized> Resolve for Arc<R> {
@@ -153,6 +160,10 @@ impl<R: Resolve + ?Sized> Resolve for Arc<R> {
         options: ResolveOptions,
     ) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
         (**self).resolve(service, options)
+    }
+
+    fn at_hand(&self, service: &ServiceName, options: ResolveOptions) -> Option<Resolved> {
+        (**self).at_hand(service, options)
     }
 }
 
@@ -177,16 +188,25 @@ impl StaticResolver {
     }
 }
 
+impl StaticResolver {
+    fn answer(&self, service: &ServiceName) -> Resolved {
+        Resolved {
+            providers: self.services.get(service).cloned().unwrap_or_default(),
+            source: Source::Static,
+        }
+    }
+}
+
 impl Resolve for StaticResolver {
     fn resolve<'a>(
         &'a self,
         service: &'a ServiceName,
         _options: ResolveOptions,
     ) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
-        let providers = self.services.get(service).cloned().unwrap_or_default();
-        Box::pin(std::future::ready(Ok(Resolved {
-            providers,
-            source: Source::Static,
-        })))
+        Box::pin(std::future::ready(Ok(self.answer(service))))
+    }
+
+    fn at_hand(&self, service: &ServiceName, _options: ResolveOptions) -> Option<Resolved> {
+        Some(self.answer(service))
     }
 }

@@ -61,7 +61,8 @@ pub const MAX_NOT_SENT: u32 = 16;
 ///         Output::Over => unreachable!("it is polled once after it is done"),
 ///     }
 /// };
-/// assert_eq!(success.attempts.len(), 2);
+/// assert_eq!(call.attempts().len(), 2);
+/// assert_eq!(call.attempts().get(success.attempt).map(|it| it.fate()), Some(Fate::Ok));
 /// # Ok::<(), macula_select::CallError<&str>>(())
 /// ```
 #[derive(Debug)]
@@ -177,7 +178,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         self.started
     }
 
-    /// The attempts so far.
+    /// The attempts so far, and all of them when it is over.
     #[must_use]
     pub fn attempts(&self) -> &Attempts<K> {
         &self.attempts
@@ -194,10 +195,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
                 State::Over => return Output::Over,
                 State::Ended(End::Ok(attempt)) => {
                     self.state = State::Over;
-                    return Output::Done(Ok(Success {
-                        attempt,
-                        attempts: self.attempts.take(),
-                    }));
+                    return Output::Done(Ok(Success { attempt }));
                 }
                 State::Ended(End::Failed(failure)) => {
                     self.state = State::Over;
@@ -527,8 +525,8 @@ impl<K: Eq + Hash + Clone> Call<K> {
     }
 
     #[cold]
-    fn conclude(&mut self, failure: Failure) -> CallError<K> {
-        let attempts = Box::new(self.attempts.take());
+    fn conclude(&self, failure: Failure) -> CallError<K> {
+        let attempts = Box::new(self.attempts.clone());
         match failure {
             Failure::ServiceNotFound => CallError::ServiceNotFound,
             Failure::AllProvidersFailed => CallError::AllProvidersFailed { attempts },

@@ -19,6 +19,7 @@ pub struct CallRequest<'a> {
     pub(crate) metadata: Option<&'a Metadata>,
     pub(crate) body: Bytes,
     pub(crate) timeout: Duration,
+    pub(crate) start: Option<Instant>,
     pub(crate) route: Option<Route>,
 }
 
@@ -73,13 +74,15 @@ impl Route {
     }
 
     /// What a HEAD says of it.
-    pub(crate) fn from_wire(head: &proto::Head) -> Option<Self> {
-        head.route.then(|| Self {
-            repeat: Repeat::from_wire(head.repeat),
-            max_attempts: NonZeroU32::new(head.max_attempts),
-            attempt_timeout: Some(head.attempt_timeout_us)
-                .filter(|&us| us > 0)
-                .map(Duration::from_micros),
+    pub(crate) fn from_wire(head: &proto::Head) -> Option<Box<Self>> {
+        head.route.then(|| {
+            Box::new(Self {
+                repeat: Repeat::from_wire(head.repeat),
+                max_attempts: NonZeroU32::new(head.max_attempts),
+                attempt_timeout: Some(head.attempt_timeout_us)
+                    .filter(|&us| us > 0)
+                    .map(Duration::from_micros),
+            })
         })
     }
 }
@@ -97,6 +100,7 @@ impl<'a> CallRequest<'a> {
             metadata: None,
             body: body.into(),
             timeout: DEFAULT_CALL_TIMEOUT,
+            start: None,
             route: None,
         }
     }
@@ -115,10 +119,21 @@ impl<'a> CallRequest<'a> {
         self
     }
 
-    /// Sets how long to wait, from the moment of the call. The provider is told, and stops working when it is over.
+    /// Sets how long to wait, from the moment of the call or from the [start](Self::with_start) given. The provider is told, and
+    /// stops working when it is over.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Sets when the call began, for a caller that has just looked at tokio's clock: it is not read once more. Without it, a
+    /// call begins when it is first polled.
+    ///
+    /// What lies in the past shortens the wait, and the provider is told the whole timeout all the same.
+    #[must_use]
+    pub fn with_start(mut self, start: Instant) -> Self {
+        self.start = Some(start);
         self
     }
 
@@ -140,17 +155,64 @@ impl<'a> CallRequest<'a> {
 pub struct CallReply {
     /// The outcome.
     pub status: StatusCode,
-    /// What went wrong, for a person; empty on success.
-    pub message: String,
     /// The provider's metadata.
     pub metadata: Metadata,
     /// The response.
     pub body: Bytes,
-    /// Rich error details, as gRPC's `grpc-status-details-bin`.
-    pub details: Bytes,
-    /// What the provider asks about the next try.
-    pub pushback: Option<Pushback>,
+    pub(crate) extra: Extra,
 }
+
+impl CallReply {
+    /// What went wrong, for a person; empty on success.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.extra.get().message
+    }
+
+    /// Rich error details, as gRPC's `grpc-status-details-bin`.
+    #[must_use]
+    pub fn details(&self) -> &Bytes {
+        &self.extra.get().details
+    }
+
+    /// What the provider asks about the next try.
+    #[must_use]
+    pub fn pushback(&self) -> Option<Pushback> {
+        self.extra.get().pushback
+    }
+}
+
+/// What few replies have: on the heap, because a reply is moved several times.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Extra(Option<Box<Failing>>);
+
+/// What a reply says beside its status and its payload.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Failing {
+    pub(crate) message: String,
+    pub(crate) details: Bytes,
+    pub(crate) pushback: Option<Pushback>,
+}
+
+impl Extra {
+    pub(crate) fn new(failing: Failing) -> Self {
+        Self((failing != NOTHING).then(|| Box::new(failing)))
+    }
+
+    pub(crate) fn get(&self) -> &Failing {
+        self.0.as_deref().unwrap_or(&NOTHING)
+    }
+
+    fn get_mut(&mut self) -> &mut Failing {
+        self.0.get_or_insert_default()
+    }
+}
+
+static NOTHING: Failing = Failing {
+    message: String::new(),
+    details: Bytes::new(),
+    pushback: None,
+};
 
 /// A call from a peer.
 #[derive(Debug, Clone)]
@@ -159,7 +221,7 @@ pub struct IncomingCall {
     pub(crate) service: ServiceName,
     pub(crate) method: String,
     pub(crate) metadata: Metadata,
-    pub(crate) route: Option<Route>,
+    pub(crate) route: Option<Box<Route>>,
     pub(crate) deadline: Instant,
     pub(crate) body: Bytes,
 }
@@ -192,7 +254,7 @@ impl IncomingCall {
     /// How this node may pass the call on to a provider it finds; `None` when it may not.
     #[must_use]
     pub fn route(&self) -> Option<Route> {
-        self.route
+        self.route.as_deref().copied()
     }
 
     /// When the caller stops waiting. The handler is dropped then.
@@ -249,12 +311,10 @@ pub struct CallParts {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
     pub(crate) status: StatusCode,
-    pub(crate) message: String,
+    pub(crate) not_started: bool,
     pub(crate) metadata: Metadata,
     pub(crate) body: Bytes,
-    pub(crate) details: Bytes,
-    pub(crate) not_started: bool,
-    pub(crate) pushback: Option<Pushback>,
+    pub(crate) extra: Extra,
 }
 
 impl Reply {
@@ -263,21 +323,23 @@ impl Reply {
     pub fn ok(body: impl Into<Bytes>) -> Self {
         Self {
             status: StatusCode::Ok,
-            message: String::new(),
+            not_started: false,
             metadata: Metadata::new(),
             body: body.into(),
-            details: Bytes::new(),
-            not_started: false,
-            pushback: None,
+            extra: Extra::default(),
         }
     }
 
     /// The handler's error: the call ran and failed.
     #[must_use]
     pub fn error(status: StatusCode, message: impl Into<String>) -> Self {
+        let failing = Failing {
+            message: message.into(),
+            ..Failing::default()
+        };
         Self {
             status,
-            message: message.into(),
+            extra: Extra::new(failing),
             ..Self::ok(Bytes::new())
         }
     }
@@ -301,14 +363,14 @@ impl Reply {
     /// Sets rich error details, as gRPC's `grpc-status-details-bin`.
     #[must_use]
     pub fn with_details(mut self, details: impl Into<Bytes>) -> Self {
-        self.details = details.into();
+        self.extra.get_mut().details = details.into();
         self
     }
 
     /// Asks the caller to leave this provider alone for a while.
     #[must_use]
     pub fn with_pushback(mut self, pushback: Pushback) -> Self {
-        self.pushback = Some(pushback);
+        self.extra.get_mut().pushback = Some(pushback);
         self
     }
 

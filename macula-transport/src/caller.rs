@@ -27,6 +27,8 @@ pub(crate) const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// A call that may be sent: within the limits, and with the peer's permission.
 struct Cleared {
     timeout: Duration,
+    /// What is left of it: the peer may have had no room for a while.
+    left: Duration,
     deadline: Instant,
     credit: OwnedSemaphorePermit,
 }
@@ -42,7 +44,7 @@ pub(crate) enum OpenWith {
 
 /// Checks a call and waits until the peer has room for it.
 async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallError> {
-    let now = Instant::now();
+    let now = request.start.map_or_else(Instant::now, Instant::from_std);
     link.inner.saw_clock(now.into_std());
     let timeout = request.timeout.min(MAX_CALL_TIMEOUT);
     let deadline = now + timeout;
@@ -60,16 +62,17 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
     if link.is_peer_leaving() {
         return Err(CallError::NotSent(NotSent::GoingAway));
     }
-    let credit = match link.credit.clone().try_acquire_owned() {
-        Ok(credit) => credit,
+    let (credit, left) = match link.credit.clone().try_acquire_owned() {
+        Ok(credit) => (credit, timeout),
         // Boxed, so that a call that need not wait, as most, is not as large as one that waits.
         Err(_) => match timeout_at(deadline, link.credit.clone().acquire_owned()).boxed().await {
-            Ok(Ok(credit)) => credit,
+            Ok(Ok(credit)) => (credit, deadline.saturating_duration_since(Instant::now())),
             Ok(Err(_)) | Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
         },
     };
     Ok(Cleared {
         timeout,
+        left,
         deadline,
         credit,
     })
@@ -78,6 +81,7 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
 pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallReply, CallError> {
     let Cleared {
         timeout,
+        left,
         deadline,
         credit,
     } = clear(link, &request).await?;
@@ -87,8 +91,9 @@ pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
     let result = if alone || request.body.len() > INLINE_BYTES {
         call_apart(link, &request, timeout, deadline).boxed().await
     } else {
-        match link.lane().call(link, &request, timeout, deadline).await {
+        match link.lane().call(link, &request, left, deadline).await {
             Ok(Err(CallError::Unknown(Unknown::Lost(lost)))) => Err(link.sent_and_lost(lost)),
+            Ok(Err(CallError::Unknown(Unknown::Timeout(_)))) => Err(CallError::Unknown(Unknown::Timeout(timeout))),
             Ok(result) => result,
             // More waits on the lane than a stream of its own costs.
             Err(NotTaken::Full | NotTaken::Over) => call_apart(link, &request, timeout, deadline).boxed().await,
@@ -116,14 +121,18 @@ async fn call_apart(
     timeout: Duration,
     deadline: Instant,
 ) -> Result<CallReply, CallError> {
+    let Ok(turn) = timeout_at(deadline, link.turn_of_request(request.body.len())).await else {
+        return Err(CallError::NotSent(NotSent::NoCredit));
+    };
     let (mut outgoing, mut incoming) = open_stream(link, deadline).await?;
     let exchange = async {
-        let mut frames = codec::request_frames(request, micros(timeout), StreamKind::Call);
+        let mut frames = codec::request_frames(request, micros_until(deadline), StreamKind::Call);
         match outgoing.send(&mut frames).await {
             // Whoever stops reading a request may have answered it already.
             Ok(()) | Err(SendError::Stopped) => outgoing.close_half(),
             Err(SendError::Lost(lost)) => return Err(link.sent_and_lost(lost)),
         }
+        drop(turn);
         let mut body = None;
         loop {
             let frame = incoming.next().await;
@@ -161,20 +170,32 @@ pub(crate) async fn open(
 ) -> Result<CallStream, CallError> {
     let Cleared {
         timeout,
+        left: _,
         deadline,
         credit,
     } = clear(link, &request).await?;
     let in_flight = link.enter(Direction::Outbound);
     let (mut outgoing, incoming) = open_stream(link, deadline).await?;
     let mut frames = match requests {
-        OpenWith::First => codec::opening_frames(&request, micros(timeout), StreamKind::Call),
-        OpenWith::All => codec::request_frames(&request, micros(timeout), StreamKind::Call),
+        OpenWith::First => codec::opening_frames(&request, micros_until(deadline), StreamKind::Call),
+        OpenWith::All => codec::request_frames(&request, micros_until(deadline), StreamKind::Call),
     };
+    let bytes = |frames: &[Bytes]| frames.iter().map(Bytes::len).sum::<usize>();
+    let all = bytes(&frames);
     let sent = timeout_at(deadline, outgoing.send(&mut frames)).await;
+    // The provider starts with the head: the call may run as soon as some of this is written.
+    let nothing_sent = bytes(&frames) == all;
     match sent {
         Ok(Ok(()) | Err(SendError::Stopped)) => {}
-        Ok(Err(SendError::Lost(lost))) => return Err(CallError::NotSent(NotSent::Lost(link.refine(lost)))),
-        Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
+        Ok(Err(SendError::Lost(lost))) if nothing_sent => {
+            return Err(CallError::NotSent(NotSent::Lost(link.refine(lost))));
+        }
+        Ok(Err(SendError::Lost(lost))) => return Err(link.sent_and_lost(lost)),
+        Err(_) if nothing_sent => return Err(CallError::NotSent(NotSent::NoCredit)),
+        Err(_) => {
+            link.timed_out();
+            return Err(CallError::Unknown(Unknown::Timeout(timeout)));
+        }
     }
     let hold = Hold {
         link: link.clone(),
@@ -189,8 +210,10 @@ pub(crate) async fn open(
     Ok(CallStream::new(hold, outgoing, incoming))
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+/// The time a provider is told that its caller still waits: the stream may have had to wait for its opening.
+fn micros_until(deadline: Instant) -> u64 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    u64::try_from(left.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Takes in a stream that the peer opened for a reply too large for its lane.

@@ -6,6 +6,7 @@ use prost::Message as _;
 
 use crate::{
     CallReply, CallRequest, Metadata, Reply,
+    call::{Extra, Failing},
     config::MAX_HEAD_BYTES,
     error::{CallError, Pushback},
     frame,
@@ -55,15 +56,26 @@ pub(crate) fn reply_frames(reply: &Reply, call: u64) -> Vec<Bytes> {
     outbox.take()
 }
 
+/// The frames of a large reply on a stream opened for it. The first has no payload: it tells soon which call is answered, so that the
+/// caller can wait for the rest as long as the call does, and stop it when the call is over.
+pub(crate) fn large_reply_frames(reply: &Reply, call: u64) -> Vec<Bytes> {
+    let mut outbox = Outbox::brief();
+    let _ = frame::put_data(&mut outbox, call, &Bytes::new(), false);
+    let mut frames = outbox.take();
+    frames.extend(reply_frames(reply, call));
+    frames
+}
+
 /// The size of a reply without its payload, to be held against [`MAX_HEAD_BYTES`].
 pub(crate) fn reply_head_bytes(reply: &Reply) -> usize {
+    let failing = reply.extra.get();
     let metadata = reply
         .metadata
         .entries()
         .iter()
         .map(|entry| entry.encoded_len() + 4)
         .sum::<usize>();
-    reply.message.len() + reply.details.len() + metadata + FRAME_OVERHEAD
+    failing.message.len() + failing.details.len() + metadata + FRAME_OVERHEAD
 }
 
 /// What the trailers say, with the payload that came before them.
@@ -79,12 +91,24 @@ pub(crate) fn reply(trailers: proto::Trailers, body: Bytes) -> Result<CallReply,
     }
     Ok(CallReply {
         status,
-        message: trailers.message,
         metadata: Metadata::from_wire(trailers.metadata),
         body,
-        details: trailers.details,
-        pushback,
+        extra: Extra::new(Failing {
+            message: trailers.message,
+            details: trailers.details,
+            pushback,
+        }),
     })
+}
+
+/// Success, with nothing but a payload.
+pub(crate) fn plain_reply(body: Bytes) -> CallReply {
+    CallReply {
+        status: StatusCode::Ok,
+        metadata: Metadata::new(),
+        body,
+        extra: Extra::default(),
+    }
 }
 
 /// Pieces of a payload put together; one piece is not copied.

@@ -209,9 +209,9 @@ impl Default for Limits {
 pub struct Timers {
     /// From the first packet of a dial to the peer's HELLO. Default 3 s.
     pub connect: Duration,
-    /// From a peer's opening of a stream to its first whole frame. Default 5 s.
+    /// From the first byte of a peer's stream to its first whole frame. Default 5 s.
     pub head: Duration,
-    /// Silence after which a connection is lost. Default 45 s.
+    /// Silence after which a connection is lost, and a stream that a peer has opened and sent nothing on. Default 45 s.
     pub idle: Duration,
     /// Silence after which a quiet connection is kept open by a packet. Default 15 s.
     pub keep_alive: Duration,

@@ -9,8 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::FutureExt as _;
 use macula_wire::proto::{self, control};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 
 use crate::{
     CallReply, CallRequest, CallStream, LoadReport, PeerInfo, Protocol, Replies, caller,
@@ -22,6 +23,7 @@ use crate::{
     lane::{MAX_CALLS, caller::Lane},
     pool::{Activity, ConnectionId},
     report::{REPORT_EVERY, Reporter},
+    stream::Outgoing,
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
@@ -30,6 +32,11 @@ const MAX_CONTROL_QUEUE: usize = 16;
 const MAX_LARGE_REQUESTS: usize = 16;
 /// How many large replies of one peer are put together at a time, whatever calls they say they answer.
 const MAX_LARGE_REPLIES: usize = 16;
+/// How many large requests, and how many large replies, are written to a peer at a time: fewer than a peer puts together. Were there
+/// more, those that wait for their turn there could fill the connection's window, and those whose turn it is would never be whole.
+const MAX_LARGE_SENDS: usize = 12;
+/// A request or reply of more bytes than this is large: as many smaller ones as there may be streams do not fill a connection's window.
+pub(crate) const LARGE_BYTES: usize = 66 * 1024;
 /// How many lanes a peer may have open: each may hold as much as a lane may queue. A node uses a few.
 const MAX_PEER_LANES: usize = 16;
 /// For so long after an answer a connection counts as used: its last packets may still be under way.
@@ -166,6 +173,10 @@ pub(crate) struct Link {
     pub(crate) peer_lanes: Semaphore,
     /// How many further large replies of the peer are put together at a time.
     pub(crate) large_replies: Semaphore,
+    /// How many further large requests are written at a time.
+    request_sends: Semaphore,
+    /// How many further large replies are written at a time, on streams opened for them.
+    reply_sends: Semaphore,
     /// Somebody looks after the peer while calls wait.
     watched: AtomicBool,
     /// A call's time was up since somebody looked.
@@ -227,6 +238,8 @@ impl Link {
             reporter: Mutex::default(),
             peer_lanes: Semaphore::new(MAX_PEER_LANES),
             large_replies: Semaphore::new(MAX_LARGE_REPLIES),
+            request_sends: Semaphore::new(MAX_LARGE_SENDS),
+            reply_sends: Semaphore::new(MAX_LARGE_SENDS),
             watched: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
             watch: Notify::new(),
@@ -242,6 +255,15 @@ impl Link {
     pub(crate) fn tell(&self, kind: control::Kind) {
         if self.control.try_send(proto::Control { kind: Some(kind) }).is_err() {
             tracing::debug!(peer = %self.peer.node_id.short(), "a control message was dropped");
+        }
+    }
+
+    /// Has the peer's QUIC acknowledge something, be the window full of what nobody reads there: a stream that is opened and reset takes
+    /// no room in it. Where the peer permits no stream either, nothing is sent.
+    pub(crate) fn nudge(&self) {
+        if let Some(Ok((send, _))) = self.quic.open_bi().now_or_never() {
+            // Dropped, it is reset.
+            drop(Outgoing::new(send));
         }
     }
 
@@ -281,6 +303,16 @@ impl Link {
             } => CallError::NotSent(NotSent::Lost(lost)),
             lost => CallError::Unknown(Unknown::Lost(lost)),
         }
+    }
+
+    /// Waits until a request of so many bytes may be written; its turn lasts until what is given is dropped.
+    pub(crate) async fn turn_of_request(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        turn(&self.request_sends, bytes).await
+    }
+
+    /// As [`Link::turn_of_request`], for a reply on a stream opened for it.
+    pub(crate) async fn turn_of_reply(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        turn(&self.reply_sends, bytes).await
     }
 
     pub(crate) fn touch(&self) {
@@ -461,6 +493,15 @@ impl Link {
     }
 }
 
+/// What is not large needs no turn, and a closed semaphore there is none.
+async fn turn(sends: &Semaphore, bytes: usize) -> Option<SemaphorePermit<'_>> {
+    if bytes > LARGE_BYTES {
+        sends.acquire().await.ok()
+    } else {
+        None
+    }
+}
+
 /// One call or request under way; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct InFlight {
@@ -470,6 +511,10 @@ pub(crate) struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if self.direction == Direction::Inbound {
+            // A handler may have run for long since somebody looked at the clock, and a farewell waits for what left just now.
+            self.link.inner.saw_clock(tokio::time::Instant::now().into_std());
+        }
         let now = self.link.inner.lately();
         self.link.last_used.fetch_max(now, Relaxed);
         match self.direction {

@@ -126,6 +126,7 @@ async fn watch(link: &Link) {
             Verdict::Ask => {
                 nonce += 1;
                 link.tell(control::Kind::Probe(proto::Probe { nonce }));
+                link.nudge();
             }
             Verdict::Dead => {
                 link.close(CloseCode::Unresponsive, "no answer came");

@@ -152,16 +152,17 @@ fn put_route(buffer: &mut BytesMut, route: Route) {
 /// Writes a TRAILERS frame with `payload` in it.
 pub(crate) fn put_trailers(outbox: &mut Outbox, call: u64, reply: &Reply, payload: &Bytes) -> Flush {
     let status = u64::from(reply.status.as_u32());
-    let pushback = reply
+    let failing = reply.extra.get();
+    let pushback = failing
         .pushback
         .map(Pushback::to_wire)
         .map(|ms| ((ms << 1) ^ (ms >> 63)) as u64);
     let metadata = reply.metadata.entries();
     let length = if status == 0 { 0 } else { 1 + encoded_len_varint(status) }
-        + bytes_field_len(reply.message.len())
+        + bytes_field_len(failing.message.len())
         + if reply.not_started { 2 } else { 0 }
         + metadata_len(metadata)
-        + bytes_field_len(reply.details.len())
+        + bytes_field_len(failing.details.len())
         + pushback.map_or(0, |zigzag| 1 + encoded_len_varint(zigzag))
         + bytes_field_len(payload.len());
     let flush = outbox.write(|buffer| {
@@ -170,12 +171,12 @@ pub(crate) fn put_trailers(outbox: &mut Outbox, call: u64, reply: &Reply, payloa
             buffer.put_u8(varint_tag(1));
             put_varint(buffer, status);
         }
-        put_bytes_field(buffer, 2, reply.message.as_bytes());
+        put_bytes_field(buffer, 2, failing.message.as_bytes());
         if reply.not_started {
             buffer.put_slice(&[varint_tag(3), 1]);
         }
         put_metadata(buffer, 4, metadata);
-        put_bytes_field(buffer, 6, &reply.details);
+        put_bytes_field(buffer, 6, &failing.details);
         if let Some(zigzag) = pushback {
             buffer.put_u8(varint_tag(7));
             put_varint(buffer, zigzag);
@@ -212,7 +213,7 @@ pub(crate) fn put_cancel(outbox: &mut Outbox, call: u64) -> Flush {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{num::NonZeroU32, time::Duration};
 
     use macula_wire::{
@@ -230,6 +231,26 @@ mod tests {
         let frame = decoder.next_frame().unwrap().unwrap();
         decoder.finish().unwrap();
         CallFrame::decode(frame).unwrap()
+    }
+
+    /// The bytes of a usual request's frame, without its length.
+    pub(crate) fn plain_head(call: u64, service: &str, method: &str, timeout_us: u64, payload: &[u8]) -> Vec<u8> {
+        let mut head = BytesMut::new();
+        put_bytes_field(&mut head, 1, service.as_bytes());
+        put_bytes_field(&mut head, 2, method.as_bytes());
+        if timeout_us != 0 {
+            head.put_u8(varint_tag(3));
+            put_varint(&mut head, timeout_us);
+        }
+        head.put_slice(&[varint_tag(6), 1]);
+        put_bytes_field(&mut head, 5, payload);
+        let mut frame = BytesMut::new();
+        if call != 0 {
+            frame.put_u8(varint_tag(1));
+            put_varint(&mut frame, call);
+        }
+        put_bytes_field(&mut frame, 2, &head);
+        frame.to_vec()
     }
 
     fn payload() -> impl Strategy<Value = Bytes> {
@@ -282,14 +303,16 @@ mod tests {
                 max_attempts: route.and_then(|route| route.max_attempts).map_or(0, NonZeroU32::get),
                 attempt_timeout_us: route.map_or(0, |route| route.attempt_timeout_us()),
             };
-            prop_assert_eq!(Route::from_wire(&head), route);
+            prop_assert_eq!(Route::from_wire(&head).as_deref().copied(), route);
             prop_assert!(head.encoded_len() - head.payload.len() <= head_bytes(&request));
             prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Head(head)) });
 
             let status = StatusCode::from_u32(status);
             let mut reply = Reply::error(status, message.clone()).with_metadata(metadata.clone()).with_details(details.clone());
             reply.not_started = not_started;
-            reply.pushback = Pushback::from_wire(pushback);
+            if let Some(pushback) = Pushback::from_wire(pushback) {
+                reply = reply.with_pushback(pushback);
+            }
             let mut outbox = Outbox::default();
             let _ = put_trailers(&mut outbox, call, &reply, &payload);
             let trailers = Trailers {

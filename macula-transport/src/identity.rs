@@ -14,6 +14,9 @@ use std::{
 use macula_wire::{NodeId, SecretKey, Signer};
 use zeroize::{Zeroize as _, Zeroizing};
 
+/// How much of a key file is read, in bytes.
+const MAX_FILE_BYTES: usize = 128;
+
 /// A node's identity: its secret key, of which the [`NodeId`] is the public half. Cheap to clone.
 #[derive(Clone)]
 pub struct Identity {
@@ -91,10 +94,11 @@ impl Identity {
             return Err(IdentityError::Malformed { path: path.to_owned() });
         }
         check_private(path, &metadata)?;
-        let mut text = Zeroizing::new(String::new());
-        // A key file has 65 bytes; a wrong path may name something endless.
-        io::Read::read_to_string(&mut io::Read::take(file, 128), &mut text).map_err(read_error)?;
-        let secret = parse_secret(text.trim_end()).ok_or_else(|| IdentityError::Malformed { path: path.to_owned() })?;
+        // A key file has 65 bytes; a wrong path may name something endless. With room for all, nothing is copied as it grows.
+        let mut text = Zeroizing::new(Vec::with_capacity(2 * MAX_FILE_BYTES));
+        io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE_BYTES as u64), &mut text).map_err(read_error)?;
+        let secret =
+            parse_secret(text.trim_ascii_end()).ok_or_else(|| IdentityError::Malformed { path: path.to_owned() })?;
         Ok(Self::from_secret(SecretKey::from_bytes(&secret)))
     }
 
@@ -169,8 +173,7 @@ impl std::fmt::Debug for Identity {
     }
 }
 
-fn parse_secret(text: &str) -> Option<Zeroizing<[u8; SecretKey::LEN]>> {
-    let digits = text.as_bytes();
+fn parse_secret(digits: &[u8]) -> Option<Zeroizing<[u8; SecretKey::LEN]>> {
     if digits.len() != 2 * SecretKey::LEN {
         return None;
     }
@@ -322,6 +325,8 @@ mod tests {
             ));
             assert_eq!(fs::read_to_string(&path).unwrap(), *text);
         }
+        write_private(&path, &[0xff; 32], Place::Any).unwrap();
+        assert!(matches!(Identity::load(&path), Err(IdentityError::Malformed { .. })));
         let missing = dir.path().join("no such folder").join("node.key");
         assert!(matches!(
             Identity::load_or_generate(&missing),

@@ -8,19 +8,23 @@ use macula_wire::proto::MetadataEntry;
 /// Keys may repeat. Empty metadata allocates nothing. All of it travels in a call's head, so it is small: at most
 /// [`MAX_METADATA_ENTRIES`](crate::MAX_METADATA_ENTRIES) entries, and a head of at most
 /// [`MAX_HEAD_BYTES`](crate::MAX_HEAD_BYTES).
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Metadata(Vec<MetadataEntry>);
+#[derive(Clone, Default, PartialEq)]
+#[expect(
+    clippy::box_collection,
+    reason = "few calls have any, and every call moves it several times"
+)]
+pub struct Metadata(Option<Box<Vec<MetadataEntry>>>);
 
 impl Metadata {
     /// No entries.
     #[must_use]
     pub const fn new() -> Self {
-        Self(Vec::new())
+        Self(None)
     }
 
     /// Adds an entry after the others.
     pub fn push(&mut self, key: impl Into<String>, value: impl Into<Bytes>) {
-        self.0.push(MetadataEntry {
+        self.0.get_or_insert_default().push(MetadataEntry {
             key: key.into(),
             value: value.into(),
         });
@@ -29,32 +33,41 @@ impl Metadata {
     /// The value of the first entry with this key.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<&Bytes> {
-        self.0.iter().find(|entry| entry.key == key).map(|entry| &entry.value)
+        self.entries()
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| &entry.value)
     }
 
     /// Every entry, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&str, &Bytes)> {
-        self.0.iter().map(|entry| (entry.key.as_str(), &entry.value))
+        self.entries().iter().map(|entry| (entry.key.as_str(), &entry.value))
     }
 
     /// How many entries there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.entries().len()
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.entries().is_empty()
     }
 
     pub(crate) fn from_wire(entries: Vec<MetadataEntry>) -> Self {
-        Self(entries)
+        Self((!entries.is_empty()).then(|| Box::new(entries)))
     }
 
     pub(crate) fn entries(&self) -> &[MetadataEntry] {
-        &self.0
+        self.0.as_deref().map_or(&[], Vec::as_slice)
+    }
+}
+
+impl std::fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 

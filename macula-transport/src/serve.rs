@@ -18,7 +18,7 @@ use crate::{
     caller::MAX_CALL_TIMEOUT,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME, Pieces},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
-    connection::{Direction, InFlight, Link},
+    connection::{Direction, InFlight, LARGE_BYTES, Link},
     lane,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, StreamKind, body_frame},
     streaming::{Gathered, Sink},
@@ -28,7 +28,7 @@ use crate::{
 pub(crate) const REPLY_GRACE: Duration = Duration::from_secs(1);
 
 /// A stream that brings no answer, and how it ends.
-enum Refusal {
+pub(crate) enum Refusal {
     /// The peer sent what it must not.
     Broken,
     /// The peer did not say in time what it wants.
@@ -64,12 +64,14 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
     let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
     let now = Instant::now();
     link.inner.saw_clock(now.into_std());
-    let head_by = now + link.inner.config.timers.head;
+    let timers = &link.inner.config.timers;
     let served = async {
-        let kind = match timeout_at(head_by, incoming.kind()).await {
+        // A stream may be here before its first byte: QUIC opens it with any later one, while its own bytes wait behind large messages.
+        let kind = match timeout_at(now + timers.idle, incoming.kind()).await {
             Ok(kind) => kind?.and_then(StreamKind::from_byte),
             Err(_) => return Err(Refusal::Slow),
         };
+        let head_by = Instant::now() + timers.head;
         match kind {
             Some(StreamKind::Call) => call(&link, &mut outgoing, &mut incoming, head_by).await,
             Some(StreamKind::Lane) => {
@@ -138,7 +140,7 @@ async fn streaming(
     incoming.set_limit(limits.max_message_bytes + FRAME_OVERHEAD);
     let stopped = outgoing.stopped();
     let limit = link.message_limit();
-    let gathered = Arc::new(Mutex::new(Gathered::new(outgoing)));
+    let gathered = Arc::new(Mutex::new(Gathered::new(outgoing, deadline)));
     let messages = IncomingMessages::stream(link.clone(), incoming, std::mem::take(&mut call.body), ended);
     let replies = OutgoingMessages::new(Sink::Stream {
         gathered: gathered.clone(),
@@ -225,13 +227,21 @@ async fn call(
         deadline: deadline.into_std(),
         body: head.payload,
     };
-    if link.inner.handler.kind(&call) == CallKind::Streaming {
-        return Ok(Next::Streaming {
-            call,
-            ended: head.end,
-            deadline,
-            in_flight,
-        });
+    match std::panic::catch_unwind(AssertUnwindSafe(|| link.inner.handler.kind(&call))) {
+        Ok(CallKind::Unary) => {}
+        Ok(CallKind::Streaming) => {
+            return Ok(Next::Streaming {
+                call,
+                ended: head.end,
+                deadline,
+                in_flight,
+            });
+        }
+        Err(_) => {
+            incoming.stop(ResetCode::Cancelled);
+            send_reply(link, outgoing, panicked(link), deadline).await?;
+            return Ok(Next::Done);
+        }
     }
     if !head.end {
         // So many large requests at a time are put together for one peer; the others wait in its send buffers.
@@ -400,14 +410,26 @@ async fn send_last(
     reply: Reply,
     deadline: Instant,
 ) -> Result<(), Refusal> {
-    frames.extend(codec::reply_frames(&fitting(link, reply), 0));
-    match timeout_at(deadline.max(Instant::now()) + REPLY_GRACE, outgoing.send(&mut frames)).await {
+    let reply = fitting(link, reply);
+    frames.extend(codec::reply_frames(&reply, 0));
+    let give_up = deadline.max(Instant::now()) + REPLY_GRACE;
+    match timeout_at(give_up, outgoing.send(&mut frames)).await {
         Ok(Ok(())) => {
             outgoing.finish();
+            // Whoever has not said by then that it has the reply does not wait for it any more.
+            let _ = timeout_at(give_up, delivered(outgoing, reply.body.len())).await;
             Ok(())
         }
         Ok(Err(_)) => Err(Refusal::Gone),
         Err(_) => Err(Refusal::Slow),
+    }
+}
+
+/// Waits until the peer has a finished reply when it is large, so that it counts as under way and no farewell comes before it. A
+/// smaller one has left when it is written, or soon after.
+pub(crate) async fn delivered(outgoing: &Outgoing, bytes: usize) {
+    if bytes > LARGE_BYTES {
+        outgoing.stopped().await;
     }
 }
 

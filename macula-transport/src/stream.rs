@@ -34,6 +34,8 @@ pub(crate) enum StreamKind {
 const LANE_PRIORITY: i32 = 1;
 /// How many chunks are read at once.
 pub(crate) const READ_BATCH: usize = 32;
+/// How many frames are taken at once: a frame of three bytes becomes a message of more than a hundred, and one read may give a million.
+const FRAME_BATCH: usize = 1024;
 
 impl StreamKind {
     pub(crate) const fn byte(self) -> u8 {
@@ -176,10 +178,15 @@ impl Outgoing {
         let _ = self.stream.finish();
     }
 
-    /// Ends this half after what was sent, whatever comes.
+    /// Ends this half after what was sent, whatever comes. Where a message was given up halfway, or before its first byte, that is
+    /// no end: the stream is reset.
     pub(crate) fn finish(&mut self) {
-        self.finished = true;
-        self.close_half();
+        if self.halfway {
+            self.reset(ResetCode::Cancelled);
+        } else {
+            self.finished = true;
+            self.close_half();
+        }
     }
 
     pub(crate) fn reset(&mut self, code: ResetCode) {
@@ -211,6 +218,8 @@ pub(crate) struct Incoming {
     decoder: FrameDecoder,
     /// Read and not yet decoded; at most what one read gives.
     chunks: VecDeque<Bytes>,
+    /// There may be whole frames among what was read.
+    more: bool,
 }
 
 /// The peer or the connection ended a receiving half before its end.
@@ -251,6 +260,7 @@ impl Incoming {
             stream,
             decoder: FrameDecoder::new(limit),
             chunks: VecDeque::new(),
+            more: false,
         }
     }
 
@@ -310,25 +320,21 @@ impl Incoming {
         }
     }
 
-    /// Reads what has arrived and gives its frames to `take`; false when the peer finished the stream between two.
+    /// Reads what has arrived and gives its frames to `take`, at most [`FRAME_BATCH`] of them: those beyond come with the next call.
+    /// False when the peer finished the stream between two.
     pub(crate) async fn fill(
         &mut self,
         chunks: &mut [Bytes; READ_BATCH],
-        mut take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
+        take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
     ) -> Result<bool, ReceiveError> {
-        if self.chunks.is_empty() {
+        if self.chunks.is_empty() && !self.more {
             let Some(count) = self.stream.read_chunks(chunks).await? else {
                 self.decoder.finish()?;
                 return Ok(false);
             };
             self.chunks.extend(chunks[..count].iter_mut().map(std::mem::take));
         }
-        while let Some(chunk) = self.chunks.pop_front() {
-            self.decoder.push(chunk);
-            while let Some(frame) = self.decoder.next_frame()? {
-                take(frame)?;
-            }
-        }
+        self.more = cut(&mut self.decoder, &mut self.chunks, take)?;
         Ok(true)
     }
 
@@ -346,6 +352,28 @@ impl Incoming {
     pub(crate) fn settle(&mut self) {
         use futures::FutureExt as _;
         let _ = self.stream.read_chunk(1, true).now_or_never();
+    }
+}
+
+/// Gives the next frames of `chunks` to `take`; whether there may be more than [`FRAME_BATCH`].
+fn cut(
+    decoder: &mut FrameDecoder,
+    chunks: &mut VecDeque<Bytes>,
+    mut take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
+) -> Result<bool, ReceiveError> {
+    let mut taken = 0;
+    loop {
+        while let Some(frame) = decoder.next_frame()? {
+            take(frame)?;
+            taken += 1;
+            if taken == FRAME_BATCH {
+                return Ok(true);
+            }
+        }
+        match chunks.pop_front() {
+            Some(chunk) => decoder.push(chunk),
+            None => return Ok(false),
+        }
     }
 }
 
@@ -481,6 +509,29 @@ mod tests {
             }
             assert_eq!(joined, whole);
         }
+    }
+
+    #[test]
+    fn of_many_small_frames_in_one_chunk_so_many_are_taken_at_a_time() {
+        let mut decoder = FrameDecoder::new(10);
+        // Frames of two bytes, in chunks that cut them.
+        let whole: Vec<u8> = (0..3000_u32).flat_map(|n| [2, n as u8, (n >> 8) as u8]).collect();
+        let mut chunks: VecDeque<Bytes> = whole.chunks(4000).map(Bytes::copy_from_slice).collect();
+        let (mut taken, mut batches) = (Vec::new(), Vec::new());
+        loop {
+            let before = taken.len();
+            let more = cut(&mut decoder, &mut chunks, |frame| {
+                taken.push(frame);
+                Ok(())
+            });
+            batches.push(taken.len() - before);
+            if !more.unwrap() {
+                break;
+            }
+        }
+        assert_eq!(batches, [FRAME_BATCH, FRAME_BATCH, 3000 - 2 * FRAME_BATCH]);
+        assert!((0..3000_u32).all(|n| taken[n as usize] == [n as u8, (n >> 8) as u8][..]));
+        decoder.finish().unwrap();
     }
 
     #[test]

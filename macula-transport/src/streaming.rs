@@ -41,6 +41,14 @@ pub(crate) struct Hold {
     pub(crate) _in_flight: InFlight,
 }
 
+impl Hold {
+    /// The call's time is up: the peer may be gone.
+    fn timed_out(&self) -> CallError {
+        self.link.timed_out();
+        CallError::Unknown(Unknown::Timeout(self.timeout))
+    }
+}
+
 /// A call whose request and reply are streams of messages, from the caller's side.
 ///
 /// Both halves are used independently after [`CallStream::split`]. Dropping a half that is not finished cancels the call.
@@ -119,7 +127,7 @@ impl Requests {
             }
             Ok(Ok(())) => Ok(()),
             Ok(Err(SendError::Lost(lost))) => Err(CallError::Unknown(Unknown::Lost(self.hold.link.refine(lost)))),
-            Err(_) => Err(CallError::Unknown(Unknown::Timeout(self.hold.timeout))),
+            Err(_) => Err(self.hold.timed_out()),
         }
     }
 
@@ -155,7 +163,7 @@ impl Replies {
         }
         let link = &self.hold.link;
         let frame = match timeout_at(self.hold.deadline, self.incoming.next()).await {
-            Err(_) => return Err(CallError::Unknown(Unknown::Timeout(self.hold.timeout))),
+            Err(_) => return Err(self.hold.timed_out()),
             Ok(frame) => frame,
         };
         match read_reply(link, frame)? {
@@ -331,16 +339,19 @@ pub(crate) enum Sink {
 pub(crate) struct Gathered {
     pub(crate) outgoing: Outgoing,
     waiting: Outbox,
+    /// The call's deadline. A handler that gave its messages to a task of its own is not dropped then.
+    until: Instant,
 }
 
 /// Gathered messages of so many bytes are written, whether or not more is ready.
 const MAX_GATHERED_BYTES: usize = 64 * 1024;
 
 impl Gathered {
-    pub(crate) fn new(outgoing: Outgoing) -> Self {
+    pub(crate) fn new(outgoing: Outgoing, until: Instant) -> Self {
         Self {
             outgoing,
             waiting: Outbox::brief(),
+            until,
         }
     }
 
@@ -349,10 +360,14 @@ impl Gathered {
         self.waiting.take()
     }
 
-    async fn flush(&mut self) -> Result<(), SendError> {
-        match self.take() {
-            none if none.is_empty() => Ok(()),
-            mut chunks => self.outgoing.send(&mut chunks).await,
+    async fn flush(&mut self) -> Result<(), Gone> {
+        let mut chunks = self.take();
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        match timeout_at(self.until, self.outgoing.send(&mut chunks)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Gone),
         }
     }
 }
@@ -405,7 +420,7 @@ impl OutgoingMessages {
                 if gathered.waiting.bytes() < MAX_GATHERED_BYTES {
                     return Ok(());
                 }
-                gathered.flush().await.map_err(|_| Gone)
+                gathered.flush().await
             }
             Sink::One(one) => {
                 let mut one = one.lock().await;
@@ -425,7 +440,7 @@ impl OutgoingMessages {
     /// When the caller does not wait any more.
     pub async fn flush(&mut self) -> Result<(), Gone> {
         match &self.sink {
-            Sink::Stream { gathered, .. } => gathered.lock().await.flush().await.map_err(|_| Gone),
+            Sink::Stream { gathered, .. } => gathered.lock().await.flush().await,
             Sink::One(_) => Ok(()),
         }
     }

@@ -27,10 +27,7 @@ async fn a_call_is_answered_with_what_the_handler_says() {
     assert_eq!(metadata.get("traceparent").unwrap(), "00-a");
 
     let reply = connection.call(CallRequest::new(&service("fail"), "")).await.unwrap();
-    assert_eq!(
-        (reply.status, reply.message.as_str()),
-        (StatusCode::NotFound, "nothing here")
-    );
+    assert_eq!((reply.status, reply.message()), (StatusCode::NotFound, "nothing here"));
     let reply = connection.call(CallRequest::new(&service("whoami"), "")).await.unwrap();
     assert_eq!(reply.body, client.node_id().to_string());
 }
@@ -83,6 +80,26 @@ async fn f7_an_attempt_ends_at_its_timeout_and_the_handler_is_dropped() {
     assert_eq!(events.recv().await, Some(Seen::Started));
     assert_eq!(events.recv().await, Some(Seen::Dropped));
     echoes(&connection, "the connection is as good as before").await;
+}
+
+#[tokio::test]
+async fn f7_a_call_that_began_before_it_was_made_has_only_what_is_left_of_its_time() {
+    let (provider, mut events) = provider().await;
+    let client = client().await;
+    let connection = connect(&client, &provider).await.unwrap();
+    let name = service("hang");
+    let made = std::time::Instant::now();
+    let Some(began) = made.checked_sub(PATIENCE - Duration::from_millis(50)) else {
+        return; // the clock itself is younger
+    };
+    let request = CallRequest::new(&name, "").with_timeout(PATIENCE).with_start(began);
+    let error = connection.call(request).await.unwrap_err();
+    assert!(
+        matches!(error, CallError::Unknown(Unknown::Timeout(PATIENCE))),
+        "{error}"
+    );
+    assert!(made.elapsed() < PATIENCE, "it was given its whole time again");
+    assert_eq!(events.recv().await, Some(Seen::Started));
 }
 
 #[tokio::test]

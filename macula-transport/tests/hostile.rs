@@ -484,6 +484,7 @@ async fn a_peer_that_never_reads_its_replies_loses_its_lane() {
     let ended = async { until("the lane is reset", || flood.is_finished()).await };
     clock.run(Duration::from_secs(1), ended).await;
     flood.await.unwrap_err();
+    until("it counts as slow", || provider.stats().slow_streams == 1).await;
     assert_eq!(greedy.close_reason(), None);
     still_serves(&provider).await;
 }

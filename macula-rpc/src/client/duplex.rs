@@ -109,10 +109,10 @@ struct Duplex {
 impl Exchange for Duplex {
     type Answer = Opened;
 
-    async fn exchange(
-        &self,
-        connection: &Connection,
-        request: CallRequest<'_>,
+    async fn exchange<'a>(
+        &'a self,
+        connection: &'a Connection,
+        request: CallRequest<'a>,
         until: Instant,
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
         let allowed = self.deadline.saturating_duration_since(engine::now());
@@ -323,8 +323,8 @@ impl Replies {
     }
 
     fn answered(&self, reply: &CallReply) -> CallError {
-        let status = Status::new(reply.status, reply.message.clone())
-            .with_details(reply.details.clone())
+        let status = Status::new(reply.status, reply.message())
+            .with_details(reply.details().clone())
             .with_metadata(reply.metadata.clone());
         CallError::Answered {
             service: self.service.clone(),

@@ -5,30 +5,31 @@
 //!
 //! **Invariants.** The balancer's lock is held for single steps and never across an await: one step chooses the first provider,
 //! one takes in how an attempt ended and says what follows. An attempt ends by itself when its time is up, so a call that needs
-//! neither a hedge nor a pause has no timer of its own. A usual call allocates once here: its attempt.
+//! neither a hedge nor a pause has no timer of its own. A usual call allocates once: its state and its first attempt together, so
+//! that the futures around it stay small, which are moved at each level of a call.
 
 use std::{
     future::Future,
     net::SocketAddr,
     num::NonZeroU32,
     ops::ControlFlow,
-    pin::Pin,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures::FutureExt as _;
+use futures::{FutureExt as _, TryFutureExt as _};
 use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Link, Loss, Output, Refusal, RetryPolicy, StopReason};
 use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Repeat, Route, Unknown};
-use macula_wire::{NodeId, ServiceName, StatusCode};
+use macula_wire::{ServiceName, StatusCode};
 use tracing::{Instrument as _, Span};
 
 use super::{
     AnswerSource, Client,
     builder::Options,
     flights::Flights,
-    services::{Balanced, Service},
+    services::{Balanced, Member, Service, State},
     verdict,
 };
 use crate::{
@@ -51,12 +52,12 @@ pub(super) trait Exchange: Sync {
     type Answer: Send;
 
     /// Sends the call and waits, until `until` at most, for what settles the attempt.
-    fn exchange(
-        &self,
-        connection: &Connection,
-        request: CallRequest<'_>,
+    fn exchange<'a>(
+        &'a self,
+        connection: &'a Connection,
+        request: CallRequest<'a>,
         until: Instant,
-    ) -> impl Future<Output = Result<Outcome<Self::Answer>, macula_transport::CallError>> + Send;
+    ) -> impl Future<Output = Result<Outcome<Self::Answer>, macula_transport::CallError>> + Send + 'a;
 
     /// Whether what has been sent can be sent again.
     fn may_repeat(&self) -> bool {
@@ -78,14 +79,14 @@ pub(super) struct Unary;
 impl Exchange for Unary {
     type Answer = CallReply;
 
-    async fn exchange(
-        &self,
-        connection: &Connection,
-        request: CallRequest<'_>,
+    fn exchange<'a>(
+        &'a self,
+        connection: &'a Connection,
+        request: CallRequest<'a>,
         _until: Instant,
-    ) -> Result<Outcome<CallReply>, macula_transport::CallError> {
-        let reply = connection.call(request).await?;
-        Ok(match reply.status {
+    ) -> impl Future<Output = Result<Outcome<CallReply>, macula_transport::CallError>> + Send + 'a {
+        // No block of its own: it would hold the request twice.
+        connection.call(request).map_ok(|reply| match reply.status {
             StatusCode::Ok => Outcome::Answer(reply),
             _ => Outcome::Error(reply),
         })
@@ -120,6 +121,7 @@ pub(super) async fn run<X: Exchange>(
     providers: &Arc<[Provider]>,
 ) -> Result<Done<X::Answer>, CallError> {
     let allowed = job.options.timeout.unwrap_or(job.client.shared.defaults.timeout);
+    let begin = |attempt: Begin<'_>| job.attempt(attempt);
     let mut driver = Driver {
         call: Call::new(job.start, job.call_options(allowed)),
         job,
@@ -130,10 +132,11 @@ pub(super) async fn run<X: Exchange>(
         allowed,
         over: false,
     };
-    let mut flights = Flights::new();
+    let first = pin!(None);
+    let mut flights = Flights::new(first);
     let mut output = driver.begin(providers);
     loop {
-        let at = match driver.perform(output, &mut flights) {
+        let at = match driver.perform(output, &mut flights, begin) {
             ControlFlow::Continue(at) => at,
             ControlFlow::Break(end) => return end,
         };
@@ -182,8 +185,16 @@ enum Failure {
 #[error("no connection within {0:?}")]
 struct NoConnection(Duration);
 
-/// An attempt's work; on the heap, so that every future around it stays small: those are moved at each level of a call.
-type Work<'a, A> = Pin<Box<dyn Future<Output = Landed<A>> + Send + 'a>>;
+/// An attempt that is to be made.
+struct Begin<'s> {
+    provider: Arc<Provider>,
+    /// The connection to it, if one is open.
+    open: Option<Connection>,
+    start: Instant,
+    /// When it is over at the latest.
+    until: Instant,
+    span: &'s Span,
+}
 
 impl<'a, X: Exchange> Job<'a, X> {
     fn call_options(&self, allowed: Duration) -> CallOptions {
@@ -213,15 +224,15 @@ impl<'a, X: Exchange> Job<'a, X> {
         self.options.attempt_timeout.unwrap_or(default)
     }
 
-    /// One attempt, begun at `start` and over at `until` at the latest.
-    fn attempt(
-        &'a self,
-        provider: Arc<Provider>,
-        open: Option<Connection>,
-        start: Instant,
-        until: Instant,
-        span: &Span,
-    ) -> Work<'a, X::Answer> {
+    /// One attempt.
+    fn attempt(&'a self, attempt: Begin<'_>) -> impl Future<Output = Landed<X::Answer>> + Send + use<'a, X> {
+        let Begin {
+            provider,
+            open,
+            start,
+            until,
+            span,
+        } = attempt;
         let parent = span.clone();
         let work = async move {
             // The usual case: no dial, no waiting.
@@ -245,6 +256,7 @@ impl<'a, X: Exchange> Job<'a, X> {
             let mut request = CallRequest::new(self.service, self.payload.clone())
                 .with_method(&self.options.method)
                 .with_timeout(until.saturating_duration_since(now) + TIMER_SLACK)
+                .with_start(now)
                 .with_route(self.route());
             if let Some(metadata) = metadata {
                 request = request.with_metadata(metadata);
@@ -252,11 +264,7 @@ impl<'a, X: Exchange> Job<'a, X> {
             let exchange = self.exchange.exchange(&connection, request, until);
             (Some(at), exchange.await.map_err(Failure::Call))
         };
-        if span.is_disabled() {
-            Box::pin(work)
-        } else {
-            Box::pin(work.instrument(span.clone()))
-        }
+        work.instrument(span.clone())
     }
 
     async fn dial(&self, provider: &Provider, until: Instant) -> Result<Connection, Failure> {
@@ -344,7 +352,7 @@ impl Log {
 
 /// The core of a call and what the shell knows beside it. Dropping it cancels the call, so that no lease is lost (F8).
 struct Driver<'a, X: Exchange> {
-    call: Call<NodeId>,
+    call: Call<Member>,
     job: &'a Job<'a, X>,
     balanced: &'a Balanced,
     log: Log,
@@ -369,7 +377,7 @@ impl<X: Exchange> Drop for Driver<'_, X> {
 
 impl<'a, X: Exchange> Driver<'a, X> {
     /// Takes over the provider list and chooses the first provider.
-    fn begin(&mut self, providers: &Arc<[Provider]>) -> Output<NodeId> {
+    fn begin(&mut self, providers: &Arc<[Provider]>) -> Output<Member> {
         let now = self.job.found;
         let mut state = self.balanced.lock();
         state.reconcile(providers, now);
@@ -378,7 +386,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         output
     }
 
-    fn poll(&mut self) -> Output<NodeId> {
+    fn poll(&mut self) -> Output<Member> {
         let now = now();
         let mut state = self.balanced.lock();
         let output = self.call.poll(now, &mut state.balancer);
@@ -387,9 +395,11 @@ impl<'a, X: Exchange> Driver<'a, X> {
     }
 
     /// Logs whom the core dispatches to: under the lock of its choice, because the list may change with the next.
-    fn note(&mut self, now: Instant, state: &mut super::services::State, output: &Output<NodeId>) {
+    fn note(&mut self, now: Instant, state: &mut State, output: &Output<Member>) {
         if let Output::Dispatch { to, hedge, .. } = output {
-            let (provider, open) = state.provider(now, to, &self.job.client.shared.pool);
+            let Some((provider, open)) = state.provider(now, *to, &self.job.client.shared.pool) else {
+                unreachable!("the balancer chooses among the list's members");
+            };
             let span = observe::attempt_span(&provider, self.log.len() + 1, *hedge);
             self.open = open;
             self.log.push(Tried {
@@ -402,17 +412,26 @@ impl<'a, X: Exchange> Driver<'a, X> {
     }
 
     /// Does what the core says until there is something to wait for.
-    fn perform(&mut self, mut output: Output<NodeId>, flights: &mut Flights<Work<'a, X::Answer>>) -> Next<X::Answer> {
+    fn perform<F: Future<Output = Landed<X::Answer>>>(
+        &mut self,
+        mut output: Output<Member>,
+        flights: &mut Flights<'_, F>,
+        begin: impl Fn(Begin<'_>) -> F,
+    ) -> Next<X::Answer> {
         loop {
             output = match output {
                 Output::Dispatch { attempt, until, .. } => {
                     let start = self.call.attempts().get(attempt).map(macula_select::Attempt::started);
                     // Whoever dispatches has logged whom to.
                     if let Some(tried) = self.log.get(attempt) {
-                        let provider = Arc::clone(&tried.provider);
-                        let start = start.unwrap_or(self.job.found);
-                        let work = self.job.attempt(provider, self.open.take(), start, until, &tried.span);
-                        flights.launch(attempt, until, work);
+                        let attempted = Begin {
+                            provider: Arc::clone(&tried.provider),
+                            open: self.open.take(),
+                            start: start.unwrap_or(self.job.found),
+                            until,
+                            span: &tried.span,
+                        };
+                        flights.launch(attempt, until, || begin(attempted));
                     }
                     match self.job.options.hedge {
                         // The attempt's own end is all there is to wait for.
@@ -452,9 +471,10 @@ impl<'a, X: Exchange> Driver<'a, X> {
     }
 
     /// Tells the core how an attempt ended, and gives what follows; an error when no provider could take the request.
-    fn landed(&mut self, attempt: AttemptId, (at, landed): Landed<X::Answer>) -> Result<Output<NodeId>, CallError> {
+    fn landed(&mut self, attempt: AttemptId, (at, landed): Landed<X::Answer>) -> Result<Output<Member>, CallError> {
         let now = now();
-        let started = self.call.attempts().get(attempt).map(macula_select::Attempt::started);
+        let known = self.call.attempts().get(attempt);
+        let (started, member) = (known.map(|it| it.started()), known.map(|it| *it.provider()));
         let took = now.saturating_duration_since(started.unwrap_or(now));
         let (fate, cause) = match landed {
             Ok(Outcome::Answer(answer)) => {
@@ -473,11 +493,6 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let failed = cause.is_some();
         // A restarted peer says so itself: it is there, on its port, and only the old connection is of no use.
         let restarted = matches!(&cause, Some(Cause::Lost(reason)) if is_restart(reason.as_ref()));
-        let provider = self
-            .log
-            .get(attempt)
-            .map(|tried| tried.provider.node_id)
-            .filter(|_| restarted);
         if let Some(tried) = self.log.get_mut(attempt) {
             observe::record_attempt(&tried.span, cause.as_ref());
             tried.span = Span::none();
@@ -486,8 +501,8 @@ impl<'a, X: Exchange> Driver<'a, X> {
         }
         let mut state = self.balanced.lock();
         self.call.on_result(now, &mut state.balancer, attempt, fate);
-        if let Some(provider) = provider {
-            state.balancer.set_link(now, &provider, Link::Up);
+        if let Some(member) = member.filter(|_| restarted) {
+            state.balancer.set_link(now, &member, Link::Up);
         }
         if failed && !self.job.exchange.may_repeat() {
             return Err(CallError::NotRetried {
@@ -509,36 +524,30 @@ impl<'a, X: Exchange> Driver<'a, X> {
         }
         let fate = Fate::Answered {
             code: Code::from_number(reply.status.as_u32()),
-            pushback: reply.pushback.map(pushback),
+            pushback: reply.pushback().map(pushback),
         };
-        let status = Status::new(reply.status, reply.message)
-            .with_details(reply.details)
+        let status = Status::new(reply.status, reply.message())
+            .with_details(reply.details().clone())
             .with_metadata(reply.metadata);
         (fate, Cause::Answered(status))
     }
 
     fn conclude(
         &mut self,
-        end: Result<macula_select::Success<NodeId>, macula_select::CallError<NodeId>>,
+        end: Result<macula_select::Success, macula_select::CallError<Member>>,
     ) -> Result<Done<X::Answer>, CallError> {
         self.over = true;
-        let attempts = match &end {
-            Ok(success) => Some(&success.attempts),
-            Err(error) => error.attempts(),
-        };
-        if let Some(attempts) = attempts {
-            let meters = &self.job.known.meters;
-            meters.failovers(attempts.len().saturating_sub(1));
-            for attempt in attempts.iter() {
-                meters.attempt(&attempt.fate(), attempt.elapsed());
-            }
+        let (attempts, meters) = (self.call.attempts(), &self.job.known.meters);
+        meters.failovers(attempts.len().saturating_sub(1));
+        for attempt in attempts.iter() {
+            meters.attempt(&attempt.fate(), attempt.elapsed());
         }
         match end {
             Ok(success) => match self.answer.take() {
                 Some(answer) => Ok(Done {
                     answer,
                     provider: self.log.get(success.attempt).map(|tried| Arc::clone(&tried.provider)),
-                    failed_attempts: verdict::named(&success.attempts, &self.log, self.job.start),
+                    failed_attempts: verdict::named(attempts, &self.log, self.job.start),
                 }),
                 None => unreachable!("the core says ok when it was told so, which is when there is an answer"),
             },

@@ -18,37 +18,49 @@ struct Ticket {
     until: Instant,
 }
 
-/// The flights of a call.
-pub(super) struct Flights<F> {
-    work: [Option<F>; 2],
+/// The flights of a call: one in a place that its owner pins beside the rest of its state, and a second one, which few calls
+/// have, on the heap.
+pub(super) struct Flights<'p, F> {
+    first: Pin<&'p mut Option<F>>,
+    second: Option<Pin<Box<F>>>,
     tickets: [Option<Ticket>; 2],
 }
 
-impl<F: Future + Unpin> Flights<F> {
-    /// No flights.
-    pub(super) fn new() -> Self {
+impl<'p, F: Future> Flights<'p, F> {
+    /// No flights; the place is for the first.
+    pub(super) fn new(first: Pin<&'p mut Option<F>>) -> Self {
         Self {
-            work: [None, None],
+            first,
+            second: None,
             tickets: [None; 2],
         }
     }
 
-    /// Starts an attempt, whose work ends by itself at `until`.
-    pub(super) fn launch(&mut self, attempt: AttemptId, until: Instant, work: F) {
-        let free = self.tickets.iter().position(Option::is_none);
-        debug_assert!(free.is_some(), "a call has two attempts under way at most");
-        if let Some(at) = free {
-            self.tickets[at] = Some(Ticket { attempt, until });
-            self.work[at] = Some(work);
+    /// Starts an attempt, whose work ends by itself at `until`. The work is made where it is kept, not moved there.
+    #[inline]
+    pub(super) fn launch(&mut self, attempt: AttemptId, until: Instant, work: impl FnOnce() -> F) {
+        let ticket = Some(Ticket { attempt, until });
+        match &mut self.tickets {
+            [first @ None, _] => {
+                *first = ticket;
+                self.first.set(Some(work()));
+            }
+            [Some(_), second] => {
+                debug_assert!(second.is_none(), "a call has two attempts under way at most");
+                *second = ticket;
+                self.second = Some(Box::pin(work()));
+            }
         }
     }
 
     /// Gives an attempt up: its work is dropped, which tells the provider.
     pub(super) fn abort(&mut self, attempt: AttemptId) {
-        for (ticket, work) in self.tickets.iter_mut().zip(&mut self.work) {
-            if ticket.take_if(|it| it.attempt == attempt).is_some() {
-                *work = None;
-            }
+        let [first, second] = &mut self.tickets;
+        if first.take_if(|it| it.attempt == attempt).is_some() {
+            self.first.set(None);
+        }
+        if second.take_if(|it| it.attempt == attempt).is_some() {
+            self.second = None;
         }
     }
 
@@ -60,17 +72,27 @@ impl<F: Future + Unpin> Flights<F> {
     /// The first that ends; never when there is none.
     pub(super) fn next(&mut self) -> impl Future<Output = (AttemptId, F::Output)> {
         poll_fn(|cx| {
-            for (place, work) in self.tickets.iter_mut().zip(&mut self.work) {
-                let (Some(ticket), Some(running)) = (*place, work.as_mut()) else {
-                    continue;
-                };
-                if let Poll::Ready(outcome) = Pin::new(running).poll(cx) {
-                    *place = None;
-                    *work = None;
-                    return Poll::Ready((ticket.attempt, outcome));
-                }
+            let [first, second] = &mut self.tickets;
+            if let Some(work) = self.first.as_mut().as_pin_mut()
+                && let Poll::Ready(outcome) = work.poll(cx)
+            {
+                self.first.set(None);
+                return landed(first, outcome);
+            }
+            if let Some(work) = &mut self.second
+                && let Poll::Ready(outcome) = work.as_mut().poll(cx)
+            {
+                self.second = None;
+                return landed(second, outcome);
             }
             Poll::Pending
         })
+    }
+}
+
+fn landed<T>(ticket: &mut Option<Ticket>, outcome: T) -> Poll<(AttemptId, T)> {
+    match ticket.take() {
+        Some(ticket) => Poll::Ready((ticket.attempt, outcome)),
+        None => unreachable!("a flight has a ticket from its launch to its end"),
     }
 }

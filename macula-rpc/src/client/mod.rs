@@ -27,7 +27,7 @@ use macula_transport::{Endpoint, Pool};
 use macula_wire::{NameError, ServiceName};
 
 use crate::{
-    CallError, Decode, Encode, Propagate, Provider, Resolve, ResolveOptions, Response, Server, Source,
+    CallError, Decode, Encode, Propagate, Provider, Resolve, ResolveError, ResolveOptions, Response, Server, Source,
     error::Attempt,
     observe::{self, PoolMeters},
     request::Request,
@@ -240,7 +240,7 @@ impl Client {
         &self,
         service: &ServiceName,
         options: ResolveOptions,
-    ) -> Result<Arc<[Provider]>, crate::ResolveError> {
+    ) -> Result<Arc<[Provider]>, ResolveError> {
         Ok(self.shared.resolver.resolve(service, options).await?.providers)
     }
 
@@ -328,13 +328,14 @@ impl Client {
         let balanced = match source {
             // What becomes of a call of one provider says nothing of the others, and nothing is chosen.
             _ if call.provider.is_some() => {
-                alone = self.shared.services.alone();
-                &alone
+                // Boxed: few calls have one, and every call's future would be as large.
+                alone = Box::new(self.shared.services.alone());
+                &*alone
             }
             AnswerSource::Router => self.shared.services.routers(),
             AnswerSource::Local | AnswerSource::Directory(_) => &watched.known.balanced,
         };
-        Ok((engine::run(&job, balanced, &found.providers).await?, source))
+        Ok((engine::run(&job, balanced, &found.providers).boxed().await?, source))
     }
 
     /// Who may be called: those the directory gives, or the routers when it gives no answer.
@@ -346,16 +347,21 @@ impl Client {
                 at: watched.start,
             });
         }
-        let mut lookup = self.shared.resolver.resolve(service, call.resolve);
-        // Usually the answer is at hand: no timer is needed, and no time has passed.
-        let (resolved, at) = match poll_fn(|cx| Poll::Ready(lookup.poll_unpin(cx))).await {
-            Poll::Ready(resolved) => (resolved, watched.start),
-            Poll::Pending => {
-                let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
-                // The directory's time is the call's time.
-                let lookup = tokio::time::timeout_at((watched.start + allowed).into(), lookup);
-                let resolved = lookup.boxed().await.map_err(|_| late(service, allowed))?;
-                (resolved, engine::now())
+        let (resolved, at) = match self.shared.resolver.at_hand(service, call.resolve) {
+            Some(resolved) => (Ok(resolved), watched.start),
+            None => {
+                let mut lookup = self.shared.resolver.resolve(service, call.resolve);
+                // An answer that comes without waiting needs no timer, and no time has passed.
+                match poll_fn(|cx| Poll::Ready(lookup.poll_unpin(cx))).await {
+                    Poll::Ready(resolved) => (resolved, watched.start),
+                    Poll::Pending => {
+                        let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
+                        // The directory's time is the call's time.
+                        let lookup = tokio::time::timeout_at((watched.start + allowed).into(), lookup);
+                        let resolved = lookup.boxed().await.map_err(|_| late(service, allowed))?;
+                        (resolved, engine::now())
+                    }
+                }
             }
         };
         let reason = match resolved {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    hash::{Hash, Hasher},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -88,9 +89,40 @@ pub(super) struct Balanced {
 }
 
 pub(super) struct State {
-    pub(super) balancer: Balancer<NodeId>,
+    pub(super) balancer: Balancer<Member>,
     list: Arc<[Provider]>,
-    by_id: HashMap<NodeId, Peer, Keyed>,
+    /// Where each provider of the list stands in `peers`.
+    places: HashMap<NodeId, u32, Keyed>,
+    peers: Vec<Option<Peer>>,
+    free: Vec<u32>,
+}
+
+/// A provider as the balancer knows it: small, because a call copies it several times, and found without a lookup.
+///
+/// **Invariant:** while a provider is in the list it keeps its member, and no other provider of the list has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Member {
+    place: u32,
+    /// The start of the node's id: the place's next holder is another member.
+    identity: u64,
+}
+
+impl Hash for Member {
+    /// The same at every caller, or they would not agree whom an affinity key belongs to.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.identity);
+    }
+}
+
+impl Member {
+    fn new(place: u32, id: &NodeId) -> Self {
+        let mut start = [0; 8];
+        start.copy_from_slice(&id.as_bytes()[..8]);
+        Self {
+            place,
+            identity: u64::from_le_bytes(start),
+        }
+    }
 }
 
 /// A provider, and where the connection to it was found last.
@@ -118,7 +150,9 @@ impl Balanced {
         let state = State {
             balancer: Balancer::new(config, seed),
             list: Arc::default(),
-            by_id: HashMap::default(),
+            places: HashMap::default(),
+            peers: Vec::new(),
+            free: Vec::new(),
         };
         Self {
             state: Mutex::new(state),
@@ -137,42 +171,63 @@ impl State {
             return;
         }
         if self.list != *providers {
-            let candidates = providers.iter().map(|provider| {
+            self.place(providers);
+            let candidates = providers.iter().filter_map(|provider| {
                 let zone = provider.zone.as_deref().map(Zone::named);
-                macula_select::Provider::new(provider.node_id)
-                    .weight(provider.weight)
-                    .zone(zone)
+                let member = Member::new(*self.places.get(&provider.node_id)?, &provider.node_id);
+                Some(macula_select::Provider::new(member).weight(provider.weight).zone(zone))
             });
             self.balancer.update(now, candidates);
-            let peer = |provider: &Provider| Peer {
-                provider: Arc::new(provider.clone()),
-                found: FoundConnection::default(),
-                look_at: None,
-                reported: None,
-            };
-            self.by_id = providers.iter().map(|it| (it.node_id, peer(it))).collect();
         }
         self.list = Arc::clone(providers);
     }
 
-    /// The provider with this id, as the list has it, and the connection to it if one is open. What it says of its load on that
-    /// connection is taken in for the next choice.
-    pub(super) fn provider(&mut self, now: Instant, id: &NodeId, pool: &Pool) -> (Arc<Provider>, Option<Connection>) {
-        match self.by_id.get_mut(id) {
-            Some(peer) => {
-                let open = pool.open_again(id, &mut peer.found);
-                if peer.look_at.is_none_or(|at| now >= at) {
-                    peer.look_at = Some(now + LOAD_EVERY);
-                    let load = open.as_ref().and_then(|connection| peer.news(now, connection));
-                    if let Some(load) = load {
-                        self.balancer.report_load(now, id, load);
-                    }
-                }
-                (Arc::clone(&peer.provider), open)
+    /// Gives every provider of the list its place, those that had one the same.
+    fn place(&mut self, providers: &[Provider]) {
+        let mut left = std::mem::take(&mut self.places);
+        for provider in providers {
+            if let Some((id, place)) = left.remove_entry(&provider.node_id) {
+                self.places.insert(id, place);
             }
-            // The balancer's keys are the list's; one without an endpoint would fail to be dialed.
-            None => (Arc::new(Provider::new(*id, [])), None),
         }
+        for place in left.into_values() {
+            self.peers[place as usize] = None;
+            self.free.push(place);
+        }
+        for provider in providers {
+            let place = *self.places.entry(provider.node_id).or_insert_with(|| {
+                self.free.pop().unwrap_or_else(|| {
+                    self.peers.push(None);
+                    self.peers.len() as u32 - 1
+                })
+            });
+            self.peers[place as usize] = Some(Peer {
+                provider: Arc::new(provider.clone()),
+                found: FoundConnection::default(),
+                look_at: None,
+                reported: None,
+            });
+        }
+    }
+
+    /// The provider that this member is, and the connection to it if one is open; `None` once it has left the list. What it says
+    /// of its load on that connection is taken in for the next choice.
+    pub(super) fn provider(
+        &mut self,
+        now: Instant,
+        member: Member,
+        pool: &Pool,
+    ) -> Option<(Arc<Provider>, Option<Connection>)> {
+        let peer = self.peers.get_mut(member.place as usize)?.as_mut()?;
+        let open = pool.open_again(&peer.provider.node_id, &mut peer.found);
+        if peer.look_at.is_none_or(|at| now >= at) {
+            peer.look_at = Some(now + LOAD_EVERY);
+            let load = open.as_ref().and_then(|connection| peer.news(now, connection));
+            if let Some(load) = load {
+                self.balancer.report_load(now, &member, load);
+            }
+        }
+        Some((Arc::clone(&peer.provider), open))
     }
 }
 
@@ -183,5 +238,63 @@ impl Peer {
         let fresh = self.reported != Some(at) && now.saturating_duration_since(at) < LOAD_AGE;
         self.reported = Some(at);
         fresh.then(|| load.share())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT};
+
+    fn balanced() -> Balanced {
+        let defaults = Defaults {
+            strategy: macula_select::Strategy::First,
+            timeout: DEFAULT_TIMEOUT,
+            attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
+            zone: None,
+            budget: macula_select::BudgetConfig::default(),
+        };
+        Balanced::new(&defaults, 1)
+    }
+
+    fn id(number: u8) -> NodeId {
+        NodeId::from_bytes([number; 32])
+    }
+
+    /// The members of a list, in its order, after the state has taken it over.
+    fn members(state: &mut State, list: &[NodeId]) -> Vec<Member> {
+        let providers: Arc<[Provider]> = list.iter().map(|id| Provider::new(*id, [])).collect();
+        state.reconcile(&providers, Instant::now());
+        list.iter().map(|id| Member::new(state.places[id], id)).collect()
+    }
+
+    #[test]
+    fn a_provider_keeps_its_member_while_it_is_listed_and_no_other_ever_has_it() {
+        let balanced = balanced();
+        let mut state = balanced.lock();
+        let [a, b, c] = [1, 2, 3].map(id);
+        let before = members(&mut state, &[a, b]);
+        let after = members(&mut state, &[c, b]);
+        assert_eq!(after[1], before[1], "it stayed");
+        assert_ne!(after[0], before[0], "the place's next holder is another member");
+        assert_eq!(after[0].place, before[0].place, "places are used again");
+        let back = members(&mut state, &[b, c, a]);
+        assert_eq!((back[0], back[1]), (before[1], after[0]));
+        assert_eq!(back[2].identity, before[0].identity);
+        assert_eq!(state.peers.len(), 3);
+        for (member, id) in back.iter().zip([b, c, a]) {
+            let peer = state.peers[member.place as usize].as_ref().unwrap();
+            assert_eq!(peer.provider.node_id, id);
+        }
+    }
+
+    #[test]
+    fn a_list_that_names_a_provider_twice_has_it_once() {
+        let balanced = balanced();
+        let mut state = balanced.lock();
+        let [a, b] = [1, 2].map(id);
+        let twice = members(&mut state, &[a, b, a]);
+        assert_eq!(twice[0], twice[2]);
+        assert_eq!((state.peers.len(), state.balancer.len()), (2, 2));
     }
 }

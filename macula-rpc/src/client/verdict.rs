@@ -3,17 +3,18 @@
 use std::time::{Duration, Instant};
 
 use macula_select::{Attempts, Fate, StopReason};
-use macula_wire::{Endpoint, NodeId, StatusCode};
+use macula_wire::{Endpoint, StatusCode};
 
 use super::{
     AnswerSource,
     engine::{Job, Log, Tried},
+    services::Member,
 };
 use crate::{CallError, Cause, error::Attempt};
 
 /// What the caller is told.
 pub(super) fn of<X>(
-    error: macula_select::CallError<NodeId>,
+    error: macula_select::CallError<Member>,
     job: &Job<'_, X>,
     log: &Log,
     allowed: Duration,
@@ -21,7 +22,7 @@ pub(super) fn of<X>(
     use macula_select::CallError as Core;
 
     let service = job.service.clone();
-    let name = |attempts: &Attempts<NodeId>| named(attempts, log, job.start);
+    let name = |attempts: &Attempts<Member>| named(attempts, log, job.start);
     match error {
         Core::ServiceNotFound => CallError::ServiceNotFound { service },
         Core::AllProvidersFailed { attempts } => {
@@ -79,18 +80,18 @@ fn endpoint(tried: &Tried) -> Option<Endpoint> {
 }
 
 /// The core's attempts with names, endpoints and causes; those that succeeded are left out.
-pub(super) fn named(attempts: &Attempts<NodeId>, log: &Log, start: Instant) -> Vec<Attempt> {
+pub(super) fn named(attempts: &Attempts<Member>, log: &Log, start: Instant) -> Vec<Attempt> {
     if attempts.iter().all(|attempt| attempt.fate() == Fate::Ok) {
         return Vec::new();
     }
-    let name = |(attempt, tried): (&macula_select::Attempt<NodeId>, &Tried)| {
+    let name = |(attempt, tried): (&macula_select::Attempt<Member>, &Tried)| {
         let derived = match attempt.fate() {
             Fate::Ok => return None,
             Fate::Cancelled => Cause::Cancelled,
             _ => Cause::TimedOut(attempt.elapsed()),
         };
         Some(Attempt {
-            node_id: *attempt.provider(),
+            node_id: tried.provider.node_id,
             endpoint: endpoint(tried),
             started: attempt.started().saturating_duration_since(start),
             took: attempt.elapsed(),

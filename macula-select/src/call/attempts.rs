@@ -90,11 +90,6 @@ impl<K> Attempts<K> {
         }
     }
 
-    /// Moves them out.
-    pub(crate) fn take(&mut self) -> Self {
-        std::mem::replace(self, Self::new())
-    }
-
     pub(crate) fn push(&mut self, attempt: Attempt<K>) -> AttemptId {
         let id = AttemptId(self.length);
         self.length += 1;

@@ -31,18 +31,16 @@ pub enum Output<K> {
     /// Nothing to do before this instant or the next result. It is later than the `now` of the poll.
     Wait(Instant),
     /// The call is over. Comes once.
-    Done(Result<Success<K>, CallError<K>>),
+    Done(Result<Success, CallError<K>>),
     /// The call was over before: there is nothing to do, ever.
     Over,
 }
 
-/// A call that succeeded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Success<K> {
+/// A call that succeeded. What was tried before is in [`Call::attempts`](super::Call::attempts): the usual call has no use for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Success {
     /// The attempt whose answer it is.
     pub attempt: AttemptId,
-    /// All attempts.
-    pub attempts: Attempts<K>,
 }
 
 /// A call that did not succeed.

@@ -36,7 +36,7 @@ pub(crate) fn run(
     balancer: &mut Balancer<u32>,
     options: CallOptions,
     mut fate: impl FnMut(usize) -> Fate,
-) -> Result<Success<u32>, CallError<u32>> {
+) -> Result<Success, CallError<u32>> {
     let mut call = Call::new(start(), options);
     let mut now = start();
     loop {

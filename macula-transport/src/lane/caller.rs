@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
+use macula_wire::proto::{CallFrame, call_frame::Kind};
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, timeout_at},
@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     CallId,
-    state::{self, CallerLane},
+    state::{self, Answer, CallerLane},
 };
 use crate::{
     CallReply, CallRequest,
@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// How a call on a lane ended.
-type Outcome = Result<(Trailers, Bytes), Unknown>;
+type Outcome = Result<Answer, Unknown>;
 type Waiter = oneshot::Sender<Outcome>;
 
 /// A lane that this node opened.
@@ -38,6 +38,8 @@ pub(crate) struct Lane {
     writable: Notify,
     /// Woken when a deadline is earlier than the one slept for.
     earlier: Notify,
+    /// Woken when a call was cancelled, or the lane is over: its large reply may be on its way.
+    given_up: Notify,
     stream: OnceLock<u64>,
 }
 
@@ -68,6 +70,7 @@ impl Lane {
             core: Mutex::new(core),
             writable: Notify::new(),
             earlier: Notify::new(),
+            given_up: Notify::new(),
             stream: OnceLock::new(),
         });
         tokio::spawn(lane.clone().run(link.clone()));
@@ -119,7 +122,7 @@ impl Lane {
         let outcome = outcome.await;
         cancel.id = None;
         Ok(match outcome {
-            Ok(Ok((trailers, body))) => codec::reply(trailers, body),
+            Ok(Ok(answer)) => answer,
             Ok(Err(Unknown::Timeout(_))) => {
                 link.timed_out();
                 Err(CallError::Unknown(Unknown::Timeout(timeout)))
@@ -142,6 +145,7 @@ impl Lane {
             core.over = true;
             core.lane.close()
         };
+        self.given_up.notify_waiters();
         for waiter in waiters {
             // Whoever does not wait any more misses nothing.
             let _ = waiter.send(Err(end.clone()));
@@ -219,12 +223,9 @@ impl Lane {
             }
             {
                 let mut core = self.lock();
-                for (id, mut trailers) in replies.drain(..) {
+                for (id, answer) in replies.drain(..) {
                     match core.lane.replied(id) {
-                        Some(waiter) => {
-                            let body = std::mem::take(&mut trailers.payload);
-                            matched.push((waiter, (trailers, body)));
-                        }
+                        Some(waiter) => matched.push((waiter, answer)),
                         None => link.inner.counters.dropped_replies.add(),
                     }
                 }
@@ -277,11 +278,16 @@ impl Lane {
         let mut pieces = Pieces::default();
         let mut of = None;
         loop {
+            let given_up = self.given_up.notified();
             let next = incoming.next();
             let frame = match of.map(|id| self.deadline(id)) {
                 // Which call it is, the first frame tells.
                 None => timeout_at(Instant::now() + link.inner.config.timers.head, next).await,
-                Some(Some(deadline)) => timeout_at(deadline, next).await,
+                Some(Some(deadline)) => tokio::select! {
+                    biased;
+                    frame = timeout_at(deadline, next) => frame,
+                    () = given_up => continue,
+                },
                 Some(None) => return Err(LargeReply::Unwanted),
             };
             let (id, frame) = match frame {
@@ -309,7 +315,7 @@ impl Lane {
             }
             pieces.push(payload);
             if let Some(trailers) = trailers {
-                return self.end(id, Ok((trailers, pieces.join())));
+                return self.end(id, Ok(codec::reply(trailers, pieces.join())));
             }
         }
     }
@@ -353,6 +359,7 @@ impl Drop for CancelOnDrop<'_> {
         let cancelled = self.lane.lock().lane.cancel(id);
         if let Some((_, flush)) = cancelled {
             self.lane.flush(flush);
+            self.lane.given_up.notify_waiters();
         }
     }
 }

@@ -10,6 +10,7 @@
 
 pub(crate) mod caller;
 mod calls;
+mod plain;
 pub(crate) mod provider;
 mod state;
 

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use macula_wire::{ServiceName, StatusCode, proto::Head};
+use macula_wire::{ServiceName, StatusCode};
 use tokio::{
     sync::Notify,
     task::AbortHandle,
@@ -21,17 +21,17 @@ use tokio::{
 
 use super::{
     CallId,
-    state::{self, Asked, ProviderLane},
+    state::{self, Asked, ProviderLane, Request},
 };
 use crate::{
-    CallKind, Handler, IncomingCall, IncomingMessages, Metadata, OutgoingMessages, Reply, Route,
+    CallKind, Handler, IncomingCall, IncomingMessages, OutgoingMessages, Reply,
     caller::MAX_CALL_TIMEOUT,
     codec::{self, INLINE_BYTES},
     connection::{Direction, InFlight, Link},
     load::SMALL_LOAD,
     outbox::Flush,
-    serve::{self, REPLY_GRACE},
-    stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, ResetCode, StreamKind, kind_bytes},
+    serve::{self, REPLY_GRACE, Refusal},
+    stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, StreamKind, kind_bytes},
     streaming::{One, Sink},
 };
 
@@ -60,11 +60,7 @@ struct Lane {
 }
 
 /// Serves a lane until the peer ends it.
-pub(crate) async fn serve(
-    link: &Arc<Link>,
-    outgoing: &mut Outgoing,
-    incoming: &mut Incoming,
-) -> Result<(), ReceiveError> {
+pub(crate) async fn serve(link: &Arc<Link>, outgoing: &mut Outgoing, incoming: &mut Incoming) -> Result<(), Refusal> {
     outgoing.carry_small_calls();
     let lane = Arc::new(Lane {
         core: Mutex::new(ProviderLane::new()),
@@ -77,7 +73,7 @@ pub(crate) async fn serve(
     });
     let end = tokio::select! {
         biased;
-        end = lane.read(incoming) => end,
+        end = lane.read(incoming) => end.map_err(Refusal::from),
         end = lane.write(outgoing) => Err(end),
     };
     let running = lane.lock().close();
@@ -93,7 +89,7 @@ impl Lane {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn write(&self, outgoing: &mut Outgoing) -> ReceiveError {
+    async fn write(&self, outgoing: &mut Outgoing) -> Refusal {
         loop {
             if self.link.inner.load.is_above(SMALL_LOAD) {
                 tokio::task::yield_now().await;
@@ -106,8 +102,8 @@ impl Lane {
             self.unclogged.notify_one();
             match timeout_at(Instant::now() + CLOGGED, outgoing.send(&mut chunks)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return ReceiveError::Reset(ResetCode::Cancelled as u64),
-                Err(_) => return ReceiveError::Reset(ResetCode::Slow as u64),
+                Ok(Err(_)) => return Refusal::Gone,
+                Err(_) => return Refusal::Slow,
             }
         }
     }
@@ -135,14 +131,14 @@ impl Lane {
             let calls = asked.len() as u32;
             for asked in asked.drain(..) {
                 match asked {
-                    Asked::Call(id, head) => {
+                    Asked::Call(id, request) => {
                         // What was read together may be many calls, and each may have a large answer.
                         if self.clogged.load(SeqCst) || self.large.load(SeqCst) >= MAX_LARGE_REPLIES {
                             self.room().await;
                         }
                         let inline = beside == 0;
                         beside = beside.saturating_sub(1);
-                        self.call(id, head, now, &mut names, inline, inside.as_ref())?;
+                        self.call(id, request, now, &mut names, inline, inside.as_ref())?;
                     }
                     Asked::Cancel(id) => {
                         let running = self.lock().cancelled(id);
@@ -171,34 +167,33 @@ impl Lane {
     fn call(
         self: &Arc<Self>,
         id: CallId,
-        head: Head,
+        request: Request,
         now: Instant,
         names: &mut Names,
         inline: bool,
         inside: Option<&InFlight>,
     ) -> Result<(), ReceiveError> {
         let link = &self.link;
-        if let Err(refusal) = serve::admit(link, head.timeout_us, inside) {
+        if let Err(refusal) = serve::admit(link, request.timeout_us, inside) {
             self.reply(id, refusal.into());
             return Ok(());
         }
-        let service = match names.get(&head.service) {
+        let service = match names.get(request.service()) {
             Ok(service) => service,
             Err(error) => {
                 self.reply(id, Reply::error(StatusCode::InvalidArgument, error.to_string()));
                 return Ok(());
             }
         };
-        let deadline = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
-        let route = Route::from_wire(&head);
+        let deadline = now + Duration::from_micros(request.timeout_us).min(MAX_CALL_TIMEOUT);
         let call = IncomingCall {
             peer: link.peer.clone(),
             service,
-            method: head.method,
-            metadata: Metadata::from_wire(head.metadata),
-            route,
+            method: request.method,
+            metadata: request.metadata,
+            route: request.route,
             deadline: deadline.into_std(),
-            body: head.payload,
+            body: request.payload,
         };
         let begun = std::panic::catch_unwind(AssertUnwindSafe(|| begin(&link.inner.handler, call)));
         let Ok(mut answer) = begun else {
@@ -248,7 +243,9 @@ impl Lane {
         let reply = serve::fitting(&self.link, reply);
         if reply.body.len() > INLINE_BYTES {
             let large = Large::new(self.clone());
-            tokio::spawn(self.clone().reply_apart(id, reply, large));
+            // From here on, so that it is under way before its call has ended.
+            let in_flight = self.link.enter(Direction::Inbound);
+            tokio::spawn(self.clone().reply_apart(id, reply, large, in_flight));
             return;
         }
         let flush = {
@@ -265,29 +262,37 @@ impl Lane {
         }
     }
 
-    async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large) {
-        let _in_flight = self.link.enter(Direction::Inbound);
+    async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large, _in_flight: InFlight) {
         let send = async {
-            let Ok(stream) = self.link.quic.open_uni().await else {
-                return;
-            };
+            let turn = self.link.turn_of_reply(reply.body.len()).await;
+            let stream = self.link.quic.open_uni().await.ok()?;
             let mut outgoing = Outgoing::new(stream).beside(&self.link.flight);
             let mut frames = vec![
                 kind_bytes(StreamKind::Reply),
                 Bytes::copy_from_slice(&self.stream.to_be_bytes()),
             ];
-            frames.extend(codec::reply_frames(&reply, id.to_wire()));
+            frames.extend(codec::large_reply_frames(&reply, id.to_wire()));
             // A caller that stops the stream does not want the reply any more.
-            if outgoing.send(&mut frames).await.is_ok() {
-                outgoing.finish();
-            }
+            outgoing.send(&mut frames).await.ok()?;
+            outgoing.finish();
+            drop(turn);
+            Some(outgoing)
         };
         // The caller knows how long it waits, and stops the stream; this is for one that does neither.
-        if timeout_at(Instant::now() + CLOGGED.max(REPLY_GRACE), send)
-            .await
-            .is_err()
-        {
-            self.link.inner.counters.slow_streams.add();
+        let patience = CLOGGED.max(REPLY_GRACE);
+        match timeout_at(Instant::now() + patience, send).await {
+            Ok(Some(outgoing)) => {
+                let delivered = serve::delivered(&outgoing, reply.body.len());
+                // Whoever has not said by then that it has the reply has left.
+                let _ = timeout_at(Instant::now() + patience, delivered).await;
+            }
+            Ok(None) => {}
+            Err(_) => {
+                self.link.inner.counters.slow_streams.add();
+                // Else the call would wait for what never comes.
+                let words = "the caller did not take the reply in time";
+                self.reply(id, Reply::error(StatusCode::ResourceExhausted, words));
+            }
         }
     }
 }

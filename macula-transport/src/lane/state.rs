@@ -14,12 +14,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use macula_wire::proto::{CallFrame, Head, Trailers, call_frame::Kind};
+use macula_wire::proto::{CallFrame, call_frame::Kind};
 
-use super::calls::{CallId, Calls};
+use super::{
+    calls::{CallId, Calls},
+    plain,
+};
 use crate::{
-    CallRequest, Reply,
-    codec::{FRAME_OVERHEAD, INLINE_BYTES},
+    CallError, CallReply, CallRequest, Metadata, Reply, Route,
+    codec::{self, FRAME_OVERHEAD, INLINE_BYTES},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES},
     frame,
     outbox::{Flush, Outbox},
@@ -126,38 +129,89 @@ impl<W> CallerLane<W> {
     }
 }
 
+/// What a provider answered: a reply, or that it refuses the call.
+pub(crate) type Answer = Result<CallReply, CallError>;
+
 /// Reads what a provider sends on a lane.
-pub(crate) fn read_reply(frame: Bytes) -> Result<(CallId, Trailers), Broken> {
+pub(crate) fn read_reply(frame: Bytes) -> Result<(CallId, Answer), Broken> {
+    if let Some((call, payload)) = plain::reply(&frame) {
+        return Ok((CallId::from_wire(call), Ok(codec::plain_reply(payload))));
+    }
     match CallFrame::read(frame) {
         Ok(CallFrame {
             call,
-            kind: Some(Kind::Trailers(trailers)),
-        }) => Ok((CallId::from_wire(call), trailers)),
+            kind: Some(Kind::Trailers(mut trailers)),
+        }) => {
+            let body = std::mem::take(&mut trailers.payload);
+            Ok((CallId::from_wire(call), codec::reply(trailers, body)))
+        }
         Ok(_) | Err(_) => Err(Broken),
     }
 }
 
 /// What a caller asks of a provider.
-#[derive(Debug, PartialEq)]
+#[derive(Debug)]
 pub(crate) enum Asked {
-    Call(CallId, Head),
+    Call(CallId, Request),
     Cancel(CallId),
+}
+
+/// A call that a caller asks for, whole.
+#[derive(Debug)]
+pub(crate) struct Request {
+    service: Bytes,
+    pub(crate) method: String,
+    pub(crate) timeout_us: u64,
+    pub(crate) metadata: Metadata,
+    pub(crate) route: Option<Box<Route>>,
+    pub(crate) payload: Bytes,
+}
+
+impl Request {
+    /// The service's name as it was sent.
+    pub(crate) fn service(&self) -> &str {
+        // It was text when it was read.
+        std::str::from_utf8(&self.service).unwrap_or_default()
+    }
 }
 
 /// Reads what a caller sends on a lane.
 pub(crate) fn read_request(frame: Bytes) -> Result<Asked, Broken> {
     let length = frame.len();
+    let fits = |payload: usize, entries: usize| {
+        length - payload <= MAX_HEAD_BYTES + FRAME_OVERHEAD
+            && payload <= INLINE_BYTES
+            && entries <= MAX_METADATA_ENTRIES
+    };
+    if let Some(plain) = plain::request(&frame) {
+        if !fits(plain.payload.len(), 0) {
+            return Err(Broken);
+        }
+        let request = Request {
+            service: frame.slice_ref(plain.service.as_bytes()),
+            method: plain.method.to_owned(),
+            timeout_us: plain.timeout_us,
+            metadata: Metadata::new(),
+            route: None,
+            payload: frame.slice_ref(plain.payload),
+        };
+        return Ok(Asked::Call(CallId::from_wire(plain.call), request));
+    }
     match CallFrame::read(frame) {
         Ok(CallFrame {
             call,
             kind: Some(Kind::Head(head)),
         }) => {
-            let head_bytes = length - head.payload.len();
-            let fits = head_bytes <= MAX_HEAD_BYTES + FRAME_OVERHEAD
-                && head.payload.len() <= INLINE_BYTES
-                && head.metadata.len() <= MAX_METADATA_ENTRIES;
-            if fits && head.end {
-                Ok(Asked::Call(CallId::from_wire(call), head))
+            if head.end && fits(head.payload.len(), head.metadata.len()) {
+                let request = Request {
+                    route: Route::from_wire(&head),
+                    service: head.service.into(),
+                    method: head.method,
+                    timeout_us: head.timeout_us,
+                    metadata: Metadata::from_wire(head.metadata),
+                    payload: head.payload,
+                };
+                Ok(Asked::Call(CallId::from_wire(call), request))
             } else {
                 Err(Broken)
             }

@@ -41,4 +41,6 @@ pub(crate) use socket::MemorySocket;
 pub use trace::Traffic;
 
 #[cfg(test)]
+mod call_tests;
+#[cfg(test)]
 mod tests;

@@ -350,14 +350,14 @@ impl Watched {
     /// Laws 5, 6, 9, 10: the end is the one that the model expects.
     fn check_end(
         &self,
-        result: &Result<super::super::Success<u32>, CallError<u32>>,
+        result: &Result<super::super::Success, CallError<u32>>,
         usable: &BTreeSet<u32>,
         nobody: bool,
         now: Instant,
     ) {
         let limit = self.options.max_attempts.unwrap_or(3);
         let log = match result {
-            Ok(success) => Some(&success.attempts),
+            Ok(_) => Some(self.call.attempts()),
             Err(error) => error.attempts(),
         };
         let logged: Vec<u32> = log
@@ -374,7 +374,7 @@ impl Watched {
                     "law 10: the first ok wins"
                 );
                 assert_eq!(
-                    success.attempts.get(success.attempt).map(|attempt| attempt.fate()),
+                    self.call.attempts().get(success.attempt).map(|attempt| attempt.fate()),
                     Some(Fate::Ok)
                 );
             }
