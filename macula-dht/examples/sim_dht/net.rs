@@ -10,7 +10,7 @@ use macula_dht::{
     Config, Contact, Dht, Event, K, Memory, Output, Peer, Point, QueryId, QueryResult, Reply, Request, RequestId,
     Response, Role, Seed, Stats, Want,
 };
-use macula_wire::{Advertisement, NodeId, Realm, SecretKey, ServiceKey, Signer};
+use macula_wire::{Advertisement, Endpoint, NodeId, Realm, SecretKey, ServiceKey, Signer};
 
 use crate::queue::Queue;
 
@@ -143,8 +143,8 @@ pub(crate) struct Net {
     pub(crate) start: Instant,
     pub(crate) now: Instant,
     pub(crate) nodes: Vec<Dht<Identity>>,
-    /// Their ids, side by side.
-    ids: Vec<NodeId>,
+    /// How they are reached: every table shares these.
+    contacts: Vec<Contact>,
     pub(crate) kinds: Vec<Kind>,
     /// Messages between a node of one side and one of the other do not arrive.
     pub(crate) side: Vec<bool>,
@@ -155,7 +155,7 @@ pub(crate) struct Net {
     /// Messages a second of processor time while nothing but lookups went on.
     pub(crate) lookup_rate: f64,
     pub(crate) news: Vec<News>,
-    contact: Contact,
+    endpoint: Endpoint,
     index: HashMap<NodeId, u32, BuildHasherDefault<IdHasher>>,
     /// Every node by its point.
     sorted: Vec<(Point, u32)>,
@@ -194,13 +194,13 @@ impl Net {
     /// `count` nodes with the tables that long acquaintance would give them.
     pub(crate) fn ideal(seed: u64, count: usize, mut progress: impl FnMut(usize)) -> Self {
         let now = Instant::now();
-        let endpoint = "10.0.0.1:4433".parse();
+        let endpoint = "10.0.0.1:4433".parse().unwrap_or_else(|error| panic!("{error}"));
         let mut net = Self {
             rng: Rng::new(seed),
             start: now,
             now,
             nodes: Vec::with_capacity(count + count / 10),
-            ids: Vec::with_capacity(count + count / 10),
+            contacts: Vec::with_capacity(count + count / 10),
             kinds: Vec::new(),
             side: Vec::new(),
             loss: 0.0,
@@ -209,7 +209,7 @@ impl Net {
             trace: 0xcbf2_9ce4_8422_2325,
             lookup_rate: f64::NAN,
             news: Vec::new(),
-            contact: Contact::new(NodeId::from_bytes([0; 32]), endpoint),
+            endpoint,
             index: HashMap::default(),
             sorted: Vec::new(),
             colluders: Vec::new(),
@@ -245,7 +245,8 @@ impl Net {
         let node = self.nodes.len();
         let unix_ms = EPOCH_MS + (self.now - self.start).as_millis() as u64;
         self.index.insert(identity.node_id(), node as u32);
-        self.ids.push(identity.node_id());
+        self.contacts
+            .push(Contact::new(identity.node_id(), [self.endpoint.clone()]));
         let seed = self.rng.next();
         self.nodes.push(Dht::new(
             Config::default(),
@@ -273,7 +274,7 @@ impl Net {
     }
 
     pub(crate) fn contact_of(&self, node: usize) -> Contact {
-        self.contact.beside(self.ids[node])
+        self.contacts[node].clone()
     }
 
     pub(crate) fn closest(&self, target: &Point, count: usize) -> Vec<u32> {
@@ -329,7 +330,7 @@ impl Net {
     }
 
     pub(crate) fn advertise(&mut self, node: usize, key: ServiceKey) {
-        let advertisement = Advertisement::new(self.contact.endpoints().to_vec());
+        let advertisement = Advertisement::new([self.endpoint.clone()]);
         if let Err(error) = self.nodes[node].advertise(self.now, key, advertisement) {
             panic!("{error}");
         }

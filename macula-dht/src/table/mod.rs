@@ -158,7 +158,7 @@ impl RoutingTable {
             let admitted = !moved || self.admits(Some(&self.buckets[position]), subnet);
             let bucket = &mut self.buckets[position];
             if admitted {
-                bucket.entries[at].contact = contact;
+                bucket.entries[at].set_contact(contact);
             }
             bucket.touch(at, seen);
             return Insertion::Refreshed;
@@ -448,12 +448,11 @@ impl<'a> Closest<'a> {
         };
         self.entries = &self.table.buckets[position].entries;
         self.left = self.entries.len().min(K);
+        let target = self.target;
         for (at, (slot, entry)) in self.sorted.iter_mut().zip(self.entries).enumerate() {
-            let head = Point::from(entry.contact.node_id()).distance(&self.target).head();
-            *slot = (head, at as u8);
+            *slot = (entry.head() ^ target.head(), at as u8);
         }
         let entries = self.entries;
-        let target = self.target;
         let full = |at: u8| Point::from(entries[usize::from(at)].contact.node_id()).distance(&target);
         self.sorted[..self.left].sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| full(b.1).cmp(&full(a.1))));
     }
