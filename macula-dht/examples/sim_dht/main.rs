@@ -1,7 +1,7 @@
 //! The DHT at up to a hundred thousand nodes, in virtual time: `cargo xtask sim dht -- --nodes 10000 --seed 1`.
 //!
-//! Every node is the real core. Messages between them take a log-normal time around half of a 50 ms round trip; one in 64 is
-//! encoded and decoded on its way. The same seed gives the same trace hash.
+//! Every node is the real core. A round trip takes a log-normal time with a median of 50 ms; one message in 64 is encoded and decoded
+//! on its way. The same seed gives the same trace hash.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 

@@ -16,7 +16,8 @@ use crate::queue::Queue;
 
 /// The wall clock at the start.
 const EPOCH_MS: u64 = 1_800_000_000_000;
-/// Half of the median round trip.
+/// Half of the median round trip. A path is as long back as it was there: of two delays drawn apart the sum would spread less than
+/// either, and its median be more than twice this.
 const ONE_WAY_MS: f64 = 25.0;
 /// One message of so many is encoded and decoded, and must come out the same.
 const ENCODED: u64 = 64;
@@ -118,6 +119,8 @@ enum Message {
         to: u32,
         id: RequestId,
         request: Request,
+        /// How long it was on its way, and how long the response will be.
+        delay: Duration,
     },
     Response {
         from: u32,
@@ -384,7 +387,13 @@ impl Net {
 
     fn deliver(&mut self, message: Message) {
         match message {
-            Message::Request { from, to, id, request } => {
+            Message::Request {
+                from,
+                to,
+                id,
+                request,
+                delay,
+            } => {
                 if !self.arrives(from, to) {
                     return;
                 }
@@ -411,12 +420,13 @@ impl Net {
                     assert!(bytes.len() <= macula_dht::MAX_MESSAGE_BYTES);
                     assert_eq!(Response::decode(bytes).as_ref(), Ok(&response));
                 }
-                self.post(Message::Response {
+                let response = Message::Response {
                     from: to,
                     to: from,
                     id,
                     response,
-                });
+                };
+                self.schedule(self.now + delay, response);
                 self.settle(to);
             }
             Message::Response { from, to, id, response } => {
@@ -463,11 +473,6 @@ impl Net {
         }
     }
 
-    fn post(&mut self, message: Message) {
-        let delay = Duration::from_nanos((ONE_WAY_MS * 1e6 * self.rng.spread()) as u64);
-        self.schedule(self.now + delay, message);
-    }
-
     fn schedule(&mut self, at: Instant, message: Message) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -483,12 +488,15 @@ impl Net {
             match output {
                 Output::Send { id, to, request } => {
                     if let Some(&to) = self.index.get(to.node_id()) {
-                        self.post(Message::Request {
+                        let delay = Duration::from_nanos((ONE_WAY_MS * 1e6 * self.rng.spread()) as u64);
+                        let request = Message::Request {
                             from: node,
                             to,
                             id,
                             request,
-                        });
+                            delay,
+                        };
+                        self.schedule(self.now + delay, request);
                     }
                 }
                 Output::Identify { id, .. } => self.nodes[node as usize].handle_identified(self.now, id, []),
