@@ -69,6 +69,38 @@ pub enum Insertion {
 }
 
 /// The contacts of a node.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// use macula_dht::{Contact, Diversity, Insertion, K, Point, RoutingTable};
+/// use macula_wire::NodeId;
+///
+/// const STALE: Duration = Duration::from_secs(60);
+/// let contact = |n: u8| Contact::new(NodeId::from_bytes([n; 32]), ["10.0.0.1:4433".parse().unwrap()]);
+/// let now = Instant::now();
+/// let mut table = RoutingTable::new(NodeId::from_bytes([0; 32]), Diversity::default(), now);
+///
+/// // These twenty answered requests of ours, and fill the bucket of those whose first bit is not our own.
+/// for n in 128..148 {
+///     assert_eq!(table.insert(now, contact(n), STALE), Insertion::Added);
+/// }
+/// let closest: Vec<_> = table.closest(&Point::from_bytes(&[140; 32]), 3).cloned().collect();
+/// assert_eq!(closest, [contact(140), contact(141), contact(142)]);
+///
+/// // A newcomer waits while the one seen least recently is asked whether it is there, and takes its place if it is not.
+/// let newcomer = table.insert(now + STALE, contact(200), STALE);
+/// assert_eq!(newcomer, Insertion::Waiting { ping: Some(contact(128)) });
+/// assert_eq!(table.note_failure(contact(128).node_id()), Some(contact(128)));
+/// assert!(table.contains(contact(200).node_id()) && table.len() == K);
+///
+/// // A bucket that no lookup went through for long is refreshed by one for a point in it.
+/// let (bucket, age) = table.ages(now + STALE).next().unwrap();
+/// assert_eq!((bucket, age), (0, STALE));
+/// let target = table.point_in(bucket, &[7; 32]);
+/// table.note_lookup(now + STALE, &target);
+/// assert_eq!(table.ages(now + STALE).next(), Some((0, Duration::ZERO)));
+/// ```
 #[derive(Debug)]
 pub struct RoutingTable {
     own: Point,
