@@ -101,6 +101,33 @@ struct Answer {
 }
 
 /// What lookups found lately.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// use macula_dht::{CacheLimits, Cached, Clock, DirectoryCache, Flight};
+/// use macula_wire::{Advertisement, Realm, SecretKey, ServiceKey, VerifiedProvider};
+///
+/// let (now, unix_ms) = (Instant::now(), 1_800_000_000_000);
+/// let mut cache = DirectoryCache::new(Clock::new(now, unix_ms), CacheLimits::default());
+/// let (realm, provider) = (Realm::default(), SecretKey::from_bytes(&[1; 32]));
+/// let key = ServiceKey::new(&realm, &"api.compute".parse()?);
+///
+/// // Of those who ask at the same time one looks the key up, and the others wait for it.
+/// assert!(matches!(cache.get(now, &key), Cached::Miss(Flight::Lead)));
+/// assert!(matches!(cache.get(now, &key), Cached::Miss(Flight::Follow)));
+/// let advertisement = Advertisement::new(["node1.example:4433".parse()?]);
+/// let found = VerifiedProvider::sign(&provider, &realm.hash(), &key, 1, unix_ms, &advertisement)?;
+/// cache.insert(now, &key, vec![found]);
+/// assert!(matches!(cache.get(now, &key), Cached::Hit(providers) if providers.len() == 1));
+///
+/// // Past its time the answer is still served, while one caller refreshes it behind its call.
+/// let later = now + Duration::from_secs(60);
+/// assert!(matches!(cache.get(later, &key), Cached::Stale(_, Flight::Lead)));
+/// assert!(matches!(cache.get(later, &key), Cached::Stale(_, Flight::Follow)));
+/// assert_eq!((cache.counters().hits, cache.counters().stale), (1, 2));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct DirectoryCache {
     clock: Clock,

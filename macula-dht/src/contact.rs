@@ -4,99 +4,83 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use macula_wire::{Endpoint, MAX_ENDPOINTS, NodeId};
 
-/// A node of the DHT and where it listens. Cheap to clone, and small: tables hold hundreds.
+/// A node of the DHT and where it listens. One pointer: clones share what it points to, and tables hold hundreds.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Contact {
-    node_id: NodeId,
-    reach: Arc<Reach>,
-}
+pub struct Contact(Arc<Inner>);
 
-#[derive(PartialEq, Eq)]
-struct Reach {
+#[derive(Clone, PartialEq, Eq)]
+struct Inner {
+    node_id: NodeId,
     endpoints: Box<[Endpoint]>,
     observed: Option<IpAddr>,
     /// That of the address: it is asked for with every request, and an endpoint's host is text.
     subnet: Subnet,
-}
-
-impl Reach {
-    fn new(endpoints: Box<[Endpoint]>, observed: Option<IpAddr>) -> Arc<Self> {
-        let claimed = || endpoints.first().and_then(Endpoint::ip);
-        let subnet = observed.or_else(claimed).map_or(Subnet::UNKNOWN, Subnet::of);
-        Arc::new(Self {
-            endpoints,
-            observed,
-            subnet,
-        })
-    }
+    /// The bytes of all the endpoints' hosts: what a contact takes in a message is asked for with every reply.
+    host_bytes: usize,
 }
 
 impl Contact {
     /// A contact that listens at `endpoints`, the preferred one first; what is beyond [`MAX_ENDPOINTS`] is left out.
     #[must_use]
     pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
-        let endpoints = endpoints.into_iter().take(MAX_ENDPOINTS).collect();
-        Self {
+        let endpoints: Box<[_]> = endpoints.into_iter().take(MAX_ENDPOINTS).collect();
+        let claimed = endpoints.first().and_then(Endpoint::ip);
+        Self(Arc::new(Inner {
             node_id,
-            reach: Reach::new(endpoints, None),
-        }
+            observed: None,
+            subnet: claimed.map_or(Subnet::UNKNOWN, Subnet::of),
+            host_bytes: endpoints.iter().map(|endpoint| endpoint.host().len()).sum(),
+            endpoints,
+        }))
     }
 
     /// The same contact, seen at `ip`: what diversity limits go by, since a peer chooses its endpoints freely.
     #[must_use]
     pub fn observed_at(self, ip: IpAddr) -> Self {
         let ip = ip.to_canonical();
-        if self.reach.observed == Some(ip) {
+        if self.0.observed == Some(ip) {
             return self;
         }
-        let endpoints = self.reach.endpoints.clone();
-        Self {
-            node_id: self.node_id,
-            reach: Reach::new(endpoints, Some(ip)),
-        }
-    }
-
-    /// Another node at the same place: what a simulation of many nodes makes its contacts with, sharing their memory.
-    #[must_use]
-    pub fn beside(&self, node_id: NodeId) -> Self {
-        Self {
-            node_id,
-            reach: Arc::clone(&self.reach),
-        }
+        let inner = Arc::unwrap_or_clone(self.0);
+        Self(Arc::new(Inner {
+            observed: Some(ip),
+            subnet: Subnet::of(ip),
+            ..inner
+        }))
     }
 
     /// The node.
     #[must_use]
     pub fn node_id(&self) -> &NodeId {
-        &self.node_id
+        &self.0.node_id
     }
 
     /// Where it listens, the preferred endpoint first.
     #[must_use]
     pub fn endpoints(&self) -> &[Endpoint] {
-        &self.reach.endpoints
+        &self.0.endpoints
     }
 
     /// The address it was seen at, or else the one its first endpoint names.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
-        self.reach.observed.or_else(|| {
-            self.reach
-                .endpoints
-                .first()
-                .and_then(Endpoint::ip)
-                .map(|ip| ip.to_canonical())
-        })
+        let claimed = || self.0.endpoints.first().and_then(Endpoint::ip);
+        self.0.observed.or_else(|| claimed().map(|ip| ip.to_canonical()))
     }
 
     pub(crate) fn subnet(&self) -> Subnet {
-        self.reach.subnet
+        self.0.subnet
+    }
+
+    /// The bytes of all the endpoints' hosts.
+    pub(crate) fn host_bytes(&self) -> usize {
+        self.0.host_bytes
     }
 }
 
 impl fmt::Debug for Contact {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Contact({}", self.node_id.short())?;
+        write!(f, "Contact({}", self.node_id().short())?;
         self.endpoints()
             .iter()
             .try_for_each(|endpoint| write!(f, " {endpoint}"))?;

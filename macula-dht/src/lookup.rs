@@ -37,13 +37,15 @@ enum State {
 #[derive(Debug)]
 struct Candidate {
     contact: Contact,
+    /// The first 64 bits of its distance to the target, which almost always tell where it belongs.
+    head: u64,
     state: State,
     /// 1 when it came from this node's own table, else one more than that of who named it.
     hop: u8,
 }
 
 impl Candidate {
-    /// Computed from the id each time: keeping it would make a candidate half as large again.
+    /// Computed from the id each time: keeping all of it would make a candidate twice as large.
     fn distance(&self, target: &Point) -> Distance {
         Point::from(self.contact.node_id()).distance(target)
     }
@@ -104,6 +106,7 @@ impl Lookup {
                 at,
                 Candidate {
                     contact,
+                    head: distance.head(),
                     state: State::New,
                     hop: hop.saturating_add(1),
                 },
@@ -154,8 +157,10 @@ impl Lookup {
 
     /// Where the candidate at `distance` is, or would be. Distances to one target are unique.
     fn position(&self, distance: &Distance) -> Result<usize, usize> {
-        self.candidates
-            .binary_search_by(|candidate| candidate.distance(&self.target).cmp(distance))
+        self.candidates.binary_search_by(|candidate| {
+            let heads = candidate.head.cmp(&distance.head());
+            heads.then_with(|| candidate.distance(&self.target).cmp(distance))
+        })
     }
 
     fn set(&mut self, node: &NodeId, state: State) {

@@ -418,13 +418,7 @@ pub(crate) fn contact_from_proto(contact: proto::Contact) -> Option<Contact> {
 /// At most the bytes a contact takes in a message.
 fn contact_size(contact: &Contact) -> usize {
     // `https://[` … `]:65535` around the host, tags and lengths for each endpoint, then those of the contact.
-    contact
-        .endpoints()
-        .iter()
-        .map(|endpoint| endpoint.host().len() + 20)
-        .sum::<usize>()
-        + NodeId::LEN
-        + 8
+    contact.host_bytes() + 20 * contact.endpoints().len() + NodeId::LEN + 8
 }
 
 /// As many of `contacts` as [`MAX_REPLY_CONTACTS`] and [`MAX_CONTACT_BYTES`] allow, and the bytes they take.

@@ -166,3 +166,18 @@ pub struct Stats {
     /// The time from start to end.
     pub elapsed: Duration,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing found is never enough: a search for at least none is one for the first.
+    #[test]
+    fn at_least_none_wants_one() {
+        let satisfied = |want: Want| (0..5).filter(|&found| want.is_satisfied_by(found)).collect::<Vec<_>>();
+        assert_eq!(satisfied(Want::AtLeast(0)), satisfied(Want::First));
+        assert_eq!(satisfied(Want::AtLeast(1)), [1, 2, 3, 4]);
+        assert_eq!(satisfied(Want::AtLeast(3)), [3, 4]);
+        assert_eq!(satisfied(Want::All), []);
+    }
+}

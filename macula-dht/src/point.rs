@@ -75,6 +75,11 @@ impl Point {
         self.0
     }
 
+    /// The most significant 64 bits.
+    pub(crate) fn head(&self) -> u64 {
+        self.0[0]
+    }
+
     /// The point that shares exactly the first `bits` bits with this one and takes the rest from `noise`.
     pub(crate) fn diverging_at(&self, bits: usize, noise: [u64; 4]) -> Self {
         let mut words = [0; 4];

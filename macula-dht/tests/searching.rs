@@ -229,3 +229,28 @@ fn a_search_that_is_led_to_the_dead_goes_another_way() {
     });
     assert!(matches!(finished, Some((QueryResult::Found(_), _))), "{finished:?}");
 }
+
+/// A search for at least so many ends when they are found, one for at least none with the first; neither asks on.
+#[test]
+fn a_search_ends_with_as_many_providers_as_were_wanted() {
+    for (want, wanted) in [(0, 1), (1, 1), (3, 3)] {
+        let mut bench = Bench::new(Config::default());
+        bench.befriend(1..=20);
+        let service = key("a.b");
+        let (mut asked, mut next) = (0, 50);
+        bench.dht.start_lookup(bench.now, service, Want::AtLeast(want)).unwrap();
+        let events = bench.run(Duration::from_secs(5), |_, _| {
+            (asked, next) = (asked + 1, next + 1);
+            Some(providers(vec![record(next, service, 1)], false))
+        });
+        let Some(Event::Finished {
+            result: QueryResult::Found(found),
+            ..
+        }) = events.last()
+        else {
+            panic!("{events:?}")
+        };
+        assert_eq!(found.len(), wanted);
+        assert!(asked <= wanted + macula_dht::ALPHA, "{asked}");
+    }
+}

@@ -10,13 +10,14 @@ use macula_dht::{
     Config, Contact, Dht, Event, K, Memory, Output, Peer, Point, QueryId, QueryResult, Reply, Request, RequestId,
     Response, Role, Seed, Stats, Want,
 };
-use macula_wire::{Advertisement, NodeId, Realm, SecretKey, ServiceKey, Signer};
+use macula_wire::{Advertisement, Endpoint, NodeId, Realm, SecretKey, ServiceKey, Signer};
 
 use crate::queue::Queue;
 
 /// The wall clock at the start.
 const EPOCH_MS: u64 = 1_800_000_000_000;
-/// Half of the median round trip.
+/// Half of the median round trip. A path is as long back as it was there: of two delays drawn apart the sum would spread less than
+/// either, and its median be more than twice this.
 const ONE_WAY_MS: f64 = 25.0;
 /// One message of so many is encoded and decoded, and must come out the same.
 const ENCODED: u64 = 64;
@@ -118,6 +119,8 @@ enum Message {
         to: u32,
         id: RequestId,
         request: Request,
+        /// How long it was on its way, and how long the response will be.
+        delay: Duration,
     },
     Response {
         from: u32,
@@ -143,8 +146,8 @@ pub(crate) struct Net {
     pub(crate) start: Instant,
     pub(crate) now: Instant,
     pub(crate) nodes: Vec<Dht<Identity>>,
-    /// Their ids, side by side.
-    ids: Vec<NodeId>,
+    /// How they are reached: every table shares these.
+    contacts: Vec<Contact>,
     pub(crate) kinds: Vec<Kind>,
     /// Messages between a node of one side and one of the other do not arrive.
     pub(crate) side: Vec<bool>,
@@ -155,7 +158,7 @@ pub(crate) struct Net {
     /// Messages a second of processor time while nothing but lookups went on.
     pub(crate) lookup_rate: f64,
     pub(crate) news: Vec<News>,
-    contact: Contact,
+    endpoint: Endpoint,
     index: HashMap<NodeId, u32, BuildHasherDefault<IdHasher>>,
     /// Every node by its point.
     sorted: Vec<(Point, u32)>,
@@ -194,13 +197,13 @@ impl Net {
     /// `count` nodes with the tables that long acquaintance would give them.
     pub(crate) fn ideal(seed: u64, count: usize, mut progress: impl FnMut(usize)) -> Self {
         let now = Instant::now();
-        let endpoint = "10.0.0.1:4433".parse();
+        let endpoint = "10.0.0.1:4433".parse().unwrap_or_else(|error| panic!("{error}"));
         let mut net = Self {
             rng: Rng::new(seed),
             start: now,
             now,
             nodes: Vec::with_capacity(count + count / 10),
-            ids: Vec::with_capacity(count + count / 10),
+            contacts: Vec::with_capacity(count + count / 10),
             kinds: Vec::new(),
             side: Vec::new(),
             loss: 0.0,
@@ -209,7 +212,7 @@ impl Net {
             trace: 0xcbf2_9ce4_8422_2325,
             lookup_rate: f64::NAN,
             news: Vec::new(),
-            contact: Contact::new(NodeId::from_bytes([0; 32]), endpoint),
+            endpoint,
             index: HashMap::default(),
             sorted: Vec::new(),
             colluders: Vec::new(),
@@ -245,7 +248,8 @@ impl Net {
         let node = self.nodes.len();
         let unix_ms = EPOCH_MS + (self.now - self.start).as_millis() as u64;
         self.index.insert(identity.node_id(), node as u32);
-        self.ids.push(identity.node_id());
+        self.contacts
+            .push(Contact::new(identity.node_id(), [self.endpoint.clone()]));
         let seed = self.rng.next();
         self.nodes.push(Dht::new(
             Config::default(),
@@ -273,7 +277,7 @@ impl Net {
     }
 
     pub(crate) fn contact_of(&self, node: usize) -> Contact {
-        self.contact.beside(self.ids[node])
+        self.contacts[node].clone()
     }
 
     pub(crate) fn closest(&self, target: &Point, count: usize) -> Vec<u32> {
@@ -329,7 +333,7 @@ impl Net {
     }
 
     pub(crate) fn advertise(&mut self, node: usize, key: ServiceKey) {
-        let advertisement = Advertisement::new(self.contact.endpoints().to_vec());
+        let advertisement = Advertisement::new([self.endpoint.clone()]);
         if let Err(error) = self.nodes[node].advertise(self.now, key, advertisement) {
             panic!("{error}");
         }
@@ -383,7 +387,13 @@ impl Net {
 
     fn deliver(&mut self, message: Message) {
         match message {
-            Message::Request { from, to, id, request } => {
+            Message::Request {
+                from,
+                to,
+                id,
+                request,
+                delay,
+            } => {
                 if !self.arrives(from, to) {
                     return;
                 }
@@ -410,12 +420,13 @@ impl Net {
                     assert!(bytes.len() <= macula_dht::MAX_MESSAGE_BYTES);
                     assert_eq!(Response::decode(bytes).as_ref(), Ok(&response));
                 }
-                self.post(Message::Response {
+                let response = Message::Response {
                     from: to,
                     to: from,
                     id,
                     response,
-                });
+                };
+                self.schedule(self.now + delay, response);
                 self.settle(to);
             }
             Message::Response { from, to, id, response } => {
@@ -462,11 +473,6 @@ impl Net {
         }
     }
 
-    fn post(&mut self, message: Message) {
-        let delay = Duration::from_nanos((ONE_WAY_MS * 1e6 * self.rng.spread()) as u64);
-        self.schedule(self.now + delay, message);
-    }
-
     fn schedule(&mut self, at: Instant, message: Message) {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(None);
@@ -482,12 +488,15 @@ impl Net {
             match output {
                 Output::Send { id, to, request } => {
                     if let Some(&to) = self.index.get(to.node_id()) {
-                        self.post(Message::Request {
+                        let delay = Duration::from_nanos((ONE_WAY_MS * 1e6 * self.rng.spread()) as u64);
+                        let request = Message::Request {
                             from: node,
                             to,
                             id,
                             request,
-                        });
+                            delay,
+                        };
+                        self.schedule(self.now + delay, request);
                     }
                 }
                 Output::Identify { id, .. } => self.nodes[node as usize].handle_identified(self.now, id, []),

@@ -138,6 +138,35 @@ pub struct Usage {
 }
 
 /// The records this node holds, its own and those of others.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// use macula_dht::{Clock, Contact, Inserted, Origin, ProviderStore, StoreLimits};
+/// use macula_wire::{Advertisement, Endpoint, Realm, SecretKey, ServiceKey, Signer, VerifiedProvider};
+///
+/// let (now, unix_ms) = (Instant::now(), 1_800_000_000_000);
+/// let mut store = ProviderStore::new(Clock::new(now, unix_ms), StoreLimits::default(), 7);
+/// let (realm, provider) = (Realm::default(), SecretKey::from_bytes(&[1; 32]));
+/// let key = ServiceKey::new(&realm, &"api.compute".parse()?);
+///
+/// // What a provider signed and a peer delivered is verified, and then taken.
+/// let endpoint: Endpoint = "node1.example:4433".parse()?;
+/// let advertisement = Advertisement::new([endpoint.clone()]).with_ttl(Duration::from_secs(60));
+/// let signed = VerifiedProvider::sign(&provider, &realm.hash(), &key, 1, unix_ms, &advertisement)?.to_signed();
+/// let peer = Contact::new(provider.node_id(), [endpoint]);
+/// let record = signed.verify(&realm.hash(), &key)?;
+/// assert_eq!(store.insert(now, record, Origin::Remote(&peer))?, Inserted::New);
+/// assert_eq!(store.get(now, &key).count(), 1);
+///
+/// // Nothing is shown past its validity, whether or not `expire` has been called by then.
+/// let later = now + Duration::from_secs(60);
+/// assert_eq!(store.get(later, &key).count(), 0);
+/// assert_eq!(store.poll_timeout(), Some(later));
+/// store.expire(later);
+/// assert_eq!(store.usage().records, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct ProviderStore {
     clock: Clock,

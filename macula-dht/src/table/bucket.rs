@@ -5,12 +5,14 @@ use std::ops::{Deref, DerefMut};
 use macula_wire::NodeId;
 
 use super::{K, REPLACEMENTS};
-use crate::Contact;
+use crate::{Contact, Point};
 
 /// A contact and what is remembered of it.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) contact: Contact,
+    /// The first 64 bits of its id, which order almost any set of contacts by distance without fetching them.
+    head: u64,
     /// When it last answered, in seconds since the table was made.
     pub(super) seen: u32,
     /// Requests failed since then.
@@ -22,11 +24,22 @@ pub(super) struct Entry {
 impl Entry {
     pub(super) fn new(contact: Contact, seen: u32) -> Self {
         Self {
+            head: Point::from(contact.node_id()).head(),
             contact,
             seen,
             failures: 0,
             checking: false,
         }
+    }
+
+    pub(super) fn head(&self) -> u64 {
+        self.head
+    }
+
+    /// Puts another contact of the same node in the place of this one.
+    pub(super) fn set_contact(&mut self, contact: Contact) {
+        debug_assert_eq!(contact.node_id(), self.contact.node_id());
+        self.contact = contact;
     }
 }
 

@@ -69,6 +69,38 @@ pub enum Insertion {
 }
 
 /// The contacts of a node.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// use macula_dht::{Contact, Diversity, Insertion, K, Point, RoutingTable};
+/// use macula_wire::NodeId;
+///
+/// const STALE: Duration = Duration::from_secs(60);
+/// let contact = |n: u8| Contact::new(NodeId::from_bytes([n; 32]), ["10.0.0.1:4433".parse().unwrap()]);
+/// let now = Instant::now();
+/// let mut table = RoutingTable::new(NodeId::from_bytes([0; 32]), Diversity::default(), now);
+///
+/// // These twenty answered requests of ours, and fill the bucket of those whose first bit is not our own.
+/// for n in 128..148 {
+///     assert_eq!(table.insert(now, contact(n), STALE), Insertion::Added);
+/// }
+/// let closest: Vec<_> = table.closest(&Point::from_bytes(&[140; 32]), 3).cloned().collect();
+/// assert_eq!(closest, [contact(140), contact(141), contact(142)]);
+///
+/// // A newcomer waits while the one seen least recently is asked whether it is there, and takes its place if it is not.
+/// let newcomer = table.insert(now + STALE, contact(200), STALE);
+/// assert_eq!(newcomer, Insertion::Waiting { ping: Some(contact(128)) });
+/// assert_eq!(table.note_failure(contact(128).node_id()), Some(contact(128)));
+/// assert!(table.contains(contact(200).node_id()) && table.len() == K);
+///
+/// // A bucket that no lookup went through for long is refreshed by one for a point in it.
+/// let (bucket, age) = table.ages(now + STALE).next().unwrap();
+/// assert_eq!((bucket, age), (0, STALE));
+/// let target = table.point_in(bucket, &[7; 32]);
+/// table.note_lookup(now + STALE, &target);
+/// assert_eq!(table.ages(now + STALE).next(), Some((0, Duration::ZERO)));
+/// ```
 #[derive(Debug)]
 pub struct RoutingTable {
     own: Point,
@@ -158,7 +190,7 @@ impl RoutingTable {
             let admitted = !moved || self.admits(Some(&self.buckets[position]), subnet);
             let bucket = &mut self.buckets[position];
             if admitted {
-                bucket.entries[at].contact = contact;
+                bucket.entries[at].set_contact(contact);
             }
             bucket.touch(at, seen);
             return Insertion::Refreshed;
@@ -448,12 +480,11 @@ impl<'a> Closest<'a> {
         };
         self.entries = &self.table.buckets[position].entries;
         self.left = self.entries.len().min(K);
+        let target = self.target;
         for (at, (slot, entry)) in self.sorted.iter_mut().zip(self.entries).enumerate() {
-            let head = Point::from(entry.contact.node_id()).distance(&self.target).head();
-            *slot = (head, at as u8);
+            *slot = (entry.head() ^ target.head(), at as u8);
         }
         let entries = self.entries;
-        let target = self.target;
         let full = |at: u8| Point::from(entries[usize::from(at)].contact.node_id()).distance(&target);
         self.sorted[..self.left].sort_unstable_by(|a, b| b.0.cmp(&a.0).then_with(|| full(b.1).cmp(&full(a.1))));
     }

@@ -284,3 +284,58 @@ fn a_contact_that_diversity_does_not_admit_does_not_wait() {
     assert_eq!(table.insert(now, newcomer, STALE), Insertion::Refused);
     assert_eq!(table.replacements().count(), 0);
 }
+
+/// A bucket's age counts from the lookup that last went through it, and that is the only bucket it counts for.
+#[test]
+fn a_lookup_refreshes_the_bucket_its_target_falls_into() {
+    let start = Instant::now();
+    let mut table = RoutingTable::new(own(), Diversity::default(), start);
+    let mut near = [0; 32];
+    near[1] = 0x10;
+    table.insert(start, contact(far(1), None), STALE);
+    table.insert(start + Duration::from_secs(10), contact(near, None), STALE);
+    let ages = |table: &RoutingTable, secs| -> Vec<_> {
+        let now = start + Duration::from_secs(secs);
+        table.ages(now).map(|(bucket, age)| (bucket, age.as_secs())).collect()
+    };
+    assert_eq!(
+        ages(&table, 30),
+        [(0, 30), (11, 20)],
+        "counted from when each came to be"
+    );
+    table.note_lookup(start + Duration::from_secs(30), &table.point_in(11, &[0xff; 32]));
+    assert_eq!(ages(&table, 40), [(0, 40), (11, 10)]);
+    // A bucket that nobody is in, and this node itself, have no age to be set back.
+    table.note_lookup(start + Duration::from_secs(40), &table.point_in(200, &[1; 32]));
+    table.note_lookup(start + Duration::from_secs(40), &own().into());
+    assert_eq!(ages(&table, 40), [(0, 40), (11, 10)]);
+    assert_eq!(table.bucket_sizes().collect::<Vec<_>>(), [(0, 1), (11, 1)]);
+}
+
+/// Ids that agree in the 64 bits an entry keeps of them are still told apart.
+#[test]
+fn closest_is_exact_among_ids_that_share_their_first_half() {
+    let now = Instant::now();
+    let mut table = RoutingTable::new(own(), Diversity::default(), now);
+    for n in 0..20 {
+        let mut id = [0x80; 32];
+        id[31] = n * 7;
+        table.insert(now, contact(id, None), STALE);
+    }
+    let mut target = [0x80; 32];
+    target[31] = 50;
+    let target = Point::from_bytes(&target);
+    let closest: Vec<_> = table.closest(&target, K).map(|c| *c.node_id()).collect();
+    assert_eq!(closest, brute_force(&table, &target, K));
+}
+
+proptest! {
+    /// A point of a bucket is one whose node would stand there, whatever the noise.
+    #[test]
+    fn a_point_in_a_bucket_belongs_to_it(own: [u8; 32], bucket in 0..256_usize, noise: [u8; 32]) {
+        let table = RoutingTable::new(NodeId::from_bytes(own), Diversity::default(), Instant::now());
+        let point = table.point_in(bucket, &noise);
+        prop_assert_eq!(table.index_of(&NodeId::from_bytes(point.to_bytes())), Some(bucket));
+        prop_assert_eq!(table.point_in(256 + bucket, &noise), table.point_in(255, &noise), "the last is the nearest");
+    }
+}
