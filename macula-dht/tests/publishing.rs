@@ -134,6 +134,36 @@ fn d3_a_node_beyond_the_closest_that_was_handed_a_record_hears_of_its_withdrawal
     assert_eq!(times(beyond[0]), 1, "withdrawn");
 }
 
+/// A round that takes longer than the time to the next is not begun a second time: a withdrawal ends the one it knows of, and a
+/// live record would be sent after it.
+#[test]
+fn d3_nothing_live_is_sent_after_a_withdrawal_however_slow_the_publication() {
+    let mut bench = Bench::new(Config {
+        hard_timeout: Duration::from_secs(15),
+        ..Config::default()
+    });
+    bench.befriend(1..=4);
+    let service = key("a.b");
+    let short = advertisement(0).with_ttl(Duration::from_secs(20));
+    bench.dht.advertise(bench.now, service, short).unwrap();
+    let told_within = |bench: &mut Bench, seconds| {
+        let mut told = Vec::new();
+        bench.run(Duration::from_secs(seconds), |to, request| {
+            if let Request::Publish { records, .. } = request {
+                let record = records[0].verify(&Realm::default().hash(), &service).unwrap();
+                told.push(record.is_withdrawn());
+            }
+            // The others are found out to be dead by the hard timeout only.
+            (*to == contact_of(1)).then(|| agreeable(request))
+        });
+        told
+    };
+    assert!(told_within(&mut bench, 22).contains(&false), "published");
+    bench.dht.withdraw(bench.now, service);
+    let told = told_within(&mut bench, 60);
+    assert!(!told.is_empty() && !told.contains(&false), "{told:?}");
+}
+
 /// A newcomer that is to hold very much gets all of it, since no more is sent than a peer may.
 #[test]
 fn thousands_of_records_are_handed_over_at_the_rate_a_peer_takes_them() {
