@@ -4,14 +4,14 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use common::{
     Net,
     bench::{Bench, agreeable},
     contact_of, key,
 };
-use macula_dht::{Config, Event, Output, Seed, Want};
+use macula_dht::{Config, Event, Output, Point, Request, Seed, Want};
 
 fn seed(n: usize) -> Seed {
     Seed::At(contact_of(n).endpoints()[0].clone())
@@ -73,5 +73,43 @@ fn meshes_that_never_met_find_each_other_through_their_seeds() {
     net.run(Duration::from_secs(300));
     for node in 0..20 {
         assert_eq!(net.found(node, key("api.compute"), Want::All), [3], "from {node}");
+    }
+}
+
+/// A host name may stand for several nodes: each of them is asked, and one that answers is enough.
+#[test]
+fn every_node_at_the_address_of_a_seed_is_asked() {
+    let mut bench = Bench::new(Config::default());
+    bench.dht.bootstrap(bench.now, [seed(1)]);
+    let outputs = bench.outputs();
+    let [Output::Identify { id, .. }] = outputs[..] else {
+        panic!("{outputs:?}")
+    };
+    bench.dht.handle_identified(bench.now, id, (1..=3).map(contact_of));
+    let mut asked = BTreeSet::new();
+    let events = bench.run(Duration::from_secs(5), |to, request| {
+        asked.insert(*to.node_id());
+        (*to == contact_of(3)).then(|| agreeable(request))
+    });
+    assert_eq!(asked, (1..=3).map(|n| *contact_of(n).node_id()).collect());
+    assert!(matches!(events[..], [Event::Joined { contacts: 1 }]), "{events:?}");
+}
+
+/// Every bucket that no lookup went through is looked through after a quarter of an hour, and none before.
+#[test]
+fn buckets_nobody_looked_through_are_refreshed() {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..=60);
+    let buckets: BTreeSet<_> = bench.dht.table().bucket_sizes().map(|(bucket, _)| bucket).collect();
+    let own = Point::from(bench.dht.node_id());
+    let mut refreshed = BTreeSet::new();
+    for (minutes, expected) in [(14, BTreeSet::new()), (10, buckets)] {
+        bench.run(Duration::from_secs(60 * minutes), |_, request| {
+            if let Request::FindNode { target } = request {
+                refreshed.insert(own.distance(target).shared_bits());
+            }
+            Some(agreeable(request))
+        });
+        assert_eq!(refreshed, expected);
     }
 }

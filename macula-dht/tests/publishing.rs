@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use common::{
     EPOCH_MS, advertisement,
-    bench::{Bench, agreeable},
-    contact_of, key,
+    bench::{Bench, agreeable, peer, record},
+    contact_of, key, secret,
 };
-use macula_dht::{Config, Contact, Event, MAX_JOBS, Outcome, Point, Refusal, Request, Response};
-use macula_wire::VerifiedProvider;
+use macula_dht::{Config, Contact, Dht, Event, MAX_JOBS, Memory, Outcome, Point, Refusal, Request, Response};
+use macula_wire::{Realm, VerifiedProvider};
 
 /// Every one of the services is due at the same moment and its publication over at once, since there is nobody to ask.
 #[test]
@@ -132,4 +132,66 @@ fn d3_a_node_beyond_the_closest_that_was_handed_a_record_hears_of_its_withdrawal
     let times = |n: usize| told.iter().filter(|to| **to == contact_of(n)).count();
     assert!(closest.iter().all(|n| times(*n) == 2), "published and withdrawn");
     assert_eq!(times(beyond[0]), 1, "withdrawn");
+}
+
+/// A round that takes longer than the time to the next is not begun a second time: a withdrawal ends the one it knows of, and a
+/// live record would be sent after it.
+#[test]
+fn d3_nothing_live_is_sent_after_a_withdrawal_however_slow_the_publication() {
+    let mut bench = Bench::new(Config {
+        hard_timeout: Duration::from_secs(15),
+        ..Config::default()
+    });
+    bench.befriend(1..=4);
+    let service = key("a.b");
+    let short = advertisement(0).with_ttl(Duration::from_secs(20));
+    bench.dht.advertise(bench.now, service, short).unwrap();
+    let told_within = |bench: &mut Bench, seconds| {
+        let mut told = Vec::new();
+        bench.run(Duration::from_secs(seconds), |to, request| {
+            if let Request::Publish { records, .. } = request {
+                let record = records[0].verify(&Realm::default().hash(), &service).unwrap();
+                told.push(record.is_withdrawn());
+            }
+            // The others are found out to be dead by the hard timeout only.
+            (*to == contact_of(1)).then(|| agreeable(request))
+        });
+        told
+    };
+    assert!(told_within(&mut bench, 22).contains(&false), "published");
+    bench.dht.withdraw(bench.now, service);
+    let told = told_within(&mut bench, 60);
+    assert!(!told.is_empty() && !told.contains(&false), "{told:?}");
+}
+
+/// A newcomer that is to hold very much gets all of it, since no more is sent than a peer may.
+#[test]
+fn thousands_of_records_are_handed_over_at_the_rate_a_peer_takes_them() {
+    let mut holder = Bench::new(Config::default());
+    for n in 0..5000 {
+        let service = key(&format!("service.n{n}"));
+        let publisher = 1 + n % 5;
+        let taken = holder.publish(publisher, service, record(publisher, service, 1));
+        assert_eq!(taken, Outcome::Stored);
+    }
+    holder.outputs();
+    let mut newcomer = Dht::new(
+        Config::default(),
+        secret(9),
+        Realm::default(),
+        Memory,
+        holder.now,
+        EPOCH_MS,
+        1,
+    );
+    holder.dht.add_contact(holder.now, contact_of(9));
+    for _ in 0..2000 {
+        for (id, _, request) in holder.sends() {
+            let response = newcomer.handle_request(holder.now, &peer(0), Ok(request));
+            holder.answer(id, response);
+        }
+        holder.now += Duration::from_millis(20);
+        holder.dht.handle_timeout(holder.now);
+    }
+    assert_eq!(newcomer.store().usage().records, 5000);
 }

@@ -19,9 +19,12 @@ const SENDERS: usize = 3;
 const MAX_WAITING: usize = 16;
 /// The most keys looked at in one step.
 const STEP_KEYS: usize = 256;
-/// The most requests sent in one step.
-const STEP_REQUESTS: usize = 16;
-/// The time from one step to the next, in nanoseconds.
+/// What the requests of one step may cost this node at the newcomer, in quarters of a token; the last list may go beyond.
+const STEP_COST: usize = 36;
+/// What a request costs there, besides one for each record whose signature is checked.
+const REQUEST_COST: usize = 4;
+/// The time from one step to the next, in nanoseconds. In it a peer gains 40 quarters of a token, and with more than that the
+/// newcomer would decline requests, whose records are lost to it until the next round.
 const STEP: Tick = 20_000_000;
 
 /// A newcomer, and how far it has been served.
@@ -58,9 +61,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         let mut batches: BTreeMap<ServiceKey, Vec<SignedProvider>> = BTreeMap::new();
         let mut resume = None;
-        let mut requests = 0;
+        let mut cost = 0;
         for (looked_at, key) in self.store.keys_from(&from).enumerate() {
-            if looked_at >= STEP_KEYS || requests >= STEP_REQUESTS {
+            if looked_at >= STEP_KEYS || cost >= STEP_COST {
                 resume = Some(*key);
                 break;
             }
@@ -70,7 +73,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                     .page(now, key, None)
                     .map(|record| record.to_signed())
                     .collect();
-                requests += records.len().div_ceil(MAX_PUBLISH_RECORDS);
+                cost += REQUEST_COST * records.len().div_ceil(MAX_PUBLISH_RECORDS) + records.len();
                 batches.insert(*key, records);
             }
         }
@@ -87,7 +90,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             self.handovers.push_front(HandOver { to, from });
         }
         if !self.handovers.is_empty() {
-            self.handover_at = Some(tick + STEP);
+            self.handover_at = Some(tick + STEP * cost.max(STEP_COST) as Tick / STEP_COST as Tick);
         }
     }
 

@@ -83,7 +83,8 @@ impl Joining {
 impl<S: Signer, B: Backend> Dht<S, B> {
     /// Joins a mesh through `seeds`, which are kept for joining again; at most [`MAX_SEEDS`].
     ///
-    /// [`Event::Joined`] or [`Event::JoinFailed`] follows; after the latter it is tried again without being asked to.
+    /// [`Event::Joined`] or [`Event::JoinFailed`] follows, unless there is nobody to join through, no seed but this node itself and no
+    /// contact that was kept; after the latter it is tried again without being asked to.
     pub fn bootstrap(&mut self, now: Instant, seeds: impl IntoIterator<Item = Seed>) {
         let (mut contacts, mut addresses) = (Vec::new(), Vec::new());
         for seed in seeds {

@@ -116,7 +116,7 @@ pub struct Dht<S, B = Memory> {
     next_query: u64,
 
     services: BTreeMap<ServiceKey, Service>,
-    /// When each service is to be published next: one element a service without a running job.
+    /// When each service is to be published next: one element a service.
     due: BTreeSet<(Tick, ServiceKey)>,
     /// Withdrawals that wait for a job, with the earlier holders: one a key.
     withdrawals: BTreeMap<ServiceKey, (VerifiedProvider, Vec<Contact>)>,

@@ -47,6 +47,8 @@ const SWEEP_AHEAD: Duration = Duration::from_secs(5);
 const DENSE: usize = 3;
 /// The most lookups of one job.
 const MAX_LOOKUPS: u32 = 24;
+/// The most earlier holders of a service that are remembered, the latest; a withdrawal finds others by looking.
+const MAX_FORMER: usize = 256;
 /// By how much a sequence number grows when holders know a larger one, in milliseconds; each time in a row eight times as much.
 const SEQ_STEP: u64 = 60_000;
 /// How far ahead of the time holders may drive a sequence number, in milliseconds: any of them can say that it knows a larger
@@ -143,7 +145,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             self.due.remove(&(former.next, key));
             service.longest_ttl = ttl.max(former.longest_ttl);
             service.holders = former.holders;
-            service.holders.extend(self.cancel(former.job));
+            remember_holders(&mut service.holders, self.cancel(former.job));
         }
         service.next = self.clock.tick(now);
         self.due.insert((service.next, key));
@@ -165,8 +167,10 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return self.outputs.push_back(Output::Event(event));
         };
         self.due.remove(&(service.next, key));
-        let mut holders = service.holders;
-        holders.extend(self.cancel(service.job));
+        let former = self.withdrawals.remove(&key).map(|(_, former)| former);
+        let mut holders = former.unwrap_or_default();
+        remember_holders(&mut holders, service.holders);
+        remember_holders(&mut holders, self.cancel(service.job));
         let seq = self.next_seq(now, &key, service.seq);
         let ttl = service.longest_ttl.min(MAX_TTL);
         let unix_ms = self.clock.unix_ms(now);
@@ -176,8 +180,6 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         // The place in the store may be lost, to a service that came after this one had expired here; its holders still hear.
         let _ = self.store.insert(now, record.clone(), Origin::Local);
         self.touch_backend(now);
-        let former = self.withdrawals.remove(&key).map(|(_, former)| former);
-        holders.extend(former.into_iter().flatten());
         self.withdrawals.insert(key, (record, holders));
         self.start_due_jobs(now);
     }
@@ -226,6 +228,13 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         let Some(service) = self.services.get_mut(&key) else {
             return;
         };
+        if service.job.is_some() {
+            // The last round is not over: some of those asked are slow. Its end is waited for, since of two at a time one would
+            // be forgotten, and go on after a withdrawal.
+            service.next = self.clock.tick(now) + nanos(RETRY);
+            self.due.insert((service.next, key));
+            return;
+        }
         let advertisement = service.advertisement.clone();
         let refresh = MIN_REFRESH.max(advertisement.ttl().saturating_sub(REFRESH_AHEAD));
         service.next = self.clock.tick(now) + nanos(refresh);
@@ -506,5 +515,81 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             service.next = retry;
             self.due.insert((retry, *key));
         }
+    }
+}
+
+/// Adds to the holders that are known, each once; those known longest make room.
+fn remember_holders(known: &mut Vec<Contact>, more: impl IntoIterator<Item = Contact>) {
+    for holder in more {
+        known.retain(|other| other.node_id() != holder.node_id());
+        known.push(holder);
+    }
+    known.drain(..known.len().saturating_sub(MAX_FORMER));
+}
+
+#[cfg(test)]
+mod tests {
+    use macula_wire::{Realm, SecretKey};
+
+    use super::*;
+    use crate::{Config, Memory, Reply, Response, Role};
+
+    fn contact(n: u16) -> Contact {
+        let mut id = [7; 32];
+        id[..2].copy_from_slice(&n.to_be_bytes());
+        Contact::new(NodeId::from_bytes(id), ["10.0.0.1:4433".parse().unwrap()])
+    }
+
+    /// Answers everything but what one silent holder is told.
+    fn answer(dht: &mut Dht<SecretKey>, now: Instant) {
+        while let Some(output) = dht.poll_output() {
+            let Output::Send { id, to, request } = output else {
+                continue;
+            };
+            let response = match request {
+                Request::Publish { .. } if to == contact(1) => continue,
+                Request::Publish { records, .. } => Response::Published(vec![Outcome::Stored; records.len()]),
+                Request::FindNode { .. } | Request::FindProviders { .. } => Response::Nodes(Vec::new()),
+                Request::Ping => Response::Pong,
+            };
+            let reply = Reply {
+                response: Ok(response),
+                role: Role::Node,
+                ip: None,
+            };
+            dht.handle_response(now, id, Ok(reply));
+        }
+    }
+
+    /// One holder is slow, and the service advertised anew before any publication of it has ended.
+    #[test]
+    fn a_holder_is_remembered_once_however_often_a_service_is_advertised_anew() {
+        let (now, signer) = (Instant::now(), SecretKey::from_bytes(&[9; 32]));
+        let unix_ms = 1_800_000_000_000;
+        let mut dht = Dht::new(Config::default(), signer, Realm::default(), Memory, now, unix_ms, 1);
+        for n in 1..=20 {
+            dht.add_contact(now, contact(n));
+            answer(&mut dht, now);
+        }
+        let key = ServiceKey::from_bytes([3; 32]);
+        for _ in 0..100 {
+            let advertisement = Advertisement::new(["10.0.0.9:4433".parse().unwrap()]);
+            dht.advertise(now, key, advertisement).unwrap();
+            answer(&mut dht, now);
+        }
+        assert_eq!(dht.services[&key].holders.len(), 19);
+        dht.withdraw(now, key);
+        answer(&mut dht, now);
+        assert!(dht.jobs.values().all(|job| job.former.len() <= 20));
+    }
+
+    #[test]
+    fn of_many_former_holders_the_latest_are_remembered() {
+        let mut known = Vec::new();
+        for round in 0..10 {
+            remember_holders(&mut known, (100 * round..100 * round + 120).map(contact));
+        }
+        let latest: Vec<_> = (1020 - MAX_FORMER as u16..1020).map(contact).collect();
+        assert_eq!(known, latest);
     }
 }

@@ -112,6 +112,13 @@ impl<E: Standing, const N: usize> Line<E, N> {
         self.entries.remove(at)
     }
 
+    /// Adds an entry as the least recently seen; the caller has seen that there is room.
+    pub(super) fn push_front(&mut self, entry: E) {
+        self.push(entry);
+        self.tags[..self.entries.len()].rotate_right(1);
+        self.entries.rotate_right(1);
+    }
+
     /// Makes an entry the most recently seen.
     fn move_to_end(&mut self, at: usize) {
         self.tags[at..self.entries.len()].rotate_left(1);

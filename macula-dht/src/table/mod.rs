@@ -344,8 +344,8 @@ impl RoutingTable {
             if self.admits(Some(&self.buckets[position]), subnet) {
                 let bucket = &mut self.buckets[position];
                 let contact = bucket.replacements.remove(at);
-                // When it answered is not kept of those that wait: long ago, so it is pinged before it is trusted.
-                bucket.entries.push(Entry::new(contact, 0));
+                // When it answered is not kept of those that wait: long ago, so it is the first to be pinged for a newcomer.
+                bucket.entries.push_front(Entry::new(contact, 0));
                 self.len += 1;
             }
         }

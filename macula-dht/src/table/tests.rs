@@ -30,6 +30,10 @@ fn check_invariants(table: &RoutingTable) {
     let mut entries = 0;
     for (index, bucket) in table.indices().zip(&table.buckets) {
         assert!(!bucket.is_empty());
+        assert!(
+            bucket.entries.is_sorted_by_key(|entry| entry.seen),
+            "the least recently seen first"
+        );
         assert!(bucket.entries.len() <= K && bucket.replacements.len() <= REPLACEMENTS);
         let mut of_bucket = std::collections::BTreeMap::<_, usize>::new();
         for entry in &bucket.entries {
@@ -190,6 +194,12 @@ fn the_least_recently_seen_is_pinged_once_before_it_goes() {
         Some(contact(far(1), None))
     );
     assert!(table.contains(&NodeId::from_bytes(far(53))) && table.len() == K);
+    // When that one answered is not known any more, so it is the next to be asked.
+    let ping = Some(contact(far(53), None));
+    assert_eq!(
+        table.insert(later, contact(far(54), None), STALE),
+        Insertion::Waiting { ping }
+    );
 }
 
 #[test]
