@@ -143,6 +143,29 @@ fn a_hundred_nodes_around_a_key_cannot_hide_its_providers() {
     surround(100);
 }
 
+/// Whoever knows a node's id can crowd the space around it, where it looks when it joins and when it refreshes its deepest buckets:
+/// what it learns there says nothing of the network's size, by which it tells crowds.
+#[test]
+fn nodes_around_a_nodes_own_id_do_not_make_it_think_the_network_larger() {
+    let mut net = Net::joined(31, 120);
+    let newcomer = net.add(Config::default());
+    let id = *net.nodes[newcomer].dht.node_id();
+    net.add_liars(ServiceKey::from_bytes(*id.as_bytes()), 40);
+    net.run(Duration::from_secs(10));
+    net.bootstrap(newcomer, 0);
+    net.run(Duration::from_secs(10));
+    for minutes in [0, 70] {
+        net.run(Duration::from_secs(60 * minutes));
+        if let Some(size) = net.nodes[newcomer].dht.network_size() {
+            assert!((60.0..400.0).contains(&size), "{size} of 160 after {minutes} min");
+        }
+    }
+    assert!(
+        net.nodes[newcomer].dht.network_size().is_some(),
+        "it has looked elsewhere by now"
+    );
+}
+
 /// D8: what is signed for one realm is nothing in another, even where its key is known there.
 #[test]
 fn d8_a_service_of_another_realm_is_invisible() {

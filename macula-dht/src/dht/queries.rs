@@ -409,11 +409,17 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Learns from a complete lookup how dense the network is.
     ///
-    /// A target that others can know beforehand, a service's key or this node's id, may be crowded on purpose, and then counts
-    /// for nothing: the estimate is what crowds are told by. Points of refreshes nobody can know.
+    /// A target that others can know beforehand may be crowded on purpose, and then counts for nothing: the estimate is what
+    /// crowds are told by. That is a service's key, and whatever lies in this node's own neighbourhood, where it joins and
+    /// where it refreshes its deepest buckets. The other points of refreshes nobody can know.
     fn observe_size(&mut self, query: &Query) {
         let [lookup] = &query.paths[..] else { return };
         let Some(kth) = lookup.kth() else { return };
+        // A little farther, too: those around this node are not all at its distance.
+        let own = Point::from(&self.own).distance(lookup.target());
+        if own.fraction() <= 1.25 * kth.fraction() {
+            return;
+        }
         let unforeseen = matches!(query.goal, Goal::Refresh);
         if lookup.is_finished() && !lookup.is_widened() && (unforeseen || !self.size.is_crowded(kth)) {
             self.size.observe(lookup.distances());
