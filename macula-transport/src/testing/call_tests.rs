@@ -239,6 +239,22 @@ async fn a_large_reply_may_be_under_way_as_long_as_its_call() {
     assert!(start.elapsed() > Timers::default().head);
 }
 
+/// A narrow way: 64 KiB in each second, and a minute for the reply.
+#[tokio::test(start_paused = true)]
+async fn a_large_reply_that_keeps_coming_is_not_given_up() {
+    let network = Network::new(1).with_link(Link::new(Duration::from_millis(500)));
+    let limits = Limits {
+        stream_window: 64 * 1024,
+        ..Limits::default()
+    };
+    let (_caller, provider, connection) = pair(&network, service_only(), limits).await;
+    let both = join_all((0..2).map(|_| call(&connection, "large", Bytes::new(), 3 * PATIENCE))).await;
+    for answer in both {
+        assert_eq!(answer.unwrap().len(), LARGE_REPLY);
+    }
+    assert_eq!(provider.stats().slow_streams, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn p3_a_dead_peer_is_out_of_the_pool_with_the_stream_that_waited_for_it() {
     let network = Network::new(1);
