@@ -226,7 +226,8 @@ impl Client {
                 spent,
                 deadline: watched.start + allowed,
             };
-            self.exchange(&watched, service, options, &first, &duplex).await
+            self.exchange(&watched, watched.start, service, options, &first, &duplex)
+                .await
         };
         let result = work.instrument(watched.span.clone()).await;
         let (attempts, error) = match &result {
