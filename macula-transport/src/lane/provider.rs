@@ -253,7 +253,7 @@ impl Lane {
         if reply.body.len() > INLINE_BYTES {
             let large = Large::new(self.clone(), reply.body.len());
             // From here on, so that it is under way before its call has ended.
-            let in_flight = self.link.enter(Direction::Inbound);
+            let in_flight = self.link.enter_answered();
             tokio::spawn(self.clone().reply_apart(id, reply, large, in_flight));
             return;
         }
