@@ -130,7 +130,8 @@ impl<'a> CallRequest<'a> {
     /// Sets when the call began, for a caller that has just looked at tokio's clock: it is not read once more. Without it, a
     /// call begins when it is first polled.
     ///
-    /// What lies in the past shortens the wait, and the provider is told the whole timeout all the same.
+    /// What lies in the past shortens the wait. A provider that is called over a lane is told the whole timeout all the same, any
+    /// other what is left of it.
     #[must_use]
     pub fn with_start(mut self, start: Instant) -> Self {
         self.start = Some(start);

@@ -175,6 +175,17 @@ pub(crate) async fn open(
         credit,
     } = clear(link, &request).await?;
     let in_flight = link.enter(Direction::Outbound);
+    let turn = async {
+        match requests {
+            // As of a call that is unary here: it may be so there, where such requests are put together.
+            OpenWith::All => link.turn_of_request(request.body.len()).await,
+            // Requests that follow may be waited for, and whoever waits must not keep others from their turn.
+            OpenWith::First => None,
+        }
+    };
+    let Ok(turn) = timeout_at(deadline, turn).await else {
+        return Err(CallError::NotSent(NotSent::NoCredit));
+    };
     let (mut outgoing, incoming) = open_stream(link, deadline).await?;
     let mut frames = match requests {
         OpenWith::First => codec::opening_frames(&request, micros_until(deadline), StreamKind::Call),
@@ -183,6 +194,7 @@ pub(crate) async fn open(
     let bytes = |frames: &[Bytes]| frames.iter().map(Bytes::len).sum::<usize>();
     let all = bytes(&frames);
     let sent = timeout_at(deadline, outgoing.send(&mut frames)).await;
+    drop(turn);
     // The provider starts with the head: the call may run as soon as some of this is written.
     let nothing_sent = bytes(&frames) == all;
     match sent {

@@ -153,6 +153,8 @@ pub(crate) struct Link {
     outbound: AtomicUsize,
     /// Calls and requests of the peer under way, and whether further ones are taken.
     inbound: Gate,
+    /// Those of them that are answered: the answer is under way, and the caller may have it.
+    answered: AtomicUsize,
     /// Microseconds since the endpoint's epoch.
     last_used: AtomicU64,
     last_answered: AtomicU64,
@@ -227,6 +229,7 @@ impl Link {
             leases: AtomicUsize::new(0),
             outbound: AtomicUsize::new(0),
             inbound: Gate::default(),
+            answered: AtomicUsize::new(0),
             last_used: AtomicU64::new(0),
             last_answered: AtomicU64::new(0),
             peer_leaving: AtomicBool::new(false),
@@ -334,7 +337,23 @@ impl Link {
         InFlight {
             link: self.clone(),
             direction,
+            answered: false,
         }
+    }
+
+    /// As [`Link::enter`], for an answer to the peer.
+    pub(crate) fn enter_answered(self: &Arc<Self>) -> InFlight {
+        // First, so that nobody takes it for a call that runs.
+        self.answered.fetch_add(1, SeqCst);
+        let mut in_flight = self.enter(Direction::Inbound);
+        in_flight.answered = true;
+        in_flight
+    }
+
+    /// How many calls of the peer run: those that are answered do not, for the caller may have the answer and call again.
+    pub(crate) fn unanswered(&self) -> usize {
+        let running = self.running(Direction::Inbound);
+        running.saturating_sub(self.answered.load(SeqCst))
     }
 
     /// Lets calls of the peer in; `None` when no further ones are taken.
@@ -342,6 +361,7 @@ impl Link {
         self.inbound.enter().then(|| InFlight {
             link: self.clone(),
             direction: Direction::Inbound,
+            answered: false,
         })
     }
 
@@ -507,6 +527,16 @@ async fn turn(sends: &Semaphore, bytes: usize) -> Option<SemaphorePermit<'_>> {
 pub(crate) struct InFlight {
     link: Arc<Link>,
     direction: Direction,
+    answered: bool,
+}
+
+impl InFlight {
+    /// A call of the peer has its answer, which is about to be sent.
+    pub(crate) fn answered(&mut self) {
+        if !std::mem::replace(&mut self.answered, true) {
+            self.link.answered.fetch_add(1, SeqCst);
+        }
+    }
 }
 
 impl Drop for InFlight {
@@ -521,6 +551,9 @@ impl Drop for InFlight {
             Direction::Inbound => {
                 self.link.last_answered.fetch_max(now, Relaxed);
                 self.link.inbound.leave();
+                if self.answered {
+                    self.link.answered.fetch_sub(1, SeqCst);
+                }
             }
             Direction::Outbound => {
                 self.link.inner.load.ended();

@@ -199,7 +199,7 @@ async fn call(
         return Err(Refusal::Broken);
     }
     let deadline = Instant::now() + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
-    let in_flight = match admit(link, head.timeout_us, link.let_in()) {
+    let mut in_flight = match admit(link, head.timeout_us, link.let_in()) {
         Ok(in_flight) => in_flight,
         Err(refusal) => {
             incoming.stop(ResetCode::Cancelled);
@@ -262,6 +262,7 @@ async fn call(
             return Err(Refusal::Gone);
         }
     };
+    in_flight.answered();
     send_reply(link, outgoing, answer, deadline).await?;
     Ok(Next::Done)
 }
@@ -273,9 +274,7 @@ pub(crate) fn admit<T>(link: &Link, timeout_us: u64, inside: Option<T>) -> Resul
     let refusal = match inside {
         None => NotAdmitted::Draining,
         Some(_) if timeout_us == 0 => NotAdmitted::TooLate,
-        Some(_) if link.running(Direction::Inbound) > link.inner.config.limits.max_concurrent_calls => {
-            NotAdmitted::Busy
-        }
+        Some(_) if link.unanswered() > link.inner.config.limits.max_concurrent_calls => NotAdmitted::Busy,
         Some(inside) => {
             counters.calls_taken.add();
             return Ok(inside);

@@ -3,11 +3,12 @@
 //! **Invariant:** a stream is finished only by [`Outgoing::finish`]. quinn finishes a stream that is dropped, which would make an
 //! abandoned message look like a whole one; here dropping resets.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use macula_wire::{FrameDecoder, FrameError, proto};
 use quinn::VarInt;
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 
 use crate::{
     codec::FRAME_OVERHEAD,
@@ -158,6 +159,26 @@ impl Outgoing {
         }
         self.halfway = false;
         Ok(())
+    }
+
+    /// As [`Outgoing::send`], for as long as the peer takes some of it within each `patience`.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(crate) async fn send_while_taken(
+        &mut self,
+        chunks: Vec<Bytes>,
+        patience: Duration,
+    ) -> Result<Result<(), SendError>, Elapsed> {
+        let mut chunks = VecDeque::from(chunks);
+        while !chunks.is_empty() {
+            let mut piece = first_bytes(&mut chunks, LARGE_PIECE_BYTES);
+            let sent = timeout_at(Instant::now() + patience, self.send(&mut piece)).await?;
+            if sent.is_err() {
+                return Ok(sent);
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Which of its opener's streams it is.

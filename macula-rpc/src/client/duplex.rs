@@ -117,28 +117,32 @@ impl Exchange for Duplex {
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
         let allowed = self.deadline.saturating_duration_since(engine::now());
         let request = request.with_timeout(allowed);
-        let (mut sending, mut replies) = match &self.source {
-            None => (None, connection.open_with_only(request).await?),
-            Some(source) => {
-                let (requests, replies) = connection.open(request).await?.split();
-                (Some(pump(Arc::clone(source), requests).boxed()), replies)
-            }
-        };
-        let first = async {
+        let started = async {
+            let (mut sending, mut replies) = match &self.source {
+                None => (None, connection.open_with_only(request).await?),
+                Some(source) => {
+                    let (requests, replies) = connection.open(request).await?.split();
+                    (Some(pump(Arc::clone(source), requests).boxed()), replies)
+                }
+            };
             if let Some(pump) = &mut sending {
                 tokio::select! {
                     biased;
-                    first = replies.next() => return first,
+                    first = replies.next() => {
+                        let first = first?;
+                        return Ok((first, sending, replies));
+                    }
                     () = pump => {}
                 }
-                sending = None;
             }
-            replies.next().await
+            let first = replies.next().await?;
+            Ok((first, None, replies))
         };
-        let Ok(first) = tokio::time::timeout_at(until.into(), first).await else {
+        // A provider may have no room for the stream: the opening is a part of the attempt.
+        let Ok(started) = tokio::time::timeout_at(until.into(), started).await else {
             return Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed)));
         };
-        let first = first?;
+        let (first, sending, replies): (_, Option<BoxFuture<'static, ()>>, _) = started?;
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
             _ => Ok(Outcome::Answer(Opened {
@@ -226,7 +230,8 @@ impl Client {
                 spent,
                 deadline: watched.start + allowed,
             };
-            self.exchange(&watched, service, options, &first, &duplex).await
+            self.exchange(&watched, watched.start, service, options, &first, &duplex)
+                .await
         };
         let result = work.instrument(watched.span.clone()).await;
         let (attempts, error) = match &result {

@@ -538,7 +538,9 @@ impl<'a, X: Exchange> Driver<'a, X> {
     ) -> Result<Done<X::Answer>, CallError> {
         self.over = true;
         let (attempts, meters) = (self.call.attempts(), &self.job.known.meters);
-        meters.failovers(attempts.len().saturating_sub(1));
+        // A hedge goes beside an attempt, and not on from one.
+        let one_after_another = attempts.iter().filter(|attempt| !attempt.is_hedge()).count();
+        meters.failovers(one_after_another.saturating_sub(1));
         for attempt in attempts.iter() {
             meters.attempt(&attempt.fate(), attempt.elapsed());
         }

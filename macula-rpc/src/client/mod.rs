@@ -285,13 +285,18 @@ impl Client {
         call: &Options,
         payload: &Bytes,
     ) -> Result<Answer, CallError> {
+        let mut now = watched.start;
         if self.shared.local.is_some() && call.may_run_here {
             // Boxed, so that calls of others are not as large.
             if let Some(outcome) = self.run_local(watched, service, call, payload).boxed().await {
                 return outcome;
             }
+            // A handler may take its time to refuse.
+            now = engine::now();
         }
-        let (done, source) = self.exchange(watched, service, call, payload, &engine::Unary).await?;
+        let (done, source) = self
+            .exchange(watched, now, service, call, payload, &engine::Unary)
+            .await?;
         Ok(Answer {
             response: Response::new(done.answer.body).with_metadata(done.answer.metadata),
             provider: done.provider,
@@ -304,12 +309,13 @@ impl Client {
     async fn exchange<X: engine::Exchange>(
         &self,
         watched: &Watched,
+        now: Instant,
         service: &ServiceName,
         call: &Options,
         payload: &Bytes,
         exchange: &X,
     ) -> Result<(engine::Done<X::Answer>, AnswerSource), CallError> {
-        let found = self.find(watched, service, call).await?;
+        let found = self.find(watched, now, service, call).await?;
         let source = found.source;
         observe::record_step(&watched.span, source.name());
         watched.known.meters.lookup(source.name());
@@ -339,21 +345,27 @@ impl Client {
     }
 
     /// Who may be called: those the directory gives, or the routers when it gives no answer.
-    async fn find(&self, watched: &Watched, service: &ServiceName, call: &Options) -> Result<Found, CallError> {
+    async fn find(
+        &self,
+        watched: &Watched,
+        now: Instant,
+        service: &ServiceName,
+        call: &Options,
+    ) -> Result<Found, CallError> {
         if let Some(provider) = &call.provider {
             return Ok(Found {
                 providers: [provider.clone()].into(),
                 source: AnswerSource::Directory(Source::Static),
-                at: watched.start,
+                at: now,
             });
         }
         let (resolved, at) = match self.shared.resolver.at_hand(service, call.resolve) {
-            Some(resolved) => (Ok(resolved), watched.start),
+            Some(resolved) => (Ok(resolved), now),
             None => {
                 let mut lookup = self.shared.resolver.resolve(service, call.resolve);
                 // An answer that comes without waiting needs no timer, and no time has passed.
                 match poll_fn(|cx| Poll::Ready(lookup.poll_unpin(cx))).await {
-                    Poll::Ready(resolved) => (resolved, watched.start),
+                    Poll::Ready(resolved) => (resolved, now),
                     Poll::Pending => {
                         let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
                         // The directory's time is the call's time.

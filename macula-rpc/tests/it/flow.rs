@@ -12,7 +12,11 @@ use std::{
 
 use bytes::Bytes;
 use futures::{SinkExt as _, StreamExt as _, channel::mpsc, stream};
-use macula_rpc::{CallError, Client, Replies, Request, Requests, Status, StatusCode, StreamHandler, testing::Mesh};
+use macula_rpc::{
+    CallError, Client, Provider, Replies, Request, Requests, Server, StaticResolver, Status, StatusCode, Strategy,
+    StreamHandler, testing::Mesh,
+};
+use macula_transport::{Config, Endpoint, Identity, Limits, NoService, testing::Network};
 use tokio::sync::{Notify, oneshot};
 
 use crate::mesh::name;
@@ -327,4 +331,48 @@ async fn a_stream_that_panics_after_its_first_reply_ends_with_that_and_alone() {
     assert!(error.to_string().contains("the handler panicked"), "{error}");
     assert_eq!(lives.next().await.unwrap().unwrap(), "hello");
     assert_eq!(lives.next().await.unwrap().unwrap(), "fine");
+}
+
+/// F7: a provider that has no room for a stream costs the time of an attempt, and not that of the call.
+#[tokio::test(start_paused = true)]
+async fn f7_a_stream_that_finds_no_room_is_opened_elsewhere() {
+    let network = Network::new(1);
+    let mut nodes = Vec::new();
+    for calls in [1, 2] {
+        let server = Server::new();
+        let never = async |_: Request<Requests>| {
+            pending::<()>().await;
+            Ok::<_, Status>(stream::empty::<Result<Bytes, Status>>())
+        };
+        let answer = async |_: Request<Requests>| Ok::<_, Status>(stream::iter([Ok::<_, Status>("answer")]));
+        match calls {
+            1 => server.serve_streaming(name(), never).unwrap(),
+            _ => server.serve_streaming(name(), answer).unwrap(),
+        }
+        let config = Config::new(Identity::generate().unwrap())
+            .with_network(&network)
+            .with_limits(Limits {
+                max_concurrent_calls: calls,
+                ..Limits::default()
+            });
+        nodes.push(Endpoint::bind(config, server).await.unwrap());
+    }
+    let providers = nodes
+        .iter()
+        .map(|node| Provider::new(node.node_id(), [node.local_addr().try_into().unwrap()]));
+    let directory = StaticResolver::new().with_service(name(), providers);
+    let config = Config::new(Identity::generate().unwrap()).with_network(&network);
+    let endpoint = Endpoint::bind(config, NoService).await.unwrap();
+    let client = Client::builder(&endpoint, directory).strategy(Strategy::First).build();
+    let waits = tokio::spawn(client.request(name()).stream(stream::pending()));
+    settled().await;
+    let start = tokio::time::Instant::now();
+    let call = client
+        .request(name())
+        .timeout(Duration::from_secs(60))
+        .attempt_timeout(Duration::from_secs(1));
+    let replies = call.stream(stream::iter(["request".into()])).await.unwrap();
+    assert_eq!(replies.provider().unwrap().node_id, nodes[1].node_id());
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    waits.abort();
 }

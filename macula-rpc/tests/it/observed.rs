@@ -299,12 +299,12 @@ async fn an_exporter_gives_its_own_ids_and_hears_of_incoming_ones() {
 
 #[cfg(feature = "metrics")]
 mod metrics {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
 
-    use macula_rpc::{BudgetConfig, StatusCode, Strategy};
+    use macula_rpc::{BudgetConfig, Hedge, Request, Status, StatusCode, Strategy};
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
-    use crate::mesh::{Peer, caller, directory, name};
+    use crate::mesh::{Peer, caller, directory, name, serving};
 
     /// F9: what a retry budget has held back is counted.
     #[tokio::test]
@@ -326,6 +326,33 @@ mod metrics {
             key.key().name() == "macula.rpc.not_retried" && reason
         });
         assert!(matches!(held_back, Some((.., DebugValue::Counter(1)))), "{held_back:?}");
+    }
+
+    /// F10: an attempt that is made beside another one is no failover.
+    #[tokio::test]
+    async fn f10_a_hedge_is_not_counted_as_a_failover() {
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let slow = serving(async |request: Request| {
+            if request.payload() == "slow" {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Status>("quick")
+        });
+        let peers = [slow.await, Peer::echo().await];
+        let (_endpoint, builder) = caller(directory(&peers)).await;
+        let client = builder.strategy(Strategy::First).build();
+        // Hedges are a twentieth of the calls at most.
+        for _ in 0..40 {
+            client.call(name(), "quick").await.unwrap();
+        }
+        let hedged = client.request(name()).idempotent();
+        let answer = hedged.hedge(Hedge::After(Duration::from_millis(5))).send("slow").await;
+        assert_eq!(answer.unwrap().provider().unwrap().node_id, peers[1].id());
+        let names = snapshots.snapshot().into_vec().into_iter();
+        let failovers = names.filter(|(key, ..)| key.key().name() == "macula.rpc.failovers");
+        assert_eq!(failovers.count(), 0);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use macula_rpc::{
-    CallError, Cause, Client, NodeId, Request, Requests, ResolveOptions, Status, Strategy,
+    CallError, Cause, Client, NodeId, Request, Requests, ResolveOptions, Server, Status, Strategy,
     testing::{Link, Mesh},
     typed,
 };
@@ -262,4 +262,22 @@ async fn generated_stubs_are_on_it_as_on_any_mesh() {
         .await
         .unwrap_err();
     assert_eq!(error.code(), tonic::Code::DeadlineExceeded, "{error}");
+}
+
+/// F7: the time that a handler of this process takes to refuse is the call's, and not that of the provider asked next.
+#[tokio::test(start_paused = true)]
+async fn f7_a_provider_has_its_own_time_after_a_slow_refusal_here() {
+    let mesh = mesh(1, &["a"]);
+    let here = Server::new();
+    let refuse = async |_: Request| {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        Err::<Bytes, _>(Status::refused("not here"))
+    };
+    here.serve(name(), refuse).unwrap();
+    let client = mesh.node("caller").client_builder().local_first(here).build();
+    let answer = client.request(name()).send("").await.unwrap();
+    assert_eq!(
+        (answer.payload().as_ref(), answer.failed_attempts().len()),
+        (&b"a"[..], 0)
+    );
 }

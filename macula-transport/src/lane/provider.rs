@@ -16,7 +16,7 @@ use macula_wire::{ServiceName, StatusCode};
 use tokio::{
     sync::Notify,
     task::AbortHandle,
-    time::{Instant, timeout_at},
+    time::{Instant, error::Elapsed, timeout_at},
 };
 
 use super::{
@@ -253,7 +253,7 @@ impl Lane {
         if reply.body.len() > INLINE_BYTES {
             let large = Large::new(self.clone(), reply.body.len());
             // From here on, so that it is under way before its call has ended.
-            let in_flight = self.link.enter(Direction::Inbound);
+            let in_flight = self.link.enter_answered();
             tokio::spawn(self.clone().reply_apart(id, reply, large, in_flight));
             return;
         }
@@ -272,9 +272,13 @@ impl Lane {
     }
 
     async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large, _in_flight: InFlight) {
+        // The caller knows how long it waits, and stops the stream; this is for one that does neither.
+        let patience = CLOGGED.max(REPLY_GRACE);
         let send = async {
+            // Those before it are given up when they are not taken: its turn comes.
             let turn = self.link.turn_of_reply(reply.body.len()).await;
-            let stream = self.link.quic.open_uni().await.ok()?;
+            let stream = timeout_at(Instant::now() + patience, self.link.quic.open_uni()).await?;
+            let Ok(stream) = stream else { return Ok(None) };
             let mut outgoing = Outgoing::new(stream).beside(&self.link.flight);
             let mut frames = vec![
                 kind_bytes(StreamKind::Reply),
@@ -282,14 +286,14 @@ impl Lane {
             ];
             frames.extend(codec::large_reply_frames(&reply, id.to_wire()));
             // A caller that stops the stream does not want the reply any more.
-            outgoing.send(&mut frames).await.ok()?;
+            if outgoing.send_while_taken(frames, patience).await?.is_err() {
+                return Ok(None);
+            }
             outgoing.finish();
             drop(turn);
-            Some(outgoing)
+            Ok::<_, Elapsed>(Some(outgoing))
         };
-        // The caller knows how long it waits, and stops the stream; this is for one that does neither.
-        let patience = CLOGGED.max(REPLY_GRACE);
-        match timeout_at(Instant::now() + patience, send).await {
+        match send.await {
             Ok(Some(outgoing)) => {
                 let delivered = serve::delivered(&outgoing, reply.body.len());
                 // Whoever has not said by then that it has the reply has left.

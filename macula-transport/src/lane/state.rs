@@ -9,7 +9,7 @@
 //! What is left out: decoding, which needs no state, and whatever is done with a call.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     time::Instant,
 };
 
@@ -245,9 +245,13 @@ impl<R> ProviderLane<R> {
     /// # Errors
     /// When one of this id runs already.
     pub(crate) fn started(&mut self, id: CallId) -> Result<(), Broken> {
-        match self.running.insert(id, None) {
-            None => Ok(()),
-            Some(_) => Err(Broken),
+        match self.running.entry(id) {
+            Entry::Vacant(place) => {
+                place.insert(None);
+                Ok(())
+            }
+            // It keeps what stops it: the lane ends for this, and the call with it.
+            Entry::Occupied(_) => Err(Broken),
         }
     }
 

@@ -167,8 +167,8 @@ impl Test {
                             let number = u32::from_le_bytes(request.payload[..4].try_into().unwrap());
                             assert_eq!(request.service(), "echo");
                             self.provider.started(id).unwrap();
-                            assert_eq!(self.provider.started(id), Err(Broken), "an id runs once at a time");
                             assert_eq!(self.provider.stop_with(id, number), None);
+                            assert_eq!(self.provider.started(id), Err(Broken), "an id runs once at a time");
                             self.running.insert(id, number);
                         }
                         Asked::Cancel(id) => {
@@ -327,4 +327,15 @@ fn heads_beyond_the_limits_break_the_lane() {
         head(0, 0, INLINE_BYTES + 1, true).is_err(),
         "a usual head has the same limits"
     );
+}
+
+/// Else the call would run on for nobody, up to its deadline, and a peer could leave as many behind as it likes.
+#[test]
+fn a_lane_that_ends_because_an_id_came_twice_stops_the_call_that_runs() {
+    let mut lane = ProviderLane::new();
+    let id = CallId::from_wire(1 << 16);
+    lane.started(id).unwrap();
+    assert_eq!(lane.stop_with(id, "the first"), None);
+    assert_eq!(lane.started(id), Err(Broken));
+    assert_eq!(lane.close(), ["the first"]);
 }

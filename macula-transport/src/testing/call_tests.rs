@@ -159,8 +159,27 @@ async fn n4_a_large_answer_on_a_long_way_comes_before_the_farewell() {
 /// Of a network on which those that wait stop the others for good, if more are begun than are put together.
 const SEED: u64 = 2;
 
+/// A call of one request whose replies stream, of which there is one.
+async fn open_with_only(connection: &Connection, service: &str, body: Bytes) -> Result<Bytes, CallError> {
+    let name = name(service);
+    let request = CallRequest::new(&name, body).with_timeout(10 * PATIENCE);
+    let reply = connection.open_with_only(request).await?.next().await?;
+    Ok(reply.unwrap())
+}
+
 /// Calls made at once that do not fit into the connection's window together.
 async fn all_come_through(service: &'static str, body: Bytes, seed: u64) {
+    all_made_come_through(seed, move |connection| {
+        let body = body.clone();
+        async move { call(&connection, service, body, 10 * PATIENCE).await }
+    })
+    .await;
+}
+
+async fn all_made_come_through<F>(seed: u64, make: impl Fn(Connection) -> F + Clone + Send + 'static)
+where
+    F: Future<Output = Result<Bytes, CallError>> + Send,
+{
     let limits = Limits {
         connection_window: 1 << 20,
         stream_window: 100 * 1024,
@@ -172,14 +191,15 @@ async fn all_come_through(service: &'static str, body: Bytes, seed: u64) {
     let network = Network::new(seed).with_link(link);
     let (_caller, _provider, connection) = pair(&network, service_only(), limits).await;
     let calls = (0..60_u64).map(|n| {
-        let (connection, body) = (connection.clone(), body.clone());
-        tokio::spawn(async move {
+        let (connection, make) = (connection.clone(), make.clone());
+        let in_turn = async move {
             for k in 0..2 {
                 tokio::time::sleep(Duration::from_millis((7919 * n + 31 * k) % 50)).await;
-                call(&connection, service, body.clone(), 10 * PATIENCE).await?;
+                make(connection.clone()).await?;
             }
             Ok::<_, CallError>(())
-        })
+        };
+        tokio::spawn(in_turn.boxed())
     });
     for answered in join_all(calls).await {
         answered.unwrap().unwrap();
@@ -189,6 +209,16 @@ async fn all_come_through(service: &'static str, body: Bytes, seed: u64) {
 #[tokio::test(start_paused = true)]
 async fn p5_large_requests_that_wait_for_their_turn_do_not_stop_those_before_them() {
     all_come_through("echo", vec![1; 400 * 1024].into(), SEED).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn p5_large_only_requests_that_wait_for_their_turn_do_not_stop_those_before_them() {
+    let body = Bytes::from(vec![1; 400 * 1024]);
+    all_made_come_through(SEED, move |connection| {
+        let body = body.clone();
+        async move { open_with_only(&connection, "echo", body).await }
+    })
+    .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -207,6 +237,22 @@ async fn a_large_reply_may_be_under_way_as_long_as_its_call() {
         assert_eq!(answer.unwrap().len(), LARGE_REPLY);
     }
     assert!(start.elapsed() > Timers::default().head);
+}
+
+/// A narrow way: 64 KiB in each second, and a minute for the reply.
+#[tokio::test(start_paused = true)]
+async fn a_large_reply_that_keeps_coming_is_not_given_up() {
+    let network = Network::new(1).with_link(Link::new(Duration::from_millis(500)));
+    let limits = Limits {
+        stream_window: 64 * 1024,
+        ..Limits::default()
+    };
+    let (_caller, provider, connection) = pair(&network, service_only(), limits).await;
+    let both = join_all((0..2).map(|_| call(&connection, "large", Bytes::new(), 3 * PATIENCE))).await;
+    for answer in both {
+        assert_eq!(answer.unwrap().len(), LARGE_REPLY);
+    }
+    assert_eq!(provider.stats().slow_streams, 0);
 }
 
 #[tokio::test(start_paused = true)]
