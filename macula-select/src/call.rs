@@ -11,6 +11,7 @@
 //! It moves no payload and holds no connection: the shell finds both by [`AttemptId`].
 
 mod attempts;
+mod first;
 #[cfg(test)]
 mod laws;
 mod options;
@@ -20,6 +21,7 @@ use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 pub use attempts::{Attempt, AttemptId, Attempts};
+pub use first::FirstAttempt;
 pub use options::{CallOptions, Hedge, MAX_CALL_TIMEOUT};
 pub use outcome::{CallError, Output, StopReason, Success};
 
@@ -148,7 +150,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
     pub fn new(now: Instant, options: CallOptions) -> Self {
         Self {
             started: now,
-            deadline: now + options.timeout.min(MAX_CALL_TIMEOUT),
+            deadline: deadline(&options, now),
             latest: now,
             attempts: Attempts::new(),
             live: [const { None }; MAX_IN_FLIGHT],
@@ -307,18 +309,8 @@ impl<K: Eq + Hash + Clone> Call<K> {
         excluded: Excluded,
         hedge: bool,
     ) -> Option<Sent<K>> {
-        let choice = Choice {
-            strategy: self.options.strategy,
-            affinity: self.options.affinity,
-            locality: self.options.locality,
-            probe: self.probe_consent(hedge),
-        };
-        let lease = balancer.choose(at, choice, excluded).ok()?;
+        let (to, lease) = choose(&self.options, self.probe_consent(hedge), now, at, balancer, excluded)?;
         self.probed |= lease.is_probe();
-        let Some(to) = balancer.provider(&lease).cloned() else {
-            balancer.report(now, lease, Fate::Cancelled);
-            return None;
-        };
         let attempt = self.attempts.push(Attempt {
             provider: to.clone(),
             handle: lease.handle,
@@ -327,7 +319,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             fate: Fate::Cancelled,
             hedge,
         });
-        let until = (now + self.options.attempt_timeout.min(MAX_CALL_TIMEOUT)).min(self.deadline);
+        let until = attempt_until(&self.options, now, self.deadline);
         self.counted += 1;
         self.state = State::InFlight;
         let live = Live { attempt, lease, until };
@@ -338,23 +330,15 @@ impl<K: Eq + Hash + Clone> Call<K> {
         Some(Sent { to, attempt, until })
     }
 
-    /// A probe may well fail, so it should be a call that can go on elsewhere, and one such risk is enough for a call.
-    ///
-    /// A call of a single attempt is reluctant only: where all calls are like that, nobody would ever be restored.
     fn probe_consent(&self, hedge: bool) -> Option<ProbeConsent> {
-        let last = self.counted + 1 >= self.limit();
-        if self.probed || (last && self.limit() > 1) {
-            None
-        } else if hedge || last || self.options.policy.never_twice() {
-            Some(ProbeConsent::Reluctant)
-        } else {
-            Some(ProbeConsent::Willing)
+        match self.probed {
+            true => None,
+            false => probe_consent(&self.options, self.counted, hedge),
         }
     }
 
-    /// The default needs no look at the number of providers: when they are fewer, exhaustion is found first.
     fn limit(&self) -> u32 {
-        self.options.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS)
+        limit(&self.options)
     }
 
     fn exclude_tried(&self, balancer: &mut Balancer<K>) -> Excluded {
@@ -559,4 +543,60 @@ impl<K: Eq + Hash + Clone> Call<K> {
         self.latest = self.latest.max(now);
         self.latest
     }
+}
+
+/// The most attempts. The default needs no look at the number of providers: when they are fewer, exhaustion is found first.
+fn limit(options: &CallOptions) -> u32 {
+    options.max_attempts.unwrap_or(DEFAULT_MAX_ATTEMPTS)
+}
+
+/// A probe may well fail, so it should be a call that can go on elsewhere, and one such risk is enough for a call.
+///
+/// A call of a single attempt is reluctant only: where all calls are like that, nobody would ever be restored.
+fn probe_consent(options: &CallOptions, counted: u32, hedge: bool) -> Option<ProbeConsent> {
+    let limit = limit(options);
+    let last = counted + 1 >= limit;
+    if last && limit > 1 {
+        None
+    } else if hedge || last || options.policy.never_twice() {
+        Some(ProbeConsent::Reluctant)
+    } else {
+        Some(ProbeConsent::Willing)
+    }
+}
+
+/// Picks for an attempt.
+#[inline]
+fn choose<K: Eq + Hash + Clone>(
+    options: &CallOptions,
+    probe: Option<ProbeConsent>,
+    now: Instant,
+    at: Nanos,
+    balancer: &mut Balancer<K>,
+    excluded: Excluded,
+) -> Option<(K, Lease)> {
+    let choice = Choice {
+        strategy: options.strategy,
+        affinity: options.affinity,
+        locality: options.locality,
+        probe,
+    };
+    let lease = balancer.choose(at, choice, excluded).ok()?;
+    let Some(to) = balancer.provider(&lease).cloned() else {
+        balancer.report(now, lease, Fate::Cancelled);
+        return None;
+    };
+    Some((to, lease))
+}
+
+/// When an attempt that starts now is over.
+#[inline]
+fn attempt_until(options: &CallOptions, now: Instant, deadline: Instant) -> Instant {
+    (now + options.attempt_timeout.min(MAX_CALL_TIMEOUT)).min(deadline)
+}
+
+/// When a call that began then gives up.
+#[inline]
+fn deadline(options: &CallOptions, began: Instant) -> Instant {
+    began + options.timeout.min(MAX_CALL_TIMEOUT)
 }

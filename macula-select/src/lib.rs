@@ -26,8 +26,8 @@ pub use balancer::{
 };
 pub use budget::{BudgetConfig, Spending};
 pub use call::{
-    Attempt, AttemptId, Attempts, Call, CallError, CallOptions, Hedge, MAX_CALL_TIMEOUT, MAX_NOT_SENT, Output,
-    StopReason, Success,
+    Attempt, AttemptId, Attempts, Call, CallError, CallOptions, FirstAttempt, Hedge, MAX_CALL_TIMEOUT, MAX_NOT_SENT,
+    Output, StopReason, Success,
 };
 pub use fate::{Code, Fate, Loss, Pushback, Refusal};
 pub use latency::{LatencyConfig, MAX_LATENCY};

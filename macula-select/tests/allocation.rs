@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use common::{at, start};
 use macula_select::{
-    Balancer, BalancerConfig, Call, CallOptions, Code, Fate, Hedge, Link, Output, PickContext, Provider, Pushback,
-    Refusal, Strategy, Zone,
+    Balancer, BalancerConfig, Call, CallOptions, Code, Fate, FirstAttempt, Hedge, Link, Output, PickContext, Provider,
+    Pushback, Refusal, Strategy, Zone,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
@@ -122,6 +122,18 @@ fn successful_calls() {
     }
 }
 
+fn first_attempts() {
+    let mut balancer = busy_balancer(Strategy::PeakEwma);
+    let options = CallOptions::default();
+    let count = allocations(|| {
+        for _ in 0..100 {
+            let first = FirstAttempt::start(start(), start(), &mut balancer, &options).expect("there are providers");
+            first.succeed(at(5), &mut balancer);
+        }
+    });
+    assert_eq!(count, 0, "a call of one attempt");
+}
+
 fn bytes_per_provider<K: Clone + Eq + std::hash::Hash>(key: impl Fn(u32) -> K) -> usize {
     let mut balancer = Balancer::new(BalancerConfig::default(), 1);
     let region = Region::new(ALLOCATOR);
@@ -139,6 +151,8 @@ fn main() {
     }
     successful_calls();
     println!("test no_allocation_on_a_successful_call ... ok");
+    first_attempts();
+    println!("test no_allocation_on_a_first_attempt ... ok");
     let small = bytes_per_provider(u64::from);
     let large = bytes_per_provider(|number| {
         let mut id = [0u8; 32];

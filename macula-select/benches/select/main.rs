@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use macula_select::{
-    Balancer, BalancerConfig, Call, CallOptions, Fate, Lease, Output, PickContext, Provider, Strategy,
+    Balancer, BalancerConfig, Call, CallOptions, Fate, FirstAttempt, Lease, Output, PickContext, Provider, Strategy,
 };
 
 const SIZES: [u32; 3] = [3, 100, 10_000];
@@ -190,6 +190,27 @@ fn calls(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// The same call by its first attempt alone.
+fn first_attempts(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("first_attempt");
+    for strategy in [Strategy::Random, Strategy::PeakEwma] {
+        for providers in SIZES {
+            group.bench_function(BenchmarkId::new(strategy.name(), providers), |bencher| {
+                let (mut balancer, mut clock, _in_flight) = warm(strategy, providers);
+                let options = CallOptions::default();
+                bencher.iter(|| {
+                    let now = clock.next();
+                    let first = FirstAttempt::start(now, now, &mut balancer, &options).expect("there are providers");
+                    let to = black_box(*first.to());
+                    first.succeed(clock.next(), &mut balancer);
+                    to
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 /// Updates of ten thousand providers: all new, all known, one exchanged.
 fn updates(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("update_10000");
@@ -227,6 +248,6 @@ criterion_group! {
         .warm_up_time(Duration::from_millis(100))
         .measurement_time(Duration::from_millis(300))
         .sample_size(200);
-    targets = picks, picks_and_reports, reports, calls, updates
+    targets = picks, picks_and_reports, reports, calls, first_attempts, updates
 }
 criterion_main!(select);

@@ -17,6 +17,9 @@ const INLINE: usize = 3;
 pub struct AttemptId(pub(crate) u32);
 
 impl AttemptId {
+    /// The first of a call.
+    pub const FIRST: Self = Self(0);
+
     /// The number.
     #[must_use]
     pub const fn index(self) -> usize {

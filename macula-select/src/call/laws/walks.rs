@@ -16,7 +16,7 @@ use crate::provider::Link;
 use crate::strategy::Strategy;
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Call(CallOptions),
     Result(Index, Index, Fate),
     Straggler(Index, Index, Fate),
@@ -58,7 +58,7 @@ fn policies() -> impl Generator<Value = RetryPolicy> {
     ]
 }
 
-fn options() -> impl Generator<Value = CallOptions> {
+pub(super) fn options() -> impl Generator<Value = CallOptions> {
     let hedges = prop_oneof![
         Just(None),
         Just(Some(Hedge::AtP95)),
@@ -99,7 +99,7 @@ fn options() -> impl Generator<Value = CallOptions> {
         )
 }
 
-fn steps() -> impl Generator<Value = Step> {
+pub(super) fn steps() -> impl Generator<Value = Step> {
     let (call, attempt) = (any::<Index>, any::<Index>);
     prop_oneof![
         6 => options().prop_map(Step::Call),
@@ -116,7 +116,7 @@ fn steps() -> impl Generator<Value = Step> {
     ]
 }
 
-fn walk(config: BalancerConfig, members: u32, seed: u64, steps: Vec<Step>) -> World {
+pub(super) fn walk(config: BalancerConfig, members: u32, seed: u64, steps: Vec<Step>) -> World {
     let mut world = World::new(config, members, seed);
     let pick = |world: &World, index: Index| {
         let open: Vec<usize> = (0..world.calls.len()).filter(|call| !world.calls[*call].done).collect();
