@@ -147,30 +147,35 @@ pub(crate) struct Options {
     pub(crate) method: String,
     pub(crate) metadata: Option<Metadata>,
     pub(super) resolve: ResolveOptions,
-    pub(crate) provider: Option<Provider>,
+    pub(crate) provider: Option<Box<Provider>>,
     pub(super) may_run_here: bool,
     pub(super) may_route: bool,
 }
 
+impl Options {
+    /// What a call asks for that says nothing else.
+    pub(super) const USUAL: Self = Self {
+        timeout: None,
+        attempt_timeout: None,
+        max_attempts: None,
+        strategy: None,
+        policy: RetryPolicy::Transient,
+        idempotent: false,
+        hedge: None,
+        backoff: None,
+        affinity: None,
+        method: String::new(),
+        metadata: None,
+        resolve: ResolveOptions { force_refresh: false },
+        provider: None,
+        may_run_here: true,
+        may_route: true,
+    };
+}
+
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            timeout: None,
-            attempt_timeout: None,
-            max_attempts: None,
-            strategy: None,
-            policy: RetryPolicy::default(),
-            idempotent: false,
-            hedge: None,
-            backoff: None,
-            affinity: None,
-            method: String::new(),
-            metadata: None,
-            resolve: ResolveOptions::default(),
-            provider: None,
-            may_run_here: true,
-            may_route: true,
-        }
+        Self::USUAL
     }
 }
 
@@ -272,7 +277,7 @@ impl CallBuilder {
 
     /// Calls this provider and nobody else, whatever the directory says: for what concerns one node, such as its health.
     pub fn provider(mut self, provider: Provider) -> Self {
-        self.options.provider = Some(provider);
+        self.options.provider = Some(Box::new(provider));
         self
     }
 

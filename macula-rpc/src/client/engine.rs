@@ -5,8 +5,8 @@
 //!
 //! **Invariants.** The balancer's lock is held for single steps and never across an await: one step chooses the first provider,
 //! one takes in how an attempt ended and says what follows. An attempt ends by itself when its time is up, so a call that needs
-//! neither a hedge nor a pause has no timer of its own. A usual call allocates once: its state and its first attempt together, so
-//! that the futures around it stay small, which are moved at each level of a call.
+//! neither a hedge nor a pause has no timer of its own. Most calls need no more than `first.rs`; what is here begins when a first
+//! attempt has failed, or is to have another beside it.
 
 use std::{
     future::Future,
@@ -20,7 +20,9 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt as _, TryFutureExt as _};
-use macula_select::{AttemptId, Call, CallOptions, Code, Fate, Link, Loss, Output, Refusal, RetryPolicy, StopReason};
+use macula_select::{
+    AttemptId, Call, CallOptions, Code, Fate, FirstAttempt, Link, Loss, Output, Refusal, RetryPolicy, StopReason,
+};
 use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Repeat, Route, Unknown};
 use macula_wire::{ServiceName, StatusCode};
 use tracing::{Instrument as _, Span};
@@ -114,27 +116,43 @@ pub(super) struct Done<A> {
     pub(super) failed_attempts: Vec<Attempt>,
 }
 
-/// Makes a call at `providers`, whose health `balanced` knows.
+/// Makes a call whose first attempt is to be chosen, or, when it is given, goes on from what that brought.
 pub(super) async fn run<X: Exchange>(
     job: &Job<'_, X>,
+    options: CallOptions,
     balanced: &Balanced,
     providers: &Arc<[Provider]>,
+    first: Option<(FirstAttempt<Member>, Tried, Landed<X::Answer>)>,
 ) -> Result<Done<X::Answer>, CallError> {
-    let allowed = job.options.timeout.unwrap_or(job.client.shared.defaults.timeout);
-    let begin = |attempt: Begin<'_>| job.attempt(attempt);
-    let mut driver = Driver {
-        call: Call::new(job.start, job.call_options(allowed)),
-        job,
-        balanced,
-        log: Log::default(),
-        open: None,
-        answer: None,
-        allowed,
-        over: false,
+    let begin = |attempt: Begin| {
+        let span = attempt.span.clone();
+        let work = async move {
+            let Begin {
+                provider,
+                open,
+                start,
+                until,
+                span,
+            } = attempt;
+            job.attempt(&provider, open, start, until, &span).await
+        };
+        work.instrument(span)
     };
-    let first = pin!(None);
-    let mut flights = Flights::new(first);
-    let mut output = driver.begin(providers);
+    let (mut driver, mut output) = match first {
+        None => {
+            let mut driver = Driver::new(Call::new(job.start, options), job, balanced);
+            let output = driver.begin(providers);
+            (driver, output)
+        }
+        Some((first, tried, landed)) => {
+            let mut driver = Driver::new(first.into_call(options), job, balanced);
+            driver.log.push(tried);
+            let output = driver.landed(AttemptId::FIRST, landed)?;
+            (driver, output)
+        }
+    };
+    let place = pin!(None);
+    let mut flights = Flights::new(place);
     loop {
         let at = match driver.perform(output, &mut flights, begin) {
             ControlFlow::Continue(at) => at,
@@ -171,10 +189,10 @@ pub(super) fn now() -> Instant {
 }
 
 /// What an attempt brought, and the address it was made at, as far as there was one.
-type Landed<A> = (Option<SocketAddr>, Result<Outcome<A>, Failure>);
+pub(super) type Landed<A> = (Option<SocketAddr>, Result<Outcome<A>, Failure>);
 
 /// Why an attempt brought no status.
-enum Failure {
+pub(super) enum Failure {
     Dial(DialError),
     NoConnection,
     Call(macula_transport::CallError),
@@ -186,19 +204,24 @@ enum Failure {
 struct NoConnection(Duration);
 
 /// An attempt that is to be made.
-struct Begin<'s> {
+struct Begin {
     provider: Arc<Provider>,
     /// The connection to it, if one is open.
     open: Option<Connection>,
     start: Instant,
     /// When it is over at the latest.
     until: Instant,
-    span: &'s Span,
+    span: Span,
 }
 
 impl<'a, X: Exchange> Job<'a, X> {
-    fn call_options(&self, allowed: Duration) -> CallOptions {
-        let options = self.options;
+    /// How long the whole call may take.
+    pub(super) fn allowed(&self) -> Duration {
+        self.options.timeout.unwrap_or(self.client.shared.defaults.timeout)
+    }
+
+    pub(super) fn call_options(&self) -> CallOptions {
+        let (options, allowed) = (self.options, self.allowed());
         CallOptions {
             strategy: options.strategy,
             max_attempts: options.max_attempts,
@@ -224,47 +247,43 @@ impl<'a, X: Exchange> Job<'a, X> {
         self.options.attempt_timeout.unwrap_or(default)
     }
 
-    /// One attempt.
-    fn attempt(&'a self, attempt: Begin<'_>) -> impl Future<Output = Landed<X::Answer>> + Send + use<'a, X> {
-        let Begin {
-            provider,
-            open,
-            start,
-            until,
-            span,
-        } = attempt;
-        let parent = span.clone();
-        let work = async move {
-            // The usual case: no dial, no waiting.
-            let (connection, now) = match open {
-                Some(connection) => (connection, start),
-                None => match self.dial(&provider, until).boxed().await {
-                    Ok(connection) => (connection, now()),
-                    Err(failure) => {
-                        let at = match &failure {
-                            Failure::Dial(error) => error.addr(),
-                            Failure::NoConnection | Failure::Call(_) => None,
-                        };
-                        return (at, Err(failure));
-                    }
-                },
-            };
-            let at = connection.peer().remote_addr;
-            observe::record_peer(&parent, at);
-            let traced = self.traced(&parent);
-            let metadata = traced.as_ref().or(self.options.metadata.as_ref());
-            let mut request = CallRequest::new(self.service, self.payload.clone())
-                .with_method(&self.options.method)
-                .with_timeout(until.saturating_duration_since(now) + TIMER_SLACK)
-                .with_start(now)
-                .with_route(self.route());
-            if let Some(metadata) = metadata {
-                request = request.with_metadata(metadata);
-            }
-            let exchange = self.exchange.exchange(&connection, request, until);
-            (Some(at), exchange.await.map_err(Failure::Call))
+    /// One attempt, which ends by itself at `until`.
+    pub(super) async fn attempt(
+        &self,
+        provider: &Provider,
+        open: Option<Connection>,
+        start: Instant,
+        until: Instant,
+        span: &Span,
+    ) -> Landed<X::Answer> {
+        // The usual case: no dial, no waiting.
+        let (connection, now) = match open {
+            Some(connection) => (connection, start),
+            None => match self.dial(provider, until).boxed().await {
+                Ok(connection) => (connection, now()),
+                Err(failure) => {
+                    let at = match &failure {
+                        Failure::Dial(error) => error.addr(),
+                        Failure::NoConnection | Failure::Call(_) => None,
+                    };
+                    return (at, Err(failure));
+                }
+            },
         };
-        work.instrument(span.clone())
+        let at = connection.peer().remote_addr;
+        observe::record_peer(span, at);
+        let traced = self.traced(span);
+        let metadata = traced.as_ref().or(self.options.metadata.as_ref());
+        let mut request = CallRequest::new(self.service, self.payload.clone())
+            .with_method(&self.options.method)
+            .with_timeout(until.saturating_duration_since(now) + TIMER_SLACK)
+            .with_start(now)
+            .with_route(self.route());
+        if let Some(metadata) = metadata {
+            request = request.with_metadata(metadata);
+        }
+        let exchanged = self.exchange.exchange(&connection, request, until).await;
+        (Some(at), exchanged.map_err(Failure::Call))
     }
 
     async fn dial(&self, provider: &Provider, until: Instant) -> Result<Connection, Failure> {
@@ -309,7 +328,19 @@ pub(super) struct Tried {
     pub(super) cause: Option<Cause>,
     /// The address connected to, or dialed in vain.
     pub(super) at: Option<SocketAddr>,
-    span: Span,
+    pub(super) span: Span,
+}
+
+impl Tried {
+    /// An attempt that begins, within the call's span.
+    pub(super) fn new(provider: Arc<Provider>, number: usize, hedge: bool) -> Self {
+        Self {
+            span: observe::attempt_span(&provider, number, hedge),
+            provider,
+            cause: None,
+            at: None,
+        }
+    }
 }
 
 /// The attempts, by number; the first, usually the only one, without an allocation.
@@ -359,8 +390,6 @@ struct Driver<'a, X: Exchange> {
     /// The open connection to the provider that was just chosen.
     open: Option<Connection>,
     answer: Option<X::Answer>,
-    /// How long the whole call may take.
-    allowed: Duration,
     over: bool,
 }
 
@@ -369,13 +398,25 @@ impl<X: Exchange> Drop for Driver<'_, X> {
         if !self.over {
             self.call.cancel(now(), &mut self.balanced.lock().balancer);
             for attempt in self.call.attempts().iter() {
-                self.job.known.meters.attempt(&attempt.fate(), attempt.elapsed());
+                self.job.known.meters.attempt(&attempt.fate(), || attempt.elapsed());
             }
         }
     }
 }
 
 impl<'a, X: Exchange> Driver<'a, X> {
+    fn new(call: Call<Member>, job: &'a Job<'a, X>, balanced: &'a Balanced) -> Self {
+        Self {
+            call,
+            job,
+            balanced,
+            log: Log::default(),
+            open: None,
+            answer: None,
+            over: false,
+        }
+    }
+
     /// Takes over the provider list and chooses the first provider.
     fn begin(&mut self, providers: &Arc<[Provider]>) -> Output<Member> {
         let now = self.job.found;
@@ -400,14 +441,8 @@ impl<'a, X: Exchange> Driver<'a, X> {
             let Some((provider, open)) = state.provider(now, *to, &self.job.client.shared.pool) else {
                 unreachable!("the balancer chooses among the list's members");
             };
-            let span = observe::attempt_span(&provider, self.log.len() + 1, *hedge);
             self.open = open;
-            self.log.push(Tried {
-                provider,
-                cause: None,
-                at: None,
-                span,
-            });
+            self.log.push(Tried::new(provider, self.log.len() + 1, *hedge));
         }
     }
 
@@ -416,7 +451,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         &mut self,
         mut output: Output<Member>,
         flights: &mut Flights<'_, F>,
-        begin: impl Fn(Begin<'_>) -> F,
+        begin: impl Fn(Begin) -> F,
     ) -> Next<X::Answer> {
         loop {
             output = match output {
@@ -429,7 +464,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
                             open: self.open.take(),
                             start: start.unwrap_or(self.job.found),
                             until,
-                            span: &tried.span,
+                            span: tried.span.clone(),
                         };
                         flights.launch(attempt, until, || begin(attempted));
                     }
@@ -542,7 +577,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let one_after_another = attempts.iter().filter(|attempt| !attempt.is_hedge()).count();
         meters.failovers(one_after_another.saturating_sub(1));
         for attempt in attempts.iter() {
-            meters.attempt(&attempt.fate(), attempt.elapsed());
+            meters.attempt(&attempt.fate(), || attempt.elapsed());
         }
         match end {
             Ok(success) => match self.answer.take() {
@@ -557,7 +592,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
                 if let macula_select::CallError::NotRetried { reason, .. } = &error {
                     self.job.known.meters.stopped(*reason);
                 }
-                Err(verdict::of(error, self.job, &self.log, self.allowed))
+                Err(verdict::of(error, self.job, &self.log, self.job.allowed()))
             }
         }
     }

@@ -6,6 +6,7 @@
 mod builder;
 mod duplex;
 mod engine;
+mod first;
 mod flights;
 mod forward;
 mod here;
@@ -13,8 +14,7 @@ mod services;
 mod verdict;
 
 use std::{
-    future::{Future as _, poll_fn},
-    pin::pin,
+    future::poll_fn,
     sync::{Arc, Weak},
     task::Poll,
     time::{Duration, Instant},
@@ -25,6 +25,7 @@ use futures::FutureExt as _;
 use macula_select::{Strategy, Zone};
 use macula_transport::{Endpoint, Pool};
 use macula_wire::{NameError, ServiceName};
+use tracing::Instrument as _;
 
 use crate::{
     CallError, Decode, Encode, Propagate, Provider, Resolve, ResolveError, ResolveOptions, Response, Server, Source,
@@ -46,6 +47,8 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one provider is waited for before another is tried, unless told otherwise. A third of [`DEFAULT_TIMEOUT`], so that
 /// three attempts fit.
 pub const DEFAULT_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+
+static USUAL: Options = Options::USUAL;
 
 /// Calls services by name. Cheap to clone; clones share connections, provider health and rotation.
 #[derive(Clone)]
@@ -190,8 +193,8 @@ impl Client {
         NameError: From<S::Error>,
     {
         let service = service.try_into().map_err(NameError::from)?;
-        let (options, payload) = (Options::default(), payload.into());
-        let answer = self.run(&service, &options, &payload).await?;
+        let payload = payload.into();
+        let answer = self.run(&service, &USUAL, &payload).await?;
         Ok(answer.into_response().into_parts().0)
     }
 
@@ -257,14 +260,12 @@ impl Client {
     /// Makes the call that `call` describes.
     async fn run(&self, service: &ServiceName, call: &Options, payload: &Bytes) -> Result<Answer, CallError> {
         let watched = Watched::start(self, service, call);
-        let result = {
-            let mut work = pin!(self.make(&watched, service, call, payload));
-            // The span is entered around each poll, as `Instrument` does, which would move the call's future once more.
-            poll_fn(|cx| {
-                let _entered = watched.span.enter();
-                work.as_mut().poll(cx)
-            })
-            .await
+        // Made where it is awaited: a future that has a name before is moved.
+        let result = if watched.span.is_disabled() {
+            self.make(&watched, service, call, payload).await
+        } else {
+            let work = self.make(&watched, service, call, payload);
+            work.instrument(watched.span.clone()).boxed().await
         };
         let (attempts, error) = match &result {
             Ok(answer) => {
@@ -315,7 +316,19 @@ impl Client {
         payload: &Bytes,
         exchange: &X,
     ) -> Result<(engine::Done<X::Answer>, AnswerSource), CallError> {
-        let found = self.find(watched, now, service, call).await?;
+        let at_hand = match call.provider {
+            None => self.shared.resolver.at_hand(service, call.resolve),
+            Some(_) => None,
+        };
+        let found = match at_hand {
+            Some(resolved) => Found {
+                providers: resolved.providers,
+                source: AnswerSource::Directory(resolved.source),
+                at: now,
+            },
+            // Boxed, so that a call that need not look is not as large as one that looks.
+            None => self.find(watched, now, service, call).boxed().await?,
+        };
         let source = found.source;
         observe::record_step(&watched.span, source.name());
         watched.known.meters.lookup(source.name());
@@ -341,7 +354,7 @@ impl Client {
             AnswerSource::Router => self.shared.services.routers(),
             AnswerSource::Local | AnswerSource::Directory(_) => &watched.known.balanced,
         };
-        Ok((engine::run(&job, balanced, &found.providers).boxed().await?, source))
+        Ok((first::run(&job, balanced, &found.providers).await?, source))
     }
 
     /// Who may be called: those the directory gives, or the routers when it gives no answer.
@@ -354,26 +367,21 @@ impl Client {
     ) -> Result<Found, CallError> {
         if let Some(provider) = &call.provider {
             return Ok(Found {
-                providers: [provider.clone()].into(),
+                providers: [Provider::clone(provider)].into(),
                 source: AnswerSource::Directory(Source::Static),
                 at: now,
             });
         }
-        let (resolved, at) = match self.shared.resolver.at_hand(service, call.resolve) {
-            Some(resolved) => (Ok(resolved), now),
-            None => {
-                let mut lookup = self.shared.resolver.resolve(service, call.resolve);
-                // An answer that comes without waiting needs no timer, and no time has passed.
-                match poll_fn(|cx| Poll::Ready(lookup.poll_unpin(cx))).await {
-                    Poll::Ready(resolved) => (resolved, now),
-                    Poll::Pending => {
-                        let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
-                        // The directory's time is the call's time.
-                        let lookup = tokio::time::timeout_at((watched.start + allowed).into(), lookup);
-                        let resolved = lookup.boxed().await.map_err(|_| late(service, allowed))?;
-                        (resolved, engine::now())
-                    }
-                }
+        let mut lookup = self.shared.resolver.resolve(service, call.resolve);
+        // An answer that comes without waiting needs no timer, and no time has passed.
+        let (resolved, at) = match poll_fn(|cx| Poll::Ready(lookup.poll_unpin(cx))).await {
+            Poll::Ready(resolved) => (resolved, now),
+            Poll::Pending => {
+                let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
+                // The directory's time is the call's time.
+                let lookup = tokio::time::timeout_at((watched.start + allowed).into(), lookup);
+                let resolved = lookup.await.map_err(|_| late(service, allowed))?;
+                (resolved, engine::now())
             }
         };
         let reason = match resolved {

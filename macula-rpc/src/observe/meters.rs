@@ -129,7 +129,7 @@ impl Meters {
     }
 
     /// An attempt ended.
-    pub(crate) fn attempt(&self, fate: &Fate, took: Duration) {
+    pub(crate) fn attempt(&self, fate: &Fate, took: impl FnOnce() -> Duration) {
         self.attempts.add(match fate {
             Fate::Ok => "ok",
             Fate::NotSent => "not_sent",
@@ -141,7 +141,7 @@ impl Meters {
         });
         self.attempt_seconds
             .get_or_init(|| histogram!("macula.rpc.attempt.duration", "rpc.service" => self.service.to_string()))
-            .record(took.as_secs_f64());
+            .record(took().as_secs_f64());
     }
 
     /// A call went on to so many further providers.

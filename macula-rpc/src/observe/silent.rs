@@ -19,7 +19,7 @@ impl Meters {
 
     pub(crate) fn lookup(&self, _step: &'static str) {}
 
-    pub(crate) fn attempt(&self, _fate: &Fate, _took: Duration) {}
+    pub(crate) fn attempt(&self, _fate: &Fate, _took: impl FnOnce() -> Duration) {}
 
     pub(crate) fn failovers(&self, _count: usize) {}
 

@@ -91,7 +91,7 @@ impl Channel {
     /// Calls this provider and nobody else, whatever the directory says: for what concerns one node, such as its health.
     #[must_use]
     pub fn with_provider(mut self, provider: Provider) -> Self {
-        self.options.provider = Some(provider);
+        self.options.provider = Some(Box::new(provider));
         self
     }
 
