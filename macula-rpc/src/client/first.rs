@@ -22,82 +22,85 @@ pub(super) async fn run<X: Exchange>(
     balanced: &Balanced,
     providers: &Arc<[Provider]>,
 ) -> Result<Done<X::Answer>, CallError> {
-    let Some((mut underway, open)) = Underway::start(job, balanced, providers) else {
+    let mut underway = Underway {
+        job,
+        balanced,
+        first: None,
+    };
+    let Some((provider, open)) = underway.start(providers) else {
         let options = job.call_options();
         return engine::run(job, options, balanced, providers, None).boxed().await;
     };
+    let span = observe::attempt_span(&provider, 1, false);
     // Made where it is awaited: a future that has a name before is moved.
-    let (at, landed) = if underway.span.is_disabled() {
-        underway.attempt(open).await
+    let (at, landed) = if span.is_disabled() {
+        underway.attempt(&provider, open, &span).await
     } else {
-        let span = underway.span.clone();
-        underway.attempt(open).instrument(span).boxed().await
+        let work = underway.attempt(&provider, open, &span);
+        work.instrument(span.clone()).boxed().await
     };
     match landed {
         Ok(Outcome::Answer(answer)) => {
             underway.end(Fate::Ok);
-            observe::record_attempt(&underway.span, None);
+            observe::record_attempt(&span, None);
             Ok(Done {
                 answer,
-                provider: Some(Arc::clone(&underway.provider)),
+                provider: Some(provider),
                 failed_attempts: Vec::new(),
             })
         }
         landed => {
-            let first = underway
-                .first
-                .take()
-                .map(|first| (first, underway.tried(), (at, landed)));
+            let tried = Tried {
+                provider,
+                cause: None,
+                at: None,
+                span,
+            };
+            let first = underway.first.take().map(|first| (first, tried, (at, landed)));
             let options = job.call_options();
             engine::run(job, options, balanced, providers, first).boxed().await
         }
     }
 }
 
-/// A first attempt under way. Dropped before its end, it was cancelled (F8).
+/// A first attempt, once it is started. Dropped before its end, it was cancelled (F8).
 struct Underway<'a, X: Exchange> {
     job: &'a Job<'a, X>,
     balanced: &'a Balanced,
     first: Option<FirstAttempt<Member>>,
-    provider: Arc<Provider>,
-    span: Span,
 }
 
-impl<'a, X: Exchange> Underway<'a, X> {
+impl<X: Exchange> Underway<'_, X> {
     /// Takes over the provider list and chooses from it; `None` when the call is over before any attempt, or is to be hedged.
-    fn start(
-        job: &'a Job<'a, X>,
-        balanced: &'a Balanced,
-        providers: &Arc<[Provider]>,
-    ) -> Option<(Self, Option<Connection>)> {
+    fn start(&mut self, providers: &Arc<[Provider]>) -> Option<(Arc<Provider>, Option<Connection>)> {
+        let job = self.job;
         if job.options.hedge.is_some() {
             return None;
         }
         let options = job.call_options();
-        let mut state = balanced.lock();
+        let mut state = self.balanced.lock();
         state.reconcile(providers, job.found);
-        let first = FirstAttempt::start(job.start, job.found, &mut state.balancer, &options)?;
-        let Some((provider, open)) = state.provider(first.started(), *first.to(), &job.client.shared.pool) else {
+        self.first = FirstAttempt::start(job.start, job.found, &mut state.balancer, &options);
+        let first = self.first.as_ref()?;
+        let chosen = state.provider(first.started(), *first.to(), &job.client.shared.pool);
+        if chosen.is_none() {
             unreachable!("the balancer chooses among the list's members");
-        };
-        drop(state);
-        let underway = Self {
-            job,
-            balanced,
-            first: Some(first),
-            span: observe::attempt_span(&provider, 1, false),
-            provider,
-        };
-        Some((underway, open))
+        }
+        chosen
     }
 
-    fn attempt(&self, open: Option<Connection>) -> impl Future<Output = Landed<X::Answer>> + Send {
+    fn attempt(
+        &self,
+        provider: &Provider,
+        open: Option<Connection>,
+        span: &Span,
+    ) -> impl Future<Output = Landed<X::Answer>> + Send {
         let now = self.job.found;
         let (start, until) = self
             .first
             .as_ref()
             .map_or((now, now), |first| (first.started(), first.until()));
-        self.job.attempt(&self.provider, open, start, until, &self.span)
+        self.job.attempt(provider, open, start, until, span)
     }
 
     fn end(&mut self, fate: Fate) {
@@ -109,21 +112,8 @@ impl<'a, X: Exchange> Underway<'a, X> {
                 _ => first.cancel(now, &mut state.balancer),
             }
             drop(state);
-            self.job
-                .known
-                .meters
-                .attempt(&fate, || now.saturating_duration_since(started));
-        }
-    }
-
-    /// The attempt as a call remembers it.
-    fn tried(&mut self) -> Tried {
-        Tried {
-            provider: Arc::clone(&self.provider),
-            cause: None,
-            at: None,
-            // It ends with the attempt, not with the call.
-            span: std::mem::replace(&mut self.span, Span::none()),
+            let meters = &self.job.known.meters;
+            meters.attempt(&fate, || now.saturating_duration_since(started));
         }
     }
 }
