@@ -1,7 +1,7 @@
 //! Providers from the domain name system, asked of a small server in this process.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
@@ -15,6 +15,7 @@ use tokio::net::UdpSocket;
 use crate::mesh::{Peer, caller, name};
 
 const A: u16 = 1;
+const AAAA: u16 = 28;
 const TXT: u16 = 16;
 const SRV: u16 = 33;
 
@@ -27,6 +28,10 @@ struct Dns {
     asked: Arc<AtomicUsize>,
     /// Answers that it cannot answer.
     fails: Arc<AtomicBool>,
+    /// The same for some questions only.
+    fails_for: Arc<Mutex<HashSet<(String, u16)>>>,
+    /// Answers nothing.
+    silent: Arc<AtomicBool>,
 }
 
 fn labels(name: &str) -> Vec<u8> {
@@ -61,6 +66,10 @@ impl Dns {
         self.set(host, TXT, vec![(60, [&[text.len() as u8], text.as_bytes()].concat())]);
     }
 
+    fn fail_for(&self, name: &str, kind: u16) {
+        self.fails_for.lock().unwrap().insert((name.to_owned(), kind));
+    }
+
     fn address(&self, host: &str) {
         self.set(host, A, vec![(60, Ipv4Addr::LOCALHOST.octets().to_vec())]);
     }
@@ -73,7 +82,9 @@ impl Dns {
             let mut query = [0; 1500];
             while let Ok((length, from)) = socket.recv_from(&mut query).await {
                 let answer = server.answer(&query[..length]);
-                let _ = socket.send_to(&answer, from).await;
+                if !server.silent.load(SeqCst) {
+                    let _ = socket.send_to(&answer, from).await;
+                }
             }
         });
         addr
@@ -92,7 +103,7 @@ impl Dns {
         let kind = u16::from_be_bytes([query[at + 1], query[at + 2]]);
         let zone = self.zone.lock().unwrap();
         let records = zone.get(&(name.join("."), kind)).cloned().unwrap_or_default();
-        let fails = self.fails.load(SeqCst);
+        let fails = self.fails.load(SeqCst) || self.fails_for.lock().unwrap().contains(&(name.join("."), kind));
         let records = if fails { Vec::new() } else { records };
         let code = match (fails, records.is_empty()) {
             (true, _) => 2,
@@ -247,4 +258,79 @@ async fn n3_a_list_is_used_further_while_the_name_servers_fail() {
     let (_endpoint, builder) = caller(directory).await;
     let call = builder.build().request(name()).force_refresh();
     assert_eq!(call.send("x").await.unwrap().payload(), "x");
+}
+
+// With `testing` the clock can be set.
+#[cfg(feature = "testing")]
+#[tokio::test]
+async fn n3_a_call_is_not_held_up_by_name_servers_that_are_silent() {
+    let peer = Peer::echo().await;
+    let dns = Dns::default();
+    let host = format!("store.test:{}", port(&peer)).parse().unwrap();
+    dns.address("store.test");
+    let directory = DnsResolver::asking([dns.start().await])
+        .unwrap()
+        .with_hosts(name(), [(peer.id(), host)]);
+    let usual = ResolveOptions::default();
+    let known = directory.resolve(&name(), usual).await.unwrap();
+
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(61)).await;
+    dns.silent.store(true, SeqCst);
+    let begin = tokio::time::Instant::now();
+    let stale = directory.resolve(&name(), usual).await.unwrap();
+    assert_eq!(stale.source, Source::Cache);
+    assert!(Arc::ptr_eq(&known.providers, &stale.providers));
+    // The clock stands still but for what is waited for.
+    let waited = begin.elapsed();
+    assert!(waited < std::time::Duration::from_secs(1), "{waited:?}");
+    // Whoever comes later does not wait a second time for the same answer.
+    let begin = tokio::time::Instant::now();
+    directory.resolve(&name(), usual).await.unwrap();
+    assert!(
+        begin.elapsed() < std::time::Duration::from_millis(10),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_be_looked_up_stays_what_it_was_and_keeps_no_other_from_being_called() {
+    let peers = [Peer::echo().await, Peer::echo().await];
+    let dns = Dns::default();
+    dns.srv(
+        "c.test",
+        &[(0, port(&peers[0]), "one.test"), (0, port(&peers[1]), "two.test")],
+    );
+    for (host, peer) in ["one.test", "two.test"].into_iter().zip(&peers) {
+        dns.id(host, peer.id());
+        dns.address(host);
+    }
+    let server = dns.start().await;
+    let directory = || DnsResolver::asking([server]).unwrap().with_srv(name(), "c.test");
+    let refresh = ResolveOptions::default().with_force_refresh(true);
+    let ids = async |directory: &DnsResolver| {
+        let found = directory.resolve(&name(), refresh).await.unwrap();
+        found.providers.iter().map(|it| it.node_id).collect::<HashSet<_>>()
+    };
+    let known = directory();
+    assert_eq!(ids(&known).await, peers.each_ref().map(Peer::id).into());
+
+    dns.fail_for("two.test", TXT);
+    assert_eq!(ids(&known).await, peers.each_ref().map(Peer::id).into());
+    assert_eq!(ids(&directory()).await, [peers[0].id()].into(), "it was never known");
+}
+
+#[tokio::test]
+async fn a_host_has_the_addresses_of_one_family_when_the_other_is_not_answered_for() {
+    let peer = Peer::echo().await;
+    let dns = Dns::default();
+    let host = format!("store.test:{}", port(&peer)).parse().unwrap();
+    dns.address("store.test");
+    dns.fail_for("store.test", AAAA);
+    let directory = DnsResolver::asking([dns.start().await])
+        .unwrap()
+        .with_hosts(name(), [(peer.id(), host)]);
+    let (_endpoint, builder) = caller(directory).await;
+    assert_eq!(builder.build().call(name(), "x").await.unwrap(), "x");
 }
