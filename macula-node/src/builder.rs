@@ -2,12 +2,15 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use macula_dht::AdvertiseError;
-use macula_rpc::{Handler, ServeError, Strategy, StreamHandler};
-use macula_transport::{BindError, Identity, IdentityError};
+use macula_rpc::{
+    ClientBuilder, DEFAULT_MAX_CONCURRENT_CALLS, Handler, Propagate, ServeError, Strategy, StreamHandler,
+};
+use macula_transport::{BindError, Config, Identity, IdentityError};
 use macula_wire::{
     Advertisement, DEFAULT_TTL, Endpoint, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
 };
@@ -19,6 +22,9 @@ pub const MAX_BOOTSTRAP: usize = 64;
 
 /// Services and their handlers, before the node runs.
 pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<Vec<ServiceName>, ServeError> + Send>;
+
+/// What a user sets beside what the node sets.
+pub(crate) type Configure<T> = Box<dyn FnOnce(T) -> T + Send>;
 
 /// Builds a [`Node`].
 #[must_use = "a builder does nothing until it is started"]
@@ -35,6 +41,10 @@ pub struct NodeBuilder {
     pub(crate) weight: u32,
     pub(crate) zone: Option<String>,
     pub(crate) strategy: Strategy,
+    pub(crate) calls: Option<Configure<ClientBuilder>>,
+    pub(crate) transport: Option<Configure<Config>>,
+    pub(crate) propagate: Option<Arc<dyn Propagate>>,
+    pub(crate) max_concurrent_calls: usize,
     pub(crate) services: Vec<Result<Registration, NameError>>,
     #[cfg(feature = "tonic")]
     pub(crate) schemas: Vec<bytes::Bytes>,
@@ -107,6 +117,10 @@ impl NodeBuilder {
             weight: 1,
             zone: None,
             strategy: Strategy::default(),
+            calls: None,
+            transport: None,
+            propagate: None,
+            max_concurrent_calls: DEFAULT_MAX_CONCURRENT_CALLS,
             services: Vec::new(),
             #[cfg(feature = "tonic")]
             schemas: Vec::new(),
@@ -186,6 +200,47 @@ impl NodeBuilder {
     /// Sets how this node's calls choose a provider; `random` without it.
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
+        self
+    }
+
+    /// Sets what else holds for the calls this node makes, such as their timeouts and their retry budget. Its directory, its own
+    /// services and its routers are the node's to set.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// let node = macula_node::Node::builder()
+    ///     .calls(|client| client.timeout(Duration::from_secs(2)).attempt_timeout(Duration::from_millis(500)));
+    /// ```
+    pub fn calls(mut self, configure: impl FnOnce(ClientBuilder) -> ClientBuilder + Send + 'static) -> Self {
+        self.calls = Some(Box::new(configure));
+        self
+    }
+
+    /// Sets what else holds for this node's connections: the limits of its pool and of its peers, its timers, its key exchange.
+    /// Its identity, realm, role and address are the node's to set.
+    ///
+    /// ```
+    /// use macula_node::PoolConfig;
+    ///
+    /// let pool = PoolConfig { max_connections: 64, ..PoolConfig::default() };
+    /// let node = macula_node::Node::builder().transport(move |config| config.with_pool(pool));
+    /// ```
+    pub fn transport(mut self, configure: impl FnOnce(Config) -> Config + Send + 'static) -> Self {
+        self.transport = Some(Box::new(configure));
+        self
+    }
+
+    /// Sends with every call the trace it belongs to, and tells the spans of served calls theirs. [`W3c`](macula_rpc::W3c) does
+    /// where no exporter has ids of its own. Without it no trace is sent.
+    pub fn propagate(mut self, propagate: impl Propagate) -> Self {
+        self.propagate = Some(Arc::new(propagate));
+        self
+    }
+
+    /// Sets how many calls this node's services run at a time, [`DEFAULT_MAX_CONCURRENT_CALLS`] without it; the rest are refused,
+    /// and go elsewhere.
+    pub fn max_concurrent_calls(mut self, max: usize) -> Self {
+        self.max_concurrent_calls = max;
         self
     }
 

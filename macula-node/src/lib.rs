@@ -16,12 +16,16 @@ pub use data::DataError;
 pub use directory::{DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport};
 pub use macula_dht::{AdvertiseError, Refusal};
 pub use macula_rpc::{
-    Answer, AnswerSource, Attempt, CallBuilder, CallError, Cause, Client, Handler, Metadata, Provider, Pushback,
-    Replies, Request, Requests, Response, RetryPolicy, Server, Source, Status, StatusCode, Strategy, StreamHandler,
+    Answer, AnswerSource, Attempt, CallBuilder, CallError, Cause, Client, ClientBuilder, Handler, Metadata, Propagate,
+    Provider, Pushback, Replies, Request, Requests, Response, RetryPolicy, Server, Source, Status, StatusCode,
+    Strategy, StreamHandler, W3c,
 };
 #[cfg(feature = "tonic")]
 pub use macula_rpc::{Channel, TonicServices};
-pub use macula_transport::{BindError, DialError, Identity, IdentityError, PoolStats};
+pub use macula_select::BudgetConfig;
+pub use macula_transport::{
+    BindError, Config as TransportConfig, DialError, Identity, IdentityError, Limits, PoolConfig, PoolStats, Timers,
+};
 pub use macula_wire::{Endpoint, EndpointError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, ServeError};
 

@@ -87,7 +87,7 @@ impl Node {
         NodeBuilder::new()
     }
 
-    pub(crate) async fn start(builder: NodeBuilder) -> Result<Self, StartError> {
+    pub(crate) async fn start(mut builder: NodeBuilder) -> Result<Self, StartError> {
         let (role, dht_role, listen) = match builder.mode {
             Mode::Node => {
                 let anywhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -103,7 +103,7 @@ impl Node {
         let (now, seed) = (builder.unix_ms(), builder.seed()?);
         let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, now, seed);
         let (identity, (directory, mut driver, progress, reached)) = builder.with_kept(make).await?;
-        let server = Server::new();
+        let server = Server::with_max_concurrent_calls(builder.max_concurrent_calls);
         #[cfg(feature = "tonic")]
         let inspection = Inspection::new(&server, builder.schemas.clone())?;
         #[cfg(not(feature = "tonic"))]
@@ -113,7 +113,12 @@ impl Node {
             inspection: inspection.clone(),
             directory: directory.clone(),
         };
-        let config = Config::new(identity).with_realm(builder.realm.clone()).with_role(role);
+        let config = Config::new(identity);
+        let config = match builder.transport.take() {
+            Some(configure) => configure(config),
+            None => config,
+        };
+        let config = config.with_realm(builder.realm.clone()).with_role(role);
         let config = match listen {
             Some(listen) => config.with_listen(listen),
             None => config,
@@ -150,15 +155,18 @@ impl Node {
             }
         }
 
-        let client = Client::builder(&transport, directory.resolver(builder.realm))
-            .local_first(server.clone())
-            .routers(reached)
-            .strategy(builder.strategy);
-        let client = match &builder.zone {
-            Some(zone) => client.zone(zone),
-            None => client,
-        };
-        let client = client.build();
+        let mut client = Client::builder(&transport, directory.resolver(builder.realm)).strategy(builder.strategy);
+        if let Some(zone) = &builder.zone {
+            client = client.zone(zone);
+        }
+        if let Some(propagate) = builder.propagate {
+            server.propagate(Arc::clone(&propagate));
+            client = client.propagate(propagate);
+        }
+        if let Some(configure) = builder.calls {
+            client = configure(client);
+        }
+        let client = client.local_first(server.clone()).routers(reached).build();
         server.route_through(&client);
         let task = tokio::spawn(driver.run(transport.pool()));
         let inner = Inner {
