@@ -198,6 +198,7 @@ impl Client {
     /// Calls `service` with a message and reads the answer as another.
     ///
     /// ```no_run
+    /// # #[cfg(feature = "json")]
     /// # async fn example(client: macula_rpc::Client) -> Result<(), macula_rpc::CallError> {
     /// use macula_rpc::Json;
     ///
