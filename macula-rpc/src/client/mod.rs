@@ -9,6 +9,7 @@ mod engine;
 mod flights;
 mod forward;
 mod here;
+mod lent;
 mod services;
 mod verdict;
 

@@ -8,6 +8,7 @@ mod conformance;
 mod dns;
 #[cfg(feature = "testing")]
 mod flow;
+mod here;
 mod limits;
 #[cfg(feature = "testing")]
 mod load;
