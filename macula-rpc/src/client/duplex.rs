@@ -341,9 +341,7 @@ impl Replies {
     }
 
     fn answered(&self, reply: &CallReply) -> CallError {
-        let status = Status::new(reply.status, reply.message())
-            .with_details(reply.details().clone())
-            .with_metadata(reply.metadata.clone());
+        let status = Status::from_reply(reply.clone());
         CallError::Answered {
             service: self.service.clone(),
             attempts: self.attempt(Cause::Answered(status.clone())),

@@ -16,6 +16,7 @@ mod mesh;
 mod observed;
 mod options;
 mod predecessor;
+mod pushback;
 mod streaming;
 #[cfg(feature = "testing")]
 mod testing;
