@@ -57,6 +57,8 @@ impl Here {
         let work = AssertUnwindSafe(work.instrument(span.unwrap_or_else(tracing::Span::none))).catch_unwind();
         let done = match self.deadline {
             None => work.await,
+            // The timer itself would look at the work first.
+            Some(deadline) if deadline <= Instant::now() => return Err(Stopped::Late),
             Some(deadline) => tokio::time::timeout_at(deadline, work)
                 .await
                 .map_err(|_| Stopped::Late)?,

@@ -422,6 +422,10 @@ impl Client {
             .as_ref()
             .filter(|_| call.may_run_here && call.provider.is_none())?;
         let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
+        if allowed.is_zero() && server.serves(service) {
+            watched.found_here();
+            return Some(Err(late(service, allowed)));
+        }
         let deadline = watched.start + allowed;
         let work = server.call_local(service, || {
             let metadata = call.metadata.clone().unwrap_or_default();
