@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use macula_select::StopReason;
+use macula_transport::Pushback;
 use macula_wire::{Endpoint, NameError, NodeId, ServiceName};
 
 use crate::{CodecError, ResolveError, Status};
@@ -58,6 +59,15 @@ impl Cause {
             Self::Lost(_) => "lost",
             Self::Answered(_) => "answered",
             Self::Cancelled => "cancelled",
+        }
+    }
+
+    /// When to try again, if the provider has said so (F9).
+    #[must_use]
+    pub fn pushback(&self) -> Option<Pushback> {
+        match self {
+            Self::Refused(status) | Self::Answered(status) => status.pushback(),
+            Self::NotSent(_) | Self::TimedOut(_) | Self::Lost(_) | Self::Cancelled => None,
         }
     }
 }

@@ -38,6 +38,8 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
 /// A request that cannot be read is answered with [`StatusCode::InvalidArgument`], before the function is called.
 ///
 /// ```
+/// # #[cfg(feature = "json")]
+/// # fn serve() -> Result<(), Box<dyn std::error::Error>> {
 /// use macula_rpc::{Json, Request, Server, Status, typed};
 ///
 /// let server = Server::new();
@@ -46,7 +48,10 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
 ///     Ok::<_, Status>(Json(numbers.iter().sum::<i64>()))
 /// });
 /// server.serve("math.sum".parse()?, sum)?;
-/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # Ok(())
+/// # }
+/// # #[cfg(feature = "json")]
+/// # serve().unwrap();
 /// ```
 pub fn typed<F, Fut, Req, R>(function: F) -> Typed<F, Req>
 where

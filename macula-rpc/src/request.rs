@@ -107,7 +107,8 @@ impl<T> Request<T> {
         self.payload
     }
 
-    /// When the caller stops waiting. The handler's future is dropped then (F7).
+    /// When the caller stops waiting. The handler's future is dropped then (F7); the calls that it makes itself take it as theirs
+    /// with [`CallBuilder::deadline`](crate::CallBuilder::deadline).
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.deadline

@@ -79,6 +79,14 @@ enum Kind {
     Tonic(Arc<crate::tonic::Mounted>),
 }
 
+/// What answers a stream of this process.
+pub(crate) enum OpenHere {
+    /// Messages as they come, with messages as they come.
+    Streaming(Arc<dyn StreamHandler>),
+    /// The requests as one, with one reply: as over the network.
+    Unary(SharedHandler),
+}
+
 impl Default for Server {
     fn default() -> Self {
         Self::new()
@@ -141,14 +149,16 @@ impl Server {
         }
     }
 
-    /// The streaming service of this name and leave to call it once, when it is one and takes calls.
-    pub(crate) fn streaming(&self, service: &ServiceName) -> Option<(Arc<dyn StreamHandler>, Running)> {
-        match &self.served(service)?.kind {
-            Kind::Streaming(handler) => Some((Arc::clone(handler), self.admit().ok()?)),
-            Kind::Unary(_) => None,
+    /// The service of this name and leave to open it once as a stream, when it is no gRPC service and takes calls.
+    pub(crate) fn open(&self, service: &ServiceName) -> Option<(OpenHere, Running)> {
+        let served = self.served(service)?;
+        let open = match &served.kind {
+            Kind::Streaming(handler) => OpenHere::Streaming(Arc::clone(handler)),
+            Kind::Unary(handler) => OpenHere::Unary(Arc::clone(handler)),
             #[cfg(feature = "tonic")]
-            Kind::Tonic(_) => None,
-        }
+            Kind::Tonic(_) => return None,
+        };
+        Some((open, self.admit().ok()?))
     }
 
     fn insert(&self, kinds: impl IntoIterator<Item = (ServiceName, Kind)>) -> Result<(), ServeError> {

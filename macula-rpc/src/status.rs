@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use macula_transport::{Metadata, Pushback, Reply};
+use macula_transport::{CallReply, Metadata, Pushback, Reply};
 use macula_wire::StatusCode;
 
 /// A handler's error: a gRPC status code, a message for a person, and details for a program.
@@ -122,13 +122,27 @@ impl Status {
         self
     }
 
-    /// Asks callers when to try again, or not to (F9).
+    /// Asks callers when to try again, or not to (F9): gRPC's `grpc-retry-pushback-ms`.
     ///
-    /// The caller's own client does as it is asked; the status that it shows has no such word.
+    /// The caller's own client does as it is asked.
     #[must_use]
-    pub fn with_pushback(mut self, asked: Pushback) -> Self {
-        self.extra.get_or_insert_default().pushback = Some(asked);
+    pub fn with_pushback(self, asked: Pushback) -> Self {
+        self.with_pushback_of(Some(asked))
+    }
+
+    pub(crate) fn with_pushback_of(mut self, asked: Option<Pushback>) -> Self {
+        if asked.is_some() || self.extra.is_some() {
+            self.extra.get_or_insert_default().pushback = asked;
+        }
         self
+    }
+
+    /// A peer's status.
+    pub(crate) fn from_reply(reply: CallReply) -> Self {
+        Self::new(reply.status, reply.message())
+            .with_details(reply.details().clone())
+            .with_pushback_of(reply.pushback())
+            .with_metadata(reply.metadata)
     }
 
     /// The code.
@@ -147,6 +161,12 @@ impl Status {
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         self.extra.as_ref().map_or(&NO_METADATA, |extra| &extra.metadata)
+    }
+
+    /// When to try again, if the provider says so.
+    #[must_use]
+    pub fn pushback(&self) -> Option<Pushback> {
+        self.extra.as_ref().and_then(|extra| extra.pushback)
     }
 
     /// The details for a program; empty when there are none.

@@ -210,6 +210,8 @@ fn words(source: &Source) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::metadata::Dependency;
 
@@ -225,6 +227,7 @@ mod tests {
                 })
                 .collect(),
             targets: Vec::new(),
+            features: BTreeMap::new(),
         }
     }
 

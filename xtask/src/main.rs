@@ -43,7 +43,7 @@ enum Command {
     Test,
     /// Build the documentation; warnings are errors.
     Docs,
-    /// Compile each package by itself, with its default features and with none.
+    /// Compile each package by itself: with its default features, with none, and with each one alone.
     Alone,
     /// Regenerate the checked-in code from the schemas: macula-wire/src/gen, and what the tests of macula-rpc call.
     Codegen {

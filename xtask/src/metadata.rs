@@ -1,5 +1,7 @@
 //! The workspace as `cargo metadata` tells it: packages, what they depend on, and what they build.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
 
@@ -13,6 +15,8 @@ pub(crate) struct Package {
     pub(crate) dependencies: Vec<Dependency>,
     #[serde(default)]
     pub(crate) targets: Vec<Target>,
+    #[serde(default)]
+    pub(crate) features: BTreeMap<String, Vec<String>>,
 }
 
 /// A dependency as it is declared.
@@ -37,6 +41,11 @@ impl Package {
         self.targets
             .iter()
             .filter(move |it| it.kind.iter().any(|of| of == kind))
+    }
+
+    /// Its features, the default set aside.
+    pub(crate) fn features(&self) -> impl Iterator<Item = &str> {
+        self.features.keys().map(String::as_str).filter(|it| *it != "default")
     }
 
     pub(crate) fn example(&self, name: &str) -> Option<&Target> {

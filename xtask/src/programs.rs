@@ -267,6 +267,8 @@ pub(crate) fn benches() -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::layers::HOUSE;
     use crate::metadata::Target;
@@ -287,6 +289,7 @@ mod tests {
             manifest_path: root().join("none/Cargo.toml").to_string_lossy().into_owned(),
             dependencies: Vec::new(),
             targets: targets.collect(),
+            features: BTreeMap::new(),
         }
     }
 

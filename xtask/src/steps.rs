@@ -10,6 +10,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 
 use crate::layers::HOUSE;
+use crate::metadata::packages;
 use crate::workspace::{cargo, run, side_packages};
 use crate::{codegen, fuzz, layers, tidy};
 
@@ -102,22 +103,38 @@ pub(crate) fn ci() -> Result<()> {
     run_all(&[CHECK, DOCS, TEST])
 }
 
-/// Each package compiled by itself, with its default features and with none.
+/// Each package by itself: its library with the default features, with none and with each one alone, its tests and examples
+/// with the default features, and its doctests with none.
 ///
-/// The workspace's other members turn on features of shared dependencies; only a build of one package alone shows what
-/// it forgot to ask for itself.
+/// The workspace's other members turn on features of shared dependencies, and every other step turns on all features; only
+/// this shows what a package forgot to ask for itself, and what of it forgot to ask for a feature.
 pub(crate) fn alone() -> Result<()> {
-    for (package, _) in HOUSE.iter().filter(|(name, _)| *name != "xtask") {
-        for features in [&[][..], &["--no-default-features"][..]] {
-            let mut check = cargo();
-            check
-                .args(["check", "--locked", "--quiet", "--package", package])
-                .args(features);
-            run(&mut check).context("it lacks a feature of a dependency, or a `cfg` around code that needs one")?;
+    const NONE: &str = "--no-default-features";
+
+    let packages = packages()?;
+    for package in packages.iter().filter(|it| it.name != "xtask" && is_ours(&it.name)) {
+        let alone = |arguments: &[&str]| {
+            let (subcommand, rest) = arguments.split_first().context("a subcommand")?;
+            let mut command = cargo();
+            command
+                .args([subcommand, "--locked", "--quiet", "--package", &package.name])
+                .args(rest);
+            run(&mut command).context("it lacks a feature of a dependency, or a `cfg` around code that needs one")
+        };
+        alone(&["check"])?;
+        alone(&["check", NONE])?;
+        for feature in package.features() {
+            alone(&["check", NONE, "--features", feature])?;
         }
+        alone(&["check", "--tests", "--examples"])?;
+        alone(&["test", "--doc", NONE])?;
     }
     println!("every package compiles on its own");
     Ok(())
+}
+
+fn is_ours(package: &str) -> bool {
+    HOUSE.iter().any(|(name, _)| *name == package)
 }
 
 fn run_all(groups: &[&[Step]]) -> Result<()> {

@@ -1,6 +1,9 @@
 //! Options: for a client, and for one call.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -185,6 +188,7 @@ pub struct CallBuilder {
     client: Client,
     service: Result<ServiceName, NameError>,
     pub(super) options: Options,
+    deadline: Option<Instant>,
 }
 
 impl CallBuilder {
@@ -193,12 +197,40 @@ impl CallBuilder {
             client,
             service,
             options: Options::default(),
+            deadline: None,
         }
     }
 
-    /// Sets how long the whole call may take, lookup and failover included.
+    /// The call is made now: what is left until its deadline is its timeout.
+    fn start(&mut self) {
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(super::engine::now());
+            let timeout = self.options.timeout.unwrap_or(MAX_CALL_TIMEOUT);
+            self.options.timeout = Some(timeout.min(left));
+        }
+    }
+
+    /// Sets how long the whole call may take from its start, lookup and failover included; a day at most.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = Some(timeout.min(MAX_CALL_TIMEOUT));
+        self
+    }
+
+    /// Sets when the whole call is over, whenever it starts; the earlier one holds if there is a [`CallBuilder::timeout`] too. A
+    /// call whose deadline has passed is not made.
+    ///
+    /// A handler's own calls end with the call it answers:
+    ///
+    /// ```
+    /// use macula_rpc::{CallError, Client, Request, Response};
+    ///
+    /// async fn onward(client: &Client, request: Request) -> Result<Response, CallError> {
+    ///     let call = client.request("shop.price").deadline(request.deadline());
+    ///     Ok(call.send(request.into_payload()).await?.into_response())
+    /// }
+    /// ```
+    pub fn deadline(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
         self
     }
 
@@ -285,8 +317,9 @@ impl CallBuilder {
     ///
     /// # Errors
     /// What became of the call, with everything that was tried: see [`CallError`].
-    pub async fn send(self, payload: impl Into<Bytes>) -> Result<Answer, CallError> {
+    pub async fn send(mut self, payload: impl Into<Bytes>) -> Result<Answer, CallError> {
         let payload = payload.into();
+        self.start();
         self.client.run(&self.service?, &self.options, &payload).await
     }
 
@@ -311,11 +344,13 @@ impl CallBuilder {
     ///
     /// # Errors
     /// What became of the call, with everything that was tried: see [`CallError`].
-    pub async fn stream(self, requests: impl Stream<Item = Bytes> + Send + 'static) -> Result<Replies, CallError> {
+    pub async fn stream(mut self, requests: impl Stream<Item = Bytes> + Send + 'static) -> Result<Replies, CallError> {
+        self.start();
         let Self {
             client,
             service,
             mut options,
+            ..
         } = self;
         client.open(&service?, &mut options, Box::pin(requests.map(Ok))).await
     }
@@ -325,7 +360,8 @@ impl CallBuilder {
     /// # Errors
     /// As [`CallBuilder::send`]; and [`CallError::Unencodable`] or [`CallError::Undecodable`] when a message cannot be written
     /// or read.
-    pub async fn send_typed<Req: Encode, Res: Decode>(self, request: Req) -> Result<Answer<Res>, CallError> {
+    pub async fn send_typed<Req: Encode, Res: Decode>(mut self, request: Req) -> Result<Answer<Res>, CallError> {
+        self.start();
         let service = self.service?;
         let payload = match request.encode() {
             Ok(payload) => payload,
@@ -349,6 +385,7 @@ impl std::fmt::Debug for CallBuilder {
         f.debug_struct("CallBuilder")
             .field("service", &self.service)
             .field("options", &self.options)
+            .field("deadline", &self.deadline)
             .finish_non_exhaustive()
     }
 }

@@ -171,7 +171,9 @@ impl Client {
             // Boxed, so that calls of others are not as large.
             let opened = match self.open_here(service, options, allowed, requests).boxed().await {
                 Ok(opened) => opened?,
-                Err(rest) => return self.open_there(service, options, allowed, rest).await,
+                Err(here::Elsewhere { requests, begun }) => {
+                    return self.open_there(service, options, allowed, requests, begun).await;
+                }
             };
             return Ok(Replies {
                 service: service.clone(),
@@ -181,19 +183,28 @@ impl Client {
                 opened: From::Here(opened),
             });
         }
-        self.open_there(service, options, allowed, requests).await
+        self.open_there(service, options, allowed, requests, None).await
     }
 
-    /// Opens a streaming call at one of the providers.
+    /// Opens a streaming call at one of the providers; it may have `begun` in this process, where it was refused.
     async fn open_there(
         &self,
         service: &ServiceName,
         options: &mut Options,
         allowed: Duration,
         mut requests: MessageStream,
+        begun: Option<Watched>,
     ) -> Result<Replies, CallError> {
         options.attempt_timeout.get_or_insert(allowed);
-        let watched = Watched::start(self, service, options);
+        let (watched, now) = match begun {
+            // A handler may have taken its time to refuse.
+            Some(watched) => (watched, engine::now()),
+            None => {
+                let watched = Watched::start(self, service, options);
+                let start = watched.start;
+                (watched, start)
+            }
+        };
         let work = async {
             // A message that is there already travels with the head.
             let first = match requests.next().now_or_never() {
@@ -230,8 +241,7 @@ impl Client {
                 spent,
                 deadline: watched.start + allowed,
             };
-            self.exchange(&watched, watched.start, service, options, &first, &duplex)
-                .await
+            self.exchange(&watched, now, service, options, &first, &duplex).await
         };
         let result = work.instrument(watched.span.clone()).await;
         let (attempts, error) = match &result {
@@ -314,11 +324,14 @@ impl Replies {
     /// What travels beside the outcome; empty before [`Replies::next`] has given `None`.
     #[must_use]
     pub fn metadata(&self) -> Metadata {
-        let reply = match &self.opened {
-            From::Provider(opened) => opened.replies.reply(),
-            From::Here(_) => None,
-        };
-        reply.map(|reply| reply.metadata.clone()).unwrap_or_default()
+        match &self.opened {
+            From::Provider(opened) => opened
+                .replies
+                .reply()
+                .map(|reply| reply.metadata.clone())
+                .unwrap_or_default(),
+            From::Here(replies) => replies.metadata(),
+        }
     }
 
     /// Who answers; `None` for a handler of this process.
@@ -328,9 +341,7 @@ impl Replies {
     }
 
     fn answered(&self, reply: &CallReply) -> CallError {
-        let status = Status::new(reply.status, reply.message())
-            .with_details(reply.details().clone())
-            .with_metadata(reply.metadata.clone());
+        let status = Status::from_reply(reply.clone());
         CallError::Answered {
             service: self.service.clone(),
             attempts: self.attempt(Cause::Answered(status.clone())),

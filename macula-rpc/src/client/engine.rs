@@ -559,12 +559,9 @@ impl<'a, X: Exchange> Driver<'a, X> {
         }
         let fate = Fate::Answered {
             code: Code::from_number(reply.status.as_u32()),
-            pushback: reply.pushback().map(pushback),
+            pushback: reply.pushback().map(|asked| pushback(asked, self.job.source)),
         };
-        let status = Status::new(reply.status, reply.message())
-            .with_details(reply.details().clone())
-            .with_metadata(reply.metadata);
-        (fate, Cause::Answered(status))
+        (fate, Cause::Answered(Status::from_reply(reply)))
     }
 
     fn conclude(
@@ -613,9 +610,12 @@ fn failed(failure: Failure, took: Duration, source: AnswerSource) -> Result<(Fat
         }) => {
             let fate = Fate::Refused {
                 reason: refusal(status, source),
-                pushback: asked.map(pushback),
+                pushback: asked.map(|asked| pushback(asked, source)),
             };
-            (fate, Cause::Refused(Status::new(status, message)))
+            (
+                fate,
+                Cause::Refused(Status::new(status, message).with_pushback_of(asked)),
+            )
         }
         Failure::Call(Transport::Unknown(Unknown::Timeout(_))) => {
             (Fate::Unknown(Loss::TimedOut), Cause::TimedOut(took))
@@ -635,8 +635,10 @@ fn failed(failure: Failure, took: Duration, source: AnswerSource) -> Result<(Fat
     })
 }
 
-fn pushback(asked: macula_transport::Pushback) -> macula_select::Pushback {
+fn pushback(asked: macula_transport::Pushback, source: AnswerSource) -> macula_select::Pushback {
     match asked {
+        // It is a provider's, whom another router would call again at once; and it is not the router that is to be spared.
+        _ if source == AnswerSource::Router => macula_select::Pushback::Stop,
         macula_transport::Pushback::After(time) => macula_select::Pushback::After(time),
         macula_transport::Pushback::Never => macula_select::Pushback::Stop,
     }

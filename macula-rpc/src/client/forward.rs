@@ -38,7 +38,7 @@ impl Client {
     }
 }
 
-/// What the caller is told of a call that could not be passed on.
+/// What the caller is told of a call that could not be passed on; a provider's pushback with it, which is its caller's to honour too.
 fn verdict(error: CallError) -> Status {
     match error {
         CallError::Answered { status, .. } => status,
@@ -50,7 +50,8 @@ fn verdict(error: CallError) -> Status {
             .iter()
             .all(|tried| matches!(tried.cause, Cause::NotSent(_) | Cause::Refused(_))) =>
         {
-            Status::refused_with(StatusCode::Unavailable, error.to_string())
+            let asked = error.attempts().last().and_then(|tried| tried.cause.pushback());
+            Status::refused_with(StatusCode::Unavailable, error.to_string()).with_pushback_of(asked)
         }
         // What the caller would have had as the cause of its last attempt.
         _ => match error.attempts().last().map(|tried| &tried.cause) {

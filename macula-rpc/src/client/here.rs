@@ -1,20 +1,22 @@
 //! Calls that this process serves itself: no network, and otherwise the same.
 //!
 //! **Invariant:** such a call counts as running until its last message has been read, so a drain waits for it; it ends at its
-//! deadline, which nobody else enforces; and a panic of the handler is its failure and not the caller's.
+//! deadline, which nobody else enforces; a panic of the handler is its failure and not the caller's; and a call that the handler
+//! refuses before it has answered is made elsewhere, as the same call (F5).
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
-use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _};
-use macula_wire::ServiceName;
+use bytes::{Bytes, BytesMut};
+use futures::{FutureExt as _, StreamExt as _, stream};
+use macula_transport::{Limits, Metadata};
+use macula_wire::{ServiceName, StatusCode};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
-use super::{Client, Watched, builder::Options, late};
+use super::{Client, Watched, builder::Options, late, lent::Lent};
 use crate::{
     CallError, Request, Requests, Status,
-    server::{self, Running},
+    server::{self, OpenHere, Running},
     streaming::{Answers, MessageStream},
 };
 
@@ -38,7 +40,6 @@ impl Here {
     /// Starts a call that may take as long as its timeout says, or else as long as it likes.
     pub(crate) fn start(client: &Client, service: &ServiceName, options: &Options, running: Running) -> Self {
         let watched = Watched::start(client, service, options);
-        watched.found_here();
         // What cannot be reached is no deadline.
         let deadline = options.timeout.and_then(|allowed| watched.start.checked_add(allowed));
         Self {
@@ -56,6 +57,8 @@ impl Here {
         let work = AssertUnwindSafe(work.instrument(span.unwrap_or_else(tracing::Span::none))).catch_unwind();
         let done = match self.deadline {
             None => work.await,
+            // The timer itself would look at the work first.
+            Some(deadline) if deadline <= Instant::now() => return Err(Stopped::Late),
             Some(deadline) => tokio::time::timeout_at(deadline, work)
                 .await
                 .map_err(|_| Stopped::Late)?,
@@ -69,9 +72,31 @@ impl Here {
     /// Says how the call ended: nothing, or the error's name. What is dropped before its end was cancelled.
     pub(crate) fn end(&mut self, error: Option<&'static str>) {
         if let Some(watched) = self.watched.take() {
+            watched.found_here();
             watched.end(&self.client, 0, error);
         }
     }
+
+    /// Gives the call up, which goes on elsewhere.
+    fn leave(mut self) -> Option<Watched> {
+        self.watched.take()
+    }
+}
+
+impl Drop for Here {
+    fn drop(&mut self) {
+        if let Some(watched) = &self.watched {
+            watched.found_here();
+        }
+    }
+}
+
+/// A call that is to be made elsewhere.
+pub(super) struct Elsewhere {
+    /// All of its requests.
+    pub(super) requests: MessageStream,
+    /// The call as it is seen from outside, when it was begun here.
+    pub(super) begun: Option<Watched>,
 }
 
 /// The replies of a streaming call that runs here.
@@ -79,25 +104,26 @@ pub(super) struct Replies {
     first: Option<Bytes>,
     /// Until the last reply.
     rest: Option<(Here, Answers)>,
+    metadata: Metadata,
     allowed: Duration,
 }
 
 impl Client {
-    /// Opens a streaming call here, and waits for the first message of its reply; gives the requests back when nobody streams
-    /// it here, or takes no further calls.
+    /// Opens a streaming call here, and waits for the first message of its reply; gives the call back when nobody serves it
+    /// here, or whoever does refuses it.
     pub(super) async fn open_here(
         &self,
         service: &ServiceName,
         options: &Options,
         allowed: Duration,
         requests: MessageStream,
-    ) -> Result<Result<Replies, CallError>, MessageStream> {
+    ) -> Result<Result<Replies, CallError>, Elsewhere> {
         let local = self.shared.local.as_ref();
         let local = local.filter(|_| options.may_run_here && options.provider.is_none());
-        let Some((handler, running)) = local.and_then(|server| server.streaming(service)) else {
-            return Err(requests);
+        let Some((handler, running)) = local.and_then(|server| server.open(service)) else {
+            return Err(Elsewhere { requests, begun: None });
         };
-        let call = Here::start(self, service, options, running);
+        let mut call = Here::start(self, service, options, running);
         let deadline = call.deadline.unwrap_or_else(|| Instant::now() + allowed).into_std();
         let metadata = options.metadata.clone().unwrap_or_default();
         let request = Request::local(
@@ -107,28 +133,67 @@ impl Client {
             Bytes::new(),
             deadline,
         );
-        let request = request.with_payload(Requests::here(requests));
-        let answers = call.step(async { handler.handle(request).await }).await;
+        let lent = Lent::new(requests);
+        let requests = Requests::here(lent.reader());
         let mut replies = Replies {
             first: None,
             rest: None,
+            metadata: Metadata::new(),
             allowed,
         };
-        Ok(match answers {
-            Ok(Ok(answers)) => {
-                replies.rest = Some((call, answers));
-                match replies.next().await {
-                    Ok(first) => {
-                        replies.first = first;
-                        Ok(replies)
-                    }
-                    Err(error) => Err(error),
+        // A refusal in place of the first reply is one as well.
+        let started = async {
+            let mut answers = match handler {
+                OpenHere::Streaming(handler) => handler.handle(request.with_payload(requests)).await?,
+                OpenHere::Unary(handler) => {
+                    let payload = whole(requests).await?;
+                    let (reply, metadata) = handler.handle(request.with_payload(payload)).await?.into_parts();
+                    replies.metadata = metadata;
+                    // Over the network, too, an empty reply is none.
+                    stream::iter((!reply.is_empty()).then_some(Ok(reply))).boxed()
                 }
+            };
+            let first = answers.next().await.transpose()?;
+            Ok::<_, Status>((first, answers))
+        };
+        Ok(match call.step(started).await {
+            Ok(Ok((first, answers))) => {
+                lent.keep_no_more();
+                match first {
+                    Some(_) => (replies.first, replies.rest) = (first, Some((call, answers))),
+                    None => call.end(None),
+                }
+                Ok(replies)
             }
+            Ok(Err(status)) if status.is_refused() => match lent.take_back() {
+                Some(requests) => {
+                    let begun = call.leave();
+                    return Err(Elsewhere { requests, begun });
+                }
+                None => Err(replies.failed(call, Ok(status))),
+            },
             Ok(Err(status)) => Err(replies.failed(call, Ok(status))),
             Err(stopped) => Err(replies.failed(call, Err(stopped))),
         })
     }
+}
+
+/// The requests as the one of a handler that does not stream.
+async fn whole(mut requests: Requests) -> Result<Bytes, Status> {
+    let limit = Limits::default().max_message_bytes;
+    let first = requests.next().await?.unwrap_or_default();
+    let mut pieces = BytesMut::new();
+    while let Some(next) = requests.next().await? {
+        if pieces.is_empty() {
+            pieces.extend_from_slice(&first);
+        }
+        if pieces.len() + next.len() > limit {
+            let words = format!("the request has more than {limit} bytes, the most a message may have");
+            return Err(Status::new(StatusCode::ResourceExhausted, words));
+        }
+        pieces.extend_from_slice(&next);
+    }
+    Ok(if pieces.is_empty() { first } else { pieces.freeze() })
 }
 
 impl Replies {
@@ -154,6 +219,14 @@ impl Replies {
                 call.end(None);
                 Ok(None)
             }
+        }
+    }
+
+    /// What travels beside the outcome, once the last reply was read.
+    pub(super) fn metadata(&self) -> Metadata {
+        match self.rest {
+            Some(_) => Metadata::new(),
+            None => self.metadata.clone(),
         }
     }
 

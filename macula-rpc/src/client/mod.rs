@@ -10,6 +10,7 @@ mod first;
 mod flights;
 mod forward;
 mod here;
+mod lent;
 mod services;
 mod verdict;
 
@@ -201,6 +202,7 @@ impl Client {
     /// Calls `service` with a message and reads the answer as another.
     ///
     /// ```no_run
+    /// # #[cfg(feature = "json")]
     /// # async fn example(client: macula_rpc::Client) -> Result<(), macula_rpc::CallError> {
     /// use macula_rpc::Json;
     ///
@@ -428,6 +430,10 @@ impl Client {
             .as_ref()
             .filter(|_| call.may_run_here && call.provider.is_none())?;
         let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
+        if allowed.is_zero() && server.serves(service) {
+            watched.found_here();
+            return Some(Err(late(service, allowed)));
+        }
         let deadline = watched.start + allowed;
         let work = server.call_local(service, || {
             let metadata = call.metadata.clone().unwrap_or_default();

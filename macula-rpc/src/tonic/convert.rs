@@ -8,7 +8,7 @@ use ::tonic::{
     metadata::MetadataMap,
 };
 use bytes::Bytes;
-use macula_transport::{Metadata, Reply};
+use macula_transport::{Metadata, Pushback, Reply};
 use macula_wire::{StatusCode, proto::MetadataEntry};
 use prost::Message as _;
 
@@ -16,6 +16,9 @@ use crate::{CallError, Cause, Status};
 
 /// Headers that say something of the connection or travel otherwise.
 const NOT_CARRIED: [&str; 3] = ["te", "grpc-timeout", "host"];
+
+/// The trailer that says when to try again, in milliseconds; what is negative or no number: not at all (gRFC A6).
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 /// The headers of a reply, as its first message.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -74,21 +77,45 @@ pub(super) fn outcome(trailers: &HeaderMap) -> Reply {
 /// A status as the outcome.
 pub(super) fn reply(status: &::tonic::Status) -> Reply {
     let code = u32::try_from(i32::from(status.code())).map_or(StatusCode::Unknown, StatusCode::from_u32);
+    let mut trailers = status.metadata().clone().into_headers();
     let reply = match code {
         StatusCode::Ok => Reply::ok(Bytes::new()),
-        code => Reply::error(code, status.message()),
+        code => {
+            let reply = Reply::error(code, status.message());
+            match trailers.remove(PUSHBACK) {
+                Some(asked) => reply.with_pushback(pushback(&asked)),
+                None => reply,
+            }
+        }
     };
     reply
         .with_details(Bytes::copy_from_slice(status.details()))
-        .with_metadata(metadata(&status.metadata().clone().into_headers()))
+        .with_metadata(metadata(&trailers))
+}
+
+fn pushback(trailer: &HeaderValue) -> Pushback {
+    let asked = trailer.to_str().ok().and_then(|text| text.trim().parse().ok());
+    asked.map_or(Pushback::Never, |ms| Pushback::After(Duration::from_millis(ms)))
+}
+
+/// Says it as a trailer, to callers that count milliseconds in 32 bits too.
+fn put_pushback(asked: Option<Pushback>, trailers: &mut HeaderMap) {
+    let ms = match asked {
+        None => return,
+        Some(Pushback::Never) => -1,
+        Some(Pushback::After(pause)) => i32::try_from(pause.as_millis()).unwrap_or(i32::MAX),
+    };
+    trailers.insert(PUSHBACK, ms.into());
 }
 
 pub(super) fn grpc_status(status: &Status) -> ::tonic::Status {
+    let mut trailers = headers(status.metadata().iter());
+    put_pushback(status.pushback(), &mut trailers);
     ::tonic::Status::with_details_and_metadata(
         code(status.code()),
         status.message(),
         status.details().clone(),
-        MetadataMap::from_headers(headers(status.metadata().iter())),
+        MetadataMap::from_headers(trailers),
     )
 }
 
@@ -121,7 +148,13 @@ pub(super) fn error(error: &CallError) -> ::tonic::Status {
             ::tonic::Status::resource_exhausted(error.to_string())
         }
         (_, Some(status)) => grpc_status(status),
-        _ => ::tonic::Status::unavailable(error.to_string()),
+        _ => {
+            let mut trailers = HeaderMap::new();
+            let last = error.attempts().last();
+            put_pushback(last.and_then(|attempt| attempt.cause.pushback()), &mut trailers);
+            let trailers = MetadataMap::from_headers(trailers);
+            ::tonic::Status::with_metadata(Code::Unavailable, error.to_string(), trailers)
+        }
     }
 }
 
@@ -161,6 +194,33 @@ mod tests {
         assert_eq!(read("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
         for wrong in ["", "m", "100", "100x", "-1S", "123456789S"] {
             assert_eq!(read(wrong), None, "{wrong}");
+        }
+    }
+
+    /// gRFC A6: a number is a pause, and anything else forbids the next try.
+    #[test]
+    fn f9_pushback_is_read_and_written_as_grpc_says() {
+        let after = |ms| Pushback::After(Duration::from_millis(ms));
+        for (text, asked) in [
+            ("0", after(0)),
+            ("1500", after(1500)),
+            ("-1", Pushback::Never),
+            ("", Pushback::Never),
+            ("soon", Pushback::Never),
+            ("99999999999999999999", Pushback::Never),
+        ] {
+            assert_eq!(pushback(&HeaderValue::from_static(text)), asked, "{text:?}");
+        }
+        let mut trailers = HeaderMap::new();
+        put_pushback(None, &mut trailers);
+        assert!(trailers.is_empty());
+        for (asked, text) in [
+            (after(1500), "1500"),
+            (after(u64::MAX), "2147483647"),
+            (Pushback::Never, "-1"),
+        ] {
+            put_pushback(Some(asked), &mut trailers);
+            assert_eq!(trailers[PUSHBACK], text);
         }
     }
 

@@ -352,7 +352,7 @@ async fn a_server_at_its_limit_refuses() {
 }
 
 /// A directory that never answers.
-struct Down;
+pub(crate) struct Down;
 
 impl Resolve for Down {
     fn resolve<'a>(
@@ -364,11 +364,11 @@ impl Resolve for Down {
     }
 }
 
-struct Via(Provider);
+pub(crate) struct Via(pub(crate) Vec<Provider>);
 
 impl Routers for Via {
     fn routers(&self) -> Vec<Provider> {
-        vec![self.0.clone()]
+        self.0.clone()
     }
 }
 
@@ -381,7 +381,7 @@ async fn with_the_directory_down_a_router_serves_the_call_or_passes_it_on_once()
     router.server.route_through(&onward);
 
     let (_endpoint, builder) = caller(Down).await;
-    let client = builder.routers(Via(router.provider())).build();
+    let client = builder.routers(Via(vec![router.provider()])).build();
     let answer = client.request(name()).send("x").await.unwrap();
     assert_eq!(
         (answer.payload().as_ref(), answer.source()),
@@ -395,12 +395,12 @@ async fn with_the_directory_down_a_router_serves_the_call_or_passes_it_on_once()
     // Once: a router whose own directory is down does not pass the call to a further router.
     let lost = Peer::bare(Server::new()).await;
     let nowhere = Client::builder(&lost.endpoint, Down)
-        .routers(Via(router.provider()))
+        .routers(Via(vec![router.provider()]))
         .build();
     lost.server.route_through(&nowhere);
     let (_endpoint, builder) = caller(Down).await;
     let error = builder
-        .routers(Via(lost.provider()))
+        .routers(Via(vec![lost.provider()]))
         .build()
         .call(name(), "x")
         .await
@@ -484,7 +484,7 @@ async fn f6_a_routed_call_runs_once_and_its_answer_is_the_providers() {
     let onward = Client::builder(&router.endpoint, directory(&providers)).build();
     router.server.route_through(&onward);
     let (_endpoint, builder) = caller(Down).await;
-    let client = builder.routers(Via(router.provider())).build();
+    let client = builder.routers(Via(vec![router.provider()])).build();
     let call = client.request(name()).retry_policy(RetryPolicy::NeverProcessed);
     let error = call.send("x").await.unwrap_err();
     assert!(
@@ -503,7 +503,7 @@ async fn routed(providers: &[Peer]) -> (Endpoint, Client, (Peer, Client)) {
         .build();
     router.server.route_through(&onward);
     let (endpoint, builder) = caller(Down).await;
-    let client = builder.routers(Via(router.provider())).build();
+    let client = builder.routers(Via(vec![router.provider()])).build();
     (endpoint, client, (router, onward))
 }
 

@@ -4,6 +4,7 @@
 mod failing;
 mod killed;
 mod mounting;
+mod pushback;
 mod trailers;
 
 use std::{future::pending, sync::Arc, time::Duration};

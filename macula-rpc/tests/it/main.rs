@@ -8,6 +8,7 @@ mod conformance;
 mod dns;
 #[cfg(feature = "testing")]
 mod flow;
+mod here;
 mod limits;
 #[cfg(feature = "testing")]
 mod load;
@@ -15,6 +16,7 @@ mod mesh;
 mod observed;
 mod options;
 mod predecessor;
+mod pushback;
 mod streaming;
 #[cfg(feature = "testing")]
 mod testing;

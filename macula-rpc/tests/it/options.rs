@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use macula_rpc::{
-    BudgetConfig, CallError, Client, NodeId, Pushback, Request, StaticResolver, Status, StatusCode, StopReason,
+    BudgetConfig, CallError, Client, NodeId, Pushback, Request, Server, StaticResolver, Status, StatusCode, StopReason,
     Strategy,
 };
 
@@ -184,6 +184,94 @@ mod in_paused_time {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let running = ["a", "b"].map(|node| mesh.node(node).server().running());
         assert_eq!(running, [0, 0]);
+    }
+
+    /// F7: a deadline is a point in time and not a timeout; of the two the earlier one holds, and a timeout is the default's
+    /// only while there is neither.
+    #[tokio::test(start_paused = true)]
+    async fn f7_a_call_is_over_at_its_deadline_or_after_its_timeout_whichever_is_first() {
+        let mesh = Mesh::new(1);
+        let never = |_: Request| std::future::pending::<Result<Bytes, Status>>();
+        mesh.node("a").serve(name(), never);
+        let client = mesh.node("caller").client();
+        for (timeout, deadline, lasts) in [
+            (None, Some(2), 2),
+            (None, Some(20), 20),
+            (Some(1), Some(2), 1),
+            (Some(2), Some(1), 1),
+            (Some(2), None, 2),
+        ] {
+            let start = Instant::now();
+            let mut call = client.request(name()).attempt_timeout(Duration::from_secs(60));
+            if let Some(timeout) = timeout {
+                call = call.timeout(Duration::from_secs(timeout));
+            }
+            if let Some(deadline) = deadline {
+                call = call.deadline((start + Duration::from_secs(deadline)).into_std());
+            }
+            let error = call.send("").await.unwrap_err();
+            assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
+            let late = start.elapsed().saturating_sub(Duration::from_secs(lasts));
+            assert!(
+                start.elapsed().as_secs() == lasts && late < Duration::from_millis(100),
+                "{late:?}"
+            );
+        }
+    }
+
+    /// F7: no attempt starts at or after the deadline, here or elsewhere, of a call or of a stream.
+    #[tokio::test(start_paused = true)]
+    async fn f7_a_call_whose_deadline_has_passed_is_not_made() {
+        let mesh = Mesh::new(1);
+        let calls = Arc::new(AtomicBool::new(false));
+        let called = |calls: &Arc<AtomicBool>| {
+            let calls = Arc::clone(calls);
+            move |_: Request| {
+                calls.store(true, SeqCst);
+                async { Ok::<_, Status>("") }
+            }
+        };
+        mesh.node("a").serve(name(), called(&calls));
+        let here = Server::new();
+        here.serve(name(), called(&calls)).unwrap();
+        let there = mesh.node("caller").client();
+        let here = mesh.node("caller").client_builder().local_first(here).build();
+        for client in [there, here] {
+            let call = || client.request(name()).deadline(Instant::now().into_std());
+            let error = call().send("").await.unwrap_err();
+            assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
+            let error = call().stream(futures::stream::empty()).await.unwrap_err();
+            assert!(matches!(error, CallError::DeadlineExceeded { .. }), "{error}");
+        }
+        assert!(!calls.load(SeqCst));
+    }
+
+    /// F7: a call that a handler makes ends with the one it answers, and the provider further on knows.
+    #[tokio::test(start_paused = true)]
+    async fn f7_a_handlers_own_call_takes_over_its_deadline() {
+        let mesh = Mesh::new(1);
+        mesh.node("b").serve("further.on", async |request: Request| {
+            let left = request.deadline() - Instant::now().into_std();
+            Ok::<_, Status>(left.as_millis().to_string())
+        });
+        let client = mesh.node("a").client();
+        mesh.node("a").serve(name(), move |request: Request| {
+            let call = client.request("further.on").attempt_timeout(Duration::from_secs(60));
+            async move {
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                let answer = call.deadline(request.deadline()).send("").await;
+                answer
+                    .map(|answer| answer.into_response())
+                    .map_err(|error| Status::internal(error.to_string()))
+            }
+        });
+        let call = mesh.node("caller").client().request(name());
+        let answer = call
+            .timeout(Duration::from_secs(8))
+            .attempt_timeout(Duration::from_secs(8));
+        let answer = answer.send("").await.unwrap();
+        let left: u32 = std::str::from_utf8(answer.payload()).unwrap().parse().unwrap();
+        assert!((4_800..=5_001).contains(&left), "{left} ms are left");
     }
 
     /// F9: the first failover is immediate, and those after it wait.

@@ -225,6 +225,31 @@ async fn n4_a_drain_waits_for_the_streams_of_this_process() {
     drained.await;
 }
 
+/// F5, N4: a process that is full or leaves sends its stubs' calls and streams to other providers.
+#[tokio::test]
+async fn n4_a_process_that_is_full_or_drains_sends_its_stubs_calls_elsewhere() {
+    let mesh = Mesh::start(1).await;
+    let name: macula_rpc::ServiceName = NAME.parse().unwrap();
+    for drains in [false, true] {
+        let local = Server::with_max_concurrent_calls(usize::from(drains));
+        local
+            .serve_tonic(ConformanceServer::new(self::service("here")))
+            .unwrap();
+        if drains {
+            local.drain().await;
+        }
+        let elsewhere = mesh.nodes[0].provider.clone();
+        let directory = StaticResolver::new().with_service(name.clone(), [elsewhere]);
+        let (_endpoint, builder) = caller(directory).await;
+        let mut stub = ConformanceClient::new(Channel::new(builder.local_first(local.clone()).build()));
+        let reply = stub.unary_call(request(10, 20)).await.unwrap().into_inner();
+        assert_eq!((reply.body.len(), reply.provider.as_str()), (20, "0"));
+        server_streaming(&mut stub).await;
+        ping_pong(&mut stub).await;
+        assert_eq!(local.running(), 0);
+    }
+}
+
 #[tokio::test]
 async fn a_channel_to_one_provider_calls_nobody_else() {
     let mut mesh = Mesh::with(2, Strategy::RoundRobin).await;
