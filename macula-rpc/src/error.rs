@@ -111,7 +111,8 @@ pub enum CallError {
         attempts: Vec<Attempt>,
     },
     /// An attempt failed and was not followed by another, though other providers may be left: the call may have run and must
-    /// not run twice (F6), the provider asked not to be asked again, or too many calls are being retried already (F9).
+    /// not run twice (F6), the provider asked not to be asked again, too many calls are being retried already (F9), or the call is
+    /// a stream of which too much was sent, or something received.
     #[error("not_retried: {service}: {}; {}", Tried(.attempts), advice(*.reason))]
     NotRetried {
         /// The service called.
@@ -120,6 +121,12 @@ pub enum CallError {
         reason: StopReason,
         /// What was tried.
         attempts: Vec<Attempt>,
+    },
+    /// The caller's own stream of requests failed. The call was cancelled, and not made elsewhere.
+    #[error("{service} was given up: the stream of requests failed before its end")]
+    RequestsFailed {
+        /// The service called.
+        service: ServiceName,
     },
     /// The directory gave no answer, and there is no router to ask.
     #[error("{service} could not be looked up, and no router is connected: {source}")]
@@ -180,6 +187,7 @@ impl CallError {
             | Self::Answered { attempts, .. }
             | Self::NotRetried { attempts, .. } => attempts,
             Self::ServiceNotFound { .. }
+            | Self::RequestsFailed { .. }
             | Self::Unresolved { .. }
             | Self::InvalidName(_)
             | Self::MetadataTooLarge { .. }
@@ -199,6 +207,7 @@ impl CallError {
             Self::DeadlineExceeded { .. } => "deadline_exceeded",
             Self::Answered { .. } => "answered",
             Self::NotRetried { .. } => "not_retried",
+            Self::RequestsFailed { .. } => "requests_failed",
             Self::Unresolved { .. } => "unresolved",
             Self::InvalidName(_) => "invalid_name",
             Self::MetadataTooLarge { .. } => "metadata_too_large",
@@ -220,6 +229,7 @@ const fn advice(reason: StopReason) -> &'static str {
         StopReason::BudgetExhausted => {
             "too many calls to this service are being retried already; look at its providers"
         }
+        StopReason::Begun => "it had begun, and what was sent or received of it is not to be had again",
         _ => "it may have run, and the retry policy forbids a second run",
     }
 }

@@ -228,7 +228,7 @@ impl CallBuilder {
     }
 
     /// Sends a second attempt beside a slow first one (F10); heeded only for calls that are declared
-    /// [`CallBuilder::idempotent`].
+    /// [`CallBuilder::idempotent`], and not for streams of requests, of which there is one.
     pub fn hedge(mut self, hedge: Hedge) -> Self {
         self.options.hedge = Some(hedge);
         self
@@ -312,7 +312,9 @@ impl CallBuilder {
             service,
             mut options,
         } = self;
-        client.open(&service?, &mut options, Box::pin(requests.map(Ok))).await
+        client
+            .open(&service?, &mut options, Box::pin(requests.map(Ok).fuse()))
+            .await
     }
 
     /// Makes the call with a message, and reads the answer as another: `send_typed::<Req, Res>`.

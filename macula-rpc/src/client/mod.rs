@@ -10,6 +10,7 @@ mod flights;
 mod forward;
 mod here;
 mod services;
+mod source;
 mod verdict;
 
 use std::{

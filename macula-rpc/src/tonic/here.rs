@@ -6,7 +6,7 @@ use ::tonic::{
     codegen::http::{Request, Response},
 };
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use macula_wire::ServiceName;
@@ -72,7 +72,7 @@ fn watch(call: Here, body: Body) -> Body {
             }
         }
     });
-    Body::new(StreamBody::new(frames).boxed_unsync())
+    Body::new(StreamBody::new(frames.fuse()).boxed_unsync())
 }
 
 fn end(call: &mut Here, status: Option<&Status>) {

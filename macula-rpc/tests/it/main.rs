@@ -15,6 +15,8 @@ mod mesh;
 mod observed;
 mod options;
 mod predecessor;
+#[cfg(feature = "testing")]
+mod requests;
 mod streaming;
 #[cfg(feature = "testing")]
 mod testing;
