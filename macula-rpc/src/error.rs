@@ -139,10 +139,11 @@ pub enum CallError {
     /// The service's name is not valid.
     #[error("not a service name: {0}")]
     InvalidName(#[from] NameError),
-    /// The call's metadata is larger than the head of a message may be.
+    /// The call's metadata is larger than the head of a message may be, or has too many entries.
     #[error(
-        "the call's metadata has {size} bytes, more than the {} a message may have beside its payload",
-        macula_transport::MAX_HEAD_BYTES
+        "the call's metadata is too large with {size} bytes: a message may have {} bytes and {} entries beside its payload",
+        macula_transport::MAX_HEAD_BYTES,
+        macula_transport::MAX_METADATA_ENTRIES
     )]
     MetadataTooLarge {
         /// The head's size, in bytes.

@@ -590,6 +590,15 @@ fn failed(failure: Failure, took: Duration, source: AnswerSource) -> Result<(Fat
         Failure::Call(Transport::Unknown(Unknown::Timeout(_))) => {
             (Fate::Unknown(Loss::TimedOut), Cause::TimedOut(took))
         }
+        // The caller's own fault, whoever it asks, as in this process.
+        Failure::Call(Transport::Unknown(reason @ Unknown::Streamed)) => {
+            let fate = Fate::Answered {
+                code: Code::FailedPrecondition,
+                pushback: None,
+            };
+            let status = Status::new(StatusCode::FailedPrecondition, reason.to_string());
+            (fate, Cause::Answered(status))
+        }
         Failure::Call(Transport::Unknown(reason)) => {
             (Fate::Unknown(Loss::ConnectionLost), Cause::Lost(Arc::new(reason)))
         }
