@@ -21,7 +21,7 @@ pub(super) async fn call(
     client: &Client,
     service: &ServiceName,
     options: &Options,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<Result<Response<Body>, Status>, Request<Body>> {
     let mounted = match client.local() {
         Some(server) if options.provider.is_none() => server.mounted(service),
@@ -30,6 +30,9 @@ pub(super) async fn call(
     let Some((mounted, running)) = mounted else {
         return Err(request);
     };
+    if let Some(allowed) = options.timeout {
+        super::convert::set_timeout(request.headers_mut(), allowed);
+    }
     let mut local = Here::start(client, service, options, running);
     let answer = step(&local, async { mounted.call(request).await }).await;
     Ok(match answer.and_then(|answer| answer) {

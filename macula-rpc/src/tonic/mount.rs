@@ -181,6 +181,10 @@ impl Mounted {
         *request.uri_mut() = uri;
         *request.method_mut() = ::tonic::codegen::http::Method::POST;
         *request.headers_mut() = convert::headers(call.metadata().iter());
+        let left = call
+            .deadline()
+            .saturating_duration_since(tokio::time::Instant::now().into_std());
+        convert::set_timeout(request.headers_mut(), left);
         request.extensions_mut().insert(Arc::clone(call.peer()));
         let answer = (self.call)(request);
         Box::pin(async move {
