@@ -5,20 +5,24 @@
 //! `macula=NODEID`. Published ids are as trustworthy as the answers: who controls them decides who is called. Without DNSSEC, or
 //! a resolver on a trusted path, configure the ids.
 //!
-//! **Invariants.** Records are looked up again when they expire, at least every [`MAX_AGE`]; concurrent calls share one lookup;
-//! while nothing has changed the same list is given. When the name servers do not answer, the last list is used further: its
-//! ids are still verified.
+//! **Invariants.** Records are looked up again when they expire, at least every [`MAX_AGE`]; concurrent calls share one lookup,
+//! which goes on with the next call when the one that began it is over; while nothing has changed the same list is given. When the
+//! name servers say nothing, or nothing in good time, the last list is used further: its ids are still verified. Of several hosts
+//! those that can be looked up count.
 //!
 //! Left out: DNSSEC validation, and SRV weights as RFC 2782's draw; they become the providers' weights.
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
-use futures::future::{BoxFuture, join_all};
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared, join_all},
+};
 use hickory_resolver::{
     TokioResolver,
     config::{ConnectionConfig, NameServerConfig, ResolverConfig},
@@ -26,7 +30,6 @@ use hickory_resolver::{
     proto::rr::{RData, RecordType},
 };
 use macula_wire::{Endpoint, MAX_ENDPOINTS, NodeId, ServiceName};
-use tokio::sync::Mutex;
 
 use crate::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source};
 
@@ -36,6 +39,10 @@ pub const MAX_AGE: Duration = Duration::from_secs(300);
 const MIN_AGE: Duration = Duration::from_secs(1);
 /// How long "no such name", and a failed lookup, are believed.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long a lookup is waited for while there is a list from before. It goes on meanwhile, and counts when it is done.
+const REFRESH_WITHIN: Duration = Duration::from_secs(1);
+/// How long a lookup may take at all. Those who have no list wait as long.
+const LOOKUP_WITHIN: Duration = Duration::from_secs(5);
 /// The most targets of a service that are looked at.
 const MAX_TARGETS: usize = 256;
 
@@ -65,8 +72,8 @@ pub struct DnsResolver {
 pub struct DnsError(#[source] NetError);
 
 struct Named {
-    origin: Origin,
-    known: Mutex<Option<Known>>,
+    origin: Arc<Origin>,
+    state: Mutex<State>,
 }
 
 enum Origin {
@@ -74,12 +81,36 @@ enum Origin {
     Hosts(Vec<(NodeId, Endpoint)>),
 }
 
+/// What is known of a service, and what is being asked.
+#[derive(Default)]
+struct State {
+    known: Option<Known>,
+    lookup: Option<Lookup>,
+}
+
 struct Known {
     providers: Arc<[Provider]>,
     until: Instant,
 }
 
+/// A lookup that whoever waits for it moves on.
+#[derive(Clone)]
+struct Lookup {
+    found: Shared<BoxFuture<'static, Result<Arc<Found>, Arc<LookupError>>>>,
+    since: Instant,
+}
+
+/// Why a lookup gave nothing.
+#[derive(Debug, thiserror::Error)]
+enum LookupError {
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error("the name servers did not answer within {LOOKUP_WITHIN:?}")]
+    Silent,
+}
+
 /// Providers, and how long they may be used.
+#[derive(Debug)]
 struct Found {
     providers: Vec<Provider>,
     ttl: Duration,
@@ -138,52 +169,134 @@ impl DnsResolver {
     }
 
     fn with(mut self, service: ServiceName, origin: Origin) -> Self {
-        let known = Mutex::new(None);
-        self.services.insert(service, Named { origin, known });
+        let named = Named {
+            origin: Arc::new(origin),
+            state: Mutex::default(),
+        };
+        self.services.insert(service, named);
         self
     }
 
     async fn find(&self, service: &ServiceName, options: ResolveOptions) -> Result<Resolved, ResolveError> {
-        let resolved = |providers: &Arc<[Provider]>, source| Resolved {
-            providers: Arc::clone(providers),
-            source,
-        };
         let Some(named) = self.services.get(service) else {
-            return Ok(resolved(&Arc::default(), Source::Static));
+            return Ok(Resolved {
+                providers: Arc::default(),
+                source: Source::Static,
+            });
         };
-        // Whoever waits here finds what the one before has looked up.
-        let mut known = named.known.lock().await;
-        let now = tokio::time::Instant::now().into_std();
-        if let Some(known) = known
-            .as_ref()
-            .filter(|known| now < known.until && !options.force_refresh)
-        {
-            return Ok(resolved(&known.providers, Source::Cache));
+        let now = now();
+        let (lookup, patience) = {
+            let mut state = named.state();
+            let fresh = |known: &&Known| now < known.until && !options.force_refresh;
+            if let Some(known) = state.known.as_ref().filter(fresh) {
+                return Ok(known.resolved());
+            }
+            let patience = match &mut state.known {
+                None => LOOKUP_WITHIN,
+                Some(known) => {
+                    // One call asks; the others have the list meanwhile.
+                    known.until = now + RETRY;
+                    REFRESH_WITHIN
+                }
+            };
+            let old = |lookup: &Lookup| now.saturating_duration_since(lookup.since) >= LOOKUP_WITHIN;
+            // One that has had its time may be done by now, with nobody to move it on.
+            let done = |lookup: &Lookup| lookup.found.clone().now_or_never().is_some();
+            if state.lookup.as_ref().is_some_and(|lookup| old(lookup) && !done(lookup)) {
+                state.lookup = None;
+            }
+            let lookup = state.lookup.get_or_insert_with(|| self.ask(&named.origin, now));
+            (lookup.clone(), patience)
+        };
+        let left = (lookup.since + patience).saturating_duration_since(now);
+        let found = match tokio::time::timeout(left, lookup.found.clone()).await {
+            Ok(found) => found,
+            Err(_) => Err(Arc::new(LookupError::Silent)),
+        };
+        named.taken_in(service, &lookup, found)
+    }
+
+    /// Starts to look a service up.
+    fn ask(&self, origin: &Arc<Origin>, since: Instant) -> Lookup {
+        let (records, origin) = (Records(self.resolver.clone()), Arc::clone(origin));
+        let found = async move {
+            let found = match &*origin {
+                Origin::Srv(name) => records.srv(name).await,
+                Origin::Hosts(hosts) => records.hosts(hosts).await,
+            };
+            found.map(Arc::new).map_err(|error| Arc::new(LookupError::Net(error)))
+        };
+        Lookup {
+            found: found.boxed().shared(),
+            since,
         }
-        let found = match &named.origin {
-            Origin::Srv(name) => self.srv(name).await,
-            Origin::Hosts(hosts) => self.hosts(hosts).await,
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Known {
+    fn resolved(&self) -> Resolved {
+        Resolved {
+            providers: Arc::clone(&self.providers),
+            source: Source::Cache,
+        }
+    }
+}
+
+impl Named {
+    /// Held for single steps only, and never across an await.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a call makes of what it has waited for: the first that has it makes it known.
+    fn taken_in(
+        &self,
+        service: &ServiceName,
+        lookup: &Lookup,
+        found: Result<Arc<Found>, Arc<LookupError>>,
+    ) -> Result<Resolved, ResolveError> {
+        let now = now();
+        let mut state = self.state();
+        let ours = |it: &mut Lookup| it.found.ptr_eq(&lookup.found);
+        // One that is only slow goes on.
+        let first = match lookup.found.peek() {
+            Some(_) => state.lookup.take_if(ours).is_some(),
+            None => false,
         };
-        match (found, known.as_mut()) {
+        match (found, &mut state.known) {
             (Ok(found), before) => {
                 let providers = match before {
                     Some(before) if *before.providers == *found.providers => Arc::clone(&before.providers),
-                    _ => found.providers.into(),
+                    _ => found.providers.clone().into(),
                 };
-                let answer = resolved(&providers, Source::Dns);
-                let until = now + found.ttl.clamp(MIN_AGE, MAX_AGE);
-                *known = Some(Known { providers, until });
+                let answer = Resolved {
+                    providers: Arc::clone(&providers),
+                    source: Source::Dns,
+                };
+                if first {
+                    let until = now + found.ttl.clamp(MIN_AGE, MAX_AGE);
+                    *before = Some(Known { providers, until });
+                }
                 Ok(answer)
             }
             (Err(error), Some(before)) => {
                 tracing::warn!(%service, %error, "the name servers do not answer; the last list is used further");
                 before.until = now + RETRY;
-                Ok(resolved(&before.providers, Source::Cache))
+                Ok(before.resolved())
             }
             (Err(error), None) => Err(ResolveError::Lookup(Arc::new(std::io::Error::other(error)))),
         }
     }
+}
 
+/// What the name servers have.
+struct Records(TokioResolver);
+
+impl Records {
     async fn srv(&self, name: &str) -> Result<Found, NetError> {
         let mut ttl = MAX_AGE;
         let mut targets = Vec::new();
@@ -197,24 +310,35 @@ impl DnsResolver {
         }
         targets.sort();
         targets.truncate(MAX_TARGETS);
+        let mut failed = None;
         for group in targets.chunk_by(|a, b| a.0 == b.0) {
             let hosts = group
                 .iter()
                 .map(async |(_, host, port, weight)| self.published(host, *port, u32::from(*weight)).await);
             let mut providers = Vec::new();
             for host in join_all(hosts).await {
-                let (provider, seconds) = host?;
-                ttl = ttl.min(seconds);
-                providers.extend(provider);
+                match host {
+                    Ok((provider, seconds)) => {
+                        ttl = ttl.min(seconds);
+                        providers.extend(provider);
+                    }
+                    Err(error) => {
+                        ttl = ttl.min(RETRY);
+                        failed = Some(passed_over(error));
+                    }
+                }
             }
             if !providers.is_empty() {
                 return Ok(Found { providers, ttl });
             }
         }
-        Ok(Found {
-            providers: Vec::new(),
-            ttl: RETRY,
-        })
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(Found {
+                providers: Vec::new(),
+                ttl: RETRY,
+            }),
+        }
     }
 
     /// A host whose id is published beside its addresses; none when it is not, or there is no address.
@@ -248,14 +372,25 @@ impl DnsResolver {
         });
         let mut ttl = MAX_AGE;
         let mut providers = Vec::new();
+        let mut failed = None;
         for lookup in join_all(lookups).await {
-            let (id, (endpoints, seconds)) = lookup?;
-            ttl = ttl.min(seconds);
-            if !endpoints.is_empty() {
-                providers.push(Provider::new(id, endpoints));
+            match lookup {
+                Ok((id, (endpoints, seconds))) => {
+                    ttl = ttl.min(seconds);
+                    if !endpoints.is_empty() {
+                        providers.push(Provider::new(id, endpoints));
+                    }
+                }
+                Err(error) => {
+                    ttl = ttl.min(RETRY);
+                    failed = Some(passed_over(error));
+                }
             }
         }
-        Ok(Found { providers, ttl })
+        match failed {
+            Some(error) if providers.is_empty() => Err(error),
+            _ => Ok(Found { providers, ttl }),
+        }
     }
 
     /// A host's addresses, IPv6 first, at most as many as a provider may have.
@@ -263,10 +398,25 @@ impl DnsResolver {
         let (v6, v4) = tokio::join!(self.records(host, RecordType::AAAA), self.records(host, RecordType::A));
         let mut ttl = MAX_AGE;
         let mut endpoints = Vec::new();
-        for (data, seconds) in v6?.into_iter().chain(v4?) {
-            let Some(ip) = data.ip_addr() else { continue };
-            ttl = ttl.min(seconds);
-            endpoints.extend(Endpoint::try_from(SocketAddr::new(ip, port)));
+        let mut failed = None;
+        for records in [v6, v4] {
+            match records {
+                Ok(records) => {
+                    for (data, seconds) in records {
+                        let Some(ip) = data.ip_addr() else { continue };
+                        ttl = ttl.min(seconds);
+                        endpoints.extend(Endpoint::try_from(SocketAddr::new(ip, port)));
+                    }
+                }
+                // Some name servers answer for one family only, and say that they failed at the other.
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            if endpoints.is_empty() {
+                return Err(error);
+            }
+            ttl = ttl.min(RETRY);
         }
         endpoints.sort();
         endpoints.truncate(MAX_ENDPOINTS);
@@ -278,7 +428,7 @@ impl DnsResolver {
     async fn records(&self, name: &str, kind: RecordType) -> Result<Vec<(RData, Duration)>, NetError> {
         // A name that is whole is not looked for in the system's search domains.
         let whole = format!("{}.", name.trim_end_matches('.'));
-        match self.resolver.lookup(whole, kind).await {
+        match self.0.lookup(whole, kind).await {
             Ok(lookup) => Ok(lookup
                 .answers()
                 .iter()
@@ -289,6 +439,12 @@ impl DnsResolver {
             Err(error) => Err(error),
         }
     }
+}
+
+/// A host that cannot be looked up does not keep the others from being called.
+fn passed_over(error: NetError) -> NetError {
+    tracing::warn!(%error, "a host cannot be looked up, and is not called");
+    error
 }
 
 /// The id in a TXT record, `macula=NODEID`.
