@@ -150,6 +150,8 @@ pub(crate) struct Options {
     pub(crate) provider: Option<Provider>,
     pub(super) may_run_here: bool,
     pub(super) may_route: bool,
+    /// Whether it is a peer's call that is passed on.
+    pub(super) for_peer: bool,
 }
 
 impl Default for Options {
@@ -170,6 +172,7 @@ impl Default for Options {
             provider: None,
             may_run_here: true,
             may_route: true,
+            for_peer: false,
         }
     }
 }

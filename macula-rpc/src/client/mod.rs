@@ -479,7 +479,10 @@ impl Watched {
     pub(crate) fn start(client: &Client, service: &ServiceName, call: &Options) -> Self {
         Self {
             start: engine::now(),
-            known: client.shared.services.of(service),
+            known: match call.for_peer {
+                false => client.shared.services.of(service),
+                true => client.shared.services.for_peers(service),
+            },
             span: observe::call_span(service, &call.method),
             outcome: observe::CANCELLED,
         }

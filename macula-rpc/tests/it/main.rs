@@ -17,6 +17,8 @@ mod options;
 mod predecessor;
 #[cfg(feature = "testing")]
 mod requests;
+#[cfg(feature = "testing")]
+mod routed;
 mod streaming;
 #[cfg(feature = "testing")]
 mod testing;
