@@ -121,7 +121,8 @@ pub enum CallError {
         attempts: Vec<Attempt>,
     },
     /// An attempt failed and was not followed by another, though other providers may be left: the call may have run and must
-    /// not run twice (F6), the provider asked not to be asked again, or too many calls are being retried already (F9).
+    /// not run twice (F6), the provider asked not to be asked again, too many calls are being retried already (F9), or the call is
+    /// a stream of which too much was sent, or something received.
     #[error("not_retried: {service}: {}; {}", Tried(.attempts), advice(*.reason))]
     NotRetried {
         /// The service called.
@@ -130,6 +131,12 @@ pub enum CallError {
         reason: StopReason,
         /// What was tried.
         attempts: Vec<Attempt>,
+    },
+    /// The caller's own stream of requests failed. The call was cancelled, and not made elsewhere.
+    #[error("{service} was given up: the stream of requests failed before its end")]
+    RequestsFailed {
+        /// The service called.
+        service: ServiceName,
     },
     /// The directory gave no answer, and there is no router to ask.
     #[error("{service} could not be looked up, and no router is connected: {source}")]
@@ -142,10 +149,11 @@ pub enum CallError {
     /// The service's name is not valid.
     #[error("not a service name: {0}")]
     InvalidName(#[from] NameError),
-    /// The call's metadata is larger than the head of a message may be.
+    /// The call's metadata is larger than the head of a message may be, or has too many entries.
     #[error(
-        "the call's metadata has {size} bytes, more than the {} a message may have beside its payload",
-        macula_transport::MAX_HEAD_BYTES
+        "the call's metadata is too large with {size} bytes: a message may have {} bytes and {} entries beside its payload",
+        macula_transport::MAX_HEAD_BYTES,
+        macula_transport::MAX_METADATA_ENTRIES
     )]
     MetadataTooLarge {
         /// The head's size, in bytes.
@@ -190,6 +198,7 @@ impl CallError {
             | Self::Answered { attempts, .. }
             | Self::NotRetried { attempts, .. } => attempts,
             Self::ServiceNotFound { .. }
+            | Self::RequestsFailed { .. }
             | Self::Unresolved { .. }
             | Self::InvalidName(_)
             | Self::MetadataTooLarge { .. }
@@ -209,6 +218,7 @@ impl CallError {
             Self::DeadlineExceeded { .. } => "deadline_exceeded",
             Self::Answered { .. } => "answered",
             Self::NotRetried { .. } => "not_retried",
+            Self::RequestsFailed { .. } => "requests_failed",
             Self::Unresolved { .. } => "unresolved",
             Self::InvalidName(_) => "invalid_name",
             Self::MetadataTooLarge { .. } => "metadata_too_large",
@@ -230,6 +240,7 @@ const fn advice(reason: StopReason) -> &'static str {
         StopReason::BudgetExhausted => {
             "too many calls to this service are being retried already; look at its providers"
         }
+        StopReason::Begun => "it had begun, and what was sent or received of it is not to be had again",
         _ => "it may have run, and the retry policy forbids a second run",
     }
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use macula_transport::{CallKind, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages, Reply};
+use macula_transport::{CallKind, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages, Reply, Route};
 use macula_wire::{NameError, ServiceName, StatusCode};
 use tokio::sync::Notify;
 use tracing::{Instrument as _, Span};
@@ -286,13 +286,10 @@ impl Server {
         })
     }
 
-    /// Answers a call that nobody serves here: passes it on, when it may be.
-    async fn answer_elsewhere(self, call: IncomingCall) -> Result<Response, Status> {
-        let router = self.shared.router.get().and_then(WeakClient::upgrade);
-        match router.zip(call.route()) {
-            Some((client, route)) => client.forward(call, route).await,
-            None => Err(not_served(call.service())),
-        }
+    /// The client that passes this call on, when it may be and somebody does, and how.
+    fn router_of(&self, call: &IncomingCall) -> Option<(Client, Route)> {
+        let route = call.route()?;
+        Some((self.shared.router.get()?.upgrade()?, route))
     }
 
     /// The span of a peer's call, and the trace it belongs to.
@@ -311,7 +308,10 @@ impl Server {
             Err(status) => return status.into_reply(),
         };
         let Some(served) = self.served(call.service()) else {
-            return not_served(call.service()).into_reply();
+            return match self.router_of(&call) {
+                Some((client, route)) => client.forward(call, route, requests, replies).await,
+                None => not_served(call.service()).into_reply(),
+            };
         };
         let (span, context) = self.seen(&call);
         let mut counted = Counted::start(&served.meters);
@@ -428,11 +428,7 @@ impl macula_transport::Handler for Server {
             Err(status) => return std::future::ready(status.into_reply()).boxed(),
         };
         let Some(served) = self.served(call.service()) else {
-            let work = self.clone().answer_elsewhere(call);
-            return Box::pin(async move {
-                let _running = running;
-                reply(work.await)
-            });
+            return std::future::ready(not_served(call.service()).into_reply()).boxed();
         };
         let (span, context) = self.seen(&call);
         let request = Request::remote(call);
@@ -455,6 +451,10 @@ impl macula_transport::Handler for Server {
     }
 
     fn kind(&self, call: &IncomingCall) -> CallKind {
+        // What is passed on has as many messages as it has, which its provider knows.
+        if call.route().is_some() && self.router_of(call).is_some() && !self.serves(call.service()) {
+            return CallKind::Streaming;
+        }
         if !self.shared.streams.load(Ordering::SeqCst) {
             return CallKind::Unary;
         }

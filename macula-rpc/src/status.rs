@@ -1,6 +1,6 @@
 //! How a handler says that a call failed.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 use bytes::Bytes;
 use macula_transport::{CallReply, Metadata, Pushback, Reply};
@@ -178,11 +178,15 @@ impl Status {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.message.is_empty() {
-            write!(f, "{}", self.code)
-        } else {
-            write!(f, "{}: {}", self.code, self.message)
+        write!(f, "{}", self.code)?;
+        if !self.message.is_empty() {
+            f.write_str(": ")?;
         }
+        // The words are a peer's, and an error stays one line on a terminal and in a log.
+        self.message.chars().try_for_each(|c| match c.is_control() {
+            true => write!(f, "{}", c.escape_default()),
+            false => f.write_char(c),
+        })
     }
 }
 
@@ -193,3 +197,16 @@ impl fmt::Debug for Status {
 }
 
 impl std::error::Error for Status {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_is_one_line_whatever_its_message() {
+        let status = Status::unavailable("no ✓\n\x1b[31mred\tline");
+        assert_eq!(status.to_string(), "unavailable: no ✓\\n\\u{1b}[31mred\\tline");
+        assert_eq!(status.message(), "no ✓\n\x1b[31mred\tline");
+        assert_eq!(Status::new(StatusCode::NotFound, "").to_string(), "not_found");
+    }
+}

@@ -126,19 +126,23 @@ pub(crate) async fn serve(
     let answered = async {
         let mut messages = handler.handle(request).await?;
         while let Some(message) = messages.next().await {
-            let payload = message?;
-            if let Some(limit) = replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
-                let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
-                return Err(Status::new(StatusCode::ResourceExhausted, words));
-            }
-            replies.send(payload).await.map_err(|gone| gone_away(&gone))?;
+            send(&mut replies, message?).await?;
         }
-        Ok(())
+        Ok::<(), Status>(())
     };
     match answered.await {
         Ok(()) => Reply::ok(Bytes::new()),
         Err(status) => status.into_reply(),
     }
+}
+
+/// Sends a reply to a peer; an error is the outcome.
+pub(crate) async fn send(replies: &mut OutgoingMessages, payload: Bytes) -> Result<(), Status> {
+    if let Some(limit) = replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
+        let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
+        return Err(Status::new(StatusCode::ResourceExhausted, words));
+    }
+    replies.send(payload).await.map_err(|gone| gone_away(&gone))
 }
 
 /// Answers a call of this process that has one request and takes one reply.

@@ -13,6 +13,9 @@ use tracing::Span;
 /// The metadata key of the trace, as in HTTP.
 pub const TRACEPARENT: &str = "traceparent";
 
+/// The flags that mean something so far: sampled, and random as level 2 has it. The others are not passed on, as the standard asks.
+const KNOWN_FLAGS: u8 = 0x03;
+
 tokio::task_local! {
     static CURRENT: TraceContext;
 }
@@ -68,7 +71,7 @@ impl TraceContext {
         Some(Self {
             trace_id,
             parent_id,
-            flags,
+            flags: flags & KNOWN_FLAGS,
         })
     }
 
@@ -197,6 +200,15 @@ mod tests {
             assert_eq!(TraceContext::parse(text.as_bytes()), None, "{text}");
         }
         assert!(TraceContext::parse(b"01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more").is_some());
+    }
+
+    #[test]
+    fn flags_that_mean_nothing_yet_are_not_passed_on() {
+        let ids = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7";
+        for (version, flags, known) in [("00", "ff", "03"), ("01", "fd", "01"), ("00", "fc", "00")] {
+            let context = TraceContext::parse(format!("{version}-{ids}-{flags}").as_bytes()).unwrap();
+            assert_eq!(context.to_string(), format!("00-{ids}-{known}"));
+        }
     }
 
     proptest! {

@@ -92,6 +92,8 @@ pub struct Call<K> {
     owed: Option<AttemptId>,
     /// The attempt whose provider asked that the call not be retried.
     stopped: Option<AttemptId>,
+    /// Whether what was sent cannot be sent again.
+    begun: bool,
     /// The latest moment before which a provider does not want the next attempt.
     not_before: Option<Instant>,
     state: State,
@@ -162,6 +164,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             probed: false,
             owed: None,
             stopped: None,
+            begun: false,
             not_before: None,
             state: State::Ready,
             options,
@@ -273,6 +276,11 @@ impl<K: Eq + Hash + Clone> Call<K> {
         }
     }
 
+    /// What was sent cannot be sent again: no attempt starts from now on, and one that fails is the last.
+    pub fn begun(&mut self) {
+        self.begun = true;
+    }
+
     /// Starts the next attempt, or ends the call.
     fn start(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Sent<K>> {
         let at = balancer.begin_pick(now);
@@ -364,7 +372,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
     /// When a hedge is due, if one may still be sent.
     fn hedge_at(&self, balancer: &mut Balancer<K>) -> Option<Instant> {
         let hedge = self.options.hedge?;
-        if self.hedged || !self.options.idempotent || self.options.policy.never_twice() {
+        if self.hedged || self.begun || !self.options.idempotent || self.options.policy.never_twice() {
             return None;
         }
         let after = match hedge {
@@ -436,6 +444,9 @@ impl<K: Eq + Hash + Clone> Call<K> {
         let excluded = self.exclude_tried(balancer);
         if let Some(failure) = self.exhausted(balancer, excluded) {
             return self.fail(now, balancer, failure);
+        }
+        if self.begun {
+            return self.fail(now, balancer, Failure::NotRetried(attempt, StopReason::Begun));
         }
         let Some(owed) = self.owed.take() else {
             self.state = State::Ready;

@@ -376,6 +376,29 @@ fn f9_a_negative_pushback_stops_the_retries() {
     );
 }
 
+/// What was sent cannot be sent again: neither after a failure nor beside the attempt.
+#[test]
+fn nothing_is_tried_elsewhere_once_a_call_has_begun() {
+    let mut balancer = balancer(3);
+    let options = CallOptions {
+        idempotent: true,
+        hedge: Some(Hedge::After(Duration::from_millis(5))),
+        ..first()
+    };
+    let mut call = Call::new(start(), options);
+    let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
+    call.begun();
+    waits(&mut call, &mut balancer, 6, 3_000);
+    call.on_result(at(7), &mut balancer, attempt, FAILED);
+    let error = fails(&mut call, &mut balancer, 7);
+    let begun = StopReason::Begun;
+    assert!(
+        matches!(&error, CallError::NotRetried { reason, attempts, .. } if *reason == begun && attempts.len() == 1),
+        "{error:?}"
+    );
+    assert_eq!(balancer.stats().spending.retries, 0);
+}
+
 /// Law 24, across calls: they share the budget of their service. What was not sent is free.
 #[test]
 fn f9_calls_share_the_retry_budget_of_their_service() {

@@ -375,6 +375,23 @@ impl Reply {
         self
     }
 
+    /// The same failure with the start of its message, why no more of it is sent, and nothing beside.
+    pub(crate) fn shortened(mut self, bytes: usize, why: &str) -> Self {
+        let failing = self.extra.get_mut();
+        let message = &mut failing.message;
+        let end = (0..=bytes.min(message.len()))
+            .rev()
+            .find(|&at| message.is_char_boundary(at));
+        if message.len() > bytes {
+            message.truncate(end.unwrap_or_default());
+            message.push('…');
+        }
+        message.push_str(&format!(" [{why}]"));
+        failing.details = Bytes::new();
+        self.metadata = Metadata::new();
+        self
+    }
+
     /// The outcome.
     #[must_use]
     pub fn status(&self) -> StatusCode {

@@ -315,8 +315,9 @@ pub enum CallError {
     },
     /// The names and metadata are larger than a head may be. Nothing was sent, and no provider would take it.
     #[error(
-        "the call's names and metadata have {bytes} bytes; at most {} are taken",
-        crate::MAX_HEAD_BYTES
+        "the call's names and metadata have {bytes} bytes; at most {}, and {} entries of metadata, are taken",
+        crate::MAX_HEAD_BYTES,
+        crate::MAX_METADATA_ENTRIES
     )]
     HeadTooLarge {
         /// The size of the head without payload.

@@ -27,6 +27,9 @@ use crate::{
 /// How long after the deadline a reply may still take to leave: its caller reads slowly, or not at all.
 pub(crate) const REPLY_GRACE: Duration = Duration::from_secs(1);
 
+/// How much is sent of the message of a failure that says too much.
+const MAX_SHORTENED_BYTES: usize = 1024;
+
 /// A stream that brings no answer, and how it ends.
 pub(crate) enum Refusal {
     /// The peer sent what it must not.
@@ -373,7 +376,8 @@ pub(crate) fn panicked(link: &Link) -> Reply {
     Reply::error(StatusCode::Internal, "the handler panicked")
 }
 
-/// A reply as it may be sent to this peer: one that is too large becomes the error that says so.
+/// A reply as it may be sent to this peer: one that is too large becomes the error that says so, and a failure that says too much
+/// stays what it is, because whether it is final is its code's to say.
 pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
     let limit = link
         .inner
@@ -389,9 +393,15 @@ pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
         );
         Reply::error(StatusCode::ResourceExhausted, words)
     } else if head > MAX_HEAD_BYTES || reply.metadata.len() > MAX_METADATA_ENTRIES {
-        let words =
-            format!("the reply's message, details and metadata have {head} bytes; at most {MAX_HEAD_BYTES} are sent");
-        Reply::error(StatusCode::ResourceExhausted, words)
+        let words = format!(
+            "the reply's message, details and metadata have {head} bytes and {} entries; at most {MAX_HEAD_BYTES} bytes and \
+             {MAX_METADATA_ENTRIES} entries are sent",
+            reply.metadata.len()
+        );
+        match reply.status {
+            StatusCode::Ok => Reply::error(StatusCode::ResourceExhausted, words),
+            _ => reply.shortened(MAX_SHORTENED_BYTES, &words),
+        }
     } else {
         reply
     }

@@ -76,6 +76,7 @@ fn name(error: &CallError) -> &'static str {
             StopReason::Definitive => "not_retried: definitive",
             StopReason::Pushback => "not_retried: the provider's pushback",
             StopReason::BudgetExhausted => "not_retried: the retry budget is spent",
+            StopReason::Begun => "not_retried: it had begun",
             _ => "not_retried: for a reason of a later version",
         },
         other => other.name(),

@@ -153,6 +153,8 @@ pub(crate) struct Options {
     pub(crate) provider: Option<Box<Provider>>,
     pub(super) may_run_here: bool,
     pub(super) may_route: bool,
+    /// Whether it is a peer's call that is passed on.
+    pub(super) for_peer: bool,
 }
 
 impl Options {
@@ -173,6 +175,7 @@ impl Options {
         provider: None,
         may_run_here: true,
         may_route: true,
+        for_peer: false,
     };
 }
 
@@ -265,7 +268,7 @@ impl CallBuilder {
     }
 
     /// Sends a second attempt beside a slow first one (F10); heeded only for calls that are declared
-    /// [`CallBuilder::idempotent`].
+    /// [`CallBuilder::idempotent`], and not for streams of requests, of which there is one.
     pub fn hedge(mut self, hedge: Hedge) -> Self {
         self.options.hedge = Some(hedge);
         self
@@ -352,7 +355,9 @@ impl CallBuilder {
             mut options,
             ..
         } = self;
-        client.open(&service?, &mut options, Box::pin(requests.map(Ok))).await
+        client
+            .open(&service?, &mut options, Box::pin(requests.map(Ok).fuse()))
+            .await
     }
 
     /// Makes the call with a message, and reads the answer as another: `send_typed::<Req, Res>`.

@@ -7,10 +7,7 @@
 //! Nothing is spawned: the requests flow while somebody waits for replies, and stop with them.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,7 +16,6 @@ use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use macula_select::StopReason;
 use macula_transport::{CallReply, CallRequest, Connection, Metadata, Unknown};
 use macula_wire::{ServiceName, StatusCode};
-use tokio::sync::Mutex;
 use tracing::Instrument as _;
 
 use super::{
@@ -27,82 +23,31 @@ use super::{
     builder::Options,
     engine::{self, Exchange, Outcome},
     here,
+    source::{Failed, Source},
 };
 use crate::{CallError, Cause, Provider, Status, error::Attempt, streaming::MessageStream};
 
 /// Bytes of a streaming call's requests that are kept for another provider, in case the first one fails before it has answered.
+/// Each message counts 64 bytes more.
 pub const MAX_REPLAY_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a streaming call may last, unless told otherwise.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The requests of a call, which may be sent more than once.
-struct Source {
-    rest: MessageStream,
-    /// Those taken from `rest` so far, while they may be needed again.
-    kept: Vec<Bytes>,
-    bytes: usize,
-    spent: Arc<AtomicBool>,
-}
-
-impl Source {
-    /// The message with this number, if there is one; an error when the caller's stream failed.
-    async fn get(&mut self, at: usize) -> Result<Option<Bytes>, ()> {
-        if let Some(kept) = self.kept.get(at) {
-            return Ok(Some(kept.clone()));
-        }
-        let Some(message) = self.rest.next().await.transpose()? else {
-            return Ok(None);
-        };
-        if !self.spent.load(Relaxed) {
-            self.bytes += message.len();
-            if self.bytes > MAX_REPLAY_BYTES {
-                self.spent.store(true, Relaxed);
-                self.kept = Vec::new();
-            } else {
-                self.kept.push(message.clone());
-            }
-        }
-        Ok(Some(message))
-    }
-}
-
-/// Sends the requests to a provider, and no more than there is room for.
-async fn pump(source: Arc<Mutex<Source>>, mut requests: macula_transport::Requests) {
-    // An earlier attempt's pump is gone with its attempt.
-    let mut source = source.lock().await;
-    let mut at = 0;
-    loop {
-        match source.get(at).await {
-            Ok(Some(message)) => {
-                at += 1;
-                // The replies say why nothing more can be sent.
-                if requests.send(message).await.is_err() {
-                    return;
-                }
-                if requests.is_stopped() {
-                    return requests.finish();
-                }
-            }
-            Ok(None) => return requests.finish(),
-            // Dropping the requests unfinished cancels the call.
-            Err(()) => return,
-        }
-    }
-}
+/// Sends the requests that follow.
+type Pump = BoxFuture<'static, Result<(), Failed>>;
 
 /// A provider's stream, from its first message on.
 pub(super) struct Opened {
     first: Option<Bytes>,
     replies: macula_transport::Replies,
-    pump: Option<BoxFuture<'static, ()>>,
+    pump: Option<Pump>,
 }
 
 /// Opens a stream at a provider.
 struct Duplex {
     /// What follows the request in the head; `None` when nothing does.
-    source: Option<Arc<Mutex<Source>>>,
-    spent: Arc<AtomicBool>,
+    source: Option<Arc<Source>>,
     deadline: Instant,
 }
 
@@ -122,7 +67,7 @@ impl Exchange for Duplex {
                 None => (None, connection.open_with_only(request).await?),
                 Some(source) => {
                     let (requests, replies) = connection.open(request).await?.split();
-                    (Some(pump(Arc::clone(source), requests).boxed()), replies)
+                    (Some(Arc::clone(source).pump(requests).boxed()), replies)
                 }
             };
             if let Some(pump) = &mut sending {
@@ -130,31 +75,41 @@ impl Exchange for Duplex {
                     biased;
                     first = replies.next() => {
                         let first = first?;
-                        return Ok((first, sending, replies));
+                        return Ok(Some((first, sending, replies)));
                     }
-                    () = pump => {}
+                    sent = pump => if sent.is_err() {
+                        return Ok(None);
+                    },
                 }
             }
             let first = replies.next().await?;
-            Ok((first, None, replies))
+            Ok(Some((first, None, replies)))
         };
         // A provider may have no room for the stream: the opening is a part of the attempt.
         let Ok(started) = tokio::time::timeout_at(until.into(), started).await else {
             return Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed)));
         };
-        let (first, sending, replies): (_, Option<BoxFuture<'static, ()>>, _) = started?;
+        let started: Option<(_, Option<Pump>, _)> = started?;
+        let Some((first, sending, replies)) = started else {
+            return Ok(Outcome::NoRequests);
+        };
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
-            _ => Ok(Outcome::Answer(Opened {
-                first,
-                replies,
-                pump: sending,
-            })),
+            _ => {
+                if let Some(source) = &self.source {
+                    source.settle();
+                }
+                Ok(Outcome::Answer(Opened {
+                    first,
+                    replies,
+                    pump: sending,
+                }))
+            }
         }
     }
 
     fn may_repeat(&self) -> bool {
-        !self.spent.load(Relaxed)
+        self.source.as_ref().is_none_or(|source| source.may_repeat())
     }
 }
 
@@ -214,7 +169,7 @@ impl Client {
                     Bytes::new()
                 }
                 Some(Some(Ok(first))) => first,
-                Some(Some(Err(()))) => return Err(cancelled(service)),
+                Some(Some(Err(()))) => return Err(requests_failed(service)),
                 Some(None) | None => Bytes::new(),
             };
             // And so does the end after it, of which a unary call's only request is sure at once.
@@ -229,16 +184,13 @@ impl Client {
                     None => false,
                 },
             };
-            let spent = Arc::new(AtomicBool::new(false));
-            let source = (!only).then(|| Source {
-                rest: requests,
-                kept: Vec::new(),
-                bytes: first.len(),
-                spent: Arc::clone(&spent),
-            });
+            if !only {
+                // There is one stream of requests, and a second attempt beside the first would need another.
+                options.hedge = None;
+            }
+            let source = (!only).then(|| Source::new(&first, requests));
             let duplex = Duplex {
-                source: source.map(|source| Arc::new(Mutex::new(source))),
-                spent,
+                source: source.map(Arc::new),
                 deadline: watched.start + allowed,
             };
             self.exchange(&watched, now, service, options, &first, &duplex).await
@@ -261,11 +213,9 @@ impl Client {
     }
 }
 
-fn cancelled(service: &ServiceName) -> CallError {
-    CallError::NotRetried {
+fn requests_failed(service: &ServiceName) -> CallError {
+    CallError::RequestsFailed {
         service: service.clone(),
-        reason: StopReason::Definitive,
-        attempts: Vec::new(),
     }
 }
 
@@ -303,14 +253,22 @@ impl Replies {
                 Some(sending) => tokio::select! {
                     biased;
                     next = replies.next() => break next,
-                    () = sending => *pump = None,
+                    sent = sending => {
+                        *pump = None;
+                        if sent.is_err() {
+                            return Err(requests_failed(&self.service));
+                        }
+                    }
                 },
             }
         };
         match next {
             Ok(Some(message)) => return Ok(Some(message)),
             Ok(None) => *pump = None,
-            Err(error) => return Err(self.lost(error)),
+            Err(error) => {
+                *pump = None;
+                return Err(self.lost(error));
+            }
         }
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => {
@@ -358,7 +316,7 @@ impl Replies {
             },
             error => CallError::NotRetried {
                 service: self.service.clone(),
-                reason: StopReason::Definitive,
+                reason: StopReason::Begun,
                 attempts: self.attempt(Cause::Lost(Arc::new(error))),
             },
         }

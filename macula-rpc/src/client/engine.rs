@@ -20,9 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt as _, TryFutureExt as _};
-use macula_select::{
-    AttemptId, Call, CallOptions, Code, Fate, FirstAttempt, Link, Loss, Output, Refusal, RetryPolicy, StopReason,
-};
+use macula_select::{AttemptId, Call, CallOptions, Code, Fate, FirstAttempt, Link, Loss, Output, Refusal, RetryPolicy};
 use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Repeat, Route, Unknown};
 use macula_wire::{ServiceName, StatusCode};
 use tracing::{Instrument as _, Span};
@@ -73,6 +71,8 @@ pub(super) enum Outcome<A> {
     Answer(A),
     /// Its error.
     Error(CallReply),
+    /// Nothing: the caller's own requests failed, and the call is over.
+    NoRequests,
 }
 
 /// One request, one reply.
@@ -429,6 +429,9 @@ impl<'a, X: Exchange> Driver<'a, X> {
 
     fn poll(&mut self) -> Output<Member> {
         let now = now();
+        if !self.job.exchange.may_repeat() {
+            self.call.begun();
+        }
         let mut state = self.balanced.lock();
         let output = self.call.poll(now, &mut state.balancer);
         self.note(now, &mut state, &output);
@@ -520,12 +523,16 @@ impl<'a, X: Exchange> Driver<'a, X> {
                 let (fate, cause) = self.answered(reply, took);
                 (fate, Some(cause))
             }
+            Ok(Outcome::NoRequests) => {
+                return Err(CallError::RequestsFailed {
+                    service: self.job.service.clone(),
+                });
+            }
             Err(failure) => {
                 let (fate, cause) = failed(failure, took, self.job.source)?;
                 (fate, Some(cause))
             }
         };
-        let failed = cause.is_some();
         // A restarted peer says so itself: it is there, on its port, and only the old connection is of no use.
         let restarted = matches!(&cause, Some(Cause::Lost(reason)) if is_restart(reason.as_ref()));
         if let Some(tried) = self.log.get_mut(attempt) {
@@ -534,17 +541,13 @@ impl<'a, X: Exchange> Driver<'a, X> {
             tried.cause = cause;
             tried.at = at;
         }
+        if !self.job.exchange.may_repeat() {
+            self.call.begun();
+        }
         let mut state = self.balanced.lock();
         self.call.on_result(now, &mut state.balancer, attempt, fate);
         if let Some(member) = member.filter(|_| restarted) {
             state.balancer.set_link(now, &member, Link::Up);
-        }
-        if failed && !self.job.exchange.may_repeat() {
-            return Err(CallError::NotRetried {
-                service: self.job.service.clone(),
-                reason: StopReason::Definitive,
-                attempts: verdict::named(self.call.attempts(), &self.log, self.job.start),
-            });
         }
         let output = self.call.poll(now, &mut state.balancer);
         self.note(now, &mut state, &output);
@@ -619,6 +622,15 @@ fn failed(failure: Failure, took: Duration, source: AnswerSource) -> Result<(Fat
         }
         Failure::Call(Transport::Unknown(Unknown::Timeout(_))) => {
             (Fate::Unknown(Loss::TimedOut), Cause::TimedOut(took))
+        }
+        // The caller's own fault, whoever it asks, as in this process.
+        Failure::Call(Transport::Unknown(reason @ Unknown::Streamed)) => {
+            let fate = Fate::Answered {
+                code: Code::FailedPrecondition,
+                pushback: None,
+            };
+            let status = Status::new(StatusCode::FailedPrecondition, reason.to_string());
+            (fate, Cause::Answered(status))
         }
         Failure::Call(Transport::Unknown(reason)) => {
             (Fate::Unknown(Loss::ConnectionLost), Cause::Lost(Arc::new(reason)))

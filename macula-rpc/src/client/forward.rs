@@ -1,11 +1,20 @@
 //! The router's part: a call that a peer asks to have passed on, once.
+//!
+//! **Invariants.** A call is passed on message by message, whether it has one of them or many, so a stub's calls and streams go
+//! through a router as unary calls do; neither side gets ahead of the other. What peers make up costs this client nothing of what it
+//! knows of the services it calls itself.
 
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
 use macula_select::RetryPolicy;
-use macula_transport::{IncomingCall, Repeat, Route};
+use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Repeat, Reply, Route};
 use macula_wire::StatusCode;
 
 use super::{Client, builder::Options};
-use crate::{CallError, Cause, Response, Status};
+use crate::{
+    CallError, Cause, Status,
+    streaming::{self, MessageStream},
+};
 
 /// The most providers tried for a peer, however many it asks for: its one call is this many here.
 const MAX_ROUTED_ATTEMPTS: u32 = 8;
@@ -13,8 +22,14 @@ const MAX_ROUTED_ATTEMPTS: u32 = 8;
 impl Client {
     /// Passes a peer's call on to a provider that the directory gives, and to another when the first fails and the caller would
     /// try another. It is not passed on again from there.
-    pub(crate) async fn forward(&self, call: IncomingCall, route: Route) -> Result<Response, Status> {
-        let options = Options {
+    pub(crate) async fn forward(
+        &self,
+        call: IncomingCall,
+        route: Route,
+        requests: IncomingMessages,
+        mut replies: OutgoingMessages,
+    ) -> Reply {
+        let mut options = Options {
             timeout: Some(call.deadline().saturating_duration_since(super::engine::now())),
             // Whether it may run twice is the caller's to say.
             policy: match route.repeat {
@@ -28,14 +43,38 @@ impl Client {
             metadata: Some(call.metadata().clone()),
             may_run_here: false,
             may_route: false,
+            for_peer: true,
             ..Options::default()
         };
-        let call = call.into_parts();
-        self.run(&call.service, &options, &call.body)
-            .await
-            .map(super::Answer::into_response)
-            .map_err(verdict)
+        let mut provider = match self.open(call.service(), &mut options, passed_on(requests)).await {
+            Ok(provider) => provider,
+            Err(error) => return verdict(error).into_reply(),
+        };
+        loop {
+            match provider.next().await {
+                Ok(Some(message)) => {
+                    if let Err(status) = streaming::send(&mut replies, message).await {
+                        return status.into_reply();
+                    }
+                }
+                Ok(None) => return Reply::ok(Bytes::new()).with_metadata(provider.metadata()),
+                Err(error) => return verdict(error).into_reply(),
+            }
+        }
     }
+}
+
+/// The requests of a peer as this client's own.
+fn passed_on(requests: IncomingMessages) -> MessageStream {
+    let messages = stream::unfold(Some(requests), async |requests| {
+        let mut requests = requests?;
+        match requests.next().await {
+            Ok(Some(message)) => Some((Ok(message), Some(requests))),
+            Ok(None) => None,
+            Err(_) => Some((Err(()), None)),
+        }
+    });
+    Box::pin(messages.fuse())
 }
 
 /// What the caller is told of a call that could not be passed on; a provider's pushback with it, which is its caller's to honour too.
@@ -53,10 +92,13 @@ fn verdict(error: CallError) -> Status {
             let asked = error.attempts().last().and_then(|tried| tried.cause.pushback());
             Status::refused_with(StatusCode::Unavailable, error.to_string()).with_pushback_of(asked)
         }
-        // What the caller would have had as the cause of its last attempt.
-        _ => match error.attempts().last().map(|tried| &tried.cause) {
-            Some(Cause::Answered(status)) => status.clone(),
-            _ => Status::unavailable(error.to_string()),
-        },
+        // Of several providers the one that did answer says more than those that could not.
+        _ => {
+            let answered = error.attempts().iter().rev().find_map(|tried| match &tried.cause {
+                Cause::Answered(status) => Some(status.clone()),
+                _ => None,
+            });
+            answered.unwrap_or_else(|| Status::unavailable(error.to_string()))
+        }
     }
 }

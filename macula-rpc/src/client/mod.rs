@@ -12,6 +12,7 @@ mod forward;
 mod here;
 mod lent;
 mod services;
+mod source;
 mod verdict;
 
 use std::{
@@ -492,7 +493,10 @@ impl Watched {
     pub(crate) fn start(client: &Client, service: &ServiceName, call: &Options) -> Self {
         Self {
             start: engine::now(),
-            known: client.shared.services.of(service),
+            known: match call.for_peer {
+                false => client.shared.services.of(service),
+                true => client.shared.services.for_peers(service),
+            },
             span: observe::call_span(service, &call.method),
             outcome: observe::CANCELLED,
         }

@@ -18,6 +18,12 @@ use crate::{Provider, keyed::Keyed, observe::Meters};
 /// call running.
 pub const MAX_SERVICES: usize = 4096;
 
+/// Services that this client passes calls of peers on to, and has not called itself, of which it remembers as much.
+const MAX_SERVICES_FOR_PEERS: usize = 1024;
+
+/// What calls of such services are counted as: the names are whatever peers make up, and a recorder keeps each for ever.
+const FOR_PEERS: &str = "_OTHER";
+
 /// How often a provider's report of its load is looked at while it is called; it makes one a second at most.
 const LOAD_EVERY: Duration = Duration::from_millis(250);
 /// A report that is older than this says nothing any more.
@@ -27,14 +33,18 @@ const LOAD_AGE: Duration = Duration::from_secs(10);
 pub(super) struct Services {
     seed: u64,
     defaults: Defaults,
-    services: Mutex<HashMap<ServiceName, Arc<Service>, Keyed>>,
+    services: Mutex<Known>,
+    for_peers: Mutex<Known>,
+    peers_meters: Arc<Meters>,
     routers: Balanced,
 }
+
+type Known = HashMap<ServiceName, Arc<Service>, Keyed>;
 
 /// What a client remembers of a service.
 pub(super) struct Service {
     pub(super) balanced: Balanced,
-    pub(super) meters: Meters,
+    pub(super) meters: Arc<Meters>,
 }
 
 impl Services {
@@ -44,18 +54,45 @@ impl Services {
             seed,
             defaults,
             services: Mutex::default(),
+            for_peers: Mutex::default(),
+            peers_meters: Arc::new(Meters::new(&other())),
             routers,
         }
     }
 
     /// What is remembered of `service`.
     pub(super) fn of(&self, service: &ServiceName) -> Arc<Service> {
-        let mut services = self.services.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut services = lock(&self.services);
         if let Some(known) = services.get(service) {
             return Arc::clone(known);
         }
-        if services.len() >= MAX_SERVICES {
-            // One makes room, not all: names that peers make up must not cost this client what it knows.
+        self.add(&mut services, MAX_SERVICES, service, || Arc::new(Meters::new(service)))
+    }
+
+    /// What is remembered of `service` for a call of a peer that is passed on: as little as its name is worth, unless this client
+    /// calls it, too.
+    pub(super) fn for_peers(&self, service: &ServiceName) -> Arc<Service> {
+        if let Some(known) = lock(&self.services).get(service) {
+            return Arc::clone(known);
+        }
+        let mut services = lock(&self.for_peers);
+        if let Some(known) = services.get(service) {
+            return Arc::clone(known);
+        }
+        self.add(&mut services, MAX_SERVICES_FOR_PEERS, service, || {
+            Arc::clone(&self.peers_meters)
+        })
+    }
+
+    fn add(
+        &self,
+        services: &mut Known,
+        max: usize,
+        service: &ServiceName,
+        meters: impl FnOnce() -> Arc<Meters>,
+    ) -> Arc<Service> {
+        if services.len() >= max {
+            // One makes room, not all.
             let idle = services.iter().find(|(_, service)| Arc::strong_count(service) == 1);
             let idle = idle.map(|(name, _)| name.clone());
             idle.and_then(|name| services.remove(&name));
@@ -64,9 +101,9 @@ impl Services {
         let seed = self.seed ^ (services.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let fresh = Arc::new(Service {
             balanced: Balanced::new(&self.defaults, seed),
-            meters: Meters::new(service),
+            meters: meters(),
         });
-        if services.len() < MAX_SERVICES {
+        if services.len() < max {
             services.insert(service.clone(), Arc::clone(&fresh));
         }
         fresh
@@ -81,6 +118,14 @@ impl Services {
     pub(super) fn routers(&self) -> &Balanced {
         &self.routers
     }
+}
+
+fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn other() -> ServiceName {
+    ServiceName::new(FOR_PEERS).unwrap_or_else(|error| unreachable!("a good name: {error}"))
 }
 
 /// A balancer behind a lock that is held for single steps only, never across an await.
@@ -299,6 +344,28 @@ mod tests {
             let peer = state.peers[member.place as usize].as_ref().unwrap();
             assert_eq!(peer.provider.node_id, id);
         }
+    }
+
+    #[test]
+    fn names_that_peers_make_up_cost_nothing_of_what_is_known_of_ones_own() {
+        let defaults = Defaults {
+            strategy: macula_select::Strategy::First,
+            timeout: DEFAULT_TIMEOUT,
+            attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
+            zone: None,
+            budget: macula_select::BudgetConfig::default(),
+        };
+        let services = Services::new(1, defaults);
+        let name = |text: String| ServiceName::new(&text).unwrap();
+        let own: Vec<_> = (0..MAX_SERVICES).map(|n| name(format!("own.{n}"))).collect();
+        let known: Vec<_> = own.iter().map(|name| Arc::downgrade(&services.of(name))).collect();
+        for n in 0..2 * MAX_SERVICES_FOR_PEERS {
+            services.for_peers(&name(format!("made.up.{n}")));
+        }
+        assert!(known.iter().all(|service| service.strong_count() == 1));
+        assert_eq!(lock(&services.for_peers).len(), MAX_SERVICES_FOR_PEERS);
+        // What this client calls, too, has one health, whoever it is called for.
+        assert!(Arc::ptr_eq(&services.of(&own[0]), &services.for_peers(&own[0])));
     }
 
     #[test]

@@ -44,7 +44,7 @@ const RETRY: Duration = Duration::from_secs(5);
 /// advises for records that cannot be refreshed in time.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// How long one name server is waited for, and how often it is asked: a lookup is to end before a call does.
-const ASKED_FOR: Duration = Duration::from_secs(2);
+const ASKED_FOR: Duration = Duration::from_millis(1_500);
 const ASKED_TIMES: usize = 2;
 
 /// A directory in the domain name system.

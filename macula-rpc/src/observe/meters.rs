@@ -73,7 +73,7 @@ pub(crate) struct Meters {
     attempt_seconds: OnceLock<Histogram>,
 }
 
-const OUTCOMES: [&str; 14] = [
+const OUTCOMES: [&str; 15] = [
     super::OK,
     super::CANCELLED,
     "service_not_found",
@@ -82,6 +82,7 @@ const OUTCOMES: [&str; 14] = [
     "deadline_exceeded",
     "answered",
     "not_retried",
+    "requests_failed",
     "unresolved",
     "invalid_name",
     "metadata_too_large",
@@ -99,7 +100,7 @@ const FATES: [&str; 7] = [
     "answered",
     "cancelled",
 ];
-const STOPS: [&str; 3] = ["budget_exhausted", "pushback", "definitive"];
+const STOPS: [&str; 4] = ["budget_exhausted", "pushback", "begun", "definitive"];
 
 impl Meters {
     pub(crate) fn new(service: &ServiceName) -> Self {
@@ -158,6 +159,7 @@ impl Meters {
         self.stops.add(match reason {
             StopReason::BudgetExhausted => "budget_exhausted",
             StopReason::Pushback => "pushback",
+            StopReason::Begun => "begun",
             _ => "definitive",
         });
     }

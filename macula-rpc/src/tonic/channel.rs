@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,7 +23,7 @@ use macula_wire::ServiceName;
 
 use super::{convert, here};
 use crate::{
-    Client, Provider,
+    CallError, Client, Provider,
     client::{Options, Replies},
     streaming::MessageStream,
 };
@@ -110,13 +111,18 @@ impl Channel {
         };
         let (parts, body) = request.into_parts();
         options.metadata = Some(convert::metadata(&parts.headers));
-        let requests: MessageStream = Box::pin(super::mount::pieces(body).map(|piece| piece.map_err(|_| ())));
+        let failed = RequestsFailed::default();
+        let pieces = super::mount::pieces(body).map({
+            let failed = failed.clone();
+            move |piece| piece.map_err(|status| failed.note(status))
+        });
+        let requests: MessageStream = Box::pin(pieces.fuse());
         let mut replies = client
             .open(&service, &mut options, requests)
             .await
-            .map_err(|error| convert::error(&error))?;
-        let first = replies.next().await.map_err(|error| convert::error(&error))?;
-        let mut response = Response::new(body_of(replies));
+            .map_err(|error| failed.status(&error))?;
+        let first = replies.next().await.map_err(|error| failed.status(&error))?;
+        let mut response = Response::new(body_of(replies, failed));
         match first.map(convert::read_header_message) {
             Some(Some(headers)) => *response.headers_mut() = headers,
             Some(None) => {
@@ -139,15 +145,34 @@ fn path(path: &str) -> Result<(ServiceName, String), ::tonic::Status> {
     Ok((ServiceName::new(service).map_err(|_| wrong())?, method.to_owned()))
 }
 
+/// Why the application's own requests failed, such as a message that it may not send: what it is told then, as over HTTP/2.
+#[derive(Clone, Default)]
+struct RequestsFailed(Arc<OnceLock<::tonic::Status>>);
+
+impl RequestsFailed {
+    fn note(&self, status: ::tonic::Status) {
+        // The first one ends the call.
+        let _ = self.0.set(status);
+    }
+
+    /// What the application is told of a call that failed.
+    fn status(&self, error: &CallError) -> ::tonic::Status {
+        match (error, self.0.get()) {
+            (CallError::RequestsFailed { .. }, Some(status)) => status.clone(),
+            _ => convert::error(error),
+        }
+    }
+}
+
 /// The messages of a reply, and its outcome as trailers.
-fn body_of(replies: Replies) -> Body {
-    let frames = stream::unfold(Some(replies), async |replies| {
-        let mut replies = replies?;
+fn body_of(replies: Replies, failed: RequestsFailed) -> Body {
+    let frames = stream::unfold(Some((replies, failed)), async |replies| {
+        let (mut replies, failed) = replies?;
         Some(match replies.next().await {
-            Ok(Some(message)) => (Ok(Frame::<Bytes>::data(message)), Some(replies)),
+            Ok(Some(message)) => (Ok(Frame::<Bytes>::data(message)), Some((replies, failed))),
             Ok(None) => (Ok(Frame::trailers(convert::trailers(&replies.metadata()))), None),
             Err(error) => {
-                let status = convert::error(&error);
+                let status = failed.status(&error);
                 let mut trailers = HeaderMap::new();
                 match status.add_header(&mut trailers) {
                     Ok(()) => (Ok(Frame::trailers(trailers)), None),
@@ -156,7 +181,8 @@ fn body_of(replies: Replies) -> Body {
             }
         })
     });
-    Body::new(StreamBody::new(frames).boxed_unsync())
+    // A body may be asked again after its end.
+    Body::new(StreamBody::new(frames.fuse()).boxed_unsync())
 }
 
 impl Service<Request<Body>> for Channel {

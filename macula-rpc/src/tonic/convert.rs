@@ -8,6 +8,7 @@ use ::tonic::{
     metadata::MetadataMap,
 };
 use bytes::Bytes;
+use macula_select::MAX_CALL_TIMEOUT;
 use macula_transport::{Metadata, Pushback, Reply};
 use macula_wire::{StatusCode, proto::MetadataEntry};
 use prost::Message as _;
@@ -158,6 +159,25 @@ pub(super) fn error(error: &CallError) -> ::tonic::Status {
     }
 }
 
+/// What a handler is told of a call that has no deadline of its own is nothing; the wire gives such a call the longest there is.
+const NO_DEADLINE: Duration = MAX_CALL_TIMEOUT.saturating_sub(Duration::from_secs(60));
+
+/// Tells a handler how much time its caller has, where tonic's handlers look for it.
+pub(super) fn set_timeout(headers: &mut HeaderMap, left: Duration) {
+    headers.remove("grpc-timeout");
+    if left >= NO_DEADLINE {
+        return;
+    }
+    // Eight digits: up to 100 s in microseconds, and anything shorter than a day in milliseconds.
+    let text = match left.as_micros() {
+        micros @ ..100_000_000 => format!("{micros}u"),
+        _ => format!("{}m", left.as_millis()),
+    };
+    if let Ok(value) = HeaderValue::try_from(text) {
+        headers.insert("grpc-timeout", value);
+    }
+}
+
 /// The time of a `grpc-timeout`, as gRPC over HTTP/2 writes it: at most eight digits and a unit.
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
@@ -221,6 +241,26 @@ mod tests {
         ] {
             put_pushback(Some(asked), &mut trailers);
             assert_eq!(trailers[PUSHBACK], text);
+        }
+    }
+
+    #[test]
+    fn the_time_left_is_told_in_eight_digits() {
+        for (left, told) in [
+            (Duration::ZERO, Some(Duration::ZERO)),
+            (
+                Duration::from_nanos(99_999_999_999),
+                Some(Duration::from_micros(99_999_999)),
+            ),
+            (Duration::from_secs(100), Some(Duration::from_secs(100))),
+            (Duration::from_secs(86_000), Some(Duration::from_secs(86_000))),
+            (MAX_CALL_TIMEOUT, None),
+            (Duration::MAX, None),
+        ] {
+            let mut headers =
+                HeaderMap::from_iter([(HeaderName::from_static("grpc-timeout"), HeaderValue::from_static("1S"))]);
+            set_timeout(&mut headers, left);
+            assert_eq!(timeout(&headers), told, "{left:?} {headers:?}");
         }
     }
 

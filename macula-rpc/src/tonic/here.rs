@@ -6,7 +6,7 @@ use ::tonic::{
     codegen::http::{Request, Response},
 };
 use bytes::Bytes;
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use macula_wire::ServiceName;
@@ -21,7 +21,7 @@ pub(super) async fn call(
     client: &Client,
     service: &ServiceName,
     options: &Options,
-    request: Request<Body>,
+    mut request: Request<Body>,
 ) -> Result<Result<Response<Body>, Status>, Request<Body>> {
     let mounted = match client.local() {
         Some(server) if options.provider.is_none() => server.mounted(service),
@@ -30,6 +30,9 @@ pub(super) async fn call(
     let Some((mounted, running)) = mounted else {
         return Err(request);
     };
+    if let Some(allowed) = options.timeout {
+        super::convert::set_timeout(request.headers_mut(), allowed);
+    }
     let mut local = Here::start(client, service, options, running);
     let answer = step(&local, async { mounted.call(request).await }).await;
     Ok(match answer.and_then(|answer| answer) {
@@ -72,7 +75,7 @@ fn watch(call: Here, body: Body) -> Body {
             }
         }
     });
-    Body::new(StreamBody::new(frames).boxed_unsync())
+    Body::new(StreamBody::new(frames.fuse()).boxed_unsync())
 }
 
 fn end(call: &mut Here, status: Option<&Status>) {

@@ -171,15 +171,20 @@ impl Mounted {
             let words = "the method's name cannot stand in a path";
             return Box::pin(std::future::ready(Reply::error(StatusCode::Unimplemented, words)));
         };
+        // Fused: whoever reads to the end may read once more, as `tonic::Streaming::trailers` does.
         let frames = stream::unfold(requests, async |mut requests| match requests.next().await {
             Ok(Some(message)) => Some((Ok(Frame::<Bytes>::data(message)), requests)),
             Ok(None) => None,
             Err(gone) => Some((Err(::tonic::Status::cancelled(gone.to_string())), requests)),
         });
-        let mut request = Request::new(Body::new(StreamBody::new(frames).boxed_unsync()));
+        let mut request = Request::new(Body::new(StreamBody::new(frames.fuse()).boxed_unsync()));
         *request.uri_mut() = uri;
         *request.method_mut() = ::tonic::codegen::http::Method::POST;
         *request.headers_mut() = convert::headers(call.metadata().iter());
+        let left = call
+            .deadline()
+            .saturating_duration_since(tokio::time::Instant::now().into_std());
+        convert::set_timeout(request.headers_mut(), left);
         request.extensions_mut().insert(Arc::clone(call.peer()));
         let answer = (self.call)(request);
         Box::pin(async move {

@@ -130,6 +130,8 @@ impl Conformance for Service {
             bytes += request.body.len() as i64;
             let _ = self.events.send("reading");
         }
+        // Which asks the stream once more.
+        requests.trailers().await?;
         Ok(Response::new(Sum {
             bytes,
             provider: self.name.clone(),

@@ -7,6 +7,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use macula_rpc::{CallError, DnsResolver, NodeId, Resolve, ResolveError, ResolveOptions, Source};
@@ -260,40 +261,6 @@ async fn n3_a_list_is_used_further_while_the_name_servers_fail() {
     assert_eq!(call.send("x").await.unwrap().payload(), "x");
 }
 
-// With `testing` the clock can be set.
-#[cfg(feature = "testing")]
-#[tokio::test]
-async fn n3_a_call_is_not_held_up_by_name_servers_that_are_silent() {
-    let peer = Peer::echo().await;
-    let dns = Dns::default();
-    let host = format!("store.test:{}", port(&peer)).parse().unwrap();
-    dns.address("store.test");
-    let directory = DnsResolver::asking([dns.start().await])
-        .unwrap()
-        .with_hosts(name(), [(peer.id(), host)]);
-    let usual = ResolveOptions::default();
-    let known = directory.resolve(&name(), usual).await.unwrap();
-
-    tokio::time::pause();
-    tokio::time::advance(std::time::Duration::from_secs(61)).await;
-    dns.silent.store(true, SeqCst);
-    let begin = tokio::time::Instant::now();
-    let stale = directory.resolve(&name(), usual).await.unwrap();
-    assert_eq!(stale.source, Source::Cache);
-    assert!(Arc::ptr_eq(&known.providers, &stale.providers));
-    // The clock stands still but for what is waited for.
-    let waited = begin.elapsed();
-    assert!(waited < std::time::Duration::from_secs(1), "{waited:?}");
-    // Whoever comes later does not wait a second time for the same answer.
-    let begin = tokio::time::Instant::now();
-    directory.resolve(&name(), usual).await.unwrap();
-    assert!(
-        begin.elapsed() < std::time::Duration::from_millis(10),
-        "{:?}",
-        begin.elapsed()
-    );
-}
-
 #[tokio::test]
 async fn a_host_that_cannot_be_looked_up_stays_what_it_was_and_keeps_no_other_from_being_called() {
     let peers = [Peer::echo().await, Peer::echo().await];
@@ -333,4 +300,96 @@ async fn a_host_has_the_addresses_of_one_family_when_the_other_is_not_answered_f
         .with_hosts(name(), [(peer.id(), host)]);
     let (_endpoint, builder) = caller(directory).await;
     assert_eq!(builder.build().call(name(), "x").await.unwrap(), "x");
+}
+
+// With `testing` the clock can be set.
+#[cfg(feature = "testing")]
+/// N3: name servers that say nothing, which is what they do when they or the way to them are down, delay a call now and then and
+/// fail none, as long as there is a list.
+#[tokio::test]
+async fn n3_silent_name_servers_fail_no_call_and_count_again_when_they_are_back() {
+    let peer = Peer::echo().await;
+    let dns = Dns::default();
+    let host: macula_rpc::Endpoint = format!("store.test:{}", port(&peer)).parse().unwrap();
+    dns.address("store.test");
+    let never: macula_rpc::ServiceName = "never.known".parse().unwrap();
+    let directory = DnsResolver::asking([dns.start().await])
+        .unwrap()
+        .with_hosts(name(), [(peer.id(), host.clone())])
+        .with_hosts(never.clone(), [(peer.id(), host)]);
+    let usual = ResolveOptions::default();
+    let known = directory.resolve(&name(), usual).await.unwrap();
+
+    dns.silent.store(true, SeqCst);
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(61)).await;
+    for _ in 0..20 {
+        let start = tokio::time::Instant::now();
+        // Whoever gives up sooner leaves the list to the others.
+        let service = name();
+        let _ = tokio::time::timeout(Duration::from_millis(10), directory.resolve(&service, usual)).await;
+        let stale = directory.resolve(&name(), usual).await.unwrap();
+        assert_eq!(stale.source, Source::Cache);
+        assert!(Arc::ptr_eq(&known.providers, &stale.providers));
+        assert!(start.elapsed() <= Duration::from_millis(1_020), "{:?}", start.elapsed());
+        tokio::time::advance(Duration::from_secs(2)).await;
+    }
+    let start = tokio::time::Instant::now();
+    let unknown = directory.resolve(&never, usual).await;
+    assert!(matches!(unknown, Err(ResolveError::Lookup(_))), "{unknown:?}");
+    assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+
+    tokio::time::advance(Duration::from_secs(20)).await;
+    tokio::time::resume();
+    dns.silent.store(false, SeqCst);
+    let refresh = usual.with_force_refresh(true);
+    let back = directory.resolve(&name(), refresh).await.unwrap();
+    assert_eq!(back.source, Source::Dns);
+    assert_eq!(directory.resolve(&never, usual).await.unwrap().providers.len(), 1);
+}
+
+#[tokio::test]
+async fn a_host_that_cannot_be_looked_up_does_not_keep_the_others_from_being_called() {
+    let peers = [Peer::echo().await, Peer::echo().await, Peer::echo().await];
+    let dns = Dns::default();
+    let hosts = ["one.test", "two.test", "three.test"];
+    let targets: Vec<_> = hosts
+        .iter()
+        .zip(&peers)
+        .map(|(host, peer)| (0, port(peer), *host))
+        .collect();
+    dns.srv("c.test", &targets);
+    for (host, peer) in hosts.iter().zip(&peers) {
+        dns.id(host, peer.id());
+        dns.address(host);
+    }
+    // One has no id to be had, one no addresses, and a server that knows nothing of IPv6 says so for the third.
+    let broken = [
+        ("one.test", TXT),
+        ("two.test", A),
+        ("two.test", AAAA),
+        ("three.test", AAAA),
+    ];
+    for (host, kind) in broken {
+        dns.fail_for(host, kind);
+    }
+    let directory = DnsResolver::asking([dns.start().await])
+        .unwrap()
+        .with_srv(name(), "c.test")
+        .with_hosts(
+            "by.host".parse().unwrap(),
+            [&peers[1], &peers[2]]
+                .into_iter()
+                .zip(&hosts[1..])
+                .map(|(peer, host)| (peer.id(), format!("{host}:{}", port(peer)).parse().unwrap())),
+        );
+    for service in [name(), "by.host".parse().unwrap()] {
+        let found = directory.resolve(&service, ResolveOptions::default()).await.unwrap();
+        let ids: Vec<_> = found.providers.iter().map(|it| it.node_id).collect();
+        assert_eq!(ids, [peers[2].id()], "{service}");
+    }
+    dns.fail_for("three.test", A);
+    let refresh = ResolveOptions::default().with_force_refresh(true);
+    let stale = directory.resolve(&name(), refresh).await.unwrap();
+    assert_eq!((stale.source, stale.providers.len()), (Source::Cache, 1));
 }

@@ -1,8 +1,15 @@
 //! A service's own limit, and tower's layers before a service.
 
-use std::{future::pending, sync::Arc};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+};
 
-use macula_rpc::{Cause, Limited, Request, RetryPolicy, Status, Strategy};
+use futures::stream;
+use macula_rpc::{CallError, Cause, Limited, Request, Requests, RetryPolicy, Server, Status, StatusCode, Strategy};
 use tokio::sync::mpsc;
 
 use crate::mesh::{Peer, caller, directory, name, serving};
@@ -154,4 +161,67 @@ mod tower {
         let error = builder.build().call(name(), "").await.unwrap_err();
         assert!(matches!(&error.attempts()[0].cause, Cause::Refused(_)), "{error}");
     }
+}
+
+/// F6: what a provider says beside its code must not decide whether the call runs again elsewhere.
+#[tokio::test]
+async fn f6_a_final_status_that_says_too_much_is_final_all_the_same() {
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        peers.push(
+            Peer::with(|what| {
+                let wrong = Status::invalid_argument("wrong ✓ ".repeat(3_000));
+                Err(match &what[..] {
+                    b"message" => wrong,
+                    b"details" => Status::invalid_argument("wrong").with_details(vec![0; 20_000]),
+                    b"bytes" => Status::invalid_argument("wrong")
+                        .with_metadata([("key", vec![0; 20_000])].into_iter().collect()),
+                    _ => Status::invalid_argument("wrong")
+                        .with_metadata((0..1000).map(|n| (format!("k{n}"), "v")).collect()),
+                })
+            })
+            .await,
+        );
+    }
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.build();
+    for what in ["message", "details", "bytes", "entries"] {
+        let before: usize = peers.iter().map(Peer::calls).sum();
+        let error = client.call(name(), what).await.unwrap_err();
+        let CallError::Answered { status, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(status.code(), StatusCode::InvalidArgument);
+        assert!(status.message().starts_with("wrong"), "{status}");
+        assert!(
+            status.message().len() < 2_000 && status.message().contains("at most 16384 bytes"),
+            "{status}"
+        );
+        assert_eq!(peers.iter().map(Peer::calls).sum::<usize>(), before + 1, "{what}");
+    }
+}
+
+/// The caller asks in a way that the service does not answer, whoever provides it: one of them says so for all.
+#[tokio::test]
+async fn f6_a_call_of_a_service_that_streams_its_reply_runs_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        let peer = Peer::bare(Server::new()).await;
+        let calls = Arc::clone(&calls);
+        let two = move |_: Request<Requests>| {
+            calls.fetch_add(1, SeqCst);
+            async { Ok::<_, Status>(stream::iter(["one", "two"].map(Ok::<_, Status>))) }
+        };
+        peer.server.serve_streaming(name(), two).unwrap();
+        peers.push(peer);
+    }
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let error = builder.build().call(name(), "").await.unwrap_err();
+    assert!(
+        matches!(&error, CallError::Answered { status, .. } if status.code() == StatusCode::FailedPrecondition),
+        "{error}"
+    );
+    assert!(error.to_string().contains("open the call as a stream"), "{error}");
+    assert_eq!(calls.load(SeqCst), 1);
 }

@@ -17,6 +17,10 @@ mod observed;
 mod options;
 mod predecessor;
 mod pushback;
+#[cfg(feature = "testing")]
+mod requests;
+#[cfg(feature = "testing")]
+mod routed;
 mod streaming;
 #[cfg(feature = "testing")]
 mod testing;

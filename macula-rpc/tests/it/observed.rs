@@ -396,4 +396,29 @@ mod metrics {
         assert_eq!(durations["macula.rpc.attempt.duration api.compute"], 2);
         assert_eq!(durations["rpc.server.call.duration api.compute"], 2);
     }
+
+    /// A recorder keeps every label's value for ever, and peers may make up as many names as they like.
+    #[cfg(feature = "testing")]
+    #[tokio::test(start_paused = true)]
+    async fn names_that_peers_make_up_are_no_labels() {
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let (mesh, client, _kept) = crate::routed::routed().await;
+        mesh.node("a")
+            .serve("api.real", async |_: Request| Ok::<_, Status>("real"));
+        assert_eq!(client.call("api.real", "").await.unwrap(), "real");
+        let mut attempts = BTreeMap::new();
+        for (key, _, _, value) in snapshots.snapshot().into_vec() {
+            let service = key.key().labels().find(|label| label.key() == "rpc.service");
+            if let ("macula.rpc.attempts", Some(service), DebugValue::Counter(count)) =
+                (key.key().name(), service, value)
+            {
+                *attempts.entry(service.value().to_owned()).or_insert(0) += count;
+            }
+        }
+        // The caller's own, and the router's.
+        let both = [("_OTHER".to_owned(), 1), ("api.real".to_owned(), 1)];
+        assert_eq!(attempts, BTreeMap::from(both));
+    }
 }

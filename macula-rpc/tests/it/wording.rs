@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use macula_rpc::{CallError, Request, RetryPolicy, Status, StatusCode, testing::Mesh, typed};
+use macula_rpc::{CallError, Metadata, Request, RetryPolicy, Status, StatusCode, testing::Mesh, typed};
 
 use crate::mesh::name;
 
@@ -121,6 +121,11 @@ async fn a_name_a_size_and_a_message_that_cannot_be() {
     says(
         &client.call(name(), vec![0; 5 << 20]).await.unwrap_err(),
         "the request has 5242880 bytes, more than the 4194304 a message may have; send it in parts",
+    );
+    let many: Metadata = (0..200).map(|n| (format!("k{n}"), "v")).collect();
+    says(
+        &client.request(name()).metadata(many).send("").await.unwrap_err(),
+        "the call's metadata is too large with 2151 bytes: a message may have 16384 bytes and 128 entries beside its payload",
     );
     #[cfg(feature = "json")]
     says(

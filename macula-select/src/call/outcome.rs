@@ -115,6 +115,8 @@ pub enum StopReason {
     Pushback,
     /// Too large a share of calls is being retried already.
     BudgetExhausted,
+    /// The call has begun, and what was sent or received of it is not to be had again.
+    Begun,
 }
 
 impl StopReason {
@@ -125,6 +127,7 @@ impl StopReason {
             Self::BudgetExhausted => {
                 "too many calls to this service fail to retry them all; look at the providers' health"
             }
+            Self::Begun => "what was sent of the call cannot be sent again",
         }
     }
 }

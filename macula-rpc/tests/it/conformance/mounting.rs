@@ -116,6 +116,42 @@ async fn an_interceptor_of_the_server_sees_the_peer_and_may_refuse() {
     mesh.stub().empty_call(known).await.unwrap();
 }
 
+/// F7: over HTTP/2 the deadline is in the metadata. Here it is what is left of it, and nothing for a call without.
+#[tokio::test]
+async fn f7_a_handler_sees_how_much_time_its_caller_has() {
+    let (told, mut seen) = mpsc::unbounded_channel();
+    let tell = move |request: Request<()>| {
+        let timeout = request.metadata().get("grpc-timeout");
+        let micros = timeout.map(|it| it.to_str().unwrap().trim_end_matches('u').parse::<u64>().unwrap());
+        told.send(micros).unwrap();
+        Ok(request)
+    };
+    let served = ConformanceServer::with_interceptor(service("told"), tell);
+    let mesh = mesh_of(served.clone()).await;
+    let here = Server::new();
+    here.serve_tonic(served).unwrap();
+    let (_endpoint, builder) = caller(StaticResolver::new()).await;
+    let local = builder.local_first(here).build();
+    for channel in [mesh.channel(), Channel::new(local)] {
+        ConformanceClient::new(channel.clone())
+            .empty_call(Empty {})
+            .await
+            .unwrap();
+        assert_eq!(seen.recv().await.unwrap(), None);
+        let mut request = Request::new(Empty {});
+        request.set_timeout(Duration::from_secs(50));
+        ConformanceClient::new(channel.clone())
+            .empty_call(request)
+            .await
+            .unwrap();
+        let left = seen.recv().await.unwrap().unwrap();
+        assert!((1_000_000..=50_001_000).contains(&left), "{left}");
+        let channel = channel.with_timeout(Duration::from_secs(50));
+        ConformanceClient::new(channel).empty_call(Empty {}).await.unwrap();
+        assert!(seen.recv().await.unwrap().is_some());
+    }
+}
+
 #[tokio::test]
 async fn interceptors_and_message_limits_work_as_over_http() {
     let mesh = Mesh::start(1).await;

@@ -418,6 +418,7 @@ impl Watched {
                     StopReason::BudgetExhausted => {
                         assert!(fate.is_some_and(|fate| self.options.policy.retries(&fate)), "law 24");
                     }
+                    StopReason::Begun => panic!("this shell can always send again, and never says otherwise"),
                 }
                 let definitive = *reason == StopReason::Definitive;
                 assert!(
