@@ -2,11 +2,15 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use macula_dht::AdvertiseError;
-use macula_rpc::{Handler, ServeError, Strategy, StreamHandler};
+use macula_rpc::{
+    BudgetConfig, ClientBuilder, DEFAULT_MAX_CONCURRENT_CALLS, Handler, Propagate, ServeError, Server, Strategy,
+    StreamHandler,
+};
 use macula_transport::{BindError, Identity, IdentityError};
 use macula_wire::{
     Advertisement, DEFAULT_TTL, Endpoint, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
@@ -34,7 +38,12 @@ pub struct NodeBuilder {
     pub(crate) ttl: Duration,
     pub(crate) weight: u32,
     pub(crate) zone: Option<String>,
-    pub(crate) strategy: Strategy,
+    strategy: Strategy,
+    timeout: Option<Duration>,
+    attempt_timeout: Option<Duration>,
+    retry_budget: Option<BudgetConfig>,
+    propagate: Option<Arc<dyn Propagate>>,
+    max_concurrent_calls: usize,
     pub(crate) services: Vec<Result<Registration, NameError>>,
     #[cfg(feature = "tonic")]
     pub(crate) schemas: Vec<bytes::Bytes>,
@@ -107,6 +116,11 @@ impl NodeBuilder {
             weight: 1,
             zone: None,
             strategy: Strategy::default(),
+            timeout: None,
+            attempt_timeout: None,
+            retry_budget: None,
+            propagate: None,
+            max_concurrent_calls: DEFAULT_MAX_CONCURRENT_CALLS,
             services: Vec::new(),
             #[cfg(feature = "tonic")]
             schemas: Vec::new(),
@@ -187,6 +201,67 @@ impl NodeBuilder {
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.strategy = strategy;
         self
+    }
+
+    /// Sets how long this node's calls may take; 10 s without it.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how long this node's calls wait for one provider; 3 s without it.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how many retries this node's calls may make beyond their first attempts (F9).
+    pub fn retry_budget(mut self, budget: BudgetConfig) -> Self {
+        self.retry_budget = Some(budget);
+        self
+    }
+
+    /// Sends with this node's calls the trace they belong to, and tells the spans of those it serves, as
+    /// [`ClientBuilder::propagate`] and [`Server::propagate`] do.
+    pub fn propagate(mut self, propagate: impl Propagate) -> Self {
+        self.propagate = Some(Arc::new(propagate));
+        self
+    }
+
+    /// Sets how many calls of services run at a time; those beyond are refused and go elsewhere.
+    pub fn max_concurrent_calls(mut self, max: usize) -> Self {
+        self.max_concurrent_calls = max;
+        self
+    }
+
+    /// The server of the node's services, as it was asked for.
+    pub(crate) fn server(&self) -> Server {
+        let server = Server::with_max_concurrent_calls(self.max_concurrent_calls);
+        if let Some(propagate) = &self.propagate {
+            server.propagate(Arc::clone(propagate));
+        }
+        server
+    }
+
+    /// What makes the node's calls, as it was asked for.
+    pub(crate) fn calling(&self, mut client: ClientBuilder) -> ClientBuilder {
+        client = client.strategy(self.strategy);
+        if let Some(zone) = &self.zone {
+            client = client.zone(zone);
+        }
+        if let Some(timeout) = self.timeout {
+            client = client.timeout(timeout);
+        }
+        if let Some(timeout) = self.attempt_timeout {
+            client = client.attempt_timeout(timeout);
+        }
+        if let Some(budget) = self.retry_budget {
+            client = client.retry_budget(budget);
+        }
+        match &self.propagate {
+            Some(propagate) => client.propagate(Arc::clone(propagate)),
+            None => client,
+        }
     }
 
     /// Puts the node on a network in memory, whose time its records are dated by.

@@ -16,8 +16,9 @@ pub use data::DataError;
 pub use directory::{DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport};
 pub use macula_dht::{AdvertiseError, Refusal};
 pub use macula_rpc::{
-    Answer, AnswerSource, Attempt, CallBuilder, CallError, Cause, Client, Handler, Metadata, Provider, Pushback,
-    Replies, Request, Requests, Response, RetryPolicy, Server, Source, Status, StatusCode, Strategy, StreamHandler,
+    Answer, AnswerSource, Attempt, Backoff, BudgetConfig, CallBuilder, CallError, Cause, Client, Handler, Hedge,
+    Limited, Metadata, Propagate, Provider, Pushback, Replies, Request, Requests, Response, RetryPolicy, Server,
+    Source, Status, StatusCode, StopReason, Strategy, StreamHandler, TraceContext, W3c, typed,
 };
 #[cfg(feature = "tonic")]
 pub use macula_rpc::{Channel, TonicServices};

@@ -87,7 +87,7 @@ impl Node {
         NodeBuilder::new()
     }
 
-    pub(crate) async fn start(builder: NodeBuilder) -> Result<Self, StartError> {
+    pub(crate) async fn start(mut builder: NodeBuilder) -> Result<Self, StartError> {
         let (role, dht_role, listen) = match builder.mode {
             Mode::Node => {
                 let anywhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
@@ -103,7 +103,7 @@ impl Node {
         let (now, seed) = (builder.unix_ms(), builder.seed()?);
         let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, now, seed);
         let (identity, (directory, mut driver, progress, reached)) = builder.with_kept(make).await?;
-        let server = Server::new();
+        let server = builder.server();
         #[cfg(feature = "tonic")]
         let inspection = Inspection::new(&server, builder.schemas.clone())?;
         #[cfg(not(feature = "tonic"))]
@@ -139,7 +139,8 @@ impl Node {
             advertisement: builder.advertisement(&endpoints),
             services: Arc::default(),
         };
-        for registration in builder.services {
+        let services = std::mem::take(&mut builder.services);
+        for registration in services {
             for service in registration?(&server)? {
                 driver.advertise(
                     ServiceKey::new(&builder.realm, &service),
@@ -150,15 +151,10 @@ impl Node {
             }
         }
 
-        let client = Client::builder(&transport, directory.resolver(builder.realm))
+        let client = Client::builder(&transport, directory.resolver(builder.realm.clone()))
             .local_first(server.clone())
-            .routers(reached)
-            .strategy(builder.strategy);
-        let client = match &builder.zone {
-            Some(zone) => client.zone(zone),
-            None => client,
-        };
-        let client = client.build();
+            .routers(reached);
+        let client = builder.calling(client).build();
         server.route_through(&client);
         let task = tokio::spawn(driver.run(transport.pool()));
         let inner = Inner {

@@ -5,7 +5,7 @@
 //!
 //! Left out: recording. Spans are `tracing`'s; whoever exports them implements [`Propagate`] so that both sides' spans meet.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, sync::Arc};
 
 use macula_transport::Metadata;
 use tracing::Span;
@@ -143,6 +143,16 @@ pub trait Propagate: Send + Sync + 'static {
     /// Tells a served call's span where it belongs.
     fn incoming(&self, span: &Span, context: TraceContext) {
         let _ = (span, context);
+    }
+}
+
+impl<P: Propagate + ?Sized> Propagate for Arc<P> {
+    fn outgoing(&self, span: &Span, current: Option<TraceContext>) -> Option<TraceContext> {
+        (**self).outgoing(span, current)
+    }
+
+    fn incoming(&self, span: &Span, context: TraceContext) {
+        (**self).incoming(span, context);
     }
 }
 
