@@ -147,7 +147,8 @@ impl Client {
         allowed: Duration,
         mut requests: MessageStream,
     ) -> Result<Replies, CallError> {
-        options.attempt_timeout.get_or_insert(allowed);
+        let attempt = self.shared.defaults.stream_attempt_timeout.unwrap_or(allowed);
+        options.attempt_timeout.get_or_insert(attempt);
         let watched = Watched::start(self, service, options);
         let work = async {
             // A message that is there already travels with the head.
