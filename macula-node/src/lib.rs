@@ -16,13 +16,12 @@ pub use data::DataError;
 pub use directory::{DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport};
 pub use macula_dht::{AdvertiseError, Refusal};
 pub use macula_rpc::{
-    Answer, AnswerSource, Attempt, CallBuilder, CallError, Cause, Client, ClientBuilder, Handler, Metadata, Propagate,
-    Provider, Pushback, Replies, Request, Requests, Response, RetryPolicy, Server, Source, Status, StatusCode,
-    Strategy, StreamHandler, W3c,
+    Answer, AnswerSource, Attempt, Backoff, BudgetConfig, CallBuilder, CallError, Cause, Client, ClientBuilder,
+    Handler, Hedge, Limited, Metadata, Propagate, Provider, Pushback, Replies, Request, Requests, Response,
+    RetryPolicy, Server, Source, Status, StatusCode, StopReason, Strategy, StreamHandler, TraceContext, W3c, typed,
 };
 #[cfg(feature = "tonic")]
 pub use macula_rpc::{Channel, TonicServices};
-pub use macula_select::BudgetConfig;
 pub use macula_transport::{
     BindError, Config as TransportConfig, DialError, Identity, IdentityError, Limits, PoolConfig, PoolStats, Timers,
 };

@@ -4,8 +4,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use macula_node::{BootstrapAddr, Node};
-use macula_rpc::{Request, Status};
+use macula_node::{BootstrapAddr, BudgetConfig, ClientBuilder, Node, NodeBuilder, Request, Status, W3c};
 use macula_transport::{
     Identity,
     testing::{Link, Network},
@@ -172,4 +171,55 @@ async fn a_client_leaves_at_once() {
     // The node it called has heard of it.
     tokio::time::sleep(A_MOMENT).await;
     assert_eq!(first.transport_stats().connections, 0);
+}
+
+/// S3, F7, F9, F5: what a client and a server can be told, a node is told.
+#[tokio::test(start_paused = true)]
+async fn a_nodes_calls_and_services_are_as_it_was_told() {
+    let network = Network::new(9);
+    let start = async |n: u8, node: NodeBuilder| {
+        let first = BootstrapAddr::from(macula_wire::Endpoint::try_from(addr(1)).unwrap());
+        let identity = Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN]));
+        let node = node.network(&network).identity(identity).listen(addr(n));
+        let node = node.bootstrap((n > 1).then_some(first)).start().await.unwrap();
+        node.join().await.unwrap();
+        node
+    };
+    let traced = async |request: Request| {
+        let trace = request.metadata().get("traceparent").cloned();
+        Ok::<_, Status>(trace.unwrap_or_default())
+    };
+    let never = async |_: Request| std::future::pending::<Result<String, Status>>().await;
+    let _serving = start(
+        1,
+        Node::builder().serve("demo.trace", traced).serve("demo.never", never),
+    )
+    .await;
+    let full = Node::builder().max_concurrent_calls(0).serve("demo.full", traced);
+    let _full = start(2, full).await;
+    let nothing = BudgetConfig {
+        ratio: 0.0,
+        per_second: 0.0,
+        ..BudgetConfig::default()
+    };
+    let calls = move |calls: ClientBuilder| {
+        calls
+            .timeout(Duration::from_secs(2))
+            .attempt_timeout(Duration::from_secs(1))
+            .retry_budget(nothing)
+    };
+    let told = Node::builder().calls(calls).propagate(W3c);
+    let (told, plain) = (start(3, told).await, start(4, Node::builder()).await);
+    pass(Duration::from_secs(10)).await;
+
+    assert!(told.call("demo.trace", "").await.unwrap().starts_with(b"00-"));
+    assert_eq!(plain.call("demo.trace", "").await.unwrap(), "");
+    let refused = plain.call("demo.full", "").await.unwrap_err();
+    assert!(refused.to_string().contains("runs 0 calls already"), "{refused}");
+    for (node, within) in [(&told, 1), (&plain, 3)] {
+        let start = tokio::time::Instant::now();
+        node.call("demo.never", "").await.unwrap_err();
+        let took = start.elapsed().as_secs_f64();
+        assert!((took - f64::from(within)).abs() < 0.2, "{took}");
+    }
 }

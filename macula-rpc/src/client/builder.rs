@@ -44,6 +44,7 @@ impl ClientBuilder {
             strategy: Strategy::default(),
             timeout: DEFAULT_TIMEOUT,
             attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
+            stream_attempt_timeout: None,
             zone: None,
             budget: BudgetConfig::default(),
         };
@@ -76,15 +77,18 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how long a call may take; [`DEFAULT_TIMEOUT`] without it.
+    /// Sets how long a call may take; [`DEFAULT_TIMEOUT`] without it. Streams and stubs' calls may last, and are given a timeout one by
+    /// one.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.defaults.timeout = timeout.min(MAX_CALL_TIMEOUT);
         self
     }
 
-    /// Sets how long one provider is waited for; [`DEFAULT_ATTEMPT_TIMEOUT`] without it.
+    /// Sets how long one provider is waited for; [`DEFAULT_ATTEMPT_TIMEOUT`] without it. For the first message of a stream's reply,
+    /// and of a stub's, one provider is waited for as long as the call may take without it.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.defaults.attempt_timeout = timeout.min(MAX_CALL_TIMEOUT);
+        self.defaults.stream_attempt_timeout = Some(self.defaults.attempt_timeout);
         self
     }
 

@@ -150,7 +150,8 @@ impl Client {
         mut requests: MessageStream,
         begun: Option<Watched>,
     ) -> Result<Replies, CallError> {
-        options.attempt_timeout.get_or_insert(allowed);
+        let attempt = self.shared.defaults.stream_attempt_timeout.unwrap_or(allowed);
+        options.attempt_timeout.get_or_insert(attempt);
         let (watched, now) = match begun {
             // A handler may have taken its time to refuse.
             Some(watched) => (watched, engine::now()),

@@ -75,6 +75,8 @@ struct Defaults {
     strategy: Strategy,
     timeout: Duration,
     attempt_timeout: Duration,
+    /// The same for streams, whose first message may take long by its nature: only when it was given.
+    stream_attempt_timeout: Option<Duration>,
     zone: Option<Zone>,
     budget: macula_select::BudgetConfig,
 }

@@ -306,6 +306,7 @@ mod tests {
             strategy: macula_select::Strategy::First,
             timeout: DEFAULT_TIMEOUT,
             attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
+            stream_attempt_timeout: None,
             zone: None,
             budget: macula_select::BudgetConfig::default(),
         };
@@ -352,6 +353,7 @@ mod tests {
             strategy: macula_select::Strategy::First,
             timeout: DEFAULT_TIMEOUT,
             attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
+            stream_attempt_timeout: None,
             zone: None,
             budget: macula_select::BudgetConfig::default(),
         };

@@ -69,8 +69,9 @@ impl MeshNode {
         self
     }
 
-    /// A client that calls from this node, with the defaults of every client. What the node serves itself is called over the
-    /// network too, like any other provider.
+    /// A client that calls from this node, with the defaults of every client. A node does not dial itself, so what it serves is called at
+    /// others; one that is to serve its own calls, as a node of `macula-node` does, has
+    /// `client_builder().local_first(node.server())`.
     ///
     /// # Panics
     /// When the node does not run.

@@ -36,8 +36,8 @@ use crate::{
 /// let reply = greeter.say_hello(HelloRequest { name: "mesh".into() }).await?;
 /// ```
 ///
-/// As in tonic, a call has no deadline unless the request has a timeout. Without one of its own an attempt has the call's
-/// time: a service that takes long is not called twice.
+/// As in tonic, a call has no deadline unless the request has a timeout. Without one of its own, or one that its client was given, an
+/// attempt has the call's time: a service that takes long is not called twice.
 #[derive(Clone)]
 pub struct Channel {
     client: Client,

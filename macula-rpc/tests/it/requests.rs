@@ -72,6 +72,30 @@ async fn a_stream_of_requests_is_not_asked_again_after_its_end() {
     assert_eq!(*read.lock().unwrap(), [("a", 3, 30), ("b", 3, 30)]);
 }
 
+/// F7: what a client is told of all its calls holds for streams; without it their first message may take long.
+#[tokio::test(start_paused = true)]
+async fn f7_a_client_s_time_for_one_provider_is_that_of_its_streams() {
+    let mesh = Mesh::new(13);
+    mesh.node("a")
+        .serve_streaming("text.first", async |_: Request<Requests>| {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Ok::<_, Status>(stream::iter([Ok::<_, Status>("slow")]))
+        });
+    mesh.node("b")
+        .serve_streaming("text.first", async |_: Request<Requests>| {
+            Ok::<_, Status>(stream::iter([Ok::<_, Status>("fast")]))
+        });
+    for (given, answers) in [(None, "slow"), (Some(Duration::from_secs(1)), "fast")] {
+        let builder = mesh.node("caller").client_builder().strategy(Strategy::First);
+        let client = match given {
+            Some(timeout) => builder.attempt_timeout(timeout).build(),
+            None => builder.build(),
+        };
+        let mut replies = client.request("text.first").stream(stream::empty()).await.unwrap();
+        assert_eq!(replies.next().await.unwrap().unwrap(), answers);
+    }
+}
+
 /// F10: there is one stream of requests, and a second attempt beside the first would have the rest of it for all.
 #[tokio::test(start_paused = true)]
 async fn f10_a_stream_of_requests_is_not_hedged() {

@@ -225,6 +225,19 @@ async fn a_killed_node_has_no_client() {
     let _ = mesh.node("a").client();
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_node_serves_its_own_calls_when_its_client_is_told_to_and_does_not_dial_itself() {
+    let mesh = mesh(9, &["a"]);
+    let node = mesh.node("a");
+    let error = node.client().call("api.compute", "").await.unwrap_err();
+    assert!(error.to_string().contains("is this node itself"), "{error}");
+    let home = node.client_builder().local_first(node.server()).build();
+    assert_eq!(answers(&home, 1).await, ["a"]);
+    mesh.node("b")
+        .serve("api.compute", async |_: Request| Ok::<_, Status>("b"));
+    assert!(answers(&node.client(), 5).await.iter().all(|answer| answer == "b"));
+}
+
 /// Generated clients and servers: the same failover, in the same paused time.
 #[cfg(feature = "tonic")]
 #[tokio::test(start_paused = true)]
