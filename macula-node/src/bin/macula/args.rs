@@ -11,6 +11,11 @@ use crate::serve::Serve;
 #[derive(Debug, Parser)]
 #[command(name = "macula", version, propagate_version = true, arg_required_else_help = true)]
 pub(crate) struct Cli {
+    /// A TOML file with options: each under its name, for every command that has it, or in a table named like its command.
+    ///
+    /// What is typed goes before the environment, and that before the file.
+    #[arg(long, value_name = "FILE", env = "MACULA_CONFIG", global = true)]
+    pub(crate) config: Option<PathBuf>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -46,7 +51,9 @@ pub(crate) fn command() -> clap::Command {
             .is_some_and(|value| value.is_empty());
         if is_empty { arg.env(Resettable::Reset) } else { arg }
     };
-    Cli::command().mut_subcommands(|command| command.mut_args(heed))
+    Cli::command()
+        .mut_args(heed)
+        .mut_subcommands(|command| command.mut_args(heed))
 }
 
 /// How to get into the mesh.
@@ -95,6 +102,12 @@ pub(crate) struct NodeArgs {
     /// and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied), and else as a failure that is.
     #[arg(long, value_name = "NAME=echo|exec:COMMAND")]
     pub(crate) serve: Vec<Serve>,
+    /// Where the node runs, such as a data centre: callers of the same zone prefer it.
+    #[arg(long, value_name = "NAME", env = "MACULA_ZONE")]
+    pub(crate) zone: Option<String>,
+    /// The node's capacity in relation to others', for the weighted strategies.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), env = "MACULA_WEIGHT")]
+    pub(crate) weight: u32,
     /// How long the node's provider records are valid without being renewed, 20 to 3600.
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(20..=3600), env = "MACULA_TTL")]
     pub(crate) ttl: u64,

@@ -1,6 +1,6 @@
 //! How a command fails: one line on standard error, and an exit code that a script can tell apart.
 
-use std::{fmt::Display, io::Write, process::ExitCode};
+use std::{fmt::Display, io::Write, path::Path, process::ExitCode};
 
 use clap::error::{ContextKind, ContextValue};
 use macula_node::{CallError, StartError};
@@ -103,14 +103,23 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
             ExitCode::from(2)
         };
     }
-    let text = error.render().to_string();
-    let what = text.split("\n\n").next().unwrap_or(&text);
-    let what = what.strip_prefix("error: ").unwrap_or(what);
+    let what = what(error);
     match variable_of(error) {
         Some(variable) => Failure::usage(format!("{what} (the value is that of {variable}); see `macula --help`")),
         None => Failure::usage(format!("{what}; see `macula --help`")),
     }
     .report()
+}
+
+/// Reports what is wrong with a configuration file.
+pub(crate) fn usage_in(file: &Path, error: &clap::Error) -> ExitCode {
+    Failure::usage(format!("{}: {}", file.display(), what(error))).report()
+}
+
+fn what(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let what = text.split("\n\n").next().unwrap_or(&text);
+    what.strip_prefix("error: ").unwrap_or(what).to_owned()
 }
 
 /// The environment variable that the wrong value of an option comes from, when the option is not on the command line.

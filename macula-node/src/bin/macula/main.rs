@@ -2,6 +2,7 @@
 
 mod args;
 mod call;
+mod config;
 mod demo;
 mod failure;
 mod health;
@@ -24,16 +25,34 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let parsed = args::command().try_get_matches();
-    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+    let cli = match parse() {
         Ok(cli) => cli,
-        Err(error) => return failure::usage(&error),
+        Err(code) => return code,
     };
     start_logging(&cli.command);
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
+}
+
+/// What is asked for: by the command line, the environment, and the configuration file if there is one.
+fn parse() -> Result<Cli, ExitCode> {
+    let typed = args::command();
+    let read = |command: clap::Command| {
+        let matches = command.try_get_matches()?;
+        Cli::from_arg_matches(&matches)
+    };
+    let Some(file) = config::named(&typed) else {
+        return read(typed).map_err(|error| failure::usage(&error));
+    };
+    let command = config::with_file(typed.clone(), &file);
+    let command = command.map_err(|error| Failure::usage(failure::chain(&error)).report())?;
+    read(command).map_err(|error| match read(typed) {
+        // What is typed is right: it is the file that is not.
+        Ok(_) => failure::usage_in(&file, &error),
+        Err(error) => failure::usage(&error),
+    })
 }
 
 /// Logs go to standard error: what `RUST_LOG` asks for, or a node's warnings. Other commands say themselves what is wrong, in

@@ -45,7 +45,11 @@ async fn start(args: &NodeArgs) -> Result<Node, Failure> {
         .listen(args.listen)
         .advertise(args.advertise.clone())
         .bootstrap(args.mesh.bootstrap.clone())
+        .weight(args.weight)
         .ttl(Duration::from_secs(args.ttl));
+    if let Some(zone) = &args.zone {
+        builder = builder.zone(zone);
+    }
     if let Some(file) = &args.identity {
         builder = builder.identity(Identity::load_or_generate(file).map_err(|error| Failure::other(chain(&error)))?);
     }

@@ -129,6 +129,9 @@ async fn spawn(
         "MACULA_ADVERTISE",
         "MACULA_TTL",
         "MACULA_DATA",
+        "MACULA_ZONE",
+        "MACULA_WEIGHT",
+        "MACULA_CONFIG",
     ] {
         command.env_remove(variable);
     }
