@@ -150,7 +150,7 @@ impl Node {
             }
         }
 
-        let client = Client::builder(&transport, directory.resolver(builder.realm))
+        let client = Client::builder(&transport, directory.clone())
             .local_first(server.clone())
             .routers(reached)
             .strategy(builder.strategy);
