@@ -4,6 +4,9 @@
 //! that is less; an empty one for [`CacheLimits::negative`]. For [`CacheLimits::stale`] after that it is still served while
 //! somebody refreshes it.
 //!
+//! When there is no room for another key, the one goes that was used least recently, among those not used since they were last passed
+//! over (the second chance of the clock algorithm: a hit is noted and moves nothing).
+//!
 //! **Invariants:** no record is handed out at or after its expiry (D4); at most one caller a key is told to look it up
 //! (single flight), and a caller who never reports back blocks the key for [`CacheLimits::flight`] at most.
 //!
@@ -22,7 +25,7 @@ use crate::Clock;
 /// How much a cache keeps, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheLimits {
-    /// The most keys; the least recently used one makes room.
+    /// The most keys; one that was not used lately makes room.
     pub keys: usize,
     /// How long an answer is fresh at most.
     pub fresh: Duration,
@@ -90,6 +93,8 @@ struct Entry {
     flight: Option<Instant>,
     /// The entry's place in the order of use.
     used: u64,
+    /// Whether it was used since it got that place.
+    used_again: bool,
 }
 
 #[derive(Debug)]
@@ -173,38 +178,45 @@ impl DirectoryCache {
 
     /// What is known of `key`.
     pub fn get(&mut self, now: Instant, key: &ServiceKey) -> Cached {
-        let limits = self.limits;
-        let entry = self.touch(key);
-        let answer = entry
-            .answer
-            .as_mut()
-            .filter(|answer| now < answer.fresh_until + limits.stale);
-        let cached = match answer {
-            None => {
-                entry.answer = None;
-                Cached::Miss(take_off(&mut entry.flight, now, limits.flight))
-            }
-            Some(answer) => {
-                answer.drop_expired(now);
-                match (answer.providers.is_empty(), now < answer.fresh_until) {
-                    (true, true) => Cached::Negative,
-                    (false, true) => Cached::Hit(Arc::clone(&answer.providers)),
-                    // That there was no provider is not served beyond its time.
-                    (true, false) => Cached::Miss(take_off(&mut entry.flight, now, limits.flight)),
-                    (false, false) => {
-                        let flight = take_off(&mut entry.flight, now, limits.flight);
-                        Cached::Stale(Arc::clone(&answer.providers), flight)
-                    }
-                }
-            }
-        };
-        match cached {
-            Cached::Hit(_) => self.counters.hits += 1,
-            Cached::Stale(..) => self.counters.stale += 1,
-            Cached::Negative => self.counters.negative_hits += 1,
-            Cached::Miss(_) => self.counters.misses += 1,
+        if let Some(cached) = self.at_hand(now, key) {
+            return cached;
         }
-        cached
+        self.counters.misses += 1;
+        let limit = self.limits.flight;
+        let entry = self.touch(key);
+        entry.answer = None;
+        Cached::Miss(take_off(&mut entry.flight, now, limit))
+    }
+
+    /// What can be served of `key` without waiting; `None` where [`DirectoryCache::get`] says [`Cached::Miss`], and then nobody is
+    /// told to look it up and nothing is counted.
+    pub fn at_hand(&mut self, now: Instant, key: &ServiceKey) -> Option<Cached> {
+        let entry = self.entries.get_mut(key)?;
+        let answer = entry.answer.as_mut()?;
+        if now < answer.fresh_until {
+            // As long as an answer is fresh nothing of it has expired.
+            debug_assert!(answer.expiries.iter().all(|&expiry| now < expiry));
+            entry.used_again = true;
+            return Some(if answer.providers.is_empty() {
+                self.counters.negative_hits += 1;
+                Cached::Negative
+            } else {
+                self.counters.hits += 1;
+                Cached::Hit(Arc::clone(&answer.providers))
+            });
+        }
+        if now >= answer.fresh_until + self.limits.stale {
+            return None;
+        }
+        answer.drop_expired(now);
+        // That there was no provider is not served beyond its time.
+        if answer.providers.is_empty() {
+            return None;
+        }
+        entry.used_again = true;
+        self.counters.stale += 1;
+        let flight = take_off(&mut entry.flight, now, self.limits.flight);
+        Some(Cached::Stale(Arc::clone(&answer.providers), flight))
     }
 
     /// Skips what is known of `key`: the caller wants a lookup.
@@ -261,20 +273,35 @@ impl DirectoryCache {
 
     /// The key's entry, made the most recently used one.
     fn touch(&mut self, key: &ServiceKey) -> &mut Entry {
-        self.uses += 1;
-        let uses = self.uses;
         if let Some(entry) = self.entries.get(key) {
             self.order.remove(&entry.used);
-        } else if self.entries.len() >= self.limits.keys.max(1)
-            && let Some((_, oldest)) = self.order.pop_first()
-        {
-            self.entries.remove(&oldest);
-            self.counters.evictions += 1;
+        } else if self.entries.len() >= self.limits.keys.max(1) {
+            self.make_room();
         }
-        self.order.insert(uses, *key);
+        self.uses += 1;
+        self.order.insert(self.uses, *key);
         let entry = self.entries.entry(*key).or_default();
-        entry.used = uses;
+        (entry.used, entry.used_again) = (self.uses, false);
         entry
+    }
+
+    /// Removes the key that was not used for longest. One that was used again takes its new place only now, so that its use costs no
+    /// more than a note; it has no second one until then, and the search ends.
+    fn make_room(&mut self) {
+        while let Some((_, oldest)) = self.order.pop_first() {
+            match self.entries.get_mut(&oldest) {
+                Some(entry) if entry.used_again => {
+                    self.uses += 1;
+                    (entry.used, entry.used_again) = (self.uses, false);
+                    self.order.insert(self.uses, oldest);
+                }
+                _ => {
+                    self.entries.remove(&oldest);
+                    self.counters.evictions += 1;
+                    return;
+                }
+            }
+        }
     }
 }
 

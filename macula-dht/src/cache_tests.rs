@@ -126,6 +126,63 @@ fn the_least_recently_used_key_makes_room() {
     assert!(matches!(cache.get(start, &key(2)), Cached::Miss(Flight::Lead)));
 }
 
+/// D7: whoever can be served is, the same as by `get`; and whoever cannot is not told to look the key up.
+#[test]
+fn d7_what_is_at_hand_is_counted_and_refreshed_and_what_is_not_leaves_no_trace() {
+    let mut f = Fixture::new();
+    let key = f.key;
+    assert!(f.cache.at_hand(f.at(0), &key).is_none());
+    assert_eq!((f.cache.counters(), f.cache.len()), (CacheCounters::default(), 0));
+    assert!(matches!(f.get(0), Cached::Miss(Flight::Lead)));
+    assert!(
+        f.cache.at_hand(f.at(0), &key).is_none(),
+        "it is looked up, and not known yet"
+    );
+
+    f.insert(0, vec![f.record(1, 0, 300)]);
+    let mut at_hand = |secs| f.cache.at_hand(f.start + Duration::from_secs(secs), &key);
+    assert!(matches!(at_hand(59), Some(Cached::Hit(p)) if p.len() == 1));
+    assert!(matches!(at_hand(60), Some(Cached::Stale(_, Flight::Lead))));
+    assert!(
+        matches!(at_hand(89), Some(Cached::Stale(_, Flight::Lead))),
+        "the first never reported"
+    );
+    assert!(matches!(at_hand(89), Some(Cached::Stale(_, Flight::Follow))));
+    assert!(at_hand(90).is_none());
+    f.insert(90, vec![]);
+    assert!(matches!(f.cache.at_hand(f.at(94), &key), Some(Cached::Negative)));
+    assert!(f.cache.at_hand(f.at(95), &key).is_none());
+    let counters = f.cache.counters();
+    assert_eq!(
+        (counters.hits, counters.stale, counters.negative_hits, counters.misses),
+        (1, 3, 1, 1)
+    );
+}
+
+#[test]
+fn a_key_that_is_hit_again_and_again_stays_while_others_come_and_go() {
+    let start = Instant::now();
+    let limits = CacheLimits {
+        keys: 4,
+        ..CacheLimits::default()
+    };
+    let mut cache = DirectoryCache::new(Clock::new(start, 0), limits);
+    let key = |n| ServiceKey::from_bytes([n; 32]);
+    cache.insert(start, &key(0), vec![]);
+    for other in 1..100 {
+        assert!(cache.at_hand(start, &key(0)).is_some());
+        cache.insert(start, &key(other), vec![]);
+        assert_eq!(cache.len(), usize::from(other).min(3) + 1);
+    }
+    assert_eq!(cache.counters().evictions, 96);
+    // With every key used again, one goes all the same.
+    for other in [0, 97, 98, 99] {
+        assert!(cache.at_hand(start, &key(other)).is_some());
+    }
+    cache.insert(start, &key(100), vec![]);
+    assert_eq!((cache.len(), cache.counters().evictions), (4, 97));
+}
+
 #[test]
 fn d1_providers_come_in_the_order_of_the_key() {
     let mut f = Fixture::new();

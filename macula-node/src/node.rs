@@ -155,7 +155,7 @@ impl Node {
             }
         }
 
-        let mut client = Client::builder(&transport, directory.resolver(builder.realm)).strategy(builder.strategy);
+        let mut client = Client::builder(&transport, directory.clone()).strategy(builder.strategy);
         if let Some(zone) = &builder.zone {
             client = client.zone(zone);
         }

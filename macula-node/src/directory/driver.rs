@@ -73,7 +73,7 @@ struct Lookup {
 impl Lookup {
     /// What has been found, in the list's order.
     fn so_far(&self) -> Arc<[Provider]> {
-        self.found.values().filter_map(super::provider).collect()
+        super::read(self.found.values())
     }
 
     fn add(&mut self, now: Instant, batch: Vec<VerifiedProvider>) {
@@ -132,7 +132,7 @@ impl Driver {
             unix_ms,
             seed,
         );
-        let (directory, commands) = Directory::new(core.clock());
+        let (directory, commands) = Directory::new(core.clock(), realm.clone());
         let (progress, watched) = watch::channel(None);
         let reached = Reached::default();
         let driver = Self {
@@ -419,7 +419,7 @@ impl Driver {
             QueryResult::NotFound | QueryResult::Nodes(_) => Ok(Vec::new()),
         };
         let answer = answer.map(|providers| {
-            let read: Arc<[Provider]> = providers.iter().filter_map(super::provider).collect();
+            let read = super::read(&providers);
             cache.found.insert(now(), &key, providers);
             read
         });

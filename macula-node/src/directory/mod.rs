@@ -11,8 +11,9 @@ mod requests;
 use std::{
     collections::HashMap,
     fmt,
+    future::ready,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -82,30 +83,83 @@ struct Shared {
     answered: Notify,
 }
 
-/// A list as it was found, and as callers take it.
-type ReadList = (Arc<[VerifiedProvider]>, Arc<[Provider]>);
-
-/// The cache, and its providers as callers take them.
+/// The cache, by the names that callers use.
 struct Cache {
     found: DirectoryCache,
-    /// The last list of each key and what it reads like, so that an unchanged answer is decoded once and stays the same `Arc`.
-    read: HashMap<ServiceKey, ReadList>,
+    realm: Realm,
+    /// Services lately found, at most as many as the cache has keys.
+    read: HashMap<ServiceName, Read>,
+}
+
+/// What a service's name and its last list read like: its key is hashed once, and an unchanged answer is decoded once and stays the
+/// same `Arc`.
+struct Read {
+    key: ServiceKey,
+    found: Arc<[VerifiedProvider]>,
+    providers: Arc<[Provider]>,
 }
 
 impl Cache {
-    fn read(&mut self, key: &ServiceKey, found: &Arc<[VerifiedProvider]>) -> Arc<[Provider]> {
-        if let Some((list, read)) = self.read.get(key)
-            && Arc::ptr_eq(list, found)
-        {
-            return Arc::clone(read);
+    fn key(&self, service: &ServiceName) -> ServiceKey {
+        match self.read.get(service) {
+            Some(read) => read.key,
+            None => ServiceKey::new(&self.realm, service),
         }
-        let read: Arc<[Provider]> = found.iter().filter_map(provider).collect();
-        if self.read.len() >= CacheLimits::default().keys {
-            self.read.clear();
-        }
-        self.read.insert(*key, (Arc::clone(found), Arc::clone(&read)));
-        read
     }
+
+    /// The answer that needs no waiting, and the key that the caller has to have looked up behind it.
+    fn at_hand(&mut self, now: Instant, service: &ServiceName) -> Option<(Arc<[Provider]>, Option<ServiceKey>)> {
+        let known = self.read.get_mut(service);
+        let key = match &known {
+            Some(read) => read.key,
+            None => ServiceKey::new(&self.realm, service),
+        };
+        let (found, due) = match self.found.at_hand(now, &key)? {
+            Cached::Hit(found) => (found, None),
+            Cached::Stale(found, Flight::Lead) => (found, Some(key)),
+            Cached::Stale(found, Flight::Follow) => (found, None),
+            Cached::Negative => return Some((Arc::default(), None)),
+            Cached::Miss(_) => return None,
+        };
+        let providers = match known {
+            Some(read) => read.providers(found),
+            None => self.read(service, key, found),
+        };
+        Some((providers, due))
+    }
+
+    /// Takes in a list of a service that had none, and gives its providers.
+    fn read(&mut self, service: &ServiceName, key: ServiceKey, found: Arc<[VerifiedProvider]>) -> Arc<[Provider]> {
+        if self.read.len() >= CacheLimits::default().keys {
+            // One makes room, not all: names that peers make up must not cost this node what it knows.
+            let any = self.read.keys().next().cloned();
+            any.and_then(|name| self.read.remove(&name));
+        }
+        let read = Read {
+            key,
+            providers: read(&*found),
+            found,
+        };
+        let providers = Arc::clone(&read.providers);
+        self.read.insert(service.clone(), read);
+        providers
+    }
+}
+
+impl Read {
+    /// The providers of this list, which mostly is the last one.
+    fn providers(&mut self, found: Arc<[VerifiedProvider]>) -> Arc<[Provider]> {
+        if !Arc::ptr_eq(&self.found, &found) {
+            self.providers = read(&*found);
+            self.found = found;
+        }
+        Arc::clone(&self.providers)
+    }
+}
+
+/// Records as callers take them.
+fn read<'a>(records: impl IntoIterator<Item = &'a VerifiedProvider>) -> Arc<[Provider]> {
+    records.into_iter().filter_map(provider).collect()
 }
 
 fn provider(record: &VerifiedProvider) -> Option<Provider> {
@@ -167,13 +221,14 @@ impl Shared {
 }
 
 impl Directory {
-    /// A directory whose core has this clock, and what its task takes commands from.
-    fn new(clock: Clock) -> (Self, mpsc::Receiver<Command>) {
+    /// A directory of this realm whose core has this clock, and what its task takes commands from.
+    fn new(clock: Clock, realm: Realm) -> (Self, mpsc::Receiver<Command>) {
         let (commands, waiting) = mpsc::channel(MAX_WAITING_COMMANDS);
         let found = DirectoryCache::new(clock, CacheLimits::default());
         let shared = Shared {
             cache: Mutex::new(Cache {
                 found,
+                realm,
                 read: HashMap::new(),
             }),
             stats: Mutex::default(),
@@ -202,57 +257,47 @@ impl Directory {
         answer.await.ok()
     }
 
-    /// The providers of a key and what knew them.
-    async fn find(&self, key: ServiceKey, options: ResolveOptions) -> Result<Resolved, ResolveError> {
+    /// The providers of a service, when they are known without waiting. A list that is due is refreshed behind it (D7).
+    fn known(&self, service: &ServiceName) -> Option<Resolved> {
         let now = tokio::time::Instant::now().into_std();
-        let (found, refresh) = {
-            let mut cache = self.shared.cache();
-            let cached = if options.force_refresh {
-                Cached::Miss(cache.found.force_refresh(now, &key))
-            } else {
-                cache.found.get(now, &key)
-            };
-            match cached {
-                Cached::Hit(found) => (Some(cache.read(&key, &found)), false),
-                Cached::Stale(found, flight) => (Some(cache.read(&key, &found)), flight == Flight::Lead),
-                Cached::Negative => (Some(Arc::default()), false),
-                Cached::Miss(_) => (None, true),
-            }
-        };
-        match found {
-            Some(providers) => {
-                if refresh
-                    && self
-                        .commands
-                        .try_send(Command::Lookup {
-                            key,
-                            wait: Wait::Nothing,
-                        })
-                        .is_err()
-                {
-                    self.shared.cache().found.abandon(&key);
-                }
-                Ok(Resolved {
-                    providers,
-                    source: Source::Cache,
-                })
-            }
-            None => {
-                let (reply, answer) = oneshot::channel();
-                let wait = if options.force_refresh {
-                    Wait::Whole(reply)
-                } else {
-                    Wait::Enough(reply)
-                };
-                let lookup = Command::Lookup { key, wait };
-                self.commands.send(lookup).await.map_err(|_| ResolveError::Closed)?;
-                let providers = answer.await.map_err(|_| ResolveError::Closed)??;
-                Ok(Resolved {
-                    providers,
-                    source: Source::Dht,
-                })
+        let mut cache = self.shared.cache();
+        let (providers, due) = cache.at_hand(now, service)?;
+        if let Some(key) = due {
+            let wait = Wait::Nothing;
+            // Whoever asks next refreshes it, if there is no room for the command.
+            if self.commands.try_send(Command::Lookup { key, wait }).is_err() {
+                cache.found.abandon(&key);
             }
         }
+        Some(Resolved {
+            providers,
+            source: Source::Cache,
+        })
+    }
+
+    /// The providers of a service as the DHT has them.
+    async fn look_up(&self, service: &ServiceName, options: ResolveOptions) -> Result<Resolved, ResolveError> {
+        let (reply, answer) = oneshot::channel();
+        let key = {
+            let now = tokio::time::Instant::now().into_std();
+            let mut cache = self.shared.cache();
+            let key = cache.key(service);
+            // Counted as a lookup; the task starts no second one for a key, whoever leads.
+            let _ = cache.found.force_refresh(now, &key);
+            key
+        };
+        let wait = if options.force_refresh {
+            Wait::Whole(reply)
+        } else {
+            Wait::Enough(reply)
+        };
+        let lookup = Command::Lookup { key, wait };
+        self.commands.send(lookup).await.map_err(|_| ResolveError::Closed)?;
+        let providers = answer.await.map_err(|_| ResolveError::Closed)??;
+        Ok(Resolved {
+            providers,
+            source: Source::Dht,
+        })
     }
 
     /// Publishes this node under a key, and keeps it published; answers when the nodes that should hold the record have.
@@ -313,29 +358,25 @@ impl Directory {
             ..*self.shared.stats()
         }
     }
-
-    /// The directory as the client asks it: by name, in one realm.
-    pub(crate) fn resolver(&self, realm: Realm) -> Resolver {
-        Resolver {
-            directory: self.clone(),
-            realm,
-        }
-    }
 }
 
-/// Finds providers by service name.
-pub(crate) struct Resolver {
-    directory: Directory,
-    realm: Realm,
-}
-
-impl Resolve for Resolver {
+impl Resolve for Directory {
     fn resolve<'a>(
         &'a self,
         service: &'a ServiceName,
         options: ResolveOptions,
     ) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
-        Box::pin(self.directory.find(ServiceKey::new(&self.realm, service), options))
+        match self.at_hand(service, options) {
+            Some(known) => Box::pin(ready(Ok(known))),
+            None => Box::pin(self.look_up(service, options)),
+        }
+    }
+
+    fn at_hand(&self, service: &ServiceName, options: ResolveOptions) -> Option<Resolved> {
+        match options.force_refresh {
+            true => None,
+            false => self.known(service),
+        }
     }
 }
 
@@ -359,3 +400,6 @@ impl fmt::Debug for Directory {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -249,7 +249,11 @@ impl Client {
         service: &ServiceName,
         options: ResolveOptions,
     ) -> Result<Arc<[Provider]>, ResolveError> {
-        Ok(self.shared.resolver.resolve(service, options).await?.providers)
+        let resolver = &self.shared.resolver;
+        Ok(match resolver.at_hand(service, options) {
+            Some(known) => known.providers,
+            None => resolver.resolve(service, options).await?.providers,
+        })
     }
 
     /// The services of this process, when calls of them need no network.
