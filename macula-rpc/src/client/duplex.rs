@@ -189,7 +189,8 @@ impl Client {
                 // There is one stream of requests, and a second attempt beside the first would need another.
                 options.hedge = None;
             }
-            let source = (!only).then(|| Source::new(&first, requests));
+            let room = options.for_peer.then(|| Arc::clone(&self.shared.kept_for_peers));
+            let source = (!only).then(|| Source::new(&first, requests, room));
             let duplex = Duplex {
                 source: source.map(Arc::new),
                 deadline: watched.start + allowed,

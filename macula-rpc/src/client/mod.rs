@@ -64,6 +64,7 @@ struct Shared {
     routers: Option<Arc<dyn Routers>>,
     local: Option<Server>,
     services: Services,
+    kept_for_peers: Arc<source::KeptForPeers>,
     defaults: Defaults,
     propagate: Option<Arc<dyn Propagate>>,
     pool_meters: PoolMeters,

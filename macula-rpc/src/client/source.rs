@@ -2,9 +2,13 @@
 //!
 //! **Invariants.** A provider is told that the requests are at their end only when they are: what failed on the way, or cannot be
 //! sent from its beginning, is left unfinished, which cancels. At most [`MAX_REPLAY_BYTES`](super::MAX_REPLAY_BYTES) are kept, each
-//! message counted with what it costs to keep; and nothing once the provider has answered.
+//! message counted with what it costs to keep; and nothing once the provider has answered. All calls together that are passed on for
+//! peers keep at most [`MAX_KEPT_FOR_PEERS`]: those that find no room are not tried elsewhere by the router.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -14,6 +18,29 @@ use crate::streaming::MessageStream;
 
 /// What a kept message counts beside its bytes: a stream of small or empty ones takes no more memory than one of large ones.
 const KEPT_OVERHEAD: usize = 64;
+
+/// Bytes of requests that a router keeps for all its peers: streams that nobody answers cost them nothing, and must not fill it.
+const MAX_KEPT_FOR_PEERS: usize = 64 * 1024 * 1024;
+
+/// How much a router keeps for its peers at the moment.
+#[derive(Debug, Default)]
+pub(super) struct KeptForPeers(AtomicUsize);
+
+impl KeptForPeers {
+    /// Takes room for so many bytes, if there is.
+    fn take(&self, bytes: usize) -> bool {
+        let before = self.0.fetch_add(bytes, Relaxed);
+        let room = before.saturating_add(bytes) <= MAX_KEPT_FOR_PEERS;
+        if !room {
+            self.give_back(bytes);
+        }
+        room
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_sub(bytes, Relaxed);
+    }
+}
 
 /// The caller's stream of requests failed. The call is over, and is not made elsewhere: nobody has the rest of it.
 pub(super) struct Failed;
@@ -35,6 +62,10 @@ struct Rest {
 struct Kept {
     messages: Vec<Bytes>,
     bytes: usize,
+    /// What else they count against.
+    room: Option<Arc<KeptForPeers>>,
+    /// Bytes of that room.
+    taken: usize,
     /// How many of them the present attempt has been given.
     given: usize,
     /// Whether a further attempt can be given every message.
@@ -42,13 +73,15 @@ struct Kept {
 }
 
 impl Source {
-    /// Requests that follow `first`, which travels with the head.
-    pub(super) fn new(first: &Bytes, messages: MessageStream) -> Self {
+    /// Requests that follow `first`, which travels with the head; for a peer's call they count against a router's room.
+    pub(super) fn new(first: &Bytes, messages: MessageStream, room: Option<Arc<KeptForPeers>>) -> Self {
         Self {
             rest: tokio::sync::Mutex::new(Rest { messages, ended: false }),
             kept: Mutex::new(Kept {
                 messages: Vec::new(),
                 bytes: first.len(),
+                room,
+                taken: 0,
                 given: 0,
                 whole: true,
             }),
@@ -123,9 +156,14 @@ impl Kept {
 
     /// Takes in a message that is sent for the first time.
     fn keep(&mut self, message: &Bytes) {
-        self.bytes += message.len() + KEPT_OVERHEAD;
+        let cost = message.len() + KEPT_OVERHEAD;
+        self.bytes += cost;
         self.whole &= self.bytes <= MAX_REPLAY_BYTES;
+        if self.whole && self.room.as_ref().is_some_and(|room| !room.take(cost)) {
+            self.whole = false;
+        }
         if self.whole {
+            self.taken += cost;
             self.messages.push(message.clone());
             self.given += 1;
         }
@@ -136,7 +174,21 @@ impl Kept {
     fn forget(&mut self) {
         if !self.whole && self.given >= self.messages.len() {
             self.messages = Vec::new();
+            self.give_back();
         }
+    }
+
+    fn give_back(&mut self) {
+        let taken = std::mem::take(&mut self.taken);
+        if let Some(room) = &self.room {
+            room.give_back(taken);
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 
@@ -149,7 +201,27 @@ mod tests {
     }
 
     fn source() -> Source {
-        Source::new(&Bytes::new(), futures::stream::empty().boxed())
+        Source::new(&Bytes::new(), futures::stream::empty().boxed(), None)
+    }
+
+    /// What streams of peers keep is bounded for all of them, and given back however they end.
+    #[test]
+    fn a_router_keeps_so_much_for_all_its_peers_and_no_more() {
+        let room = Arc::new(KeptForPeers::default());
+        let megabyte = Bytes::from(vec![0; 1 << 20]);
+        let fill = || {
+            let source = Source::new(&Bytes::new(), futures::stream::empty().boxed(), Some(Arc::clone(&room)));
+            (0..3).for_each(|_| source.kept().keep(&megabyte));
+            source
+        };
+        let sources: Vec<_> = (0..100).map(|_| fill()).collect();
+        let whole = sources.iter().filter(|source| source.may_repeat()).count();
+        assert!((20..22).contains(&whole), "{whole}");
+        assert!(room.0.load(Relaxed) <= MAX_KEPT_FOR_PEERS);
+        sources[0].settle();
+        assert!(fill().may_repeat(), "who has been answered makes room");
+        drop(sources);
+        assert_eq!(room.0.load(Relaxed), 0);
     }
 
     #[test]
