@@ -297,7 +297,8 @@ impl Client {
         payload: &Bytes,
     ) -> Result<Answer, CallError> {
         let mut now = watched.start;
-        if self.shared.local.is_some() && call.may_run_here {
+        let local = self.shared.local.as_ref();
+        if call.may_run_here && local.is_some_and(|server| server.serves(service)) {
             // Boxed, so that calls of others are not as large.
             if let Some(outcome) = self.run_local(watched, service, call, payload).boxed().await {
                 return outcome;
