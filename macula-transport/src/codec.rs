@@ -9,7 +9,7 @@ use crate::{
     call::{Extra, Failing},
     config::MAX_HEAD_BYTES,
     error::{CallError, Pushback},
-    frame,
+    frame::{self, Last},
     outbox::Outbox,
     stream::StreamKind,
 };
@@ -48,11 +48,18 @@ pub(crate) fn opening_frames(request: &CallRequest<'_>, timeout_us: u64, kind: S
 pub(crate) fn reply_frames(reply: &Reply, call: u64) -> Vec<Bytes> {
     let mut outbox = Outbox::brief();
     if reply.body.len() <= INLINE_BYTES {
-        let _ = frame::put_trailers(&mut outbox, call, reply, &reply.body);
+        let _ = frame::put_trailers(&mut outbox, call, reply, Last::Payload(&reply.body));
     } else {
         let _ = frame::put_data(&mut outbox, call, &reply.body, true);
-        let _ = frame::put_trailers(&mut outbox, call, reply, &Bytes::new());
+        let _ = frame::put_trailers(&mut outbox, call, reply, Last::Payload(&Bytes::new()));
     }
+    outbox.take()
+}
+
+/// The last frame of a streaming call's reply that leaves with all that came before it, which would have fit on a lane.
+pub(crate) fn brief_end(reply: &Reply) -> Vec<Bytes> {
+    let mut outbox = Outbox::brief();
+    let _ = frame::put_trailers(&mut outbox, 0, reply, Last::Brief(&reply.body));
     outbox.take()
 }
 
