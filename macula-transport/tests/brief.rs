@@ -218,6 +218,7 @@ async fn only_calls_beside_others_that_are_expected_to_be_brief_share_a_stream()
     let mut beside = test.connection.open_with_only(request(true)).await.unwrap();
     assert_eq!(beside.next().await.unwrap().unwrap().len(), 1);
     assert_eq!(beside.is_brief(), Some(true));
+    assert_eq!(test.provider.stats().calls_on_lanes, 1);
     drop(beside);
     let mut apart = test.connection.open_with_only(request(false)).await.unwrap();
     assert_eq!(apart.next().await.unwrap().unwrap().len(), 1);
@@ -227,6 +228,7 @@ async fn only_calls_beside_others_that_are_expected_to_be_brief_share_a_stream()
     let mut alone = test.connection.open_with_only(request(true)).await.unwrap();
     assert_eq!(alone.next().await.unwrap().unwrap().len(), 1);
     assert_eq!(alone.is_brief(), None);
+    assert_eq!(test.provider.stats().calls_on_lanes, 1);
 }
 
 /// A unary call takes one message, whatever it says it expects; and what unary handlers answer is one message to whoever takes more.

@@ -24,11 +24,17 @@ use tracing::Instrument as _;
 
 use super::{
     Client, Watched,
+    brief::Method,
     builder::Options,
     engine::{self, Exchange, Outcome},
     here,
+    services::Service,
 };
-use crate::{CallError, Cause, Provider, Status, error::Attempt, streaming::MessageStream};
+use crate::{
+    CallError, Cause, Provider, Status,
+    error::Attempt,
+    streaming::{Asking, MessageStream},
+};
 
 /// Bytes of a streaming call's requests that are kept for another provider, in case the first one fails before it has answered.
 pub const MAX_REPLAY_BYTES: usize = 4 * 1024 * 1024;
@@ -99,14 +105,51 @@ pub(super) struct Opened {
 }
 
 /// Opens a stream at a provider.
-struct Duplex {
+struct Duplex<'a> {
     /// What follows the request in the head; `None` when nothing does.
-    source: Option<Arc<Mutex<Source>>>,
-    spent: Arc<AtomicBool>,
+    rest: Option<Rest>,
     deadline: Instant,
+    known: &'a Service,
+    method: Method,
 }
 
-impl Exchange for Duplex {
+/// The requests after the first.
+struct Rest {
+    source: Arc<Mutex<Source>>,
+    spent: Arc<AtomicBool>,
+}
+
+/// A provider's replies from the first on, which is taken.
+type Started = (Option<Bytes>, Option<BoxFuture<'static, ()>>, macula_transport::Replies);
+
+impl Duplex<'_> {
+    async fn start(
+        &self,
+        connection: &Connection,
+        request: CallRequest<'_>,
+    ) -> Result<Started, macula_transport::CallError> {
+        let Some(rest) = &self.rest else {
+            let request = request.with_brief_reply(self.known.brief.contains(self.method));
+            let mut replies = connection.open_with_only(request).await?;
+            let first = replies.next().await?;
+            return Ok((first, None, replies));
+        };
+        let (requests, mut replies) = connection.open(request).await?.split();
+        let mut sending = pump(Arc::clone(&rest.source), requests).boxed();
+        tokio::select! {
+            biased;
+            first = replies.next() => {
+                let first = first?;
+                return Ok((first, Some(sending), replies));
+            }
+            () = &mut sending => {}
+        }
+        let first = replies.next().await?;
+        Ok((first, None, replies))
+    }
+}
+
+impl Exchange for Duplex<'_> {
     type Answer = Opened;
 
     async fn exchange<'a>(
@@ -115,34 +158,20 @@ impl Exchange for Duplex {
         request: CallRequest<'a>,
         until: Instant,
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
-        let allowed = self.deadline.saturating_duration_since(engine::now());
-        let request = request.with_timeout(allowed);
-        let started = async {
-            let (mut sending, mut replies) = match &self.source {
-                None => (None, connection.open_with_only(request).await?),
-                Some(source) => {
-                    let (requests, replies) = connection.open(request).await?.split();
-                    (Some(pump(Arc::clone(source), requests).boxed()), replies)
-                }
-            };
-            if let Some(pump) = &mut sending {
-                tokio::select! {
-                    biased;
-                    first = replies.next() => {
-                        let first = first?;
-                        return Ok((first, sending, replies));
-                    }
-                    () = pump => {}
-                }
+        let started = if until >= self.deadline {
+            // The call's own end is the attempt's, and needs no other timer.
+            self.start(connection, request).await
+        } else {
+            let allowed = self.deadline.saturating_duration_since(engine::now());
+            let start = self.start(connection, request.with_timeout(allowed));
+            // A provider may have no room for the stream: the opening is a part of the attempt.
+            match tokio::time::timeout_at(until.into(), start).await {
+                Ok(started) => started,
+                Err(_) => return Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed))),
             }
-            let first = replies.next().await?;
-            Ok((first, None, replies))
         };
-        // A provider may have no room for the stream: the opening is a part of the attempt.
-        let Ok(started) = tokio::time::timeout_at(until.into(), started).await else {
-            return Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed)));
-        };
-        let (first, sending, replies): (_, Option<BoxFuture<'static, ()>>, _) = started?;
+        let (first, sending, replies) = started?;
+        note(self.known, self.method, &replies);
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
             _ => Ok(Outcome::Answer(Opened {
@@ -154,7 +183,17 @@ impl Exchange for Duplex {
     }
 
     fn may_repeat(&self) -> bool {
-        !self.spent.load(Relaxed)
+        self.rest.as_ref().is_none_or(|rest| !rest.spent.load(Relaxed))
+    }
+}
+
+/// Remembers how a method's reply was. One that failed may have been brief for that.
+fn note(known: &Service, method: Method, replies: &macula_transport::Replies) {
+    let succeeded = replies.reply().is_some_and(|reply| reply.status == StatusCode::Ok);
+    match replies.is_brief() {
+        Some(true) if succeeded => known.brief.note(method, true),
+        Some(false) => known.brief.note(method, false),
+        Some(true) | None => {}
     }
 }
 
@@ -164,22 +203,23 @@ impl Client {
         &self,
         service: &ServiceName,
         options: &mut Options,
-        requests: MessageStream,
+        mut requests: Asking,
     ) -> Result<Replies, CallError> {
         let allowed = *options.timeout.get_or_insert(STREAM_TIMEOUT);
         if self.shared.local.is_some() {
             // Boxed, so that calls of others are not as large.
-            let opened = match self.open_here(service, options, allowed, requests).boxed().await {
-                Ok(opened) => opened?,
-                Err(rest) => return self.open_there(service, options, allowed, rest).await,
-            };
-            return Ok(Replies {
-                service: service.clone(),
-                allowed,
-                start: engine::now(),
-                provider: None,
-                opened: From::Here(opened),
-            });
+            match self.open_here(service, options, allowed, requests).boxed().await {
+                Ok(opened) => {
+                    return Ok(Replies {
+                        service: service.clone(),
+                        allowed,
+                        start: engine::now(),
+                        provider: None,
+                        opened: From::Here(opened?),
+                    });
+                }
+                Err(rest) => requests = rest,
+            }
         }
         self.open_there(service, options, allowed, requests).await
     }
@@ -190,45 +230,35 @@ impl Client {
         service: &ServiceName,
         options: &mut Options,
         allowed: Duration,
-        mut requests: MessageStream,
+        requests: Asking,
     ) -> Result<Replies, CallError> {
         options.attempt_timeout.get_or_insert(allowed);
         let watched = Watched::start(self, service, options);
+        let known = Arc::clone(&watched.known);
+        let method = Method::new(&options.method);
         let work = async {
-            // A message that is there already travels with the head.
-            let first = match requests.next().now_or_never() {
-                // In the head it would be taken for none.
-                Some(Some(Ok(first))) if first.is_empty() => {
-                    requests = stream::iter([Ok(first)]).chain(requests).boxed();
-                    Bytes::new()
+            let (first, rest) = match requests {
+                Asking::Only(only) => (only, None),
+                Asking::Stream(requests) => at_hand(requests).map_err(|()| cancelled(service))?,
+            };
+            let rest = rest.map(|rest| {
+                let spent = Arc::new(AtomicBool::new(false));
+                let source = Source {
+                    rest,
+                    kept: Vec::new(),
+                    bytes: first.len(),
+                    spent: Arc::clone(&spent),
+                };
+                Rest {
+                    source: Arc::new(Mutex::new(source)),
+                    spent,
                 }
-                Some(Some(Ok(first))) => first,
-                Some(Some(Err(()))) => return Err(cancelled(service)),
-                Some(None) | None => Bytes::new(),
-            };
-            // And so does the end after it, of which a unary call's only request is sure at once.
-            let only = match first.is_empty() {
-                true => false,
-                false => match requests.next().now_or_never() {
-                    Some(None) => true,
-                    Some(Some(second)) => {
-                        requests = stream::iter([second]).chain(requests).boxed();
-                        false
-                    }
-                    None => false,
-                },
-            };
-            let spent = Arc::new(AtomicBool::new(false));
-            let source = (!only).then(|| Source {
-                rest: requests,
-                kept: Vec::new(),
-                bytes: first.len(),
-                spent: Arc::clone(&spent),
             });
             let duplex = Duplex {
-                source: source.map(|source| Arc::new(Mutex::new(source))),
-                spent,
+                rest,
                 deadline: watched.start + allowed,
+                known: &watched.known,
+                method,
             };
             self.exchange(&watched, watched.start, service, options, &first, &duplex)
                 .await
@@ -246,9 +276,31 @@ impl Client {
             allowed,
             start,
             provider: done.provider,
-            opened: From::Provider(done.answer),
+            opened: From::Provider {
+                opened: done.answer,
+                known,
+                method,
+            },
         })
     }
+}
+
+/// What travels with the head: a message that is there already; and what follows, `None` when that is surely nothing.
+fn at_hand(mut requests: MessageStream) -> Result<(Bytes, Option<MessageStream>), ()> {
+    let first = match requests.next().now_or_never() {
+        // In the head it would be taken for none.
+        Some(Some(first)) if first.as_ref().is_ok_and(Bytes::is_empty) => {
+            return Ok((Bytes::new(), Some(stream::iter([first]).chain(requests).boxed())));
+        }
+        Some(Some(first)) => first?,
+        Some(None) | None => return Ok((Bytes::new(), Some(requests))),
+    };
+    // And so does the end after it, of which a unary call's only request is sure at once.
+    Ok(match requests.next().now_or_never() {
+        Some(None) => (first, None),
+        Some(Some(second)) => (first, Some(stream::iter([second]).chain(requests).boxed())),
+        None => (first, Some(requests)),
+    })
 }
 
 fn cancelled(service: &ServiceName) -> CallError {
@@ -270,7 +322,11 @@ pub struct Replies {
 
 /// Where replies come from.
 enum From {
-    Provider(Opened),
+    Provider {
+        opened: Opened,
+        known: Arc<Service>,
+        method: Method,
+    },
     Here(here::Replies),
 }
 
@@ -280,8 +336,8 @@ impl Replies {
     /// # Errors
     /// When the call failed, after the messages that came before it did.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
-        let Opened { first, replies, pump } = match &mut self.opened {
-            From::Provider(opened) => opened,
+        let (Opened { first, replies, pump }, known, method) = match &mut self.opened {
+            From::Provider { opened, known, method } => (opened, known, *method),
             From::Here(replies) => return replies.next().await,
         };
         if let Some(first) = first.take() {
@@ -302,6 +358,7 @@ impl Replies {
             Ok(None) => *pump = None,
             Err(error) => return Err(self.lost(error)),
         }
+        note(known, method, replies);
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => {
                 let reply = reply.clone();
@@ -315,10 +372,19 @@ impl Replies {
     #[must_use]
     pub fn metadata(&self) -> Metadata {
         let reply = match &self.opened {
-            From::Provider(opened) => opened.replies.reply(),
+            From::Provider { opened, .. } => opened.replies.reply(),
             From::Here(_) => None,
         };
         reply.map(|reply| reply.metadata.clone()).unwrap_or_default()
+    }
+
+    /// Whether all that is left of them has arrived.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn are_whole(&self) -> bool {
+        match &self.opened {
+            From::Provider { opened, .. } => opened.replies.is_brief() == Some(true),
+            From::Here(_) => false,
+        }
     }
 
     /// Who answers; `None` for a handler of this process.

@@ -15,7 +15,7 @@ use super::{Client, Watched, builder::Options, late};
 use crate::{
     CallError, Request, Requests, Status,
     server::{self, Running},
-    streaming::{Answers, MessageStream},
+    streaming::{Answers, Asking},
 };
 
 /// A call that runs here.
@@ -90,8 +90,8 @@ impl Client {
         service: &ServiceName,
         options: &Options,
         allowed: Duration,
-        requests: MessageStream,
-    ) -> Result<Result<Replies, CallError>, MessageStream> {
+        requests: Asking,
+    ) -> Result<Result<Replies, CallError>, Asking> {
         let local = self.shared.local.as_ref();
         let local = local.filter(|_| options.may_run_here && options.provider.is_none());
         let Some((handler, running)) = local.and_then(|server| server.streaming(service)) else {
@@ -107,7 +107,7 @@ impl Client {
             Bytes::new(),
             deadline,
         );
-        let request = request.with_payload(Requests::here(requests));
+        let request = request.with_payload(Requests::here(requests.into_stream()));
         let answers = call.step(async { handler.handle(request).await }).await;
         let mut replies = Replies {
             first: None,

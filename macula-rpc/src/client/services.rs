@@ -11,7 +11,7 @@ use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
 use macula_transport::{Connection, FoundConnection, Pool};
 use macula_wire::{NodeId, ServiceName};
 
-use super::Defaults;
+use super::{Defaults, brief::BriefMethods};
 use crate::{Provider, keyed::Keyed, observe::Meters};
 
 /// Services whose health and rotation are remembered at a time; a client that calls more of them forgets one that has no
@@ -35,6 +35,7 @@ pub(super) struct Services {
 pub(super) struct Service {
     pub(super) balanced: Balanced,
     pub(super) meters: Meters,
+    pub(super) brief: BriefMethods,
 }
 
 impl Services {
@@ -65,6 +66,7 @@ impl Services {
         let fresh = Arc::new(Service {
             balanced: Balanced::new(&self.defaults, seed),
             meters: Meters::new(service),
+            brief: BriefMethods::default(),
         });
         if services.len() < MAX_SERVICES {
             services.insert(service.clone(), Arc::clone(&fresh));

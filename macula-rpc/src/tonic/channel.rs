@@ -2,7 +2,8 @@
 
 use std::{
     fmt,
-    task::{Context, Poll},
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -14,7 +15,7 @@ use ::tonic::{
     },
 };
 use bytes::Bytes;
-use futures::{StreamExt as _, future::BoxFuture, stream};
+use futures::{future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use macula_select::{MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
@@ -22,9 +23,8 @@ use macula_wire::ServiceName;
 
 use super::{convert, here};
 use crate::{
-    Client, Provider,
+    CallError, Client, Provider,
     client::{Options, Replies},
-    streaming::MessageStream,
 };
 
 /// A channel for clients that tonic has generated, in place of `tonic::transport::Channel`: calls go to the mesh's providers
@@ -110,7 +110,7 @@ impl Channel {
         };
         let (parts, body) = request.into_parts();
         options.metadata = Some(convert::metadata(&parts.headers));
-        let requests: MessageStream = Box::pin(super::mount::pieces(body).map(|piece| piece.map_err(|_| ())));
+        let requests = super::mount::requests(body);
         let mut replies = client
             .open(&service, &mut options, requests)
             .await
@@ -139,21 +139,54 @@ fn path(path: &str) -> Result<(ServiceName, String), ::tonic::Status> {
     Ok((ServiceName::new(service).map_err(|_| wrong())?, method.to_owned()))
 }
 
+/// A reply that is all there.
+struct Whole(Option<Replies>);
+
+impl http_body::Body for Whole {
+    type Data = Bytes;
+    type Error = ::tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ::tonic::Status>>> {
+        let Some(replies) = &mut self.0 else {
+            return Poll::Ready(None);
+        };
+        let next = ready!(pin!(replies.next()).poll(cx));
+        if let Ok(Some(message)) = next {
+            return Poll::Ready(Some(Ok(Frame::data(message))));
+        }
+        let end = end_of(replies, next.err().as_ref());
+        self.0 = None;
+        Poll::Ready(Some(end))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// The outcome as trailers.
+fn end_of(replies: &Replies, error: Option<&CallError>) -> Result<Frame<Bytes>, ::tonic::Status> {
+    let Some(error) = error else {
+        return Ok(Frame::trailers(convert::trailers(&replies.metadata())));
+    };
+    let mut trailers = HeaderMap::new();
+    convert::error(error).add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
+}
+
 /// The messages of a reply, and its outcome as trailers.
 fn body_of(replies: Replies) -> Body {
+    if replies.are_whole() {
+        return Body::new(Whole(Some(replies)).boxed_unsync());
+    }
     let frames = stream::unfold(Some(replies), async |replies| {
         let mut replies = replies?;
         Some(match replies.next().await {
             Ok(Some(message)) => (Ok(Frame::<Bytes>::data(message)), Some(replies)),
-            Ok(None) => (Ok(Frame::trailers(convert::trailers(&replies.metadata()))), None),
-            Err(error) => {
-                let status = convert::error(&error);
-                let mut trailers = HeaderMap::new();
-                match status.add_header(&mut trailers) {
-                    Ok(()) => (Ok(Frame::trailers(trailers)), None),
-                    Err(status) => (Err(status), None),
-                }
-            }
+            next => (end_of(&replies, next.err().as_ref()), None),
         })
     });
     Body::new(StreamBody::new(frames).boxed_unsync())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::tonic::{
     Code,
-    codegen::http::{HeaderMap, HeaderName, HeaderValue},
+    codegen::http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE as CONTENT_TYPE_KEY},
     metadata::MetadataMap,
 };
 use bytes::Bytes;
@@ -17,6 +17,13 @@ use crate::{CallError, Cause, Status};
 /// Headers that say something of the connection or travel otherwise.
 const NOT_CARRIED: [&str; 3] = ["te", "grpc-timeout", "host"];
 
+/// What every request and every reply is, unless it says something else: it is not carried, and put back.
+const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+
+fn is_implied(key: &HeaderName, value: &HeaderValue) -> bool {
+    key == CONTENT_TYPE_KEY && value == "application/grpc"
+}
+
 /// The headers of a reply, as its first message.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Headers {
@@ -25,10 +32,22 @@ struct Headers {
 }
 
 pub(super) fn metadata(headers: &HeaderMap) -> Metadata {
-    let carried = headers.iter().filter(|(key, _)| !NOT_CARRIED.contains(&key.as_str()));
+    let carried = headers
+        .iter()
+        .filter(|(key, value)| !NOT_CARRIED.contains(&key.as_str()) && !is_implied(key, value));
     carried
         .map(|(key, value)| (key.as_str(), Bytes::copy_from_slice(value.as_bytes())))
         .collect()
+}
+
+/// The headers of a request, what is implied among them.
+pub(super) fn request_headers(metadata: &Metadata) -> HeaderMap {
+    with_implied(headers(metadata.iter()))
+}
+
+fn with_implied(mut headers: HeaderMap) -> HeaderMap {
+    headers.entry(CONTENT_TYPE_KEY).or_insert(CONTENT_TYPE);
+    headers
 }
 
 /// What is not a header is left out: it came from a peer.
@@ -49,8 +68,9 @@ pub(super) fn header_message(headers: &HeaderMap) -> Bytes {
         key: key.as_str().to_owned(),
         value: Bytes::copy_from_slice(value.as_bytes()),
     };
+    let carried = headers.iter().filter(|(key, value)| !is_implied(key, value));
     let message = Headers {
-        entries: headers.iter().map(entry).collect(),
+        entries: carried.map(entry).collect(),
     };
     message.encode_to_vec().into()
 }
@@ -58,13 +78,16 @@ pub(super) fn header_message(headers: &HeaderMap) -> Bytes {
 /// The headers of a first message; `None` when it is something else, from a provider that does not speak gRPC here.
 pub(super) fn read_header_message(message: Bytes) -> Option<HeaderMap> {
     let message = Headers::decode(message).ok()?;
-    Some(headers(
-        message.entries.iter().map(|entry| (entry.key.as_str(), &entry.value)),
-    ))
+    let entries = message.entries.iter().map(|entry| (entry.key.as_str(), &entry.value));
+    Some(with_implied(headers(entries)))
 }
 
 /// gRPC's trailers (or the headers of a reply without a body) as the outcome.
 pub(super) fn outcome(trailers: &HeaderMap) -> Reply {
+    // The usual one, without the copies of a status.
+    if trailers.len() == 1 && trailers.get("grpc-status").is_some_and(|status| status == "0") {
+        return Reply::ok(Bytes::new());
+    }
     let Some(status) = ::tonic::Status::from_header_map(trailers) else {
         return Reply::error(StatusCode::Unknown, "the service ended without a status");
     };
@@ -80,7 +103,7 @@ pub(super) fn reply(status: &::tonic::Status) -> Reply {
     };
     reply
         .with_details(Bytes::copy_from_slice(status.details()))
-        .with_metadata(metadata(&status.metadata().clone().into_headers()))
+        .with_metadata(metadata(status.metadata().as_ref()))
 }
 
 pub(super) fn grpc_status(status: &Status) -> ::tonic::Status {
@@ -169,7 +192,20 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append("key", HeaderValue::from_static("one"));
         headers.append("key", HeaderValue::from_static("two"));
+        headers.insert(CONTENT_TYPE_KEY, HeaderValue::from_static("application/grpc+proto"));
         assert_eq!(read_header_message(header_message(&headers)), Some(headers));
         assert_eq!(read_header_message(Bytes::from_static(b"\xff\xff")), None);
+    }
+
+    #[test]
+    fn what_every_message_says_is_not_carried_and_put_back() {
+        let usual = HeaderMap::from_iter([(CONTENT_TYPE_KEY, CONTENT_TYPE)]);
+        assert!(header_message(&usual).is_empty() && metadata(&usual).is_empty());
+        assert_eq!(read_header_message(Bytes::new()), Some(usual.clone()));
+        assert_eq!(request_headers(&metadata(&usual)), usual);
+        let mut other = usual;
+        other.insert(CONTENT_TYPE_KEY, HeaderValue::from_static("application/grpc+json"));
+        other.insert("user-agent", HeaderValue::from_static("somebody/1"));
+        assert_eq!(request_headers(&metadata(&other)), other);
     }
 }

@@ -120,20 +120,24 @@ impl Lane {
         let mut beside = 0_usize;
         loop {
             self.room().await;
+            let mut calls = 0;
             let more = incoming.fill(&mut chunks, |frame| {
-                asked.push(state::read_request(frame).map_err(|_| ReceiveError::Broken)?);
+                let read = state::read_request(frame).map_err(|_| ReceiveError::Broken)?;
+                calls += usize::from(matches!(read, Asked::Call(..)));
+                asked.push(read);
                 Ok(())
             });
             if !more.await? {
                 return Ok(());
             }
+            self.link.inner.counters.calls_on_lanes.add_many(calls);
             self.link.inner.load.arrived(asked.len());
             // What is answered where it was read is inside, too.
             let inside = self.link.let_in();
             let now = Instant::now();
             self.link.inner.saw_clock(now.into_std());
             self.link.flight.saw_small_calls(now.into_std());
-            let calls = asked.len() as u32;
+            let frames = asked.len() as u32;
             for asked in asked.drain(..) {
                 match asked {
                     Asked::Call(id, request) => {
@@ -155,7 +159,7 @@ impl Lane {
                 }
             }
             drop(inside);
-            if now.elapsed() > SLOW_HANDLER * calls.max(1) {
+            if now.elapsed() > SLOW_HANDLER * frames.max(1) {
                 beside = SLOW_CALLS;
             }
         }
