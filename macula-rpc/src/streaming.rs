@@ -133,7 +133,7 @@ where
 
 /// Answers a peer's call.
 pub(crate) async fn serve(
-    handler: &dyn StreamHandler,
+    handler: Arc<dyn StreamHandler>,
     call: IncomingCall,
     requests: IncomingMessages,
     mut replies: OutgoingMessages,

@@ -1,8 +1,8 @@
 //! Call frames as bytes: the head's and trailers' size rules, and payloads that are not copied.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
-use macula_wire::{StatusCode, proto};
-use prost::Message as _;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use macula_wire::{FrameError, StatusCode, proto};
+use prost::encoding::decode_varint;
 
 use crate::{
     CallReply, CallRequest, Metadata, Reply,
@@ -80,7 +80,7 @@ pub(crate) fn reply_head_bytes(reply: &Reply) -> usize {
         .metadata
         .entries()
         .iter()
-        .map(|entry| entry.encoded_len() + 4)
+        .map(|entry| prost::Message::encoded_len(entry) + 4)
         .sum::<usize>();
     failing.message.len() + failing.details.len() + metadata + FRAME_OVERHEAD
 }
@@ -116,6 +116,21 @@ pub(crate) fn plain_reply(body: Bytes) -> CallReply {
         body,
         extra: Extra::default(),
     }
+}
+
+/// Takes the first of several messages, each of which follows its length.
+pub(crate) fn next_message(rest: &mut Bytes) -> Result<Option<Bytes>, FrameError> {
+    if rest.is_empty() {
+        return Ok(None);
+    }
+    let mut after: &[u8] = rest;
+    let length = decode_varint(&mut after).map_err(|_| FrameError::BadLength)?;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length > after.len() {
+        return Err(FrameError::Truncated);
+    }
+    rest.advance(rest.len() - after.len());
+    Ok(Some(rest.split_to(length)))
 }
 
 /// Pieces of a payload put together; one piece is not copied.
@@ -160,5 +175,23 @@ mod tests {
             pieces.push(Bytes::from_static(piece.as_bytes()));
         }
         assert_eq!((pieces.len(), pieces.join()), (4, Bytes::from_static(b"abcd")));
+    }
+
+    #[test]
+    fn messages_are_taken_one_by_one_and_none_that_is_cut_short() {
+        let mut rest = Bytes::from_static(b"\x01a\x00\x02bc");
+        for expected in ["a", "", "bc"] {
+            assert_eq!(next_message(&mut rest).unwrap().unwrap(), expected);
+        }
+        assert_eq!(next_message(&mut rest), Ok(None));
+        for (cut, error) in [
+            (&b"\x02a"[..], FrameError::Truncated),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff\x7fab", FrameError::Truncated),
+            (b"\x80", FrameError::BadLength),
+            (&[0xff; 20], FrameError::BadLength),
+        ] {
+            let mut rest = Bytes::copy_from_slice(cut);
+            assert_eq!(next_message(&mut rest), Err(error));
+        }
     }
 }

@@ -6,10 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use macula_wire::{
-    FrameDecoder, FrameError,
-    proto::{CallFrame, Trailers, call_frame::Kind},
-};
+use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit},
     time::{Instant, timeout_at},
@@ -77,7 +74,7 @@ impl CallStream {
             },
             replies: Replies {
                 hold,
-                source: From::Stream(incoming),
+                source: From::Stream(Box::new(incoming)),
                 reply: None,
                 brief: None,
             },
@@ -154,10 +151,13 @@ impl Requests {
 }
 
 /// The replies of a call, from the caller's side.
+///
+/// Small, because it is moved several times before it is where it is read.
 #[derive(Debug)]
 pub struct Replies {
     hold: Arc<Hold>,
     source: From,
+    /// The outcome, once it is here.
     reply: Option<CallReply>,
     brief: Option<bool>,
 }
@@ -166,16 +166,15 @@ pub struct Replies {
 #[derive(Debug)]
 enum From {
     /// A stream of the call's own.
-    Stream(Incoming),
+    Stream(Box<Incoming>),
     /// A lane, which has not brought anything yet.
     Lane(Waiting),
-    /// A lane, which has brought all of it.
-    Here {
-        /// Each message after its length.
-        messages: FrameDecoder,
-        last: Bytes,
-        reply: Option<CallReply>,
-    },
+    /// A lane, which has brought all of it: these messages, each after its length, and the outcome.
+    Here(Bytes),
+    /// A lane, which has brought one message and the outcome.
+    One(Bytes),
+    /// No further message comes.
+    Over,
 }
 
 impl Replies {
@@ -193,27 +192,24 @@ impl Replies {
     /// # Errors
     /// When the provider gave no outcome; the variant says whether the call may have run.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
-        if self.reply.is_some() {
-            return Ok(None);
-        }
         loop {
             match &mut self.source {
                 From::Lane(waiting) => {
                     let replied = waiting.replied().await;
                     self.take_over(replied)?;
                 }
-                From::Here { messages, last, reply } => {
-                    return match whole_next(messages) {
-                        Ok(Some(message)) => Ok(Some(message)),
-                        Ok(None) => {
-                            self.reply = reply.take();
-                            Ok(Some(std::mem::take(last)).filter(|last| !last.is_empty()))
-                        }
-                        Err(error) => {
-                            self.hold.link.inner.counters.rejected_frames.add();
-                            Err(CallError::Unknown(Unknown::Frame(error)))
-                        }
-                    };
+                From::Here(messages) => match codec::next_message(messages) {
+                    Ok(Some(message)) => return Ok(Some(message)),
+                    Ok(None) => self.source = From::Over,
+                    Err(error) => {
+                        self.hold.link.inner.counters.rejected_frames.add();
+                        return Err(CallError::Unknown(Unknown::Frame(error)));
+                    }
+                },
+                From::One(message) => {
+                    let message = std::mem::take(message);
+                    self.source = From::Over;
+                    return Ok(Some(message).filter(|message| !message.is_empty()));
                 }
                 From::Stream(incoming) => {
                     let frame = match timeout_at(self.hold.deadline, incoming.next()).await {
@@ -227,10 +223,12 @@ impl Replies {
                             self.brief.get_or_insert(trailers.brief);
                             self.reply = Some(codec::reply(trailers, Bytes::new())?);
                             incoming.settle();
+                            self.source = From::Over;
                             Ok(Some(last).filter(|last| !last.is_empty()))
                         }
                     };
                 }
+                From::Over => return Ok(None),
             }
         }
     }
@@ -240,25 +238,15 @@ impl Replies {
         self.source = match replied {
             Ok(Replied::Moved(incoming)) => {
                 self.brief = Some(false);
-                From::Stream(*incoming)
+                From::Stream(incoming)
             }
             Ok(Replied::Here { several, answer }) => {
                 let mut reply = answer?;
                 let body = std::mem::take(&mut reply.body);
+                self.reply = Some(reply);
                 // A unary handler's only message may be large.
                 self.brief = Some(body.len() <= INLINE_BYTES);
-                let (framed, last) = if several {
-                    (body, Bytes::new())
-                } else {
-                    (Bytes::new(), body)
-                };
-                let mut messages = FrameDecoder::new(INLINE_BYTES);
-                messages.push(framed);
-                From::Here {
-                    messages,
-                    last,
-                    reply: Some(reply),
-                }
+                if several { From::Here(body) } else { From::One(body) }
             }
             Err(Unknown::Timeout(_)) => return Err(self.hold.timed_out()),
             Err(Unknown::Lost(lost)) => return Err(self.hold.link.sent_and_lost(lost)),
@@ -267,10 +255,14 @@ impl Replies {
         Ok(())
     }
 
-    /// The outcome, its body empty; `None` before [`Replies::next`] has said that there is no further message.
+    /// The outcome, its body empty; `None` before [`Replies::next`] has said that there is no further message, or given the last one
+    /// with it.
     #[must_use]
     pub fn reply(&self) -> Option<&CallReply> {
-        self.reply.as_ref()
+        match self.source {
+            From::Over => self.reply.as_ref(),
+            From::Stream(_) | From::Lane(_) | From::Here(_) | From::One(_) => None,
+        }
     }
 
     /// Whether the reply is brief: a few small messages, all there with the outcome. Then the next call of its kind is best made
@@ -278,14 +270,6 @@ impl Replies {
     #[must_use]
     pub fn is_brief(&self) -> Option<bool> {
         self.brief
-    }
-}
-
-/// The next of messages that are all there.
-fn whole_next(messages: &mut FrameDecoder) -> Result<Option<Bytes>, FrameError> {
-    match messages.next_frame()? {
-        None => messages.finish().map(|()| None),
-        message => Ok(message),
     }
 }
 

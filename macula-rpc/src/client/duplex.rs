@@ -7,6 +7,8 @@
 //! Nothing is spawned: the requests flow while somebody waits for replies, and stop with them.
 
 use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -20,7 +22,6 @@ use macula_select::StopReason;
 use macula_transport::{CallReply, CallRequest, Connection, Metadata, Unknown};
 use macula_wire::{ServiceName, StatusCode};
 use tokio::sync::Mutex;
-use tracing::Instrument as _;
 
 use super::{
     Client, Watched,
@@ -123,17 +124,25 @@ struct Rest {
 type Started = (Option<Bytes>, Option<BoxFuture<'static, ()>>, macula_transport::Replies);
 
 impl Duplex<'_> {
-    async fn start(
+    /// Opens a call of one request, as most are.
+    async fn ask(
         &self,
         connection: &Connection,
         request: CallRequest<'_>,
     ) -> Result<Started, macula_transport::CallError> {
-        let Some(rest) = &self.rest else {
-            let request = request.with_brief_reply(self.known.brief.contains(self.method));
-            let mut replies = connection.open_with_only(request).await?;
-            let first = replies.next().await?;
-            return Ok((first, None, replies));
-        };
+        let request = request.with_brief_reply(self.known.brief.contains(self.method));
+        let mut replies = connection.open_with_only(request).await?;
+        let first = replies.next().await?;
+        Ok((first, None, replies))
+    }
+
+    /// Opens a call whose requests follow, and sends them until the first reply.
+    async fn send(
+        &self,
+        rest: &Rest,
+        connection: &Connection,
+        request: CallRequest<'_>,
+    ) -> Result<Started, macula_transport::CallError> {
         let (requests, mut replies) = connection.open(request).await?.split();
         let mut sending = pump(Arc::clone(&rest.source), requests).boxed();
         tokio::select! {
@@ -147,6 +156,26 @@ impl Duplex<'_> {
         let first = replies.next().await?;
         Ok((first, None, replies))
     }
+
+    /// Opens a call, for as long as the attempt has time.
+    async fn start(
+        &self,
+        connection: &Connection,
+        request: CallRequest<'_>,
+        until: Instant,
+    ) -> Result<Started, macula_transport::CallError> {
+        let allowed = self.deadline.saturating_duration_since(engine::now());
+        let request = request.with_timeout(allowed);
+        let start = async {
+            match &self.rest {
+                None => self.ask(connection, request).await,
+                Some(rest) => self.send(rest, connection, request).await,
+            }
+        };
+        // A provider may have no room for the stream: the opening is a part of the attempt.
+        let started = tokio::time::timeout_at(until.into(), start).await;
+        started.unwrap_or(Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed))))
+    }
 }
 
 impl Exchange for Duplex<'_> {
@@ -158,17 +187,12 @@ impl Exchange for Duplex<'_> {
         request: CallRequest<'a>,
         until: Instant,
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
-        let started = if until >= self.deadline {
+        let started = if self.rest.is_none() && until >= self.deadline {
             // The call's own end is the attempt's, and needs no other timer.
-            self.start(connection, request).await
+            self.ask(connection, request).await
         } else {
-            let allowed = self.deadline.saturating_duration_since(engine::now());
-            let start = self.start(connection, request.with_timeout(allowed));
-            // A provider may have no room for the stream: the opening is a part of the attempt.
-            match tokio::time::timeout_at(until.into(), start).await {
-                Ok(started) => started,
-                Err(_) => return Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed))),
-            }
+            // Boxed, so that an attempt that needs less is not as large.
+            self.start(connection, request, until).boxed().await
         };
         let (first, sending, replies) = started?;
         note(self.known, self.method, &replies);
@@ -263,7 +287,15 @@ impl Client {
             self.exchange(&watched, watched.start, service, options, &first, &duplex)
                 .await
         };
-        let result = work.instrument(watched.span.clone()).await;
+        let result = {
+            let mut work = pin!(work);
+            // As in `Client::run`.
+            poll_fn(|cx| {
+                let _entered = watched.span.enter();
+                work.as_mut().poll(cx)
+            })
+            .await
+        };
         let (attempts, error) = match &result {
             Ok((done, _)) => (done.failed_attempts.len() + 1, None),
             Err(error) => (error.attempts().len(), Some(error.name())),

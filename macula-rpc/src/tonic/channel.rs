@@ -15,7 +15,7 @@ use ::tonic::{
     },
 };
 use bytes::Bytes;
-use futures::{future::BoxFuture, stream};
+use futures::{FutureExt as _, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use macula_select::{MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
@@ -104,9 +104,13 @@ impl Channel {
         options.method = method;
         let asked = convert::timeout(request.headers()).or(options.timeout);
         options.timeout = asked.map(|timeout| timeout.min(MAX_CALL_TIMEOUT));
-        let request = match here::call(&client, &service, &options, request).await {
-            Ok(answer) => return answer,
-            Err(request) => request,
+        let request = match client.local() {
+            // Boxed, so that calls of others are not as large.
+            Some(_) => match here::call(&client, &service, &options, request).boxed().await {
+                Ok(answer) => return answer,
+                Err(request) => request,
+            },
+            None => request,
         };
         let (parts, body) = request.into_parts();
         options.metadata = Some(convert::metadata(&parts.headers));

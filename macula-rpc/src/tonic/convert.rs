@@ -20,6 +20,8 @@ const NOT_CARRIED: [&str; 3] = ["te", "grpc-timeout", "host"];
 /// What every request and every reply is, unless it says something else: it is not carried, and put back.
 const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
 
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 fn is_implied(key: &HeaderName, value: &HeaderValue) -> bool {
     key == CONTENT_TYPE_KEY && value == "application/grpc"
 }
@@ -38,6 +40,22 @@ pub(super) fn metadata(headers: &HeaderMap) -> Metadata {
     carried
         .map(|(key, value)| (key.as_str(), Bytes::copy_from_slice(value.as_bytes())))
         .collect()
+}
+
+/// The value of a header; faster than a lookup where there are few, as nearly always.
+fn find<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h HeaderValue> {
+    if headers.len() > 4 {
+        return headers.get(name);
+    }
+    headers
+        .iter()
+        .find(|(key, _)| key.as_str() == name)
+        .map(|(_, value)| value)
+}
+
+/// Whether these are the headers of a reply without a body: they have the outcome.
+pub(super) fn has_outcome(headers: &HeaderMap) -> bool {
+    find(headers, GRPC_STATUS.as_str()).is_some()
 }
 
 /// The headers of a request, what is implied among them.
@@ -85,7 +103,7 @@ pub(super) fn read_header_message(message: Bytes) -> Option<HeaderMap> {
 /// gRPC's trailers (or the headers of a reply without a body) as the outcome.
 pub(super) fn outcome(trailers: &HeaderMap) -> Reply {
     // The usual one, without the copies of a status.
-    if trailers.len() == 1 && trailers.get("grpc-status").is_some_and(|status| status == "0") {
+    if trailers.len() == 1 && find(trailers, GRPC_STATUS.as_str()).is_some_and(|status| status == "0") {
         return Reply::ok(Bytes::new());
     }
     let Some(status) = ::tonic::Status::from_header_map(trailers) else {
@@ -122,7 +140,7 @@ fn code(code: StatusCode) -> Code {
 /// The outcome as gRPC's trailers.
 pub(super) fn trailers(metadata: &Metadata) -> HeaderMap {
     let mut trailers = headers(metadata.iter());
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
     trailers
 }
 
@@ -150,7 +168,7 @@ pub(super) fn error(error: &CallError) -> ::tonic::Status {
 
 /// The time of a `grpc-timeout`, as gRPC over HTTP/2 writes it: at most eight digits and a unit.
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let text = find(headers, "grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;

@@ -213,7 +213,7 @@ fn uri(call: &IncomingCall) -> Option<Uri> {
 async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply {
     let (parts, mut body) = response.into_parts();
     // A reply without a body has its outcome in the headers.
-    if parts.headers.contains_key("grpc-status") {
+    if convert::has_outcome(&parts.headers) {
         return convert::outcome(&parts.headers);
     }
     let gone = |gone: &macula_transport::Gone| Reply::error(StatusCode::Cancelled, gone.to_string());

@@ -63,6 +63,18 @@ struct Waiting {
     bytes: usize,
 }
 
+impl Waiting {
+    /// Counts a message that is of at most `limit` bytes and can wait; else it is counted by whoever sends it.
+    fn takes(&mut self, message: &Bytes, limit: usize) -> bool {
+        let bytes = self.bytes + message.len() + size_of::<Bytes>();
+        let takes = message.len() <= limit && bytes < MAX_GATHERED_BYTES;
+        if takes {
+            self.bytes = bytes;
+        }
+        takes
+    }
+}
+
 impl Several {
     pub(crate) fn new(lane: Arc<Lane>, id: CallId, limit: usize, until: Instant) -> Self {
         Self {
@@ -83,6 +95,18 @@ impl Several {
 
     /// Takes a message to be sent with what follows.
     pub(crate) async fn gather(&self, message: Bytes) -> Result<(), Gone> {
+        if let Ok(mut state) = self.state.try_lock()
+            && let State::Waiting(waiting) = &mut *state
+            && waiting.takes(&message, self.limit)
+        {
+            waiting.messages.push(message);
+            return Ok(());
+        }
+        // Boxed, so that what nearly all are is not as large.
+        self.gather_more(message).boxed().await
+    }
+
+    async fn gather_more(&self, message: Bytes) -> Result<(), Gone> {
         let mut state = self.state.lock().await;
         if message.len() > self.limit {
             match &mut *state {
@@ -95,9 +119,9 @@ impl Several {
         }
         match &mut *state {
             State::Waiting(waiting) => {
-                waiting.bytes += message.len() + size_of::<Bytes>();
+                let more = waiting.takes(&message, self.limit);
                 waiting.messages.push(message);
-                if waiting.bytes < MAX_GATHERED_BYTES {
+                if more {
                     return Ok(());
                 }
                 self.flush_now(&mut state).await
