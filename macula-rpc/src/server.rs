@@ -19,7 +19,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use macula_transport::{CallKind, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages, Reply, Route};
 use macula_wire::{NameError, ServiceName, StatusCode};
 use tokio::sync::Notify;
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 
 use crate::{
     Handler, Request, Response, Status, StreamHandler,
@@ -302,45 +302,6 @@ impl Server {
         }
         (span, context)
     }
-
-    async fn stream_here(self, call: IncomingCall, requests: IncomingMessages, replies: OutgoingMessages) -> Reply {
-        let _running = match self.admit() {
-            Ok(running) => running,
-            Err(status) => return status.into_reply(),
-        };
-        let Some(served) = self.served(call.service()) else {
-            return match self.router_of(&call) {
-                Some((client, route)) => client.forward(call, route, requests, replies).await,
-                None => not_served(call.service()).into_reply(),
-            };
-        };
-        let (span, context) = self.seen(&call);
-        let mut counted = Counted::start(&served.meters);
-        let service = call.service().clone();
-        let work = async {
-            match &served.kind {
-                Kind::Streaming(handler) => streaming::serve(&**handler, call, requests, replies).await,
-                #[cfg(feature = "tonic")]
-                Kind::Tonic(mounted) => mounted.open(call, requests, replies).await,
-                // It was replaced since the transport asked.
-                Kind::Unary(_) => not_served(call.service()).into_reply(),
-            }
-        };
-        let work = AssertUnwindSafe(work.instrument(span.clone())).catch_unwind();
-        let outcome = match context {
-            None => work.await,
-            Some(context) => context.scope(work).await,
-        };
-        let reply = outcome.unwrap_or_else(|panic| panicked(&service, &panic).into_reply());
-        counted.outcome = match reply.status() {
-            StatusCode::Ok => observe::OK,
-            _ => "error",
-        };
-        if reply.status() != StatusCode::Ok {
-            observe::record_served(&span, reply.status());
-        }
-        reply
-    }
 }
 
 fn not_served(service: &ServiceName) -> Status {
@@ -382,6 +343,42 @@ impl Served {
             Err(_) => "error",
         };
         outcome
+    }
+
+    /// Begins a peer's call that streams.
+    fn begin(
+        &self,
+        call: IncomingCall,
+        requests: IncomingMessages,
+        replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
+        match &self.kind {
+            Kind::Streaming(handler) => streaming::serve(Arc::clone(handler), call, requests, replies).boxed(),
+            #[cfg(feature = "tonic")]
+            Kind::Tonic(mounted) => mounted.open(call, requests, replies),
+            // It was replaced since the transport asked.
+            Kind::Unary(_) => std::future::ready(not_served(&self.name).into_reply()).boxed(),
+        }
+    }
+
+    /// As [`Served::run`], for what was begun.
+    async fn stream(&self, mut answer: BoxFuture<'static, Reply>, span: &Span, context: Option<TraceContext>) -> Reply {
+        let mut counted = Counted::start(&self.meters);
+        let reply = poll_fn(|cx| {
+            let _entered = span.enter();
+            let mut work = || answer.poll_unpin(cx);
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| match context {
+                None => work(),
+                Some(context) => context.sync_scope(work),
+            }));
+            polled.unwrap_or_else(|panic| Poll::Ready(panicked(&self.name, &panic).into_reply()))
+        })
+        .await;
+        counted.outcome = match reply.status() {
+            StatusCode::Ok => observe::OK,
+            _ => "error",
+        };
+        reply
     }
 }
 
@@ -472,7 +469,30 @@ impl macula_transport::Handler for Server {
         requests: IncomingMessages,
         replies: OutgoingMessages,
     ) -> BoxFuture<'static, Reply> {
-        Box::pin(self.clone().stream_here(call, requests, replies))
+        let running = match self.admit() {
+            Ok(running) => running,
+            Err(status) => return std::future::ready(status.into_reply()).boxed(),
+        };
+        let Some(served) = self.served(call.service()) else {
+            let Some((client, route)) = self.router_of(&call) else {
+                return std::future::ready(not_served(call.service()).into_reply()).boxed();
+            };
+            return Box::pin(async move {
+                let _running = running;
+                client.forward(call, route, requests, replies).await
+            });
+        };
+        let (span, context) = self.seen(&call);
+        // Of a handler only its clone runs before the future does, and the transport takes care of what panics there.
+        let answer = served.begin(call, requests, replies);
+        Box::pin(async move {
+            let _running = running;
+            let reply = served.stream(answer, &span, context).await;
+            if reply.status() != StatusCode::Ok {
+                observe::record_served(&span, reply.status());
+            }
+            reply
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{
-    Stream, StreamExt as _,
+    FutureExt as _, Stream, StreamExt as _,
     future::BoxFuture,
     stream::{self, BoxStream},
 };
@@ -18,6 +18,22 @@ use crate::{Encode, Request, Response, Status, StatusCode};
 
 /// Messages of a caller in this process; an error ends the call.
 pub(crate) type MessageStream = BoxStream<'static, Result<Bytes, ()>>;
+
+/// The requests of a call, as its caller gives them.
+pub(crate) enum Asking {
+    /// This one.
+    Only(Bytes),
+    Stream(MessageStream),
+}
+
+impl Asking {
+    pub(crate) fn into_stream(self) -> MessageStream {
+        match self {
+            Self::Only(message) => stream::iter([Ok(message)]).boxed(),
+            Self::Stream(messages) => messages,
+        }
+    }
+}
 
 /// The requests of a streaming call, as its handler reads them. The caller sends no faster than they are read.
 pub struct Requests(Source);
@@ -117,7 +133,7 @@ where
 
 /// Answers a peer's call.
 pub(crate) async fn serve(
-    handler: &dyn StreamHandler,
+    handler: Arc<dyn StreamHandler>,
     call: IncomingCall,
     requests: IncomingMessages,
     mut replies: OutgoingMessages,
@@ -125,10 +141,22 @@ pub(crate) async fn serve(
     let request = Request::remote(call).with_payload(Requests::remote(requests));
     let answered = async {
         let mut messages = handler.handle(request).await?;
-        while let Some(message) = messages.next().await {
-            send(&mut replies, message?).await?;
+        loop {
+            // What is ready at once, often all of the reply, is one write.
+            let message = match messages.next().now_or_never() {
+                Some(message) => message,
+                None => {
+                    replies.flush().await.map_err(|gone| gone_away(&gone))?;
+                    messages.next().await
+                }
+            };
+            let Some(message) = message else {
+                return Ok::<(), Status>(());
+            };
+            let payload = message?;
+            check(&replies, &payload)?;
+            replies.gather(payload).await.map_err(|gone| gone_away(&gone))?;
         }
-        Ok::<(), Status>(())
     };
     match answered.await {
         Ok(()) => Reply::ok(Bytes::new()),
@@ -136,12 +164,20 @@ pub(crate) async fn serve(
     }
 }
 
+/// Whether a reply may be sent to this peer; an error is the outcome.
+fn check(replies: &OutgoingMessages, payload: &Bytes) -> Result<(), Status> {
+    match replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
+        None => Ok(()),
+        Some(limit) => {
+            let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
+            Err(Status::new(StatusCode::ResourceExhausted, words))
+        }
+    }
+}
+
 /// Sends a reply to a peer; an error is the outcome.
 pub(crate) async fn send(replies: &mut OutgoingMessages, payload: Bytes) -> Result<(), Status> {
-    if let Some(limit) = replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
-        let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
-        return Err(Status::new(StatusCode::ResourceExhausted, words));
-    }
+    check(replies, &payload)?;
     replies.send(payload).await.map_err(|gone| gone_away(&gone))
 }
 

@@ -111,7 +111,7 @@ fn main() {
         a_call(silent.here, 0),
     );
     assert!(server <= SERVER, "{server} at the server");
-    assert!(client <= CLIENT, "{client} at the client");
+    assert_eq!(client, CLIENT, "at the client");
     assert!(here <= HERE, "{here} in this process");
     println!(
         "test free_when_nobody_looks ... ok: {server} at the server, {client} at the client, {here} in this process"

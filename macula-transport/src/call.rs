@@ -21,6 +21,7 @@ pub struct CallRequest<'a> {
     pub(crate) timeout: Duration,
     pub(crate) start: Option<Instant>,
     pub(crate) route: Option<Route>,
+    pub(crate) brief_reply: bool,
 }
 
 /// How a peer may pass a call on: as the caller would make it.
@@ -102,6 +103,7 @@ impl<'a> CallRequest<'a> {
             timeout: DEFAULT_CALL_TIMEOUT,
             start: None,
             route: None,
+            brief_reply: false,
         }
     }
 
@@ -142,6 +144,18 @@ impl<'a> CallRequest<'a> {
     #[must_use]
     pub fn with_route(mut self, route: Option<Route>) -> Self {
         self.route = route;
+        self
+    }
+
+    /// Says that a reply of a few small messages is expected, all there with the outcome, as [`Replies::is_brief`] has told of an
+    /// earlier one. Where calls share a stream, one that is [opened](crate::Connection::open_with_only) with its only request goes
+    /// there, too, which costs a fraction. A reply that turns out otherwise comes all the same, on a stream that the provider opens for
+    /// it; of these each peer has [a few](crate::MAX_MOVED_REPLIES) at a time.
+    ///
+    /// [`Replies::is_brief`]: crate::Replies::is_brief
+    #[must_use]
+    pub fn with_brief_reply(mut self, expected: bool) -> Self {
+        self.brief_reply = expected;
         self
     }
 

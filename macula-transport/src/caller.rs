@@ -10,13 +10,16 @@ use tokio::{
 };
 
 use crate::{
-    CallReply, CallRequest, CallStream, Protocol,
+    CallReply, CallRequest, CallStream, Protocol, Replies,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
-    connection::{Direction, Link},
+    connection::{Direction, InFlight, Link},
     error::{CallError, NotSent, RequestError, Unknown},
     frame,
-    lane::caller::{LargeReply, NotTaken},
+    lane::{
+        CallId,
+        caller::{Lane, LargeReply, NotTaken},
+    },
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, SendError, StreamKind, body_frame, kind_bytes},
     streaming::{Hold, Piece, read_reply},
 };
@@ -78,13 +81,15 @@ async fn clear(link: &Link, request: &CallRequest<'_>) -> Result<Cleared, CallEr
     })
 }
 
-pub(crate) async fn call(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallReply, CallError> {
+pub(crate) async fn call(link: &Arc<Link>, mut request: CallRequest<'_>) -> Result<CallReply, CallError> {
     let Cleared {
         timeout,
         left,
         deadline,
         credit,
     } = clear(link, &request).await?;
+    // It takes one message.
+    request.brief_reply = false;
     // A lone call is faster on a stream of its own: a lane costs two more wake-ups.
     let alone = link.running(Direction::Outbound) == 0;
     let in_flight = link.enter(Direction::Outbound);
@@ -162,19 +167,51 @@ async fn call_apart(
     result
 }
 
-/// Opens a call that streams; what is known of its requests travels in one write.
-pub(crate) async fn open(
+/// Opens a call that streams.
+pub(crate) async fn open(link: &Arc<Link>, request: CallRequest<'_>) -> Result<CallStream, CallError> {
+    let cleared = clear(link, &request).await?;
+    let in_flight = link.enter(Direction::Outbound);
+    open_apart(link, request, OpenWith::First, cleared, in_flight).await
+}
+
+/// Opens a call that streams its reply: over the lane when that is expected to be brief, and other calls are under way.
+pub(crate) async fn open_with_only(link: &Arc<Link>, request: CallRequest<'_>) -> Result<Replies, CallError> {
+    let cleared = clear(link, &request).await?;
+    let alone = link.running(Direction::Outbound) == 0;
+    let in_flight = link.enter(Direction::Outbound);
+    if request.brief_reply && !alone && request.body.len() <= INLINE_BYTES {
+        let taken = link.lane().open_several(&request, cleared.left, cleared.deadline);
+        // Where more waits on the lane than a stream of its own costs, or the lane is over, the call takes that.
+        if let Ok(waiting) = taken {
+            return Ok(Replies::on_lane(cleared.hold(link, in_flight), waiting));
+        }
+    }
+    let opened = open_apart(link, request, OpenWith::All, cleared, in_flight);
+    // Boxed, so that a call on the lane is not as large.
+    Ok(opened.boxed().await?.split().1)
+}
+
+impl Cleared {
+    fn hold(self, link: &Arc<Link>, in_flight: InFlight) -> Hold {
+        Hold {
+            link: link.clone(),
+            deadline: self.deadline,
+            timeout: self.timeout,
+            _credit: self.credit,
+            _in_flight: in_flight,
+        }
+    }
+}
+
+/// Opens a call that streams on a stream of its own; what is known of its requests travels in one write.
+async fn open_apart(
     link: &Arc<Link>,
     request: CallRequest<'_>,
     requests: OpenWith,
+    cleared: Cleared,
+    in_flight: InFlight,
 ) -> Result<CallStream, CallError> {
-    let Cleared {
-        timeout,
-        left: _,
-        deadline,
-        credit,
-    } = clear(link, &request).await?;
-    let in_flight = link.enter(Direction::Outbound);
+    let (timeout, deadline) = (cleared.timeout, cleared.deadline);
     let turn = async {
         match requests {
             // As of a call that is unary here: it may be so there, where such requests are put together.
@@ -209,13 +246,7 @@ pub(crate) async fn open(
             return Err(CallError::Unknown(Unknown::Timeout(timeout)));
         }
     }
-    let hold = Hold {
-        link: link.clone(),
-        deadline,
-        timeout,
-        _credit: credit,
-        _in_flight: in_flight,
-    };
+    let hold = cleared.hold(link, in_flight);
     if requests == OpenWith::All {
         outgoing.finish();
     }
@@ -228,37 +259,66 @@ fn micros_until(deadline: Instant) -> u64 {
     u64::try_from(left.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Takes in a stream that the peer opened for a reply too large for its lane.
-pub(crate) async fn large_reply(link: Arc<Link>, recv: quinn::RecvStream) {
+/// Takes in a stream that the peer opened for the reply to a call on a lane.
+pub(crate) async fn reply(link: Arc<Link>, recv: quinn::RecvStream) {
     let limits = &link.inner.config.limits;
     let mut incoming = Incoming::new(recv, (limits.max_message_bytes + FRAME_OVERHEAD).max(MAX_HEAD_FRAME));
-    let received = async {
-        let opening = async {
-            let kind = incoming.kind().await.ok().flatten();
-            if kind.and_then(StreamKind::from_byte) == Some(StreamKind::Reply) {
-                incoming.number().await.ok().flatten()
-            } else {
-                None
+    let refused = match opening(&link, &mut incoming).await {
+        Ok(Opening::Large(lane)) => {
+            // The others wait in the peer's send buffers. A closed semaphore there is none.
+            let _place = link.large_replies.acquire().await;
+            match lane.receive_large(&link, &mut incoming).await {
+                Ok(()) => return incoming.settle(),
+                Err(refused) => refused,
             }
-        };
-        let opening = tokio::time::timeout(link.inner.config.timers.head, opening).await;
-        let stream = opening.ok().flatten().ok_or(LargeReply::Broken)?;
-        let lane = link.lane_on(stream).ok_or(LargeReply::Unwanted)?;
-        // The others wait in the peer's send buffers. A closed semaphore there is none.
-        let _place = link.large_replies.acquire().await;
-        lane.receive_large(&link, &mut incoming).await
+        }
+        Ok(Opening::Moved(lane, id)) => match lane.moved(id) {
+            Ok(moved) => {
+                incoming.set_limit(limits.max_message_bytes + MAX_HEAD_BYTES + FRAME_OVERHEAD);
+                return moved.to(incoming);
+            }
+            Err(refused) => refused,
+        },
+        Err(refused) => refused,
     };
-    match received.await {
-        Ok(()) => incoming.settle(),
-        Err(LargeReply::Unwanted) => {
+    match refused {
+        LargeReply::Unwanted => {
             link.inner.counters.dropped_replies.add();
             incoming.stop(ResetCode::Cancelled);
         }
-        Err(LargeReply::Broken) => {
+        LargeReply::Broken => {
             link.inner.counters.rejected_frames.add();
             incoming.stop(ResetCode::Protocol);
         }
     }
+}
+
+/// What the peer opened a stream for.
+enum Opening {
+    /// One message, too large for the lane.
+    Large(Arc<Lane>),
+    /// The messages of this call, which are more than go over the lane.
+    Moved(Arc<Lane>, CallId),
+}
+
+/// The start of a stream that the peer opened, whole within the time a peer has for it.
+async fn opening(link: &Link, incoming: &mut Incoming) -> Result<Opening, LargeReply> {
+    let read = async {
+        let kind = incoming.kind().await.ok()?.and_then(StreamKind::from_byte)?;
+        let mut number = async || incoming.number().await.ok().flatten();
+        match kind {
+            StreamKind::Reply => Some((number().await?, None)),
+            StreamKind::Replies => Some((number().await?, Some(number().await?))),
+            StreamKind::Control | StreamKind::Call | StreamKind::Lane | StreamKind::Dht => None,
+        }
+    };
+    let read = tokio::time::timeout(link.inner.config.timers.head, read).await;
+    let (lane, id) = read.ok().flatten().ok_or(LargeReply::Broken)?;
+    let lane = link.lane_on(lane).ok_or(LargeReply::Unwanted)?;
+    Ok(match id {
+        None => Opening::Large(lane),
+        Some(id) => Opening::Moved(lane, CallId::from_wire(id)),
+    })
 }
 
 impl Protocol {

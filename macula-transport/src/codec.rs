@@ -1,15 +1,15 @@
 //! Call frames as bytes: the head's and trailers' size rules, and payloads that are not copied.
 
-use bytes::{BufMut as _, Bytes, BytesMut};
-use macula_wire::{StatusCode, proto};
-use prost::Message as _;
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use macula_wire::{FrameError, StatusCode, proto};
+use prost::encoding::decode_varint;
 
 use crate::{
     CallReply, CallRequest, Metadata, Reply,
     call::{Extra, Failing},
     config::MAX_HEAD_BYTES,
     error::{CallError, Pushback},
-    frame,
+    frame::{self, Last},
     outbox::Outbox,
     stream::StreamKind,
 };
@@ -48,11 +48,18 @@ pub(crate) fn opening_frames(request: &CallRequest<'_>, timeout_us: u64, kind: S
 pub(crate) fn reply_frames(reply: &Reply, call: u64) -> Vec<Bytes> {
     let mut outbox = Outbox::brief();
     if reply.body.len() <= INLINE_BYTES {
-        let _ = frame::put_trailers(&mut outbox, call, reply, &reply.body);
+        let _ = frame::put_trailers(&mut outbox, call, reply, Last::Payload(&reply.body));
     } else {
         let _ = frame::put_data(&mut outbox, call, &reply.body, true);
-        let _ = frame::put_trailers(&mut outbox, call, reply, &Bytes::new());
+        let _ = frame::put_trailers(&mut outbox, call, reply, Last::Payload(&Bytes::new()));
     }
+    outbox.take()
+}
+
+/// The last frame of a streaming call's reply that leaves with all that came before it, which would have fit on a lane.
+pub(crate) fn brief_end(reply: &Reply) -> Vec<Bytes> {
+    let mut outbox = Outbox::brief();
+    let _ = frame::put_trailers(&mut outbox, 0, reply, Last::Brief(&reply.body));
     outbox.take()
 }
 
@@ -73,7 +80,7 @@ pub(crate) fn reply_head_bytes(reply: &Reply) -> usize {
         .metadata
         .entries()
         .iter()
-        .map(|entry| entry.encoded_len() + 4)
+        .map(|entry| prost::Message::encoded_len(entry) + 4)
         .sum::<usize>();
     failing.message.len() + failing.details.len() + metadata + FRAME_OVERHEAD
 }
@@ -109,6 +116,21 @@ pub(crate) fn plain_reply(body: Bytes) -> CallReply {
         body,
         extra: Extra::default(),
     }
+}
+
+/// Takes the first of several messages, each of which follows its length.
+pub(crate) fn next_message(rest: &mut Bytes) -> Result<Option<Bytes>, FrameError> {
+    if rest.is_empty() {
+        return Ok(None);
+    }
+    let mut after: &[u8] = rest;
+    let length = decode_varint(&mut after).map_err(|_| FrameError::BadLength)?;
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    if length > after.len() {
+        return Err(FrameError::Truncated);
+    }
+    rest.advance(rest.len() - after.len());
+    Ok(Some(rest.split_to(length)))
 }
 
 /// Pieces of a payload put together; one piece is not copied.
@@ -153,5 +175,23 @@ mod tests {
             pieces.push(Bytes::from_static(piece.as_bytes()));
         }
         assert_eq!((pieces.len(), pieces.join()), (4, Bytes::from_static(b"abcd")));
+    }
+
+    #[test]
+    fn messages_are_taken_one_by_one_and_none_that_is_cut_short() {
+        let mut rest = Bytes::from_static(b"\x01a\x00\x02bc");
+        for expected in ["a", "", "bc"] {
+            assert_eq!(next_message(&mut rest).unwrap().unwrap(), expected);
+        }
+        assert_eq!(next_message(&mut rest), Ok(None));
+        for (cut, error) in [
+            (&b"\x02a"[..], FrameError::Truncated),
+            (b"\xff\xff\xff\xff\xff\xff\xff\xff\x7fab", FrameError::Truncated),
+            (b"\x80", FrameError::BadLength),
+            (&[0xff; 20], FrameError::BadLength),
+        ] {
+            let mut rest = Bytes::copy_from_slice(cut);
+            assert_eq!(next_message(&mut rest), Err(error));
+        }
     }
 }

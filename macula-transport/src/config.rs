@@ -12,6 +12,9 @@ pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 pub const MAX_METADATA_ENTRIES: usize = macula_wire::MAX_CALL_METADATA_ENTRIES;
 /// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
+/// Replies of one peer that were expected to be [brief](crate::CallRequest::with_brief_reply), turned out otherwise and so have streams of
+/// their own, at a time. Further ones wait for their turn, within their deadlines.
+pub const MAX_MOVED_REPLIES: usize = 64;
 
 /// The largest message anybody takes or is believed to take, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 28;
@@ -164,7 +167,8 @@ pub struct Limits {
     pub max_message_bytes: usize,
     /// Calls running at a time for one connection; more are refused as not started. Default 1 024.
     pub max_concurrent_calls: usize,
-    /// Streams a peer may have open at a time, once it has introduced itself. Default 256.
+    /// Streams a peer may have open at a time, once it has introduced itself, and as many for its replies, beside the
+    /// [`MAX_MOVED_REPLIES`]. Default 256.
     pub max_streams: u32,
     /// Bytes a peer may have in flight on one stream. Default 1.25 MB.
     pub stream_window: u32,

@@ -14,9 +14,7 @@ use macula_wire::proto::{self, control};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 
 use crate::{
-    CallReply, CallRequest, CallStream, LoadReport, PeerInfo, Protocol, Replies, caller,
-    caller::OpenWith,
-    congestion,
+    CallReply, CallRequest, CallStream, LoadReport, MAX_MOVED_REPLIES, PeerInfo, Protocol, Replies, caller, congestion,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
     gate::Gate,
@@ -80,17 +78,17 @@ impl Connection {
     /// # Errors
     /// When the call was not opened.
     pub async fn open(&self, request: CallRequest<'_>) -> Result<CallStream, CallError> {
-        caller::open(&self.link, request, OpenWith::First).await
+        caller::open(&self.link, request).await
     }
 
     /// Opens a call of one request whose reply is a stream of messages: the request and its end travel in one write. As
-    /// [`Connection::open`] with [`Requests::finish`](crate::Requests::finish) after it, but that an empty body is a message.
+    /// [`Connection::open`] with [`Requests::finish`](crate::Requests::finish) after it, but that an empty body is a message, and that
+    /// a call whose reply is [expected to be brief](CallRequest::with_brief_reply) shares a stream with others.
     ///
     /// # Errors
     /// When the call was not opened.
     pub async fn open_with_only(&self, request: CallRequest<'_>) -> Result<Replies, CallError> {
-        let stream = caller::open(&self.link, request, OpenWith::All).await?;
-        Ok(stream.split().1)
+        caller::open_with_only(&self.link, request).await
     }
 
     /// Asks the peer something of another protocol. Dropping the future cancels the request.
@@ -179,6 +177,8 @@ pub(crate) struct Link {
     request_sends: Semaphore,
     /// How many further large replies are written at a time, on streams opened for them.
     reply_sends: Semaphore,
+    /// How many further calls of the peer on a lane may have their replies on streams opened for them.
+    pub(crate) moved_replies: Arc<Semaphore>,
     /// Somebody looks after the peer while calls wait.
     watched: AtomicBool,
     /// A call's time was up since somebody looked.
@@ -243,6 +243,7 @@ impl Link {
             large_replies: Semaphore::new(MAX_LARGE_REPLIES),
             request_sends: Semaphore::new(MAX_LARGE_SENDS),
             reply_sends: Semaphore::new(MAX_LARGE_SENDS),
+            moved_replies: Arc::new(Semaphore::new(MAX_MOVED_REPLIES)),
             watched: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
             watch: Notify::new(),

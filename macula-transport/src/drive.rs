@@ -86,7 +86,7 @@ async fn accept_streams(link: Arc<Link>) {
 
 async fn accept_replies(link: Arc<Link>) {
     while let Ok(recv) = link.quic.accept_uni().await {
-        tokio::spawn(caller::large_reply(link.clone(), recv));
+        tokio::spawn(caller::reply(link.clone(), recv));
     }
 }
 

@@ -13,7 +13,7 @@ use macula_wire::{NodeId, RealmHash, proto};
 use tokio::time::timeout;
 
 use crate::{
-    Config, Handler, Identity, Pool, Stats,
+    Config, Handler, Identity, MAX_MOVED_REPLIES, Pool, Stats,
     batching::Batching,
     connection::{Direction, Link},
     drive,
@@ -281,7 +281,9 @@ pub(crate) fn start(
         incoming,
     } = established;
     quic.set_max_concurrent_bi_streams(inner.config.limits.max_streams.into());
-    quic.set_max_concurrent_uni_streams(inner.config.limits.max_streams.into());
+    // Whatever streams, large replies have theirs.
+    let uni = inner.config.limits.max_streams.saturating_add(MAX_MOVED_REPLIES as u32);
+    quic.set_max_concurrent_uni_streams(uni.into());
     quic.set_receive_window(inner.config.limits.connection_window.into());
     inner.saw_clock(tokio::time::Instant::now().into_std());
     let (link, queue) = Link::new(quic, peer, inner.clone());

@@ -86,6 +86,8 @@ pub(crate) fn head_bytes(request: &CallRequest<'_>) -> usize {
 pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>, timeout_us: u64, end: bool) -> Flush {
     let payload = if end { request.body.len() } else { 0 };
     let metadata = request.metadata();
+    // On a stream of its own a call is answered with as many messages as there are.
+    let several = request.brief_reply && call != 0;
     let length = bytes_field_len(request.service.as_str().len())
         + bytes_field_len(request.method.len())
         + if timeout_us == 0 {
@@ -95,6 +97,7 @@ pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>
         }
         + metadata_len(metadata)
         + if end { 2 } else { 0 }
+        + if several { 2 } else { 0 }
         + route_len(request)
         + bytes_field_len(payload);
     let flush = outbox.write(|buffer| {
@@ -108,6 +111,9 @@ pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>
         put_metadata(buffer, 4, metadata);
         if end {
             buffer.put_slice(&[varint_tag(6), 1]);
+        }
+        if several {
+            buffer.put_slice(&[varint_tag(11), 1]);
         }
         if let Some(route) = request.route {
             put_route(buffer, route);
@@ -149,8 +155,25 @@ fn put_route(buffer: &mut BytesMut, route: Route) {
     }
 }
 
-/// Writes a TRAILERS frame with `payload` in it.
-pub(crate) fn put_trailers(outbox: &mut Outbox, call: u64, reply: &Reply, payload: &Bytes) -> Flush {
+/// What TRAILERS bring beside the outcome.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Last<'a> {
+    /// The reply's only message, or the last piece of it.
+    Payload(&'a Bytes),
+    /// As [`Last::Payload`], of a reply that left together and would have fit on a lane.
+    Brief(&'a Bytes),
+    /// All the messages of a reply of several.
+    Messages(&'a [Bytes]),
+}
+
+/// What `messages` take, each with its length.
+pub(crate) fn messages_len(messages: &[Bytes]) -> usize {
+    let lengths = messages.iter().map(Bytes::len);
+    lengths.map(|length| encoded_len_varint(length as u64) + length).sum()
+}
+
+/// Writes a TRAILERS frame.
+pub(crate) fn put_trailers(outbox: &mut Outbox, call: u64, reply: &Reply, last: Last<'_>) -> Flush {
     let status = u64::from(reply.status.as_u32());
     let failing = reply.extra.get();
     let pushback = failing
@@ -158,13 +181,19 @@ pub(crate) fn put_trailers(outbox: &mut Outbox, call: u64, reply: &Reply, payloa
         .map(Pushback::to_wire)
         .map(|ms| ((ms << 1) ^ (ms >> 63)) as u64);
     let metadata = reply.metadata.entries();
+    let (field, size, brief) = match last {
+        Last::Payload(payload) => (5, payload.len(), false),
+        Last::Brief(payload) => (5, payload.len(), true),
+        Last::Messages(messages) => (8, messages_len(messages), false),
+    };
     let length = if status == 0 { 0 } else { 1 + encoded_len_varint(status) }
         + bytes_field_len(failing.message.len())
         + if reply.not_started { 2 } else { 0 }
         + metadata_len(metadata)
         + bytes_field_len(failing.details.len())
         + pushback.map_or(0, |zigzag| 1 + encoded_len_varint(zigzag))
-        + bytes_field_len(payload.len());
+        + if brief { 2 } else { 0 }
+        + bytes_field_len(size);
     let flush = outbox.write(|buffer| {
         put_frame_start(buffer, call, 4, length);
         if status != 0 {
@@ -181,12 +210,22 @@ pub(crate) fn put_trailers(outbox: &mut Outbox, call: u64, reply: &Reply, payloa
             buffer.put_u8(varint_tag(7));
             put_varint(buffer, zigzag);
         }
-        if !payload.is_empty() {
-            put_length(buffer, 5, payload.len());
+        if brief {
+            buffer.put_slice(&[varint_tag(9), 1]);
+        }
+        if size > 0 {
+            put_length(buffer, field, size);
         }
     });
-    if !payload.is_empty() {
-        outbox.payload(payload);
+    match last {
+        Last::Payload(payload) | Last::Brief(payload) if !payload.is_empty() => outbox.payload(payload),
+        Last::Payload(_) | Last::Brief(_) => {}
+        Last::Messages(messages) => {
+            for message in messages {
+                let _ = outbox.write(|buffer| put_varint(buffer, message.len() as u64));
+                outbox.payload(message);
+            }
+        }
     }
     flush
 }
@@ -234,7 +273,14 @@ pub(crate) mod tests {
     }
 
     /// The bytes of a usual request's frame, without its length.
-    pub(crate) fn plain_head(call: u64, service: &str, method: &str, timeout_us: u64, payload: &[u8]) -> Vec<u8> {
+    pub(crate) fn plain_head(
+        call: u64,
+        service: &str,
+        method: &str,
+        timeout_us: u64,
+        several: bool,
+        payload: &[u8],
+    ) -> Vec<u8> {
         let mut head = BytesMut::new();
         put_bytes_field(&mut head, 1, service.as_bytes());
         put_bytes_field(&mut head, 2, method.as_bytes());
@@ -243,6 +289,9 @@ pub(crate) mod tests {
             put_varint(&mut head, timeout_us);
         }
         head.put_slice(&[varint_tag(6), 1]);
+        if several {
+            head.put_slice(&[varint_tag(11), 1]);
+        }
         put_bytes_field(&mut head, 5, payload);
         let mut frame = BytesMut::new();
         if call != 0 {
@@ -251,6 +300,12 @@ pub(crate) mod tests {
         }
         put_bytes_field(&mut frame, 2, &head);
         frame.to_vec()
+    }
+
+    fn framed(message: &Bytes) -> Vec<u8> {
+        let mut buffer = BytesMut::new();
+        put_varint(&mut buffer, message.len() as u64);
+        [&buffer[..], message].concat()
     }
 
     fn payload() -> impl Strategy<Value = Bytes> {
@@ -280,7 +335,8 @@ pub(crate) mod tests {
             call in prop_oneof![Just(0), any::<u64>()],
             (service, method) in ("[a-z]{1,128}", "[a-zA-Z/]{0,200}"),
             (payload, metadata) in (payload(), metadata()),
-            (timeout_us, end, route, not_started) in (any::<u64>(), any::<bool>(), route(), any::<bool>()),
+            (timeout_us, end, route, not_started, brief) in (any::<u64>(), any::<bool>(), route(), any::<bool>(), any::<bool>()),
+            messages in prop::collection::vec(payload(), 0..4),
             (status, message, details) in (0..17_u32, "\\PC{0,40}", prop::collection::vec(any::<u8>(), 0..300)),
             pushback in prop::option::of(-1..1_000_000_i64),
         ) {
@@ -288,6 +344,7 @@ pub(crate) mod tests {
             let request = CallRequest::new(&name, payload.clone())
                 .with_method(&method)
                 .with_metadata(&metadata)
+                .with_brief_reply(brief)
                 .with_route(route);
             let mut outbox = Outbox::default();
             let _ = put_head(&mut outbox, call, &request, timeout_us, end);
@@ -302,6 +359,7 @@ pub(crate) mod tests {
                 repeat: route.unwrap_or_default().repeat.to_wire().into(),
                 max_attempts: route.and_then(|route| route.max_attempts).map_or(0, NonZeroU32::get),
                 attempt_timeout_us: route.map_or(0, |route| route.attempt_timeout_us()),
+                several: brief && call != 0,
             };
             prop_assert_eq!(Route::from_wire(&head).as_deref().copied(), route);
             prop_assert!(head.encoded_len() - head.payload.len() <= head_bytes(&request));
@@ -313,18 +371,28 @@ pub(crate) mod tests {
             if let Some(pushback) = Pushback::from_wire(pushback) {
                 reply = reply.with_pushback(pushback);
             }
-            let mut outbox = Outbox::default();
-            let _ = put_trailers(&mut outbox, call, &reply, &payload);
             let trailers = Trailers {
                 status: status.as_u32(),
                 message,
                 not_started,
                 metadata: metadata.entries().to_vec(),
-                payload: payload.clone(),
                 details: details.into(),
                 pushback_ms: pushback,
+                ..Trailers::default()
             };
-            prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Trailers(trailers)) });
+            let lengths = messages.iter().map(framed);
+            let several = Trailers { messages: lengths.collect::<Vec<_>>().concat().into(), ..trailers.clone() };
+            let trailers = Trailers { payload: payload.clone(), ..trailers };
+            let brief = Trailers { brief: true, ..trailers.clone() };
+            for (last, trailers) in [
+                (Last::Payload(&payload), trailers),
+                (Last::Brief(&payload), brief),
+                (Last::Messages(&messages), several),
+            ] {
+                let mut outbox = Outbox::default();
+                let _ = put_trailers(&mut outbox, call, &reply, last);
+                prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Trailers(trailers)) });
+            }
 
             let mut outbox = Outbox::default();
             let _ = put_data(&mut outbox, call, &payload, end);

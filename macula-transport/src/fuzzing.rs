@@ -129,7 +129,7 @@ pub fn lane(data: &[u8]) {
         let (what, how) = (pair[0], usize::from(pair[1]));
         match what % 7 {
             0 | 1 => {
-                let request = CallRequest::new(&name, vec![0; how * 60]);
+                let request = CallRequest::new(&name, vec![0; how * 60]).with_brief_reply(what % 7 == 1);
                 let deadline = now + Duration::from_millis(how as u64);
                 if let Ok(started) = caller.call(&request, 1, deadline, next) {
                     assert!(waiting.insert(next, started.id).is_none());
@@ -148,13 +148,13 @@ pub fn lane(data: &[u8]) {
                     there.push(Bytes::copy_from_slice(chunk));
                     while let Ok(Some(frame)) = there.next_frame() {
                         match read_request(frame) {
-                            Ok(Asked::Call(id, _)) => {
+                            Ok(Asked::Call(id, request)) => {
                                 assert!(provider.started(id).is_ok(), "an id is used twice");
-                                running.push(id);
+                                running.push((id, request.several));
                             }
                             Ok(Asked::Cancel(id)) => {
                                 let _ = provider.cancelled(id);
-                                running.retain(|of| *of != id);
+                                running.retain(|(of, _)| *of != id);
                             }
                             Err(_) => panic!("a frame of ours cannot be read"),
                         }
@@ -163,9 +163,12 @@ pub fn lane(data: &[u8]) {
             }
             4 => {
                 if !running.is_empty() {
-                    let id = running.swap_remove(how % running.len());
+                    let (id, several) = running.swap_remove(how % running.len());
                     assert!(provider.ended(id));
-                    let _ = provider.reply(id, &Reply::ok(vec![1; how * 60]));
+                    let _ = match several {
+                        true => provider.reply_several(id, &Reply::ok(""), &vec![Bytes::from_static(b"several"); how]),
+                        false => provider.reply(id, &Reply::ok(vec![1; how * 60])),
+                    };
                 }
             }
             5 => {
@@ -173,11 +176,11 @@ pub fn lane(data: &[u8]) {
                 for chunk in bytes.chunks(how + 1) {
                     back.push(Bytes::copy_from_slice(chunk));
                     while let Ok(Some(frame)) = back.next_frame() {
-                        let Ok((id, _)) = read_reply(frame) else {
+                        let Ok(answered) = read_reply(frame) else {
                             panic!("a frame of ours cannot be read")
                         };
-                        if let Some(number) = caller.replied(id) {
-                            assert_eq!(waiting.remove(&number), Some(id));
+                        if let Some(number) = caller.replied(answered.id) {
+                            assert_eq!(waiting.remove(&number), Some(answered.id));
                         }
                     }
                 }

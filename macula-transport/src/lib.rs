@@ -42,7 +42,8 @@ mod tls;
 
 pub use call::{CallParts, CallReply, CallRequest, IncomingCall, Repeat, Reply, Route};
 pub use config::{
-    Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES, PoolConfig, Timers,
+    Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_MOVED_REPLIES, MAX_REQUEST_BYTES,
+    PoolConfig, Timers,
 };
 pub use connection::Connection;
 pub use endpoint::Endpoint;

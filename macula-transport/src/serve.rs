@@ -93,7 +93,7 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
                     .await?;
                 Ok(Next::Done)
             }
-            Some(StreamKind::Control | StreamKind::Reply) | None => Err(Refusal::Broken),
+            Some(StreamKind::Control | StreamKind::Reply | StreamKind::Replies) | None => Err(Refusal::Broken),
         }
     };
     let refusal = match served.await {
@@ -164,10 +164,20 @@ async fn streaming(
         Err(_) => panicked(&link),
     };
     let mut gathered = gathered.lock().await;
-    // The last messages and the outcome in one write.
-    let before = gathered.take();
-    if let Err(refusal) = send_last(&link, &mut gathered.outgoing, before, reply, deadline).await {
-        let code = refused(&link, refusal);
+    end(&link, &mut gathered, reply, deadline).await;
+}
+
+/// Sends the last messages and the outcome in one write, and ends the stream.
+pub(crate) async fn end(link: &Link, gathered: &mut Gathered, reply: Reply, deadline: Instant) {
+    let reply = fitting(link, reply);
+    let brief = gathered.is_brief(&reply);
+    let mut frames = gathered.take();
+    frames.extend(match brief {
+        true => codec::brief_end(&reply),
+        false => codec::reply_frames(&reply, 0),
+    });
+    if let Err(refusal) = send_last(&mut gathered.outgoing, frames, reply.body.len(), deadline).await {
+        let code = refused(link, refusal);
         gathered.outgoing.reset(code);
     }
 }
@@ -408,25 +418,24 @@ pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
 }
 
 async fn send_reply(link: &Link, outgoing: &mut Outgoing, reply: Reply, deadline: Instant) -> Result<(), Refusal> {
-    send_last(link, outgoing, Vec::new(), reply, deadline).await
+    let reply = fitting(link, reply);
+    let frames = codec::reply_frames(&reply, 0);
+    send_last(outgoing, frames, reply.body.len(), deadline).await
 }
 
-/// Sends a reply after `frames`, and ends the stream.
+/// Sends what a reply ends with, a message of `bytes` in it, and ends the stream.
 async fn send_last(
-    link: &Link,
     outgoing: &mut Outgoing,
     mut frames: Vec<Bytes>,
-    reply: Reply,
+    bytes: usize,
     deadline: Instant,
 ) -> Result<(), Refusal> {
-    let reply = fitting(link, reply);
-    frames.extend(codec::reply_frames(&reply, 0));
     let give_up = deadline.max(Instant::now()) + REPLY_GRACE;
     match timeout_at(give_up, outgoing.send(&mut frames)).await {
         Ok(Ok(())) => {
             outgoing.finish();
             // Whoever has not said by then that it has the reply does not wait for it any more.
-            let _ = timeout_at(give_up, delivered(outgoing, reply.body.len())).await;
+            let _ = timeout_at(give_up, delivered(outgoing, bytes)).await;
             Ok(())
         }
         Ok(Err(_)) => Err(Refusal::Gone),

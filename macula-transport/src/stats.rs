@@ -26,6 +26,8 @@ pub struct Stats {
     pub dropped_replies: u64,
     /// Calls of peers that were taken.
     pub calls_taken: u64,
+    /// Calls of peers that came over streams which calls share, taken or not.
+    pub calls_on_lanes: u64,
     /// Calls of peers that were refused as not started.
     pub calls_refused: u64,
     /// Calls of peers that were cancelled, or whose deadline passed, before they were answered.
@@ -58,6 +60,7 @@ counters!(
     slow_streams,
     dropped_replies,
     calls_taken,
+    calls_on_lanes,
     calls_refused,
     calls_dropped,
     handler_panics
@@ -69,7 +72,11 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Relaxed);
+        self.add_many(1);
+    }
+
+    pub(crate) fn add_many(&self, many: usize) {
+        self.0.fetch_add(many as u64, Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {

@@ -27,6 +27,8 @@ pub(crate) enum StreamKind {
     Lane,
     /// A reply to a call on a lane, too large for it.
     Reply,
+    /// The replies to a call on a lane, which do not come at once or are more than fits there.
+    Replies,
     /// A request of the DHT.
     Dht,
 }
@@ -45,6 +47,7 @@ impl StreamKind {
             Self::Call => 0x02,
             Self::Lane => 0x03,
             Self::Reply => 0x04,
+            Self::Replies => 0x05,
             Self::Dht => 0x10,
         }
     }
@@ -55,6 +58,7 @@ impl StreamKind {
             0x02 => Some(Self::Call),
             0x03 => Some(Self::Lane),
             0x04 => Some(Self::Reply),
+            0x05 => Some(Self::Replies),
             0x10 => Some(Self::Dht),
             _ => None,
         }
@@ -179,6 +183,11 @@ impl Outgoing {
             }
         }
         Ok(Ok(()))
+    }
+
+    /// Whether a send was given up, after which nothing more can be sent.
+    pub(crate) fn is_halfway(&self) -> bool {
+        self.halfway
     }
 
     /// Which of its opener's streams it is.

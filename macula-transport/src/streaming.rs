@@ -13,10 +13,15 @@ use tokio::{
 };
 
 use crate::{
-    CallReply, codec,
+    CallReply, Reply,
+    codec::{self, INLINE_BYTES},
     connection::{InFlight, Link},
     error::{CallError, Unknown},
     frame,
+    lane::{
+        caller::{Replied, Waiting},
+        several::Several,
+    },
     outbox::Outbox,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, SendError},
 };
@@ -69,8 +74,9 @@ impl CallStream {
             },
             replies: Replies {
                 hold,
-                incoming,
+                source: From::Stream(Box::new(incoming)),
                 reply: None,
+                brief: None,
             },
         }
     }
@@ -145,42 +151,125 @@ impl Requests {
 }
 
 /// The replies of a call, from the caller's side.
+///
+/// Small, because it is moved several times before it is where it is read.
 #[derive(Debug)]
 pub struct Replies {
     hold: Arc<Hold>,
-    incoming: Incoming,
+    source: From,
+    /// The outcome, once it is here.
     reply: Option<CallReply>,
+    brief: Option<bool>,
+}
+
+/// Where replies come from.
+#[derive(Debug)]
+enum From {
+    /// A stream of the call's own.
+    Stream(Box<Incoming>),
+    /// A lane, which has not brought anything yet.
+    Lane(Waiting),
+    /// A lane, which has brought all of it: these messages, each after its length, and the outcome.
+    Here(Bytes),
+    /// A lane, which has brought one message and the outcome.
+    One(Bytes),
+    /// No further message comes.
+    Over,
 }
 
 impl Replies {
+    pub(crate) fn on_lane(hold: Hold, waiting: Waiting) -> Self {
+        Self {
+            hold: Arc::new(hold),
+            source: From::Lane(waiting),
+            reply: None,
+            brief: None,
+        }
+    }
+
     /// The next message; `None` after the last one, when [`Replies::reply`] has the outcome.
     ///
     /// # Errors
     /// When the provider gave no outcome; the variant says whether the call may have run.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
-        if self.reply.is_some() {
-            return Ok(None);
-        }
-        let link = &self.hold.link;
-        let frame = match timeout_at(self.hold.deadline, self.incoming.next()).await {
-            Err(_) => return Err(self.hold.timed_out()),
-            Ok(frame) => frame,
-        };
-        match read_reply(link, frame)? {
-            Piece::Message(message) => Ok(Some(message)),
-            Piece::End(mut trailers) => {
-                let last = std::mem::take(&mut trailers.payload);
-                self.reply = Some(codec::reply(trailers, Bytes::new())?);
-                self.incoming.settle();
-                Ok(Some(last).filter(|last| !last.is_empty()))
+        loop {
+            match &mut self.source {
+                From::Lane(waiting) => {
+                    let replied = waiting.replied().await;
+                    self.take_over(replied)?;
+                }
+                From::Here(messages) => match codec::next_message(messages) {
+                    Ok(Some(message)) => return Ok(Some(message)),
+                    Ok(None) => self.source = From::Over,
+                    Err(error) => {
+                        self.hold.link.inner.counters.rejected_frames.add();
+                        return Err(CallError::Unknown(Unknown::Frame(error)));
+                    }
+                },
+                From::One(message) => {
+                    let message = std::mem::take(message);
+                    self.source = From::Over;
+                    return Ok(Some(message).filter(|message| !message.is_empty()));
+                }
+                From::Stream(incoming) => {
+                    let frame = match timeout_at(self.hold.deadline, incoming.next()).await {
+                        Err(_) => return Err(self.hold.timed_out()),
+                        Ok(frame) => frame,
+                    };
+                    return match read_reply(&self.hold.link, frame)? {
+                        Piece::Message(message) => Ok(Some(message)),
+                        Piece::End(mut trailers) => {
+                            let last = std::mem::take(&mut trailers.payload);
+                            self.brief.get_or_insert(trailers.brief);
+                            self.reply = Some(codec::reply(trailers, Bytes::new())?);
+                            incoming.settle();
+                            self.source = From::Over;
+                            Ok(Some(last).filter(|last| !last.is_empty()))
+                        }
+                    };
+                }
+                From::Over => return Ok(None),
             }
         }
     }
 
-    /// The outcome, its body empty; `None` before [`Replies::next`] has said that there is no further message.
+    /// Goes on with what came of a call on a lane.
+    fn take_over(&mut self, replied: Result<Replied, Unknown>) -> Result<(), CallError> {
+        self.source = match replied {
+            Ok(Replied::Moved(incoming)) => {
+                self.brief = Some(false);
+                From::Stream(incoming)
+            }
+            Ok(Replied::Here { several, answer }) => {
+                let mut reply = answer?;
+                let body = std::mem::take(&mut reply.body);
+                self.reply = Some(reply);
+                // A unary handler's only message may be large.
+                self.brief = Some(body.len() <= INLINE_BYTES);
+                if several { From::Here(body) } else { From::One(body) }
+            }
+            Err(Unknown::Timeout(_)) => return Err(self.hold.timed_out()),
+            Err(Unknown::Lost(lost)) => return Err(self.hold.link.sent_and_lost(lost)),
+            Err(unknown) => return Err(CallError::Unknown(unknown)),
+        };
+        Ok(())
+    }
+
+    /// The outcome, its body empty; `None` before [`Replies::next`] has said that there is no further message, or given the last one
+    /// with it.
     #[must_use]
     pub fn reply(&self) -> Option<&CallReply> {
-        self.reply.as_ref()
+        match self.source {
+            From::Over => self.reply.as_ref(),
+            From::Stream(_) | From::Lane(_) | From::Here(_) | From::One(_) => None,
+        }
+    }
+
+    /// Whether the reply is brief: a few small messages, all there with the outcome. Then the next call of its kind is best made
+    /// [as one](CallRequest::with_brief_reply). `None` while that is not known, which it is with the outcome at the latest.
+    #[must_use]
+    pub fn is_brief(&self) -> Option<bool> {
+        self.brief
     }
 }
 
@@ -270,6 +359,15 @@ impl IncomingMessages {
         }
     }
 
+    /// The only message, when it is known to be that, as of a caller that sent it together with the end; `None` otherwise.
+    pub fn take_only(&mut self) -> Option<Bytes> {
+        match &mut self.source {
+            Source::One(message) => message.take(),
+            Source::Stream { first, ended: true, .. } => first.take(),
+            Source::Stream { .. } => None,
+        }
+    }
+
     /// The next message; `None` when the caller has sent its last.
     ///
     /// # Errors
@@ -330,6 +428,8 @@ pub(crate) enum Sink {
         gathered: Arc<Mutex<Gathered>>,
         limit: usize,
     },
+    /// The caller takes several messages on a lane, or on a stream opened for them.
+    Lane(Arc<Several>),
     /// The caller takes one message.
     One(Arc<Mutex<One>>),
 }
@@ -339,20 +439,31 @@ pub(crate) enum Sink {
 pub(crate) struct Gathered {
     pub(crate) outgoing: Outgoing,
     waiting: Outbox,
+    /// Something was written.
+    begun: bool,
     /// The call's deadline. A handler that gave its messages to a task of its own is not dropped then.
     until: Instant,
 }
 
 /// Gathered messages of so many bytes are written, whether or not more is ready.
-const MAX_GATHERED_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_GATHERED_BYTES: usize = 64 * 1024;
 
 impl Gathered {
     pub(crate) fn new(outgoing: Outgoing, until: Instant) -> Self {
         Self {
             outgoing,
             waiting: Outbox::brief(),
+            begun: false,
             until,
         }
+    }
+
+    /// On a stream opened for the replies to a call on a lane, which starts with `opening`.
+    pub(crate) fn moved(outgoing: Outgoing, until: Instant, opening: &[u8]) -> Self {
+        let mut gathered = Self::new(outgoing, until);
+        gathered.begun = true;
+        let _ = gathered.waiting.write(|buffer| buffer.extend_from_slice(opening));
+        gathered
     }
 
     /// What waits, to be written before anything else.
@@ -360,11 +471,30 @@ impl Gathered {
         self.waiting.take()
     }
 
-    async fn flush(&mut self) -> Result<(), Gone> {
+    /// Whether a reply with this end leaves together, and would have fit on a lane.
+    pub(crate) fn is_brief(&self, end: &Reply) -> bool {
+        !self.begun && self.waiting.bytes() + end.body.len() <= INLINE_BYTES
+    }
+
+    /// Takes a message to be written with what follows.
+    pub(crate) fn put(&mut self, message: &Bytes) {
+        let _ = frame::put_data(&mut self.waiting, 0, message, false);
+    }
+
+    /// Writes what waits when that is much.
+    pub(crate) async fn relieve(&mut self) -> Result<(), Gone> {
+        if self.waiting.bytes() < MAX_GATHERED_BYTES {
+            return Ok(());
+        }
+        self.flush().await
+    }
+
+    pub(crate) async fn flush(&mut self) -> Result<(), Gone> {
         let mut chunks = self.take();
         if chunks.is_empty() {
             return Ok(());
         }
+        self.begun = true;
         match timeout_at(self.until, self.outgoing.send(&mut chunks)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(Gone),
@@ -389,6 +519,7 @@ impl OutgoingMessages {
     pub fn max_message_bytes(&self) -> Option<usize> {
         match &self.sink {
             Sink::Stream { limit, .. } => Some(*limit),
+            Sink::Lane(several) => Some(several.limit()),
             Sink::One(_) => None,
         }
     }
@@ -416,12 +547,10 @@ impl OutgoingMessages {
                     gathered.outgoing.reset(ResetCode::Protocol);
                     return Err(Gone);
                 }
-                let _ = frame::put_data(&mut gathered.waiting, 0, &message, false);
-                if gathered.waiting.bytes() < MAX_GATHERED_BYTES {
-                    return Ok(());
-                }
-                gathered.flush().await
+                gathered.put(&message);
+                gathered.relieve().await
             }
+            Sink::Lane(several) => several.gather(message).await,
             Sink::One(one) => {
                 let mut one = one.lock().await;
                 if one.message.is_some() {
@@ -441,6 +570,7 @@ impl OutgoingMessages {
     pub async fn flush(&mut self) -> Result<(), Gone> {
         match &self.sink {
             Sink::Stream { gathered, .. } => gathered.lock().await.flush().await,
+            Sink::Lane(several) => several.flush().await,
             Sink::One(_) => Ok(()),
         }
     }

@@ -13,7 +13,8 @@ use macula_wire::{NameError, ServiceName};
 
 use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Replies, Routers, Services, Shared};
 use crate::{
-    CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Server, observe::PoolMeters, trace::Propagate,
+    CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Server, observe::PoolMeters, streaming::Asking,
+    trace::Propagate,
 };
 
 /// Builds a [`Client`].
@@ -360,9 +361,8 @@ impl CallBuilder {
             mut options,
             ..
         } = self;
-        client
-            .open(&service?, &mut options, Box::pin(requests.map(Ok).fuse()))
-            .await
+        let requests = Asking::Stream(Box::pin(requests.map(Ok).fuse()));
+        client.open(&service?, &mut options, requests).await
     }
 
     /// Makes the call with a message, and reads the answer as another: `send_typed::<Req, Res>`.

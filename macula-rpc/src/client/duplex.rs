@@ -20,12 +20,18 @@ use tracing::Instrument as _;
 
 use super::{
     Client, Watched,
+    brief::Method,
     builder::Options,
     engine::{self, Exchange, Outcome},
     here,
+    services::Service,
     source::{Failed, Source},
 };
-use crate::{CallError, Cause, Provider, Status, error::Attempt, streaming::MessageStream};
+use crate::{
+    CallError, Cause, Provider, Status,
+    error::Attempt,
+    streaming::{Asking, MessageStream},
+};
 
 /// Bytes of a streaming call's requests that are kept for another provider, in case the first one fails before it has answered.
 /// Each message counts 64 bytes more.
@@ -45,13 +51,75 @@ pub(super) struct Opened {
 }
 
 /// Opens a stream at a provider.
-struct Duplex {
+struct Duplex<'a> {
     /// What follows the request in the head; `None` when nothing does.
     source: Option<Arc<Source>>,
     deadline: Instant,
+    known: &'a Service,
+    method: Method,
 }
 
-impl Exchange for Duplex {
+/// A provider's replies from the first on, which is taken.
+type Started = (Option<Bytes>, Option<Pump>, macula_transport::Replies);
+
+impl Duplex<'_> {
+    /// Opens a call of one request, as most are.
+    async fn ask(
+        &self,
+        connection: &Connection,
+        request: CallRequest<'_>,
+    ) -> Result<Started, macula_transport::CallError> {
+        let request = request.with_brief_reply(self.known.brief.contains(self.method));
+        let mut replies = connection.open_with_only(request).await?;
+        let first = replies.next().await?;
+        Ok((first, None, replies))
+    }
+
+    /// Opens a call whose requests follow, and sends them until the first reply; `None` when they fail.
+    async fn send(
+        &self,
+        source: &Arc<Source>,
+        connection: &Connection,
+        request: CallRequest<'_>,
+    ) -> Result<Option<Started>, macula_transport::CallError> {
+        let (requests, mut replies) = connection.open(request).await?.split();
+        let mut sending = Arc::clone(source).pump(requests).boxed();
+        tokio::select! {
+            biased;
+            first = replies.next() => {
+                let first = first?;
+                return Ok(Some((first, Some(sending), replies)));
+            }
+            sent = &mut sending => if sent.is_err() {
+                return Ok(None);
+            },
+        }
+        let first = replies.next().await?;
+        Ok(Some((first, None, replies)))
+    }
+
+    /// Opens a call, for as long as the attempt has time.
+    async fn start(
+        &self,
+        connection: &Connection,
+        request: CallRequest<'_>,
+        until: Instant,
+    ) -> Result<Option<Started>, macula_transport::CallError> {
+        let allowed = self.deadline.saturating_duration_since(engine::now());
+        let request = request.with_timeout(allowed);
+        let start = async {
+            match &self.source {
+                None => self.ask(connection, request).await.map(Some),
+                Some(source) => self.send(source, connection, request).await,
+            }
+        };
+        // A provider may have no room for the stream: the opening is a part of the attempt.
+        let started = tokio::time::timeout_at(until.into(), start).await;
+        started.unwrap_or(Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed))))
+    }
+}
+
+impl Exchange for Duplex<'_> {
     type Answer = Opened;
 
     async fn exchange<'a>(
@@ -60,39 +128,16 @@ impl Exchange for Duplex {
         request: CallRequest<'a>,
         until: Instant,
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
-        let allowed = self.deadline.saturating_duration_since(engine::now());
-        let request = request.with_timeout(allowed);
-        let started = async {
-            let (mut sending, mut replies) = match &self.source {
-                None => (None, connection.open_with_only(request).await?),
-                Some(source) => {
-                    let (requests, replies) = connection.open(request).await?.split();
-                    (Some(Arc::clone(source).pump(requests).boxed()), replies)
-                }
-            };
-            if let Some(pump) = &mut sending {
-                tokio::select! {
-                    biased;
-                    first = replies.next() => {
-                        let first = first?;
-                        return Ok(Some((first, sending, replies)));
-                    }
-                    sent = pump => if sent.is_err() {
-                        return Ok(None);
-                    },
-                }
-            }
-            let first = replies.next().await?;
-            Ok(Some((first, None, replies)))
+        let started = match &self.source {
+            // The call's own end is the attempt's, and needs no other timer.
+            None if until >= self.deadline => self.ask(connection, request).await.map(Some),
+            // Boxed, so that an attempt that needs less is not as large.
+            _ => self.start(connection, request, until).boxed().await,
         };
-        // A provider may have no room for the stream: the opening is a part of the attempt.
-        let Ok(started) = tokio::time::timeout_at(until.into(), started).await else {
-            return Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed)));
-        };
-        let started: Option<(_, Option<Pump>, _)> = started?;
-        let Some((first, sending, replies)) = started else {
+        let Some((first, sending, replies)) = started? else {
             return Ok(Outcome::NoRequests);
         };
+        note(self.known, self.method, &replies);
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
             _ => {
@@ -113,30 +158,41 @@ impl Exchange for Duplex {
     }
 }
 
+/// Remembers how a method's reply was. One that failed may have been brief for that.
+fn note(known: &Service, method: Method, replies: &macula_transport::Replies) {
+    let succeeded = replies.reply().is_some_and(|reply| reply.status == StatusCode::Ok);
+    match replies.is_brief() {
+        Some(true) if succeeded => known.brief.note(method, true),
+        Some(false) => known.brief.note(method, false),
+        Some(true) | None => {}
+    }
+}
+
 impl Client {
     /// Opens a streaming call, and waits for the first message of its reply.
     pub(crate) async fn open(
         &self,
         service: &ServiceName,
         options: &mut Options,
-        requests: MessageStream,
+        requests: Asking,
     ) -> Result<Replies, CallError> {
         let allowed = *options.timeout.get_or_insert(STREAM_TIMEOUT);
         if self.shared.local.is_some() {
             // Boxed, so that calls of others are not as large.
-            let opened = match self.open_here(service, options, allowed, requests).boxed().await {
-                Ok(opened) => opened?,
+            match self.open_here(service, options, allowed, requests).boxed().await {
+                Ok(opened) => {
+                    return Ok(Replies {
+                        service: service.clone(),
+                        allowed,
+                        start: engine::now(),
+                        provider: None,
+                        opened: From::Here(opened?),
+                    });
+                }
                 Err(here::Elsewhere { requests, begun }) => {
                     return self.open_there(service, options, allowed, requests, begun).await;
                 }
-            };
-            return Ok(Replies {
-                service: service.clone(),
-                allowed,
-                start: engine::now(),
-                provider: None,
-                opened: From::Here(opened),
-            });
+            }
         }
         self.open_there(service, options, allowed, requests, None).await
     }
@@ -147,7 +203,7 @@ impl Client {
         service: &ServiceName,
         options: &mut Options,
         allowed: Duration,
-        mut requests: MessageStream,
+        requests: Asking,
         begun: Option<Watched>,
     ) -> Result<Replies, CallError> {
         let attempt = self.shared.defaults.stream_attempt_timeout.unwrap_or(allowed);
@@ -161,43 +217,32 @@ impl Client {
                 (watched, start)
             }
         };
+        let known = Arc::clone(&watched.known);
+        let method = Method::new(&options.method);
+        let deadline = watched.start + allowed;
         let work = async {
-            // A message that is there already travels with the head.
-            let first = match requests.next().now_or_never() {
-                // In the head it would be taken for none.
-                Some(Some(Ok(first))) if first.is_empty() => {
-                    requests = stream::iter([Ok(first)]).chain(requests).boxed();
-                    Bytes::new()
-                }
-                Some(Some(Ok(first))) => first,
-                Some(Some(Err(()))) => return Err(requests_failed(service)),
-                Some(None) | None => Bytes::new(),
+            let (first, rest) = match requests {
+                Asking::Only(only) => (only, None),
+                Asking::Stream(requests) => at_hand(requests).map_err(|()| requests_failed(service))?,
             };
-            // And so does the end after it, of which a unary call's only request is sure at once.
-            let only = match first.is_empty() {
-                true => false,
-                false => match requests.next().now_or_never() {
-                    Some(None) => true,
-                    Some(Some(second)) => {
-                        requests = stream::iter([second]).chain(requests).boxed();
-                        false
-                    }
-                    None => false,
-                },
-            };
-            if !only {
+            if rest.is_some() {
                 // There is one stream of requests, and a second attempt beside the first would need another.
                 options.hedge = None;
             }
             let room = options.for_peer.then(|| Arc::clone(&self.shared.kept_for_peers));
-            let source = (!only).then(|| Source::new(&first, requests, room));
             let duplex = Duplex {
-                source: source.map(Arc::new),
-                deadline: watched.start + allowed,
+                source: rest.map(|rest| Arc::new(Source::new(&first, rest, room))),
+                deadline,
+                known: &watched.known,
+                method,
             };
             self.exchange(&watched, now, service, options, &first, &duplex).await
         };
-        let result = work.instrument(watched.span.clone()).await;
+        let result = if watched.span.is_disabled() {
+            work.await
+        } else {
+            work.instrument(watched.span.clone()).boxed().await
+        };
         let (attempts, error) = match &result {
             Ok((done, _)) => (done.failed_attempts.len() + 1, None),
             Err(error) => (error.attempts().len(), Some(error.name())),
@@ -210,9 +255,31 @@ impl Client {
             allowed,
             start,
             provider: done.provider,
-            opened: From::Provider(done.answer),
+            opened: From::Provider {
+                opened: done.answer,
+                known,
+                method,
+            },
         })
     }
+}
+
+/// What travels with the head: a message that is there already; and what follows, `None` when that is surely nothing.
+fn at_hand(mut requests: MessageStream) -> Result<(Bytes, Option<MessageStream>), ()> {
+    let first = match requests.next().now_or_never() {
+        // In the head it would be taken for none.
+        Some(Some(first)) if first.as_ref().is_ok_and(Bytes::is_empty) => {
+            return Ok((Bytes::new(), Some(stream::iter([first]).chain(requests).boxed())));
+        }
+        Some(Some(first)) => first?,
+        Some(None) | None => return Ok((Bytes::new(), Some(requests))),
+    };
+    // And so does the end after it, of which a unary call's only request is sure at once.
+    Ok(match requests.next().now_or_never() {
+        Some(None) => (first, None),
+        Some(Some(second)) => (first, Some(stream::iter([second]).chain(requests).boxed())),
+        None => (first, Some(requests)),
+    })
 }
 
 fn requests_failed(service: &ServiceName) -> CallError {
@@ -232,7 +299,11 @@ pub struct Replies {
 
 /// Where replies come from.
 enum From {
-    Provider(Opened),
+    Provider {
+        opened: Opened,
+        known: Arc<Service>,
+        method: Method,
+    },
     Here(here::Replies),
 }
 
@@ -242,8 +313,8 @@ impl Replies {
     /// # Errors
     /// When the call failed, after the messages that came before it did.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
-        let Opened { first, replies, pump } = match &mut self.opened {
-            From::Provider(opened) => opened,
+        let (Opened { first, replies, pump }, known, method) = match &mut self.opened {
+            From::Provider { opened, known, method } => (opened, known, *method),
             From::Here(replies) => return replies.next().await,
         };
         if let Some(first) = first.take() {
@@ -272,6 +343,7 @@ impl Replies {
                 return Err(self.lost(error));
             }
         }
+        note(known, method, replies);
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => {
                 let reply = reply.clone();
@@ -285,12 +357,20 @@ impl Replies {
     #[must_use]
     pub fn metadata(&self) -> Metadata {
         match &self.opened {
-            From::Provider(opened) => opened
-                .replies
-                .reply()
-                .map(|reply| reply.metadata.clone())
-                .unwrap_or_default(),
+            From::Provider { opened, .. } => {
+                let reply = opened.replies.reply();
+                reply.map(|reply| reply.metadata.clone()).unwrap_or_default()
+            }
             From::Here(replies) => replies.metadata(),
+        }
+    }
+
+    /// Whether all that is left of them has arrived.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn are_whole(&self) -> bool {
+        match &self.opened {
+            From::Provider { opened, .. } => opened.replies.is_brief() == Some(true),
+            From::Here(_) => false,
         }
     }
 

@@ -13,7 +13,7 @@ use macula_wire::StatusCode;
 use super::{Client, builder::Options};
 use crate::{
     CallError, Cause, Status,
-    streaming::{self, MessageStream},
+    streaming::{self, Asking},
 };
 
 /// The most providers tried for a peer, however many it asks for: its one call is this many here.
@@ -65,7 +65,10 @@ impl Client {
 }
 
 /// The requests of a peer as this client's own.
-fn passed_on(requests: IncomingMessages) -> MessageStream {
+fn passed_on(mut requests: IncomingMessages) -> Asking {
+    if let Some(only) = requests.take_only() {
+        return Asking::Only(only);
+    }
     let messages = stream::unfold(Some(requests), async |requests| {
         let mut requests = requests?;
         match requests.next().await {
@@ -74,7 +77,7 @@ fn passed_on(requests: IncomingMessages) -> MessageStream {
             Err(_) => Some((Err(()), None)),
         }
     });
-    Box::pin(messages.fuse())
+    Asking::Stream(Box::pin(messages.fuse()))
 }
 
 /// What the caller is told of a call that could not be passed on; a provider's pushback with it, which is its caller's to honour too.

@@ -17,7 +17,7 @@ use super::{Client, Watched, builder::Options, late, lent::Lent};
 use crate::{
     CallError, Request, Requests, Status,
     server::{self, OpenHere, Running},
-    streaming::{Answers, MessageStream},
+    streaming::{Answers, Asking},
 };
 
 /// A call that runs here.
@@ -94,7 +94,7 @@ impl Drop for Here {
 /// A call that is to be made elsewhere.
 pub(super) struct Elsewhere {
     /// All of its requests.
-    pub(super) requests: MessageStream,
+    pub(super) requests: Asking,
     /// The call as it is seen from outside, when it was begun here.
     pub(super) begun: Option<Watched>,
 }
@@ -116,7 +116,7 @@ impl Client {
         service: &ServiceName,
         options: &Options,
         allowed: Duration,
-        requests: MessageStream,
+        requests: Asking,
     ) -> Result<Result<Replies, CallError>, Elsewhere> {
         let local = self.shared.local.as_ref();
         let local = local.filter(|_| options.may_run_here && options.provider.is_none());
@@ -133,7 +133,7 @@ impl Client {
             Bytes::new(),
             deadline,
         );
-        let lent = Lent::new(requests);
+        let lent = Lent::new(requests.into_stream());
         let requests = Requests::here(lent.reader());
         let mut replies = Replies {
             first: None,
@@ -167,7 +167,7 @@ impl Client {
             }
             Ok(Err(status)) if status.is_refused() => match lent.take_back() {
                 Some(requests) => {
-                    let begun = call.leave();
+                    let (requests, begun) = (Asking::Stream(requests), call.leave());
                     return Err(Elsewhere { requests, begun });
                 }
                 None => Err(replies.failed(call, Ok(status))),

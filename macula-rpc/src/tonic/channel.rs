@@ -2,8 +2,9 @@
 
 use std::{
     fmt,
+    pin::{Pin, pin},
     sync::{Arc, OnceLock},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -15,7 +16,7 @@ use ::tonic::{
     },
 };
 use bytes::Bytes;
-use futures::{StreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use macula_select::{MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
@@ -25,7 +26,6 @@ use super::{convert, here};
 use crate::{
     CallError, Client, Provider,
     client::{Options, Replies},
-    streaming::MessageStream,
 };
 
 /// A channel for clients that tonic has generated, in place of `tonic::transport::Channel`: calls go to the mesh's providers
@@ -105,18 +105,18 @@ impl Channel {
         options.method = method;
         let asked = convert::timeout(request.headers()).or(options.timeout);
         options.timeout = asked.map(|timeout| timeout.min(MAX_CALL_TIMEOUT));
-        let request = match here::call(&client, &service, &options, request).await {
-            Ok(answer) => return answer,
-            Err(request) => request,
+        let request = match client.local() {
+            // Boxed, so that calls of others are not as large.
+            Some(_) => match here::call(&client, &service, &options, request).boxed().await {
+                Ok(answer) => return answer,
+                Err(request) => request,
+            },
+            None => request,
         };
         let (parts, body) = request.into_parts();
         options.metadata = Some(convert::metadata(&parts.headers));
         let failed = RequestsFailed::default();
-        let pieces = super::mount::pieces(body).map({
-            let failed = failed.clone();
-            move |piece| piece.map_err(|status| failed.note(status))
-        });
-        let requests: MessageStream = Box::pin(pieces.fuse());
+        let requests = super::mount::requests(body, &failed);
         let mut replies = client
             .open(&service, &mut options, requests)
             .await
@@ -147,10 +147,10 @@ fn path(path: &str) -> Result<(ServiceName, String), ::tonic::Status> {
 
 /// Why the application's own requests failed, such as a message that it may not send: what it is told then, as over HTTP/2.
 #[derive(Clone, Default)]
-struct RequestsFailed(Arc<OnceLock<::tonic::Status>>);
+pub(super) struct RequestsFailed(Arc<OnceLock<::tonic::Status>>);
 
 impl RequestsFailed {
-    fn note(&self, status: ::tonic::Status) {
+    pub(super) fn note(&self, status: ::tonic::Status) {
         // The first one ends the call.
         let _ = self.0.set(status);
     }
@@ -164,21 +164,59 @@ impl RequestsFailed {
     }
 }
 
+/// A reply that is all there.
+struct Whole(Option<Replies>, RequestsFailed);
+
+impl http_body::Body for Whole {
+    type Data = Bytes;
+    type Error = ::tonic::Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ::tonic::Status>>> {
+        let Self(whole, failed) = &mut *self;
+        let Some(replies) = whole else {
+            return Poll::Ready(None);
+        };
+        let next = ready!(pin!(replies.next()).poll(cx));
+        if let Ok(Some(message)) = next {
+            return Poll::Ready(Some(Ok(Frame::data(message))));
+        }
+        let end = end_of(replies, failed, next.err().as_ref());
+        *whole = None;
+        Poll::Ready(Some(end))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// The outcome as trailers.
+fn end_of(
+    replies: &Replies,
+    failed: &RequestsFailed,
+    error: Option<&CallError>,
+) -> Result<Frame<Bytes>, ::tonic::Status> {
+    let Some(error) = error else {
+        return Ok(Frame::trailers(convert::trailers(&replies.metadata())));
+    };
+    let mut trailers = HeaderMap::new();
+    failed.status(error).add_header(&mut trailers)?;
+    Ok(Frame::trailers(trailers))
+}
+
 /// The messages of a reply, and its outcome as trailers.
 fn body_of(replies: Replies, failed: RequestsFailed) -> Body {
+    if replies.are_whole() {
+        return Body::new(Whole(Some(replies), failed).boxed_unsync());
+    }
     let frames = stream::unfold(Some((replies, failed)), async |replies| {
         let (mut replies, failed) = replies?;
         Some(match replies.next().await {
             Ok(Some(message)) => (Ok(Frame::<Bytes>::data(message)), Some((replies, failed))),
-            Ok(None) => (Ok(Frame::trailers(convert::trailers(&replies.metadata()))), None),
-            Err(error) => {
-                let status = failed.status(&error);
-                let mut trailers = HeaderMap::new();
-                match status.add_header(&mut trailers) {
-                    Ok(()) => (Ok(Frame::trailers(trailers)), None),
-                    Err(status) => (Err(status), None),
-                }
-            }
+            next => (end_of(&replies, &failed, next.err().as_ref()), None),
         })
     });
     // A body may be asked again after its end.

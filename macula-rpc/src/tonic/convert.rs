@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::tonic::{
     Code,
-    codegen::http::{HeaderMap, HeaderName, HeaderValue},
+    codegen::http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE as CONTENT_TYPE_KEY},
     metadata::MetadataMap,
 };
 use bytes::Bytes;
@@ -21,6 +21,15 @@ const NOT_CARRIED: [&str; 3] = ["te", "grpc-timeout", "host"];
 /// The trailer that says when to try again, in milliseconds; what is negative or no number: not at all (gRFC A6).
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
+/// What every request and every reply is, unless it says something else: it is not carried, and put back.
+const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+fn is_implied(key: &HeaderName, value: &HeaderValue) -> bool {
+    key == CONTENT_TYPE_KEY && value == "application/grpc"
+}
+
 /// The headers of a reply, as its first message.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Headers {
@@ -29,10 +38,38 @@ struct Headers {
 }
 
 pub(super) fn metadata(headers: &HeaderMap) -> Metadata {
-    let carried = headers.iter().filter(|(key, _)| !NOT_CARRIED.contains(&key.as_str()));
+    let carried = headers
+        .iter()
+        .filter(|(key, value)| !NOT_CARRIED.contains(&key.as_str()) && !is_implied(key, value));
     carried
         .map(|(key, value)| (key.as_str(), Bytes::copy_from_slice(value.as_bytes())))
         .collect()
+}
+
+/// The value of a header; faster than a lookup where there are few, as nearly always.
+fn find<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h HeaderValue> {
+    if headers.len() > 4 {
+        return headers.get(name);
+    }
+    headers
+        .iter()
+        .find(|(key, _)| key.as_str() == name)
+        .map(|(_, value)| value)
+}
+
+/// Whether these are the headers of a reply without a body: they have the outcome.
+pub(super) fn has_outcome(headers: &HeaderMap) -> bool {
+    find(headers, GRPC_STATUS.as_str()).is_some()
+}
+
+/// The headers of a request, what is implied among them.
+pub(super) fn request_headers(metadata: &Metadata) -> HeaderMap {
+    with_implied(headers(metadata.iter()))
+}
+
+fn with_implied(mut headers: HeaderMap) -> HeaderMap {
+    headers.entry(CONTENT_TYPE_KEY).or_insert(CONTENT_TYPE);
+    headers
 }
 
 /// What is not a header is left out: it came from a peer.
@@ -53,8 +90,9 @@ pub(super) fn header_message(headers: &HeaderMap) -> Bytes {
         key: key.as_str().to_owned(),
         value: Bytes::copy_from_slice(value.as_bytes()),
     };
+    let carried = headers.iter().filter(|(key, value)| !is_implied(key, value));
     let message = Headers {
-        entries: headers.iter().map(entry).collect(),
+        entries: carried.map(entry).collect(),
     };
     message.encode_to_vec().into()
 }
@@ -62,13 +100,16 @@ pub(super) fn header_message(headers: &HeaderMap) -> Bytes {
 /// The headers of a first message; `None` when it is something else, from a provider that does not speak gRPC here.
 pub(super) fn read_header_message(message: Bytes) -> Option<HeaderMap> {
     let message = Headers::decode(message).ok()?;
-    Some(headers(
-        message.entries.iter().map(|entry| (entry.key.as_str(), &entry.value)),
-    ))
+    let entries = message.entries.iter().map(|entry| (entry.key.as_str(), &entry.value));
+    Some(with_implied(headers(entries)))
 }
 
 /// gRPC's trailers (or the headers of a reply without a body) as the outcome.
 pub(super) fn outcome(trailers: &HeaderMap) -> Reply {
+    // The usual one, without the copies of a status.
+    if trailers.len() == 1 && find(trailers, GRPC_STATUS.as_str()).is_some_and(|status| status == "0") {
+        return Reply::ok(Bytes::new());
+    }
     let Some(status) = ::tonic::Status::from_header_map(trailers) else {
         return Reply::error(StatusCode::Unknown, "the service ended without a status");
     };
@@ -127,7 +168,7 @@ fn code(code: StatusCode) -> Code {
 /// The outcome as gRPC's trailers.
 pub(super) fn trailers(metadata: &Metadata) -> HeaderMap {
     let mut trailers = headers(metadata.iter());
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
     trailers
 }
 
@@ -180,7 +221,7 @@ pub(super) fn set_timeout(headers: &mut HeaderMap, left: Duration) {
 
 /// The time of a `grpc-timeout`, as gRPC over HTTP/2 writes it: at most eight digits and a unit.
 pub(super) fn timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let text = find(headers, "grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -269,7 +310,20 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.append("key", HeaderValue::from_static("one"));
         headers.append("key", HeaderValue::from_static("two"));
+        headers.insert(CONTENT_TYPE_KEY, HeaderValue::from_static("application/grpc+proto"));
         assert_eq!(read_header_message(header_message(&headers)), Some(headers));
         assert_eq!(read_header_message(Bytes::from_static(b"\xff\xff")), None);
+    }
+
+    #[test]
+    fn what_every_message_says_is_not_carried_and_put_back() {
+        let usual = HeaderMap::from_iter([(CONTENT_TYPE_KEY, CONTENT_TYPE)]);
+        assert!(header_message(&usual).is_empty() && metadata(&usual).is_empty());
+        assert_eq!(read_header_message(Bytes::new()), Some(usual.clone()));
+        assert_eq!(request_headers(&metadata(&usual)), usual);
+        let mut other = usual;
+        other.insert(CONTENT_TYPE_KEY, HeaderValue::from_static("application/grpc+json"));
+        other.insert("user-agent", HeaderValue::from_static("somebody/1"));
+        assert_eq!(request_headers(&metadata(&other)), other);
     }
 }

@@ -6,19 +6,19 @@ use ::tonic::{
     body::Body,
     codegen::{
         Service,
-        http::{HeaderMap, Request, Response, Uri},
+        http::{HeaderMap, Request, Response, Uri, uri::PathAndQuery},
     },
     server::NamedService,
 };
 use bytes::Bytes;
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, BodyStream, StreamBody};
+use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
 use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Reply};
 use macula_wire::{ServiceName, StatusCode};
 
-use super::convert;
-use crate::{ServeError, Server};
+use super::{channel::RequestsFailed, convert};
+use crate::{ServeError, Server, streaming::Asking};
 
 /// The most of gRPC's bytes that are sent as one message: far below what a message may have, so that large ones flow.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -164,23 +164,30 @@ impl Mounted {
     pub(crate) fn open(
         &self,
         call: IncomingCall,
-        requests: IncomingMessages,
+        mut requests: IncomingMessages,
         replies: OutgoingMessages,
     ) -> BoxFuture<'static, Reply> {
-        let Ok(uri) = format!("/{}/{}", call.service(), call.method()).parse::<Uri>() else {
+        let Some(uri) = uri(&call) else {
             let words = "the method's name cannot stand in a path";
             return Box::pin(std::future::ready(Reply::error(StatusCode::Unimplemented, words)));
         };
-        // Fused: whoever reads to the end may read once more, as `tonic::Streaming::trailers` does.
-        let frames = stream::unfold(requests, async |mut requests| match requests.next().await {
-            Ok(Some(message)) => Some((Ok(Frame::<Bytes>::data(message)), requests)),
-            Ok(None) => None,
-            Err(gone) => Some((Err(::tonic::Status::cancelled(gone.to_string())), requests)),
-        });
-        let mut request = Request::new(Body::new(StreamBody::new(frames.fuse()).boxed_unsync()));
+        let body = match requests.take_only() {
+            // A unary call's.
+            Some(only) => Body::new(Full::new(only)),
+            None => {
+                // Fused: whoever reads to the end may read once more, as `tonic::Streaming::trailers` does.
+                let frames = stream::unfold(requests, async |mut requests| match requests.next().await {
+                    Ok(Some(message)) => Some((Ok(Frame::<Bytes>::data(message)), requests)),
+                    Ok(None) => None,
+                    Err(gone) => Some((Err(::tonic::Status::cancelled(gone.to_string())), requests)),
+                });
+                Body::new(StreamBody::new(frames.fuse()).boxed_unsync())
+            }
+        };
+        let mut request = Request::new(body);
         *request.uri_mut() = uri;
         *request.method_mut() = ::tonic::codegen::http::Method::POST;
-        *request.headers_mut() = convert::headers(call.metadata().iter());
+        *request.headers_mut() = convert::request_headers(call.metadata());
         let left = call
             .deadline()
             .saturating_duration_since(tokio::time::Instant::now().into_std());
@@ -196,18 +203,28 @@ impl Mounted {
     }
 }
 
+/// The path of a call's method.
+fn uri(call: &IncomingCall) -> Option<Uri> {
+    let (service, method) = (call.service().as_str(), call.method());
+    let mut path = String::with_capacity(2 + service.len() + method.len());
+    for piece in ["/", service, "/", method] {
+        path.push_str(piece);
+    }
+    // Nothing before the path needs to be looked for.
+    PathAndQuery::from_maybe_shared(Bytes::from(path)).ok().map(Uri::from)
+}
+
 /// Sends a response, and gives its outcome.
 async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply {
     let (parts, mut body) = response.into_parts();
     // A reply without a body has its outcome in the headers.
-    if parts.headers.contains_key("grpc-status") {
+    if convert::has_outcome(&parts.headers) {
         return convert::outcome(&parts.headers);
     }
     let gone = |gone: &macula_transport::Gone| Reply::error(StatusCode::Cancelled, gone.to_string());
     if let Err(error) = replies.gather(convert::header_message(&parts.headers)).await {
         return gone(&error);
     }
-    let mut trailers = HeaderMap::new();
     loop {
         // What is ready at once, all of a unary call's reply, is one write.
         let frame = match body.frame().now_or_never() {
@@ -220,7 +237,7 @@ async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply 
             }
         };
         let Some(frame) = frame else {
-            break;
+            return convert::outcome(&HeaderMap::new());
         };
         match frame.map(Frame::into_data) {
             Ok(Ok(data)) => {
@@ -230,11 +247,11 @@ async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply 
                     }
                 }
             }
-            Ok(Err(frame)) => trailers = frame.into_trailers().unwrap_or_default(),
+            // Nothing comes after the trailers.
+            Ok(Err(frame)) => return convert::outcome(&frame.into_trailers().unwrap_or_default()),
             Err(status) => return convert::reply(&status),
         }
     }
-    convert::outcome(&trailers)
 }
 
 /// Bytes in pieces of [`PIECE_BYTES`]; nothing when there are none.
@@ -245,13 +262,46 @@ fn cut(mut data: Bytes) -> impl Iterator<Item = Bytes> {
     })
 }
 
+/// The requests of a body: at once when there is only one, as in a unary call, else in pieces. Why they failed is noted.
+pub(super) fn requests(mut body: Body, failed: &RequestsFailed) -> Asking {
+    let Some(frame) = body.frame().now_or_never() else {
+        return Asking::Stream(pieces(body, failed).fuse().boxed());
+    };
+    let first = match frame {
+        // Not every body can be asked again after its end.
+        None => return Asking::Stream(stream::empty().boxed()),
+        Some(Ok(frame)) if is_one_piece(&frame) => match body.frame().now_or_never() {
+            Some(None) => return Asking::Only(frame.into_data().unwrap_or_default()),
+            Some(Some(second)) => vec![Ok(frame), second],
+            None => vec![Ok(frame)],
+        },
+        Some(frame) => vec![frame],
+    };
+    let first: Vec<_> = first.into_iter().flat_map(|frame| in_pieces(frame, failed)).collect();
+    Asking::Stream(stream::iter(first).chain(pieces(body, failed)).fuse().boxed())
+}
+
+fn is_one_piece(frame: &Frame<Bytes>) -> bool {
+    let data = frame.data_ref();
+    data.is_some_and(|data| (1..=PIECE_BYTES).contains(&data.len()))
+}
+
 /// The data of a body in pieces.
-pub(super) fn pieces(body: Body) -> impl Stream<Item = Result<Bytes, ::tonic::Status>> {
-    BodyStream::new(body).flat_map(|frame| {
-        let (data, error) = match frame.map(Frame::into_data) {
-            Ok(data) => (data.unwrap_or_default(), None),
-            Err(error) => (Bytes::new(), Some(Err(error))),
-        };
-        stream::iter(cut(data).map(Ok).chain(error))
-    })
+fn pieces(body: Body, failed: &RequestsFailed) -> impl Stream<Item = Result<Bytes, ()>> + use<> {
+    let failed = failed.clone();
+    BodyStream::new(body).flat_map(move |frame| stream::iter(in_pieces(frame, &failed)))
+}
+
+fn in_pieces(
+    frame: Result<Frame<Bytes>, ::tonic::Status>,
+    failed: &RequestsFailed,
+) -> impl Iterator<Item = Result<Bytes, ()>> + use<> {
+    let (data, error) = match frame.map(Frame::into_data) {
+        Ok(data) => (data.unwrap_or_default(), None),
+        Err(status) => {
+            failed.note(status);
+            (Bytes::new(), Some(Err(())))
+        }
+    };
+    cut(data).map(Ok).chain(error)
 }

@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     CallId,
-    state::{self, Answer, CallerLane},
+    state::{self, Answer, Answered, Broken, CallerLane, Started},
 };
 use crate::{
     CallReply, CallRequest,
@@ -28,7 +28,51 @@ use crate::{
 
 /// How a call on a lane ended.
 type Outcome = Result<Answer, Unknown>;
-type Waiter = oneshot::Sender<Outcome>;
+
+/// Whoever waits for a call.
+#[derive(Debug)]
+enum Waiter {
+    /// It takes one message.
+    One(oneshot::Sender<Outcome>),
+    /// It takes several.
+    Several(oneshot::Sender<Result<Replied, Unknown>>),
+}
+
+impl Waiter {
+    /// Ends the wait without an answer. Whoever does not wait any more misses nothing.
+    fn fail(self, unknown: Unknown) {
+        match self {
+            Self::One(waiter) => drop(waiter.send(Err(unknown))),
+            Self::Several(waiter) => drop(waiter.send(Err(unknown))),
+        }
+    }
+
+    /// Gives the answer; several messages only to whom takes them.
+    fn answer(self, several: bool, answer: Answer) -> Result<(), Broken> {
+        match self {
+            Self::One(waiter) if several => {
+                let _ = waiter.send(Err(Unknown::Malformed));
+                return Err(Broken);
+            }
+            Self::One(waiter) => drop(waiter.send(Ok(answer))),
+            Self::Several(waiter) => drop(waiter.send(Ok(Replied::Here { several, answer }))),
+        }
+        Ok(())
+    }
+}
+
+/// What came of a call that takes several messages.
+#[derive(Debug)]
+pub(crate) enum Replied {
+    /// All of it.
+    Here {
+        /// The reply's body is several messages, each after its length as a varint.
+        several: bool,
+        answer: Answer,
+    },
+    /// The provider has opened a stream for the messages and the outcome.
+    Moved(Box<Incoming>),
+}
 
 /// A lane that this node opened.
 #[derive(Debug)]
@@ -101,20 +145,7 @@ impl Lane {
         deadline: Instant,
     ) -> Result<Result<CallReply, CallError>, NotTaken> {
         let (waiter, outcome) = oneshot::channel();
-        let started = {
-            let mut core = self.lock();
-            if core.over {
-                return Err(NotTaken::Over);
-            }
-            let timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
-            core.lane
-                .call(request, timeout_us, deadline.into_std(), waiter)
-                .map_err(|_| NotTaken::Full)?
-        };
-        self.flush(started.flush);
-        if started.earlier {
-            self.earlier.notify_one();
-        }
+        let started = self.start(request, timeout, deadline, Waiter::One(waiter))?;
         let mut cancel = CancelOnDrop {
             lane: self,
             id: Some(started.id),
@@ -132,6 +163,54 @@ impl Lane {
         })
     }
 
+    /// Calls over the lane, and takes several messages.
+    pub(crate) fn open_several(
+        self: Arc<Self>,
+        request: &CallRequest<'_>,
+        timeout: Duration,
+        deadline: Instant,
+    ) -> Result<Waiting, NotTaken> {
+        let (waiter, outcome) = oneshot::channel();
+        let id = self.start(request, timeout, deadline, Waiter::Several(waiter))?.id;
+        Ok(Waiting {
+            lane: self,
+            id: Some(id),
+            outcome,
+        })
+    }
+
+    fn start(
+        &self,
+        request: &CallRequest<'_>,
+        timeout: Duration,
+        deadline: Instant,
+        waiter: Waiter,
+    ) -> Result<Started, NotTaken> {
+        let started = {
+            let mut core = self.lock();
+            if core.over {
+                return Err(NotTaken::Over);
+            }
+            let timeout_us = u64::try_from(timeout.as_micros()).unwrap_or(u64::MAX);
+            core.lane
+                .call(request, timeout_us, deadline.into_std(), waiter)
+                .map_err(|_| NotTaken::Full)?
+        };
+        self.flush(started.flush);
+        if started.earlier {
+            self.earlier.notify_one();
+        }
+        Ok(started)
+    }
+
+    fn cancel(&self, id: CallId) {
+        let cancelled = self.lock().lane.cancel(id);
+        if let Some((_, flush)) = cancelled {
+            self.flush(flush);
+            self.given_up.notify_waiters();
+        }
+    }
+
     /// Writes what is queued, reads replies and keeps the deadlines until the stream or the connection ends.
     async fn run(self: Arc<Self>, link: Arc<Link>) {
         let end = tokio::select! {
@@ -147,8 +226,7 @@ impl Lane {
         };
         self.given_up.notify_waiters();
         for waiter in waiters {
-            // Whoever does not wait any more misses nothing.
-            let _ = waiter.send(Err(end.clone()));
+            waiter.fail(end.clone());
         }
     }
 
@@ -223,16 +301,15 @@ impl Lane {
             }
             {
                 let mut core = self.lock();
-                for (id, answer) in replies.drain(..) {
+                for Answered { id, several, answer } in replies.drain(..) {
                     match core.lane.replied(id) {
-                        Some(waiter) => matched.push((waiter, answer)),
+                        Some(waiter) => matched.push((waiter, several, answer)),
                         None => link.inner.counters.dropped_replies.add(),
                     }
                 }
             }
-            for (waiter, reply) in matched.drain(..) {
-                // Whoever does not wait any more misses nothing.
-                let _ = waiter.send(Ok(reply));
+            for (waiter, several, answer) in matched.drain(..) {
+                waiter.answer(several, answer).map_err(|Broken| ReceiveError::Broken)?;
             }
         }
     }
@@ -261,7 +338,7 @@ impl Lane {
         }
         for waiter in expired {
             // The caller knows how long it waited.
-            let _ = waiter.send(Err(Unknown::Timeout(Duration::ZERO)));
+            waiter.fail(Unknown::Timeout(Duration::ZERO));
         }
     }
 
@@ -315,7 +392,12 @@ impl Lane {
             }
             pieces.push(payload);
             if let Some(trailers) = trailers {
-                return self.end(id, Ok(codec::reply(trailers, pieces.join())));
+                let answer = codec::reply(trailers, pieces.join());
+                // One message, whatever the caller takes.
+                return self
+                    .take(id)?
+                    .answer(false, answer)
+                    .map_err(|Broken| LargeReply::Broken);
             }
         }
     }
@@ -325,21 +407,42 @@ impl Lane {
     }
 
     fn give_up(&self, of: Option<CallId>, unknown: Unknown) -> Result<(), LargeReply> {
-        if let Some(id) = of {
-            // It may have ended in another way by now.
-            let _ = self.end(id, Err(unknown));
+        // It may have ended in another way by now.
+        if let Some(Ok(waiter)) = of.map(|id| self.take(id)) {
+            waiter.fail(unknown);
         }
         Err(LargeReply::Broken)
     }
 
-    fn end(&self, id: CallId, outcome: Outcome) -> Result<(), LargeReply> {
-        let waiter = self.lock().lane.replied(id).ok_or(LargeReply::Unwanted)?;
-        let _ = waiter.send(outcome);
-        Ok(())
+    fn take(&self, id: CallId) -> Result<Waiter, LargeReply> {
+        self.lock().lane.replied(id).ok_or(LargeReply::Unwanted)
+    }
+
+    /// Ends the wait of a call whose messages and outcome come on a stream that the provider opened for them.
+    pub(crate) fn moved(&self, id: CallId) -> Result<Moved, LargeReply> {
+        match self.take(id)? {
+            Waiter::Several(waiter) => Ok(Moved(waiter)),
+            waiter => {
+                waiter.fail(Unknown::Malformed);
+                Err(LargeReply::Broken)
+            }
+        }
     }
 }
 
-/// A large reply that reached nobody.
+/// Who waits for the messages and the outcome of a call.
+#[derive(Debug)]
+pub(crate) struct Moved(oneshot::Sender<Result<Replied, Unknown>>);
+
+impl Moved {
+    /// Hands over the stream: it is read as messages are asked for, and no further than that.
+    pub(crate) fn to(self, incoming: Incoming) {
+        // Whoever does not wait any more drops the stream, which stops the provider.
+        let _ = self.0.send(Ok(Replied::Moved(Box::new(incoming))));
+    }
+}
+
+/// A reply on a stream opened for it that reached nobody.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LargeReply {
     /// Nobody waits for it, or not any more.
@@ -355,11 +458,37 @@ struct CancelOnDrop<'a> {
 
 impl Drop for CancelOnDrop<'_> {
     fn drop(&mut self) {
-        let Some(id) = self.id else { return };
-        let cancelled = self.lane.lock().lane.cancel(id);
-        if let Some((_, flush)) = cancelled {
-            self.lane.flush(flush);
-            self.lane.given_up.notify_waiters();
+        if let Some(id) = self.id {
+            self.lane.cancel(id);
+        }
+    }
+}
+
+/// A call on a lane that takes several messages, until something comes of it. Dropping it cancels the call.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    lane: Arc<Lane>,
+    /// Until the call has ended.
+    id: Option<CallId>,
+    outcome: oneshot::Receiver<Result<Replied, Unknown>>,
+}
+
+impl Waiting {
+    /// What came of the call; told once. Its deadline is kept by the lane.
+    pub(crate) async fn replied(&mut self) -> Result<Replied, Unknown> {
+        if self.id.is_none() {
+            return Err(Unknown::Incomplete);
+        }
+        let replied = (&mut self.outcome).await;
+        self.id = None;
+        replied.unwrap_or(Err(Unknown::Incomplete))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.lane.cancel(id);
         }
     }
 }

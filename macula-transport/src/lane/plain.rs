@@ -1,5 +1,5 @@
-//! The two frames that nearly every call is made of, read where they lie: a request that is a service, a method, a time and a
-//! payload, and a reply that is a payload.
+//! The frames that nearly every call is made of, read where they lie: a request that is a service, a method, a time and a payload, and
+//! a reply that is a payload, or several messages.
 //!
 //! Whatever else a frame holds, or in whatever other order it holds it, is for the schema's decoder.
 //!
@@ -14,7 +14,17 @@ pub(super) struct PlainRequest<'f> {
     pub(super) service: &'f str,
     pub(super) method: &'f str,
     pub(super) timeout_us: u64,
+    pub(super) several: bool,
     pub(super) payload: &'f [u8],
+}
+
+/// A reply with nothing unusual in it: success.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct PlainReply {
+    pub(super) call: u64,
+    /// What it brings is several messages, each after its length.
+    pub(super) several: bool,
+    pub(super) payload: Bytes,
 }
 
 /// Reads a usual request.
@@ -26,6 +36,9 @@ pub(super) fn request(frame: &[u8]) -> Option<PlainRequest<'_>> {
     let method = field(&mut head, 2).unwrap_or_default();
     let timeout_us = number(&mut head, 3).unwrap_or_default();
     head = head.strip_prefix(&[6 << 3, 1])?;
+    let several = head.strip_prefix(&[11 << 3, 1]);
+    head = several.unwrap_or(head);
+    let several = several.is_some();
     let payload = if head.is_empty() {
         &[]
     } else {
@@ -36,21 +49,28 @@ pub(super) fn request(frame: &[u8]) -> Option<PlainRequest<'_>> {
         service: std::str::from_utf8(service).ok()?,
         method: std::str::from_utf8(method).ok()?,
         timeout_us,
+        several,
         payload,
     })
 }
 
 /// Reads a usual reply: the call it is of, and what it brings.
-pub(super) fn reply(frame: &Bytes) -> Option<(u64, Bytes)> {
+pub(super) fn reply(frame: &Bytes) -> Option<PlainReply> {
     let mut rest: &[u8] = frame;
     let call = call(&mut rest)?;
     let mut trailers = last_field(&mut rest, 4)?;
-    let payload = if trailers.is_empty() {
-        Bytes::new()
-    } else {
-        frame.slice_ref(last_field(&mut trailers, 5)?)
+    let messages = last_field(&mut { trailers }, 8);
+    let payload = match messages {
+        Some(messages) => frame.slice_ref(messages),
+        None if trailers.is_empty() => Bytes::new(),
+        None => frame.slice_ref(last_field(&mut trailers, 5)?),
     };
-    Some((call, payload))
+    Some(PlainReply {
+        call,
+        // As in the schema, where what is empty is not there.
+        several: messages.is_some_and(|messages| !messages.is_empty()),
+        payload,
+    })
 }
 
 fn call(bytes: &mut &[u8]) -> Option<u64> {
@@ -100,18 +120,27 @@ mod tests {
                 timeout_us: plain.timeout_us,
                 payload: Bytes::copy_from_slice(plain.payload),
                 end: true,
+                several: plain.several,
                 ..Head::default()
             })),
         }
     }
 
-    fn as_trailers(call: u64, payload: Bytes) -> CallFrame {
-        CallFrame {
-            call,
-            kind: Some(Kind::Trailers(Trailers {
+    fn as_trailers(plain: PlainReply) -> CallFrame {
+        let PlainReply { call, several, payload } = plain;
+        let trailers = match several {
+            true => Trailers {
+                messages: payload,
+                ..Trailers::default()
+            },
+            false => Trailers {
                 payload,
                 ..Trailers::default()
-            })),
+            },
+        };
+        CallFrame {
+            call,
+            kind: Some(Kind::Trailers(trailers)),
         }
     }
 
@@ -121,8 +150,8 @@ mod tests {
             prop_assert_eq!(decoded(bytes), Some(as_head(&plain)));
         }
         let frame = Bytes::copy_from_slice(bytes);
-        if let Some((call, payload)) = reply(&frame) {
-            prop_assert_eq!(decoded(bytes), Some(as_trailers(call, payload)));
+        if let Some(plain) = reply(&frame) {
+            prop_assert_eq!(decoded(bytes), Some(as_trailers(plain)));
         }
         Ok(())
     }
@@ -130,7 +159,7 @@ mod tests {
     /// Bytes that are nearly frames: tags and small lengths of the schema's fields, in any order.
     fn nearly() -> impl Strategy<Value = Vec<u8>> {
         let byte = prop_oneof![
-            4 => prop::sample::select(vec![8, 10, 18, 24, 34, 42, 48, 50, 56, 1, 0, 2, 3, 4, 6, 128, 255]),
+            4 => prop::sample::select(vec![8, 10, 18, 24, 34, 42, 48, 50, 56, 66, 72, 88, 1, 0, 2, 3, 4, 6, 128, 255]),
             1 => any::<u8>(),
         ];
         prop::collection::vec(byte, 0..24)
@@ -142,17 +171,19 @@ mod tests {
             call in prop_oneof![Just(0), any::<u64>()],
             (service, method) in ("[a-zé]{1,20}", "[a-zA-Z/]{0,200}"),
             timeout_us in prop_oneof![Just(0), any::<u64>()],
+            several in any::<bool>(),
             payload in prop::collection::vec(any::<u8>(), 0..300),
         ) {
-            let frame = crate::frame::tests::plain_head(call, &service, &method, timeout_us, &payload);
+            let frame = crate::frame::tests::plain_head(call, &service, &method, timeout_us, several, &payload);
             let plain = request(&frame);
             prop_assert_eq!(
                 plain,
-                Some(PlainRequest { call, service: &service, method: &method, timeout_us, payload: &payload })
+                Some(PlainRequest { call, service: &service, method: &method, timeout_us, several, payload: &payload })
             );
             agrees(&frame)?;
-            let frame = Bytes::from(as_trailers(call, payload.clone().into()).encode_to_vec());
-            prop_assert_eq!(reply(&frame), Some((call, Bytes::from(payload))));
+            let plain = || PlainReply { call, several: several && !payload.is_empty(), payload: payload.clone().into() };
+            let frame = Bytes::from(as_trailers(plain()).encode_to_vec());
+            prop_assert_eq!(reply(&frame), Some(plain()));
             agrees(&frame)?;
         }
 
@@ -167,9 +198,9 @@ mod tests {
             at in any::<prop::sample::Index>(),
             byte in any::<u8>(),
         ) {
-            let head = crate::frame::tests::plain_head(300, "echo", "m", 1_000_000, &payload);
-            let trailers = as_trailers(300, payload.into()).encode_to_vec();
-            for mut frame in [head, trailers] {
+            let head = crate::frame::tests::plain_head(300, "echo", "m", 1_000_000, true, &payload);
+            let plain = |several| PlainReply { call: 300, several, payload: payload.clone().into() };
+            for mut frame in [head, as_trailers(plain(false)).encode_to_vec(), as_trailers(plain(true)).encode_to_vec()] {
                 let at = at.index(frame.len());
                 frame[at] = byte;
                 agrees(&frame)?;
@@ -192,6 +223,7 @@ mod tests {
             service: "echo",
             method: "",
             timeout_us: 1,
+            several: false,
             payload: b"",
         });
         if let Some(Kind::Head(head)) = &mut streaming.kind {

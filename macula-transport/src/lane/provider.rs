@@ -21,6 +21,7 @@ use tokio::{
 
 use super::{
     CallId,
+    several::Several,
     state::{self, Asked, ProviderLane, Request},
 };
 use crate::{
@@ -45,7 +46,7 @@ const MAX_LARGE_REPLIES: usize = 16;
 const CLOGGED: Duration = Duration::from_secs(30);
 
 /// A lane that the peer opened.
-struct Lane {
+pub(crate) struct Lane {
     core: Mutex<ProviderLane<AbortHandle>>,
     writable: Notify,
     /// Woken when replies were taken to be written.
@@ -58,8 +59,8 @@ struct Lane {
     /// So many replies wait that no further call is begun; looked at again before one is.
     clogged: AtomicBool,
     /// Which of the peer's streams it is.
-    stream: u64,
-    link: Arc<Link>,
+    pub(super) stream: u64,
+    pub(super) link: Arc<Link>,
 }
 
 /// Serves a lane until the peer ends it.
@@ -89,7 +90,7 @@ pub(crate) async fn serve(link: &Arc<Link>, outgoing: &mut Outgoing, incoming: &
 }
 
 impl Lane {
-    fn lock(&self) -> MutexGuard<'_, ProviderLane<AbortHandle>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, ProviderLane<AbortHandle>> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -119,20 +120,24 @@ impl Lane {
         let mut beside = 0_usize;
         loop {
             self.room().await;
+            let mut calls = 0;
             let more = incoming.fill(&mut chunks, |frame| {
-                asked.push(state::read_request(frame).map_err(|_| ReceiveError::Broken)?);
+                let read = state::read_request(frame).map_err(|_| ReceiveError::Broken)?;
+                calls += usize::from(matches!(read, Asked::Call(..)));
+                asked.push(read);
                 Ok(())
             });
             if !more.await? {
                 return Ok(());
             }
+            self.link.inner.counters.calls_on_lanes.add_many(calls);
             self.link.inner.load.arrived(asked.len());
             // What is answered where it was read is inside, too.
             let inside = self.link.let_in();
             let now = Instant::now();
             self.link.inner.saw_clock(now.into_std());
             self.link.flight.saw_small_calls(now.into_std());
-            let calls = asked.len() as u32;
+            let frames = asked.len() as u32;
             for asked in asked.drain(..) {
                 match asked {
                     Asked::Call(id, request) => {
@@ -154,7 +159,7 @@ impl Lane {
                 }
             }
             drop(inside);
-            if now.elapsed() > SLOW_HANDLER * calls.max(1) {
+            if now.elapsed() > SLOW_HANDLER * frames.max(1) {
                 beside = SLOW_CALLS;
             }
         }
@@ -204,32 +209,67 @@ impl Lane {
             deadline: deadline.into_std(),
             body: request.payload,
         };
-        let begun = std::panic::catch_unwind(AssertUnwindSafe(|| begin(&link.inner.handler, call)));
-        let Ok(mut answer) = begun else {
+        let begin = || self.begin(id, call, request.several, deadline);
+        let begun = std::panic::catch_unwind(AssertUnwindSafe(begin));
+        let Ok((mut answer, several)) = begun else {
             self.reply(id, serve::panicked(link));
             return Ok(());
         };
         if inline {
             // Whatever it waits for is asked again, with a waker, by the task below.
             let mut cx = Context::from_waker(Waker::noop());
-            match std::panic::catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut cx))) {
-                Ok(Poll::Ready(reply)) => {
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(&mut cx)));
+            let reply = match polled {
+                Ok(Poll::Ready(reply)) => Some(reply),
+                Ok(Poll::Pending) => None,
+                Err(_) => Some(serve::panicked(link)),
+            };
+            if let Some(reply) = reply {
+                let Some(several) = &several else {
                     self.reply(id, reply);
                     return Ok(());
-                }
-                Ok(Poll::Pending) => {}
-                Err(_) => {
-                    self.reply(id, serve::panicked(link));
-                    return Ok(());
+                };
+                match several.take_whole(reply) {
+                    Ok((reply, messages)) => {
+                        self.reply_several(id, reply, messages);
+                        return Ok(());
+                    }
+                    // It takes a stream.
+                    Err(reply) => answer = Box::pin(std::future::ready(reply)),
                 }
             }
         }
         let in_flight = link.enter(Direction::Inbound);
         self.lock().started(id).map_err(|_| ReceiveError::Broken)?;
-        let task = tokio::spawn(self.clone().finish(id, answer, deadline, in_flight));
+        let task = match several {
+            None => tokio::spawn(self.clone().finish(id, answer, deadline, in_flight)),
+            Some(several) => tokio::spawn(self.clone().finish_several(several, answer, deadline, in_flight)),
+        };
         // A task that has ended already needs no stopping.
         let _ = self.lock().stop_with(id, task.abort_handle());
         Ok(())
+    }
+
+    /// Starts the handler. One that streams gets the one request, and gives as many replies as the caller takes.
+    fn begin(
+        self: &Arc<Self>,
+        id: CallId,
+        mut call: IncomingCall,
+        several: bool,
+        deadline: Instant,
+    ) -> (BoxFuture<'static, Reply>, Option<Arc<Several>>) {
+        let handler = &self.link.inner.handler;
+        match handler.kind(&call) {
+            CallKind::Unary => (handler.call(call), None),
+            CallKind::Streaming if several => {
+                let limit = self.link.message_limit();
+                let several = Arc::new(Several::new(self.clone(), id, limit, deadline));
+                let messages = IncomingMessages::one(std::mem::take(&mut call.body));
+                let replies = OutgoingMessages::new(Sink::Lane(several.clone()));
+                (handler.stream(call, messages, replies), Some(several))
+            }
+            CallKind::Streaming => (stream_one(handler, call), None),
+        }
     }
 
     /// Runs a handler that was not ready at once.
@@ -247,19 +287,43 @@ impl Lane {
         drop(in_flight);
     }
 
-    /// Sends a reply: on the lane, or when it is large on a stream of its own.
-    fn reply(self: &Arc<Self>, id: CallId, reply: Reply) {
-        let reply = serve::fitting(&self.link, reply);
-        if reply.body.len() > INLINE_BYTES {
-            let large = Large::new(self.clone(), reply.body.len());
-            // From here on, so that it is under way before its call has ended.
-            let in_flight = self.link.enter_answered();
-            tokio::spawn(self.clone().reply_apart(id, reply, large, in_flight));
-            return;
+    /// Runs a handler that was not ready at once, or whose replies need a stream.
+    async fn finish_several(
+        self: Arc<Self>,
+        several: Arc<Several>,
+        answer: BoxFuture<'static, Reply>,
+        deadline: Instant,
+        in_flight: InFlight,
+    ) {
+        let reply = tokio::select! {
+            biased;
+            reply = serve::finish(&self.link, answer, deadline) => Some(reply),
+            () = several.stopped() => None,
+        };
+        match reply {
+            Some(reply) => several.end(reply).await,
+            None => {
+                self.link.inner.counters.calls_dropped.add();
+                several.reset().await;
+            }
         }
+        drop(in_flight);
+    }
+
+    /// Sends a reply of several messages that fits on the lane.
+    pub(super) fn reply_several(self: &Arc<Self>, id: CallId, reply: Reply, messages: Vec<Bytes>) {
+        if messages.is_empty() {
+            return self.reply(id, reply);
+        }
+        let reply = serve::fitting(&self.link, reply);
+        self.put(|core| core.reply_several(id, &reply, &messages));
+    }
+
+    /// Puts a reply on the lane.
+    fn put(&self, reply: impl FnOnce(&mut ProviderLane<AbortHandle>) -> Flush) {
         let flush = {
             let mut core = self.lock();
-            let flush = core.reply(id, &reply);
+            let flush = reply(&mut core);
             if core.is_clogged() {
                 self.clogged.store(true, SeqCst);
             }
@@ -269,6 +333,19 @@ impl Lane {
             Flush::Wake => self.writable.notify_one(),
             Flush::AlreadyDue => {}
         }
+    }
+
+    /// Sends a reply: on the lane, or when it is large on a stream of its own.
+    pub(super) fn reply(self: &Arc<Self>, id: CallId, reply: Reply) {
+        let reply = serve::fitting(&self.link, reply);
+        if reply.body.len() > INLINE_BYTES {
+            let large = Large::new(self.clone(), reply.body.len());
+            // From here on, so that it is under way before its call has ended.
+            let in_flight = self.link.enter_answered();
+            tokio::spawn(self.clone().reply_apart(id, reply, large, in_flight));
+            return;
+        }
+        self.put(|core| core.reply(id, &reply));
     }
 
     async fn reply_apart(self: Arc<Self>, id: CallId, reply: Reply, _large: Large, _in_flight: InFlight) {
@@ -327,31 +404,26 @@ impl Drop for Large {
     }
 }
 
-/// Starts the handler. One that streams gets the one request, and gives one reply.
-fn begin(handler: &Arc<dyn Handler>, mut call: IncomingCall) -> BoxFuture<'static, Reply> {
-    match handler.kind(&call) {
-        CallKind::Unary => handler.call(call),
-        CallKind::Streaming => {
-            let one = Arc::new(tokio::sync::Mutex::new(One::default()));
-            let messages = IncomingMessages::one(std::mem::take(&mut call.body));
-            let answer = handler.stream(call, messages, OutgoingMessages::new(Sink::One(one.clone())));
-            Box::pin(async move {
-                let mut reply = answer.await;
-                let mut one = one.lock().await;
-                let message = one.message.take();
-                if one.too_many || (message.is_some() && !reply.body.is_empty()) {
-                    return Reply::error(
-                        StatusCode::FailedPrecondition,
-                        "the service streams its reply: open the call as a stream",
-                    );
-                }
-                if let Some(message) = message {
-                    reply.body = message;
-                }
-                reply
-            })
+/// Starts a handler that streams, for a caller that takes one message.
+fn stream_one(handler: &Arc<dyn Handler>, mut call: IncomingCall) -> BoxFuture<'static, Reply> {
+    let one = Arc::new(tokio::sync::Mutex::new(One::default()));
+    let messages = IncomingMessages::one(std::mem::take(&mut call.body));
+    let answer = handler.stream(call, messages, OutgoingMessages::new(Sink::One(one.clone())));
+    Box::pin(async move {
+        let mut reply = answer.await;
+        let mut one = one.lock().await;
+        let message = one.message.take();
+        if one.too_many || (message.is_some() && !reply.body.is_empty()) {
+            return Reply::error(
+                StatusCode::FailedPrecondition,
+                "the service streams its reply: open the call as a stream",
+            );
         }
-    }
+        if let Some(message) = message {
+            reply.body = message;
+        }
+        reply
+    })
 }
 
 /// The names of services called lately: one that is called again is not checked and copied again.

@@ -24,7 +24,7 @@ use crate::{
     CallError, CallReply, CallRequest, Metadata, Reply, Route,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES},
-    frame,
+    frame::{self, Last},
     outbox::{Flush, Outbox},
 };
 
@@ -132,18 +132,46 @@ impl<W> CallerLane<W> {
 /// What a provider answered: a reply, or that it refuses the call.
 pub(crate) type Answer = Result<CallReply, CallError>;
 
+/// A provider's answer to a call on a lane.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) id: CallId,
+    /// The reply's body is several messages, each after its length as a varint.
+    pub(crate) several: bool,
+    pub(crate) answer: Answer,
+}
+
 /// Reads what a provider sends on a lane.
-pub(crate) fn read_reply(frame: Bytes) -> Result<(CallId, Answer), Broken> {
-    if let Some((call, payload)) = plain::reply(&frame) {
-        return Ok((CallId::from_wire(call), Ok(codec::plain_reply(payload))));
+pub(crate) fn read_reply(frame: Bytes) -> Result<Answered, Broken> {
+    if let Some(plain) = plain::reply(&frame) {
+        if plain.several && plain.payload.len() > INLINE_BYTES {
+            return Err(Broken);
+        }
+        return Ok(Answered {
+            id: CallId::from_wire(plain.call),
+            several: plain.several,
+            answer: Ok(codec::plain_reply(plain.payload)),
+        });
     }
     match CallFrame::read(frame) {
         Ok(CallFrame {
             call,
             kind: Some(Kind::Trailers(mut trailers)),
         }) => {
-            let body = std::mem::take(&mut trailers.payload);
-            Ok((CallId::from_wire(call), codec::reply(trailers, body)))
+            let (messages, payload) = (
+                std::mem::take(&mut trailers.messages),
+                std::mem::take(&mut trailers.payload),
+            );
+            let several = !messages.is_empty();
+            if several && (!payload.is_empty() || messages.len() > INLINE_BYTES) {
+                return Err(Broken);
+            }
+            let body = if several { messages } else { payload };
+            Ok(Answered {
+                id: CallId::from_wire(call),
+                several,
+                answer: codec::reply(trailers, body),
+            })
         }
         Ok(_) | Err(_) => Err(Broken),
     }
@@ -164,6 +192,8 @@ pub(crate) struct Request {
     pub(crate) timeout_us: u64,
     pub(crate) metadata: Metadata,
     pub(crate) route: Option<Box<Route>>,
+    /// The caller takes several messages.
+    pub(crate) several: bool,
     pub(crate) payload: Bytes,
 }
 
@@ -193,6 +223,7 @@ pub(crate) fn read_request(frame: Bytes) -> Result<Asked, Broken> {
             timeout_us: plain.timeout_us,
             metadata: Metadata::new(),
             route: None,
+            several: plain.several,
             payload: frame.slice_ref(plain.payload),
         };
         return Ok(Asked::Call(CallId::from_wire(plain.call), request));
@@ -209,6 +240,7 @@ pub(crate) fn read_request(frame: Bytes) -> Result<Asked, Broken> {
                     method: head.method,
                     timeout_us: head.timeout_us,
                     metadata: Metadata::from_wire(head.metadata),
+                    several: head.several,
                     payload: head.payload,
                 };
                 Ok(Asked::Call(CallId::from_wire(call), request))
@@ -279,7 +311,14 @@ impl<R> ProviderLane<R> {
     /// Puts a reply on the lane; its payload must be at most [`INLINE_BYTES`].
     pub(crate) fn reply(&mut self, id: CallId, reply: &Reply) -> Flush {
         debug_assert!(reply.body.len() <= INLINE_BYTES);
-        frame::put_trailers(&mut self.outbox, id.to_wire(), reply, &reply.body)
+        frame::put_trailers(&mut self.outbox, id.to_wire(), reply, Last::Payload(&reply.body))
+    }
+
+    /// Puts a reply of several messages on the lane, for a caller that takes that; they must [take](frame::messages_len) at most
+    /// [`INLINE_BYTES`], the reply's own body, if there is one, among them.
+    pub(crate) fn reply_several(&mut self, id: CallId, reply: &Reply, messages: &[Bytes]) -> Flush {
+        debug_assert!(frame::messages_len(messages) <= INLINE_BYTES);
+        frame::put_trailers(&mut self.outbox, id.to_wire(), reply, Last::Messages(messages))
     }
 
     /// Whether so many replies wait that no further call is read.

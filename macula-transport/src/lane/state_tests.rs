@@ -17,14 +17,17 @@ enum Step {
     Call {
         size: usize,
         millis: u64,
+        /// It takes several messages.
+        brief: bool,
     },
     Cancel {
         which: usize,
     },
-    /// The provider answers one of the calls it has read.
+    /// The provider answers one of the calls it has read, with several messages when that is taken.
     Reply {
         which: usize,
         size: usize,
+        messages: usize,
     },
     /// Bytes travel to the provider, cut anywhere.
     ToProvider {
@@ -47,9 +50,11 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let cuts = || prop::collection::vec(1..3000_usize, 0..4);
     prop_oneof![
-        6 => (prop_oneof![0..200_usize, 4000..INLINE_BYTES], 1..3000_u64).prop_map(|(size, millis)| Step::Call { size, millis }),
+        6 => (prop_oneof![0..200_usize, 4000..INLINE_BYTES], 1..3000_u64, any::<bool>())
+            .prop_map(|(size, millis, brief)| Step::Call { size, millis, brief }),
         2 => any::<usize>().prop_map(|which| Step::Cancel { which }),
-        5 => (any::<usize>(), prop_oneof![0..200_usize, 4000..INLINE_BYTES]).prop_map(|(which, size)| Step::Reply { which, size }),
+        5 => (any::<usize>(), prop_oneof![0..200_usize, 4000..INLINE_BYTES], 0..6_usize)
+            .prop_map(|(which, size, messages)| Step::Reply { which, size, messages }),
         4 => cuts().prop_map(|cuts| Step::ToProvider { cuts }),
         4 => cuts().prop_map(|cuts| Step::ToCaller { cuts }),
         2 => (0..2000_u64).prop_map(|millis| Step::Advance { millis }),
@@ -94,7 +99,17 @@ impl Pipe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Waiting {
     size: usize,
+    brief: bool,
     deadline: Instant,
+}
+
+/// The messages of a reply of several.
+fn messages(body: Bytes) -> Vec<Bytes> {
+    let mut decoder = FrameDecoder::new(INLINE_BYTES);
+    decoder.push(body);
+    let messages = std::iter::from_fn(|| decoder.next_frame().unwrap()).collect();
+    decoder.finish().unwrap();
+    messages
 }
 
 struct Test {
@@ -105,10 +120,10 @@ struct Test {
     there: Pipe,
     back: Pipe,
     waiting: BTreeMap<u32, (CallId, Waiting)>,
-    /// Calls the provider has read and not answered, and the caller's number of each.
-    running: BTreeMap<CallId, u32>,
-    /// What the provider answered, by call: the size of the reply.
-    answered: BTreeMap<CallId, usize>,
+    /// Calls the provider has read and not answered, the caller's number of each, and whether it takes several messages.
+    running: BTreeMap<CallId, (u32, bool)>,
+    /// What the provider answered, by call: one message or several.
+    answered: BTreeMap<CallId, (bool, Bytes)>,
     ended: BTreeSet<u32>,
     next: u32,
 }
@@ -124,8 +139,9 @@ impl Test {
 
     fn apply(&mut self, step: Step) {
         match step {
-            Step::Call { size, millis } => {
+            Step::Call { size, millis, brief } => {
                 let request = CallRequest::new(&self.name, self.next.to_le_bytes().repeat(size / 4 + 1));
+                let request = request.with_brief_reply(brief);
                 let deadline = self.now + Duration::from_millis(millis);
                 match self.caller.call(&request, millis * 1000, deadline, self.next) {
                     Ok(started) => {
@@ -135,6 +151,7 @@ impl Test {
                                 started.id,
                                 Waiting {
                                     size: request.body.len(),
+                                    brief,
                                     deadline,
                                 },
                             ),
@@ -151,12 +168,20 @@ impl Test {
                     self.end(number);
                 }
             }
-            Step::Reply { which, size } => {
-                if let Some((&id, _)) = self.running.iter().nth(which % self.running.len().max(1)) {
+            Step::Reply { which, size, messages } => {
+                if let Some((&id, &(_, several))) = self.running.iter().nth(which % self.running.len().max(1)) {
                     self.running.remove(&id);
                     assert!(self.provider.ended(id));
-                    let _ = self.provider.reply(id, &Reply::ok(vec![1; size]));
-                    self.answered.insert(id, size);
+                    if several && messages > 0 {
+                        let messages: Vec<_> = (1..=messages)
+                            .map(|n| Bytes::from(vec![n as u8; (size / messages).saturating_sub(8)]))
+                            .collect();
+                        let _ = self.provider.reply_several(id, &Reply::ok(""), &messages);
+                        self.answered.insert(id, (true, messages.concat().into()));
+                    } else {
+                        let _ = self.provider.reply(id, &Reply::ok(vec![1; size]));
+                        self.answered.insert(id, (false, vec![1; size].into()));
+                    }
                 }
             }
             Step::ToProvider { cuts } => {
@@ -166,15 +191,17 @@ impl Test {
                         Asked::Call(id, request) => {
                             let number = u32::from_le_bytes(request.payload[..4].try_into().unwrap());
                             assert_eq!(request.service(), "echo");
+                            let brief = self.waiting.get(&number).map(|(_, waiting)| waiting.brief);
+                            assert!(brief.is_none_or(|brief| brief == request.several));
                             self.provider.started(id).unwrap();
                             assert_eq!(self.provider.stop_with(id, number), None);
                             assert_eq!(self.provider.started(id), Err(Broken), "an id runs once at a time");
-                            self.running.insert(id, number);
+                            self.running.insert(id, (number, request.several));
                         }
                         Asked::Cancel(id) => {
                             assert_eq!(
                                 self.provider.cancelled(id),
-                                self.running.remove(&id),
+                                self.running.remove(&id).map(|(number, _)| number),
                                 "a cancel stops what runs"
                             );
                         }
@@ -184,7 +211,7 @@ impl Test {
             Step::ToCaller { cuts } => {
                 self.back.send(self.provider.take_output());
                 for frame in self.back.deliver(&cuts) {
-                    let (id, answer) = read_reply(frame).unwrap();
+                    let Answered { id, several, answer } = read_reply(frame).unwrap();
                     let waits = self
                         .waiting
                         .iter()
@@ -192,7 +219,9 @@ impl Test {
                         .map(|(&number, _)| number);
                     assert_eq!(self.caller.replied(id), waits, "P4: a reply ends its own call, or none");
                     if let Some(number) = waits {
-                        assert_eq!(answer.unwrap().body.len(), self.answered[&id]);
+                        let body = answer.unwrap().body;
+                        let body = if several { messages(body).concat().into() } else { body };
+                        assert_eq!((several, body), self.answered[&id]);
                         self.end(number);
                     }
                 }
@@ -260,7 +289,7 @@ proptest! {
         // Everything that is left arrives: every call has an end, and the provider runs nothing for nobody.
         test.apply(Step::ToProvider { cuts: vec![] });
         while !test.running.is_empty() {
-            test.apply(Step::Reply { which: 0, size: 1 });
+            test.apply(Step::Reply { which: 0, size: 1, messages: 1 });
         }
         test.apply(Step::ToCaller { cuts: vec![] });
         prop_assert!(test.waiting.is_empty(), "{:?}", test.waiting);
@@ -327,6 +356,26 @@ fn heads_beyond_the_limits_break_the_lane() {
         head(0, 0, INLINE_BYTES + 1, true).is_err(),
         "a usual head has the same limits"
     );
+}
+
+#[test]
+fn replies_beyond_the_limits_break_the_lane() {
+    let trailers = |messages: usize, payload: usize, failed: u32| {
+        let trailers = macula_wire::proto::Trailers {
+            status: failed,
+            messages: vec![0; messages].into(),
+            payload: vec![0; payload].into(),
+            ..Default::default()
+        };
+        let kind = Some(Kind::Trailers(trailers));
+        read_reply(CallFrame { call: 1, kind }.encode_to_vec().into())
+    };
+    for failed in [0, 5] {
+        assert!(trailers(INLINE_BYTES, 0, failed).is_ok_and(|answered| answered.several));
+        assert!(trailers(0, INLINE_BYTES, failed).is_ok_and(|answered| !answered.several));
+        assert!(trailers(INLINE_BYTES + 1, 0, failed).is_err());
+        assert!(trailers(1, 1, failed).is_err(), "it is one message or several");
+    }
 }
 
 /// Else the call would run on for nobody, up to its deadline, and a peer could leave as many behind as it likes.

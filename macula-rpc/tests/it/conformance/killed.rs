@@ -183,6 +183,16 @@ async fn cancel_after_first_response(channel: Channel, heard: &mut Heard) {
 
 #[tokio::test]
 async fn every_case_passes_with_a_provider_killed_between_each_two() {
+    every_case(false).await;
+}
+
+/// As the others, with a stream beside them and their methods known: what is brief goes over the lane.
+#[tokio::test]
+async fn every_case_passes_on_a_lane_with_a_provider_killed_between_each_two() {
+    every_case(true).await;
+}
+
+async fn every_case(beside: bool) {
     let (lines, mut heard) = mpsc::unbounded_channel();
     let directory = Listed::default();
     // Every call fails over here, and what that costs a mesh is another test's matter.
@@ -207,8 +217,17 @@ async fn every_case_passes_with_a_provider_killed_between_each_two() {
             directory.list(&processes);
             // What was heard of one that is dead is over.
             while heard.try_recv().is_ok() {}
+            let mut stub = ConformanceClient::new(channel.clone());
+            if beside && cases == 0 {
+                super::brief::teach(&mut stub).await;
+            }
+            let held = match beside {
+                true => Some(super::brief::beside(&mut stub).await),
+                false => None,
+            };
             $case.await;
             cases += 1;
+            drop(held);
             // The one in use is killed, and the one that was dead is forgotten.
             let dead = usize::from(cases > 1);
             processes[dead].kill();
