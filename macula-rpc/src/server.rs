@@ -4,6 +4,7 @@
 //! that has reached one is counted until its future is gone, so a drain waits for all of them and for nothing else.
 
 use std::{
+    borrow::Borrow,
     collections::HashMap,
     future::{Future, poll_fn},
     panic::AssertUnwindSafe,
@@ -142,15 +143,17 @@ impl Server {
 
     /// The gRPC service of this name and leave to call it once, when it is one and takes calls.
     #[cfg(feature = "tonic")]
-    pub(crate) fn mounted(&self, service: &ServiceName) -> Option<(Arc<crate::tonic::Mounted>, Running)> {
-        match &self.served(service)?.kind {
-            Kind::Tonic(mounted) => Some((Arc::clone(mounted), self.admit().ok()?)),
-            Kind::Unary(_) | Kind::Streaming(_) => None,
-        }
+    pub(crate) fn mounted(&self, service: &ServiceName) -> Option<(Arc<crate::tonic::Mounted>, Admitted)> {
+        let served = self.served(service)?;
+        let mounted = match &served.kind {
+            Kind::Tonic(mounted) => Arc::clone(mounted),
+            Kind::Unary(_) | Kind::Streaming(_) => return None,
+        };
+        Some((mounted, Admitted::new(served, self.admit().ok()?)))
     }
 
     /// The service of this name and leave to open it once as a stream, when it is no gRPC service and takes calls.
-    pub(crate) fn open(&self, service: &ServiceName) -> Option<(OpenHere, Running)> {
+    pub(crate) fn open(&self, service: &ServiceName) -> Option<(OpenHere, Admitted)> {
         let served = self.served(service)?;
         let open = match &served.kind {
             Kind::Streaming(handler) => OpenHere::Streaming(Arc::clone(handler)),
@@ -158,7 +161,7 @@ impl Server {
             #[cfg(feature = "tonic")]
             Kind::Tonic(_) => return None,
         };
-        Some((open, self.admit().ok()?))
+        Some((open, Admitted::new(served, self.admit().ok()?)))
     }
 
     fn insert(&self, kinds: impl IntoIterator<Item = (ServiceName, Kind)>) -> Result<(), ServeError> {
@@ -311,7 +314,7 @@ fn not_served(service: &ServiceName) -> Status {
 impl Served {
     /// Runs the handler in a span and a trace. Its panic is its own failure and nobody else's.
     async fn run(&self, request: Request, span: &Span, context: Option<TraceContext>) -> Result<Response, Status> {
-        let mut counted = Counted::start(&self.meters);
+        let mut counted = Counted::start(self);
         let (mut request, mut answer) = (Some(request), None);
         // One poll does what a stack of wrapping futures would: each of those is as large as all that it wraps, and is moved.
         let outcome = poll_fn(|cx| {
@@ -339,8 +342,8 @@ impl Served {
         .await;
         counted.outcome = match &outcome {
             Ok(_) => observe::OK,
-            Err(status) if status.is_refused() => "refused",
-            Err(_) => "error",
+            Err(status) if status.is_refused() => observe::REFUSED,
+            Err(_) => observe::ERROR,
         };
         outcome
     }
@@ -363,7 +366,7 @@ impl Served {
 
     /// As [`Served::run`], for what was begun.
     async fn stream(&self, mut answer: BoxFuture<'static, Reply>, span: &Span, context: Option<TraceContext>) -> Reply {
-        let mut counted = Counted::start(&self.meters);
+        let mut counted = Counted::start(self);
         let reply = poll_fn(|cx| {
             let _entered = span.enter();
             let mut work = || answer.poll_unpin(cx);
@@ -376,32 +379,32 @@ impl Served {
         .await;
         counted.outcome = match reply.status() {
             StatusCode::Ok => observe::OK,
-            _ => "error",
+            _ => observe::ERROR,
         };
         reply
     }
 }
 
 /// A call counted when it ends, however it does.
-struct Counted<'a> {
-    meters: &'a ServedMeters,
+struct Counted<S: Borrow<Served>> {
+    served: S,
     since: Option<Instant>,
     outcome: &'static str,
 }
 
-impl<'a> Counted<'a> {
-    fn start(meters: &'a ServedMeters) -> Self {
+impl<S: Borrow<Served>> Counted<S> {
+    fn start(served: S) -> Self {
         Self {
-            meters,
-            since: meters.start(),
+            since: served.borrow().meters.start(),
+            served,
             outcome: observe::CANCELLED,
         }
     }
 }
 
-impl Drop for Counted<'_> {
+impl<S: Borrow<Served>> Drop for Counted<S> {
     fn drop(&mut self) {
-        self.meters.served(self.outcome, self.since);
+        self.served.borrow().meters.served(self.outcome, self.since);
     }
 }
 
@@ -506,8 +509,28 @@ fn reply(outcome: Result<Response, Status>) -> Reply {
     }
 }
 
+/// A call of this process that may run, counted among those that do and, when it ends, among those that did.
+pub(crate) struct Admitted {
+    counted: Counted<Arc<Served>>,
+    _running: Running,
+}
+
+impl Admitted {
+    fn new(served: Arc<Served>, running: Running) -> Self {
+        Self {
+            counted: Counted::start(served),
+            _running: running,
+        }
+    }
+
+    /// Says what the call came to; one that is dropped before was cancelled.
+    pub(crate) fn settle(&mut self, outcome: &'static str) {
+        self.counted.outcome = outcome;
+    }
+}
+
 /// One running call, counted while it lives.
-pub(crate) struct Running(Arc<Shared>);
+struct Running(Arc<Shared>);
 
 impl Running {
     fn start(shared: &Arc<Shared>) -> Self {

@@ -104,7 +104,7 @@ pub(crate) fn ci() -> Result<()> {
 }
 
 /// Each package by itself: its library with the default features, with none and with each one alone, its tests and examples
-/// with the default features, and its doctests with none.
+/// with the default features and without a warning, and its doctests with none.
 ///
 /// The workspace's other members turn on features of shared dependencies, and every other step turns on all features; only
 /// this shows what a package forgot to ask for itself, and what of it forgot to ask for a feature.
@@ -126,7 +126,7 @@ pub(crate) fn alone() -> Result<()> {
         for feature in package.features() {
             alone(&["check", NONE, "--features", feature])?;
         }
-        alone(&["check", "--tests", "--examples"])?;
+        alone(&["clippy", "--tests", "--examples", "--", "-D", "warnings"])?;
         alone(&["test", "--doc", NONE])?;
     }
     println!("every package compiles on its own");

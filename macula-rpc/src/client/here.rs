@@ -15,8 +15,8 @@ use tracing::Instrument as _;
 
 use super::{Client, Watched, builder::Options, late, lent::Lent};
 use crate::{
-    CallError, Request, Requests, Status,
-    server::{self, OpenHere, Running},
+    CallError, Request, Requests, Status, observe,
+    server::{self, Admitted, OpenHere},
     streaming::{Answers, Asking},
 };
 
@@ -26,7 +26,7 @@ pub(crate) struct Here {
     pub(crate) service: ServiceName,
     watched: Option<Watched>,
     deadline: Option<Instant>,
-    _running: Running,
+    admitted: Admitted,
 }
 
 /// Why a piece of a handler's code has brought nothing.
@@ -38,7 +38,7 @@ pub(crate) enum Stopped {
 
 impl Here {
     /// Starts a call that may take as long as its timeout says, or else as long as it likes.
-    pub(crate) fn start(client: &Client, service: &ServiceName, options: &Options, running: Running) -> Self {
+    pub(crate) fn start(client: &Client, service: &ServiceName, options: &Options, admitted: Admitted) -> Self {
         let watched = Watched::start(client, service, options);
         // What cannot be reached is no deadline.
         let deadline = options.timeout.and_then(|allowed| watched.start.checked_add(allowed));
@@ -47,7 +47,7 @@ impl Here {
             service: service.clone(),
             watched: Some(watched),
             deadline: deadline.map(Instant::from_std),
-            _running: running,
+            admitted,
         }
     }
 
@@ -74,11 +74,18 @@ impl Here {
         if let Some(watched) = self.watched.take() {
             watched.found_here();
             watched.end(&self.client, 0, error);
+            match error {
+                None => self.admitted.settle(observe::OK),
+                // The handler's work is dropped at its deadline.
+                Some("deadline_exceeded") => {}
+                Some(_) => self.admitted.settle(observe::ERROR),
+            }
         }
     }
 
     /// Gives the call up, which goes on elsewhere.
     fn leave(mut self) -> Option<Watched> {
+        self.admitted.settle(observe::REFUSED);
         self.watched.take()
     }
 }
@@ -120,10 +127,10 @@ impl Client {
     ) -> Result<Result<Replies, CallError>, Elsewhere> {
         let local = self.shared.local.as_ref();
         let local = local.filter(|_| options.may_run_here && options.provider.is_none());
-        let Some((handler, running)) = local.and_then(|server| server.open(service)) else {
+        let Some((handler, admitted)) = local.and_then(|server| server.open(service)) else {
             return Err(Elsewhere { requests, begun: None });
         };
-        let mut call = Here::start(self, service, options, running);
+        let mut call = Here::start(self, service, options, admitted);
         let deadline = call.deadline.unwrap_or_else(|| Instant::now() + allowed).into_std();
         let metadata = options.metadata.clone().unwrap_or_default();
         let request = Request::local(

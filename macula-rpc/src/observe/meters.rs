@@ -173,7 +173,7 @@ pub(crate) struct ServedMeters {
     seconds: OnceLock<Histogram>,
 }
 
-const SERVED: [&str; 4] = [super::OK, "error", "refused", super::CANCELLED];
+const SERVED: [&str; 4] = [super::OK, super::ERROR, super::REFUSED, super::CANCELLED];
 
 impl ServedMeters {
     pub(crate) fn new(service: &ServiceName) -> Self {

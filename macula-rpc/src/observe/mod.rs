@@ -20,3 +20,7 @@ pub(crate) use spans::{
 pub(crate) const OK: &str = "ok";
 /// The outcome of a call whose future was dropped.
 pub(crate) const CANCELLED: &str = "cancelled";
+/// The outcome of a served call that failed.
+pub(crate) const ERROR: &str = "error";
+/// The outcome of a served call that the handler did not take.
+pub(crate) const REFUSED: &str = "refused";

@@ -1,6 +1,8 @@
 //! Streams that this process may serve itself, and what becomes of those that it does not take.
 
 use bytes::Bytes;
+#[cfg(feature = "metrics")]
+use futures::{FutureExt as _, future::BoxFuture};
 use futures::{StreamExt as _, stream};
 use macula_rpc::{
     CallError, Client, MAX_REPLAY_BYTES, Metadata, Replies, Request, Requests, Response, Server, StaticResolver,
@@ -134,33 +136,41 @@ async fn n4_a_process_that_is_full_or_drains_opens_its_streams_elsewhere() {
     }
 }
 
-/// A call is one call however many have refused it, and whoever answers has found it.
+/// A call is one call however many have refused it, and whoever answers has found it; what is served here is counted as what is
+/// served to others.
 #[cfg(feature = "metrics")]
 #[tokio::test]
-async fn a_stream_that_goes_on_elsewhere_is_counted_once() {
+async fn streams_of_this_process_are_counted_once_wherever_they_end() {
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
-    let recorder = DebuggingRecorder::new();
-    let snapshots = recorder.snapshotter();
-    let _guard = metrics::set_default_local_recorder(&recorder);
-    let server = Server::new();
-    server.serve_streaming(name(), refuse).unwrap();
-    let (client, _elsewhere, _endpoint) = at_home(&server).await;
-    let mut replies = client.request(name()).stream(words()).await.unwrap();
-    said(&mut replies).await;
-    let counted = snapshots.snapshot().into_vec().into_iter();
-    let mut counted: Vec<_> = counted
-        .filter_map(|(key, _, _, value)| {
+    let counted = async |handler: fn(Request<Requests>) -> BoxFuture<'static, Result<Answers, Status>>| {
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let server = Server::new();
+        server.serve_streaming(name(), handler).unwrap();
+        let (client, _elsewhere, _endpoint) = at_home(&server).await;
+        let mut replies = client.request(name()).stream(words()).await.unwrap();
+        said(&mut replies).await;
+        let counted = snapshots.snapshot().into_vec().into_iter();
+        let counted = counted.filter_map(|(key, _, _, value)| {
             let name = key.key().name().strip_prefix("macula.rpc.")?.to_owned();
             let label = key.key().labels().nth(1)?.value().to_owned();
             match value {
-                DebugValue::Counter(count) => Some((name, label, count)),
+                DebugValue::Counter(count) if name != "attempts" => Some((format!("{name} {label}"), count)),
                 _ => None,
             }
-        })
-        .filter(|(name, ..)| name == "calls" || name == "lookups")
-        .collect();
-    counted.sort_unstable();
-    let one = |name: &str, label: &str| (name.to_owned(), label.to_owned(), 1);
-    assert_eq!(counted, [one("calls", "ok"), one("lookups", "static")]);
+        });
+        let mut counted: Vec<_> = counted.collect();
+        counted.sort_unstable();
+        counted
+    };
+    let once = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1)).collect::<Vec<_>>();
+    let here = counted(|request| join(request).boxed()).await;
+    assert_eq!(here, once(&["calls ok", "lookups local", "served ok"]));
+    let elsewhere = counted(|request| refuse(request).boxed()).await;
+    assert_eq!(
+        elsewhere,
+        once(&["calls ok", "lookups static", "served ok", "served refused"])
+    );
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use macula_rpc::{
-    BudgetConfig, CallError, Client, NodeId, Pushback, Request, Server, StaticResolver, Status, StatusCode, StopReason,
+    BudgetConfig, CallError, Client, NodeId, Pushback, Request, StaticResolver, Status, StatusCode, StopReason,
     Strategy,
 };
 
@@ -140,7 +140,7 @@ mod in_paused_time {
     };
 
     use bytes::Bytes;
-    use macula_rpc::{Backoff, Hedge, testing::Mesh};
+    use macula_rpc::{Backoff, Hedge, Server, testing::Mesh};
     use tokio::time::Instant;
 
     use super::*;
