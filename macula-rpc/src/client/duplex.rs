@@ -187,6 +187,7 @@ impl Client {
                         start: engine::now(),
                         provider: None,
                         opened: From::Here(opened?),
+                        seen: None,
                     });
                 }
                 Err(here::Elsewhere { requests, begun }) => {
@@ -217,7 +218,6 @@ impl Client {
                 (watched, start)
             }
         };
-        let known = Arc::clone(&watched.known);
         let method = Method::new(&options.method);
         let deadline = watched.start + allowed;
         let work = async {
@@ -243,23 +243,27 @@ impl Client {
         } else {
             work.instrument(watched.span.clone()).boxed().await
         };
-        let (attempts, error) = match &result {
-            Ok((done, _)) => (done.failed_attempts.len() + 1, None),
-            Err(error) => (error.attempts().len(), Some(error.name())),
+        let (done, _source) = match result {
+            Ok(opened) => opened,
+            Err(error) => {
+                watched.end(self, error.attempts().len(), Some(error.name()));
+                return Err(error);
+            }
         };
-        let start = watched.start;
-        watched.end(self, attempts, error);
-        let (done, _source) = result?;
         Ok(Replies {
             service: service.clone(),
             allowed,
-            start,
+            start: watched.start,
             provider: done.provider,
             opened: From::Provider {
                 opened: done.answer,
-                known,
                 method,
             },
+            seen: Some(Seen {
+                watched,
+                client: self.clone(),
+                attempts: done.failed_attempts.len() + 1,
+            }),
         })
     }
 }
@@ -295,15 +299,20 @@ pub struct Replies {
     start: Instant,
     provider: Option<Arc<Provider>>,
     opened: From,
+    /// Until its end, for one that is not of this process, which sees to it itself.
+    seen: Option<Seen>,
+}
+
+/// A call that is over with its last reply, as it is seen from outside.
+struct Seen {
+    watched: Watched,
+    client: Client,
+    attempts: usize,
 }
 
 /// Where replies come from.
 enum From {
-    Provider {
-        opened: Opened,
-        known: Arc<Service>,
-        method: Method,
-    },
+    Provider { opened: Opened, method: Method },
     Here(here::Replies),
 }
 
@@ -313,8 +322,25 @@ impl Replies {
     /// # Errors
     /// When the call failed, after the messages that came before it did.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
-        let (Opened { first, replies, pump }, known, method) = match &mut self.opened {
-            From::Provider { opened, known, method } => (opened, known, *method),
+        let next = self.read().await;
+        match &next {
+            Ok(Some(_)) => {}
+            Ok(None) => self.end(None),
+            Err(error) => self.end(Some(error.name())),
+        }
+        next
+    }
+
+    /// Says how the call ended: nothing, or the error's name. What is dropped before its end was cancelled.
+    fn end(&mut self, error: Option<&'static str>) {
+        if let Some(seen) = self.seen.take() {
+            seen.watched.end(&seen.client, seen.attempts, error);
+        }
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, CallError> {
+        let (Opened { first, replies, pump }, method) = match &mut self.opened {
+            From::Provider { opened, method } => (opened, *method),
             From::Here(replies) => return replies.next().await,
         };
         if let Some(first) = first.take() {
@@ -343,7 +369,9 @@ impl Replies {
                 return Err(self.lost(error));
             }
         }
-        note(known, method, replies);
+        if let Some(seen) = &self.seen {
+            note(&seen.watched.known, method, replies);
+        }
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => {
                 let reply = reply.clone();
@@ -415,6 +443,20 @@ impl Replies {
                 cause: cause.clone(),
             })
             .collect()
+    }
+}
+
+impl Drop for Replies {
+    fn drop(&mut self) {
+        // Whoever takes one reply of a call that has one may not ask whether there is another.
+        if let From::Provider { opened, .. } = &self.opened
+            && opened
+                .replies
+                .reply()
+                .is_some_and(|reply| reply.status == StatusCode::Ok)
+        {
+            self.end(None);
+        }
     }
 }
 

@@ -421,4 +421,64 @@ mod metrics {
         let both = [("_OTHER".to_owned(), 1), ("api.real".to_owned(), 1)];
         assert_eq!(attempts, BTreeMap::from(both));
     }
+
+    /// A stream is over with its last reply, and not with its first.
+    #[cfg(feature = "testing")]
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_counted_when_it_ends_and_as_what_it_ended() {
+        use futures::{StreamExt as _, stream};
+        use macula_rpc::{Requests, testing::Mesh};
+
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let mesh = Mesh::new(17);
+        mesh.node("a")
+            .serve_streaming("text.stream", async |request: Request<Requests>| {
+                let method = request.method().to_owned();
+                let later = stream::once(async move {
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    match method.as_str() {
+                        "fail" => Err(Status::invalid_argument("on purpose")),
+                        _ => Ok("second"),
+                    }
+                });
+                Ok::<_, Status>(stream::iter([Ok("first")]).chain(later))
+            })
+            .serve("text.once", async |_: Request| Ok::<_, Status>("only"));
+        let client = mesh.node("caller").client();
+        let calls = || {
+            let (mut calls, mut longest) = (BTreeMap::new(), 0.0_f64);
+            for (key, _, _, value) in snapshots.snapshot().into_vec() {
+                match (key.key().name(), value) {
+                    ("macula.rpc.calls", DebugValue::Counter(count)) => {
+                        let outcome = key.key().labels().find(|label| label.key() == "outcome");
+                        *calls.entry(outcome.unwrap().value().to_owned()).or_insert(0) += count;
+                    }
+                    ("rpc.client.call.duration", DebugValue::Histogram(samples)) => {
+                        longest = samples.iter().map(|it| it.into_inner()).fold(longest, f64::max);
+                    }
+                    _ => {}
+                }
+            }
+            calls.retain(|_, count| *count > 0);
+            (calls.into_iter().collect::<Vec<_>>(), longest)
+        };
+        for (method, outcome) in [("", "ok"), ("fail", "answered"), ("drop", "cancelled")] {
+            let call = client.request("text.stream").method(method);
+            let mut replies = call.stream(stream::empty()).await.unwrap();
+            replies.next().await.unwrap();
+            assert_eq!(calls().0, [], "it goes on");
+            while method != "drop" && replies.next().await.is_ok_and(|next| next.is_some()) {}
+            drop(replies);
+            let (counted, longest) = calls();
+            assert_eq!(counted, [(outcome.to_owned(), 1)]);
+            assert_eq!(longest >= 5.0, method != "drop", "{longest}");
+        }
+        // One reply, taken: the call was not cancelled.
+        let mut once = client.request("text.once").stream(stream::empty()).await.unwrap();
+        assert_eq!(once.next().await.unwrap().unwrap(), "only");
+        drop(once);
+        assert_eq!(calls().0, [("ok".to_owned(), 1)]);
+    }
 }
