@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 
-use super::MAX_REPLAY_BYTES;
+use super::{MAX_REPLAY_BYTES, source::KEPT_OVERHEAD};
 use crate::streaming::MessageStream;
 
 /// Requests that can be taken back.
@@ -75,7 +75,7 @@ impl State {
         match &next {
             Poll::Pending => self.reader = Some(cx.waker().clone()),
             Poll::Ready(Some(Ok(message))) => {
-                self.bytes = self.bytes.saturating_add(message.len());
+                self.bytes = self.bytes.saturating_add(message.len() + KEPT_OVERHEAD);
                 if self.bytes > MAX_REPLAY_BYTES {
                     self.kept = None;
                 } else if let Some(kept) = &mut self.kept {
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_too_much_to_keep_or_was_answered_is_not_given_back() {
-        let half = Bytes::from(vec![0; MAX_REPLAY_BYTES / 2]);
+        let half = Bytes::from(vec![0; MAX_REPLAY_BYTES / 2 - KEPT_OVERHEAD]);
         let some = [half.clone(), half, Bytes::from("x")];
         for (read, back) in [(2, true), (3, false)] {
             let lent = lent(some.clone());
@@ -131,6 +131,14 @@ mod tests {
         let lent = lent(some);
         lent.keep_no_more();
         assert!(lent.take_back().is_none());
+    }
+
+    #[test]
+    fn empty_requests_are_not_kept_without_end() {
+        let lent = lent(std::iter::repeat_n(Bytes::new(), MAX_REPLAY_BYTES / KEPT_OVERHEAD + 1));
+        let mut reader = lent.reader();
+        while reader.next().now_or_never().unwrap().is_some() {}
+        assert!(lock(&lent.0).kept.is_none());
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use super::MAX_REPLAY_BYTES;
 use crate::streaming::MessageStream;
 
 /// What a kept message counts beside its bytes: a stream of small or empty ones takes no more memory than one of large ones.
-const KEPT_OVERHEAD: usize = 64;
+pub(super) const KEPT_OVERHEAD: usize = 64;
 
 /// Bytes of requests that a router keeps for all its peers: streams that nobody answers cost them nothing, and must not fill it.
 const MAX_KEPT_FOR_PEERS: usize = 64 * 1024 * 1024;
