@@ -82,7 +82,8 @@ impl Channel {
         self
     }
 
-    /// Sets which failures are tried elsewhere (F6).
+    /// Sets which failures are tried elsewhere (F6). Without it a call may run twice, as any other's:
+    /// [`RetryPolicy::NeverProcessed`] is for services whose calls must not.
     #[must_use]
     pub fn with_retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.options.policy = policy;
