@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::tonic::{
     Code,
-    codegen::http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE as CONTENT_TYPE_KEY},
+    codegen::http::{self, HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE as CONTENT_TYPE_KEY},
     metadata::MetadataMap,
 };
 use bytes::Bytes;
@@ -114,6 +114,23 @@ pub(super) fn outcome(trailers: &HeaderMap) -> Reply {
         return Reply::error(StatusCode::Unknown, "the service ended without a status");
     };
     reply(&status)
+}
+
+/// What a reply without a gRPC status means by its HTTP status
+/// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>).
+pub(super) fn http_outcome(status: http::StatusCode) -> Reply {
+    let code = match status.as_u16() {
+        400 => StatusCode::Internal,
+        401 => StatusCode::Unauthenticated,
+        403 => StatusCode::PermissionDenied,
+        404 => StatusCode::Unimplemented,
+        429 | 502..=504 => StatusCode::Unavailable,
+        _ => StatusCode::Unknown,
+    };
+    Reply::error(
+        code,
+        format!("the service answered with the HTTP status {status}, and none of gRPC"),
+    )
 }
 
 /// A status as the outcome.

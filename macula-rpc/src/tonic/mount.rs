@@ -187,11 +187,15 @@ impl Mounted {
         let mut request = Request::new(body);
         *request.uri_mut() = uri;
         *request.method_mut() = ::tonic::codegen::http::Method::POST;
+        *request.version_mut() = ::tonic::codegen::http::Version::HTTP_2;
         *request.headers_mut() = convert::request_headers(call.metadata());
         let left = call
             .deadline()
             .saturating_duration_since(tokio::time::Instant::now().into_std());
         convert::set_timeout(request.headers_mut(), left);
+        // As over HTTP/2, where layers may look for it.
+        let te = ::tonic::codegen::http::HeaderValue::from_static("trailers");
+        request.headers_mut().insert("te", te);
         request.extensions_mut().insert(Arc::clone(call.peer()));
         let answer = (self.call)(request);
         Box::pin(async move {
@@ -220,6 +224,10 @@ async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply 
     // A reply without a body has its outcome in the headers.
     if convert::has_outcome(&parts.headers) {
         return convert::outcome(&parts.headers);
+    }
+    // A layer's answer that is none of gRPC's, such as a refusal for want of a token.
+    if parts.status != ::tonic::codegen::http::StatusCode::OK {
+        return convert::http_outcome(parts.status);
     }
     let gone = |gone: &macula_transport::Gone| Reply::error(StatusCode::Cancelled, gone.to_string());
     if let Err(error) = replies.gather(convert::header_message(&parts.headers)).await {

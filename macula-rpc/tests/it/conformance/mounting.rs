@@ -98,6 +98,63 @@ async fn the_error_of_a_layer_is_the_outcome_of_the_call() {
     assert_eq!((error.code(), error.message()), (Code::Unknown, "closed on Sundays"));
 }
 
+/// A layer that speaks HTTP and not gRPC: it lets through what looks as over HTTP/2 and is signed, and refuses the rest.
+#[derive(Clone)]
+struct Signed<S>(S);
+
+impl<S> TowerService<http::Request<Body>> for Signed<S>
+where
+    S: TowerService<http::Request<Body>, Response = http::Response<Body>, Future: Send + 'static, Error: Send>
+        + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<http::Response<Body>, S::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let as_ever = request.version() == http::Version::HTTP_2 && request.headers()["te"] == "trailers";
+        let refused = match request.headers().get("authorization").map(http::HeaderValue::as_bytes) {
+            _ if !as_ever => http::StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Some(b"me") => return Box::pin(self.0.call(request)),
+            Some(b"busy") => http::StatusCode::SERVICE_UNAVAILABLE,
+            Some(_) => http::StatusCode::FORBIDDEN,
+            None => http::StatusCode::UNAUTHORIZED,
+        };
+        let mut response = http::Response::new(Body::default());
+        *response.status_mut() = refused;
+        Box::pin(std::future::ready(Ok(response)))
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_answers_in_http_means_what_it_means_over_http() {
+    let served = || tower::layer::layer_fn(Signed).named_layer(ConformanceServer::new(service("signed")));
+    let mesh = mesh_of(served()).await;
+    let here = Server::new();
+    here.serve_tonic(served()).unwrap();
+    let (_endpoint, builder) = caller(StaticResolver::new()).await;
+    for channel in [mesh.channel(), Channel::new(builder.local_first(here).build())] {
+        let mut stub = ConformanceClient::new(channel);
+        for (who, code) in [
+            (None, Some(Code::Unauthenticated)),
+            (Some("somebody"), Some(Code::PermissionDenied)),
+            (Some("busy"), Some(Code::Unavailable)),
+            (Some("me"), None),
+        ] {
+            let mut request = Request::new(Empty {});
+            if let Some(who) = who {
+                request.metadata_mut().insert("authorization", who.parse().unwrap());
+            }
+            let answer = stub.empty_call(request).await;
+            assert_eq!(answer.as_ref().err().map(Status::code), code, "{answer:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn an_interceptor_of_the_server_sees_the_peer_and_may_refuse() {
     let refuse = |request: Request<()>| match request.extensions().get::<Arc<PeerInfo>>() {
