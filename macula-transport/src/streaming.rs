@@ -266,7 +266,7 @@ impl Replies {
     }
 
     /// Whether the reply is brief: a few small messages, all there with the outcome. Then the next call of its kind is best made
-    /// [as one](CallRequest::with_brief_reply). `None` while that is not known, which it is with the outcome at the latest.
+    /// [as one](crate::CallRequest::with_brief_reply). `None` while that is not known, which it is with the outcome at the latest.
     #[must_use]
     pub fn is_brief(&self) -> Option<bool> {
         self.brief
@@ -446,7 +446,7 @@ pub(crate) struct Gathered {
 }
 
 /// Gathered messages of so many bytes are written, whether or not more is ready.
-pub(crate) const MAX_GATHERED_BYTES: usize = 64 * 1024;
+const MAX_GATHERED_BYTES: usize = 64 * 1024;
 
 impl Gathered {
     pub(crate) fn new(outgoing: Outgoing, until: Instant) -> Self {
@@ -535,7 +535,8 @@ impl OutgoingMessages {
     }
 
     /// Takes a message to be sent with what follows: with the next that is sent, with [`OutgoingMessages::flush`], with the
-    /// outcome, or when 64 KiB wait. So what is ready at once costs one write; whoever then waits for more flushes first.
+    /// outcome, or when 64 KiB wait, of a reply that was expected to be brief 16 KiB. So what is ready at once costs one write;
+    /// whoever then waits for more flushes first.
     ///
     /// # Errors
     /// As [`OutgoingMessages::send`].

@@ -25,7 +25,8 @@ const INLINE: usize = 16 * 1024;
 /// Does what a request says, word by word; all its services but `echo` stream.
 ///
 /// A number is a message of so many bytes, `flush` sends what there is, `yield` lets others run, `gate` waits for the test, `hang`
-/// for ever, `panic` panics, `fail` ends with an error, `end` and a number with a message of so many bytes.
+/// for ever, `panic` panics, `fail` ends with an error, `end` and a number with a message of so many bytes; `abandon` gives up the
+/// sending of a large message halfway.
 struct Script {
     service: common::Service,
     gate: Arc<Notify>,
@@ -73,6 +74,10 @@ impl Handler for Script {
                         Ok(())
                     }
                     "hang" => std::future::pending().await,
+                    "abandon" => {
+                        assert_eq!(replies.send(message(4_000_000)).now_or_never(), None);
+                        Ok(())
+                    }
                     "panic" => panic!("a handler may panic"),
                     "fail" => return Reply::error(StatusCode::OutOfRange, "no more"),
                     "end" => return Reply::ok(message(words.next().unwrap().parse().unwrap())),
@@ -522,6 +527,25 @@ async fn a_message_larger_than_the_caller_takes_is_an_error_and_no_success() {
         rest(&mut replies).await.unwrap(),
         (vec![1], StatusCode::ResourceExhausted)
     );
+}
+
+/// A message is sent whole, or its call has failed: at once, and not at its deadline.
+#[tokio::test]
+async fn a_handler_that_gives_up_a_message_halfway_fails_its_call() {
+    let test = Test::start().await;
+    for script in [
+        "abandon",
+        "1 abandon",
+        "1 flush abandon end 5",
+        "1 flush yield abandon 2",
+    ] {
+        let mut replies = test.open(script).await;
+        match tokio::time::timeout(PATIENCE / 2, rest(&mut replies)).await.unwrap() {
+            Err(CallError::Unknown(Unknown::Reset(_))) | Ok((_, StatusCode::Internal)) => {}
+            other => panic!("{script}: {other:?}"),
+        }
+    }
+    echoes(&test.connection, "the connection is as good as before").await;
 }
 
 /// What is large to send, or small and many, goes the way that it fits.

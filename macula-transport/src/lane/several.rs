@@ -22,8 +22,11 @@ use crate::{
     codec::INLINE_BYTES,
     frame, serve,
     stream::{Outgoing, ResetCode, StreamKind},
-    streaming::{Gathered, MAX_GATHERED_BYTES},
+    streaming::Gathered,
 };
+
+/// The most that waits for the outcome, in bytes of memory: what fits on the lane, of a few messages. With more the replies move.
+const MAX_WAITING_BYTES: usize = INLINE_BYTES + 64 * size_of::<Bytes>();
 
 /// The replies to one call.
 pub(crate) struct Several {
@@ -64,14 +67,18 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Counts a message that is of at most `limit` bytes and can wait; else it is counted by whoever sends it.
-    fn takes(&mut self, message: &Bytes, limit: usize) -> bool {
-        let bytes = self.bytes + message.len() + size_of::<Bytes>();
-        let takes = message.len() <= limit && bytes < MAX_GATHERED_BYTES;
-        if takes {
-            self.bytes = bytes;
-        }
-        takes
+    /// What they would take with this message.
+    fn bytes_with(&self, message: &Bytes) -> usize {
+        self.bytes + message.len() + size_of::<Bytes>()
+    }
+
+    fn fits(&self, message: &Bytes) -> bool {
+        self.bytes_with(message) <= MAX_WAITING_BYTES
+    }
+
+    fn push(&mut self, message: Bytes) {
+        self.bytes = self.bytes_with(&message);
+        self.messages.push(message);
     }
 }
 
@@ -97,9 +104,10 @@ impl Several {
     pub(crate) async fn gather(&self, message: Bytes) -> Result<(), Gone> {
         if let Ok(mut state) = self.state.try_lock()
             && let State::Waiting(waiting) = &mut *state
-            && waiting.takes(&message, self.limit)
+            && message.len() <= self.limit
+            && waiting.fits(&message)
         {
-            waiting.messages.push(message);
+            waiting.push(message);
             return Ok(());
         }
         // Boxed, so that what nearly all are is not as large.
@@ -118,13 +126,14 @@ impl Several {
             return Err(Gone);
         }
         match &mut *state {
-            State::Waiting(waiting) => {
-                let more = waiting.takes(&message, self.limit);
-                waiting.messages.push(message);
-                if more {
-                    return Ok(());
-                }
-                self.flush_now(&mut state).await
+            State::Waiting(waiting) if waiting.fits(&message) => {
+                waiting.push(message);
+                Ok(())
+            }
+            State::Waiting(_) => {
+                let gathered = self.open(&mut state).await?;
+                gathered.put(&message);
+                gathered.flush().await
             }
             State::Moved {
                 gathered,

@@ -119,11 +119,13 @@ async fn nothing_is_left(network: &Network, endpoints: &[&Endpoint]) {
         let Stats {
             connections,
             calls_taken,
+            calls_on_lanes,
             ..
         } = endpoint.stats();
         let expected = Stats {
             connections,
             calls_taken,
+            calls_on_lanes,
             ..Stats::default()
         };
         assert_eq!(endpoint.stats(), expected);
