@@ -262,6 +262,7 @@ impl Client {
         let method = Method::new(&options.method);
         let work = async {
             let (first, rest) = match requests {
+                #[cfg(feature = "tonic")]
                 Asking::Only(only) => (only, None),
                 Asking::Stream(requests) => at_hand(requests).map_err(|()| cancelled(service))?,
             };
