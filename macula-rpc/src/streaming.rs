@@ -22,7 +22,6 @@ pub(crate) type MessageStream = BoxStream<'static, Result<Bytes, ()>>;
 /// The requests of a call, as its caller gives them.
 pub(crate) enum Asking {
     /// This one.
-    #[cfg(feature = "tonic")]
     Only(Bytes),
     Stream(MessageStream),
 }
@@ -30,7 +29,6 @@ pub(crate) enum Asking {
 impl Asking {
     pub(crate) fn into_stream(self) -> MessageStream {
         match self {
-            #[cfg(feature = "tonic")]
             Self::Only(message) => stream::iter([Ok(message)]).boxed(),
             Self::Stream(messages) => messages,
         }

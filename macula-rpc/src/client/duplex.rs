@@ -222,7 +222,6 @@ impl Client {
         let deadline = watched.start + allowed;
         let work = async {
             let (first, rest) = match requests {
-                #[cfg(feature = "tonic")]
                 Asking::Only(only) => (only, None),
                 Asking::Stream(requests) => at_hand(requests).map_err(|()| requests_failed(service))?,
             };
