@@ -379,6 +379,7 @@ impl Served {
         .await;
         counted.outcome = match reply.status() {
             StatusCode::Ok => observe::OK,
+            _ if reply.is_refused() => observe::REFUSED,
             _ => observe::ERROR,
         };
         reply

@@ -411,4 +411,10 @@ impl Reply {
     pub fn status(&self) -> StatusCode {
         self.status
     }
+
+    /// Whether it is a [refusal](Reply::refused).
+    #[must_use]
+    pub fn is_refused(&self) -> bool {
+        self.not_started
+    }
 }

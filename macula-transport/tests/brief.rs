@@ -25,7 +25,7 @@ const INLINE: usize = 16 * 1024;
 /// Does what a request says, word by word; all its services but `echo` stream.
 ///
 /// A number is a message of so many bytes, `flush` sends what there is, `yield` lets others run, `gate` waits for the test, `hang`
-/// for ever, `panic` panics, `fail` ends with an error, `end` and a number with a message of so many bytes; `abandon` gives up the
+/// for ever, `where` is a message that names the task, `panic` panics, `fail` ends with an error, `end` and a number with a message of so many bytes; `abandon` gives up the
 /// sending of a large message halfway.
 struct Script {
     service: common::Service,
@@ -78,6 +78,7 @@ impl Handler for Script {
                         assert_eq!(replies.send(message(4_000_000)).now_or_never(), None);
                         Ok(())
                     }
+                    "where" => replies.gather(format!("task {}", tokio::task::id()).into()).await,
                     "panic" => panic!("a handler may panic"),
                     "fail" => return Reply::error(StatusCode::OutOfRange, "no more"),
                     "end" => return Reply::ok(message(words.next().unwrap().parse().unwrap())),
@@ -522,11 +523,16 @@ async fn a_message_larger_than_the_caller_takes_is_an_error_and_no_success() {
         rest(&mut replies).await.unwrap(),
         (vec![], StatusCode::ResourceExhausted)
     );
-    let mut replies = test.open("1 flush 70000 2").await;
-    assert_eq!(
-        rest(&mut replies).await.unwrap(),
-        (vec![1], StatusCode::ResourceExhausted)
-    );
+    for script in [
+        "1 flush 70000 2",
+        "1 end 70000",
+        "1 flush end 70000",
+        "1 17000 end 70000",
+    ] {
+        let mut replies = test.open(script).await;
+        let (sizes, status) = rest(&mut replies).await.unwrap();
+        assert_eq!((sizes[0], status), (1, StatusCode::ResourceExhausted), "{script}");
+    }
 }
 
 /// A message is sent whole, or its call has failed: at once, and not at its deadline.
@@ -546,6 +552,44 @@ async fn a_handler_that_gives_up_a_message_halfway_fails_its_call() {
         }
     }
     echoes(&test.connection, "the connection is as good as before").await;
+}
+
+/// Also when it is given up before its first byte, while it waits for its turn.
+#[tokio::test]
+async fn a_message_given_up_before_its_turn_to_move_is_not_left_out_of_a_success() {
+    let mut test = Test::start().await;
+    let mut moved = Vec::new();
+    for _ in 0..MAX_MOVED_REPLIES {
+        let mut replies = test.open("5 flush hang").await;
+        test.seen(Seen::Started).await;
+        assert_eq!(replies.next().await.unwrap().unwrap().len(), 5);
+        moved.push(replies);
+    }
+    for (script, before) in [
+        ("abandon", vec![]),
+        ("1 abandon", vec![1]),
+        ("1 yield abandon 2 flush", vec![1]),
+    ] {
+        let mut replies = test.open(script).await;
+        let (sizes, status) = rest(&mut replies).await.unwrap();
+        assert_ne!(status, StatusCode::Ok, "{script}");
+        assert_eq!(sizes, before, "{script}");
+    }
+}
+
+/// P5: what moves is not sent where calls are read.
+#[tokio::test]
+async fn p5_a_reply_that_moves_leaves_the_lane_before_it_goes_on() {
+    let test = Test::start().await;
+    let mut replies = test.open("where 19000 where flush 1 where").await;
+    let mut tasks = Vec::new();
+    while let Some(next) = replies.next().await.unwrap() {
+        if next.starts_with(b"task ") {
+            tasks.push(next);
+        }
+    }
+    assert_eq!(tasks.len(), 3);
+    assert!(tasks[0] != tasks[1] && tasks[1] == tasks[2], "{tasks:?}");
 }
 
 /// What is large to send, or small and many, goes the way that it fits.

@@ -75,27 +75,27 @@ impl Duplex<'_> {
         Ok((first, None, replies))
     }
 
-    /// Opens a call whose requests follow, and sends them until the first reply; `None` when they fail.
+    /// Opens a call whose requests follow, and sends them until the first reply.
     async fn send(
         &self,
         source: &Arc<Source>,
         connection: &Connection,
         request: CallRequest<'_>,
-    ) -> Result<Option<Started>, macula_transport::CallError> {
+    ) -> Result<Result<Started, Failed>, macula_transport::CallError> {
         let (requests, mut replies) = connection.open(request).await?.split();
         let mut sending = Arc::clone(source).pump(requests).boxed();
         tokio::select! {
             biased;
             first = replies.next() => {
                 let first = first?;
-                return Ok(Some((first, Some(sending), replies)));
+                return Ok(Ok((first, Some(sending), replies)));
             }
-            sent = &mut sending => if sent.is_err() {
-                return Ok(None);
+            sent = &mut sending => if let Err(failed) = sent {
+                return Ok(Err(failed));
             },
         }
         let first = replies.next().await?;
-        Ok(Some((first, None, replies)))
+        Ok(Ok((first, None, replies)))
     }
 
     /// Opens a call, for as long as the attempt has time.
@@ -104,12 +104,12 @@ impl Duplex<'_> {
         connection: &Connection,
         request: CallRequest<'_>,
         until: Instant,
-    ) -> Result<Option<Started>, macula_transport::CallError> {
+    ) -> Result<Result<Started, Failed>, macula_transport::CallError> {
         let allowed = self.deadline.saturating_duration_since(engine::now());
         let request = request.with_timeout(allowed);
         let start = async {
             match &self.source {
-                None => self.ask(connection, request).await.map(Some),
+                None => self.ask(connection, request).await.map(Ok),
                 Some(source) => self.send(source, connection, request).await,
             }
         };
@@ -130,12 +130,13 @@ impl Exchange for Duplex<'_> {
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
         let started = match &self.source {
             // The call's own end is the attempt's, and needs no other timer.
-            None if until >= self.deadline => self.ask(connection, request).await.map(Some),
+            None if until >= self.deadline => self.ask(connection, request).await.map(Ok),
             // Boxed, so that an attempt that needs less is not as large.
             _ => self.start(connection, request, until).boxed().await,
         };
-        let Some((first, sending, replies)) = started? else {
-            return Ok(Outcome::NoRequests);
+        let (first, sending, replies) = match started? {
+            Ok(started) => started,
+            Err(failed) => return Ok(Outcome::NoRequests(failed)),
         };
         note(self.known, self.method, &replies);
         match replies.reply() {
@@ -223,7 +224,7 @@ impl Client {
         let work = async {
             let (first, rest) = match requests {
                 Asking::Only(only) => (only, None),
-                Asking::Stream(requests) => at_hand(requests).map_err(|()| requests_failed(service))?,
+                Asking::Stream(requests) => at_hand(requests).map_err(|()| Failed::Stream.error(service))?,
             };
             if rest.is_some() {
                 // There is one stream of requests, and a second attempt beside the first would need another.
@@ -284,12 +285,6 @@ fn at_hand(mut requests: MessageStream) -> Result<(Bytes, Option<MessageStream>)
         Some(Some(second)) => (first, Some(stream::iter([second]).chain(requests).boxed())),
         None => (first, Some(requests)),
     })
-}
-
-fn requests_failed(service: &ServiceName) -> CallError {
-    CallError::RequestsFailed {
-        service: service.clone(),
-    }
 }
 
 /// The replies of a streaming call. Dropping them before their end cancels the call.
@@ -354,8 +349,8 @@ impl Replies {
                     next = replies.next() => break next,
                     sent = sending => {
                         *pump = None;
-                        if sent.is_err() {
-                            return Err(requests_failed(&self.service));
+                        if let Err(failed) = sent {
+                            return Err(failed.error(&self.service));
                         }
                     }
                 },

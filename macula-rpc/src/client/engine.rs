@@ -30,6 +30,7 @@ use super::{
     builder::Options,
     flights::Flights,
     services::{Balanced, Member, Service, State},
+    source::Failed,
     verdict,
 };
 use crate::{
@@ -72,7 +73,7 @@ pub(super) enum Outcome<A> {
     /// Its error.
     Error(CallReply),
     /// Nothing: the caller's own requests failed, and the call is over.
-    NoRequests,
+    NoRequests(Failed),
 }
 
 /// One request, one reply.
@@ -523,11 +524,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
                 let (fate, cause) = self.answered(reply, took);
                 (fate, Some(cause))
             }
-            Ok(Outcome::NoRequests) => {
-                return Err(CallError::RequestsFailed {
-                    service: self.job.service.clone(),
-                });
-            }
+            Ok(Outcome::NoRequests(failed)) => return Err(failed.error(self.job.service)),
             Err(failure) => {
                 let (fate, cause) = failed(failure, took, self.job.source)?;
                 (fate, Some(cause))

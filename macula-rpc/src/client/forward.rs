@@ -86,6 +86,11 @@ fn verdict(error: CallError) -> Status {
         CallError::Answered { status, .. } => status,
         CallError::ServiceNotFound { .. } => Status::refused_with(StatusCode::NotFound, error.to_string()),
         CallError::DeadlineExceeded { .. } => Status::new(StatusCode::DeadlineExceeded, error.to_string()),
+        // They name no attempts, and a provider may have begun with what there was.
+        CallError::RequestsFailed { .. } => Status::new(StatusCode::Cancelled, error.to_string()),
+        CallError::RequestTooLarge { .. } | CallError::MetadataTooLarge { .. } => {
+            Status::new(StatusCode::ResourceExhausted, error.to_string())
+        }
         // Safe to try elsewhere only when no provider can have run it.
         _ if error
             .attempts()
@@ -102,6 +107,28 @@ fn verdict(error: CallError) -> Status {
                 _ => None,
             });
             answered.unwrap_or_else(|| Status::unavailable(error.to_string()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// F6: what ends a call that a provider may have begun is its end, too, for whoever asked the router.
+    #[test]
+    fn f6_what_may_have_run_is_not_passed_back_as_not_started() {
+        let service: macula_wire::ServiceName = "api.upload".parse().unwrap();
+        for (error, code) in [
+            (CallError::RequestsFailed { service }, StatusCode::Cancelled),
+            (
+                CallError::RequestTooLarge { size: 9, limit: 8 },
+                StatusCode::ResourceExhausted,
+            ),
+            (CallError::MetadataTooLarge { size: 9 }, StatusCode::ResourceExhausted),
+        ] {
+            let status = verdict(error);
+            assert_eq!((status.code(), status.is_refused()), (code, false), "{status}");
         }
     }
 }

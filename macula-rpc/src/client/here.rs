@@ -1,6 +1,6 @@
 //! Calls that this process serves itself: no network, and otherwise the same.
 //!
-//! **Invariant:** such a call counts as running until its last message has been read, so a drain waits for it; it ends at its
+//! **Invariant:** such a call counts as running until its last message is there, so a drain waits for it; it ends at its
 //! deadline, which nobody else enforces; a panic of the handler is its failure and not the caller's; and a call that the handler
 //! refuses before it has answered is made elsewhere, as the same call (F5).
 
@@ -148,6 +148,7 @@ impl Client {
             metadata: Metadata::new(),
             allowed,
         };
+        let unary = matches!(handler, OpenHere::Unary(_));
         // A refusal in place of the first reply is one as well.
         let started = async {
             let mut answers = match handler {
@@ -167,8 +168,12 @@ impl Client {
             Ok(Ok((first, answers))) => {
                 lent.keep_no_more();
                 match first {
-                    Some(_) => (replies.first, replies.rest) = (first, Some((call, answers))),
-                    None => call.end(None),
+                    Some(_) if !unary => (replies.first, replies.rest) = (first, Some((call, answers))),
+                    // The only one: whoever takes it may not ask whether there is another.
+                    _ => {
+                        replies.first = first;
+                        call.end(None);
+                    }
                 }
                 Ok(replies)
             }
@@ -231,9 +236,9 @@ impl Replies {
 
     /// What travels beside the outcome, once the last reply was read.
     pub(super) fn metadata(&self) -> Metadata {
-        match self.rest {
-            Some(_) => Metadata::new(),
-            None => self.metadata.clone(),
+        match (&self.first, &self.rest) {
+            (None, None) => self.metadata.clone(),
+            _ => Metadata::new(),
         }
     }
 

@@ -12,9 +12,10 @@ use std::sync::{
 
 use bytes::Bytes;
 use futures::StreamExt as _;
+use macula_wire::ServiceName;
 
 use super::MAX_REPLAY_BYTES;
-use crate::streaming::MessageStream;
+use crate::{CallError, streaming::MessageStream};
 
 /// What a kept message counts beside its bytes: a stream of small or empty ones takes no more memory than one of large ones.
 pub(super) const KEPT_OVERHEAD: usize = 64;
@@ -42,8 +43,25 @@ impl KeptForPeers {
     }
 }
 
-/// The caller's stream of requests failed. The call is over, and is not made elsewhere: nobody has the rest of it.
-pub(super) struct Failed;
+/// The caller's requests cannot be sent. The call is over, and is not made elsewhere: nobody has all of it.
+pub(super) enum Failed {
+    /// Their stream failed: nobody has the rest.
+    Stream,
+    /// A message is larger than its provider takes.
+    TooLarge { bytes: usize, limit: usize },
+}
+
+impl Failed {
+    /// What its caller is told.
+    pub(super) fn error(&self, service: &ServiceName) -> CallError {
+        match *self {
+            Self::Stream => CallError::RequestsFailed {
+                service: service.clone(),
+            },
+            Self::TooLarge { bytes, limit } => CallError::RequestTooLarge { size: bytes, limit },
+        }
+    }
+}
 
 /// The requests of a call, for one attempt after another.
 pub(super) struct Source {
@@ -122,13 +140,18 @@ impl Source {
                         rest.ended = true;
                         self.settle();
                         // Dropping the requests unfinished cancels the call.
-                        return Err(Failed);
+                        return Err(Failed::Stream);
                     }
                 },
             };
-            // The replies say why nothing more can be sent.
-            if requests.send(message).await.is_err() {
-                return Ok(());
+            match requests.send(message).await {
+                Ok(()) => {}
+                Err(macula_transport::CallError::TooLarge { bytes, limit }) => {
+                    self.settle();
+                    return Err(Failed::TooLarge { bytes, limit });
+                }
+                // The replies say why nothing more can be sent.
+                Err(_) => return Ok(()),
             }
             if requests.is_stopped() {
                 break;

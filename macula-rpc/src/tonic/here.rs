@@ -3,7 +3,7 @@
 use ::tonic::{
     Code, Status,
     body::Body,
-    codegen::http::{Request, Response},
+    codegen::http::{Request, Response, StatusCode},
 };
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -36,7 +36,8 @@ pub(super) async fn call(
     let mut local = Here::start(client, service, options, running);
     let answer = step(&local, async { mounted.call(request).await }).await;
     Ok(match answer.and_then(|answer| answer) {
-        Ok(response) if response.headers().contains_key("grpc-status") => {
+        // A layer's answer that is none of gRPC's is the outcome, too.
+        Ok(response) if response.headers().contains_key("grpc-status") || response.status() != StatusCode::OK => {
             end(&mut local, Status::from_header_map(response.headers()).as_ref());
             Ok(response)
         }
@@ -68,7 +69,11 @@ fn watch(call: Here, body: Body) -> Body {
                 }
                 Some((Ok::<Frame<Bytes>, Status>(frame), Some((call, body))))
             }
-            Ok(None) => None,
+            Ok(None) => {
+                // Without an outcome that is a failure, as over the network; after one it says nothing more.
+                end(&mut call, None);
+                None
+            }
             Ok(Some(Err(status))) | Err(status) => {
                 end(&mut call, Some(&status));
                 Some((Err(status), None))

@@ -143,15 +143,24 @@ async fn n4_a_process_that_is_full_or_drains_opens_its_streams_elsewhere() {
 async fn streams_of_this_process_are_counted_once_wherever_they_end() {
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
-    let counted = async |handler: fn(Request<Requests>) -> BoxFuture<'static, Result<Answers, Status>>| {
+    type Streaming = fn(Request<Requests>) -> BoxFuture<'static, Result<Answers, Status>>;
+    let counted = async |handler: Option<Streaming>| {
         let recorder = DebuggingRecorder::new();
         let snapshots = recorder.snapshotter();
         let _guard = metrics::set_default_local_recorder(&recorder);
         let server = Server::new();
-        server.serve_streaming(name(), handler).unwrap();
+        match handler {
+            Some(handler) => server.serve_streaming(name(), handler).unwrap(),
+            None => server.serve(name(), async |_: Request| Ok::<_, Status>("one")).unwrap(),
+        }
         let (client, _elsewhere, _endpoint) = at_home(&server).await;
         let mut replies = client.request(name()).stream(words()).await.unwrap();
-        said(&mut replies).await;
+        match handler {
+            Some(_) => assert_eq!(said(&mut replies).await, "to be refused"),
+            // Whoever knows that there is one does not ask for another.
+            None => assert_eq!(replies.next().await.unwrap().unwrap(), "one"),
+        }
+        drop(replies);
         let counted = snapshots.snapshot().into_vec().into_iter();
         let counted = counted.filter_map(|(key, _, _, value)| {
             let name = key.key().name().strip_prefix("macula.rpc.")?.to_owned();
@@ -166,9 +175,10 @@ async fn streams_of_this_process_are_counted_once_wherever_they_end() {
         counted
     };
     let once = |names: &[&str]| names.iter().map(|name| ((*name).to_owned(), 1)).collect::<Vec<_>>();
-    let here = counted(|request| join(request).boxed()).await;
-    assert_eq!(here, once(&["calls ok", "lookups local", "served ok"]));
-    let elsewhere = counted(|request| refuse(request).boxed()).await;
+    let served = once(&["calls ok", "lookups local", "served ok"]);
+    assert_eq!(counted(Some(|request| join(request).boxed())).await, served);
+    assert_eq!(counted(None).await, served);
+    let elsewhere = counted(Some(|request| refuse(request).boxed())).await;
     assert_eq!(
         elsewhere,
         once(&["calls ok", "lookups static", "served ok", "served refused"])

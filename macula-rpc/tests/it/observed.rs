@@ -496,4 +496,75 @@ mod metrics {
         drop(once);
         assert_eq!(calls().0, [("ok".to_owned(), 1)]);
     }
+
+    /// What a handler refuses is that in its own numbers, too, whether it streams or not.
+    #[cfg(feature = "testing")]
+    #[tokio::test(start_paused = true)]
+    async fn a_peers_stream_that_is_refused_is_counted_as_refused() {
+        use futures::stream;
+        use macula_rpc::{Requests, testing::Mesh};
+
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let mesh = Mesh::new(18);
+        mesh.node("a")
+            .serve_streaming("text.full", async |_: Request<Requests>| {
+                Err::<stream::Empty<Result<&str, Status>>, _>(Status::refused("full"))
+            });
+        let client = mesh.node("caller").client();
+        let call = client.request("text.full").stream(stream::empty());
+        call.await.unwrap_err();
+        assert_eq!(served(&snapshots), [("refused".to_owned(), 1)]);
+    }
+
+    /// What this node served, by outcome.
+    #[cfg(any(feature = "testing", feature = "tonic"))]
+    fn served(snapshots: &metrics_util::debugging::Snapshotter) -> Vec<(String, u64)> {
+        let all = snapshots.snapshot().into_vec().into_iter();
+        let served = all.filter_map(|(key, _, _, value)| match value {
+            DebugValue::Counter(count) if count > 0 && key.key().name() == "macula.rpc.served" => {
+                let outcome = key.key().labels().find(|label| label.key() == "outcome")?;
+                Some((outcome.value().to_owned(), count))
+            }
+            _ => None,
+        });
+        served.collect()
+    }
+
+    /// As over the network: a gRPC service that ends without a status has failed, and was not cancelled.
+    #[cfg(feature = "tonic")]
+    #[tokio::test]
+    async fn a_stubs_call_of_this_process_without_a_status_is_counted_as_failed() {
+        use std::convert::Infallible;
+
+        use macula_rpc::{Channel, Server, StaticResolver, TonicServices};
+        use tonic::{
+            body::Body,
+            codegen::{Service as _, http},
+        };
+
+        use crate::mesh::caller;
+
+        for (status, words) in [(http::StatusCode::OK, "words"), (http::StatusCode::UNAUTHORIZED, "")] {
+            let recorder = DebuggingRecorder::new();
+            let snapshots = recorder.snapshotter();
+            let _guard = metrics::set_default_local_recorder(&recorder);
+            let answer = move |_: http::Request<Body>| async move {
+                let response = http::Response::builder().status(status);
+                Ok::<_, Infallible>(response.body(words.to_owned()).unwrap())
+            };
+            let server = Server::new();
+            let services = TonicServices::new().with_routes(["text.Plain"], tower::service_fn(answer));
+            server.serve_tonic(services).unwrap();
+            let (_endpoint, builder) = caller(StaticResolver::new()).await;
+            let mut channel = Channel::new(builder.local_first(server).build());
+            let request = http::Request::post("/text.Plain/Say").body(Body::empty()).unwrap();
+            let response = channel.call(request).await.unwrap();
+            assert_eq!(response.status(), status);
+            let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+            assert_eq!(body.to_bytes(), words);
+            assert_eq!(served(&snapshots), [("error".to_owned(), 1)], "{status}");
+        }
+    }
 }

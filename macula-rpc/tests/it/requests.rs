@@ -72,6 +72,19 @@ async fn a_stream_of_requests_is_not_asked_again_after_its_end() {
     assert_eq!(*read.lock().unwrap(), [("a", 3, 30), ("b", 3, 30)]);
 }
 
+/// As of a call of one request: it is the caller's to mend, and nothing that a provider said.
+#[tokio::test(start_paused = true)]
+async fn a_request_of_a_stream_larger_than_its_provider_takes_is_named_as_that() {
+    let (_mesh, client, read) = readers(&["a", "b"], |_| Ok(()));
+    let requests = late(2, 10).chain(late(1, 5 << 20));
+    let error = client.request("text.count").stream(requests).await.unwrap_err();
+    assert!(
+        matches!(&error, CallError::RequestTooLarge { size, .. } if *size == 5 << 20),
+        "{error}"
+    );
+    assert_eq!(*read.lock().unwrap(), [], "and it completes nowhere");
+}
+
 /// F7: what a client is told of all its calls holds for streams; without it their first message may take long.
 #[tokio::test(start_paused = true)]
 async fn f7_a_client_s_time_for_one_provider_is_that_of_its_streams() {

@@ -64,6 +64,8 @@ struct Waiting {
     messages: Vec<Bytes>,
     /// What they take in memory.
     bytes: usize,
+    /// A message that did not fit has not become one of them, nor moved with them.
+    missed: bool,
 }
 
 impl Waiting {
@@ -73,7 +75,7 @@ impl Waiting {
     }
 
     fn fits(&self, message: &Bytes) -> bool {
-        self.bytes_with(message) <= MAX_WAITING_BYTES
+        !self.missed && self.bytes_with(message) <= MAX_WAITING_BYTES
     }
 
     fn push(&mut self, message: Bytes) {
@@ -130,7 +132,11 @@ impl Several {
                 waiting.push(message);
                 Ok(())
             }
-            State::Waiting(_) => {
+            // Whoever gave up the sending of a message sends no further one.
+            State::Waiting(Waiting { missed: true, .. }) => Err(Gone),
+            State::Waiting(waiting) => {
+                // Until it is there: the handler may give this up while it waits for its turn.
+                waiting.missed = true;
                 let gathered = self.open(&mut state).await?;
                 gathered.put(&message);
                 gathered.flush().await
@@ -155,6 +161,7 @@ impl Several {
 
     async fn flush_now(&self, state: &mut State) -> Result<(), Gone> {
         match state {
+            State::Waiting(Waiting { missed: true, .. }) => Err(Gone),
             State::Waiting(waiting) if waiting.messages.is_empty() => Ok(()),
             State::Waiting(_) => self.open(state).await?.flush().await,
             State::Moved { gathered, .. } => gathered.flush().await,
@@ -166,6 +173,8 @@ impl Several {
     async fn open<'s>(&self, state: &'s mut State) -> Result<&'s mut Gathered, Gone> {
         let link = &self.lane.link;
         let opened = async {
+            // Where the call was read others wait behind it, whom a reply of any size would hold up.
+            tokio::task::yield_now().await;
             let place = link.moved_replies.clone().acquire_owned().await.map_err(|_| Gone)?;
             let stream = link.quic.open_uni().await.map_err(|_| Gone)?;
             Ok((Outgoing::new(stream).beside(&link.flight), place))
@@ -274,7 +283,12 @@ impl Several {
 /// Takes all that was gathered, when it fits on the lane with the outcome.
 fn whole(state: &mut State, mut reply: Reply, limit: usize) -> Result<(Reply, Vec<Bytes>), Reply> {
     let messages = match state {
-        State::Waiting(waiting) => &mut waiting.messages,
+        State::Waiting(waiting) => {
+            if waiting.missed && reply.status == StatusCode::Ok {
+                reply = given_up();
+            }
+            &mut waiting.messages
+        }
         State::TooLarge(bytes) => {
             let reply = too_large_reply(*bytes, limit);
             *state = State::Over;
@@ -284,7 +298,10 @@ fn whole(state: &mut State, mut reply: Reply, limit: usize) -> Result<(Reply, Ve
     };
     // By itself it stays where a unary handler's is.
     if !messages.is_empty() && !reply.body.is_empty() {
-        messages.push(std::mem::take(&mut reply.body));
+        match reply.body.len() {
+            bytes if bytes > limit => reply = too_large_reply(bytes, limit),
+            _ => messages.push(std::mem::take(&mut reply.body)),
+        }
     }
     if frame::messages_len(messages) > INLINE_BYTES {
         return Err(reply);
