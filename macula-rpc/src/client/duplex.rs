@@ -61,6 +61,8 @@ struct Duplex<'a> {
     /// What follows the request in the head; `None` when nothing does.
     source: Option<Arc<Source>>,
     deadline: Instant,
+    /// How much of a reply that is there as a whole is waited for.
+    whole_bytes: usize,
     known: &'a Service,
     method: Method,
 }
@@ -77,7 +79,7 @@ impl Duplex<'_> {
     ) -> Result<Started, macula_transport::CallError> {
         let request = request.with_brief_reply(self.known.brief.contains(self.method));
         let mut replies = connection.open_with_only(request).await?;
-        let first = replies.first(MAX_WHOLE_BYTES).await?;
+        let first = replies.first(self.whole_bytes).await?;
         Ok((first, None, replies))
     }
 
@@ -240,6 +242,8 @@ impl Client {
             let duplex = Duplex {
                 source: rest.map(|rest| Arc::new(Source::new(&first, rest, room))),
                 deadline,
+                // Replies that are kept for peers would fill a router.
+                whole_bytes: if options.for_peer { 0 } else { MAX_WHOLE_BYTES },
                 known: &watched.known,
                 method,
             };

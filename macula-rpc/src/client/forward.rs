@@ -50,7 +50,7 @@ impl Client {
             Ok(provider) => provider,
             Err(error) => return verdict(error).into_reply(),
         };
-        // What is here as a whole is passed on as that.
+        // What is here as a whole is passed on as that. Of what is not, nothing is kept.
         let whole = provider.are_whole();
         let mut first = true;
         loop {

@@ -61,7 +61,8 @@ impl Channel {
         self
     }
 
-    /// Sets how long a provider is waited for, up to its reply's headers, before another is tried.
+    /// Sets how long a provider is waited for before another is tried: until all of a unary call's reply is here, up to
+    /// [`MAX_WHOLE_BYTES`](crate::MAX_WHOLE_BYTES), or the headers of a larger one or of a stream.
     #[must_use]
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
         self.options.attempt_timeout = Some(timeout);

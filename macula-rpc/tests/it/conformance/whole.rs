@@ -324,3 +324,25 @@ async fn a_provider_that_says_nothing_of_the_rest_keeps_the_call_it_has_begun_to
     assert!(start.elapsed() >= Duration::from_secs(5));
     assert!(beginning.answered.try_recv().is_err());
 }
+
+/// A router passes on what is there at once as that, and keeps nothing of what is larger.
+#[tokio::test(start_paused = true)]
+async fn unary_calls_go_through_a_router_whatever_their_replies_size() {
+    let (mesh, client, _kept) = crate::routed::routed().await;
+    let ran = serve(&mesh.node("a"));
+    let mut stub = stub(Channel::new(client));
+    for bytes in [0, 10, 20_000, LARGE, 6 << 20, 10] {
+        let reply = stub.unary_call(request(0, bytes)).await.unwrap().into_inner();
+        assert_eq!((reply.body.len(), reply.provider.as_str()), (bytes as usize, "a"));
+    }
+    let mut replies = stub
+        .streaming_output(wants(&[10, 10_000, 100_000, 10]))
+        .await
+        .unwrap()
+        .into_inner();
+    for bytes in [10, 10_000, 100_000, 10] {
+        assert_eq!(replies.message().await.unwrap().unwrap().body.len(), bytes);
+    }
+    assert_eq!(replies.message().await.unwrap(), None);
+    assert_eq!(ran.load(Relaxed), 7);
+}
