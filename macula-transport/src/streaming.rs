@@ -3,7 +3,10 @@
 //! **Invariants:** a message is sent whole or its stream is reset, also when sending it is given up halfway; each side reads only
 //! as fast as it is asked to, so QUIC's flow control reaches the sender; dropping an end that is not finished cancels the call.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
@@ -220,6 +223,9 @@ impl Replies {
                         Piece::Message(message) => Ok(Some(message)),
                         Piece::End(mut trailers) => {
                             let last = std::mem::take(&mut trailers.payload);
+                            if trailers.brief {
+                                self.hold.link.knows_brief.store(true, Relaxed);
+                            }
                             self.brief.get_or_insert(trailers.brief);
                             self.reply = Some(codec::reply(trailers, Bytes::new())?);
                             incoming.settle();

@@ -126,14 +126,22 @@ impl Test {
         let beside = connection
             .open(CallRequest::new(&name, "").with_timeout(PATIENCE))
             .await;
-        Self {
+        let mut test = Self {
             provider,
             events,
             gate,
             caller,
             connection,
             beside: Some(beside.unwrap()),
-        }
+        };
+        // The provider tells that it knows of brief replies.
+        let name = service("script");
+        let first = CallRequest::new(&name, "").with_timeout(PATIENCE);
+        let mut replies = test.connection.open_with_only(first).await.unwrap();
+        assert_eq!(rest(&mut replies).await.unwrap(), (vec![], StatusCode::Ok));
+        test.seen(Seen::Started).await;
+        test.seen(Seen::Dropped).await;
+        test
     }
 
     async fn open_for(&self, script: &'static str, timeout: Duration) -> Replies {
