@@ -4,9 +4,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use macula_node::{BootstrapAddr, BudgetConfig, ClientBuilder, Node, NodeBuilder, Request, Status, W3c};
+use macula_node::{
+    AnswerSource, BootstrapAddr, BudgetConfig, Client, ClientBuilder, Node, NodeBuilder, Provider, Request, Server,
+    Status, W3c,
+};
+use macula_rpc::StaticResolver;
 use macula_transport::{
-    Identity,
+    Config, Endpoint, Identity, Role,
     testing::{Link, Network},
 };
 use macula_wire::SecretKey;
@@ -222,4 +226,35 @@ async fn a_nodes_calls_and_services_are_as_it_was_told() {
         let took = start.elapsed().as_secs_f64();
         assert!((took - f64::from(within)).abs() < 0.2, "{took}");
     }
+}
+
+/// The call's order, step 4: when no node of the directory answers, the bootstrap node that is connected passes the call on.
+#[tokio::test(start_paused = true)]
+async fn n3_a_call_goes_through_the_router_when_the_directory_gives_no_answer() {
+    let network = Network::new(10);
+    let identity = |n: u8| Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN]));
+    let endpoint = |n| macula_wire::Endpoint::try_from(addr(n)).unwrap();
+    // Neither knows anything of a DHT.
+    let bind = async |n: u8, server: Server| {
+        let config = Config::new(identity(n)).with_role(Role::Node).with_listen(addr(n));
+        Endpoint::bind(config.with_network(&network), server).await.unwrap()
+    };
+    let (provider, router) = (Server::new(), Server::new());
+    let echo = async |request: Request| Ok::<_, Status>(request.into_payload());
+    provider.serve(SERVICE.parse().unwrap(), echo).unwrap();
+    let provides = bind(1, provider).await;
+    let routes = bind(2, router.clone()).await;
+    let known = Provider::new(provides.node_id(), [endpoint(1)]);
+    let directory = StaticResolver::new().with_service(SERVICE.parse().unwrap(), [known]);
+    let onward = Client::builder(&routes, directory).build();
+    router.route_through(&onward);
+
+    let caller = Node::builder().network(&network).identity(identity(3)).client();
+    let caller = caller.bootstrap([endpoint(2).into()]).start().await.unwrap();
+    caller.join().await.unwrap_err();
+    let answer = caller.client().request(SERVICE).send("x").await.unwrap();
+    assert_eq!(
+        (answer.source(), &answer.payload()[..]),
+        (AnswerSource::Router, &b"x"[..])
+    );
 }

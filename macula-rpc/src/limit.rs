@@ -11,9 +11,15 @@ use std::{
     },
 };
 
-use futures::future::BoxFuture;
+use bytes::Bytes;
+use futures::{
+    StreamExt as _,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use macula_wire::ServiceName;
 
-use crate::{Handler, Request, Response, Status};
+use crate::{Handler, Request, Requests, Response, Status, StreamHandler};
 
 /// A handler that runs so many calls at a time, and refuses the rest.
 ///
@@ -33,14 +39,23 @@ pub struct Limited<H> {
     running: Arc<AtomicUsize>,
 }
 
-impl<H: Handler> Limited<H> {
-    /// Runs at most `max` calls of `handler` at a time.
+impl<H> Limited<H> {
+    /// Runs at most `max` calls of `handler`, a [`Handler`] or a [`StreamHandler`], at a time.
     pub fn new(max: usize, handler: H) -> Self {
         Self {
             handler,
             max,
             running: Arc::default(),
         }
+    }
+
+    fn place(&self, service: &ServiceName) -> Result<Place, Status> {
+        let place = Place::take(&self.running);
+        if place.before < self.max {
+            return Ok(place);
+        }
+        let words = format!("{service} runs {} calls already, as many as it may", self.max);
+        Err(Status::refused(words))
     }
 
     /// How many calls are running.
@@ -52,19 +67,38 @@ impl<H: Handler> Limited<H> {
 
 impl<H: Handler> Handler for Limited<H> {
     fn handle(&self, request: Request) -> BoxFuture<'static, Result<Response, Status>> {
-        let place = Place::take(&self.running);
-        if place.before >= self.max {
-            let words = format!(
-                "{} runs {} calls already, as many as it may",
-                request.service(),
-                self.max
-            );
-            return Box::pin(std::future::ready(Err(Status::refused(words))));
-        }
+        let place = match self.place(request.service()) {
+            Ok(place) => place,
+            Err(full) => return Box::pin(std::future::ready(Err(full))),
+        };
         let answer = self.handler.handle(request);
         Box::pin(async move {
             let _place = place;
             answer.await
+        })
+    }
+}
+
+/// A stream runs until its last reply.
+impl<H: StreamHandler> StreamHandler for Limited<H> {
+    fn handle(
+        &self,
+        request: Request<Requests>,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, Status>>, Status>> {
+        let place = match self.place(request.service()) {
+            Ok(place) => place,
+            Err(full) => return Box::pin(std::future::ready(Err(full))),
+        };
+        let answer = self.handler.handle(request);
+        Box::pin(async move {
+            let replies = answer.await?;
+            // The place goes with the last reply, not with whoever still has the stream.
+            let replies = stream::unfold(Some((replies, place)), async |running| {
+                let (mut replies, place) = running?;
+                let next = replies.next().await?;
+                Some((next, Some((replies, place))))
+            });
+            Ok(replies.fuse().boxed())
         })
     }
 }

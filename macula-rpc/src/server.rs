@@ -20,7 +20,7 @@ use futures::{FutureExt as _, future::BoxFuture};
 use macula_transport::{CallKind, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages, Reply, Route};
 use macula_wire::{NameError, ServiceName, StatusCode};
 use tokio::sync::Notify;
-use tracing::Span;
+use tracing::{Instrument as _, Span};
 
 use crate::{
     Handler, Request, Response, Status, StreamHandler,
@@ -481,9 +481,18 @@ impl macula_transport::Handler for Server {
             let Some((client, route)) = self.router_of(&call) else {
                 return std::future::ready(not_served(call.service()).into_reply()).boxed();
             };
+            let (span, context) = self.seen(&call);
             return Box::pin(async move {
                 let _running = running;
-                client.forward(call, route, requests, replies).await
+                let work = client.forward(call, route, requests, replies).instrument(span.clone());
+                let reply = match context {
+                    None => work.await,
+                    Some(context) => context.scope(work).await,
+                };
+                if reply.status() != StatusCode::Ok {
+                    observe::record_served(&span, reply.status());
+                }
+                reply
             });
         };
         let (span, context) = self.seen(&call);

@@ -13,8 +13,9 @@ pub const MAX_METADATA_ENTRIES: usize = macula_wire::MAX_CALL_METADATA_ENTRIES;
 /// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// Replies of one peer that were expected to be [brief](crate::CallRequest::with_brief_reply), turned out otherwise and so have streams of
-/// their own, at a time. Further ones wait for their turn, within their deadlines.
-pub const MAX_MOVED_REPLIES: usize = 64;
+/// their own, at a time. Further ones wait for their turn, within their deadlines. As many as calls may have streams by default, so
+/// that nothing is lost by the expectation.
+pub const MAX_MOVED_REPLIES: usize = 256;
 
 /// The largest message anybody takes or is believed to take, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 28;

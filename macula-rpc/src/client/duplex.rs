@@ -12,7 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use macula_select::StopReason;
 use macula_transport::{CallReply, CallRequest, Connection, Metadata, Unknown};
 use macula_wire::{ServiceName, StatusCode};
@@ -28,7 +28,7 @@ use super::{
     source::{Failed, Source},
 };
 use crate::{
-    CallError, Cause, Provider, Status,
+    CallError, Cause, Decode, Provider, Status,
     error::Attempt,
     streaming::{Asking, MessageStream},
 };
@@ -374,6 +374,45 @@ impl Replies {
             }
             _ => Ok(None),
         }
+    }
+
+    /// The messages as a stream, which ends with the call, or with its error.
+    ///
+    /// ```no_run
+    /// # async fn example(replies: macula_rpc::Replies) -> Result<(), macula_rpc::CallError> {
+    /// use futures::TryStreamExt;
+    ///
+    /// let all: Vec<_> = replies.into_stream().try_collect().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn into_stream(self) -> impl Stream<Item = Result<Bytes, CallError>> + Send {
+        let messages = stream::unfold(Some(self), async |replies| {
+            let mut replies = replies?;
+            match replies.next().await.transpose()? {
+                Ok(message) => Some((Ok(message), Some(replies))),
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        messages.fuse()
+    }
+
+    /// The messages as a stream of messages of their own type. One that cannot be read ends it, and the call.
+    pub fn into_typed<T: Decode + Send>(self) -> impl Stream<Item = Result<T, CallError>> + Send {
+        let (service, node_id) = (self.service.clone(), self.provider().map(|it| it.node_id));
+        let read = move |message: Result<Bytes, CallError>| {
+            let decoded = T::decode(message?);
+            decoded.map_err(|source| CallError::Undecodable {
+                service: service.clone(),
+                node_id,
+                source,
+            })
+        };
+        let mut over = false;
+        self.into_stream().map(read).take_while(move |message| {
+            let last = std::mem::replace(&mut over, message.is_err());
+            std::future::ready(!last)
+        })
     }
 
     /// What travels beside the outcome; empty before [`Replies::next`] has given `None`.

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -33,8 +33,8 @@ const LOAD_AGE: Duration = Duration::from_secs(10);
 pub(super) struct Services {
     seed: u64,
     defaults: Defaults,
-    services: Mutex<Known>,
-    for_peers: Mutex<Known>,
+    services: RwLock<Known>,
+    for_peers: RwLock<Known>,
     peers_meters: Arc<Meters>,
     routers: Balanced,
 }
@@ -54,8 +54,8 @@ impl Services {
         Self {
             seed,
             defaults,
-            services: Mutex::default(),
-            for_peers: Mutex::default(),
+            services: RwLock::default(),
+            for_peers: RwLock::default(),
             peers_meters: Arc::new(Meters::new(&other())),
             routers,
         }
@@ -63,35 +63,35 @@ impl Services {
 
     /// What is remembered of `service`.
     pub(super) fn of(&self, service: &ServiceName) -> Arc<Service> {
-        let mut services = lock(&self.services);
-        if let Some(known) = services.get(service) {
-            return Arc::clone(known);
+        if let Some(known) = get(&self.services, service) {
+            return known;
         }
-        self.add(&mut services, MAX_SERVICES, service, || Arc::new(Meters::new(service)))
+        self.add(&self.services, MAX_SERVICES, service, || Arc::new(Meters::new(service)))
     }
 
     /// What is remembered of `service` for a call of a peer that is passed on: as little as its name is worth, unless this client
     /// calls it, too.
     pub(super) fn for_peers(&self, service: &ServiceName) -> Arc<Service> {
-        if let Some(known) = lock(&self.services).get(service) {
-            return Arc::clone(known);
-        }
-        let mut services = lock(&self.for_peers);
-        if let Some(known) = services.get(service) {
-            return Arc::clone(known);
-        }
-        self.add(&mut services, MAX_SERVICES_FOR_PEERS, service, || {
-            Arc::clone(&self.peers_meters)
+        let known = get(&self.services, service).or_else(|| get(&self.for_peers, service));
+        known.unwrap_or_else(|| {
+            self.add(&self.for_peers, MAX_SERVICES_FOR_PEERS, service, || {
+                Arc::clone(&self.peers_meters)
+            })
         })
     }
 
     fn add(
         &self,
-        services: &mut Known,
+        services: &RwLock<Known>,
         max: usize,
         service: &ServiceName,
         meters: impl FnOnce() -> Arc<Meters>,
     ) -> Arc<Service> {
+        let mut services = services.write().unwrap_or_else(PoisonError::into_inner);
+        // Somebody else may have been faster.
+        if let Some(known) = services.get(service) {
+            return Arc::clone(known);
+        }
         if services.len() >= max {
             // One makes room, not all.
             let idle = services.iter().find(|(_, service)| Arc::strong_count(service) == 1);
@@ -122,8 +122,10 @@ impl Services {
     }
 }
 
-fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
-    known.lock().unwrap_or_else(PoisonError::into_inner)
+/// Callers on other threads read at the same time.
+fn get(known: &RwLock<Known>, service: &ServiceName) -> Option<Arc<Service>> {
+    let known = known.read().unwrap_or_else(PoisonError::into_inner);
+    known.get(service).cloned()
 }
 
 fn other() -> ServiceName {
@@ -367,7 +369,7 @@ mod tests {
             services.for_peers(&name(format!("made.up.{n}")));
         }
         assert!(known.iter().all(|service| service.strong_count() == 1));
-        assert_eq!(lock(&services.for_peers).len(), MAX_SERVICES_FOR_PEERS);
+        assert_eq!(services.for_peers.read().unwrap().len(), MAX_SERVICES_FOR_PEERS);
         // What this client calls, too, has one health, whoever it is called for.
         assert!(Arc::ptr_eq(&services.of(&own[0]), &services.for_peers(&own[0])));
     }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
-use macula_select::{MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
+use macula_select::{Backoff, Hedge, MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
 use macula_wire::ServiceName;
 
 use super::{convert, here};
@@ -87,6 +87,29 @@ impl Channel {
     #[must_use]
     pub fn with_retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.options.policy = policy;
+        self
+    }
+
+    /// Waits between attempts (F9); without it the next one starts at once.
+    #[must_use]
+    pub fn with_backoff(mut self, backoff: Backoff) -> Self {
+        self.options.backoff = Some(backoff);
+        self
+    }
+
+    /// Declares that calls may run twice at once without harm, and sends a second attempt beside a slow first one (F10). Calls with
+    /// more than one request are not hedged: there is one stream of requests.
+    #[must_use]
+    pub fn with_hedge(mut self, hedge: Hedge) -> Self {
+        self.options.idempotent = true;
+        self.options.hedge = Some(hedge);
+        self
+    }
+
+    /// Sends calls with the same key to the same provider, with [`Strategy::Affinity`].
+    #[must_use]
+    pub fn with_affinity(mut self, key: u64) -> Self {
+        self.options.affinity = Some(key);
         self
     }
 

@@ -133,9 +133,13 @@ pub(super) fn http_outcome(status: http::StatusCode) -> Reply {
     )
 }
 
+pub(super) fn code_of(status: &::tonic::Status) -> StatusCode {
+    u32::try_from(i32::from(status.code())).map_or(StatusCode::Unknown, StatusCode::from_u32)
+}
+
 /// A status as the outcome.
 pub(super) fn reply(status: &::tonic::Status) -> Reply {
-    let code = u32::try_from(i32::from(status.code())).map_or(StatusCode::Unknown, StatusCode::from_u32);
+    let code = code_of(status);
     let mut trailers = status.metadata().clone().into_headers();
     let reply = match code {
         StatusCode::Ok => Reply::ok(Bytes::new()),

@@ -45,12 +45,10 @@ impl Mounted {
         let call = move |request| -> Answer {
             let mut service = service.clone();
             Box::pin(async move {
-                // A layer's error, such as a time limit's: the servers themselves answer with statuses.
-                let failed = |error: S::Error| ::tonic::Status::from_error(error.into());
-                std::future::poll_fn(|cx| service.poll_ready(cx))
-                    .await
-                    .map_err(failed)?;
-                let response = service.call(request).await.map_err(failed)?;
+                // The servers themselves answer with statuses: an error is a layer's.
+                let ready = std::future::poll_fn(|cx| service.poll_ready(cx)).await;
+                ready.map_err(|error| not_started(error.into()))?;
+                let response = service.call(request).await.map_err(|error| failed(error.into()))?;
                 Ok(response.map(Body::new))
             })
         };
@@ -61,6 +59,32 @@ impl Mounted {
     pub(crate) fn call(&self, request: Request<Body>) -> Answer {
         (self.call)(request)
     }
+}
+
+/// Why a layer has not let a call through: it is safe to make elsewhere (F5).
+#[derive(Debug, thiserror::Error)]
+#[error("the call was not started")]
+struct NotStarted(#[source] BoxError);
+
+fn not_started(error: BoxError) -> ::tonic::Status {
+    let mut status = ::tonic::Status::unavailable(format!("the service is not ready: {error}"));
+    status.set_source(Arc::new(NotStarted(error)));
+    status
+}
+
+fn is_not_started(status: &::tonic::Status) -> bool {
+    std::error::Error::source(status).is_some_and(|source| source.is::<NotStarted>())
+}
+
+/// A layer's error, such as a time limit's, or that it sheds load.
+fn failed(error: BoxError) -> ::tonic::Status {
+    #[cfg(feature = "tower")]
+    if error.is::<::tower::load_shed::error::Overloaded>() {
+        let mut status = ::tonic::Status::resource_exhausted("the service runs as many calls as it may");
+        status.set_source(Arc::new(NotStarted(error)));
+        return status;
+    }
+    ::tonic::Status::from_error(error)
 }
 
 /// gRPC services, each under the name it has in its schema: what [`Server::serve_tonic`] serves.
@@ -201,6 +225,10 @@ impl Mounted {
         Box::pin(async move {
             match answer.await {
                 Ok(response) => send(response, replies).await,
+                Err(status) if is_not_started(&status) => {
+                    let code = convert::code_of(&status);
+                    Reply::refused(code, status.message())
+                }
                 Err(status) => convert::reply(&status),
             }
         })

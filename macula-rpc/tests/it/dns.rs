@@ -7,7 +7,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
 };
 
 use macula_rpc::{CallError, DnsResolver, NodeId, Resolve, ResolveError, ResolveOptions, Source};
@@ -308,6 +307,8 @@ async fn a_host_has_the_addresses_of_one_family_when_the_other_is_not_answered_f
 /// fail none, as long as there is a list.
 #[tokio::test]
 async fn n3_silent_name_servers_fail_no_call_and_count_again_when_they_are_back() {
+    use std::time::Duration;
+
     let peer = Peer::echo().await;
     let dns = Dns::default();
     let host: macula_rpc::Endpoint = format!("store.test:{}", port(&peer)).parse().unwrap();

@@ -73,6 +73,54 @@ async fn a_cancelled_or_panicking_call_gives_its_place_back() {
     assert_eq!(client.call(name(), "").await.unwrap(), "done");
 }
 
+#[tokio::test]
+async fn f5_a_streaming_service_at_its_limit_refuses_until_a_stream_has_had_its_last_reply() {
+    let echo = async |request: Request<Requests>| {
+        let requests = request.into_payload();
+        Ok::<_, Status>(stream::try_unfold(requests, async |mut requests| {
+            let next = requests.next().await?;
+            Ok::<_, Status>(next.map(|message| (message, requests)))
+        }))
+    };
+    let limited = Arc::new(Limited::new(1, echo));
+    let full = Peer::bare(Server::new()).await;
+    full.server
+        .serve_streaming(name(), StreamOf(Arc::clone(&limited)))
+        .unwrap();
+    let other = Peer::bare(Server::new()).await;
+    other.server.serve_streaming(name(), echo).unwrap();
+    let peers = [full, other];
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.strategy(Strategy::First).build();
+    let open = async || {
+        let (requests, receiver) = futures::channel::mpsc::unbounded::<bytes::Bytes>();
+        requests.unbounded_send("x".into()).unwrap();
+        let replies = client.request(name()).stream(receiver).await.unwrap();
+        (requests, replies)
+    };
+    let (requests, mut first) = open().await;
+    let (_, second) = open().await;
+    let providers = [&first, &second].map(|replies| replies.provider().unwrap().node_id);
+    assert_eq!(providers, peers.each_ref().map(Peer::id));
+    drop(requests);
+    assert_eq!(first.next().await.unwrap().unwrap(), "x");
+    assert_eq!(first.next().await.unwrap(), None);
+    assert_eq!(limited.running(), 0);
+}
+
+/// A handler that is shared with the test.
+struct StreamOf<H>(Arc<H>);
+
+impl<H: macula_rpc::StreamHandler> macula_rpc::StreamHandler for StreamOf<H> {
+    fn handle(
+        &self,
+        request: Request<Requests>,
+    ) -> futures::future::BoxFuture<'static, Result<stream::BoxStream<'static, Result<bytes::Bytes, Status>>, Status>>
+    {
+        self.0.handle(request)
+    }
+}
+
 #[cfg(feature = "tower")]
 mod tower {
     use std::{convert::Infallible, future::pending, time::Duration};

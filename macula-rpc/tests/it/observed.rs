@@ -209,6 +209,21 @@ fn every_way_to_a_provider_is_in_the_span() {
     });
 }
 
+#[cfg(feature = "testing")]
+#[test]
+fn a_routed_call_is_a_span_at_the_router_too() {
+    recorded(|spans| async move {
+        tokio::time::pause();
+        let (mesh, client, _kept) = crate::routed::routed().await;
+        let echo = async |request: Request| Ok::<_, Status>(request.into_payload());
+        mesh.node("a").serve("api.echo", echo);
+        client.call("api.echo", "x").await.unwrap();
+        // The caller's, the router's own call among them, and each side's serving.
+        assert_eq!(spans.named("rpc.serve").len(), 2);
+        assert_eq!(spans.named("rpc.call").len(), 2);
+    });
+}
+
 /// A provider that answers with the `traceparent` it got.
 async fn tells_its_trace() -> Peer {
     serving(async |request: Request| Ok::<_, Status>(request.metadata().get(TRACEPARENT).cloned().unwrap_or_default()))

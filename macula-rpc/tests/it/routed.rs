@@ -1,6 +1,6 @@
 //! Calls through a router, when the caller reaches no directory: of every kind, and at the router's expense of what it knows.
 
-use std::{collections::BTreeSet, future::pending, time::Duration};
+use std::{future::pending, time::Duration};
 
 use bytes::Bytes;
 use futures::{
@@ -155,6 +155,8 @@ async fn a_large_unary_call_goes_through_a_router_whole() {
 #[cfg(feature = "tonic")]
 #[tokio::test(start_paused = true)]
 async fn stubs_go_through_a_router() {
+    use std::collections::BTreeSet;
+
     use macula_rpc::Channel;
     use tonic::Code;
 

@@ -271,3 +271,26 @@ async fn f7_n4_a_stream_of_this_process_has_a_deadline_and_holds_up_a_drain() {
     drop(replies);
     drained.await;
 }
+
+#[tokio::test]
+async fn replies_are_a_stream_as_bytes_and_as_messages() {
+    let peer = streaming(echo).await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let client = builder.build();
+    let words = || stream::iter(["one".into(), Bytes::from_static(b"\xff"), "three".into()]);
+    let all = client.request(name()).stream(words()).await.unwrap().into_stream();
+    let all: Vec<Bytes> = all.map(Result::unwrap).collect().await;
+    assert_eq!(all, [&b"one"[..], b"\xff", b"three"]);
+    // What is no message of the type ends the stream, and is said.
+    let typed = client
+        .request(name())
+        .stream(words())
+        .await
+        .unwrap()
+        .into_typed::<String>();
+    let typed: Vec<_> = typed.collect().await;
+    assert!(
+        matches!(&typed[..], [Ok(one), Err(CallError::Undecodable { .. })] if one == "one"),
+        "{typed:?}"
+    );
+}

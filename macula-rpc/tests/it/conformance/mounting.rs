@@ -98,6 +98,21 @@ async fn the_error_of_a_layer_is_the_outcome_of_the_call() {
     assert_eq!((error.code(), error.message()), (Code::Unknown, "closed on Sundays"));
 }
 
+#[cfg(feature = "tower")]
+#[tokio::test]
+async fn f5_what_a_layer_sheds_is_refused_and_goes_elsewhere() {
+    use macula_rpc::RetryPolicy;
+
+    // No place at all: every call is shed.
+    let none = tower::ServiceBuilder::new().load_shed().concurrency_limit(0);
+    let full = TonicServices::new().with_routes([NAME], none.service(ConformanceServer::new(service("full"))));
+    let mesh = mesh_of(full).await;
+    let once = mesh.channel().with_retry_policy(RetryPolicy::NeverProcessed);
+    let mut stub = ConformanceClient::new(once);
+    let error = stub.empty_call(Empty {}).await.unwrap_err();
+    assert!(error.message().contains("refused"), "{error}");
+}
+
 /// A layer that speaks HTTP and not gRPC: it lets through what looks as over HTTP/2 and is signed, and refuses the rest.
 #[derive(Clone)]
 struct Signed<S>(S);
