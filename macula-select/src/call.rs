@@ -289,8 +289,14 @@ impl<K: Eq + Hash + Clone> Call<K> {
             self.fail(now, balancer, failure);
             return None;
         }
-        if self.attempts.is_empty() {
-            balancer.budget.call(at);
+        match self.attempts.enumerate().last() {
+            None => balancer.budget.call(at),
+            // Said while the next attempt waited for its time.
+            Some((last, _)) if self.begun => {
+                self.fail(now, balancer, Failure::NotRetried(last, StopReason::Begun));
+                return None;
+            }
+            Some(_) => {}
         }
         let sent = self.dispatch(now, at, balancer, excluded, false);
         if sent.is_none() {

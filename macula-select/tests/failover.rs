@@ -399,6 +399,21 @@ fn nothing_is_tried_elsewhere_once_a_call_has_begun() {
     assert_eq!(balancer.stats().spending.retries, 0);
 }
 
+/// Also when that is said between two attempts.
+#[test]
+fn a_call_that_has_begun_does_not_go_on_after_its_pause() {
+    let mut balancer = balancer(3);
+    let mut call = Call::new(start(), first());
+    let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
+    call.on_result(at(7), &mut balancer, attempt, FAILED);
+    call.begun();
+    let error = fails(&mut call, &mut balancer, 8);
+    assert!(
+        matches!(&error, CallError::NotRetried { reason: StopReason::Begun, attempts, .. } if attempts.len() == 1),
+        "{error:?}"
+    );
+}
+
 /// Law 24, across calls: they share the budget of their service. What was not sent is free.
 #[test]
 fn f9_calls_share_the_retry_budget_of_their_service() {

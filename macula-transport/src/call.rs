@@ -149,8 +149,8 @@ impl<'a> CallRequest<'a> {
 
     /// Says that a reply of a few small messages is expected, all there with the outcome, as [`Replies::is_brief`] has told of an
     /// earlier one. Where calls share a stream, one that is [opened](crate::Connection::open_with_only) with its only request goes
-    /// there, too, which costs a fraction. A reply that turns out otherwise comes all the same, on a stream that the provider opens for
-    /// it; of these each peer has [so many](crate::MAX_MOVED_REPLIES) at a time.
+    /// there, too, which costs a fraction, on a connection whose peer has told of a brief reply. A reply that turns out otherwise comes
+    /// all the same, on a stream that the provider opens for it; of these each peer has [so many](crate::MAX_MOVED_REPLIES) at a time.
     ///
     /// [`Replies::is_brief`]: crate::Replies::is_brief
     #[must_use]

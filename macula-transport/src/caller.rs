@@ -1,6 +1,9 @@
 //! The calling side: which way a call takes, calls on streams of their own, and requests of other protocols.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -174,12 +177,14 @@ pub(crate) async fn open(link: &Arc<Link>, request: CallRequest<'_>) -> Result<C
     open_apart(link, request, OpenWith::First, cleared, in_flight).await
 }
 
-/// Opens a call that streams its reply: over the lane when that is expected to be brief, and other calls are under way.
+/// Opens a call that streams its reply: over the lane when that is expected to be brief, the peer is one that knows of that, and other
+/// calls are under way.
 pub(crate) async fn open_with_only(link: &Arc<Link>, request: CallRequest<'_>) -> Result<Replies, CallError> {
     let cleared = clear(link, &request).await?;
     let alone = link.running(Direction::Outbound) == 0;
     let in_flight = link.enter(Direction::Outbound);
-    if request.brief_reply && !alone && request.body.len() <= INLINE_BYTES {
+    let expected = request.brief_reply && link.knows_brief.load(Relaxed);
+    if expected && !alone && request.body.len() <= INLINE_BYTES {
         let taken = link.lane().open_several(&request, cleared.left, cleared.deadline);
         // Where more waits on the lane than a stream of its own costs, or the lane is over, the call takes that.
         if let Ok(waiting) = taken {

@@ -179,6 +179,8 @@ pub(crate) struct Link {
     reply_sends: Semaphore,
     /// How many further calls of the peer on a lane may have their replies on streams opened for them.
     pub(crate) moved_replies: Arc<Semaphore>,
+    /// The peer has told of a reply that it was brief, which peers that do not take such calls on a lane never do.
+    pub(crate) knows_brief: AtomicBool,
     /// Somebody looks after the peer while calls wait.
     watched: AtomicBool,
     /// A call's time was up since somebody looked.
@@ -244,6 +246,7 @@ impl Link {
             request_sends: Semaphore::new(MAX_LARGE_SENDS),
             reply_sends: Semaphore::new(MAX_LARGE_SENDS),
             moved_replies: Arc::new(Semaphore::new(MAX_MOVED_REPLIES)),
+            knows_brief: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             overdue: AtomicBool::new(false),
             watch: Notify::new(),

@@ -3,7 +3,11 @@
 //! **Invariants:** a message is sent whole or its stream is reset, also when sending it is given up halfway; each side reads only
 //! as fast as it is asked to, so QUIC's flow control reaches the sender; dropping an end that is not finished cancels the call.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use macula_wire::proto::{CallFrame, Data, Trailers, call_frame::Kind};
@@ -256,6 +260,9 @@ impl Replies {
                         Piece::Message(data) => Ok(Some(data)),
                         Piece::End(mut trailers) => {
                             let last = std::mem::take(&mut trailers.payload);
+                            if trailers.brief {
+                                self.hold.link.knows_brief.store(true, Relaxed);
+                            }
                             self.brief.get_or_insert(trailers.brief);
                             self.reply = Some(codec::reply(trailers, Bytes::new())?);
                             incoming.settle();

@@ -126,14 +126,22 @@ impl Test {
         let beside = connection
             .open(CallRequest::new(&name, "").with_timeout(PATIENCE))
             .await;
-        Self {
+        let mut test = Self {
             provider,
             events,
             gate,
             caller,
             connection,
             beside: Some(beside.unwrap()),
-        }
+        };
+        // The provider tells that it knows of brief replies.
+        let name = service("script");
+        let first = CallRequest::new(&name, "").with_timeout(PATIENCE);
+        let mut replies = test.connection.open_with_only(first).await.unwrap();
+        assert_eq!(rest(&mut replies).await.unwrap(), (vec![], StatusCode::Ok));
+        test.seen(Seen::Started).await;
+        test.seen(Seen::Dropped).await;
+        test
     }
 
     async fn open_for(&self, script: &'static str, timeout: Duration) -> Replies {
@@ -615,4 +623,67 @@ async fn a_large_request_takes_a_stream_and_many_small_messages_move() {
         .unwrap();
     assert_eq!(rest(&mut replies).await.unwrap(), (vec![1; 5_000], StatusCode::Ok));
     assert_eq!(replies.is_brief(), Some(false));
+}
+
+/// Whatever calls come to, and whoever gives them up where: every handler ends, and every place to move to is there again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f8_calls_given_up_anywhere_leave_nothing_behind() {
+    const SCRIPTS: [&str; 12] = [
+        "",
+        "1 2 3",
+        "1 flush 2",
+        "19000",
+        "1 yield flush yield 2 end 3",
+        "20000 hang",
+        "flush hang",
+        "1 flush hang",
+        "1 fail",
+        "19000 fail",
+        "1 abandon",
+        "1 flush 300000 yield 300000",
+    ];
+    let mut test = Test::start().await;
+    let calls = 40;
+    for round in 0..8_usize {
+        let run = async |call: usize| {
+            let how = round * 31 + call * 17;
+            let script = SCRIPTS[(how / 7) % SCRIPTS.len()];
+            let hangs = script.ends_with("hang") || script.contains("abandon");
+            let timeout = match hangs && how.is_multiple_of(3) {
+                true => Duration::from_millis(5),
+                false => PATIENCE,
+            };
+            let mut replies = test.open_for(script, timeout).await;
+            match how % 5 {
+                0 if timeout == PATIENCE => drop(replies),
+                1 => {
+                    let _ = replies.next().now_or_never();
+                }
+                2 => {
+                    tokio::task::yield_now().await;
+                    let _ = replies.next().now_or_never();
+                }
+                _ if hangs && timeout == PATIENCE => {}
+                _ => while let Ok(Some(_)) = replies.next().await {},
+            }
+        };
+        futures::future::join_all((0..calls).map(run)).await;
+    }
+    // What never began has no end.
+    let (mut started, mut ended) = (0, 0);
+    while started == 0 || started != ended || !test.events.is_empty() {
+        match tokio::time::timeout(PATIENCE, test.events.recv()).await.unwrap() {
+            Some(Seen::Started) => started += 1,
+            Some(Seen::Dropped) => ended += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    let moved = (0..MAX_MOVED_REPLIES).map(async |_| {
+        let mut replies = test.open("5 flush hang").await;
+        assert_eq!(replies.next().await.unwrap().unwrap().len(), 5);
+        replies
+    });
+    let moved = tokio::time::timeout(PATIENCE, futures::future::join_all(moved)).await;
+    assert_eq!(moved.unwrap().len(), MAX_MOVED_REPLIES);
+    echoes(&test.connection, "the connection is as good as before").await;
 }

@@ -59,11 +59,30 @@ async fn open(connection: &Connection) -> Replies {
     connection.open_with_only(request.with_brief_reply(true)).await.unwrap()
 }
 
+/// A call on a stream of its own, answered there.
+async fn apart(connection: &Connection, raw: &quinn::Connection, brief: bool) -> Replies {
+    let mut replies = open(connection).await;
+    let (mut send, mut recv) = raw.accept_bi().await.unwrap();
+    let mut kind = [0];
+    recv.read_exact(&mut kind).await.unwrap();
+    assert_eq!(kind, [2]);
+    let end = proto::Trailers {
+        brief,
+        ..Default::default()
+    };
+    send.write_all(&frame(0, Kind::Trailers(end))).await.unwrap();
+    send.finish().unwrap();
+    assert_eq!(replies.next().await.unwrap(), None);
+    replies
+}
+
 impl Test {
     async fn start() -> Self {
         let caller = client().await;
         let provider = RawProvider::new();
         let (connection, raw, control) = provider.connected(&caller).await;
+        let told = apart(&connection, &raw, true);
+        assert_eq!(told.await.is_brief(), Some(true));
         let alone = open(&connection).await;
         let (send, recv) = raw.accept_bi().await.unwrap();
         let first = open(&connection).await;
@@ -309,5 +328,17 @@ async fn what_a_lane_does_not_carry_ends_the_lane_and_not_the_connection() {
         assert_eq!(again.next().await.unwrap().unwrap(), "here");
         assert_eq!(again.next().await.unwrap(), None);
         assert_eq!(again.reply().unwrap().status, StatusCode::Ok);
+    }
+}
+
+/// One of an earlier version would take such a call for a unary one, and refuse to stream its reply.
+#[tokio::test]
+async fn a_provider_that_never_told_of_a_brief_reply_is_not_asked_for_one_on_a_lane() {
+    let caller = client().await;
+    let provider = RawProvider::new();
+    let (connection, raw, _control) = provider.connected(&caller).await;
+    let _alone = (open(&connection).await, raw.accept_bi().await.unwrap());
+    for _ in 0..3 {
+        assert_eq!(apart(&connection, &raw, false).await.is_brief(), Some(false));
     }
 }

@@ -409,20 +409,20 @@ impl Replies {
 
     /// The messages as a stream of messages of their own type. One that cannot be read ends it, and the call.
     pub fn into_typed<T: Decode + Send>(self) -> impl Stream<Item = Result<T, CallError>> + Send {
-        let (service, node_id) = (self.service.clone(), self.provider().map(|it| it.node_id));
-        let read = move |message: Result<Bytes, CallError>| {
-            let decoded = T::decode(message?);
-            decoded.map_err(|source| CallError::Undecodable {
-                service: service.clone(),
-                node_id,
-                source,
-            })
-        };
-        let mut over = false;
-        self.into_stream().map(read).take_while(move |message| {
-            let last = std::mem::replace(&mut over, message.is_err());
-            std::future::ready(!last)
-        })
+        let messages = stream::unfold(Some(self), async |replies| {
+            let mut replies = replies?;
+            let error = match replies.next().await.transpose()?.map(T::decode) {
+                Ok(Ok(message)) => return Some((Ok(message), Some(replies))),
+                Ok(Err(source)) => CallError::Undecodable {
+                    service: replies.service.clone(),
+                    node_id: replies.provider().map(|it| it.node_id),
+                    source,
+                },
+                Err(error) => error,
+            };
+            Some((Err(error), None))
+        });
+        messages.fuse()
     }
 
     /// What travels beside the outcome; empty before [`Replies::next`] has given `None`.
