@@ -29,7 +29,7 @@ pub use self::tonic::{Channel, TonicServices};
 pub use self::tower::TowerHandler;
 pub use client::{
     Answer, AnswerSource, CallBuilder, Client, ClientBuilder, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT,
-    MAX_REPLAY_BYTES, MAX_SERVICES, Replies, Routers,
+    MAX_REPLAY_BYTES, MAX_SERVICES, MAX_WHOLE_BYTES, Replies, Routers,
 };
 #[cfg(feature = "json")]
 pub use codec::Json;

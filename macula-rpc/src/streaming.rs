@@ -181,6 +181,16 @@ pub(crate) async fn send(replies: &mut OutgoingMessages, payload: Bytes) -> Resu
     replies.send(payload).await.map_err(|gone| gone_away(&gone))
 }
 
+/// Sends a reply to a peer with those after it, of which all are there, and says so with the first; an error is the outcome.
+pub(crate) async fn gather(replies: &mut OutgoingMessages, payload: Bytes, first: bool) -> Result<(), Status> {
+    check(replies, &payload)?;
+    let gathered = match first {
+        true => replies.gather_whole(payload).await,
+        false => replies.gather(payload).await,
+    };
+    gathered.map_err(|gone| gone_away(&gone))
+}
+
 /// Answers a call of this process that has one request and takes one reply.
 pub(crate) fn serve_one(
     handler: &Arc<dyn StreamHandler>,

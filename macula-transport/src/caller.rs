@@ -145,7 +145,7 @@ async fn call_apart(
         loop {
             let frame = incoming.next().await;
             match read_reply(link, frame)? {
-                Piece::Message(message) if body.is_none() => body = Some(message),
+                Piece::Message(data) if body.is_none() => body = Some(data.payload),
                 Piece::Message(_) => return Err(CallError::Unknown(Unknown::Streamed)),
                 Piece::End(mut trailers) => {
                     let last = std::mem::take(&mut trailers.payload);

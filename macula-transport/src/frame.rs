@@ -232,11 +232,21 @@ pub(crate) fn put_trailers(outbox: &mut Outbox, call: u64, reply: &Reply, last: 
 
 /// Writes a DATA frame.
 pub(crate) fn put_data(outbox: &mut Outbox, call: u64, payload: &Bytes, end: bool) -> Flush {
-    let length = bytes_field_len(payload.len()) + if end { 2 } else { 0 };
+    put_data_marked(outbox, call, payload, end.then_some(2))
+}
+
+/// Writes the first DATA frame of a reply that is there already, all of it.
+pub(crate) fn put_first_of_whole(outbox: &mut Outbox, call: u64, payload: &Bytes) -> Flush {
+    put_data_marked(outbox, call, payload, Some(3))
+}
+
+/// Writes a DATA frame with one of its flags, or none.
+fn put_data_marked(outbox: &mut Outbox, call: u64, payload: &Bytes, flag: Option<u8>) -> Flush {
+    let length = bytes_field_len(payload.len()) + if flag.is_some() { 2 } else { 0 };
     let flush = outbox.write(|buffer| {
         put_frame_start(buffer, call, 3, length);
-        if end {
-            buffer.put_slice(&[varint_tag(2), 1]);
+        if let Some(field) = flag {
+            buffer.put_slice(&[varint_tag(field), 1]);
         }
         if !payload.is_empty() {
             put_length(buffer, 1, payload.len());
@@ -395,8 +405,14 @@ pub(crate) mod tests {
             }
 
             let mut outbox = Outbox::default();
+            let _ = put_first_of_whole(&mut outbox, call, &payload);
+            let first = Data { payload: payload.clone(), end: false, whole: true };
+            prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Data(first)) });
+
+            let mut outbox = Outbox::default();
             let _ = put_data(&mut outbox, call, &payload, end);
-            prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Data(Data { payload, end })) });
+            let data = Data { payload, end, whole: false };
+            prop_assert_eq!(read(outbox), CallFrame { call, kind: Some(Kind::Data(data)) });
 
             let mut outbox = Outbox::default();
             let _ = put_cancel(&mut outbox, call);

@@ -4,12 +4,13 @@
 //! as fast as it is asked to, so QUIC's flow control reaches the sender; dropping an end that is not finished cancels the call.
 
 use std::{
+    collections::VecDeque,
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
 use bytes::Bytes;
-use macula_wire::proto::{CallFrame, Trailers, call_frame::Kind};
+use macula_wire::proto::{CallFrame, Data, Trailers, call_frame::Kind};
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit},
     time::{Instant, timeout_at},
@@ -78,6 +79,7 @@ impl CallStream {
             replies: Replies {
                 hold,
                 source: From::Stream(Box::new(incoming)),
+                kept: VecDeque::new(),
                 reply: None,
                 brief: None,
             },
@@ -160,6 +162,8 @@ impl Requests {
 pub struct Replies {
     hold: Arc<Hold>,
     source: From,
+    /// What was read ahead.
+    kept: VecDeque<Bytes>,
     /// The outcome, once it is here.
     reply: Option<CallReply>,
     brief: Option<bool>,
@@ -185,6 +189,7 @@ impl Replies {
         Self {
             hold: Arc::new(hold),
             source: From::Lane(waiting),
+            kept: VecDeque::new(),
             reply: None,
             brief: None,
         }
@@ -195,6 +200,38 @@ impl Replies {
     /// # Errors
     /// When the provider gave no outcome; the variant says whether the call may have run.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
+        match self.kept.pop_front() {
+            Some(message) => Ok(Some(message)),
+            None => Ok(self.read().await?.map(|data| data.payload)),
+        }
+    }
+
+    /// The first message, as [`Replies::next`] gives it. When the provider says that it
+    /// [has the whole reply](OutgoingMessages::gather_whole), that is once all of it is here, so that it is lost as a whole or not at
+    /// all; unless it has more than `whole_bytes`, each message counted with 64 more: then it goes on as any other.
+    ///
+    /// At most one message more than `whole_bytes` are held in memory for it.
+    ///
+    /// # Errors
+    /// As [`Replies::next`].
+    pub async fn first(&mut self, whole_bytes: usize) -> Result<Option<Bytes>, CallError> {
+        let (mut first, mut whole, mut bytes) = (None, false, 0);
+        loop {
+            let Some(data) = self.read().await? else {
+                return Ok(first);
+            };
+            bytes += data.payload.len() + KEPT_OVERHEAD;
+            match first {
+                None => (first, whole) = (Some(data.payload), data.whole),
+                Some(_) => self.kept.push_back(data.payload),
+            }
+            if !whole || bytes > whole_bytes {
+                return Ok(first);
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<Option<Data>, CallError> {
         loop {
             match &mut self.source {
                 From::Lane(waiting) => {
@@ -202,7 +239,7 @@ impl Replies {
                     self.take_over(replied)?;
                 }
                 From::Here(messages) => match codec::next_message(messages) {
-                    Ok(Some(message)) => return Ok(Some(message)),
+                    Ok(Some(message)) => return Ok(Some(plain(message))),
                     Ok(None) => self.source = From::Over,
                     Err(error) => {
                         self.hold.link.inner.counters.rejected_frames.add();
@@ -212,7 +249,7 @@ impl Replies {
                 From::One(message) => {
                     let message = std::mem::take(message);
                     self.source = From::Over;
-                    return Ok(Some(message).filter(|message| !message.is_empty()));
+                    return Ok((!message.is_empty()).then(|| plain(message)));
                 }
                 From::Stream(incoming) => {
                     let frame = match timeout_at(self.hold.deadline, incoming.next()).await {
@@ -220,7 +257,7 @@ impl Replies {
                         Ok(frame) => frame,
                     };
                     return match read_reply(&self.hold.link, frame)? {
-                        Piece::Message(message) => Ok(Some(message)),
+                        Piece::Message(data) => Ok(Some(data)),
                         Piece::End(mut trailers) => {
                             let last = std::mem::take(&mut trailers.payload);
                             if trailers.brief {
@@ -230,7 +267,7 @@ impl Replies {
                             self.reply = Some(codec::reply(trailers, Bytes::new())?);
                             incoming.settle();
                             self.source = From::Over;
-                            Ok(Some(last).filter(|last| !last.is_empty()))
+                            Ok((!last.is_empty()).then(|| plain(last)))
                         }
                     };
                 }
@@ -266,9 +303,15 @@ impl Replies {
     #[must_use]
     pub fn reply(&self) -> Option<&CallReply> {
         match self.source {
-            From::Over => self.reply.as_ref(),
-            From::Stream(_) | From::Lane(_) | From::Here(_) | From::One(_) => None,
+            From::Over if self.kept.is_empty() => self.reply.as_ref(),
+            From::Over | From::Stream(_) | From::Lane(_) | From::Here(_) | From::One(_) => None,
         }
+    }
+
+    /// Whether all that is left of the reply has arrived, the outcome too: [`Replies::next`] waits for nothing.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        self.reply.is_some()
     }
 
     /// Whether the reply is brief: a few small messages, all there with the outcome. Then the next call of its kind is best made
@@ -279,9 +322,20 @@ impl Replies {
     }
 }
 
+/// What a message counts beside its bytes where a reply is read ahead: one of empty messages takes no more memory than another.
+const KEPT_OVERHEAD: usize = 64;
+
+/// A message that says nothing of those after it.
+fn plain(payload: Bytes) -> Data {
+    Data {
+        payload,
+        ..Data::default()
+    }
+}
+
 /// What a provider sends.
 pub(crate) enum Piece {
-    Message(Bytes),
+    Message(Data),
     End(Trailers),
 }
 
@@ -303,7 +357,7 @@ pub(crate) fn read_reply(link: &Link, frame: Result<Option<Bytes>, ReceiveError>
         Ok(CallFrame {
             kind: Some(Kind::Data(data)),
             ..
-        }) if data.payload.len() <= link.inner.config.limits.max_message_bytes => Ok(Piece::Message(data.payload)),
+        }) if data.payload.len() <= link.inner.config.limits.max_message_bytes => Ok(Piece::Message(data)),
         Ok(CallFrame {
             kind: Some(Kind::Trailers(trailers)),
             ..
@@ -447,6 +501,8 @@ pub(crate) struct Gathered {
     waiting: Outbox,
     /// Something was written.
     begun: bool,
+    /// All of the reply is there already, which its first message is to say.
+    whole: bool,
     /// The call's deadline. A handler that gave its messages to a task of its own is not dropped then.
     until: Instant,
 }
@@ -460,6 +516,7 @@ impl Gathered {
             outgoing,
             waiting: Outbox::brief(),
             begun: false,
+            whole: false,
             until,
         }
     }
@@ -482,9 +539,17 @@ impl Gathered {
         !self.begun && self.waiting.bytes() + end.body.len() <= INLINE_BYTES
     }
 
+    /// All of the reply is there already: the next message, its first, is to say so.
+    pub(crate) fn mark_whole(&mut self) {
+        self.whole = true;
+    }
+
     /// Takes a message to be written with what follows.
     pub(crate) fn put(&mut self, message: &Bytes) {
-        let _ = frame::put_data(&mut self.waiting, 0, message, false);
+        let _ = match std::mem::take(&mut self.whole) {
+            true => frame::put_first_of_whole(&mut self.waiting, 0, message),
+            false => frame::put_data(&mut self.waiting, 0, message, false),
+        };
     }
 
     /// Writes what waits when that is much.
@@ -547,6 +612,20 @@ impl OutgoingMessages {
     /// # Errors
     /// As [`OutgoingMessages::send`].
     pub async fn gather(&mut self, message: Bytes) -> Result<(), Gone> {
+        self.take(message, false).await
+    }
+
+    /// As [`OutgoingMessages::gather`], of the first message of a reply that is there already, with all its messages and the outcome.
+    /// The caller is told, and may wait for all of it before it takes any: so a call whose provider dies on the way can be made
+    /// elsewhere, as one with a single reply. What is not sent without a pause then has its caller wait.
+    ///
+    /// # Errors
+    /// As [`OutgoingMessages::send`].
+    pub async fn gather_whole(&mut self, first: Bytes) -> Result<(), Gone> {
+        self.take(first, true).await
+    }
+
+    async fn take(&mut self, message: Bytes, whole: bool) -> Result<(), Gone> {
         match &self.sink {
             Sink::Stream { gathered, limit } => {
                 let mut gathered = gathered.lock().await;
@@ -554,10 +633,13 @@ impl OutgoingMessages {
                     gathered.outgoing.reset(ResetCode::Protocol);
                     return Err(Gone);
                 }
+                if whole {
+                    gathered.mark_whole();
+                }
                 gathered.put(&message);
                 gathered.relieve().await
             }
-            Sink::Lane(several) => several.gather(message).await,
+            Sink::Lane(several) => several.gather(message, whole).await,
             Sink::One(one) => {
                 let mut one = one.lock().await;
                 if one.message.is_some() {

@@ -17,7 +17,10 @@ fn frame(call: u64, kind: Kind) -> Bytes {
 
 fn data(payload: &'static [u8]) -> Kind {
     let payload = Bytes::from_static(payload);
-    Kind::Data(proto::Data { payload, end: false })
+    Kind::Data(proto::Data {
+        payload,
+        ..Default::default()
+    })
 }
 
 fn trailers(payload: &'static [u8], messages: impl Into<Bytes>) -> Kind {

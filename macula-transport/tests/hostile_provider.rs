@@ -50,7 +50,14 @@ fn frame(call: u64, kind: proto::call_frame::Kind) -> Bytes {
 
 fn data(call: u64, bytes: usize) -> Bytes {
     let payload = vec![7; bytes].into();
-    frame(call, proto::call_frame::Kind::Data(proto::Data { payload, end: true }))
+    frame(
+        call,
+        proto::call_frame::Kind::Data(proto::Data {
+            payload,
+            end: true,
+            ..Default::default()
+        }),
+    )
 }
 
 fn trailers(call: u64) -> Bytes {

@@ -100,7 +100,13 @@ async fn f8_a_large_reply_under_way_is_stopped_when_its_call_is_given_up() {
     let mut reply = peer.open_uni().await.unwrap();
     let data = |payload: Vec<u8>| {
         let payload = payload.into();
-        framed(call, proto::call_frame::Kind::Data(proto::Data { payload, end: false }))
+        framed(
+            call,
+            proto::call_frame::Kind::Data(proto::Data {
+                payload,
+                ..Default::default()
+            }),
+        )
     };
     let start = [&[4], &lane.id().index().to_be_bytes()[..], &data(Vec::new())].concat();
     reply.write_all(&start).await.unwrap();

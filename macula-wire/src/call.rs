@@ -159,6 +159,7 @@ mod tests {
         let kind = Kind::Data(Data {
             payload: payload.clone(),
             end: true,
+            whole: true,
         });
         assert_eq!(CallFrame::read(framed(kind.clone())).unwrap().kind, Some(kind));
         let kind = Kind::Head(Head {

@@ -2,7 +2,8 @@
 //!
 //! **Invariant:** failover applies until the first message of the reply (or the outcome, when there is none): up to then the
 //! messages sent are kept and sent again to the next provider, as long as they are not more than [`MAX_REPLAY_BYTES`]. After it,
-//! a provider that dies ends the call.
+//! a provider that dies ends the call. To a call of one request the first message is here when all of the reply is, if its provider
+//! had all of it at once and it has no more than [`MAX_WHOLE_BYTES`].
 //!
 //! Nothing is spawned: the requests flow while somebody waits for replies, and stop with them.
 
@@ -36,6 +37,11 @@ use crate::{
 /// Bytes of a streaming call's requests that are kept for another provider, in case the first one fails before it has answered.
 /// Each message counts 64 bytes more.
 pub const MAX_REPLAY_BYTES: usize = 4 * 1024 * 1024;
+
+/// Bytes of a reply to one request that are waited for before any of it is handed out, when its provider says that it has all of it: a
+/// call whose provider dies on the way is then made elsewhere. It is gRPC's usual limit of a message, 4 MiB, and 64 KiB for what is
+/// around it. Each message counts 64 bytes more.
+pub const MAX_WHOLE_BYTES: usize = 4 * 1024 * 1024 + 64 * 1024;
 
 /// How long a streaming call may last, unless told otherwise.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -71,7 +77,7 @@ impl Duplex<'_> {
     ) -> Result<Started, macula_transport::CallError> {
         let request = request.with_brief_reply(self.known.brief.contains(self.method));
         let mut replies = connection.open_with_only(request).await?;
-        let first = replies.next().await?;
+        let first = replies.first(MAX_WHOLE_BYTES).await?;
         Ok((first, None, replies))
     }
 
@@ -140,7 +146,8 @@ impl Exchange for Duplex<'_> {
         };
         note(self.known, self.method, &replies);
         match replies.reply() {
-            Some(reply) if reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
+            // What came before it is the caller's, whether or not it came with it.
+            Some(reply) if first.is_none() && reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
             _ => {
                 if let Some(source) = &self.source {
                     source.settle();
@@ -428,10 +435,9 @@ impl Replies {
     }
 
     /// Whether all that is left of them has arrived.
-    #[cfg(feature = "tonic")]
     pub(crate) fn are_whole(&self) -> bool {
         match &self.opened {
-            From::Provider { opened, .. } => opened.replies.is_brief() == Some(true),
+            From::Provider { opened, .. } => opened.replies.is_here(),
             From::Here(_) => false,
         }
     }

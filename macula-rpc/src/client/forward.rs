@@ -50,10 +50,17 @@ impl Client {
             Ok(provider) => provider,
             Err(error) => return verdict(error).into_reply(),
         };
+        // What is here as a whole is passed on as that.
+        let whole = provider.are_whole();
+        let mut first = true;
         loop {
             match provider.next().await {
                 Ok(Some(message)) => {
-                    if let Err(status) = streaming::send(&mut replies, message).await {
+                    let sent = match whole {
+                        true => streaming::gather(&mut replies, message, std::mem::take(&mut first)).await,
+                        false => streaming::send(&mut replies, message).await,
+                    };
+                    if let Err(status) = sent {
                         return status.into_reply();
                     }
                 }

@@ -38,7 +38,7 @@ use crate::{
 };
 pub(crate) use builder::Options;
 pub use builder::{CallBuilder, ClientBuilder};
-pub use duplex::{MAX_REPLAY_BYTES, Replies};
+pub use duplex::{MAX_REPLAY_BYTES, MAX_WHOLE_BYTES, Replies};
 #[cfg(feature = "tonic")]
 pub(crate) use here::{Here, Stopped};
 pub use services::MAX_SERVICES;

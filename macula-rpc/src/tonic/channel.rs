@@ -61,7 +61,7 @@ impl Channel {
         self
     }
 
-    /// Sets how long a provider is waited for, up to its reply's headers, before another is tried.
+    /// Sets how long a provider is waited for, up to its reply's headers, and a unary call's up to its end, before another is tried.
     #[must_use]
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
         self.options.attempt_timeout = Some(timeout);

@@ -18,7 +18,7 @@ use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Reply};
 use macula_wire::{ServiceName, StatusCode};
 
 use super::{channel::RequestsFailed, convert};
-use crate::{ServeError, Server, streaming::Asking};
+use crate::{MAX_WHOLE_BYTES, ServeError, Server, streaming::Asking};
 
 /// The most of gRPC's bytes that are sent as one message: far below what a message may have, so that large ones flow.
 const PIECE_BYTES: usize = 256 * 1024;
@@ -258,12 +258,19 @@ async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply 
         return convert::http_outcome(parts.status);
     }
     let gone = |gone: &macula_transport::Gone| Reply::error(StatusCode::Cancelled, gone.to_string());
-    if let Err(error) = replies.gather(convert::header_message(&parts.headers)).await {
+    let (start, whole) = start(&mut body);
+    let headers = convert::header_message(&parts.headers);
+    let sent = match whole {
+        true => replies.gather_whole(headers).await,
+        false => replies.gather(headers).await,
+    };
+    if let Err(error) = sent {
         return gone(&error);
     }
+    let mut start = start.into_iter().flatten();
     loop {
         // What is ready at once, all of a unary call's reply, is one write.
-        let frame = match body.frame().now_or_never() {
+        let frame = match start.next().or_else(|| body.frame().now_or_never()) {
             Some(frame) => frame,
             None => {
                 if let Err(error) = replies.flush().await {
@@ -286,6 +293,28 @@ async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply 
             // Nothing comes after the trailers.
             Ok(Err(frame)) => return convert::outcome(&frame.into_trailers().unwrap_or_default()),
             Err(status) => return convert::reply(&status),
+        }
+    }
+}
+
+/// What a body gives when it is asked: a frame, or its end.
+type Given = Option<Result<Frame<Bytes>, ::tonic::Status>>;
+
+/// The frames of a body that are there at once, up to two, and whether the body is at its end with them. A unary call's is, which tonic
+/// gives as one frame and the trailers; and so is a stream's whose messages are all there and few.
+fn start(body: &mut Body) -> ([Option<Given>; 2], bool) {
+    let first = body.frame().now_or_never();
+    let data = |given: &Given| match given {
+        Some(Ok(frame)) => frame.data_ref().map(Bytes::len),
+        _ => None,
+    };
+    match first.as_ref().and_then(data) {
+        // A body may not be asked after its end.
+        None => ([first, None], false),
+        Some(bytes) => {
+            let second = body.frame().now_or_never();
+            let ended = second.as_ref().is_some_and(|second| data(second).is_none());
+            ([first, second], ended && bytes <= MAX_WHOLE_BYTES)
         }
     }
 }

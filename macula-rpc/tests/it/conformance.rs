@@ -7,6 +7,8 @@ mod killed;
 mod mounting;
 mod pushback;
 mod trailers;
+#[cfg(feature = "testing")]
+mod whole;
 
 use std::{future::pending, sync::Arc, time::Duration};
 

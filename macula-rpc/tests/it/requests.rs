@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{Stream, stream};
+use futures::{Stream, StreamExt as _, stream};
 use macula_rpc::{
     CallError, Client, Hedge, MAX_REPLAY_BYTES, Request, Requests, Status, StopReason, Strategy, testing::Mesh,
 };
@@ -163,7 +163,6 @@ async fn f6_a_final_answer_to_an_upload_that_cannot_be_repeated_is_that_answer()
 
 #[cfg(feature = "tonic")]
 mod stubs {
-    use futures::StreamExt as _;
     use macula_rpc::Channel;
     use tokio::sync::mpsc;
     use tonic::Code;

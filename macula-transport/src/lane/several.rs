@@ -66,6 +66,8 @@ struct Waiting {
     bytes: usize,
     /// A message that did not fit has not become one of them, nor moved with them.
     missed: bool,
+    /// They are there already, all of them, which matters where they move.
+    whole: bool,
 }
 
 impl Waiting {
@@ -102,22 +104,26 @@ impl Several {
         self.limit
     }
 
-    /// Takes a message to be sent with what follows.
-    pub(crate) async fn gather(&self, message: Bytes) -> Result<(), Gone> {
+    /// Takes a message to be sent with what follows; with `whole`, the first of a reply that is there already.
+    pub(crate) async fn gather(&self, message: Bytes, whole: bool) -> Result<(), Gone> {
         if let Ok(mut state) = self.state.try_lock()
             && let State::Waiting(waiting) = &mut *state
             && message.len() <= self.limit
             && waiting.fits(&message)
         {
+            waiting.whole |= whole;
             waiting.push(message);
             return Ok(());
         }
         // Boxed, so that what nearly all are is not as large.
-        self.gather_more(message).boxed().await
+        self.gather_more(message, whole).boxed().await
     }
 
-    async fn gather_more(&self, message: Bytes) -> Result<(), Gone> {
+    async fn gather_more(&self, message: Bytes, whole: bool) -> Result<(), Gone> {
         let mut state = self.state.lock().await;
+        if let State::Waiting(waiting) = &mut *state {
+            waiting.whole |= whole;
+        }
         if message.len() > self.limit {
             match &mut *state {
                 // Were the stream reset, its opening might not arrive, and nobody would know whose it is.
@@ -189,6 +195,9 @@ impl Several {
         ];
         let mut gathered = Box::new(Gathered::moved(outgoing, self.until, &opening.concat()));
         if let State::Waiting(waiting) = state {
+            if waiting.whole {
+                gathered.mark_whole();
+            }
             waiting.messages.iter().for_each(|message| gathered.put(message));
         }
         *state = State::Moved {

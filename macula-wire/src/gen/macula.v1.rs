@@ -80,6 +80,10 @@ pub struct Data {
     /// Nothing follows from this side but TRAILERS.
     #[prost(bool, tag = "2")]
     pub end: bool,
+    /// In the first of a reply: the provider has the rest of it and the outcome, and sends them without a pause. A caller may wait for
+    /// all of it before it takes any.
+    #[prost(bool, tag = "3")]
+    pub whole: bool,
 }
 /// Ends a call, from the provider.
 #[derive(Clone, PartialEq, ::prost::Message)]
