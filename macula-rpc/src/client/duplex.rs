@@ -148,7 +148,8 @@ impl Exchange for Duplex<'_> {
         };
         note(self.known, self.method, &replies);
         match replies.reply() {
-            Some(reply) if reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
+            // What came before it is the caller's, whether or not it came with it.
+            Some(reply) if first.is_none() && reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
             _ => {
                 if let Some(source) = &self.source {
                     source.settle();

@@ -1,6 +1,13 @@
 //! Calls through a router, when the caller reaches no directory: of every kind, and at the router's expense of what it knows.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{
@@ -124,6 +131,47 @@ async fn f6_what_a_provider_says_through_a_router_is_what_it_says() {
     );
     let nobody = client.request("no.such").stream(stream::empty()).await.unwrap_err();
     assert!(matches!(nobody, CallError::ServiceNotFound { .. }), "{nobody}");
+}
+
+/// An error comes after the messages before it, also where a router has both at once; and what has answered is not asked again.
+#[tokio::test(start_paused = true)]
+async fn f6_a_message_before_an_error_goes_through_a_router_that_has_both() {
+    let (mesh, client, (onward, _endpoint)) = routed().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    for node in ["a", "b"] {
+        let asked = Arc::clone(&asked);
+        mesh.node(node)
+            .serve_streaming("text.fail", move |mut request: Request<Requests>| {
+                let asked = Arc::clone(&asked);
+                async move {
+                    let last = match request.payload_mut().next().await?.unwrap_or_default().as_ref() {
+                        b"hang" => return Ok(stream::iter(vec![Ok("one")]).chain(stream::pending()).boxed()),
+                        b"fail" => Err(Status::unavailable("after all")),
+                        _ => Ok("two"),
+                    };
+                    asked.fetch_add(1, SeqCst);
+                    Ok::<_, Status>(stream::iter(vec![Ok("one"), last]).boxed())
+                }
+            });
+    }
+    let ask = |client: &Client, what: &'static str| {
+        let call = client.request("text.fail").timeout(Duration::from_secs(60));
+        call.stream(stream::iter([Bytes::from(what)]))
+    };
+    // The router knows that the method is brief, and its own call beside has the lane used.
+    let mut brief = ask(&onward, "succeed").await.unwrap();
+    while brief.next().await.unwrap().is_some() {}
+    drop(brief);
+    let _beside = ask(&onward, "hang").await.unwrap();
+    asked.store(0, SeqCst);
+    let mut replies = ask(&client, "fail").await.unwrap();
+    assert_eq!(replies.next().await.unwrap().unwrap(), "one");
+    let error = replies.next().await.unwrap_err();
+    assert!(
+        matches!(&error, CallError::Answered { status, .. } if status.message() == "after all"),
+        "{error}"
+    );
+    assert_eq!(asked.load(SeqCst), 1);
 }
 
 /// Large requests and replies, which are in pieces on their way, arrive as the one message that they are.

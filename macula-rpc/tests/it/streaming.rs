@@ -294,3 +294,22 @@ async fn replies_are_a_stream_as_bytes_and_as_messages() {
         "{typed:?}"
     );
 }
+
+/// Nobody waits for a message that would be thrown away.
+#[tokio::test]
+async fn a_typed_stream_ends_its_call_with_a_message_that_cannot_be_read() {
+    let peer = streaming(async |_: Request<Requests>| {
+        let one = stream::iter([Ok::<_, Status>(Bytes::from_static(b"\xff"))]);
+        Ok::<_, Status>(one.chain(stream::pending()))
+    })
+    .await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let client = builder.build();
+    let replies = client.request(name()).stream(stream::empty()).await.unwrap();
+    let mut typed = Box::pin(replies.into_typed::<String>());
+    assert!(matches!(typed.next().await, Some(Err(CallError::Undecodable { .. }))));
+    assert!(typed.next().await.is_none());
+    while peer.server.running() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
