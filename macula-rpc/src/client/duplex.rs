@@ -187,7 +187,7 @@ impl Client {
         requests: Asking,
     ) -> Result<Replies, CallError> {
         let allowed = *options.timeout.get_or_insert(STREAM_TIMEOUT);
-        if self.shared.local.is_some() {
+        if self.shared.local.as_ref().is_some_and(|server| server.serves(service)) {
             // Boxed, so that calls of others are not as large.
             match self.open_here(service, options, allowed, requests).boxed().await {
                 Ok(opened) => {

@@ -305,16 +305,19 @@ mod tests {
     use super::*;
     use crate::client::{DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT};
 
-    fn balanced() -> Balanced {
-        let defaults = Defaults {
+    fn defaults() -> Defaults {
+        Defaults {
             strategy: macula_select::Strategy::First,
             timeout: DEFAULT_TIMEOUT,
             attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
             stream_attempt_timeout: None,
             zone: None,
             budget: macula_select::BudgetConfig::default(),
-        };
-        Balanced::new(&defaults, 1)
+        }
+    }
+
+    fn balanced() -> Balanced {
+        Balanced::new(&defaults(), 1)
     }
 
     fn id(number: u8) -> NodeId {
@@ -353,15 +356,7 @@ mod tests {
 
     #[test]
     fn names_that_peers_make_up_cost_nothing_of_what_is_known_of_ones_own() {
-        let defaults = Defaults {
-            strategy: macula_select::Strategy::First,
-            timeout: DEFAULT_TIMEOUT,
-            attempt_timeout: DEFAULT_ATTEMPT_TIMEOUT,
-            stream_attempt_timeout: None,
-            zone: None,
-            budget: macula_select::BudgetConfig::default(),
-        };
-        let services = Services::new(1, defaults);
+        let services = Services::new(1, defaults());
         let name = |text: String| ServiceName::new(&text).unwrap();
         let own: Vec<_> = (0..MAX_SERVICES).map(|n| name(format!("own.{n}"))).collect();
         let known: Vec<_> = own.iter().map(|name| Arc::downgrade(&services.of(name))).collect();

@@ -130,7 +130,7 @@ impl Channel {
         options.method = method;
         let asked = convert::timeout(request.headers()).or(options.timeout);
         options.timeout = asked.map(|timeout| timeout.min(MAX_CALL_TIMEOUT));
-        let request = match client.local() {
+        let request = match client.local().filter(|server| server.serves(&service)) {
             // Boxed, so that calls of others are not as large.
             Some(_) => match here::call(&client, &service, &options, request).boxed().await {
                 Ok(answer) => return answer,
