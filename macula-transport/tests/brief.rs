@@ -109,6 +109,18 @@ struct Test {
 }
 
 impl Test {
+    /// Replies that have moved, as many as there are places for, and that never end.
+    async fn fill_places(&mut self) -> Vec<Replies> {
+        let mut moved = Vec::new();
+        for _ in 0..MAX_MOVED_REPLIES {
+            let mut replies = self.open("5 flush hang").await;
+            self.seen(Seen::Started).await;
+            assert_eq!(replies.next().await.unwrap().unwrap().len(), 5);
+            moved.push(replies);
+        }
+        moved
+    }
+
     async fn start() -> Self {
         Self::with(client().await).await
     }
@@ -437,13 +449,7 @@ async fn so_many_replies_have_moved_at_a_time_and_large_ones_have_room_beside_th
         .await
         .unwrap();
     let mut test = Test::with(caller).await;
-    let mut moved = Vec::new();
-    for _ in 0..MAX_MOVED_REPLIES {
-        let mut replies = test.open("5 flush hang").await;
-        test.seen(Seen::Started).await;
-        assert_eq!(replies.next().await.unwrap().unwrap().len(), 5);
-        moved.push(replies);
-    }
+    let mut moved = test.fill_places().await;
     let mut waits = test.open("7 flush gate 8").await;
     test.seen(Seen::Started).await;
     assert!(waits.next().now_or_never().is_none());
@@ -469,13 +475,7 @@ async fn so_many_replies_have_moved_at_a_time_and_large_ones_have_room_beside_th
 #[tokio::test]
 async fn f7_a_reply_that_finds_no_room_to_move_ends_at_the_deadline() {
     let mut test = Test::start().await;
-    let mut moved = Vec::new();
-    for _ in 0..MAX_MOVED_REPLIES {
-        let mut replies = test.open("5 flush hang").await;
-        test.seen(Seen::Started).await;
-        assert_eq!(replies.next().await.unwrap().unwrap().len(), 5);
-        moved.push(replies);
-    }
+    let moved = test.fill_places().await;
     for script in ["7 flush 8", "17000"] {
         let mut late = test.open_for(script, Duration::from_millis(100)).await;
         test.seen(Seen::Started).await;
@@ -566,13 +566,7 @@ async fn a_handler_that_gives_up_a_message_halfway_fails_its_call() {
 #[tokio::test]
 async fn a_message_given_up_before_its_turn_to_move_is_not_left_out_of_a_success() {
     let mut test = Test::start().await;
-    let mut moved = Vec::new();
-    for _ in 0..MAX_MOVED_REPLIES {
-        let mut replies = test.open("5 flush hang").await;
-        test.seen(Seen::Started).await;
-        assert_eq!(replies.next().await.unwrap().unwrap().len(), 5);
-        moved.push(replies);
-    }
+    let _moved = test.fill_places().await;
     for (script, before) in [
         ("abandon", vec![]),
         ("1 abandon", vec![1]),

@@ -53,6 +53,20 @@ pub(crate) struct Service {
     pub(crate) events: Events,
 }
 
+/// Serves it on two nodes of a mesh in memory, `a` and `b`, and gives what happens in its handlers.
+#[cfg(feature = "testing")]
+pub(crate) fn serve_on_two(mesh: &macula_rpc::testing::Mesh) -> mpsc::UnboundedReceiver<&'static str> {
+    let (events, heard) = mpsc::unbounded_channel();
+    for name in ["a", "b"] {
+        let (name, events) = (name.to_owned(), events.clone());
+        let server = mesh.node(&name).server();
+        server
+            .serve_tonic(ConformanceServer::new(Service { name, events }))
+            .unwrap();
+    }
+    heard
+}
+
 /// What happens in a handler, for tests that wait for it.
 pub(crate) type Events = mpsc::UnboundedSender<&'static str>;
 

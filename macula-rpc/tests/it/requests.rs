@@ -169,22 +169,13 @@ mod stubs {
 
     use super::*;
     use crate::conformance::{
-        Service,
-        schema::{
-            Request, StreamRequest, conformance_client::ConformanceClient, conformance_server::ConformanceServer,
-        },
+        schema::{Request, StreamRequest, conformance_client::ConformanceClient},
+        serve_on_two,
     };
 
     fn stub() -> (Mesh, ConformanceClient<Channel>, mpsc::UnboundedReceiver<&'static str>) {
         let mesh = Mesh::new(12);
-        let (events, heard) = mpsc::unbounded_channel();
-        for name in ["a", "b"] {
-            let (name, events) = (name.to_owned(), events.clone());
-            let server = mesh.node(&name).server();
-            server
-                .serve_tonic(ConformanceServer::new(Service { name, events }))
-                .unwrap();
-        }
+        let heard = serve_on_two(&mesh);
         let stub = ConformanceClient::new(Channel::new(mesh.node("caller").client()));
         (mesh, stub, heard)
     }

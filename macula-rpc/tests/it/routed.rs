@@ -209,21 +209,12 @@ async fn stubs_go_through_a_router() {
     use tonic::Code;
 
     use crate::conformance::{
-        Service,
-        schema::{
-            self, Empty, StreamRequest, conformance_client::ConformanceClient, conformance_server::ConformanceServer,
-        },
+        schema::{self, Empty, StreamRequest, conformance_client::ConformanceClient},
+        serve_on_two,
     };
 
     let (mesh, client, _kept) = routed().await;
-    let (events, _heard) = mpsc::unbounded_channel();
-    for name in ["a", "b"] {
-        let (name, events) = (name.to_owned(), events.clone());
-        let server = mesh.node(&name).server();
-        server
-            .serve_tonic(ConformanceServer::new(Service { name, events }))
-            .unwrap();
-    }
+    let _heard = serve_on_two(&mesh);
     let channel = Channel::new(client).with_timeout(Duration::from_secs(60));
     let mut stub = ConformanceClient::new(channel.with_attempt_timeout(Duration::from_secs(5)));
     let request = |bytes: usize, reply_bytes| schema::Request {

@@ -243,22 +243,14 @@ async fn a_node_serves_its_own_calls_when_its_client_is_told_to_and_does_not_dia
 #[tokio::test(start_paused = true)]
 async fn generated_stubs_are_on_it_as_on_any_mesh() {
     use macula_rpc::Channel;
-    use tokio::sync::mpsc;
 
     use crate::conformance::{
-        Service,
-        schema::{Empty, Request, conformance_client::ConformanceClient, conformance_server::ConformanceServer},
+        schema::{Empty, Request, conformance_client::ConformanceClient},
+        serve_on_two,
     };
 
     let mesh = Mesh::new(7);
-    let (events, _watched) = mpsc::unbounded_channel();
-    for name in ["a", "b"] {
-        let (name, events) = (name.to_owned(), events.clone());
-        let server = mesh.node(&name).server();
-        server
-            .serve_tonic(ConformanceServer::new(Service { name, events }))
-            .unwrap();
-    }
+    let _watched = serve_on_two(&mesh);
     let client = mesh.node("caller").client_builder().strategy(Strategy::First).build();
     let mut stub = ConformanceClient::new(Channel::new(client.clone()).with_attempt_timeout(Duration::from_secs(5)));
     let provider = async |stub: &mut ConformanceClient<Channel>| {
