@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, sync::Arc};
 
-use macula_wire::{Endpoint, MAX_ENDPOINTS, NodeId};
+use macula_wire::{Address, MAX_ENDPOINTS, NodeId};
 
 /// A node of the DHT and where it listens. One pointer: clones share what it points to, and tables hold hundreds.
 #[derive(Clone, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct Contact(Arc<Inner>);
 #[derive(Clone, PartialEq, Eq)]
 struct Inner {
     node_id: NodeId,
-    endpoints: Box<[Endpoint]>,
+    endpoints: Box<[Address]>,
     observed: Option<IpAddr>,
     /// That of the address: it is asked for with every request, and an endpoint's host is text.
     subnet: Subnet,
@@ -22,9 +22,9 @@ struct Inner {
 impl Contact {
     /// A contact that listens at `endpoints`, the preferred one first; what is beyond [`MAX_ENDPOINTS`] is left out.
     #[must_use]
-    pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+    pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Address>) -> Self {
         let endpoints: Box<[_]> = endpoints.into_iter().take(MAX_ENDPOINTS).collect();
-        let claimed = endpoints.first().and_then(Endpoint::ip);
+        let claimed = endpoints.first().and_then(Address::ip);
         Self(Arc::new(Inner {
             node_id,
             observed: None,
@@ -57,14 +57,14 @@ impl Contact {
 
     /// Where it listens, the preferred endpoint first.
     #[must_use]
-    pub fn endpoints(&self) -> &[Endpoint] {
+    pub fn endpoints(&self) -> &[Address] {
         &self.0.endpoints
     }
 
     /// The address it was seen at, or else the one its first endpoint names.
     #[must_use]
     pub fn ip(&self) -> Option<IpAddr> {
-        let claimed = || self.0.endpoints.first().and_then(Endpoint::ip);
+        let claimed = || self.0.endpoints.first().and_then(Address::ip);
         self.0.observed.or_else(|| claimed().map(|ip| ip.to_canonical()))
     }
 
@@ -112,7 +112,7 @@ pub enum Seed {
     /// A node whose id is known.
     Known(Contact),
     /// An address whose node is to be asked for its id, trusted on first use. A host name may stand for several addresses.
-    At(Endpoint),
+    At(Address),
 }
 
 impl From<Contact> for Seed {
@@ -121,8 +121,8 @@ impl From<Contact> for Seed {
     }
 }
 
-impl From<Endpoint> for Seed {
-    fn from(endpoint: Endpoint) -> Self {
+impl From<Address> for Seed {
+    fn from(endpoint: Address) -> Self {
         Self::At(endpoint)
     }
 }

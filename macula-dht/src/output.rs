@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use macula_wire::{Endpoint, NodeId, ServiceKey, VerifiedProvider};
+use macula_wire::{Address, NodeId, ServiceKey, VerifiedProvider};
 
 use crate::{BackendError, Contact, MessageError, Refusal, Request, Response, Role};
 
@@ -81,7 +81,7 @@ pub enum Output {
         /// The number to report under.
         id: RequestId,
         /// Where to ask.
-        endpoint: Endpoint,
+        endpoint: Address,
     },
     /// Something happened.
     Event(Event),

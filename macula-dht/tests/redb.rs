@@ -156,7 +156,7 @@ fn seeds_take_part_in_a_join_from_kept_contacts() {
         .commit(&[Change::Contacts(vec![StoredContact(contact_of(1))])])
         .unwrap();
     let mut dht = start(&home.file(), now, Duration::ZERO);
-    let address: macula_wire::Endpoint = "seed.example:4433".parse().unwrap();
+    let address: macula_wire::Address = "seed.example:4433".parse().unwrap();
     dht.bootstrap(now, [address.clone().into(), contact_of(2).into()]);
     let (mut asked, mut identified) = (Vec::new(), None);
     for output in drain(&mut dht) {

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use macula_wire::Endpoint;
+use macula_wire::Address;
 
 use crate::BootstrapAddr;
 
@@ -15,13 +15,13 @@ const ANYWHERE_V6: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001,
 /// interface that leads to the first bootstrap node.
 ///
 /// Looks at the routing table only: connecting a UDP socket sends nothing.
-pub(crate) fn reachable(bound: SocketAddr, bootstrap: &[BootstrapAddr]) -> Option<Endpoint> {
+pub(crate) fn reachable(bound: SocketAddr, bootstrap: &[BootstrapAddr]) -> Option<Address> {
     let ip = if bound.ip().is_unspecified() {
         outgoing(bound, bootstrap)
     } else {
         bound.ip()
     };
-    Endpoint::try_from(SocketAddr::new(ip, bound.port())).ok()
+    Address::try_from(SocketAddr::new(ip, bound.port())).ok()
 }
 
 /// Of the family that the socket is bound in: an address of the other could not be reached.

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use macula_wire::{Endpoint, EndpointError, NodeId, ParseNodeIdError};
+use macula_wire::{Address, AddressError, NodeId, ParseNodeIdError};
 
 /// Where to get into the mesh: `host:port`, or `NODEID@host:port` to accept that node only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -10,7 +10,7 @@ pub struct BootstrapAddr {
     /// Who must answer there; without it, whoever does is trusted on first use.
     pub node_id: Option<NodeId>,
     /// Where the node listens.
-    pub endpoint: Endpoint,
+    pub endpoint: Address,
 }
 
 /// The text is not a bootstrap address.
@@ -22,7 +22,7 @@ pub enum ParseBootstrapError {
     NodeId(#[from] ParseNodeIdError),
     /// The rest is not an endpoint.
     #[error(transparent)]
-    Endpoint(#[from] EndpointError),
+    Address(#[from] AddressError),
 }
 
 impl FromStr for BootstrapAddr {
@@ -40,8 +40,8 @@ impl FromStr for BootstrapAddr {
     }
 }
 
-impl From<Endpoint> for BootstrapAddr {
-    fn from(endpoint: Endpoint) -> Self {
+impl From<Address> for BootstrapAddr {
+    fn from(endpoint: Address) -> Self {
         Self {
             node_id: None,
             endpoint,
@@ -95,7 +95,7 @@ mod tests {
         assert!(matches!(error("xyz@node1:9443"), ParseBootstrapError::NodeId(_)));
         assert!(matches!(
             error("node1"),
-            ParseBootstrapError::Endpoint(EndpointError::NoPort)
+            ParseBootstrapError::Address(AddressError::NoPort)
         ));
     }
 }

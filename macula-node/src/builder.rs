@@ -12,7 +12,7 @@ use macula_rpc::{
 };
 use macula_transport::{BindError, Config, Identity, IdentityError};
 use macula_wire::{
-    Advertisement, DEFAULT_TTL, Endpoint, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
+    Address, Advertisement, DEFAULT_TTL, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
 };
 
 use crate::{BootstrapAddr, Node, data::Kept};
@@ -34,7 +34,7 @@ pub struct NodeBuilder {
     data: Option<std::path::PathBuf>,
     pub(crate) realm: Realm,
     pub(crate) listen: Option<SocketAddr>,
-    pub(crate) advertise: Vec<Endpoint>,
+    pub(crate) advertise: Vec<Address>,
     pub(crate) bootstrap: Vec<BootstrapAddr>,
     pub(crate) mode: Mode,
     pub(crate) ttl: Duration,
@@ -161,7 +161,7 @@ impl NodeBuilder {
 
     /// Sets what others should dial; without it, the address listened on, or the address of the interface that leads to the
     /// first bootstrap node when that is every address.
-    pub fn advertise(mut self, endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+    pub fn advertise(mut self, endpoints: impl IntoIterator<Item = Address>) -> Self {
         self.advertise.extend(endpoints);
         self
     }
@@ -376,7 +376,7 @@ impl NodeBuilder {
     }
 
     /// What the node says of itself under each of its services.
-    pub(crate) fn advertisement(&self, endpoints: &[Endpoint]) -> Advertisement {
+    pub(crate) fn advertisement(&self, endpoints: &[Address]) -> Advertisement {
         let plain = Advertisement::new(endpoints.iter().cloned())
             .with_ttl(self.ttl)
             .with_weight(self.weight);

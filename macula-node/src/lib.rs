@@ -25,7 +25,7 @@ pub use macula_rpc::{Channel, TonicServices};
 pub use macula_transport::{
     BindError, Config as TransportConfig, DialError, Identity, IdentityError, Limits, PoolConfig, PoolStats, Timers,
 };
-pub use macula_wire::{Endpoint, EndpointError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
+pub use macula_wire::{Address, AddressError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, ServeError};
 
 /// The examples of the project's README, which is written for this crate's users too.

@@ -14,7 +14,7 @@ use macula_transport::{
     CallKind, Config, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages,
     PeerInfo, PoolStats, Protocol, Reply, Role,
 };
-use macula_wire::{Advertisement, Endpoint, NameError, NodeId, Realm, ServiceKey, ServiceName};
+use macula_wire::{Address, Advertisement, NameError, NodeId, Realm, ServiceKey, ServiceName};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
@@ -52,7 +52,7 @@ struct Inner {
     client: Client,
     directory: Directory,
     publisher: Publisher,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Address>,
     progress: watch::Receiver<Progress>,
     task: JoinHandle<()>,
 }
@@ -205,7 +205,7 @@ impl Node {
 
     /// Where others are told to dial, the preferred endpoint first; none for a client.
     #[must_use]
-    pub fn endpoints(&self) -> &[Endpoint] {
+    pub fn endpoints(&self) -> &[Address] {
         &self.inner.endpoints
     }
 

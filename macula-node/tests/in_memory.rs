@@ -23,7 +23,7 @@ fn addr(n: u8) -> SocketAddr {
 
 /// A node that serves, and gets in through the first one.
 async fn node(network: &Network, n: u8) -> Node {
-    let first = BootstrapAddr::from(macula_wire::Endpoint::try_from(addr(1)).unwrap());
+    let first = BootstrapAddr::from(macula_wire::Address::try_from(addr(1)).unwrap());
     let echo = async |request: Request| Ok::<_, Status>(request.into_payload());
     let node = Node::builder()
         .network(network)
@@ -182,7 +182,7 @@ async fn a_client_leaves_at_once() {
 async fn a_nodes_calls_and_services_are_as_it_was_told() {
     let network = Network::new(9);
     let start = async |n: u8, node: NodeBuilder| {
-        let first = BootstrapAddr::from(macula_wire::Endpoint::try_from(addr(1)).unwrap());
+        let first = BootstrapAddr::from(macula_wire::Address::try_from(addr(1)).unwrap());
         let identity = Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN]));
         let node = node.network(&network).identity(identity).listen(addr(n));
         let node = node.bootstrap((n > 1).then_some(first)).start().await.unwrap();
@@ -233,7 +233,7 @@ async fn a_nodes_calls_and_services_are_as_it_was_told() {
 async fn n3_a_call_goes_through_the_router_when_the_directory_gives_no_answer() {
     let network = Network::new(10);
     let identity = |n: u8| Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN]));
-    let endpoint = |n| macula_wire::Endpoint::try_from(addr(n)).unwrap();
+    let endpoint = |n| macula_wire::Address::try_from(addr(n)).unwrap();
     // Neither knows anything of a DHT.
     let bind = async |n: u8, server: Server| {
         let config = Config::new(identity(n)).with_role(Role::Node).with_listen(addr(n));

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use macula_select::StopReason;
 use macula_transport::Pushback;
-use macula_wire::{Endpoint, NameError, NodeId, ServiceName};
+use macula_wire::{Address, NameError, NodeId, ServiceName};
 
 use crate::{CodecError, ResolveError, Status};
 
@@ -15,7 +15,7 @@ pub struct Attempt {
     /// The provider tried.
     pub node_id: NodeId,
     /// Where it was tried: the address connected to, or dialed in vain; its preferred endpoint when the attempt did not get so far.
-    pub endpoint: Option<Endpoint>,
+    pub endpoint: Option<Address>,
     /// When the attempt started, from the start of the call.
     pub started: Duration,
     /// How long it took.

@@ -43,7 +43,7 @@ pub use handler::{Handler, Typed, typed};
 pub use limit::Limited;
 pub use macula_select::{Backoff, BudgetConfig, Hedge, RetryPolicy, StopReason, Strategy};
 pub use macula_transport::{Metadata, Pushback};
-pub use macula_wire::{Endpoint, NameError, NodeId, ServiceName, StatusCode};
+pub use macula_wire::{Address, NameError, NodeId, ServiceName, StatusCode};
 pub use request::{Request, Response};
 pub use resolve::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
 pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, ServeError, Server};

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use macula_wire::{Endpoint, NodeId, ServiceName};
+use macula_wire::{Address, NodeId, ServiceName};
 
 use crate::keyed::Keyed;
 
@@ -20,7 +20,7 @@ pub struct Provider {
     /// The provider's identity: the connection is refused unless the peer proves it.
     pub node_id: NodeId,
     /// Where it listens, the preferred endpoint first.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Vec<Address>,
     /// Relative capacity, at least 1.
     pub weight: u32,
     /// Where it runs, when it says so.
@@ -32,7 +32,7 @@ pub struct Provider {
 impl Provider {
     /// A provider of weight 1 that listens at `endpoints`.
     #[must_use]
-    pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+    pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Address>) -> Self {
         Self {
             node_id,
             endpoints: endpoints.into_iter().collect(),

@@ -30,7 +30,7 @@ pub struct Config {
     pub(crate) realm: Realm,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) role: Role,
-    pub(crate) advertise: Vec<macula_wire::Endpoint>,
+    pub(crate) advertise: Vec<macula_wire::Address>,
     pub(crate) agent: String,
     pub(crate) limits: Limits,
     pub(crate) timers: Timers,
@@ -87,7 +87,7 @@ impl Config {
     /// An endpoint that listens on port 0 learns its port when it is bound:
     /// [`Endpoint::set_advertised`](crate::Endpoint::set_advertised) tells it then.
     #[must_use]
-    pub fn with_advertised(mut self, endpoints: impl IntoIterator<Item = macula_wire::Endpoint>) -> Self {
+    pub fn with_advertised(mut self, endpoints: impl IntoIterator<Item = macula_wire::Address>) -> Self {
         self.advertise = endpoints.into_iter().take(macula_wire::MAX_ENDPOINTS).collect();
         self
     }

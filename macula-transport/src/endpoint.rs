@@ -35,8 +35,7 @@ const FAREWELL: Duration = Duration::from_millis(250);
 
 /// A node's place on the network: a UDP socket, an identity, and the connections made from and to it.
 ///
-/// Not to be mixed up with [`macula_wire::Endpoint`], which is only an address. Dropping it closes everything at once;
-/// [`Endpoint::shutdown`] parts without failing a call.
+/// Dropping it closes everything at once; [`Endpoint::shutdown`] leaves without failing a call.
 #[derive(Debug)]
 pub struct Endpoint {
     inner: Arc<Inner>,
@@ -58,7 +57,7 @@ pub(crate) struct Inner {
     local_addr: SocketAddr,
     tls: Tls,
     transport: Arc<quinn::TransportConfig>,
-    advertised: RwLock<Vec<macula_wire::Endpoint>>,
+    advertised: RwLock<Vec<macula_wire::Address>>,
     draining: AtomicBool,
     handshakes: Handshakes,
 }
@@ -159,7 +158,7 @@ impl Endpoint {
     }
 
     /// Sets where new peers are told this node listens, as [`Config::with_advertised`].
-    pub fn set_advertised(&self, endpoints: impl IntoIterator<Item = macula_wire::Endpoint>) {
+    pub fn set_advertised(&self, endpoints: impl IntoIterator<Item = macula_wire::Address>) {
         let endpoints = endpoints.into_iter().take(macula_wire::MAX_ENDPOINTS).collect();
         *self
             .inner

@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use macula_wire::{EndpointError, FrameError, NodeId, StatusCode};
+use macula_wire::{AddressError, FrameError, NodeId, StatusCode};
 
 /// TLS could not be set up: the identity's key or the cryptographic provider is not usable.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -99,7 +99,7 @@ pub enum DialError {
     #[error("cannot resolve {endpoint}")]
     Resolve {
         /// The endpoint that names the host.
-        endpoint: macula_wire::Endpoint,
+        endpoint: macula_wire::Address,
         /// What the system said.
         source: Arc<io::Error>,
     },
@@ -225,7 +225,7 @@ pub enum HelloError {
     Malformed,
     /// The peer names an endpoint that cannot be read.
     #[error("the peer names an endpoint that cannot be read")]
-    Endpoint(#[from] EndpointError),
+    Address(#[from] AddressError),
     /// The peer's introduction is not framed as it should be.
     #[error("the peer's introduction cannot be read")]
     Frame(#[from] FrameError),

@@ -69,7 +69,7 @@ impl Handshakes {
 pub(crate) async fn dial(
     inner: &Arc<Inner>,
     expected: Option<NodeId>,
-    endpoints: &[macula_wire::Endpoint],
+    endpoints: &[macula_wire::Address],
 ) -> Result<Established, DialError> {
     let start = Instant::now();
     let deadline = start + inner.config.timers.connect;
@@ -105,7 +105,7 @@ pub(crate) async fn dial(
 }
 
 /// The addresses of the endpoints in their order, IPv6 and IPv4 taking turns.
-async fn resolve(endpoints: &[macula_wire::Endpoint]) -> (Vec<SocketAddr>, Option<DialError>) {
+async fn resolve(endpoints: &[macula_wire::Address]) -> (Vec<SocketAddr>, Option<DialError>) {
     let mut addresses = Vec::new();
     let mut error = None;
     for endpoint in endpoints.iter().take(macula_wire::MAX_ENDPOINTS) {

@@ -23,7 +23,7 @@ pub(crate) const MAX_AGENT_BYTES: usize = 64;
 const MIN_PEER_MESSAGE_BYTES: u32 = 64 * 1024;
 
 /// What this node says of itself.
-pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Endpoint]) -> proto::Hello {
+pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Address]) -> proto::Hello {
     let saturated = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     proto::Hello {
         version: VERSION,
@@ -92,7 +92,7 @@ impl HelloError {
         match self {
             Self::Realm => CloseCode::Realm,
             Self::Version { .. } => CloseCode::Version,
-            Self::Malformed | Self::Endpoint(_) | Self::Frame(_) | Self::TimedOut | Self::Lost(_) | Self::Ended => {
+            Self::Malformed | Self::Address(_) | Self::Frame(_) | Self::TimedOut | Self::Lost(_) | Self::Ended => {
                 CloseCode::Protocol
             }
         }
@@ -130,7 +130,7 @@ mod tests {
         let nonsense = vec!["not an endpoint".to_owned()];
         assert!(matches!(
             heard(|hello| hello.endpoints = nonsense),
-            Err(HelloError::Endpoint(_))
+            Err(HelloError::Address(_))
         ));
         assert_eq!(heard(|hello| hello.realm = Bytes::new()), Err(HelloError::Realm));
         assert!(matches!(

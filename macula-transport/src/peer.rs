@@ -41,7 +41,7 @@ pub struct PeerInfo {
     /// What it does in the mesh.
     pub role: Role,
     /// Where it listens; empty for a client. At most [`macula_wire::MAX_ENDPOINTS`].
-    pub endpoints: Vec<macula_wire::Endpoint>,
+    pub endpoints: Vec<macula_wire::Address>,
     /// Where its packets come from.
     pub remote_addr: SocketAddr,
     /// Its software and version, for a person.

@@ -41,7 +41,7 @@ async fn host(network: &Network, n: u8) -> Endpoint {
     Endpoint::bind(config(network, n), Service).await.unwrap()
 }
 
-fn at(n: u8) -> [macula_wire::Endpoint; 1] {
+fn at(n: u8) -> [macula_wire::Address; 1] {
     [std::net::SocketAddr::from(([10, 0, 0, n], 9443)).try_into().unwrap()]
 }
 

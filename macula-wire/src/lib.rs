@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+mod address;
 mod call;
-mod endpoint;
 mod frame;
 mod hash;
 mod key;
@@ -31,8 +31,8 @@ pub mod proto {
     pub use crate::r#gen::v1::*;
 }
 
+pub use address::{Address, AddressError};
 pub use call::{CallFrameError, MAX_CALL_METADATA_ENTRIES};
-pub use endpoint::{Endpoint, EndpointError};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
 pub use key::ServiceKey;
 pub use name::{MAX_NAME_BYTES, NameError, Realm, RealmHash, ServiceName};

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use ed25519_dalek::{Signature, VerifyingKey};
 use prost::Message;
 
-use crate::{Endpoint, EndpointError, NodeId, RealmHash, ServiceKey, Signer, proto};
+use crate::{Address, AddressError, NodeId, RealmHash, ServiceKey, Signer, proto};
 
 /// The shortest validity of a record.
 pub const MIN_TTL: Duration = Duration::from_secs(20);
@@ -60,7 +60,7 @@ pub enum RecordError {
     TooManyEndpoints(usize),
     /// An endpoint cannot be read.
     #[error("the record has an endpoint that cannot be read")]
-    BadEndpoint(#[from] EndpointError),
+    BadEndpoint(#[from] AddressError),
     /// The metadata has too many entries, a key that is too long or empty, or keys out of order.
     #[error(
         "a record's metadata has at most {MAX_METADATA_ENTRIES} entries with keys of 1 to {MAX_METADATA_KEY_BYTES} bytes"
@@ -80,7 +80,7 @@ pub enum RecordError {
 /// What a provider says of itself (D11).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advertisement {
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Address>,
     metadata: BTreeMap<String, Bytes>,
     weight: u32,
     zone: Option<String>,
@@ -91,7 +91,7 @@ impl Advertisement {
     /// An advertisement of a provider that listens at `endpoints`, the preferred one first: weight 1, no zone, no metadata,
     /// valid for [`DEFAULT_TTL`].
     #[must_use]
-    pub fn new(endpoints: impl IntoIterator<Item = Endpoint>) -> Self {
+    pub fn new(endpoints: impl IntoIterator<Item = Address>) -> Self {
         Self {
             endpoints: endpoints.into_iter().collect(),
             metadata: BTreeMap::new(),
@@ -131,7 +131,7 @@ impl Advertisement {
 
     /// Where the provider listens, the preferred endpoint first.
     #[must_use]
-    pub fn endpoints(&self) -> &[Endpoint] {
+    pub fn endpoints(&self) -> &[Address] {
         &self.endpoints
     }
 

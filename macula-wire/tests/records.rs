@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use macula_wire::{
-    Advertisement, Endpoint, MAX_ENDPOINTS, MAX_RECORD_BYTES, MAX_TTL, MIN_TTL, Realm, RecordError, SecretKey,
+    Address, Advertisement, MAX_ENDPOINTS, MAX_RECORD_BYTES, MAX_TTL, MIN_TTL, Realm, RecordError, SecretKey,
     ServiceKey, ServiceName, SignedProvider, Signer, VerifiedProvider, proto,
 };
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ fn key(service: &str) -> ServiceKey {
     ServiceKey::new(&realm(), &ServiceName::new(service).unwrap())
 }
 
-fn endpoint(port: u16) -> Endpoint {
+fn endpoint(port: u16) -> Address {
     format!("node{port}.example:{port}").parse().unwrap()
 }
 
@@ -82,14 +82,14 @@ proptest! {
         let node = macula_wire::NodeId::from_bytes(id);
         prop_assert_eq!(node.to_string().parse(), Ok(node));
         for ip in [std::net::IpAddr::from(v6.to_be_bytes()), std::net::IpAddr::from(v4.to_be_bytes())] {
-            let endpoint = Endpoint::try_from(std::net::SocketAddr::new(ip, port)).unwrap();
+            let endpoint = Address::try_from(std::net::SocketAddr::new(ip, port)).unwrap();
             prop_assert_eq!(endpoint.to_string().parse(), Ok(endpoint));
         }
     }
 
     #[test]
     fn arbitrary_text_never_panics(text: String) {
-        let _ = (ServiceName::new(&text), text.parse::<Endpoint>(), text.parse::<macula_wire::NodeId>());
+        let _ = (ServiceName::new(&text), text.parse::<Address>(), text.parse::<macula_wire::NodeId>());
     }
 }
 
@@ -189,8 +189,8 @@ fn names_are_checked_with_a_reason() {
 
 #[test]
 fn endpoints_are_checked_with_a_reason() {
-    use macula_wire::EndpointError::{BadHost, BadPort, NoPort};
-    let error = |text: &str| text.parse::<Endpoint>().unwrap_err();
+    use macula_wire::AddressError::{BadHost, BadPort, NoPort};
+    let error = |text: &str| text.parse::<Address>().unwrap_err();
     assert_eq!(error("node1"), NoPort);
     assert_eq!(error("node1:0"), BadPort);
     assert_eq!(error("node1:+1"), BadPort);
@@ -199,11 +199,11 @@ fn endpoints_are_checked_with_a_reason() {
     assert_eq!(error("a b:1"), BadHost);
     assert_eq!(error("::1:9443"), BadHost);
     assert_eq!(
-        "[::1]:9443".parse::<Endpoint>().unwrap().to_string(),
+        "[::1]:9443".parse::<Address>().unwrap().to_string(),
         "https://[::1]:9443"
     );
     assert_eq!(
-        "https://Node1:9443".parse::<Endpoint>().unwrap().to_string(),
+        "https://Node1:9443".parse::<Address>().unwrap().to_string(),
         "https://node1:9443"
     );
 }

@@ -91,7 +91,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut rng = Rng(1);
 
     let mut ours = RoutingTable::new(NodeId::from_bytes(rng.bytes()), Diversity::default(), now);
-    let endpoint: macula_wire::Endpoint = "10.0.0.1:4433".parse()?;
+    let endpoint: macula_wire::Address = "10.0.0.1:4433".parse()?;
     for _ in 0..SEEN {
         ours.insert(
             now,

@@ -10,7 +10,7 @@ use macula_dht::{
     Config, Contact, Dht, Event, K, Memory, Output, Peer, Point, QueryId, QueryResult, Reply, Request, RequestId,
     Response, Role, Seed, Stats, Want,
 };
-use macula_wire::{Advertisement, Endpoint, NodeId, Realm, SecretKey, ServiceKey, Signer};
+use macula_wire::{Address, Advertisement, NodeId, Realm, SecretKey, ServiceKey, Signer};
 
 use crate::queue::Queue;
 
@@ -158,7 +158,7 @@ pub(crate) struct Net {
     /// Messages a second of processor time while nothing but lookups went on.
     pub(crate) lookup_rate: f64,
     pub(crate) news: Vec<News>,
-    endpoint: Endpoint,
+    endpoint: Address,
     index: HashMap<NodeId, u32, BuildHasherDefault<IdHasher>>,
     /// Every node by its point.
     sorted: Vec<(Point, u32)>,

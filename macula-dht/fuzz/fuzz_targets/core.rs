@@ -16,7 +16,7 @@ use macula_dht::{
     Request, RequestFailed, Response, Role, Seed, StoredContact, StoredRecord, Want,
 };
 use macula_wire::{
-    Advertisement, Endpoint, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider,
+    Advertisement, Address, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider,
 };
 
 const EPOCH_MS: u64 = 1_800_000_000_000;
@@ -169,7 +169,7 @@ fn record(by: u8, key: ServiceKey, unix_ms: u64, age: u16, withdrawn: bool) -> O
 }
 
 fn contact(n: u8) -> Contact {
-    let endpoint: Endpoint = format!("10.0.0.{n}:4433").parse().expect("an endpoint");
+    let endpoint: Address = format!("10.0.0.{n}:4433").parse().expect("an endpoint");
     Contact::new(NodeId::from_bytes([n; 32]), [endpoint])
 }
 

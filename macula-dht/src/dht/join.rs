@@ -10,7 +10,7 @@ use std::{
     time::Instant,
 };
 
-use macula_wire::{Endpoint, Signer};
+use macula_wire::{Address, Signer};
 
 use super::{Dht, MAX_REMEMBERED, MAX_SEEDS, queries::Goal};
 use crate::{
@@ -34,9 +34,9 @@ const SMALL: usize = 2 * K;
 #[derive(Debug, Default)]
 pub(super) struct Joining {
     known: Vec<Contact>,
-    addresses: Vec<Endpoint>,
+    addresses: Vec<Address>,
     /// Addresses where nobody but this node was found; others may be there later.
-    own_addresses: Vec<Endpoint>,
+    own_addresses: Vec<Address>,
     /// The address that was asked again, and nothing hangs on it.
     asking_again: Option<RequestId>,
     /// Which address that is the next time.
@@ -44,7 +44,7 @@ pub(super) struct Joining {
     /// Peers that left the table, the latest last.
     remembered: VecDeque<Contact>,
     /// Addresses being asked who listens there.
-    identifying: BTreeMap<RequestId, Endpoint>,
+    identifying: BTreeMap<RequestId, Address>,
     identify_until: Option<Tick>,
     query: Option<QueryId>,
     /// When to try again.
@@ -177,7 +177,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     /// Has it found out who listens at these addresses.
-    fn identify(&mut self, now: Instant, addresses: Vec<Endpoint>) {
+    fn identify(&mut self, now: Instant, addresses: Vec<Address>) {
         for endpoint in addresses {
             let id = self.next_request();
             self.joining.identifying.insert(id, endpoint.clone());

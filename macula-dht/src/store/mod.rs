@@ -143,7 +143,7 @@ pub struct Usage {
 /// use std::time::{Duration, Instant};
 ///
 /// use macula_dht::{Clock, Contact, Inserted, Origin, ProviderStore, StoreLimits};
-/// use macula_wire::{Advertisement, Endpoint, Realm, SecretKey, ServiceKey, Signer, VerifiedProvider};
+/// use macula_wire::{Advertisement, Address, Realm, SecretKey, ServiceKey, Signer, VerifiedProvider};
 ///
 /// let (now, unix_ms) = (Instant::now(), 1_800_000_000_000);
 /// let mut store = ProviderStore::new(Clock::new(now, unix_ms), StoreLimits::default(), 7);
@@ -151,7 +151,7 @@ pub struct Usage {
 /// let key = ServiceKey::new(&realm, &"api.compute".parse()?);
 ///
 /// // What a provider signed and a peer delivered is verified, and then taken.
-/// let endpoint: Endpoint = "node1.example:4433".parse()?;
+/// let endpoint: Address = "node1.example:4433".parse()?;
 /// let advertisement = Advertisement::new([endpoint.clone()]).with_ttl(Duration::from_secs(60));
 /// let signed = VerifiedProvider::sign(&provider, &realm.hash(), &key, 1, unix_ms, &advertisement)?.to_signed();
 /// let peer = Contact::new(provider.node_id(), [endpoint]);

@@ -12,7 +12,7 @@ use std::{
 use macula_dht::{Contact, Seed};
 use macula_rpc::{Provider, Routers};
 use macula_transport::{DialError, RequestError, Role};
-use macula_wire::{Endpoint, NodeId, ServiceKey};
+use macula_wire::{Address, NodeId, ServiceKey};
 use tokio::sync::watch;
 
 use super::requests::{self, Found};
@@ -25,7 +25,7 @@ pub struct TrustedPeer {
     /// Who answered.
     pub node_id: NodeId,
     /// Where it answered.
-    pub endpoint: Endpoint,
+    pub endpoint: Address,
 }
 
 /// How a node got into the mesh.
@@ -211,7 +211,7 @@ impl Joining {
     }
 
     /// An endpoint was asked who listens there: the contacts for the core, none when nobody does.
-    pub(super) fn identified(&mut self, endpoint: &Endpoint, found: Result<Vec<Found>, JoinCause>) -> Vec<Contact> {
+    pub(super) fn identified(&mut self, endpoint: &Address, found: Result<Vec<Found>, JoinCause>) -> Vec<Contact> {
         let address = BootstrapAddr::from(endpoint.clone());
         match found {
             Ok(mut found) => {
@@ -254,7 +254,7 @@ impl Joining {
 
     /// Notes who answered at an address without an id, and warns when it was somebody else before. A name may stand for several
     /// nodes, of which not all answer each time.
-    fn trust(&mut self, endpoint: &Endpoint, now: &BTreeSet<NodeId>) {
+    fn trust(&mut self, endpoint: &Address, now: &BTreeSet<NodeId>) {
         let trusted = &mut self.report.trusted_on_first_use;
         let before: BTreeSet<_> = trusted
             .iter()

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use macula_dht::{Contact, Peer, Reply, RequestFailed, RequestId, Response, Role};
 use macula_transport::{Connection, DialError, PeerInfo, Pool, Protocol, RequestError};
-use macula_wire::Endpoint;
+use macula_wire::Address;
 
 use super::JoinCause;
 
@@ -22,7 +22,7 @@ pub(super) enum Done {
     /// Who listens at the addresses of an endpoint, at least one node, or why nobody does.
     Identified {
         id: RequestId,
-        endpoint: Endpoint,
+        endpoint: Address,
         peers: Result<Vec<Found>, JoinCause>,
     },
 }
@@ -57,11 +57,11 @@ const OTHERS_WITHIN: Duration = Duration::from_millis(250);
 pub(super) struct Found {
     pub(super) peer: Arc<PeerInfo>,
     /// The address; or the name, when it stands for that address alone, which may be another one tomorrow.
-    pub(super) at: Endpoint,
+    pub(super) at: Address,
 }
 
 /// Finds out who listens at an endpoint: at its address, or at each of those that its host name stands for.
-pub(super) async fn identify(pool: Pool, id: RequestId, endpoint: Endpoint, within: Duration) -> Done {
+pub(super) async fn identify(pool: Pool, id: RequestId, endpoint: Address, within: Duration) -> Done {
     let search = async {
         let addresses = addresses(&endpoint).await?;
         identify_each(&pool, addresses).await
@@ -72,7 +72,7 @@ pub(super) async fn identify(pool: Pool, id: RequestId, endpoint: Endpoint, with
 }
 
 /// What is to be dialed for an endpoint.
-async fn addresses(endpoint: &Endpoint) -> Result<Vec<Endpoint>, JoinCause> {
+async fn addresses(endpoint: &Address) -> Result<Vec<Address>, JoinCause> {
     if endpoint.ip().is_some() {
         return Ok(vec![endpoint.clone()]);
     }
@@ -85,7 +85,7 @@ async fn addresses(endpoint: &Endpoint) -> Result<Vec<Endpoint>, JoinCause> {
     let found = tokio::net::lookup_host((endpoint.host(), endpoint.port())).await;
     let mut addresses: Vec<_> = found
         .map_err(unresolved)?
-        .filter_map(|addr| Endpoint::try_from(addr).ok())
+        .filter_map(|addr| Address::try_from(addr).ok())
         .collect();
     addresses.sort_unstable();
     addresses.dedup();
@@ -98,7 +98,7 @@ async fn addresses(endpoint: &Endpoint) -> Result<Vec<Endpoint>, JoinCause> {
 }
 
 /// Who listens at these addresses, as far as it is known soon after the first answer; why nobody does when none answers.
-async fn identify_each(pool: &Pool, addresses: Vec<Endpoint>) -> Result<Vec<Found>, JoinCause> {
+async fn identify_each(pool: &Pool, addresses: Vec<Address>) -> Result<Vec<Found>, JoinCause> {
     let mut dials: FuturesUnordered<_> = addresses
         .into_iter()
         .map(|at| async move {
@@ -162,7 +162,7 @@ pub(super) fn peer(info: &PeerInfo) -> Peer {
 }
 
 /// A peer's contact: where it says it listens, and where it was found.
-pub(super) fn contact(info: &PeerInfo, found_at: Option<&Endpoint>) -> Contact {
+pub(super) fn contact(info: &PeerInfo, found_at: Option<&Address>) -> Contact {
     let found_at = found_at.filter(|endpoint| !info.endpoints.contains(endpoint));
     let endpoints = info.endpoints.iter().chain(found_at).cloned();
     Contact::new(info.node_id, endpoints).observed_at(info.remote_addr.ip())
@@ -184,7 +184,7 @@ mod tests {
     async fn every_address_of_a_name_is_asked() {
         let (own, one, other) = (listening().await, listening().await, listening().await);
         let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let addresses: Vec<Endpoint> = [silent.local_addr().unwrap(), one.local_addr(), other.local_addr()]
+        let addresses: Vec<Address> = [silent.local_addr().unwrap(), one.local_addr(), other.local_addr()]
             .map(|addr| addr.try_into().unwrap())
             .into();
         let found = identify_each(&own.pool(), addresses.clone()).await.unwrap();

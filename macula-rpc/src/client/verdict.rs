@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use macula_select::{Attempts, Fate, StopReason};
-use macula_wire::{Endpoint, StatusCode};
+use macula_wire::{Address, StatusCode};
 
 use super::{
     AnswerSource,
@@ -74,8 +74,8 @@ pub(super) fn of<X>(
 }
 
 /// Where an attempt was made: the address connected to, or else the provider's preferred endpoint.
-fn endpoint(tried: &Tried) -> Option<Endpoint> {
-    let at = tried.at.and_then(|at| Endpoint::try_from(at).ok());
+fn endpoint(tried: &Tried) -> Option<Address> {
+    let at = tried.at.and_then(|at| Address::try_from(at).ok());
     at.or_else(|| tried.provider.endpoints.first().cloned())
 }
 

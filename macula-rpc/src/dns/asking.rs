@@ -8,7 +8,7 @@ use hickory_resolver::{
     net::NetError,
     proto::rr::{RData, RecordType},
 };
-use macula_wire::{Endpoint, MAX_ENDPOINTS, NodeId};
+use macula_wire::{Address, MAX_ENDPOINTS, NodeId};
 
 use super::{MAX_AGE, RETRY};
 use crate::Provider;
@@ -22,7 +22,7 @@ const OTHER_FAMILY: Duration = Duration::from_millis(500);
 /// Where a service's providers stand.
 pub(super) enum Origin {
     Srv(String),
-    Hosts(Vec<(NodeId, Endpoint)>),
+    Hosts(Vec<(NodeId, Address)>),
 }
 
 /// A host as the records name it, and the provider it is.
@@ -94,7 +94,7 @@ impl Asking<'_> {
         }
     }
 
-    async fn hosts(&self, hosts: &[(NodeId, Endpoint)]) -> Result<Found, NetError> {
+    async fn hosts(&self, hosts: &[(NodeId, Address)]) -> Result<Found, NetError> {
         let lookups = hosts.iter().map(async |(id, at)| {
             let said = match at.ip() {
                 Some(_) => Ok((Some(Provider::new(*id, [at.clone()])), MAX_AGE)),
@@ -166,7 +166,7 @@ impl Asking<'_> {
     }
 
     /// A host's addresses, IPv6 first, at most as many as a provider may have.
-    async fn addresses(&self, host: &str, port: u16) -> Result<(Vec<Endpoint>, Duration), NetError> {
+    async fn addresses(&self, host: &str, port: u16) -> Result<(Vec<Address>, Duration), NetError> {
         let mut ttl = MAX_AGE;
         let mut endpoints = Vec::new();
         let mut failure = None;
@@ -178,7 +178,7 @@ impl Asking<'_> {
             for (data, seconds) in records {
                 let Some(ip) = data.ip_addr() else { continue };
                 ttl = ttl.min(seconds);
-                endpoints.extend(Endpoint::try_from(SocketAddr::new(ip, port)));
+                endpoints.extend(Address::try_from(SocketAddr::new(ip, port)));
             }
         }
         endpoints.sort();

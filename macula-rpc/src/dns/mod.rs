@@ -29,7 +29,7 @@ use hickory_resolver::{
     config::{ConnectionConfig, NameServerConfig, ResolverConfig, ResolverOpts},
     net::{NetError, runtime::TokioRuntimeProvider},
 };
-use macula_wire::{Endpoint, NodeId, ServiceName};
+use macula_wire::{Address, NodeId, ServiceName};
 
 use self::asking::{Found, Host, Origin};
 use crate::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source};
@@ -150,7 +150,7 @@ impl DnsResolver {
 
     /// Finds a service's providers at these hosts, by A and AAAA records.
     #[must_use]
-    pub fn with_hosts(self, service: ServiceName, hosts: impl IntoIterator<Item = (NodeId, Endpoint)>) -> Self {
+    pub fn with_hosts(self, service: ServiceName, hosts: impl IntoIterator<Item = (NodeId, Address)>) -> Self {
         self.with(service, Origin::Hosts(hosts.into_iter().collect()))
     }
 

@@ -311,7 +311,7 @@ async fn n3_silent_name_servers_fail_no_call_and_count_again_when_they_are_back(
 
     let peer = Peer::echo().await;
     let dns = Dns::default();
-    let host: macula_rpc::Endpoint = format!("store.test:{}", port(&peer)).parse().unwrap();
+    let host: macula_rpc::Address = format!("store.test:{}", port(&peer)).parse().unwrap();
     dns.address("store.test");
     let never: macula_rpc::ServiceName = "never.known".parse().unwrap();
     let directory = DnsResolver::asking([dns.start().await])

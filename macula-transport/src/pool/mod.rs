@@ -80,7 +80,7 @@ impl Pool {
     /// # Errors
     /// When the node cannot be reached, is not who it should be, failed a moment ago, or the pool is full of connections in
     /// use.
-    pub async fn get(&self, node: &NodeId, at: &[macula_wire::Endpoint]) -> Result<Connection, DialError> {
+    pub async fn get(&self, node: &NodeId, at: &[macula_wire::Address]) -> Result<Connection, DialError> {
         self.inner.pool.get(&self.inner, Whom::Node(*node), at)?.wait().await
     }
 
@@ -91,7 +91,7 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::get`].
-    pub async fn first_contact(&self, at: &macula_wire::Endpoint) -> Result<Connection, DialError> {
+    pub async fn first_contact(&self, at: &macula_wire::Address) -> Result<Connection, DialError> {
         let found = self
             .inner
             .pool
@@ -238,7 +238,7 @@ impl Shell {
         self.outdate(&mut table);
     }
 
-    fn get(&self, inner: &Arc<Inner>, whom: Whom, at: &[macula_wire::Endpoint]) -> Result<Found, DialError> {
+    fn get(&self, inner: &Arc<Inner>, whom: Whom, at: &[macula_wire::Address]) -> Result<Found, DialError> {
         let mut table = self.lock();
         if table.stopped {
             return Err(DialError::ShutDown);
@@ -452,7 +452,7 @@ fn activity(links: &HashMap<ConnectionId, Arc<Link>>, id: ConnectionId, now: Ins
         .map_or(Activity::IdleSince(now), |link| link.activity(now))
 }
 
-async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<macula_wire::Endpoint>) {
+async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<macula_wire::Address>) {
     let dialed = handshake::dial(&inner, node, &at).await;
     let shell = &inner.pool;
     let result = match dialed {

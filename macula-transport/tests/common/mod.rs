@@ -43,7 +43,7 @@ pub(crate) async fn client() -> Endpoint {
     node(NoService).await
 }
 
-pub(crate) fn at(endpoint: &Endpoint) -> [macula_wire::Endpoint; 1] {
+pub(crate) fn at(endpoint: &Endpoint) -> [macula_wire::Address; 1] {
     [endpoint.local_addr().try_into().unwrap()]
 }
 

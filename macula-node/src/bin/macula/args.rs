@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, builder::Resettable};
-use macula_node::{BootstrapAddr, Endpoint, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
+use macula_node::{Address, BootstrapAddr, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
 use crate::serve::Serve;
 
@@ -83,7 +83,7 @@ pub(crate) struct NodeArgs {
     pub(crate) listen: SocketAddr,
     /// What others should dial, when it is not the address listened at; may be given several times.
     #[arg(long, value_name = "HOST:PORT", env = "MACULA_ADVERTISE", value_delimiter = ',')]
-    pub(crate) advertise: Vec<Endpoint>,
+    pub(crate) advertise: Vec<Address>,
     /// The file that holds the node's secret key, made if missing; without it the key is in the data folder, or else a new one
     /// at every start.
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]

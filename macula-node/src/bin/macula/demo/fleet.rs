@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail};
-use macula_node::{Endpoint, NodeId};
+use macula_node::{Address, NodeId};
 use serde::Deserialize;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
@@ -24,7 +24,7 @@ pub(crate) struct Ready {
 #[derive(Debug)]
 pub(crate) struct ProviderProcess {
     pub(crate) node_id: NodeId,
-    pub(crate) endpoint: Endpoint,
+    pub(crate) endpoint: Address,
     identity: PathBuf,
     /// Where it finds the mesh when it is started again.
     pub(crate) bootstrap: Option<String>,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use macula_node::{Endpoint, NodeId, Strategy};
+use macula_node::{Address, NodeId, Strategy};
 use serde::Serialize;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
 
 pub(crate) struct Summary<'a> {
     pub(crate) tally: &'a Tally,
-    pub(crate) providers: Vec<(NodeId, Endpoint)>,
+    pub(crate) providers: Vec<(NodeId, Address)>,
     pub(crate) killed: Option<NodeId>,
     pub(crate) stage: Stage,
     pub(crate) connections_opened: u64,
@@ -28,7 +28,7 @@ impl Summary<'_> {
 
     pub(crate) fn to_json(&self) -> Result<String, serde_json::Error> {
         let (calls, failed) = (self.tally.calls(), self.tally.failed());
-        let provider = |(id, endpoint): &(NodeId, Endpoint)| ProviderJson {
+        let provider = |(id, endpoint): &(NodeId, Address)| ProviderJson {
             node_id: id.to_string(),
             endpoint: endpoint.to_string(),
             calls: self.tally.answered_by(id),

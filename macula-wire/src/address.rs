@@ -12,7 +12,7 @@ use std::{
 /// The scheme is the field's for HTTP/3 endpoints and carries no meaning of its own; it may be left out when parsing. Host
 /// names are at most 253 bytes (RFC 1035). Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Endpoint {
+pub struct Address {
     host: Arc<str>,
     port: u16,
 }
@@ -20,7 +20,7 @@ pub struct Endpoint {
 /// The text is not an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum EndpointError {
+pub enum AddressError {
     /// There is no port.
     #[error("an endpoint needs a port: write it like `node1:9443` or `[::1]:9443`")]
     NoPort,
@@ -32,7 +32,7 @@ pub enum EndpointError {
     BadHost,
 }
 
-impl Endpoint {
+impl Address {
     /// The host name or IP address, an IPv6 address without its brackets.
     #[must_use]
     pub fn host(&self) -> &str {
@@ -52,26 +52,26 @@ impl Endpoint {
     }
 }
 
-impl FromStr for Endpoint {
-    type Err = EndpointError;
+impl FromStr for Address {
+    type Err = AddressError;
 
-    fn from_str(text: &str) -> Result<Self, EndpointError> {
+    fn from_str(text: &str) -> Result<Self, AddressError> {
         let text = text.strip_prefix("https://").unwrap_or(text);
-        let (host, port) = text.rsplit_once(':').ok_or(EndpointError::NoPort)?;
+        let (host, port) = text.rsplit_once(':').ok_or(AddressError::NoPort)?;
         // `parse` alone would take a sign.
         if !port.bytes().all(|b| b.is_ascii_digit()) {
-            return Err(EndpointError::BadPort);
+            return Err(AddressError::BadPort);
         }
-        let port = port.parse().ok().filter(|&p| p != 0).ok_or(EndpointError::BadPort)?;
+        let port = port.parse().ok().filter(|&p| p != 0).ok_or(AddressError::BadPort)?;
         let host = if let Some(inner) = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             // One address, one text: peers compare endpoints.
             inner
                 .parse::<Ipv6Addr>()
-                .map_err(|_| EndpointError::BadHost)?
+                .map_err(|_| AddressError::BadHost)?
                 .to_string()
         } else {
             if !is_host_name(host) {
-                return Err(EndpointError::BadHost);
+                return Err(AddressError::BadHost);
             }
             host.to_ascii_lowercase()
         };
@@ -89,16 +89,16 @@ fn is_host_name(host: &str) -> bool {
     host.len() <= 253 && host.split('.').all(label)
 }
 
-impl TryFrom<SocketAddr> for Endpoint {
-    type Error = EndpointError;
+impl TryFrom<SocketAddr> for Address {
+    type Error = AddressError;
 
     /// The endpoint at a socket address.
     ///
     /// # Errors
-    /// [`EndpointError::BadPort`] when the port is 0.
-    fn try_from(addr: SocketAddr) -> Result<Self, EndpointError> {
+    /// [`AddressError::BadPort`] when the port is 0.
+    fn try_from(addr: SocketAddr) -> Result<Self, AddressError> {
         match addr.port() {
-            0 => Err(EndpointError::BadPort),
+            0 => Err(AddressError::BadPort),
             port => Ok(Self {
                 host: addr.ip().to_canonical().to_string().into(),
                 port,
@@ -107,7 +107,7 @@ impl TryFrom<SocketAddr> for Endpoint {
     }
 }
 
-impl fmt::Display for Endpoint {
+impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.host.contains(':') {
             write!(f, "https://[{}]:{}", self.host, self.port)
@@ -117,8 +117,8 @@ impl fmt::Display for Endpoint {
     }
 }
 
-impl fmt::Debug for Endpoint {
+impl fmt::Debug for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Endpoint({self})")
+        write!(f, "Address({self})")
     }
 }
