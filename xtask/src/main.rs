@@ -12,8 +12,10 @@ mod codegen;
 mod criterion;
 mod finding;
 mod fuzz;
+mod house;
 mod layers;
 mod metadata;
+mod modules;
 mod programs;
 mod report;
 mod source;
@@ -51,8 +53,12 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// Check who depends on whom, and that the cores stay pure.
-    Layers,
+    /// Check which package depends on which, and that the cores stay pure.
+    Layers {
+        /// Also check the modules inside each crate: no circle of more than two files, no large struct without a reason.
+        #[arg(long)]
+        modules: bool,
+    },
     /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
     Tidy,
     /// Run a simulation in release: tables in the terminal, plots as SVG files.
@@ -86,7 +92,7 @@ fn main() -> ExitCode {
         Command::Alone => steps::alone(),
         Command::Codegen { check: false } => codegen::write(),
         Command::Codegen { check: true } => codegen::check(),
-        Command::Layers => layers::check(),
+        Command::Layers { modules } => layers::check(modules),
         Command::Tidy => tidy::check(),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),

@@ -270,7 +270,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::layers::HOUSE;
+    use crate::house::HOUSE;
     use crate::metadata::Target;
     use crate::workspace::root;
 
