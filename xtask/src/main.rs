@@ -9,7 +9,6 @@
 )]
 
 mod codegen;
-mod criterion;
 mod finding;
 mod fuzz;
 mod house;
