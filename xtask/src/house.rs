@@ -19,3 +19,8 @@ pub(crate) const HOUSE: &[(&str, &[&str])] = &[
     ),
     ("xtask", &[]),
 ];
+
+/// Whether `package` is one of the crates that are published.
+pub(crate) fn published(package: &str) -> bool {
+    package != "xtask" && HOUSE.iter().any(|(name, _)| *name == package)
+}

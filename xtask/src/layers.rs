@@ -198,8 +198,6 @@ fn words(source: &Source) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::metadata::Dependency;
 
@@ -214,8 +212,7 @@ mod tests {
                     kind: kind.map(str::to_owned),
                 })
                 .collect(),
-            targets: Vec::new(),
-            features: BTreeMap::new(),
+            ..Package::default()
         }
     }
 

@@ -15,6 +15,7 @@ mod house;
 mod layers;
 mod metadata;
 mod modules;
+mod package;
 mod programs;
 mod report;
 mod source;
@@ -38,7 +39,7 @@ struct Cli {
 enum Command {
     /// Everything the CI runs: check, docs, test.
     Ci,
-    /// Format, tidy, codegen --check, layers, clippy, each package compiled alone, fuzz --check.
+    /// Format, tidy, codegen --check, layers, package, clippy, each package compiled alone, fuzz --check.
     Check,
     /// Every test and doctest, with every feature.
     Test,
@@ -58,6 +59,8 @@ enum Command {
         #[arg(long)]
         modules: bool,
     },
+    /// Pack every published crate and check what is in it and what its manifest says.
+    Package,
     /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
     Tidy,
     /// Run a simulation in release: tables in the terminal, plots as SVG files.
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
         Command::Codegen { check: false } => codegen::write(),
         Command::Codegen { check: true } => codegen::check(),
         Command::Layers { modules } => layers::check(modules),
+        Command::Package => package::check(),
         Command::Tidy => tidy::check(),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),

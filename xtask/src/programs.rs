@@ -258,8 +258,6 @@ pub(crate) fn benches() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::house::HOUSE;
     use crate::metadata::Target;
@@ -278,9 +276,8 @@ mod tests {
         Package {
             name: "p".to_owned(),
             manifest_path: root().join("none/Cargo.toml").to_string_lossy().into_owned(),
-            dependencies: Vec::new(),
             targets: targets.collect(),
-            features: BTreeMap::new(),
+            ..Package::default()
         }
     }
 
