@@ -166,13 +166,12 @@ pub(crate) async fn serve(
 
 /// Whether a reply may be sent to this peer; an error is the outcome.
 fn check(replies: &OutgoingMessages, payload: &Bytes) -> Result<(), Status> {
-    match replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
-        None => Ok(()),
-        Some(limit) => {
-            let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
-            Err(Status::new(StatusCode::ResourceExhausted, words))
-        }
+    let limit = replies.max_message_bytes();
+    if payload.len() <= limit {
+        return Ok(());
     }
+    let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
+    Err(Status::new(StatusCode::ResourceExhausted, words))
 }
 
 /// Sends a reply to a peer; an error is the outcome.

@@ -7,7 +7,7 @@
 //! `grpc-timeout` only in its own HTTP/2 server, so the deadline travels as the call's, and both sides enforce it. What every gRPC
 //! message says (`content-type: application/grpc`, `te`) is not carried; the former is put back.
 //!
-//! Methods that answer briefly, as unary ones do, share a stream with other calls once their client knows them for it.
+//! Calls of one small request share a stream with others.
 //!
 //! Compression, message limits, interceptors and layers are tonic's, and work as they do over HTTP/2. The caller's
 //! [`PeerInfo`](macula_transport::PeerInfo), its identity proved by the connection, is an extension of the request:

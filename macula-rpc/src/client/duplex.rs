@@ -21,11 +21,9 @@ use tracing::Instrument as _;
 
 use super::{
     Client, Watched,
-    brief::Method,
     builder::Options,
     engine::{self, Exchange, Outcome},
     here,
-    services::Service,
     source::{Failed, Source},
 };
 use crate::{
@@ -57,27 +55,24 @@ pub(super) struct Opened {
 }
 
 /// Opens a stream at a provider.
-struct Duplex<'a> {
+struct Duplex {
     /// What follows the request in the head; `None` when nothing does.
     source: Option<Arc<Source>>,
     deadline: Instant,
     /// How much of a reply that is there as a whole is waited for.
     whole_bytes: usize,
-    known: &'a Service,
-    method: Method,
 }
 
 /// A provider's replies from the first on, which is taken.
 type Started = (Option<Bytes>, Option<Pump>, macula_transport::Replies);
 
-impl Duplex<'_> {
+impl Duplex {
     /// Opens a call of one request, as most are.
     async fn ask(
         &self,
         connection: &Connection,
         request: CallRequest<'_>,
     ) -> Result<Started, macula_transport::CallError> {
-        let request = request.with_brief_reply(self.known.brief.contains(self.method));
         let mut replies = connection.open_with_only(request).await?;
         let first = replies.first(self.whole_bytes).await?;
         Ok((first, None, replies))
@@ -127,7 +122,7 @@ impl Duplex<'_> {
     }
 }
 
-impl Exchange for Duplex<'_> {
+impl Exchange for Duplex {
     type Answer = Opened;
 
     async fn exchange<'a>(
@@ -146,7 +141,6 @@ impl Exchange for Duplex<'_> {
             Ok(started) => started,
             Err(failed) => return Ok(Outcome::NoRequests(failed)),
         };
-        note(self.known, self.method, &replies);
         match replies.reply() {
             // What came before it is the caller's, whether or not it came with it.
             Some(reply) if first.is_none() && reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
@@ -165,16 +159,6 @@ impl Exchange for Duplex<'_> {
 
     fn may_repeat(&self) -> bool {
         self.source.as_ref().is_none_or(|source| source.may_repeat())
-    }
-}
-
-/// Remembers how a method's reply was. One that failed may have been brief for that.
-fn note(known: &Service, method: Method, replies: &macula_transport::Replies) {
-    let succeeded = replies.reply().is_some_and(|reply| reply.status == StatusCode::Ok);
-    match replies.is_brief() {
-        Some(true) if succeeded => known.brief.note(method, true),
-        Some(false) => known.brief.note(method, false),
-        Some(true) | None => {}
     }
 }
 
@@ -228,7 +212,6 @@ impl Client {
                 (watched, start)
             }
         };
-        let method = Method::new(&options.method);
         let deadline = watched.start + allowed;
         let work = async {
             let (first, rest) = match requests {
@@ -245,8 +228,6 @@ impl Client {
                 deadline,
                 // Replies that are kept for peers would fill a router.
                 whole_bytes: if options.for_peer { 0 } else { MAX_WHOLE_BYTES },
-                known: &watched.known,
-                method,
             };
             self.exchange(&watched, now, service, options, &first, &duplex).await
         };
@@ -267,10 +248,7 @@ impl Client {
             allowed,
             start: watched.start,
             provider: done.provider,
-            opened: From::Provider {
-                opened: done.answer,
-                method,
-            },
+            opened: From::Provider(done.answer),
             seen: Some(Seen {
                 watched,
                 client: self.clone(),
@@ -318,7 +296,7 @@ struct Seen {
 
 /// Where replies come from.
 enum From {
-    Provider { opened: Opened, method: Method },
+    Provider(Opened),
     Here(here::Replies),
 }
 
@@ -345,8 +323,8 @@ impl Replies {
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, CallError> {
-        let (Opened { first, replies, pump }, method) = match &mut self.opened {
-            From::Provider { opened, method } => (opened, *method),
+        let Opened { first, replies, pump } = match &mut self.opened {
+            From::Provider(opened) => opened,
             From::Here(replies) => return replies.next().await,
         };
         if let Some(first) = first.take() {
@@ -374,9 +352,6 @@ impl Replies {
                 *pump = None;
                 return Err(self.lost(error));
             }
-        }
-        if let Some(seen) = &self.seen {
-            note(&seen.watched.known, method, replies);
         }
         match replies.reply() {
             Some(reply) if reply.status != StatusCode::Ok => {
@@ -430,7 +405,7 @@ impl Replies {
     #[must_use]
     pub fn metadata(&self) -> Metadata {
         match &self.opened {
-            From::Provider { opened, .. } => {
+            From::Provider(opened) => {
                 let reply = opened.replies.reply();
                 reply.map(|reply| reply.metadata.clone()).unwrap_or_default()
             }
@@ -441,7 +416,7 @@ impl Replies {
     /// Whether all that is left of them has arrived.
     pub(crate) fn are_whole(&self) -> bool {
         match &self.opened {
-            From::Provider { opened, .. } => opened.replies.is_here(),
+            From::Provider(opened) => opened.replies.is_here(),
             From::Here(_) => false,
         }
     }
@@ -493,7 +468,7 @@ impl Replies {
 impl Drop for Replies {
     fn drop(&mut self) {
         // Whoever takes one reply of a call that has one may not ask whether there is another.
-        if let From::Provider { opened, .. } = &self.opened
+        if let From::Provider(opened) = &self.opened
             && opened
                 .replies
                 .reply()

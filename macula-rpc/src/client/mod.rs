@@ -3,7 +3,6 @@
 //! A call goes in this order: a handler of this process; the providers that the directory's cache or the directory itself
 //! gives; and when the directory gives no answer, a router that this node is connected to.
 
-mod brief;
 mod builder;
 mod duplex;
 mod engine;

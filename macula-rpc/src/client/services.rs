@@ -11,7 +11,7 @@ use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
 use macula_transport::{Connection, FoundConnection, Pool};
 use macula_wire::{NodeId, ServiceName};
 
-use super::{Defaults, brief::BriefMethods};
+use super::Defaults;
 use crate::{Provider, keyed::Keyed, observe::Meters};
 
 /// Services whose health and rotation are remembered at a time; a client that calls more of them forgets one that has no
@@ -45,7 +45,6 @@ type Known = HashMap<ServiceName, Arc<Service>, Keyed>;
 pub(super) struct Service {
     pub(super) balanced: Balanced,
     pub(super) meters: Arc<Meters>,
-    pub(super) brief: BriefMethods,
 }
 
 impl Services {
@@ -103,7 +102,6 @@ impl Services {
         let fresh = Arc::new(Service {
             balanced: Balanced::new(&self.defaults, seed),
             meters: meters(),
-            brief: BriefMethods::default(),
         });
         if services.len() < max {
             services.insert(service.clone(), Arc::clone(&fresh));

@@ -57,7 +57,7 @@ pub(super) struct State {
     trace: Trace,
 }
 
-/// Whoever listens at an address.
+/// The host at an address.
 #[derive(Debug)]
 struct Host {
     /// Tells the socket that is bound now from one that was.
@@ -166,7 +166,7 @@ impl Network {
     }
 
     /// Takes a host off the network as `kill -9` or a pulled plug does: it sends and receives nothing any more, and what is under
-    /// way to it is lost. Nobody is told. Its address is free for another.
+    /// way to it is lost. No host is told. Its address is free for another.
     pub fn kill(&self, host: SocketAddr) {
         let mut state = self.lock();
         state.note(format_args!("kill {host}"));

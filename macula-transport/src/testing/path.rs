@@ -69,7 +69,7 @@ impl Path {
         }
     }
 
-    /// Sends a datagram of `bytes` at `now`. Draws the same amount of randomness whatever happens.
+    /// Sends a datagram of `bytes` at `now`. Always draws the same amount of randomness.
     pub(super) fn send(&mut self, now: Instant, usual: &Link, bytes: usize) -> Passage {
         let link = self.link.unwrap_or(*usual);
         let lost = self.random.fraction() < link.loss;
