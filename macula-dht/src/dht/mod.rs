@@ -225,6 +225,14 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.clock
     }
 
+    /// Ties the clocks anew: at `now` it is `unix_ms` milliseconds after the Unix epoch, because the wall clock was set or the
+    /// machine was suspended (D14). Advertise afterwards what is to be dated anew.
+    pub fn set_clock(&mut self, now: Instant, unix_ms: u64) {
+        self.clock.set(now, unix_ms);
+        self.store.set_clock(now, self.clock);
+        self.touch_backend(now);
+    }
+
     /// The routing table, for looking at.
     #[must_use]
     pub fn table(&self) -> &RoutingTable {
