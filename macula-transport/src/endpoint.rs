@@ -228,12 +228,12 @@ impl Inner {
         self.lately.load(Relaxed)
     }
 
-    pub(crate) fn hello(&self) -> proto::Hello {
+    pub(crate) fn hello(&self, peer_addr: SocketAddr) -> proto::Hello {
         let endpoints = self
             .advertised
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        hello::ours(&self.config, &endpoints)
+        hello::ours(&self.config, &endpoints, peer_addr)
     }
 
     pub(crate) fn client_config(

@@ -3,6 +3,7 @@
 //! Callers hold a [`Directory`]: a cache hit takes a lock and no message; everything else is a command to the task in
 //! [`driver`]. The core decides everything; this module moves bytes and answers.
 
+mod announce;
 mod driver;
 mod join;
 mod neighbours;
@@ -23,11 +24,16 @@ use macula_dht::{
 };
 use macula_rpc::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, ServiceName, Source};
 use macula_transport::PeerInfo;
-use macula_wire::{Advertisement, NodeId, Realm, ServiceKey, VerifiedProvider};
+use macula_wire::{NodeId, Realm, ServiceKey, VerifiedProvider};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 pub use self::join::{JoinCause, JoinError, JoinReport, TrustedPeer};
-pub(crate) use self::{driver::Driver, join::Progress};
+pub(crate) use self::{
+    announce::{Announcement, Offer},
+    driver::Driver,
+    join::Progress,
+};
+use crate::clocks::Clocks;
 
 /// Commands that wait for the task at a time; requests of peers beyond that are declined, everybody else waits.
 const MAX_WAITING_COMMANDS: usize = 1024;
@@ -72,6 +78,7 @@ pub struct DirectoryStats {
 #[derive(Clone)]
 pub(crate) struct Directory {
     commands: mpsc::Sender<Command>,
+    clocks: Clocks,
     shared: Arc<Shared>,
 }
 
@@ -198,7 +205,6 @@ enum Command {
     /// Publish this node under a key.
     Advertise {
         key: ServiceKey,
-        advertisement: Advertisement,
         reply: oneshot::Sender<Result<PublishReport, AdvertiseError>>,
     },
     /// Withdraw this node from a key.
@@ -222,7 +228,7 @@ impl Shared {
 
 impl Directory {
     /// A directory of this realm whose core has this clock, and what its task takes commands from.
-    fn new(clock: Clock, realm: Realm) -> (Self, mpsc::Receiver<Command>) {
+    fn new(clock: Clock, clocks: Clocks, realm: Realm) -> (Self, mpsc::Receiver<Command>) {
         let (commands, waiting) = mpsc::channel(MAX_WAITING_COMMANDS);
         let found = DirectoryCache::new(clock, CacheLimits::default());
         let shared = Shared {
@@ -237,6 +243,7 @@ impl Directory {
         (
             Self {
                 commands,
+                clocks,
                 shared: Arc::new(shared),
             },
             waiting,
@@ -259,7 +266,7 @@ impl Directory {
 
     /// The providers of a service, when they are known without waiting. A list that is due is refreshed behind it (D7).
     fn known(&self, service: &ServiceName) -> Option<Resolved> {
-        let now = tokio::time::Instant::now().into_std();
+        let now = self.clocks.now();
         let mut cache = self.shared.cache();
         let (providers, due) = cache.at_hand(now, service)?;
         if let Some(key) = due {
@@ -279,7 +286,7 @@ impl Directory {
     async fn look_up(&self, service: &ServiceName, options: ResolveOptions) -> Result<Resolved, ResolveError> {
         let (reply, answer) = oneshot::channel();
         let key = {
-            let now = tokio::time::Instant::now().into_std();
+            let now = self.clocks.now();
             let mut cache = self.shared.cache();
             let key = cache.key(service);
             // Counted as a lookup; the task starts no second one for a key, whoever leads.
@@ -301,21 +308,10 @@ impl Directory {
     }
 
     /// Publishes this node under a key, and keeps it published; answers when the nodes that should hold the record have.
-    pub(crate) async fn advertise(
-        &self,
-        key: ServiceKey,
-        advertisement: Advertisement,
-    ) -> Result<PublishReport, AdvertiseError> {
+    pub(crate) async fn advertise(&self, key: ServiceKey) -> Result<PublishReport, AdvertiseError> {
         let (reply, answer) = oneshot::channel();
         // A directory that is closed publishes nothing, and nobody is left to hear of it.
-        let sent = self
-            .commands
-            .send(Command::Advertise {
-                key,
-                advertisement,
-                reply,
-            })
-            .await;
+        let sent = self.commands.send(Command::Advertise { key, reply }).await;
         if sent.is_err() {
             Ok(PublishReport::default())
         } else {

@@ -199,6 +199,9 @@ pub struct Hello {
     /// The sender's software and version, for a person.
     #[prost(string, tag = "7")]
     pub agent: ::prost::alloc::string::String,
+    /// The address that the receiver's packets come from, as `ip:port`; empty from a sender that does not say.
+    #[prost(string, tag = "8")]
+    pub observed: ::prost::alloc::string::String,
 }
 /// Asks whether the peer's software, not only its kernel, is alive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
