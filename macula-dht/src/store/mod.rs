@@ -66,7 +66,7 @@ impl Default for StoreLimits {
             providers_per_key: 256,
             keys: 65_536,
             bytes: 64 * 1024 * 1024,
-            records_per_publisher: 1024,
+            records_per_publisher: 4096,
             local_records: 65_536,
         }
     }
