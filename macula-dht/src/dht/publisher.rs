@@ -1,7 +1,8 @@
 //! This node's own services: published, kept published, withdrawn (D3, D5, D6).
 //!
 //! A job looks up the nodes closest to a key, then sends them the record. One service has at most one job; a newer job replaces
-//! it. Due services are taken in the order of their time and then of their keys, [`MAX_JOBS`] at once.
+//! it. Due services are taken in the order of their time and then of their keys, [`MAX_JOBS`] at once and no faster than holders let
+//! a peer ask: thousands of services go out in one sweep that no holder declines.
 //!
 //! Many services are one sweep through the key space. [`Coverage`] remembers what the lookups of the last half minute met, and a
 //! key whose surroundings are all known needs no lookup. Where services lie dense, the lookups go to the parts not yet known
@@ -35,6 +36,12 @@ use crate::{
 const MANY_WITHDRAWALS: usize = 64;
 /// The most publications that run at a time.
 pub const MAX_JOBS: usize = 16;
+/// The time between two publications once many were started, in nanoseconds. A holder of all of them is then asked 250 times a
+/// second, half as often as it lets a peer ask by default.
+const PACE: Tick = 4_000_000;
+/// The publications that are started at once before the pace holds. They cost a third of the requests that a holder lets a peer
+/// save up.
+const PACE_BURST: Tick = 512;
 /// How long before a record expires it is published anew.
 const REFRESH_AHEAD: Duration = Duration::from_secs(60);
 /// The shortest time between two publications of a service.
@@ -120,6 +127,8 @@ pub(super) struct Publisher<S> {
     next_job: u64,
     /// What the lookups of this sweep have shown.
     coverage: Coverage,
+    /// When the next publication would start if all had kept to the pace (GCRA, ITU-T I.371).
+    paced: Tick,
     outputs: VecDeque<PublisherOutput>,
 }
 
@@ -133,6 +142,7 @@ impl<S: Signer> Publisher<S> {
             jobs: BTreeMap::new(),
             next_job: 0,
             coverage: Coverage::default(),
+            paced: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -144,8 +154,17 @@ impl<S: Signer> Publisher<S> {
 
     /// When [`Publisher::handle_timeout`] next has something to do.
     pub(super) fn poll_timeout(&self) -> Option<Tick> {
-        let due = self.due.first().filter(|_| self.jobs.len() < MAX_JOBS);
-        due.map(|&(tick, _)| tick)
+        if self.jobs.len() >= MAX_JOBS {
+            return None;
+        }
+        let due = self.due.first().map(|&(tick, _)| tick);
+        let withdrawal = (!self.withdrawals.is_empty()).then_some(0);
+        withdrawal.or(due).map(|tick| tick.max(self.pace_allows()))
+    }
+
+    /// When the pace allows the next publication.
+    fn pace_allows(&self) -> Tick {
+        self.paced.saturating_sub(PACE_BURST * PACE)
     }
 
     /// The keys of the services, ascending.
@@ -221,7 +240,7 @@ impl<S: Signer> Publisher<S> {
     /// Withdraws the services that wait for it and publishes those that are due, as far as the number of jobs allows.
     pub(super) fn handle_timeout(&mut self, local: &mut Local, now: Instant) {
         let tick = local.tick(now);
-        while self.jobs.len() < MAX_JOBS {
+        while self.jobs.len() < MAX_JOBS && self.pace_allows() <= tick {
             if let Some((key, (record, former))) = self.withdrawals.pop_first() {
                 self.start_job(local, now, Job::new(key, JobKind::Withdraw, record, former));
                 continue;
@@ -389,6 +408,7 @@ impl<S: Signer> Publisher<S> {
     }
 
     fn start_job(&mut self, local: &mut Local, now: Instant, job: Job) {
+        self.paced = self.paced.max(local.tick(now)) + PACE;
         let id = JobId(self.next_job);
         self.next_job += 1;
         let (key, kind, point) = (job.key, job.kind, Point::from(job.key));
