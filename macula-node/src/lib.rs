@@ -16,7 +16,9 @@ pub use bytes::Bytes;
 pub use clocks::SimulatedClock;
 #[cfg(feature = "redb")]
 pub use data::DataError;
-pub use directory::{DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport};
+pub use directory::{
+    DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport, WrongClock,
+};
 pub use macula_dht::{AdvertiseError, Refusal};
 #[cfg(feature = "json")]
 pub use macula_rpc::Json;

@@ -144,7 +144,7 @@ impl Node {
         };
         for registration in builder.services {
             for service in registration?(&server)? {
-                driver.advertise(publisher.key(&service), &announcement)?;
+                driver.advertise(&service, &announcement)?;
                 inspection.serving(&service);
                 publisher.services().push(service);
             }
@@ -439,7 +439,7 @@ impl Publisher {
     async fn publish(&self, service: &ServiceName) -> Result<PublishReport, AdvertiseError> {
         // First: whoever gives up waiting still has it withdrawn at the end.
         self.services().push(service.clone());
-        let published = self.directory.advertise(self.key(service)).await;
+        let published = self.directory.advertise(service).await;
         if published.is_err() {
             self.services().retain(|known| known != service);
         }

@@ -1,5 +1,4 @@
 //! Z6: what a program awaits can be spawned.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use macula_node::{Bytes, Node, PeerInfo, Request, Status};
 

@@ -123,8 +123,8 @@ impl From<InsertError> for Refusal {
     fn from(error: InsertError) -> Self {
         match error {
             InsertError::Stale { .. } => Self::Stale,
-            InsertError::Dates(DateError::Expired { .. }) => Self::Expired,
-            InsertError::Dates(DateError::FromTheFuture { .. }) => Self::Invalid,
+            InsertError::Dates(DateError::Expired { by }) => Self::Expired { by },
+            InsertError::Dates(DateError::FromTheFuture { by }) => Self::FromTheFuture { by },
             InsertError::KeyFull => Self::KeyFull,
             InsertError::StoreFull => Self::StoreFull,
             InsertError::PublisherQuota => Self::PublisherQuota,

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use macula_dht::{Config, Dht, Event, Output, QueryId, QueryResult, Request, RequestFailed, Role, Want};
 use macula_rpc::{Provider, ResolveError};
 use macula_transport::{Identity, Pool};
-use macula_wire::{Realm, SecretKey, ServiceKey, VerifiedProvider};
+use macula_wire::{Realm, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -56,6 +56,8 @@ pub(crate) struct Driver {
     lookups: BTreeMap<QueryId, Lookup>,
     advertising: HashMap<ServiceKey, Vec<oneshot::Sender<Result<PublishReport, macula_dht::AdvertiseError>>>>,
     withdrawing: HashMap<ServiceKey, Vec<oneshot::Sender<WithdrawReport>>>,
+    /// The names of this node's services: people do not know keys.
+    names: HashMap<ServiceKey, ServiceName>,
     requests: JoinSet<Done>,
     neighbours: Neighbours,
     timeouts: Timeouts,
@@ -153,6 +155,7 @@ impl Driver {
             lookups: BTreeMap::new(),
             advertising: HashMap::new(),
             withdrawing: HashMap::new(),
+            names: HashMap::new(),
             requests: JoinSet::new(),
             neighbours: Neighbours::default(),
             timeouts,
@@ -165,9 +168,11 @@ impl Driver {
     /// Publishes this node under a key as soon as the task runs.
     pub(crate) fn advertise(
         &mut self,
-        key: ServiceKey,
+        service: &ServiceName,
         announcement: &Announcement,
     ) -> Result<(), macula_dht::AdvertiseError> {
+        let key = self.core.key(service);
+        self.names.insert(key, service.clone());
         self.core
             .advertise(self.clocks.now(), key, announcement.advertisement())
     }
@@ -346,7 +351,9 @@ impl Driver {
                     unreachable,
                 };
                 if !report.refused.is_empty() {
-                    tracing::warn!(%key, %report, "some nodes did not take this node's provider record");
+                    let service = self.names.get(&key).map(ServiceName::as_str).unwrap_or_default();
+                    let clock = report.wrong_clock().map(|clock| clock.to_string()).unwrap_or_default();
+                    tracing::warn!(service, %report, clock, "some nodes did not take this node's provider record");
                 }
                 self.joining.published(&key);
                 // Whoever asked may have stopped waiting.
@@ -420,8 +427,8 @@ impl Driver {
                 let _ = reply.send(response.encode());
             }
             Command::Lookup { key, wait } => self.look_up(key, wait),
-            Command::Advertise { key, reply } => match self.core.advertise(now, key, announcement.advertisement()) {
-                Ok(()) => self.advertising.entry(key).or_default().push(reply),
+            Command::Advertise { service, reply } => match self.advertise(&service, announcement) {
+                Ok(()) => self.advertising.entry(self.core.key(&service)).or_default().push(reply),
                 Err(error) => drop(reply.send(Err(error))),
             },
             Command::Withdraw { key, reply } => {
@@ -430,6 +437,7 @@ impl Driver {
                 for reply in self.advertising.remove(&key).into_iter().flatten() {
                     let _ = reply.send(Ok(PublishReport::default()));
                 }
+                self.names.remove(&key);
                 self.withdrawing.entry(key).or_default().push(reply);
                 self.core.withdraw(now, key);
             }

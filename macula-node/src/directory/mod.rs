@@ -7,6 +7,7 @@ mod announce;
 mod driver;
 mod join;
 mod neighbours;
+mod report;
 mod requests;
 
 use std::{
@@ -19,46 +20,25 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use macula_dht::{
-    AdvertiseError, CacheCounters, CacheLimits, Cached, Clock, Counters, DirectoryCache, Flight, Refusal,
-};
+use macula_dht::{AdvertiseError, CacheCounters, CacheLimits, Cached, Clock, Counters, DirectoryCache, Flight};
 use macula_rpc::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, ServiceName, Source};
 use macula_transport::PeerInfo;
-use macula_wire::{NodeId, Realm, ServiceKey, VerifiedProvider};
+use macula_wire::{Realm, ServiceKey, VerifiedProvider};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-pub use self::join::{JoinCause, JoinError, JoinReport, TrustedPeer};
 pub(crate) use self::{
     announce::{Announcement, Offer},
     driver::Driver,
     join::Progress,
 };
+pub use self::{
+    join::{JoinCause, JoinError, JoinReport, TrustedPeer},
+    report::{PublishReport, WithdrawReport, WrongClock},
+};
 use crate::clocks::Clocks;
 
 /// Commands that wait for the task at a time; requests of peers beyond that are declined, everybody else waits.
 const MAX_WAITING_COMMANDS: usize = 1024;
-
-/// What became of a publication (D10).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PublishReport {
-    /// How many other nodes hold the record; 0 when this node is alone, and holds it itself.
-    pub acknowledged: usize,
-    /// Who refused it, and why.
-    pub refused: Vec<(NodeId, Refusal)>,
-    /// How many nodes that should hold it did not answer.
-    pub unreachable: usize,
-}
-
-/// What became of a withdrawal (D3).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct WithdrawReport {
-    /// How many other nodes know of it.
-    pub acknowledged: usize,
-    /// How many held the record and could not be told; they show it until it expires.
-    pub unacknowledged: usize,
-}
 
 /// What the directory of a node has counted and holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -202,9 +182,9 @@ enum Command {
     },
     /// Look a key up, and put what is found into the cache.
     Lookup { key: ServiceKey, wait: Wait },
-    /// Publish this node under a key.
+    /// Publish this node as a provider of a service.
     Advertise {
-        key: ServiceKey,
+        service: ServiceName,
         reply: oneshot::Sender<Result<PublishReport, AdvertiseError>>,
     },
     /// Withdraw this node from a key.
@@ -307,11 +287,12 @@ impl Directory {
         })
     }
 
-    /// Publishes this node under a key, and keeps it published; answers when the nodes that should hold the record have.
-    pub(crate) async fn advertise(&self, key: ServiceKey) -> Result<PublishReport, AdvertiseError> {
+    /// Publishes this node as a provider of a service, and keeps it published; answers when the nodes that should hold the record have.
+    pub(crate) async fn advertise(&self, service: &ServiceName) -> Result<PublishReport, AdvertiseError> {
         let (reply, answer) = oneshot::channel();
         // A directory that is closed publishes nothing, and nobody is left to hear of it.
-        let sent = self.commands.send(Command::Advertise { key, reply }).await;
+        let service = service.clone();
+        let sent = self.commands.send(Command::Advertise { service, reply }).await;
         if sent.is_err() {
             Ok(PublishReport::default())
         } else {
@@ -373,19 +354,6 @@ impl Resolve for Directory {
             true => None,
             false => self.known(service),
         }
-    }
-}
-
-impl fmt::Display for PublishReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} hold it", self.acknowledged)?;
-        for (node, refusal) in &self.refused {
-            write!(f, ", {} refused it: {refusal}", node.short())?;
-        }
-        if self.unreachable > 0 {
-            write!(f, ", {} did not answer", self.unreachable)?;
-        }
-        Ok(())
     }
 }
 

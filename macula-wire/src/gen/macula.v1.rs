@@ -473,6 +473,9 @@ pub struct Providers {
 pub struct Published {
     #[prost(enumeration = "PublishOutcome", repeated, tag = "1")]
     pub outcomes: ::prost::alloc::vec::Vec<i32>,
+    /// For each record refused for its date, in their order: how far it is off by the sender's clock, in milliseconds.
+    #[prost(uint64, repeated, tag = "2")]
+    pub off_by_ms: ::prost::alloc::vec::Vec<u64>,
 }
 /// The node does not answer this request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -489,7 +492,7 @@ pub enum PublishOutcome {
     Stored = 1,
     /// A newer record of this provider is stored.
     Stale = 2,
-    /// The record is not valid: signature, form, size or dates.
+    /// The record is not valid: signature, form or size.
     Invalid = 3,
     /// The record has expired.
     Expired = 4,
@@ -503,6 +506,8 @@ pub enum PublishOutcome {
     NotResponsible = 8,
     /// This node checks as many signatures as it can; publish again later.
     Busy = 9,
+    /// The record is dated too far ahead.
+    FromTheFuture = 10,
 }
 impl PublishOutcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -521,6 +526,7 @@ impl PublishOutcome {
             Self::PublisherQuota => "PUBLISH_OUTCOME_PUBLISHER_QUOTA",
             Self::NotResponsible => "PUBLISH_OUTCOME_NOT_RESPONSIBLE",
             Self::Busy => "PUBLISH_OUTCOME_BUSY",
+            Self::FromTheFuture => "PUBLISH_OUTCOME_FROM_THE_FUTURE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -536,6 +542,7 @@ impl PublishOutcome {
             "PUBLISH_OUTCOME_PUBLISHER_QUOTA" => Some(Self::PublisherQuota),
             "PUBLISH_OUTCOME_NOT_RESPONSIBLE" => Some(Self::NotResponsible),
             "PUBLISH_OUTCOME_BUSY" => Some(Self::Busy),
+            "PUBLISH_OUTCOME_FROM_THE_FUTURE" => Some(Self::FromTheFuture),
             _ => None,
         }
     }
