@@ -252,19 +252,19 @@ impl Request {
     }
 
     /// The answer that fits.
-    pub(crate) fn expects(&self) -> Answer {
+    pub(crate) fn expects(&self) -> Expected {
         match self {
-            Self::Ping => Answer::Pong,
-            Self::FindNode { .. } => Answer::Nodes,
-            Self::FindProviders { .. } => Answer::Providers,
-            Self::Publish { records, .. } => Answer::Published(records.len()),
+            Self::Ping => Expected::Pong,
+            Self::FindNode { .. } => Expected::Nodes,
+            Self::FindProviders { .. } => Expected::Providers,
+            Self::Publish { records, .. } => Expected::Published(records.len()),
         }
     }
 }
 
 /// A kind of answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Expected {
     Pong,
     Nodes,
     Providers,
@@ -355,12 +355,12 @@ impl Response {
 
 impl Response {
     /// Whether this is what was asked for.
-    pub(crate) fn answers(&self, expected: Answer) -> bool {
+    pub(crate) fn answers(&self, expected: Expected) -> bool {
         match self {
-            Self::Pong => expected == Answer::Pong,
-            Self::Nodes(_) => expected == Answer::Nodes,
-            Self::Providers { .. } => expected == Answer::Providers,
-            Self::Published(outcomes) => expected == Answer::Published(outcomes.len()),
+            Self::Pong => expected == Expected::Pong,
+            Self::Nodes(_) => expected == Expected::Nodes,
+            Self::Providers { .. } => expected == Expected::Providers,
+            Self::Published(outcomes) => expected == Expected::Published(outcomes.len()),
             Self::Declined(_) => false,
         }
     }

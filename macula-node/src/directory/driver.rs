@@ -325,7 +325,7 @@ impl Driver {
                 self.requests
                     .spawn(requests::send(pool.clone(), id, to, body, self.timeouts.request));
             }
-            Output::Identify { id, endpoint } => {
+            Output::Identify { id, address: endpoint } => {
                 self.requests
                     .spawn(requests::identify(pool.clone(), id, endpoint, self.timeouts.identify));
             }

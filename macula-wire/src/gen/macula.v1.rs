@@ -154,14 +154,14 @@ impl Repeat {
     }
 }
 /// What peers say about the connection itself, on its control stream.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Control {
     #[prost(oneof = "control::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<control::Kind>,
 }
 /// Nested message and enum types in `Control`.
 pub mod control {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "1")]
         Hello(super::Hello),
@@ -215,15 +215,38 @@ pub struct ProbeAck {
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
 }
-/// The sender takes no further calls on this connection.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+/// The sender takes no further calls on this connection. It travels on the control stream, and again as the reason phrase of a
+/// connection that is closed in order.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GoAway {
     #[prost(enumeration = "GoAwayReason", tag = "1")]
     pub reason: i32,
-    /// How many calls of the receiver are still running. They are finished; each later one is refused as not started. The
-    /// receiver closes the connection when it has the answers.
+    /// The calls of the receiver that the sender accepted. Absent while it may still accept calls that are under way.
+    #[prost(message, optional, tag = "2")]
+    pub accepted: ::core::option::Option<Accepted>,
+    /// Why, for a person.
+    #[prost(string, tag = "3")]
+    pub words: ::prost::alloc::string::String,
+}
+/// The calls of the receiver that the sender accepted: it may have started these, and never starts another.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Accepted {
+    /// Of the receiver's bidirectional streams, those with an index below this one (as GOAWAY in RFC 9114, section 5.2).
+    #[prost(uint64, tag = "1")]
+    pub streams: u64,
+    /// Of the streams that calls share.
+    #[prost(message, repeated, tag = "2")]
+    pub lanes: ::prost::alloc::vec::Vec<LaneAccepted>,
+}
+/// The accepted calls of a stream that calls share.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LaneAccepted {
+    /// The stream's index.
+    #[prost(uint64, tag = "1")]
+    pub stream: u64,
+    /// How many calls were accepted, in the order of the stream.
     #[prost(uint64, tag = "2")]
-    pub running: u64,
+    pub calls: u64,
 }
 /// How busy the sender is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
