@@ -85,6 +85,8 @@ pub(crate) struct Limiter {
     swept: Option<Tick>,
 }
 
+/// What a lookup on behalf of a peer costs it, in tokens: about as many requests as this node sends for it.
+pub const PEER_LOOKUP_COST: u8 = 20;
 /// What a record with a sound signature costs the peer that brought it, in tokens: a hand-over brings thousands.
 const CHECKED: f32 = 0.25;
 /// What a forged one costs. Honest nodes check what they pass on.
@@ -117,6 +119,15 @@ impl Limiter {
         }
         bucket.tokens -= 1.0;
         true
+    }
+
+    /// Whether a lookup may be started for `peer` now.
+    pub(crate) fn admit_lookup(&mut self, tick: Tick, peer: &NodeId) -> bool {
+        let admitted = self.admit(tick, peer);
+        if admitted {
+            self.bucket(tick, peer).tokens -= f32::from(PEER_LOOKUP_COST) - 1.0;
+        }
+        admitted
     }
 
     /// Charges `peer` for a reply of `bytes`; its bucket may go below zero.

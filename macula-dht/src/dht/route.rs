@@ -28,7 +28,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         match result {
             Ok(reply) => self.on_reply(now, inflight, reply),
-            Err(_) => self.fail(now, inflight),
+            Err(RequestFailed::NotSent) => self.not_sent(now, inflight),
+            Err(RequestFailed::Unreachable | RequestFailed::Lost | RequestFailed::TimedOut) => self.fail(now, inflight),
         }
         self.route(now);
     }
@@ -133,6 +134,17 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.end(now, inflight);
     }
 
+    /// A request never left this node, which says nothing about the peer.
+    fn not_sent(&mut self, now: Instant, inflight: Inflight) {
+        self.counters.not_sent += 1;
+        let node = inflight.to.node_id();
+        match inflight.purpose {
+            Purpose::Step(step) => self.queries.handle_not_sent(&mut self.local, now, step, node),
+            Purpose::Check => self.local.table.note_unasked(node),
+            Purpose::Store(_) | Purpose::Probe | Purpose::HandOver => self.end(now, inflight),
+        }
+    }
+
     /// A request ended without an answer.
     fn end(&mut self, now: Instant, Inflight { to, purpose, .. }: Inflight) {
         let local = &mut self.local;
@@ -204,7 +216,12 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     fn perform_query(&mut self, now: Instant, output: QueryOutput) {
         match output {
             QueryOutput::Ask { step, to, request } => self.send(now, to, Purpose::Step(step), request),
-            QueryOutput::Event(event) => self.report(event),
+            QueryOutput::Event(event) => {
+                if let Event::Finished { query, .. } = &event {
+                    self.peer_lookups.end(*query);
+                }
+                self.report(event);
+            }
             QueryOutput::Done {
                 query,
                 errand,
