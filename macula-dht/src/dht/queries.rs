@@ -15,7 +15,7 @@ use macula_wire::{NodeId, SignedProvider, VerifiedProvider};
 use super::{
     local::Local,
     purpose::{Errand, Step},
-    search::{Effort, Search},
+    search::{Effort, Search, Verified},
 };
 use crate::{
     Contact, Event, K, Point, QueryId, QueryResult, Request, Response, Stats, clock::Tick, lookup::Lookup,
@@ -205,11 +205,11 @@ impl Queries {
             self.handle_failure(local, now, step, peer.node_id());
             return false;
         };
-        self.merge(local, now, id, step.hop, verified);
+        self.merge(local, now, id, step.hop, verified.records);
         let Some(query) = self.queries.get_mut(&id) else {
             return true;
         };
-        let next = if more { last } else { None };
+        let next = verified.cut_after.or(if more { last } else { None });
         let next = next.and_then(|after| query.next_page(local, peer.node_id(), after));
         let Some(lookup) = query.paths.get_mut(usize::from(step.path)) else {
             return true;
@@ -283,16 +283,10 @@ impl Queries {
     }
 
     /// Checks the records of an answer; `None` when one is forged.
-    fn verify(
-        &mut self,
-        local: &Local,
-        id: QueryId,
-        peer: &NodeId,
-        records: &[SignedProvider],
-    ) -> Option<Vec<VerifiedProvider>> {
+    fn verify(&mut self, local: &Local, id: QueryId, peer: &NodeId, records: &[SignedProvider]) -> Option<Verified> {
         match self.search(id) {
             Some(search) => search.verify(local, peer, records),
-            None => Some(Vec::new()),
+            None => Some(Verified::default()),
         }
     }
 
