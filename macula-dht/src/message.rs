@@ -88,8 +88,13 @@ pub enum Response {
         /// More records follow after the last one.
         more: bool,
     },
-    /// What became of each published record, in their order.
-    Published(Vec<Outcome>),
+    /// The outcomes for the published records.
+    Published {
+        /// One for each record, in their order.
+        outcomes: Vec<Outcome>,
+        /// The stored records of the publisher itself that are newer than published ones: the proof of [`Refusal::Stale`].
+        newer: Vec<SignedProvider>,
+    },
     /// No answer, and why.
     Declined(Declined),
 }
@@ -269,7 +274,8 @@ impl Response {
                 closest: contacts(closest),
                 more: *more,
             }),
-            Self::Published(outcomes) => Kind::Published(proto::Published {
+            Self::Published { outcomes, newer } => Kind::Published(proto::Published {
+                newer: newer.iter().cloned().map(Into::into).collect(),
                 outcomes: outcomes
                     .iter()
                     .map(|&outcome| outcome_to_proto(outcome).into())
@@ -313,14 +319,14 @@ impl Response {
                     closest: contacts(providers.closest),
                     more: providers.more,
                 },
-                Kind::Published(published) => Self::Published(
-                    published
-                        .outcomes
-                        .iter()
-                        .take(MAX_PUBLISH_RECORDS)
-                        .map(|&code| outcome_from_proto(code))
-                        .collect(),
-                ),
+                Kind::Published(published) => {
+                    let outcomes = published.outcomes.iter().take(MAX_PUBLISH_RECORDS);
+                    let newer = published.newer.into_iter().take(MAX_PUBLISH_RECORDS);
+                    Self::Published {
+                        outcomes: outcomes.map(|&code| outcome_from_proto(code)).collect(),
+                        newer: newer.map(Into::into).collect(),
+                    }
+                }
                 Kind::Declined(declined) => Self::Declined(match proto::DeclineReason::try_from(declined.reason) {
                     Ok(proto::DeclineReason::Malformed) => Declined::Malformed,
                     Ok(proto::DeclineReason::RateLimited) => Declined::RateLimited,
@@ -338,7 +344,7 @@ impl Response {
             Self::Pong => expected == Expected::Pong,
             Self::Nodes(_) => expected == Expected::Nodes,
             Self::Providers { .. } => expected == Expected::Providers,
-            Self::Published(outcomes) => expected == Expected::Published(outcomes.len()),
+            Self::Published { outcomes, .. } => expected == Expected::Published(outcomes.len()),
             Self::Declined(_) => false,
         }
     }

@@ -30,7 +30,7 @@ fn deliver(bench: &mut Bench, by: usize, ip: [u8; 4], key: ServiceKey, record: S
         .dht
         .handle_request(bench.now, &peer, Ok(Request::Publish { key, records }))
     {
-        Response::Published(outcomes) => outcomes[0],
+        Response::Published { outcomes, .. } => outcomes[0],
         other => panic!("{other:?}"),
     }
 }

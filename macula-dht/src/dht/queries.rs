@@ -198,7 +198,7 @@ impl Queries {
         let (records, closest, more) = match response {
             Response::Nodes(closest) => (Vec::new(), closest, false),
             Response::Providers { records, closest, more } => (records, closest, more),
-            Response::Pong | Response::Published(_) | Response::Declined(_) => return true,
+            Response::Pong | Response::Published { .. } | Response::Declined(_) => return true,
         };
         let last = records.last().and_then(provider_of);
         let Some(verified) = self.verify(local, id, peer.node_id(), &records) else {

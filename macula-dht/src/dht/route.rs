@@ -76,14 +76,19 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 }
             }
             (Purpose::Store(job), response) => {
-                let outcome = match response {
-                    Response::Published(outcomes) => outcomes.first().copied(),
-                    Response::Pong | Response::Nodes(_) | Response::Providers { .. } | Response::Declined(_) => None,
+                let (outcome, newer) = match response {
+                    Response::Published { outcomes, newer } => (outcomes.first().copied(), newer.into_iter().next()),
+                    Response::Pong | Response::Nodes(_) | Response::Providers { .. } | Response::Declined(_) => {
+                        (None, None)
+                    }
                 };
+                if let Some(newer) = newer {
+                    self.publisher.handle_newer(&self.local, job, &newer);
+                }
                 self.publisher
                     .handle_outcome(&mut self.local, now, job, contact, outcome);
             }
-            (Purpose::HandOver, Response::Published(outcomes)) => {
+            (Purpose::HandOver, Response::Published { outcomes, .. }) => {
                 let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
                 self.counters.handed_over += stored as u64;
             }
