@@ -11,10 +11,10 @@ use common::{
     contact_of, key,
 };
 use macula_dht::{
-    Config, Event, MAX_PEER_LOOKUPS, MAX_QUERIES, Outcome, Output, PEER_LOOKUP_COST, Peer, PeerLookupError,
+    Config, Contact, Event, MAX_PEER_LOOKUPS, MAX_QUERIES, Outcome, Output, PEER_LOOKUP_COST, Peer, PeerLookupError,
     QueryResult, Refusal, Request, RequestFailed, Response, Role, Want,
 };
-use macula_wire::{NodeId, ServiceKey, SignedProvider};
+use macula_wire::{Address, NodeId, ServiceKey, SignedProvider};
 
 /// The bytes of a store that is soon full.
 const BYTES: usize = 64 * 1024;
@@ -266,4 +266,54 @@ fn x10_lookups_for_peers_leave_a_reserve_and_are_shared() {
             .start_lookup(bench.now, key(&format!("own.service{n}")), Want::All);
         assert!(own.is_ok(), "{n}");
     }
+}
+
+/// A stranger that announces the address of another host does not make this node send anything there.
+#[test]
+fn x12_a_stranger_is_probed_only_where_it_was_seen() {
+    let mut bench = Bench::new(Config::default());
+    let mut probes = |endpoints: &[&str]| {
+        let endpoints = endpoints.iter().map(|endpoint| endpoint.parse().unwrap());
+        let contact = Contact::new(*contact_of(1).node_id(), endpoints).observed_at([203, 0, 113, 5].into());
+        let stranger = Peer {
+            contact,
+            role: Role::Node,
+        };
+        let _ = bench.dht.handle_request(bench.now, &stranger, Ok(Request::Ping));
+        let sends = bench.sends();
+        sends
+            .iter()
+            .flat_map(|(_, to, _)| to.endpoints().iter().map(Address::port))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(probes(&["198.51.100.7:53"]), []);
+    assert_eq!(probes(&["198.51.100.7:53", "203.0.113.5:4433"]), [4433]);
+}
+
+/// A peer on a public address names a node on a private one: nothing is sent there.
+#[test]
+fn x12_private_addresses_named_by_a_public_peer_are_not_dialed() {
+    let mut bench = Bench::new(Config::default());
+    let namer = Contact::new(*contact_of(1).node_id(), ["203.0.113.5:4433".parse().unwrap()]);
+    bench.dht.add_contact(bench.now, namer);
+    let (id, ..) = bench.sends().remove(0);
+    bench.answer(id, Response::Pong);
+    bench.dht.start_lookup(bench.now, key("a.b"), Want::All).unwrap();
+    let (id, ..) = bench.sends().remove(0);
+    let at = |n: usize, address: &str| Contact::new(*contact_of(n).node_id(), [address.parse().unwrap()]);
+    let closest = vec![
+        at(2, "192.168.0.1:53"),
+        at(3, "127.0.0.1:53"),
+        at(4, "198.51.100.7:4433"),
+    ];
+    bench.answer(
+        id,
+        Response::Providers {
+            records: Vec::new(),
+            closest,
+            more: false,
+        },
+    );
+    let asked: Vec<_> = bench.sends().into_iter().map(|(_, to, _)| to).collect();
+    assert_eq!(asked, [at(4, "198.51.100.7:4433")]);
 }

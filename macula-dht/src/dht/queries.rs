@@ -214,7 +214,7 @@ impl Queries {
         let Some(lookup) = query.paths.get_mut(usize::from(step.path)) else {
             return true;
         };
-        lookup.add(closest, step.hop);
+        lookup.add(closest.into_iter().filter_map(|named| named.named_by(peer)), step.hop);
         match next {
             Some(request) => {
                 query.messages += 1;

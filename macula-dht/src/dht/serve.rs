@@ -91,17 +91,17 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         fit_contacts(closest.filter(|contact| contact.node_id() != peer))
     }
 
-    /// Asks a stranger whether it answers when the routing table has a use for it.
+    /// Asks a stranger whether it answers when the routing table has a use for it, and only where it was seen.
     fn meet(&mut self, now: Instant, from: &Peer) {
-        let contact = &from.contact;
+        let Some(contact) = from.contact.as_seen() else { return };
         if from.role == Role::Node
             && !contact.endpoints().is_empty()
             && self
                 .probes
                 .has_room(contact.subnet(), self.local.config.diversity.per_bucket)
-            && self.local.table.wants(contact)
+            && self.local.table.wants(&contact)
         {
-            self.probe(now, contact.clone());
+            self.probe(now, contact);
         }
     }
 
