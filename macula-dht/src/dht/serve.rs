@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use macula_wire::{MAX_RECORD_BYTES, NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider};
+use macula_wire::{MAX_RECORD_BYTES, Network, NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider};
 
 use super::Dht;
 use crate::{
@@ -119,7 +119,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return Ok(());
         }
         let tick = self.local.tick(now);
-        if !self.limiter.admit_signature(tick) {
+        if !self.limiter.admit_signature(tick, Network::from(from.ip())) {
             return Err(Refusal::Busy);
         }
         let verified = record.verify(&self.local.realm_hash, key);
