@@ -15,7 +15,7 @@ use crate::{
     fault::{Kind, Schedule},
     load::{Policy, Shape},
     truth::{Called, Cause, End, Ended, Facts, Run},
-    world::{Part, TTL, part_of},
+    world::{Part, ROUTERS, TTL, part_of},
 };
 
 /// The rules by their names in the specification, and what of them is checked here.
@@ -258,7 +258,7 @@ impl<'a> Judge<'a> {
                 }
                 Some(run) => {
                     let id = self.facts.lives[run.life].id;
-                    let other = by.filter(|by| *by != id);
+                    let other = by.filter(|by| *by != id && !self.routes(by));
                     other.map(|by| format!("of {} in the name of {}", id.short(), by.short()))
                 }
             };
@@ -270,6 +270,12 @@ impl<'a> Judge<'a> {
                 self.breaks("P4", at, text);
             }
         }
+    }
+
+    /// Whether a node may have passed a call on: one of those where others get in.
+    fn routes(&self, id: &NodeId) -> bool {
+        let mut lives = self.facts.lives.iter();
+        lives.any(|life| life.id == *id && life.member < ROUTERS)
     }
 
     /// A call in words: its plan, its runs and its attempts.
