@@ -183,8 +183,8 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
 /// Patches the copy; the error says what has to be written anew.
 fn plant(mutant: &Mutant, copy: &Path) -> Result<(), String> {
     let switch = format!(
-        "{{ static ON: ::std::sync::OnceLock<bool> = ::std::sync::OnceLock::new(); \
-         *ON.get_or_init(|| ::std::env::var({SWITCH:?}).is_ok_and(|on| on == {:?})) }}",
+        "({{ static ON: ::std::sync::OnceLock<bool> = ::std::sync::OnceLock::new(); \
+         *ON.get_or_init(|| ::std::env::var({SWITCH:?}).is_ok_and(|on| on == {:?})) }})",
         mutant.name
     );
     let mut patched = Vec::new();
@@ -223,9 +223,11 @@ fn build(home: &Path, copy: &Path) -> Result<PathBuf, Box<dyn Error>> {
         "--features",
         "testing",
     ]);
-    let built = cargo.arg("--target-dir").arg(&target).status()?;
-    if !built.success() {
-        return Err("the copy with the planted bugs cannot be built".into());
+    // Patches need not be without warnings.
+    let built = cargo.arg("--target-dir").arg(&target).output()?;
+    if !built.status.success() {
+        let told = String::from_utf8_lossy(&built.stderr);
+        return Err(format!("the copy with the planted bugs cannot be built:\n{told}").into());
     }
     Ok(target.join("release/examples/sim_mesh"))
 }
