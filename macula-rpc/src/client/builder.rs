@@ -97,7 +97,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how many retries calls may make beyond their first attempts. The default is 20 % of the calls and one a second (F9).
+    /// Sets how many retries calls may make beyond their first attempts. The default is 20 % of the calls and ten a second (F9).
     ///
     /// The budget bounds the load that an outage adds. When a provider dies with more calls in flight than the budget allows, the
     /// rest fail as `not_retried`. A client whose providers can take such a burst raises [`BudgetConfig::per_second`].

@@ -9,7 +9,7 @@
 use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Instant};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use macula_select::{AttemptId, Call, Fate, FirstAttempt, Link, Output};
+use macula_select::{AttemptId, Call, Fate, FirstAttempt, Output};
 use macula_transport::Connection;
 use tracing::{Instrument as _, Span};
 
@@ -205,6 +205,8 @@ impl<'a, X: Exchange> Driver<'a, X> {
         loop {
             output = match output {
                 Output::Dispatch { .. } => self.poll(),
+                // The core asks for this only when it is told the state of links.
+                Output::Recall { .. } => self.poll(),
                 Output::Abort { attempt } => {
                     self.abort(attempt);
                     self.poll()
@@ -322,7 +324,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let mut roster = self.balanced.lock();
         self.call.on_result(now, &mut roster.balancer, attempt, fate);
         if let Some(member) = member.filter(|_| restarted) {
-            roster.balancer.set_link(now, &member, Link::Up);
+            roster.balancer.renew(now, &member);
         }
         Ok(self.step(now, &mut roster))
     }
