@@ -22,6 +22,7 @@ use crate::{
     pool::{Activity, ConnectionId},
     report::{REPORT_EVERY, Reporter},
     stream::Outgoing,
+    watch::{Presence, PresenceWatch, Watch},
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
@@ -117,6 +118,21 @@ impl Connection {
         Arc::downgrade(&self.link)
     }
 
+    /// Whether the peer is believed to be there. A look at a value, at no cost to speak of.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        self.link.watch.presence()
+    }
+
+    /// Tells when [`Connection::presence`] changes.
+    ///
+    /// While calls wait, a silent peer is pinged, and suspected after [`Timers::suspect_after_ptos`](crate::Timers) of silence. Neither
+    /// the calls nor the connection end for that: what to do with a suspicion is the caller's choice.
+    #[must_use]
+    pub fn watch_presence(&self) -> PresenceWatch {
+        self.link.watch.subscribe()
+    }
+
     /// The current estimate of the path's round trip.
     #[must_use]
     pub fn rtt(&self) -> Duration {
@@ -181,12 +197,8 @@ pub(crate) struct Link {
     pub(crate) moved_replies: Arc<Semaphore>,
     /// The peer has told of a reply that it was brief, which peers that do not take such calls on a lane never do.
     pub(crate) knows_brief: AtomicBool,
-    /// Somebody looks after the peer while calls wait.
-    watched: AtomicBool,
-    /// A call's time was up since somebody looked.
-    overdue: AtomicBool,
-    /// Woken when a call waits that nobody looks after, or when a call's time was up.
-    pub(crate) watch: Notify,
+    /// What looks after the peer while calls are under way.
+    pub(crate) watch: Watch,
     /// The calls the peer takes beyond those under way.
     pub(crate) credit: Arc<Semaphore>,
     /// How many further large requests of the peer are put together at a time.
@@ -247,9 +259,7 @@ impl Link {
             reply_sends: Semaphore::new(MAX_LARGE_SENDS),
             moved_replies: Arc::new(Semaphore::new(MAX_MOVED_REPLIES)),
             knows_brief: AtomicBool::new(false),
-            watched: AtomicBool::new(false),
-            overdue: AtomicBool::new(false),
-            watch: Notify::new(),
+            watch: Watch::default(),
             credit,
             large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
             lane: Mutex::new(None),
@@ -265,9 +275,9 @@ impl Link {
         }
     }
 
-    /// Has the peer's QUIC acknowledge something, be the window full of what nobody reads there: a stream that is opened and reset takes
-    /// no room in it. Where the peer permits no stream either, nothing is sent.
-    pub(crate) fn nudge(&self) {
+    /// Has the peer's QUIC acknowledge something, even when the window is full: a stream that is opened and reset takes no room in it.
+    /// Where the peer permits no stream either, nothing is sent.
+    pub(crate) fn ping(&self) {
         if let Some(Ok((send, _))) = self.quic.open_bi().now_or_never() {
             // Dropped, it is reset.
             drop(Outgoing::new(send));
@@ -331,13 +341,10 @@ impl Link {
             Direction::Outbound => {
                 self.inner.load.started();
                 self.outbound.fetch_add(1, SeqCst);
-                if !self.watched.load(SeqCst) {
-                    self.watched.store(true, SeqCst);
-                    self.watch.notify_one();
-                }
             }
             Direction::Inbound => self.inbound.follow(),
         }
+        self.watch.need();
         InFlight {
             link: self.clone(),
             direction,
@@ -362,10 +369,13 @@ impl Link {
 
     /// Lets calls of the peer in; `None` when no further ones are taken.
     pub(crate) fn let_in(self: &Arc<Self>) -> Option<InFlight> {
-        self.inbound.enter().then(|| InFlight {
-            link: self.clone(),
-            direction: Direction::Inbound,
-            answered: false,
+        self.inbound.enter().then(|| {
+            self.watch.need();
+            InFlight {
+                link: self.clone(),
+                direction: Direction::Inbound,
+                answered: false,
+            }
         })
     }
 
@@ -410,21 +420,7 @@ impl Link {
 
     /// A call's time was up.
     pub(crate) fn timed_out(&self) {
-        self.overdue.store(true, SeqCst);
-        self.watch.notify_one();
-    }
-
-    /// Whether a call waits; when none does, the next one wakes the watch. And whether a call's time was up since the last look.
-    pub(crate) fn waiting(&self) -> (bool, bool) {
-        let overdue = self.overdue.swap(false, SeqCst);
-        if self.running(Direction::Outbound) > 0 {
-            return (true, overdue);
-        }
-        self.watched.store(false, SeqCst);
-        // A call that came in between has seen the watch on.
-        let waiting = self.running(Direction::Outbound) > 0;
-        self.watched.store(waiting, SeqCst);
-        (waiting, overdue)
+        self.watch.timed_out();
     }
 
     /// No further call is made here: the connection is closed once nothing runs on it and nobody holds it.

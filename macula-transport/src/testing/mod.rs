@@ -45,4 +45,6 @@ mod bulk_tests;
 #[cfg(test)]
 mod call_tests;
 #[cfg(test)]
+mod liveness_tests;
+#[cfg(test)]
 mod tests;

@@ -46,6 +46,8 @@ pub(super) struct State {
     epoch: Option<Instant>,
     usual: Link,
     hosts: BTreeMap<SocketAddr, Host>,
+    /// Where a process was killed on a machine that lives.
+    refusing: BTreeSet<SocketAddr>,
     addresses: u32,
     sockets: u64,
     paths: BTreeMap<(SocketAddr, SocketAddr), Path>,
@@ -72,9 +74,28 @@ struct Datagram {
     at: Instant,
     number: u64,
     from: SocketAddr,
-    ecn: Option<u8>,
     again: bool,
-    body: Bytes,
+    carried: Carried,
+}
+
+/// What travels.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Carried {
+    Datagram {
+        ecn: Option<u8>,
+        body: Bytes,
+    },
+    /// ICMP's word that nothing listens at an address, which is where it comes from.
+    Unreachable,
+}
+
+impl Carried {
+    fn len(&self) -> usize {
+        match self {
+            Self::Datagram { body, .. } => body.len(),
+            Self::Unreachable => 0,
+        }
+    }
 }
 
 /// What a socket finds when it looks for datagrams.
@@ -97,6 +118,7 @@ impl Network {
             epoch: None,
             usual: Link::default(),
             hosts: BTreeMap::new(),
+            refusing: BTreeSet::new(),
             addresses: 0,
             sockets: 0,
             paths: BTreeMap::new(),
@@ -165,12 +187,22 @@ impl Network {
         state.sides.clear();
     }
 
-    /// Takes a host off the network as `kill -9` or a pulled plug does: it sends and receives nothing any more, and what is under
-    /// way to it is lost. Nobody is told. Its address is free for another.
+    /// Takes a host off the network as a pulled plug does: it sends and receives nothing any more, what is under way to it is lost,
+    /// and nothing tells of it. Its address is free for another.
     pub fn kill(&self, host: SocketAddr) {
         let mut state = self.lock();
         state.note(format_args!("kill {host}"));
         state.hosts.remove(&host);
+        state.refusing.remove(&host);
+    }
+
+    /// Kills a host's process on a machine that lives, as `kill -9` does: as [`Network::kill`], but what is sent there is answered with
+    /// ICMP's "port unreachable" after the link's time, until another takes the address.
+    pub fn kill_process(&self, host: SocketAddr) {
+        let mut state = self.lock();
+        state.note(format_args!("kill process {host}"));
+        state.hosts.remove(&host);
+        state.refusing.insert(host);
     }
 
     /// Adds an event of the test's own to the trace.
@@ -227,6 +259,7 @@ impl Network {
             waker: None,
         };
         state.hosts.insert(addr, host);
+        state.refusing.remove(&addr);
         state.note(format_args!("bind {addr}"));
         Ok((addr, socket))
     }
@@ -308,6 +341,9 @@ impl State {
         body: &[u8],
     ) -> Option<Fate> {
         if !self.hosts.contains_key(&to) {
+            if self.refusing.contains(&to) && self.passes(from, to) {
+                self.refuse(now, from, to);
+            }
             return Some(Fate::Nobody);
         }
         if !self.passes(from, to) {
@@ -323,16 +359,18 @@ impl State {
         if host.arriving.len() + 2 > MAX_IN_FLIGHT {
             return Some(Fate::Overflowed);
         }
-        let body = Bytes::copy_from_slice(body);
+        let carried = Carried::Datagram {
+            ecn: ecn.map(|ecn| ecn as u8),
+            body: Bytes::copy_from_slice(body),
+        };
         for (at, again) in std::iter::once((at, false)).chain(again.map(|at| (at, true))) {
             self.sent += 1;
             host.arriving.push(Reverse(Datagram {
                 at,
                 number: self.sent,
                 from,
-                ecn: ecn.map(|ecn| ecn as u8),
                 again,
-                body: body.clone(),
+                carried: carried.clone(),
             }));
         }
         if let Some(waker) = host.waker.take() {
@@ -341,14 +379,37 @@ impl State {
         None
     }
 
-    /// Hands what has arrived to `take`, at most `room` datagrams; when there is nothing yet, `waker` is woken by the next send.
+    /// Answers a datagram to where nothing listens.
+    fn refuse(&mut self, now: Instant, sender: SocketAddr, unreachable: SocketAddr) {
+        let link = self.path(sender, unreachable).link.unwrap_or(self.usual);
+        self.sent += 1;
+        let number = self.sent;
+        let Some(host) = self.hosts.get_mut(&sender) else {
+            return;
+        };
+        if host.arriving.len() >= MAX_IN_FLIGHT {
+            return;
+        }
+        host.arriving.push(Reverse(Datagram {
+            at: now + 2 * link.latency,
+            number,
+            from: unreachable,
+            again: false,
+            carried: Carried::Unreachable,
+        }));
+        if let Some(waker) = host.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Hands what has arrived to `take`, at most `room` datagrams, which says whether it took one; when there is nothing yet, `waker` is woken by the next send.
     pub(super) fn receive(
         &mut self,
         addr: SocketAddr,
         socket: u64,
         room: usize,
         waker: &Waker,
-        mut take: impl FnMut(usize, SocketAddr, Option<EcnCodepoint>, &Bytes),
+        mut take: impl FnMut(usize, SocketAddr, &Carried) -> bool,
     ) -> Arrivals {
         let now = Instant::now();
         let mut taken = 0;
@@ -369,11 +430,10 @@ impl State {
                 (true, true) => Fate::Duplicated,
             };
             let at = self.since_epoch(now);
-            self.trace.datagram(at, datagram.from, addr, datagram.body.len(), fate);
+            self.trace
+                .datagram(at, datagram.from, addr, datagram.carried.len(), fate);
             if fate != Fate::Cut {
-                let ecn = datagram.ecn.and_then(EcnCodepoint::from_bits);
-                take(taken, datagram.from, ecn, &datagram.body);
-                taken += 1;
+                taken += usize::from(take(taken, datagram.from, &datagram.carried));
             }
         }
         if taken > 0 {

@@ -10,11 +10,17 @@ use std::{
 
 use quinn::{
     AsyncUdpSocket, UdpPoller,
-    udp::{RecvMeta, Transmit},
+    udp::{EcnCodepoint, RecvMeta, Transmit},
 };
-use tokio::time::{Sleep, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Sleep, sleep_until},
+};
 
-use super::{Network, network::Arrivals};
+use super::{
+    Network,
+    network::{Arrivals, Carried},
+};
 
 /// Datagrams sent in one go, as Linux takes them.
 const MAX_SEGMENTS: usize = 10;
@@ -26,17 +32,24 @@ pub(crate) struct MemorySocket {
     addr: SocketAddr,
     /// Which of the sockets that were ever bound it is.
     number: u64,
+    /// Is told of addresses that are unreachable.
+    hints: Option<mpsc::Sender<SocketAddr>>,
     /// Runs until the next datagram arrives.
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
 }
 
 impl MemorySocket {
-    pub(crate) fn bind(network: Network, asked: Option<SocketAddr>) -> io::Result<Self> {
+    pub(crate) fn bind(
+        network: Network,
+        asked: Option<SocketAddr>,
+        hints: Option<mpsc::Sender<SocketAddr>>,
+    ) -> io::Result<Self> {
         let (addr, number) = network.bind(asked)?;
         Ok(Self {
             network,
             addr,
             number,
+            hints,
             timer: Mutex::new(None),
         })
     }
@@ -70,21 +83,32 @@ impl AsyncUdpSocket for MemorySocket {
     ) -> Poll<io::Result<usize>> {
         let room = bufs.len().min(meta.len());
         loop {
-            let arrivals =
-                self.network
-                    .lock()
-                    .receive(self.addr, self.number, room, cx.waker(), |n, from, ecn, body| {
-                        // As the system does: what does not fit is cut off.
-                        let len = body.len().min(bufs[n].len());
-                        bufs[n][..len].copy_from_slice(&body[..len]);
-                        meta[n] = RecvMeta {
-                            addr: from,
-                            len,
-                            stride: len,
-                            ecn,
-                            dst_ip: Some(self.addr.ip()),
-                        };
-                    });
+            let take = |n: usize, from, carried: &Carried| match carried {
+                Carried::Datagram { ecn, body } => {
+                    // As the system does: what does not fit is cut off.
+                    let len = body.len().min(bufs[n].len());
+                    bufs[n][..len].copy_from_slice(&body[..len]);
+                    meta[n] = RecvMeta {
+                        addr: from,
+                        len,
+                        stride: len,
+                        ecn: ecn.and_then(EcnCodepoint::from_bits),
+                        dst_ip: Some(self.addr.ip()),
+                    };
+                    true
+                }
+                Carried::Unreachable => {
+                    if let Some(hints) = &self.hints {
+                        // As the system's error queue, it takes no more than it has room for.
+                        let _ = hints.try_send(from);
+                    }
+                    false
+                }
+            };
+            let arrivals = self
+                .network
+                .lock()
+                .receive(self.addr, self.number, room, cx.waker(), take);
             let next = match arrivals {
                 Arrivals::Taken(count) => return Poll::Ready(Ok(count)),
                 Arrivals::Nothing => return Poll::Pending,
