@@ -8,10 +8,13 @@
 
 mod affinity;
 mod config;
+mod dial;
 mod event;
 mod health;
 mod index;
 mod lease;
+mod leases;
+mod links;
 mod member;
 mod p2c;
 mod pick;
@@ -22,12 +25,14 @@ mod timers;
 mod update;
 
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use config::{AffinityConfig, BalancerConfig, HealthConfig, LocalityConfig};
+pub use dial::{DIAL_EVERY, MAX_DIALS_AT_ONCE, MAX_REDIAL};
 pub use event::{EjectionReason, Event, MAX_EVENTS, RestoreReason};
-pub use lease::Lease;
-pub use pick::{Locality, PickContext, PickError, ProbeConsent};
+pub use lease::{ForeignLease, Lease};
+pub use pick::{DEFAULT_LEASE, Locality, PickContext, PickError, ProbeConsent};
 pub use stats::{ProviderState, ProviderStats, Stats};
 pub use update::Changes;
 
@@ -43,10 +48,12 @@ use crate::provider::Link;
 use crate::quantile::Quantile;
 use crate::rng::Rng;
 use crate::weights::Weights;
+use dial::Dials;
 use event::Events;
 use index::Index;
+use leases::Leases;
 use member::{Circuit, Cold, Hot};
-use roster::{Roster, Tier};
+use roster::{DOWN, DRAINING, HEALTHY, OPEN, Roster, SILENT, SUSPECTED, Tiers};
 use rotation::Rotation;
 
 /// Chooses among the providers of one service, and learns from what becomes of each choice.
@@ -64,11 +71,13 @@ use rotation::Rotation;
 ///
 /// let lease = balancer.pick(now, &PickContext::default())?;
 /// println!("send it to {}", balancer.provider(&lease).expect("it was just picked"));
-/// balancer.report(now, lease, Fate::Ok);
-/// # Ok::<(), macula_select::PickError>(())
+/// balancer.report(now, lease, Fate::Ok)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Balancer<K> {
+    /// Tells its leases from those of other balancers. Clones share it, with the leases of before.
+    id: u32,
     config: BalancerConfig,
     decay: Decay,
     pub(crate) clock: Clock,
@@ -105,6 +114,8 @@ pub struct Balancer<K> {
     local_in_flight: u32,
     next_due: Nanos,
     next_tune: Nanos,
+    leases: Leases,
+    dials: Dials,
     counters: Counters,
 }
 
@@ -112,11 +123,15 @@ pub struct Balancer<K> {
 struct Counters {
     issued: u64,
     reported: u64,
+    lost: u64,
     panic_picks: u64,
     probes: u64,
     ejections: u64,
     ejections_capped: u64,
 }
+
+/// The next balancer's id. It wraps after four thousand million of them, long after the leases of the first are over.
+static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
 /// The first hold of a provider that refuses for overload without saying when it wants to be asked again.
 const OVERLOAD_HOLD: Duration = Duration::from_millis(100);
@@ -134,6 +149,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     #[must_use]
     pub fn new(config: BalancerConfig, seed: u64) -> Self {
         Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             decay: Decay::new(config.latency),
             clock: Clock::default(),
             rng: Rng::new(seed),
@@ -160,6 +176,8 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             local_in_flight: 0,
             next_due: NEVER,
             next_tune: NEVER,
+            leases: Leases::new(),
+            dials: Dials::new(),
             counters: Counters::default(),
             config,
         }
@@ -189,29 +207,56 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         self.find(key).is_some()
     }
 
-    /// The provider that a lease is for, or `None` if an update removed it meanwhile.
+    /// The provider that a lease is for, or `None` if an update removed it meanwhile or another balancer issued it.
     #[must_use]
     pub fn provider(&self, lease: &Lease) -> Option<&K> {
+        if lease.issuer != self.id {
+            return None;
+        }
         self.member(lease.handle)
             .and_then(|slot| self.cold[slot as usize].key.as_ref())
     }
 
     /// Takes back a lease and learns how the attempt ended.
     ///
-    /// Also fine after the provider was removed, or removed and added again: its new life then starts unburdened.
-    pub fn report(&mut self, now: Instant, lease: Lease, fate: Fate) {
+    /// Also fine after the lease's deadline, and after the provider was removed, or removed and added again: its new life
+    /// then starts unburdened.
+    ///
+    /// # Errors
+    ///
+    /// [`ForeignLease`] if another balancer issued it.
+    pub fn report(&mut self, now: Instant, lease: Lease, fate: Fate) -> Result<(), ForeignLease> {
+        if lease.issuer != self.id {
+            return Err(ForeignLease(lease));
+        }
         let now = self.clock.tick(now);
+        let held = self.leases.take(lease.ticket);
+        if !held {
+            // A lease that a clone of this balancer issued was never lost here.
+            match self.counters.lost.checked_sub(1) {
+                Some(lost) => self.counters.lost = lost,
+                None => return Err(ForeignLease(lease)),
+            }
+        }
         self.counters.reported += 1;
-        let Some(slot) = self.member(lease.handle) else { return };
+        let Some(slot) = self.member(lease.handle) else {
+            return Ok(());
+        };
         let unit = self.unit(now);
         let hot = &mut self.hot[slot as usize];
         let cold = &mut self.cold[slot as usize];
-        hot.in_flight = hot.in_flight.saturating_sub(1);
-        if self.config.locality.zone.is_some() && !cold.remote {
-            self.local_in_flight = self.local_in_flight.saturating_sub(1);
+        if held {
+            hot.in_flight -= 1;
+            if self.config.locality.zone.is_some() && !cold.remote {
+                self.local_in_flight -= 1;
+            }
         }
         let elapsed = now.saturating_sub(lease.started);
-        let verdict = fate.verdict();
+        let verdict = match (cold.link, fate) {
+            // Known already, and no matter of health: it returns when it can be reached.
+            (Link::Down, Fate::NotSent | Fate::Unknown(_)) => return Ok(()),
+            (Link::Idle | Link::Up | Link::Suspected | Link::Down | Link::Draining, fate) => fate.verdict(),
+        };
         let unmeasured = !hot.latency.is_measured();
         match verdict {
             Verdict::Success => {
@@ -271,7 +316,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             Fate::Refused {
                 reason: Refusal::Draining,
                 ..
-            } => hold.max(self.config.health.link_hold),
+            } => hold.max(self.config.health.draining_hold),
             Fate::Refused {
                 reason: Refusal::Overloaded,
                 pushback: None,
@@ -285,7 +330,9 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         };
         if !hold.is_zero() {
             self.hold(now, slot, now.saturating_add(nanos(hold)));
+            self.heed_cap(now);
         }
+        Ok(())
     }
 
     /// How long a provider is left in peace that is overloaded and does not say for how long: doubling while that goes on.
@@ -299,26 +346,6 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         let doubled = OVERLOAD_HOLD.saturating_mul(1 << cold.refusals.min(16));
         cold.refusals = cold.refusals.saturating_add(1);
         doubled.min(MAX_OVERLOAD_HOLD).min(self.config.health.max_hold)
-    }
-
-    /// Tells what the transport knows about the way to a provider. Unknown keys are ignored.
-    pub fn set_link(&mut self, now: Instant, key: &K, link: Link) {
-        let now = self.clock.tick(now);
-        let Some(slot) = self.find(key) else { return };
-        self.cold[slot as usize].hold = match link {
-            Link::Up => 0,
-            Link::Down => now.saturating_add(nanos(self.config.health.link_hold)).min(NEVER - 1),
-            Link::Draining => NEVER,
-        };
-        match (link, self.cold[slot as usize].circuit) {
-            // It left by itself; what it did before does not count against the cap.
-            (Link::Draining, _) => self.set_circuit(slot, Circuit::Closed, 0),
-            (Link::Up, Circuit::Open) => self.set_circuit(slot, Circuit::HalfOpen, now),
-            (Link::Up | Link::Down, _) => {}
-        }
-        self.settle(now, slot);
-        self.enforce_cap(now);
-        self.watch_panic();
     }
 
     /// Takes a server's report of its own load: 0 is idle, 1 is full.
@@ -345,28 +372,34 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// Observers need this: picks notice by themselves what is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.clock.instant(self.next_due.min(self.next_tune))
+        self.clock.instant(self.next_moment())
     }
 
     /// Advances time. Early or repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         let now = self.clock.tick(now);
         self.advance(now);
-        debug_assert!(self.next_due.min(self.next_tune) > now);
+        debug_assert!(self.next_moment() > now);
+    }
+
+    fn next_moment(&self) -> Nanos {
+        self.next_due.min(self.next_tune).min(self.leases.due())
     }
 
     /// A snapshot as of the latest moment it was told of.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let ready = self.roster.span(Tier::Local, Tier::Remote).len();
-        let draining = self.roster.span(Tier::Draining, Tier::Draining).len();
         Stats {
             providers: self.roster.len(),
-            ready,
+            ready: self.roster.count(HEALTHY),
+            open: self.roster.count(OPEN),
             ejected: self.ejected,
-            draining,
+            suspected: self.roster.count(SUSPECTED),
+            down: self.roster.count(DOWN),
+            draining: self.roster.count(DRAINING),
             issued: self.counters.issued,
             reported: self.counters.reported,
+            lost: self.counters.lost,
             panic_picks: self.counters.panic_picks,
             probes: self.counters.probes,
             ejections: self.counters.ejections,
@@ -389,14 +422,17 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 .then(|| Duration::from_nanos(hot.latency.nanos(unit, self.typical) as u64));
             Some(ProviderStats {
                 provider: cold.key.as_ref()?,
-                state: match (cold.hold, cold.circuit) {
-                    (NEVER, _) => ProviderState::Draining,
-                    (_, Circuit::Open) => ProviderState::Ejected,
-                    (_, Circuit::HalfOpen) => ProviderState::HalfOpen,
-                    (_, Circuit::Probing) => ProviderState::Probing,
-                    (0, Circuit::Closed) => ProviderState::Ready,
-                    (_, Circuit::Closed) => ProviderState::Held,
+                state: match (cold.link, cold.circuit) {
+                    (Link::Draining, _) => ProviderState::Draining,
+                    (Link::Down, _) => ProviderState::Down,
+                    (Link::Suspected, _) => ProviderState::Suspected,
+                    (Link::Idle | Link::Up, Circuit::Open) => ProviderState::Ejected,
+                    (Link::Idle | Link::Up, Circuit::HalfOpen) => ProviderState::HalfOpen,
+                    (Link::Idle | Link::Up, Circuit::Probing) => ProviderState::Probing,
+                    (Link::Idle | Link::Up, Circuit::Closed) if cold.hold == 0 => ProviderState::Ready,
+                    (Link::Idle | Link::Up, Circuit::Closed) => ProviderState::Held,
                 },
+                link: cold.link,
                 in_flight: hot.in_flight,
                 latency,
                 counts: cold.window.counts(now),
@@ -410,6 +446,12 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// The observed 95th percentile of the latency of successes.
     pub(crate) fn p95(&mut self) -> Option<Duration> {
         self.quantile.p95()
+    }
+
+    /// Takes back the lease of a call's attempt.
+    pub(crate) fn take_back(&mut self, now: Instant, lease: Lease, fate: Fate) {
+        // Refused when the call was driven with two balancers. The one that issued it reclaims it at the deadline.
+        let _refused = self.report(now, lease, fate);
     }
 
     /// Takes a retry from the budget, if there is one.
@@ -431,8 +473,38 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     }
 
     #[cfg(test)]
-    pub(crate) fn current_epoch(&self, handle: Handle) -> u32 {
+    pub(crate) fn current_epoch(&self, handle: Handle) -> u16 {
         self.member(handle).map_or(0, |slot| self.cold[slot as usize].epoch)
+    }
+
+    /// The link of a provider; `None` once it has left.
+    pub(crate) fn link_of(&self, handle: Handle) -> Option<Link> {
+        self.member(handle).map(|slot| self.cold[slot as usize].link)
+    }
+
+    /// Whether a provider is suspected or down.
+    pub(crate) fn is_silent(&self, handle: Handle) -> bool {
+        match self.link_of(handle) {
+            Some(Link::Suspected | Link::Down) => true,
+            Some(Link::Idle | Link::Up | Link::Draining) | None => false,
+        }
+    }
+
+    /// Whether a provider is suspected or down.
+    #[inline]
+    pub(crate) fn any_silent(&self) -> bool {
+        self.roster.count(SILENT) > 0
+    }
+
+    /// Whether at most half of the providers are suspected or down: so few are more likely dead than overloaded (L5).
+    pub(crate) fn few_are_silent(&self) -> bool {
+        self.roster.count(SILENT) * 2 <= self.roster.len()
+    }
+
+    /// The slots of these tiers.
+    fn slots(&self, tiers: Tiers) -> impl Iterator<Item = u32> {
+        let span = self.roster.span(tiers);
+        (span.start..span.end).map(|position| self.roster.slot(position))
     }
 
     fn find(&self, key: &K) -> Option<u32> {

@@ -11,7 +11,7 @@ use std::{
     fmt,
     future::Future,
     io::{self, IoSliceMut},
-    net::{Ipv6Addr, SocketAddr},
+    net::SocketAddr,
     os::fd::AsRawFd as _,
     pin::Pin,
     sync::{
@@ -175,10 +175,7 @@ fn take_report(io: &UdpSocket, space: &mut [u8]) -> io::Result<Option<SocketAddr
             .map(|addr| SocketAddr::from((addr.ip(), addr.port())))
             .or_else(|| {
                 let addr = addr.as_sockaddr_in6()?;
-                Some(SocketAddr::from((
-                    Ipv6Addr::from(addr.ip()).to_canonical(),
-                    addr.port(),
-                )))
+                Some(SocketAddr::from((addr.ip().to_canonical(), addr.port())))
             })
     });
     Ok(addr.filter(|_| unreachable))
@@ -268,7 +265,10 @@ impl UdpPoller for Poller {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::Ipv4Addr, task::Waker};
+    use std::{
+        net::{Ipv4Addr, Ipv6Addr},
+        task::Waker,
+    };
 
     use super::*;
 

@@ -77,7 +77,7 @@ impl Default for Watch {
 }
 
 impl Watch {
-    /// A call begins.
+    /// A call begins, or something else waits for the peer: it is looked after from now on.
     pub(crate) fn need(&self) {
         if !self.on.load(SeqCst) {
             self.on.store(true, SeqCst);
@@ -111,6 +111,8 @@ impl Watch {
 struct Needs {
     /// Calls of ours wait.
     calls: bool,
+    /// Something waits for the peer, a call of ours or its last word.
+    waits: bool,
     /// Calls of the peer run.
     serves: bool,
     overdue: bool,
@@ -121,19 +123,17 @@ impl Needs {
     fn of(link: &Link) -> Self {
         let overdue = link.watch.overdue.swap(false, SeqCst);
         let hinted = link.watch.hinted.swap(false, SeqCst);
-        let running = || {
-            let calls = link.running(Direction::Outbound) > 0;
-            (calls, link.running(Direction::Inbound) > 0)
-        };
-        let (mut calls, mut serves) = running();
-        if !calls && !serves {
+        let running = || (link.waits(), link.running(Direction::Inbound) > 0);
+        let (mut waits, mut serves) = running();
+        if !waits && !serves {
             link.watch.on.store(false, SeqCst);
             // A call that came in between has seen the watch on.
-            (calls, serves) = running();
-            link.watch.on.store(calls || serves, SeqCst);
+            (waits, serves) = running();
+            link.watch.on.store(waits || serves, SeqCst);
         }
         Self {
-            calls,
+            calls: link.running(Direction::Outbound) > 0,
+            waits,
             serves,
             overdue,
             hinted,
@@ -207,7 +207,7 @@ impl Judges {
         }
         let finding = self.suspicion.look(now, &sight);
         // Of a suspected peer it is found out whether it is gone, although its calls may have been made elsewhere.
-        let waiting = needs.calls || self.suspicion.is_suspected();
+        let waiting = needs.waits || self.suspicion.is_suspected();
         let verdict = if needs.overdue {
             self.calls.look_overdue(now, heard, stats.path.rtt)
         } else {

@@ -4,6 +4,7 @@
 
 use crate::clock::Nanos;
 use crate::latency::Estimate;
+use crate::provider::Link;
 use crate::window::Window;
 
 /// What a pick reads.
@@ -55,14 +56,14 @@ pub(crate) struct Cold<K> {
     pub(crate) identity: u64,
     /// The moment that goes with [`Circuit`].
     pub(crate) until: Nanos,
-    /// Held back until then; 0 is not at all, [`NEVER`](crate::clock::NEVER) is draining.
+    /// Held back until then, 0 if it is not. A provider that is down is dialed again then.
     pub(crate) hold: Nanos,
     /// When it joined or was last restored.
     pub(crate) since: Nanos,
     /// When its latency was last observed.
     pub(crate) observed: Nanos,
     /// Counts probes: only the latest may decide.
-    pub(crate) epoch: u32,
+    pub(crate) epoch: u16,
     /// The weight in sixteenths, reduced by slow start.
     pub(crate) effective: u32,
     /// Failures in a row, as far as they can be counted.
@@ -78,6 +79,11 @@ pub(crate) struct Cold<K> {
     /// Default holds in a row, without a success between them.
     pub(crate) refusals: u8,
     pub(crate) circuit: Circuit,
+    pub(crate) link: Link,
+    /// Dials asked for since the last connection.
+    pub(crate) dials: u8,
+    /// The second of the last of them, in its last sixteen bits.
+    pub(crate) dialed_at: u16,
     pub(crate) remote: bool,
     pub(crate) ramping: bool,
     pub(crate) window: Window,
@@ -102,6 +108,9 @@ impl<K> Cold<K> {
             cut_short: 0,
             refusals: 0,
             circuit: Circuit::Closed,
+            link: Link::Idle,
+            dials: 0,
+            dialed_at: 0,
             remote: false,
             ramping: false,
             window: Window::default(),

@@ -7,10 +7,11 @@ use std::hash::Hash;
 use std::time::Instant;
 
 use super::{
-    Attempt, AttemptId, Call, CallOptions, Live, State, attempt_until, choose, deadline, limit, probe_consent,
+    Attempt, AttemptId, Call, CallOptions, Live, State, Times, attempt_until, choose, deadline, limit, probe_consent,
 };
 use crate::balancer::{Balancer, Excluded, Lease};
 use crate::fate::Fate;
+use crate::provider::Link;
 
 /// A call's first attempt, before anything has gone wrong: a fraction of a [`Call`] in size and in work.
 ///
@@ -41,7 +42,7 @@ use crate::fate::Fate;
 /// ```
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
-#[must_use = "it is to be ended, or its provider looks busy for ever"]
+#[must_use = "end it, or its provider looks busy until it times out"]
 pub struct FirstAttempt<K> {
     to: K,
     lease: Lease,
@@ -53,7 +54,7 @@ pub struct FirstAttempt<K> {
 impl<K: Eq + Hash + Clone> FirstAttempt<K> {
     /// Starts the first attempt of a call that began at `began`, now.
     ///
-    /// `None` when there is nobody to send it to, when the call may make no attempt, or when its time is over: nothing has happened
+    /// `None` when there is no provider to send it to, when the call may make no attempt, or when its time is over: nothing has happened
     /// then, and a [`Call`] says which.
     #[inline]
     pub fn start(began: Instant, now: Instant, balancer: &mut Balancer<K>, options: &CallOptions) -> Option<Self> {
@@ -64,18 +65,19 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
         }
         let at = balancer.begin_pick(now);
         let probe = probe_consent(options, 0, false);
-        let (to, lease) = choose(options, probe, now, at, balancer, Excluded::default())?;
+        let until = attempt_until(options, now, deadline);
+        let (to, lease) = choose(options, probe, Times { now, at, until }, balancer, Excluded::default())?;
         balancer.budget.call(at);
         Some(Self {
             to,
             lease,
             began,
             started: now,
-            until: attempt_until(options, now, deadline),
+            until,
         })
     }
 
-    /// Whom it is sent to.
+    /// The provider that it is sent to.
     pub fn to(&self) -> &K {
         &self.to
     }
@@ -92,19 +94,29 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
         self.until
     }
 
+    /// Whether it should become the [`Call`] now, before its result: its provider is suspected or down, or it still waits for
+    /// a dial while another provider is connected. Ask when a link has changed ([`Balancer::link`]), then poll the call.
+    #[must_use]
+    pub fn is_stalled(&self, balancer: &Balancer<K>) -> bool {
+        match balancer.link_of(self.lease.handle) {
+            Some(Link::Suspected | Link::Down) => true,
+            Some(Link::Idle | Link::Draining) => !self.lease.connected && balancer.any_open(),
+            Some(Link::Up) | None => false,
+        }
+    }
+
     /// It succeeded, and the call is over.
     #[inline]
     pub fn succeed(self, now: Instant, balancer: &mut Balancer<K>) {
-        balancer.report(now.max(self.started), self.lease, Fate::Ok);
+        balancer.take_back(now.max(self.started), self.lease, Fate::Ok);
     }
 
-    /// Nobody waits for it any more.
+    /// The caller no longer waits for it.
     pub fn cancel(self, now: Instant, balancer: &mut Balancer<K>) {
-        balancer.report(now.max(self.started), self.lease, Fate::Cancelled);
+        balancer.take_back(now.max(self.started), self.lease, Fate::Cancelled);
     }
 
     /// The call, with this attempt in flight as [`AttemptId::FIRST`]. `options` are those that it was started with.
-    #[must_use]
     pub fn into_call(self, options: CallOptions) -> Call<K> {
         let mut call = Call::new(self.began, options);
         call.latest = self.started;
@@ -118,12 +130,8 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
             hedge: false,
         });
         debug_assert_eq!(attempt, AttemptId::FIRST);
-        call.counted = 1;
-        call.live[0] = Some(Live {
-            attempt,
-            lease: self.lease,
-            until: self.until,
-        });
+        call.sent = 1;
+        call.live.push(Live::new(attempt, self.lease, self.until));
         call.state = State::InFlight;
         call
     }

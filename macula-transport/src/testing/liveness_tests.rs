@@ -50,7 +50,7 @@ enum End {
     Killed { hints: bool },
     /// The host is off.
     Vanished,
-    /// SIGSTOP, or a cable pulled somewhere on the path.
+    /// SIGSTOP.
     Stopped,
 }
 
@@ -69,7 +69,7 @@ async fn noticed_after(end: End, rtt: Duration, waited: Duration) -> Duration {
         match end {
             End::Killed { .. } => network.kill_process(provider.local_addr()),
             End::Vanished => network.kill(provider.local_addr()),
-            End::Stopped => network.cut(caller.local_addr(), provider.local_addr()),
+            End::Stopped => network.pause(provider.local_addr()),
         }
         let ended = Instant::now();
         let mut watch = connection.watch_presence();

@@ -10,7 +10,7 @@ use std::{
 
 use quinn::{
     AsyncUdpSocket, UdpPoller,
-    udp::{EcnCodepoint, RecvMeta, Transmit},
+    udp::{RecvMeta, Transmit},
 };
 use tokio::{
     sync::mpsc,
@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     Network,
-    network::{Arrivals, Carried},
+    network::{Arrivals, RecvFrom},
 };
 
 /// Datagrams sent in one go, as Linux takes them.
@@ -29,6 +29,7 @@ const MAX_SEGMENTS: usize = 10;
 #[derive(Debug)]
 pub(crate) struct MemorySocket {
     network: Network,
+    /// The address it was bound to.
     addr: SocketAddr,
     /// Which of the sockets that were ever bound it is.
     number: u64,
@@ -57,7 +58,7 @@ impl MemorySocket {
 
 impl Drop for MemorySocket {
     fn drop(&mut self) {
-        self.network.unbind(self.addr, self.number);
+        self.network.unbind(self.number);
     }
 }
 
@@ -70,7 +71,7 @@ impl AsyncUdpSocket for MemorySocket {
         let mut state = self.network.lock();
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for datagram in transmit.contents.chunks(size) {
-            state.send(self.addr, self.number, transmit.destination, transmit.ecn, datagram);
+            state.send(self.number, transmit.destination, transmit.ecn, datagram);
         }
         Ok(())
     }
@@ -83,32 +84,27 @@ impl AsyncUdpSocket for MemorySocket {
     ) -> Poll<io::Result<usize>> {
         let room = bufs.len().min(meta.len());
         loop {
-            let take = |n: usize, from, carried: &Carried| match carried {
-                Carried::Datagram { ecn, body } => {
-                    // As the system does: what does not fit is cut off.
-                    let len = body.len().min(bufs[n].len());
-                    bufs[n][..len].copy_from_slice(&body[..len]);
-                    meta[n] = RecvMeta {
-                        addr: from,
-                        len,
-                        stride: len,
-                        ecn: ecn.and_then(EcnCodepoint::from_bits),
-                        dst_ip: Some(self.addr.ip()),
-                    };
-                    true
-                }
-                Carried::Unreachable => {
-                    if let Some(hints) = &self.hints {
-                        // As the system's error queue, it takes no more than it has room for.
-                        let _ = hints.try_send(from);
-                    }
-                    false
+            let mut state = self.network.lock();
+            let take = |n: usize, arrived: &RecvFrom<'_>| {
+                // As the system does: what does not fit is cut off.
+                let len = arrived.body.len().min(bufs[n].len());
+                bufs[n][..len].copy_from_slice(&arrived.body[..len]);
+                meta[n] = RecvMeta {
+                    addr: arrived.from,
+                    len,
+                    stride: len,
+                    ecn: arrived.ecn,
+                    dst_ip: Some(arrived.to.ip()),
+                };
+            };
+            let unreachable = |addr| {
+                if let Some(hints) = &self.hints {
+                    // As the system's error queue, it takes no more than it has room for.
+                    let _ = hints.try_send(addr);
                 }
             };
-            let arrivals = self
-                .network
-                .lock()
-                .receive(self.addr, self.number, room, cx.waker(), take);
+            let arrivals = state.receive(self.number, room, cx.waker(), take, unreachable);
+            drop(state);
             let next = match arrivals {
                 Arrivals::Taken(count) => return Poll::Ready(Ok(count)),
                 Arrivals::Nothing => return Poll::Pending,
@@ -124,7 +120,7 @@ impl AsyncUdpSocket for MemorySocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.addr)
+        Ok(self.network.place(self.number).unwrap_or(self.addr))
     }
 
     fn max_transmit_segments(&self) -> usize {

@@ -1,0 +1,45 @@
+//! The whole mesh in a bottle: dozens of nodes over real QUIC on a network in memory, in virtual time, under faults that a seed draws, and
+//! judged by an oracle: `cargo xtask sim mesh -- --seeds 1..100`.
+//!
+//! Every node is a [`macula_node::Node`] with its directory, pool, selection and transport; only the wire is not there. The same seed
+//! gives the same trace hash. `--help` shows the rest.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
+
+mod campaign;
+mod fault;
+mod load;
+mod options;
+mod oracle;
+mod random;
+mod run;
+mod schedule;
+mod services;
+mod shrink;
+mod story;
+mod stranger;
+mod truth;
+mod world;
+
+use std::{error::Error, process::ExitCode};
+
+/// The nodes of a mesh, unless told otherwise.
+const NODES: usize = 10;
+
+fn run() -> Result<bool, Box<dyn Error>> {
+    match options::read(std::env::args().skip(1))? {
+        options::Task::Story { nodes, seed } => story::show(nodes, seed).map(|()| true),
+        options::Task::Campaign(campaign) => campaign::run(&campaign),
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
