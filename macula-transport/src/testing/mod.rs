@@ -49,4 +49,6 @@ mod bulk_tests;
 #[cfg(test)]
 mod call_tests;
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod tests;
