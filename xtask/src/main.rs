@@ -74,9 +74,9 @@ enum Command {
     Package,
     /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
     Tidy {
-        /// Also look for contorted English in sources and papers.
+        /// Also look for contorted English, and for files that ARCHITECTURE.md names and that are gone.
         #[arg(long)]
-        english: bool,
+        papers: bool,
     },
     /// Run a simulation in release: tables in the terminal, plots as SVG files.
     #[command(after_help = programs::sims())]
@@ -113,7 +113,7 @@ fn main() -> ExitCode {
         Command::Examples => examples::check(),
         Command::Layers { modules } => layers::check(modules),
         Command::Package => package::check(),
-        Command::Tidy { english } => tidy::check(english),
+        Command::Tidy { papers } => tidy::check(papers),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),
         Command::Fuzz { request } => fuzz::fuzz(request),

@@ -38,26 +38,48 @@ fn packages() -> impl Iterator<Item = &'static str> + Clone {
     HOUSE.iter().map(|(name, _)| *name)
 }
 
-/// Whether every run also looks for contorted English, and not only a run that asks for it.
-const ALWAYS_CHECK_ENGLISH: bool = false;
+/// Whether every run also reads the papers and looks for contorted English, and not only a run that asks for it.
+const ALWAYS_READ: bool = false;
 
-/// Applies every rule to the tree; that of [`contorted`] English on request.
-pub(crate) fn check(with_english: bool) -> Result<()> {
+/// Applies every rule to the tree; on request also [`contorted`] and [`lost_files`].
+pub(crate) fn check(read_papers: bool) -> Result<()> {
     let mut findings = top_level(&top_names()?);
     findings.extend(missing_papers(|path| root().join(path).is_file()));
     let sources = source::read(&rust_files()?)?;
     findings.extend(sources.iter().filter(|it| !it.is_generated()).flat_map(rules));
-    if with_english || ALWAYS_CHECK_ENGLISH {
+    if read_papers || ALWAYS_READ {
         let written = sources.iter().filter(|it| !it.is_generated());
         findings.extend(written.flat_map(|it| contorted(&it.path, &it.text)));
         for path in papers()? {
             let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", display(&path)))?;
             findings.extend(contorted(&display(&path), &text));
+            if path.ends_with("ARCHITECTURE.md") {
+                findings.extend(lost_files(&display(&path), &text, &sources));
+            }
         }
     }
     report(findings)?;
     println!("{} Rust files are tidy", sources.len());
     Ok(())
+}
+
+/// The Rust files that a paper names and that no package has. A name may leave out the first folders.
+fn lost_files(path: &str, text: &str, sources: &[Source]) -> Vec<Finding> {
+    static NAMED: LazyLock<Regex> = LazyLock::new(|| pattern(r"`[\w./-]+\.rs`"));
+    let exists = |name: &str| {
+        let end = format!("/{name}");
+        sources.iter().any(|it| it.path == name || it.path.ends_with(&end))
+    };
+    let named = matches(text, &NAMED).map(|(line, name)| (line, name.trim_matches('`')));
+    let lost = named.filter(|(_, name)| !exists(name));
+    lost.map(|(line, name)| {
+        Finding::new(
+            format!("{path}:{line}"),
+            format!("there is no {name}"),
+            "name the file that does this now",
+        )
+    })
+    .collect()
 }
 
 /// Every Markdown file of the tree.
@@ -260,6 +282,19 @@ mod tests {
             found("a/src/a.rs", &lines(701)),
             ["a/src/a.rs 701 lines, the limit is 700"]
         );
+    }
+
+    #[test]
+    fn a_file_that_a_paper_names_exists() {
+        let sources = [
+            Source::new("a/src/call/ask.rs", ""),
+            Source::new("xtask/src/main.rs", ""),
+        ];
+        let text = "see `call/ask.rs`, `ask.rs`,\n`a/src/call/ask.rs`, `k.rs` and `gone/main.rs`";
+        let lost = lost_files("P.md", text, &sources);
+        let lost: Vec<_> = lost.iter().map(|it| (it.place.as_str(), it.wrong.as_str())).collect();
+        let expected = [("P.md:2", "there is no k.rs"), ("P.md:2", "there is no gone/main.rs")];
+        assert_eq!(lost, expected);
     }
 
     #[test]
