@@ -62,7 +62,13 @@ fn publish(dht: &mut Dht<SecretKey, RedbBackend>, now: Instant, n: usize, record
         records: vec![record.to_signed()],
     };
     let response = dht.handle_request(now, &peer, Ok(request));
-    assert_eq!(response, Response::Published(vec![macula_dht::Outcome::Stored]));
+    assert_eq!(
+        response,
+        Response::Published {
+            outcomes: vec![macula_dht::Outcome::Stored],
+            newer: Vec::new()
+        }
+    );
 }
 
 /// A node that restarts serves and routes at once from what it kept, and shows nothing that has expired meanwhile.
@@ -162,14 +168,14 @@ fn seeds_take_part_in_a_join_from_kept_contacts() {
     for output in drain(&mut dht) {
         match output {
             Output::Send { to, id, .. } => asked.push((*to.node_id(), id)),
-            Output::Identify { id, endpoint } => identified = Some((id, endpoint)),
+            Output::Identify { id, address: at } => identified = Some((id, at)),
             Output::Event(event) => panic!("{event:?}"),
         }
     }
     let nodes: Vec<_> = asked.iter().map(|(node, _)| *node).collect();
     assert_eq!(nodes, [*contact_of(1).node_id(), *contact_of(2).node_id()]);
-    let (id, endpoint) = identified.unwrap();
-    assert_eq!(endpoint, address);
+    let (id, at) = identified.unwrap();
+    assert_eq!(at, address);
     // Both fail; the address leads to a node that answers: joined, and nobody hears of a failure.
     for (_, id) in asked {
         dht.handle_response(now, id, Err(macula_dht::RequestFailed::Unreachable));
@@ -289,7 +295,10 @@ fn d9_a_superseded_record_does_not_come_back_after_a_restart() {
     let stale = macula_dht::Outcome::Refused(macula_dht::Refusal::Stale);
     assert_eq!(
         dht.handle_request(now, &peer, Ok(request)),
-        Response::Published(vec![stale])
+        Response::Published {
+            outcomes: vec![stale],
+            newer: Vec::new()
+        }
     );
     assert_eq!(dht.local_providers(now, &service).count(), 0);
 }

@@ -30,7 +30,10 @@ pub use config::{
     Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_MOVED_REPLIES, MAX_REQUEST_BYTES,
     PoolConfig, Timers,
 };
-pub use connection::handle::Connection;
+pub use connection::{
+    handle::Connection,
+    watch::{Presence, PresenceWatch},
+};
 pub use endpoint::Endpoint;
 pub use error::{
     BindError, CallError, CloseCode, DialError, HelloError, Lost, NotSent, Pushback, RequestError, TlsError, Unknown,

@@ -97,16 +97,16 @@ struct Held {
     amount: u64,
     /// When it last got something.
     at: u64,
-    /// Tells equal entries of the order apart.
+    /// Tells entries of the same amount and time apart.
     serial: u64,
 }
 
 /// The order of eviction: the largest is last, and of equals the one that got something longest ago.
-type Rank = (u64, Reverse<u64>, u64);
+type Rank = (u64, Reverse<u64>, Reverse<u64>);
 
 impl Held {
     fn rank(&self) -> Rank {
-        (self.amount, Reverse(self.at), self.serial)
+        (self.amount, Reverse(self.at), Reverse(self.serial))
     }
 }
 
@@ -180,13 +180,14 @@ impl<P: Ord + Clone> Shares<P> {
         }
     }
 
-    /// The holder that would have to give way so that `newcomer` gets `amount` units; 0 counts as 1.
+    /// The holder that gives way for `amount` units of `newcomer` when the resource is full; 0 counts as 1.
     ///
-    /// `None` when there is room, and when nobody has to give way for the newcomer.
+    /// `None` when no holder has to give way. [`Shares::admit`] asks this only when there is no room; an owner with a further
+    /// limit of its own asks it when that limit is reached.
     #[must_use]
     pub fn victim(&self, newcomer: &Holder<P>, amount: u64) -> Option<Holder<P>> {
         let amount = amount.max(1);
-        if self.fits(amount) || amount > self.capacity {
+        if amount > self.capacity {
             return None;
         }
         let network_gets = self.network_holds(newcomer.network) + amount;
@@ -257,8 +258,8 @@ impl<P: Ord + Clone> Shares<P> {
     }
 
     fn largest_peer(&self, network: Network) -> Option<Holder<P>> {
-        let last = (network, (u64::MAX, Reverse(0), u64::MAX));
-        let first = (network, (0, Reverse(u64::MAX), 0));
+        let last = (network, (u64::MAX, Reverse(0), Reverse(0)));
+        let first = (network, (0, Reverse(u64::MAX), Reverse(u64::MAX)));
         let (_, peer) = self.peers_by_rank.range(first..=last).next_back()?;
         Some(Holder::new(network, peer.clone()))
     }

@@ -225,6 +225,7 @@ enum Value<'f> {
 }
 
 impl<'f> Fields<'f> {
+    #[inline]
     fn next(&mut self) -> Result<Option<(u64, Value<'f>)>, Malformed> {
         if self.0.is_empty() {
             return Ok(None);
@@ -254,6 +255,7 @@ impl<'f> Fields<'f> {
         Ok(Some((field, value)))
     }
 
+    #[inline]
     fn varint(&mut self) -> Result<u64, Malformed> {
         match *self.0 {
             // Most are of one byte.
@@ -265,6 +267,7 @@ impl<'f> Fields<'f> {
         }
     }
 
+    #[inline]
     fn take(&mut self, length: usize) -> Result<&'f [u8], Malformed> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(Malformed)?;
         self.0 = rest;

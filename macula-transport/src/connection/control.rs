@@ -8,9 +8,9 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::{
-    health::{Health, SilenceRules, Verdict},
     link::Link,
     stream::{Incoming, Outgoing, ReceiveError},
+    watch,
 };
 use crate::{
     error::{CloseCode, Lost},
@@ -89,57 +89,11 @@ pub(crate) async fn run(
         () = speak => {}
         () = listen => {}
         () = leave => {}
-        () = watch(&link) => {}
+        () = watch::peer(&link) => {}
     }
     let reason = link.lost(link.quic.closed().await);
     tracing::debug!(peer = %link.peer.node_id.short(), %reason, "connection ended");
     events.ended(reason);
-}
-
-/// Looks after the peer while calls wait for it, and closes the connection when it is gone.
-async fn watch(link: &Link) {
-    let timers = &link.shared.config.timers;
-    let mut health = Health::new(SilenceRules {
-        ask_after: timers.probe_after,
-        ask_again: timers.probe_again,
-        dead_after: timers.dead_after,
-        grace: timers.probe_grace,
-    });
-    let mut nonce = 0;
-    loop {
-        let woken = link.look_is_due();
-        let due = async {
-            match health.poll_timeout() {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = woken => {}
-            () = due => {}
-        }
-        let now = tokio::time::Instant::now().into_std();
-        let (waiting, overdue) = link.waiting();
-        let heard = link.quic.stats().udp_rx.datagrams;
-        let verdict = if overdue {
-            health.look_overdue(now, heard, link.quic.rtt())
-        } else {
-            health.look(now, heard, waiting)
-        };
-        match verdict {
-            Verdict::Wait => {}
-            Verdict::Ask => {
-                nonce += 1;
-                link.tell(control::Kind::Probe(proto::Probe { nonce }));
-                link.nudge();
-            }
-            Verdict::Dead => {
-                link.close(CloseCode::Unresponsive, "no answer came");
-                return;
-            }
-        }
-    }
 }
 
 /// Acts on a control message; `false` when it cannot be read.

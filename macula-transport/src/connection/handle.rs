@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
+use super::watch::{Presence, PresenceWatch};
 use crate::{
     call::{
         ask::{self, Caller},
@@ -97,6 +98,21 @@ impl Connection {
 
     pub(crate) fn downgrade(&self) -> Weak<Caller> {
         Arc::downgrade(&self.caller)
+    }
+
+    /// Whether the peer is believed to be there. A look at a value, at no cost to speak of.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        self.caller.link.watch.presence()
+    }
+
+    /// Tells when [`Connection::presence`] changes.
+    ///
+    /// While calls wait, a silent peer is pinged, and suspected after [`Timers::suspect_after_ptos`](crate::Timers) of silence. Neither
+    /// the calls nor the connection end for that: what to do with a suspicion is the caller's choice.
+    #[must_use]
+    pub fn watch_presence(&self) -> PresenceWatch {
+        self.caller.link.watch.subscribe()
     }
 
     /// The current estimate of the path's round trip.

@@ -19,6 +19,7 @@ use super::{
     gate::{Gate, LaneEntry},
     shared::Shared,
     stream::{self, Outgoing, ResetCode, Unserved},
+    watch::Watch,
 };
 use crate::{
     error::{CloseCode, Lost},
@@ -54,7 +55,8 @@ pub(crate) struct Link {
     quiet: Notify,
     closed_as: OnceLock<CloseCode>,
     load: Mutex<LoadTold>,
-    watch: Watch,
+    /// What looks after the peer while calls are under way.
+    pub(crate) watch: Watch,
 }
 
 /// What a peer that leaves has said.
@@ -73,16 +75,6 @@ struct PeerLeaving {
 struct LoadTold {
     by_peer: Option<(LoadReport, Instant)>,
     to_peer: Reporter,
-}
-
-/// What wakes the task that looks after a silent peer.
-#[derive(Debug, Default)]
-struct Watch {
-    /// The task looks.
-    on: AtomicBool,
-    /// A call's time was up since the last look.
-    overdue: AtomicBool,
-    wake: Notify,
 }
 
 impl std::fmt::Debug for Link {
@@ -167,7 +159,7 @@ impl Link {
 
     /// Has the peer's QUIC acknowledge something, also when its window is full: a stream that is opened and reset takes no room in it.
     /// Nothing is sent when the peer permits no stream.
-    pub(crate) fn nudge(&self) {
+    pub(crate) fn ping(&self) {
         if let Some(Ok((send, _))) = self.quic.open_bi().now_or_never() {
             // Dropped, it is reset.
             drop(Outgoing::new(send));
@@ -241,10 +233,10 @@ impl Link {
             Direction::Outbound => {
                 self.shared.load.started();
                 self.outbound.fetch_add(1, SeqCst);
-                self.look_after_peer();
             }
             Direction::Inbound => self.inbound.follow(),
         }
+        self.watch.need();
         InFlight {
             link: self.clone(),
             direction,
@@ -252,16 +244,8 @@ impl Link {
         }
     }
 
-    /// The peer is looked after from now on, while something waits for it.
-    fn look_after_peer(&self) {
-        if !self.watch.on.load(SeqCst) {
-            self.watch.on.store(true, SeqCst);
-            self.watch.wake.notify_one();
-        }
-    }
-
     /// Whether something waits for the peer: a call of this side, or, where this side leaves, the peer's word that it has its replies.
-    fn waits(&self) -> bool {
+    pub(crate) fn waits(&self) -> bool {
         self.running(Direction::Outbound) > 0 || (self.is_shut() && !self.is_done())
     }
 
@@ -292,6 +276,7 @@ impl Link {
     }
 
     fn inside(self: &Arc<Self>) -> InFlight {
+        self.watch.need();
         InFlight {
             link: self.clone(),
             direction: Direction::Inbound,
@@ -319,7 +304,7 @@ impl Link {
     pub(crate) fn shut(&self, reason: GoAwayReason) {
         let accepted = self.inbound.close();
         self.tell(control::Kind::GoAway(self.farewell(reason, Some(accepted), "")));
-        self.look_after_peer();
+        self.watch.need();
         self.quiet.notify_waiters();
     }
 
@@ -370,29 +355,9 @@ impl Link {
         self.leaving.said.load(SeqCst)
     }
 
-    /// Waits until the peer must be looked at.
-    pub(crate) fn look_is_due(&self) -> impl Future<Output = ()> + '_ {
-        self.watch.wake.notified()
-    }
-
     /// A call's time was up.
     pub(crate) fn timed_out(&self) {
-        self.watch.overdue.store(true, SeqCst);
-        self.watch.wake.notify_one();
-    }
-
-    /// Whether something waits for the peer; when nothing does, the next call wakes the watch. And whether a call's time was up since
-    /// the last look.
-    pub(crate) fn waiting(&self) -> (bool, bool) {
-        let overdue = self.watch.overdue.swap(false, SeqCst);
-        if self.waits() {
-            return (true, overdue);
-        }
-        self.watch.on.store(false, SeqCst);
-        // A call that came in between has seen the watch on.
-        let waiting = self.waits();
-        self.watch.on.store(waiting, SeqCst);
-        (waiting, overdue)
+        self.watch.timed_out();
     }
 
     /// No further call is made here: the connection is closed once nothing runs on it and no handle to it exists.

@@ -8,5 +8,8 @@ pub(crate) mod gate;
 pub(crate) mod handle;
 mod health;
 pub(crate) mod link;
+pub(crate) mod pulse;
 pub(crate) mod shared;
 pub(crate) mod stream;
+mod suspicion;
+pub(crate) mod watch;

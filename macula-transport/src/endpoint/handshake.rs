@@ -42,9 +42,9 @@ pub(crate) struct Introducer {
 }
 
 impl Introducer {
-    fn hello(&self) -> Hello {
+    fn hello(&self, peer_addr: SocketAddr) -> Hello {
         let advertised = self.advertised.read().unwrap_or_else(PoisonError::into_inner);
-        hello::ours(&self.shared.config, &advertised)
+        hello::ours(&self.shared.config, &advertised, peer_addr)
     }
 
     fn client_config(&self, expected: Option<NodeId>) -> Result<(quinn::ClientConfig, Arc<tls::FoundKey>), TlsError> {
@@ -239,7 +239,7 @@ async fn open_control(
 ) -> Result<(PeerInfo, Outgoing, Incoming), HelloError> {
     let (send, recv) = quic.open_bi().await.map_err(Lost::from)?;
     let mut outgoing = Outgoing::new(send);
-    say_hello(introducer, &mut outgoing, Some(StreamKind::Control)).await?;
+    say_hello(introducer, quic, &mut outgoing, Some(StreamKind::Control)).await?;
     let mut incoming = Incoming::new(recv, hello::MAX_CONTROL_BYTES);
     let peer = hear_hello(introducer, quic, node_id, &mut incoming).await?;
     Ok((peer, outgoing, incoming))
@@ -258,7 +258,7 @@ pub(crate) async fn accept(introducer: &Introducer, quic: &quinn::Connection) ->
         _ => return Err(HelloError::Malformed),
     }
     let peer = hear_hello(introducer, quic, node_id, &mut incoming).await?;
-    say_hello(introducer, &mut outgoing, None).await?;
+    say_hello(introducer, quic, &mut outgoing, None).await?;
     Ok(Established {
         quic: quic.clone(),
         peer,
@@ -269,10 +269,11 @@ pub(crate) async fn accept(introducer: &Introducer, quic: &quinn::Connection) ->
 
 async fn say_hello(
     introducer: &Introducer,
+    quic: &quinn::Connection,
     outgoing: &mut Outgoing,
     kind: Option<StreamKind>,
 ) -> Result<(), HelloError> {
-    let hello = control_frame(control::Kind::Hello(introducer.hello()));
+    let hello = control_frame(control::Kind::Hello(introducer.hello(remote_addr(quic))));
     let sent = match kind {
         Some(kind) => outgoing.send(&mut [kind_bytes(kind), hello]).await,
         None => outgoing.send(&mut [hello]).await,
@@ -290,9 +291,14 @@ async fn hear_hello(
     incoming: &mut Incoming,
 ) -> Result<PeerInfo, HelloError> {
     let frame = incoming.next().await.map_err(hello_error)?.ok_or(HelloError::Ended)?;
+    hello::read(frame, &introducer.realm, node_id, remote_addr(quic))
+}
+
+/// Where the peer's packets come from; an IPv4 address as one, although the socket takes both families.
+fn remote_addr(quic: &quinn::Connection) -> SocketAddr {
     let mut remote = quic.remote_address();
     remote.set_ip(remote.ip().to_canonical());
-    hello::read(frame, &introducer.realm, node_id, remote)
+    remote
 }
 
 fn hello_error(error: ReceiveError) -> HelloError {

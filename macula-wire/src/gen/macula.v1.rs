@@ -188,6 +188,9 @@ pub struct Hello {
     /// The sender's software and version, for a person.
     #[prost(string, tag = "7")]
     pub agent: ::prost::alloc::string::String,
+    /// The address that the receiver's packets come from, as `ip:port`; empty from a sender that does not say.
+    #[prost(string, tag = "8")]
+    pub observed: ::prost::alloc::string::String,
 }
 /// Asks whether the peer's software, not only its kernel, is alive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -455,10 +458,16 @@ pub struct Providers {
     pub more: bool,
 }
 /// The answer to Publish, one outcome for each record in the same order.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Published {
     #[prost(enumeration = "PublishOutcome", repeated, tag = "1")]
     pub outcomes: ::prost::alloc::vec::Vec<i32>,
+    /// For each record refused for its date, in their order: how far it is off by the sender's clock, in milliseconds.
+    #[prost(uint64, repeated, tag = "2")]
+    pub off_by_ms: ::prost::alloc::vec::Vec<u64>,
+    /// For outcomes that are STALE, the stored records of the peer itself: the proof, which the peer signed.
+    #[prost(message, repeated, tag = "3")]
+    pub newer: ::prost::alloc::vec::Vec<SignedProvider>,
 }
 /// The node does not answer this request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -475,7 +484,7 @@ pub enum PublishOutcome {
     Stored = 1,
     /// A newer record of this provider is stored.
     Stale = 2,
-    /// The record is not valid: signature, form, size or dates.
+    /// The record is not valid: signature, form or size.
     Invalid = 3,
     /// The record has expired.
     Expired = 4,
@@ -489,6 +498,8 @@ pub enum PublishOutcome {
     NotResponsible = 8,
     /// This node checks as many signatures as it can; publish again later.
     Busy = 9,
+    /// The record is dated too far ahead.
+    FromTheFuture = 10,
 }
 impl PublishOutcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -507,6 +518,7 @@ impl PublishOutcome {
             Self::PublisherQuota => "PUBLISH_OUTCOME_PUBLISHER_QUOTA",
             Self::NotResponsible => "PUBLISH_OUTCOME_NOT_RESPONSIBLE",
             Self::Busy => "PUBLISH_OUTCOME_BUSY",
+            Self::FromTheFuture => "PUBLISH_OUTCOME_FROM_THE_FUTURE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -522,6 +534,7 @@ impl PublishOutcome {
             "PUBLISH_OUTCOME_PUBLISHER_QUOTA" => Some(Self::PublisherQuota),
             "PUBLISH_OUTCOME_NOT_RESPONSIBLE" => Some(Self::NotResponsible),
             "PUBLISH_OUTCOME_BUSY" => Some(Self::Busy),
+            "PUBLISH_OUTCOME_FROM_THE_FUTURE" => Some(Self::FromTheFuture),
             _ => None,
         }
     }
