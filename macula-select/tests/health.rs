@@ -195,7 +195,7 @@ fn h2_one_probe_at_a_time() {
         .expect("this balancer issued it");
 }
 
-/// Laws 16 and 17: a probe that nobody reports is replaced, and decides nothing when it comes after all.
+/// Laws 16 and 17: a probe that is not reported is replaced, and decides nothing when it comes after all.
 #[test]
 fn h2_a_lost_probe_frees_itself_and_a_late_one_decides_nothing() {
     let (mut balancer, until) = one_ejected();
