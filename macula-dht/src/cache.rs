@@ -158,6 +158,12 @@ impl DirectoryCache {
         }
     }
 
+    /// The clock that this cache goes by.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
     /// Goes by `clock` from now on, the old one tied anew. What is known stays at hand and is refreshed when it is asked for: answers
     /// may lack what the old dates ruled out (D14).
     pub fn set_clock(&mut self, now: Instant, clock: Clock) {

@@ -173,7 +173,8 @@ async fn look_until(end: tokio::time::Instant, client: Client, truth: Truth, mut
             // A directory that cannot be reached lists nobody.
             if let Ok(found) = client.providers(&service, options).await {
                 let list = found.iter().map(|it| (it.node_id, it.endpoints.to_vec())).collect();
-                truth.facts().lists.push(Listed { from, list });
+                let to = truth.now();
+                truth.facts().lists.push(Listed { from, to, list });
             }
         }
     }

@@ -123,6 +123,7 @@ pub(super) struct Called {
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) from: Duration,
+    pub(super) to: Duration,
     pub(super) list: Vec<(NodeId, Vec<Address>)>,
 }
 

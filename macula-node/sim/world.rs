@@ -26,6 +26,9 @@ use crate::{
 /// How long provider records are valid: as short as may be, so that a run sees them end.
 pub(super) const TTL: Duration = MIN_TTL;
 
+/// The first nodes of the directory: where others get in, and what passes calls on when the directory gives no answer.
+pub(super) const ROUTERS: usize = 2;
+
 const LATENCY: Duration = Duration::from_millis(10);
 const JITTER: Duration = Duration::from_millis(5);
 /// How far every clock is from the network's time, so that one may be behind the others.
@@ -145,7 +148,7 @@ impl World {
 
     /// Starts a node.
     async fn begin(&mut self, n: usize) -> Result<(), Box<dyn Error>> {
-        let bootstrap = self.members[..2].iter().enumerate().filter(|(at, _)| *at != n);
+        let bootstrap = self.members[..ROUTERS].iter().enumerate().filter(|(at, _)| *at != n);
         let bootstrap = bootstrap.map(|(_, member)| -> Result<BootstrapAddr, Box<dyn Error>> {
             Ok(BootstrapAddr::from(Address::try_from(member.addr)?))
         });

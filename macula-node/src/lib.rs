@@ -17,7 +17,8 @@ pub use clocks::SimulatedClock;
 #[cfg(feature = "redb")]
 pub use data::DataError;
 pub use directory::{
-    DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport, WrongClock,
+    DirectoryStats, JoinCause, JoinError, JoinReport, ProviderRecord, PublishReport, TrustedPeer, WithdrawReport,
+    WrongClock,
 };
 pub use macula_dht::{AdvertiseError, Refusal};
 #[cfg(feature = "json")]

@@ -21,7 +21,9 @@ use crate::{
     JoinError, JoinReport, NodeBuilder, StartError,
     addresses::{Reach, interfaces},
     builder::Mode,
-    directory::{Announcement, Directory, DirectoryStats, Driver, Progress, PublishReport, WithdrawReport},
+    directory::{
+        Announcement, Directory, DirectoryStats, Driver, Progress, ProviderRecord, PublishReport, WithdrawReport,
+    },
     inspection::Inspection,
 };
 
@@ -309,6 +311,14 @@ impl Node {
     pub async fn lookup(&self, service: &ServiceName) -> Result<Arc<[Provider]>, LookupError> {
         let options = ResolveOptions::default().with_force_refresh(true);
         Ok(self.inner.client.providers(service, options).await?)
+    }
+
+    /// The records of `service` in the DHT itself, with their age.
+    ///
+    /// # Errors
+    /// When the DHT gives no answer.
+    pub async fn records(&self, service: &ServiceName) -> Result<Vec<ProviderRecord>, LookupError> {
+        Ok(self.inner.directory.records(service).await?)
     }
 
     /// What the connection pool has counted.

@@ -81,7 +81,14 @@ fn providers_lists_each_with_its_endpoint() {
     assert_eq!(found, started);
 
     let plain = run(&["providers", "demo.echo", "--bootstrap", &nodes[1].pinned()]);
-    assert_eq!(stdout(&plain).lines().count(), 3);
+    let plain = stdout(&plain);
+    let lines: Vec<Vec<_>> = plain.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NODE", "STATE", "AGE", "ZONE", "ADDRESSES"]);
+    assert_eq!(lines.len(), 4);
+    assert!(
+        lines[1..].iter().all(|line| line[1] == "serving" && line[3] == "-"),
+        "{plain}"
+    );
 }
 
 #[test]

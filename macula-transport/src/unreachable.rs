@@ -1,7 +1,7 @@
 //! A UDP socket that also hears ICMP: which of its datagrams did not reach a process (L4).
 //!
 //! Linux keeps what routers and hosts report of a socket's datagrams in an error queue, when asked to (`IP_RECVERR`, ip(7)). A report
-//! is a hint and no proof: whoever knows the two ports can forge one.
+//! is a hint and no proof: a sender that knows the two ports can forge one.
 //!
 //! **What the error queue costs.** It shares the receive buffer, so a task empties it as soon as something is in it. A report makes
 //! the next `sendmsg` fail, which then has sent nothing: the queue is emptied and the datagram is sent again. And tokio takes the

@@ -412,7 +412,7 @@ impl ProviderStore {
             let mut shortened = None;
             for place in places {
                 let stored = self.records.get_mut(place);
-                if stored.local || stored.record.is_withdrawn() || stored.expires <= tick {
+                if stored.is_local() || stored.record.is_withdrawn() || stored.expires <= tick {
                     continue;
                 }
                 let left = clock.validity(now, &stored.record).unwrap_or_default();

@@ -54,6 +54,18 @@ pub struct DirectoryStats {
     pub records: usize,
 }
 
+/// A provider as its record in the directory shows it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ProviderRecord {
+    /// The provider.
+    pub provider: Provider,
+    /// How long ago the record was published, by this node's clock.
+    pub age: Duration,
+    /// How long the record is valid from its publication on.
+    pub ttl: Duration,
+}
+
 /// The directory, to be asked. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Directory {
@@ -260,6 +272,28 @@ impl Directory {
             providers,
             source: Source::Cache,
         })
+    }
+
+    /// The records of a service as the DHT has them, each with its age by this node's clock.
+    pub(crate) async fn records(&self, service: &ServiceName) -> Result<Vec<ProviderRecord>, ResolveError> {
+        self.look_up(service, ResolveOptions::default().with_force_refresh(true))
+            .await?;
+        // Decodes what was found, when it is no answer yet.
+        self.known(service);
+        let now = self.clocks.now();
+        let cache = self.shared.cache();
+        let Some(read) = cache.read.get(service) else {
+            return Ok(Vec::new());
+        };
+        let unix_ms = cache.found.clock().unix_ms(now);
+        let record = |record: &VerifiedProvider| {
+            Some(ProviderRecord {
+                provider: provider(record)?,
+                age: Duration::from_millis(unix_ms.saturating_sub(record.advertised_at_ms())),
+                ttl: record.ttl(),
+            })
+        };
+        Ok(read.found.iter().filter_map(record).collect())
     }
 
     /// The providers of a service as the DHT has them.

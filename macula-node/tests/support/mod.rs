@@ -18,6 +18,8 @@ pub(crate) fn macula() -> Command {
             command.env_remove(name);
         }
     }
+    // No home folder: what one test is told, another is told too.
+    command.env("HOME", "/nonexistent");
     command
 }
 

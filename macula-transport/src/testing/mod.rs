@@ -49,6 +49,8 @@ mod bulk_tests;
 #[cfg(test)]
 mod call_tests;
 #[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
 mod liveness_tests;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, builder::Resettable};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::Resettable};
 use macula_node::{Address, BootstrapAddr, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
 use crate::serve::Serve;
@@ -37,7 +37,7 @@ pub(crate) enum Command {
     ///
     /// Exit codes: 0 all of them serve, 1 one does not or cannot be reached, 2 usage, 3 service_not_found.
     Health(HealthArgs),
-    /// Prints the node id of an identity file, and makes the file if there is none.
+    /// Prints the node id of an identity file, and makes the file if there is none: that of `macula node` by default.
     Id(IdArgs),
 }
 
@@ -61,7 +61,8 @@ pub(crate) fn command() -> clap::Command {
 pub(crate) struct MeshArgs {
     /// A node already in the mesh; may be given several times.
     ///
-    /// With the node's id in front, no other node is accepted there; without it, whoever answers first is trusted and shown.
+    /// With the node's id in front, no other node is accepted there; without it, the node that answers is trusted, which is said the
+    /// first time.
     #[arg(
         long,
         value_name = "[NODEID@]HOST:PORT",
@@ -84,8 +85,8 @@ pub(crate) struct NodeArgs {
     /// What others should dial; may be given several times [default: the addresses of the interfaces listened on].
     #[arg(long, value_name = "HOST:PORT", env = "MACULA_ADVERTISE", value_delimiter = ',')]
     pub(crate) advertise: Vec<Address>,
-    /// The file that holds the node's secret key, made if missing; without it the key is in the data folder, or else a new one
-    /// at every start.
+    /// The file that holds the node's secret key, made if missing [default: the data folder's, or ~/.macula/identity if `macula id`
+    /// has made it, or else a new key at every start].
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
     /// A folder, made if missing, in which the node keeps its key, the records it holds for others and the nodes it knows.
@@ -140,14 +141,17 @@ pub(crate) struct CallArgs {
     pub(crate) data: String,
     #[command(flatten)]
     pub(crate) mesh: MeshArgs,
-    /// How a provider is chosen: `first`, `random`, `round_robin`, `weighted_round_robin`, `weighted_random`, `p2c` or
-    /// `least_loaded`.
-    #[arg(long, value_name = "STRATEGY", default_value = "random", env = "MACULA_STRATEGY")]
+    /// How a provider is chosen: `first`, `random`, `round_robin`, `weighted_round_robin`, `weighted_random`, `p2c`,
+    /// `least_loaded` or `affinity`.
+    #[arg(long, value_name = "STRATEGY", default_value = "random", value_parser = strategy, env = "MACULA_STRATEGY")]
     pub(crate) strategy: Strategy,
-    /// How long the whole call may take, like `2s` or `500ms`.
+    /// With `--strategy affinity`: calls with the same key go to the same provider.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) affinity_key: Option<String>,
+    /// How long each call may take, like `2s` or `500ms`; and joining the mesh before the first one.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
-    /// How long one provider is waited for before another is tried; the last one, too [default: 3s]
+    /// How long one provider is waited for before another is tried; the last one, too [default: a third of --timeout, at least 3s].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) attempt_timeout: Option<Duration>,
     /// How many providers are tried at most [default: 3, or all if there are fewer].
@@ -193,12 +197,24 @@ pub(crate) struct HealthArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct IdArgs {
+    /// What to do; without it, the file is made if there is none, and its id is printed.
+    #[arg(value_enum)]
+    pub(crate) action: Option<IdAction>,
     /// The identity file [default: the data folder's, or ~/.macula/identity].
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
     /// The data folder of a node, whose identity is meant.
     #[arg(long, value_name = "DIR", env = "MACULA_DATA")]
     pub(crate) data: Option<PathBuf>,
+}
+
+/// What `macula id` is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IdAction {
+    /// Makes the file; an error when there is one.
+    New,
+    /// Prints the id; an error when there is no file.
+    Show,
 }
 
 #[derive(Debug, Args)]
@@ -210,7 +226,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) calls: u32,
     /// How a provider is chosen, as for `macula call`.
-    #[arg(long, value_name = "STRATEGY", default_value = "round_robin")]
+    #[arg(long, value_name = "STRATEGY", default_value = "round_robin", value_parser = strategy)]
     pub(crate) strategy: Strategy,
     /// The size of each request, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=MAX_MESSAGE_BYTES as i64))]
@@ -238,6 +254,13 @@ fn pinned(text: &str) -> Result<BootstrapAddr, String> {
         ),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Parses the name of a strategy, written with underscores or hyphens.
+fn strategy(text: &str) -> Result<Strategy, String> {
+    let name = text.replace('-', "_");
+    name.parse()
+        .map_err(|error: <Strategy as std::str::FromStr>::Err| error.to_string())
 }
 
 /// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.
@@ -286,6 +309,13 @@ mod tests {
         fn arbitrary_text_is_no_panic(text in "\\PC{0,20}") {
             let _ = (duration(&text), address(&text), text.parse::<Serve>());
         }
+    }
+
+    #[test]
+    fn z10_a_strategy_may_be_written_with_hyphens() {
+        assert_eq!(strategy("round-robin"), Ok(macula_node::Strategy::RoundRobin));
+        assert_eq!(strategy("round_robin"), Ok(macula_node::Strategy::RoundRobin));
+        assert!(strategy("best").is_err_and(|error| error.contains("round_robin")));
     }
 
     #[test]

@@ -135,6 +135,10 @@ async fn spawn(
     ] {
         command.env_remove(variable);
     }
+    if std::env::var_os("RUST_LOG").is_none() {
+        // That only this host can reach them is meant.
+        command.env("RUST_LOG", "error");
+    }
     let mut child = command.spawn().context("the program could not be started")?;
     let stdout = child.stdout.take().context("the program has no standard output")?;
     let mut lines = BufReader::new(stdout).lines();

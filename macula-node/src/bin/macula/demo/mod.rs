@@ -53,6 +53,11 @@ pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
             "with one provider nobody is left when it is killed; start more, or add --no-kill",
         ));
     }
+    if args.strategy == Strategy::Affinity {
+        return Err(Failure::usage(
+            "--strategy affinity goes by a key, which these calls have not; choose another strategy",
+        ));
+    }
     let mut signals = Signals::new()?;
     tokio::select! {
         outcome = demonstrate(&args) => outcome,

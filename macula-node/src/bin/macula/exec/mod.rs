@@ -87,7 +87,7 @@ impl Exec {
             return Err(Status::new(StatusCode::OutOfRange, message));
         }
         if exit.success() {
-            tracing::debug!(service, stderr = errors, "a command has answered");
+            tracing::info!(service, caller, stderr = errors, "a command has answered");
             return Ok(output);
         }
         tracing::warn!(service, %exit, stderr = errors, "a command failed");
