@@ -39,15 +39,23 @@ const MAX_RESENDS: usize = 2;
 /// How long a full send buffer is left to drain where the system's own word is not to be had.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
-/// A socket, and what tells of the addresses that were reported as unreachable.
+/// Asks the system for reports of a socket's datagrams.
 ///
 /// # Errors
-/// When the socket cannot be used, or the system has no such reports.
-pub(crate) fn wrap(socket: std::net::UdpSocket, hints: mpsc::Sender<SocketAddr>) -> io::Result<Arc<Hearing>> {
-    setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+/// When the system has none.
+pub(crate) fn ask_for_reports(socket: &std::net::UdpSocket) -> io::Result<()> {
+    setsockopt(socket, sockopt::Ipv4RecvErr, &true)?;
     if socket.local_addr()?.is_ipv6() {
-        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        setsockopt(socket, sockopt::Ipv6RecvErr, &true)?;
     }
+    Ok(())
+}
+
+/// A socket whose reports were [asked for](ask_for_reports). It tells `hints` of the addresses that are reported as unreachable.
+///
+/// # Errors
+/// When the socket cannot be used.
+pub(crate) fn wrap(socket: std::net::UdpSocket, hints: mpsc::Sender<SocketAddr>) -> io::Result<Arc<Hearing>> {
     let shared = Arc::new(Shared {
         state: UdpSocketState::new((&socket).into())?,
         io: UdpSocket::from_std(socket)?,
@@ -301,6 +309,7 @@ mod tests {
 
     fn hearing(socket: std::net::UdpSocket) -> (Arc<Hearing>, mpsc::Receiver<SocketAddr>) {
         let (sender, hints) = mpsc::channel(16);
+        ask_for_reports(&socket).unwrap();
         (wrap(socket, sender).unwrap(), hints)
     }
 
