@@ -1,7 +1,7 @@
 //! The two clocks a directory needs, held together.
 //!
-//! Expiry runs on the monotonic clock; the dates in records are wall-clock time. A [`Clock`] ties the two at one moment, when
-//! it is made, and never again: a wall clock that is set back or forth later changes nothing here.
+//! Expiry runs on the monotonic clock; the dates in records are wall-clock time. A [`Clock`] ties the two once, when it is made:
+//! setting the wall clock later changes nothing here.
 //!
 //! **Invariant:** of one record, a later reading never gives a later expiry than `issued + ttl`, so no chain of holders and
 //! caches prolongs it (D4).
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use macula_wire::VerifiedProvider;
 
-/// How far into the future a record may be dated: the clock error between two nodes that is forgiven.
+/// How far into the future a record may be dated: the clock error between two nodes that is tolerated.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// Nanoseconds since a clock's origin: compact, exact, and enough for five centuries.
@@ -37,10 +37,10 @@ impl Clock {
         self.unix_ms.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
-    /// How long `record` is still valid at `now` for somebody who receives it then: `min(ttl, issued + ttl - now)`.
+    /// How long `record` is still valid for a node that receives it at `now`: `min(ttl, issued + ttl - now)`.
     ///
     /// # Errors
-    /// When it is no longer valid, or dated too far ahead.
+    /// When the record is no longer valid, or dated too far ahead.
     pub fn validity(&self, now: Instant, record: &VerifiedProvider) -> Result<Duration, DateError> {
         self.check_dates(now, record.advertised_at_ms(), record.ttl())
     }
@@ -69,10 +69,10 @@ impl Clock {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DateError {
-    /// Its validity is over.
+    /// The record's validity is over.
     #[error("the record has expired; if it is fresh, set the clock of the node that published it")]
     Expired,
-    /// It is dated more than [`MAX_CLOCK_SKEW`] ahead.
+    /// The record is dated more than [`MAX_CLOCK_SKEW`] ahead.
     #[error("the record is dated over a minute ahead; set the clock of the node that published it")]
     FromTheFuture,
 }

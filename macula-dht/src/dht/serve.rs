@@ -112,7 +112,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
         let peek = peek(&record.body).ok_or(Refusal::Invalid)?;
         if peek.node == self.local.own {
-            // This node knows best what it publishes itself.
+            // This node knows its own records best.
             return Ok(());
         }
         if self.local.store.precheck(now, key, record, &peek, from)? == Inserted::Unchanged {
