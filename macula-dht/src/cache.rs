@@ -158,6 +158,20 @@ impl DirectoryCache {
         }
     }
 
+    /// The clock that this cache goes by.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Goes by `clock` from now on, the old one tied anew. Known answers stay at hand and are refreshed when they are asked for: they
+    /// may lack providers that the old dates ruled out (D14).
+    pub fn set_clock(&mut self, now: Instant, clock: Clock) {
+        self.clock = clock;
+        let answers = self.entries.values_mut().filter_map(|entry| entry.answer.as_mut());
+        answers.for_each(|answer| answer.fresh_until = answer.fresh_until.min(now));
+    }
+
     /// How often it gave each answer.
     #[must_use]
     pub fn counters(&self) -> CacheCounters {

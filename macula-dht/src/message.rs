@@ -11,7 +11,7 @@ use bytes::Bytes;
 use macula_wire::{MAX_ENDPOINTS, MAX_RECORD_BYTES, NodeId, ServiceKey, SignedProvider, VerifiedProvider, proto};
 use prost::Message as _;
 
-use crate::{Contact, Point};
+use crate::{Contact, Point, clock::millis};
 
 /// The most bytes a request or a reply has.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
@@ -117,12 +117,21 @@ pub enum Refusal {
         "a newer record of this provider is stored; another process may be using its identity, or its clock was set back"
     )]
     Stale,
-    /// Signature, form, size or dates are wrong.
-    #[error("the record is not valid; if its signature and form are right, set the publisher's clock")]
+    /// Signature, form or size is wrong.
+    #[error("the record is not valid")]
     Invalid,
-    /// It has expired.
-    #[error("the record has expired; if it is fresh, set the publisher's clock")]
-    Expired,
+    /// It has expired by the node's clock.
+    #[error("the record expired {by:?} ago by the node's clock")]
+    Expired {
+        /// How long ago, in whole milliseconds.
+        by: Duration,
+    },
+    /// It is dated too far ahead by the node's clock (D14).
+    #[error("the record is dated {by:?} ahead by the node's clock")]
+    FromTheFuture {
+        /// How far, in whole milliseconds.
+        by: Duration,
+    },
     /// The key holds as many providers as it may.
     #[error("the node holds as many providers of the service as it may; use several service names")]
     KeyFull,
@@ -158,6 +167,16 @@ pub enum Declined {
     /// A reason this version does not know.
     #[error("the peer declined for a reason this version does not know")]
     Unknown,
+}
+
+impl Outcome {
+    /// How far the date of a record is off that was refused for it.
+    fn off_by(self) -> Option<Duration> {
+        match self {
+            Self::Refused(Refusal::Expired { by } | Refusal::FromTheFuture { by }) => Some(by),
+            Self::Refused(_) | Self::Stored => None,
+        }
+    }
 }
 
 fn id_bytes(bytes: &[u8; 32]) -> Bytes {
@@ -275,6 +294,11 @@ impl Response {
                 more: *more,
             }),
             Self::Published { outcomes, newer } => Kind::Published(proto::Published {
+                off_by_ms: outcomes
+                    .iter()
+                    .filter_map(|outcome| outcome.off_by())
+                    .map(millis)
+                    .collect(),
                 newer: newer.iter().cloned().map(Into::into).collect(),
                 outcomes: outcomes
                     .iter()
@@ -320,10 +344,12 @@ impl Response {
                     more: providers.more,
                 },
                 Kind::Published(published) => {
-                    let outcomes = published.outcomes.iter().take(MAX_PUBLISH_RECORDS);
+                    let mut amounts = published.off_by_ms.into_iter().map(Duration::from_millis);
+                    let mut off_by = || amounts.next().unwrap_or_default();
+                    let outcomes = published.outcomes.into_iter().take(MAX_PUBLISH_RECORDS);
                     let newer = published.newer.into_iter().take(MAX_PUBLISH_RECORDS);
                     Self::Published {
-                        outcomes: outcomes.map(|&code| outcome_from_proto(code)).collect(),
+                        outcomes: outcomes.map(|code| outcome_from_proto(code, &mut off_by)).collect(),
                         newer: newer.map(Into::into).collect(),
                     }
                 }
@@ -376,7 +402,8 @@ fn outcome_to_proto(outcome: Outcome) -> proto::PublishOutcome {
         Outcome::Refused(refusal) => match refusal {
             Refusal::Stale => P::Stale,
             Refusal::Invalid => P::Invalid,
-            Refusal::Expired => P::Expired,
+            Refusal::Expired { .. } => P::Expired,
+            Refusal::FromTheFuture { .. } => P::FromTheFuture,
             Refusal::KeyFull => P::KeyFull,
             Refusal::StoreFull => P::StoreFull,
             Refusal::PublisherQuota => P::PublisherQuota,
@@ -387,13 +414,15 @@ fn outcome_to_proto(outcome: Outcome) -> proto::PublishOutcome {
     }
 }
 
-fn outcome_from_proto(code: i32) -> Outcome {
+/// The outcome of a code; `off_by` gives the next of the amounts that come with the message.
+fn outcome_from_proto(code: i32, mut off_by: impl FnMut() -> Duration) -> Outcome {
     use proto::PublishOutcome as P;
     Outcome::Refused(match P::try_from(code) {
         Ok(P::Stored) => return Outcome::Stored,
         Ok(P::Stale) => Refusal::Stale,
         Ok(P::Invalid) => Refusal::Invalid,
-        Ok(P::Expired) => Refusal::Expired,
+        Ok(P::Expired) => Refusal::Expired { by: off_by() },
+        Ok(P::FromTheFuture) => Refusal::FromTheFuture { by: off_by() },
         Ok(P::KeyFull) => Refusal::KeyFull,
         Ok(P::StoreFull) => Refusal::StoreFull,
         Ok(P::PublisherQuota) => Refusal::PublisherQuota,

@@ -1,7 +1,7 @@
 //! The node: every layer, composed.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,13 +14,16 @@ use macula_transport::{
     CallKind, Config, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages,
     PeerInfo, PoolStats, Protocol, Reply, Role,
 };
-use macula_wire::{Address, Advertisement, NameError, NodeId, Realm, ServiceKey, ServiceName};
+use macula_wire::{Address, NameError, NodeId, Realm, ServiceKey, ServiceName};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    JoinError, JoinReport, NodeBuilder, StartError, addresses,
+    JoinError, JoinReport, NodeBuilder, StartError,
+    addresses::{Reach, interfaces},
     builder::Mode,
-    directory::{Directory, DirectoryStats, Driver, Progress, PublishReport, WithdrawReport},
+    directory::{
+        Announcement, Directory, DirectoryStats, Driver, Progress, ProviderRecord, PublishReport, WithdrawReport,
+    },
     inspection::Inspection,
 };
 
@@ -29,12 +32,12 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a shutdown waits for the holders of this node's records to take its withdrawals.
 const WITHDRAW_WITHIN: Duration = Duration::from_secs(2);
-/// How long no node may answer until a shutdown takes those that are still to take a withdrawal for gone: as long as an exchange
-/// takes with one that is far away and has to be dialed.
+/// How long a shutdown waits for the next answer of a holder before it takes the silent ones for gone: enough for a dial and an exchange
+/// with a node that is far away.
 const SILENT_FOR: Duration = Duration::from_millis(500);
 /// How long a shutdown waits for running calls.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
-/// How long a shutdown waits until the directory is kept.
+/// How long a shutdown waits until the directory is written to disk.
 const KEEP_WITHIN: Duration = Duration::from_secs(3);
 
 /// A node of the mesh: it listens, finds, calls, and serves. Cheap to clone; clones are the same node.
@@ -46,13 +49,13 @@ pub struct Node {
 }
 
 struct Inner {
-    transport: Transport,
+    transport: Arc<Transport>,
     server: Server,
     inspection: Inspection,
     client: Client,
     directory: Directory,
     publisher: Publisher,
-    endpoints: Vec<Address>,
+    endpoints: watch::Receiver<Arc<[Address]>>,
     progress: watch::Receiver<Progress>,
     task: JoinHandle<()>,
 }
@@ -90,19 +93,18 @@ impl Node {
     pub(crate) async fn start(mut builder: NodeBuilder) -> Result<Self, StartError> {
         let (role, dht_role, listen) = match builder.mode {
             Mode::Node => {
-                let anywhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-                (
-                    Role::Node,
-                    macula_dht::Role::Node,
-                    Some(builder.listen.unwrap_or(anywhere)),
-                )
+                let anywhere = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+                let listen = builder.listen.unwrap_or(anywhere);
+                (Role::Node, macula_dht::Role::Node, Some(listen))
             }
             Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
         };
         let (realm, bootstrap) = (builder.realm.clone(), builder.bootstrap.clone());
-        let (now, seed) = (builder.unix_ms(), builder.seed()?);
-        let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, now, seed);
-        let (identity, (directory, mut driver, progress, reached)) = builder.with_kept(make).await?;
+        let (clocks, seed) = (builder.clocks(), builder.seed()?);
+        let now = clocks.now();
+        let make =
+            move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, clocks, seed);
+        let (identity, (directory, mut driver, progress, reached)) = builder.keeping().open(make).await?;
         let server = Server::with_max_concurrent_calls(builder.max_concurrent_calls);
         #[cfg(feature = "tonic")]
         let inspection = Inspection::new(&server, builder.schemas.clone())?;
@@ -120,7 +122,7 @@ impl Node {
         };
         let config = config.with_realm(builder.realm.clone()).with_role(role);
         let config = match listen {
-            Some(listen) => config.with_listen(listen),
+            Some(listen) => config.with_listen(with_ipv6_or_without(listen)),
             None => config,
         };
         #[cfg(feature = "testing")]
@@ -128,28 +130,23 @@ impl Node {
             Some(network) => config.with_network(network),
             None => config,
         };
-        let transport = Transport::bind(config, handler).await?;
+        let transport = Arc::new(Transport::bind(config, handler).await?);
 
-        let endpoints = match (&builder.advertise[..], listen) {
-            ([], Some(_)) => addresses::reachable(transport.local_addr(), &builder.bootstrap)
-                .into_iter()
-                .collect(),
-            ([], None) => Vec::new(),
-            (given, _) => given.to_vec(),
+        let reach = match (&builder.advertise[..], listen) {
+            ([], Some(_)) => Reach::of(transport.local_addr()),
+            ([], None) => Reach::Fixed(Vec::new()),
+            (given, _) => Reach::Fixed(given.to_vec()),
         };
-        transport.set_advertised(endpoints.iter().cloned());
+        let (announcement, endpoints) =
+            Announcement::new(reach, builder.offer(), builder.bootstrap.clone(), &transport, now);
         let publisher = Publisher {
             realm: builder.realm.clone(),
             directory: directory.clone(),
-            advertisement: builder.advertisement(&endpoints),
             services: Arc::default(),
         };
         for registration in builder.services {
             for service in registration?(&server)? {
-                driver.advertise(
-                    ServiceKey::new(&builder.realm, &service),
-                    publisher.advertisement.clone(),
-                )?;
+                driver.advertise(&service, &announcement)?;
                 inspection.serving(&service);
                 publisher.services().push(service);
             }
@@ -168,7 +165,7 @@ impl Node {
         }
         let client = client.local_first(server.clone()).routers(reached).build();
         server.route_through(&client);
-        let task = tokio::spawn(driver.run(transport.pool()));
+        let task = tokio::spawn(driver.run(transport.pool(), announcement));
         let inner = Inner {
             transport,
             server,
@@ -203,10 +200,11 @@ impl Node {
         self.inner.transport.node_id()
     }
 
-    /// Where others are told to dial, the preferred endpoint first; none for a client.
+    /// Where others are told to dial now, the preferred address first; nowhere for a client. A node that listens on every address
+    /// follows its interfaces (D13).
     #[must_use]
-    pub fn endpoints(&self) -> &[Address] {
-        &self.inner.endpoints
+    pub fn endpoints(&self) -> Arc<[Address]> {
+        self.inner.endpoints.borrow().clone()
     }
 
     /// The address listened on.
@@ -215,7 +213,7 @@ impl Node {
         self.inner.transport.local_addr()
     }
 
-    /// What makes calls: cheap to clone, and to keep.
+    /// The client that makes this node's calls: cheap to clone and to keep.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.inner.client
@@ -224,7 +222,7 @@ impl Node {
     /// Calls `service` with `payload`; short for `node.client().call(…)`.
     ///
     /// # Errors
-    /// What became of the call, with everything that was tried.
+    /// When the call fails; the error lists every attempt.
     pub async fn call<S>(&self, service: S, payload: impl Into<Bytes>) -> Result<Bytes, CallError>
     where
         S: TryInto<ServiceName>,
@@ -281,7 +279,7 @@ impl Node {
         Ok(reports)
     }
 
-    /// Publishes this node as a provider of what its server serves already, which it stops when that is not possible.
+    /// Publishes this node as a provider of a service that its server has already, and removes it there when that fails.
     async fn published(&self, service: &ServiceName) -> Result<PublishReport, ServeError> {
         let published = self.inner.publisher.publish(service).await;
         match &published {
@@ -291,14 +289,14 @@ impl Node {
         Ok(published?)
     }
 
-    /// Stops providing `service`; running calls finish. Withdrawing what is not served is fine (D5).
+    /// Stops providing `service`; running calls finish. Withdrawing an unknown service is fine (D5).
     pub async fn withdraw(&self, service: &ServiceName) -> WithdrawReport {
         self.inner.server.withdraw(service);
         self.inner.inspection.withdrawn(service);
         self.inner.publisher.withdraw(service).await
     }
 
-    /// The providers of `service`, in the directory's order, from the cache while it is fresh (D7); none when nobody provides it.
+    /// The providers of `service`, in the directory's order, from the cache while it is fresh (D7); an empty list when there are none.
     ///
     /// # Errors
     /// When the directory gives no answer.
@@ -315,27 +313,35 @@ impl Node {
         Ok(self.inner.client.providers(service, options).await?)
     }
 
-    /// What the connection pool has counted.
+    /// The records of `service` in the DHT itself, with their age.
+    ///
+    /// # Errors
+    /// When the DHT gives no answer.
+    pub async fn records(&self, service: &ServiceName) -> Result<Vec<ProviderRecord>, LookupError> {
+        Ok(self.inner.directory.records(service).await?)
+    }
+
+    /// The counters of the connection pool.
     #[must_use]
     pub fn connection_stats(&self) -> PoolStats {
         self.inner.transport.pool().stats()
     }
 
-    /// What the transport has counted, rejected peers among it.
+    /// The counters of the transport, rejected peers among them.
     #[must_use]
     pub fn transport_stats(&self) -> macula_transport::Stats {
         self.inner.transport.stats()
     }
 
-    /// What the directory has counted.
+    /// The counters of the directory.
     #[must_use]
     pub fn directory_stats(&self) -> DirectoryStats {
         self.inner.directory.stats()
     }
 
     /// Leaves in order (N4): withdraws every service, refuses new calls so that their callers go elsewhere, finishes the running
-    /// ones, and keeps what is to be kept, and closes every connection. Takes 40 s at most, and a moment when
-    /// nothing runs, though others may have left before or be dead.
+    /// ones, writes the data folder, and closes every connection. Takes 40 s at most, and under a second when no call runs, even when
+    /// other nodes have died before.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         let services = inner.server.services();
@@ -373,7 +379,7 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// What peers reach: services and the directory.
+/// Answers peers: calls of services, and questions to the directory.
 struct NodeHandler {
     server: Server,
     inspection: Inspection,
@@ -383,7 +389,7 @@ struct NodeHandler {
 impl NodeHandler {
     fn server_of(&self, call: &IncomingCall) -> &Server {
         match self.inspection.server_of(call.service()) {
-            // What the application serves under the same name goes first.
+            // A service of the application with the same name goes first.
             Some(own) if !self.server.serves(call.service()) => own,
             _ => &self.server,
         }
@@ -428,7 +434,6 @@ impl macula_transport::Handler for NodeHandler {
 pub(crate) struct Publisher {
     realm: Realm,
     directory: Directory,
-    advertisement: Advertisement,
     services: Arc<Mutex<Vec<ServiceName>>>,
 }
 
@@ -442,12 +447,9 @@ impl Publisher {
     }
 
     async fn publish(&self, service: &ServiceName) -> Result<PublishReport, AdvertiseError> {
-        // First: whoever gives up waiting still has it withdrawn at the end.
+        // Listed before the wait: a caller that gives up waiting still has the service withdrawn at the end.
         self.services().push(service.clone());
-        let published = self
-            .directory
-            .advertise(self.key(service), self.advertisement.clone())
-            .await;
+        let published = self.directory.advertise(service).await;
         if published.is_err() {
             self.services().retain(|known| known != service);
         }
@@ -462,6 +464,16 @@ impl Publisher {
     async fn withdraw_all(&self) {
         let services = self.services().clone();
         join_all(services.iter().map(|service| self.withdraw(service))).await;
+    }
+}
+
+/// The address to bind for `listen`: `[::]` is every address, which is IPv4 on a machine without IPv6 (Y19).
+fn with_ipv6_or_without(listen: SocketAddr) -> SocketAddr {
+    match listen {
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() && !interfaces::has_ipv6() => {
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), listen.port())
+        }
+        listen => listen,
     }
 }
 

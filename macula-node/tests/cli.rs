@@ -1,4 +1,4 @@
-//! The command line's contract: what it prints, what it says of bad input, and its exit codes.
+//! The command line's contract: its output, its complaints about bad input, and its exit codes.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod support;
@@ -81,34 +81,14 @@ fn providers_lists_each_with_its_endpoint() {
     assert_eq!(found, started);
 
     let plain = run(&["providers", "demo.echo", "--bootstrap", &nodes[1].pinned()]);
-    assert_eq!(stdout(&plain).lines().count(), 3);
-}
-
-#[test]
-fn a_command_answers_with_its_output_and_fails_with_its_last_line() {
-    let node = NodeProcess::start(&[
-        "--serve",
-        "up=exec:tr a-z A-Z",
-        "--serve",
-        "bad=exec:echo first >&2; echo no such colour >&2; exit 64",
-        "--serve",
-        "broken=exec:echo out of order >&2; exit 1",
-    ]);
-    let call = |service: &str| run(&["call", service, "hello", "--bootstrap", &node.pinned()]);
-    let up = call("up");
-    assert_eq!((up.status.code(), stdout(&up).as_str()), (Some(0), "HELLO"));
-    // A definitive answer: the caller's own fault.
-    let bad = call("bad");
-    assert_eq!(bad.status.code(), Some(7));
+    let plain = stdout(&plain);
+    let lines: Vec<Vec<_>> = plain.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NODE", "STATE", "AGE", "ZONE", "ADDRESSES"]);
+    assert_eq!(lines.len(), 4);
     assert!(
-        complaint(&bad).contains("invalid_argument: no such colour"),
-        "{}",
-        stderr(&bad)
+        lines[1..].iter().all(|line| line[1] == "serving" && line[3] == "-"),
+        "{plain}"
     );
-    // A failure that another provider might not have, and there is none.
-    let broken = call("broken");
-    assert_eq!(broken.status.code(), Some(4));
-    assert!(complaint(&broken).contains("out of order"), "{}", stderr(&broken));
 }
 
 #[test]
@@ -237,7 +217,7 @@ fn bad_words_are_usage_errors_of_one_line() {
     }
 }
 
-/// What starts a container often has no other way to leave a setting out.
+/// A container's settings often cannot leave a variable out.
 #[test]
 fn an_empty_variable_is_one_that_is_not_set() {
     let mut call = macula();
@@ -294,7 +274,7 @@ fn a_request_of_four_mebibytes_is_answered() {
 
 #[test]
 fn an_unreachable_bootstrap_node_is_named() {
-    // Bound and silent: nobody answers there.
+    // Bound and silent.
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     let output = run(&["call", "demo.echo", "x", "--bootstrap", &address]);
@@ -377,7 +357,7 @@ fn n4_a_node_told_to_end_leaves_in_order() {
     let mut nodes = mesh(2, "demo.echo=echo");
     nodes[1].signal(rustix::process::Signal::TERM);
     assert_eq!(nodes[1].wait(), Some(0));
-    // It has withdrawn: nobody is sent to it any more.
+    // It has withdrawn: no call is sent to it any more.
     let output = run(&["providers", "demo.echo", "--json", "--bootstrap", &nodes[0].pinned()]);
     let list: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(list["providers"].as_array().unwrap().len(), 1);
@@ -409,4 +389,33 @@ fn the_demonstration_loses_no_call() {
         assert!(summary[time].is_u64(), "{time} is missing");
     }
     assert_eq!(summary.as_object().unwrap().len(), 11);
+}
+
+/// Y7: joined through loopback, it advertises addresses that other hosts can dial, or the host has no network.
+#[test]
+fn d13_a_node_on_every_address_advertises_its_interfaces() {
+    let first = NodeProcess::start(&["--serve", "demo.echo=echo"]);
+    for (listen, service) in [("0.0.0.0:0", "demo.v4"), ("[::]:0", "demo.both")] {
+        let serve = format!("{service}=echo");
+        let node = NodeProcess::start_at(listen, &["--serve", &serve, "--bootstrap", &first.pinned()]);
+        let output = run(&["providers", service, "--json", "--bootstrap", &first.pinned()]);
+        let list: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let endpoints = list["providers"][0]["endpoints"].as_array().unwrap().clone();
+        assert_eq!(endpoints[0], node.endpoint.as_str());
+        let is_loopback = |endpoint: &Value| {
+            let text = endpoint.as_str().unwrap();
+            text.starts_with("https://127.") || text.starts_with("https://[::1]")
+        };
+        let loopback = endpoints.iter().filter(|endpoint| is_loopback(endpoint)).count();
+        assert!(loopback == 0 || loopback == endpoints.len(), "{endpoints:?}");
+        let output = run(&["call", service, "x", "--bootstrap", &first.pinned()]);
+        assert_eq!(stdout(&output), "x", "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn d13_a_node_that_only_its_host_can_reach_says_so() {
+    let mut node = NodeProcess::logging("warn", &[]);
+    let said = node.wait_for("only this host can reach");
+    assert!(said.contains(&node.endpoint), "{said}");
 }

@@ -8,11 +8,11 @@ use tokio::sync::mpsc;
 
 use crate::{
     LoadReport, caller,
-    connection::{Direction, Link},
+    connection::Link,
     error::CloseCode,
-    health::{Health, SilenceRules, Verdict},
     serve,
     stream::{Incoming, Outgoing, ReceiveError},
+    watch,
 };
 
 /// Serves a connection until it ends, then takes it out of the pool.
@@ -51,27 +51,17 @@ pub(crate) async fn connection(
         link.close(CloseCode::Protocol, words);
     };
     let leave = async {
-        // Whoever is told that the peer leaves closes the connection once nothing runs on it any more: by then every reply
-        // has arrived, which the peer, who only sent them, cannot know.
-        loop {
-            let quiet = link.quiet.notified();
-            if link.is_spent() {
-                let now = tokio::time::Instant::now();
-                tokio::time::sleep(link.settles_in(now.into_std())).await;
-                if link.is_spent() && link.close_unused("nothing is left to do") {
-                    return;
-                }
-                continue;
-            }
-            quiet.await;
-        }
+        // The side that is told that its peer leaves closes the connection once nothing runs on it: it has its replies by then.
+        link.spent().await;
+        link.shut(GoAwayReason::Retired);
+        link.leave(CloseCode::Retired, "nothing is left to do").await;
     };
     tokio::select! {
         biased; // the same order each time
         () = speak => {}
         () = listen => {}
         () = leave => {}
-        () = watch(&link) => {}
+        () = watch::peer(&link) => {}
     }
     let reason = link.lost(link.quic.closed().await);
     tracing::debug!(peer = %link.peer.node_id.short(), %reason, "connection ended");
@@ -90,52 +80,6 @@ async fn accept_replies(link: Arc<Link>) {
     }
 }
 
-/// Looks after the peer while calls wait for it, and closes the connection when it is gone.
-async fn watch(link: &Link) {
-    let timers = &link.inner.config.timers;
-    let mut health = Health::new(SilenceRules {
-        ask_after: timers.probe_after,
-        ask_again: timers.probe_again,
-        dead_after: timers.dead_after,
-        grace: timers.probe_grace,
-    });
-    let mut nonce = 0;
-    loop {
-        let woken = link.watch.notified();
-        let due = async {
-            match health.poll_timeout() {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = woken => {}
-            () = due => {}
-        }
-        let now = tokio::time::Instant::now().into_std();
-        let (waiting, overdue) = link.waiting();
-        let heard = link.quic.stats().udp_rx.datagrams;
-        let verdict = if overdue {
-            health.look_overdue(now, heard, link.quic.rtt())
-        } else {
-            health.look(now, heard, waiting)
-        };
-        match verdict {
-            Verdict::Wait => {}
-            Verdict::Ask => {
-                nonce += 1;
-                link.tell(control::Kind::Probe(proto::Probe { nonce }));
-                link.nudge();
-            }
-            Verdict::Dead => {
-                link.close(CloseCode::Unresponsive, "no answer came");
-                return;
-            }
-        }
-    }
-}
-
 /// Acts on a control message; `false` when it cannot be read.
 fn hear(link: &Link, frame: bytes::Bytes) -> bool {
     let Ok(message) = proto::Control::decode(frame) else {
@@ -145,8 +89,8 @@ fn hear(link: &Link, frame: bytes::Bytes) -> bool {
         Some(control::Kind::Probe(proto::Probe { nonce })) => {
             link.tell(control::Kind::ProbeAck(proto::ProbeAck { nonce }));
         }
-        Some(control::Kind::GoAway(proto::GoAway { reason, .. })) => {
-            link.peer_leaves(reason == i32::from(GoAwayReason::Draining));
+        Some(control::Kind::GoAway(proto::GoAway { reason, accepted, .. })) => {
+            link.peer_leaves(reason == i32::from(GoAwayReason::Draining), accepted);
             link.inner.pool.retired(link);
         }
         Some(control::Kind::Load(load)) => link.peer_is_busy(LoadReport::from_wire(load)),
@@ -154,13 +98,4 @@ fn hear(link: &Link, frame: bytes::Bytes) -> bool {
         Some(control::Kind::Hello(_) | control::Kind::ProbeAck(_)) | None => {}
     }
     true
-}
-
-/// Tells the peer that this node takes no further calls.
-pub(crate) fn say_goodbye(link: &Link, reason: GoAwayReason) {
-    let running = link.running(Direction::Inbound) as u64;
-    link.tell(control::Kind::GoAway(proto::GoAway {
-        reason: reason.into(),
-        running,
-    }));
 }

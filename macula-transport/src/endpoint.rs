@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use macula_wire::{NodeId, RealmHash, proto};
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     Config, Handler, Identity, MAX_MOVED_REPLIES, Pool, Stats,
     batching::Batching,
-    connection::{Direction, Link},
+    connection::Link,
     drive,
     error::{BindError, CloseCode, TlsError},
     handshake::{self, Established, Handshakes},
@@ -32,6 +33,11 @@ use crate::{
 /// How long a shut-down endpoint waits for its last packets to leave, and repeats to peers who missed it that it closes; one that
 /// is far away or gone finds out by itself.
 const FAREWELL: Duration = Duration::from_millis(250);
+
+/// Reports of unreachable addresses that wait to be heeded; further ones are dropped.
+const MAX_HINTS: usize = 64;
+/// How often such reports are heeded, together.
+const HINTS_EVERY: Duration = Duration::from_millis(5);
 
 /// A node's place on the network: a UDP socket, an identity, and the connections made from and to it.
 ///
@@ -92,7 +98,8 @@ impl Endpoint {
         let seed = config.next_seed();
         let runtime = Arc::new(Batching::new(load.clone()));
         let addr = config.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into());
-        let bound = quic::open_socket(&config, &*runtime).and_then(|socket| {
+        let (hints, reports) = mpsc::channel(MAX_HINTS);
+        let bound = quic::open_socket(&config, &*runtime, hints).and_then(|socket| {
             let local = socket.local_addr()?;
             let endpoint_config = quic::endpoint_config(&config.identity, counters.clone(), seed);
             let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)?;
@@ -127,6 +134,7 @@ impl Endpoint {
         });
         tokio::spawn(accept_all(inner.clone()));
         tokio::spawn(pool::keep(inner.clone()));
+        tokio::spawn(heed_hints(Arc::downgrade(&inner), reports));
         if inner.handler.load().is_some() {
             tokio::spawn(report_load(Arc::downgrade(&inner)));
         }
@@ -181,34 +189,22 @@ impl Endpoint {
         self.inner.draining.store(true, SeqCst);
         let links = self.inner.pool.links();
         for link in &links {
-            link.shut();
-            drive::say_goodbye(link, proto::GoAwayReason::Draining);
+            link.shut(proto::GoAwayReason::Draining);
         }
         for link in links {
-            loop {
-                let quiet = link.quiet.notified();
-                if link.running(Direction::Inbound) == 0 || link.quic.close_reason().is_some() {
-                    break;
-                }
-                tokio::select! {
-                    biased;
-                    () = quiet => {}
-                    _ = link.quic.closed() => break,
-                }
-            }
+            link.drained().await;
         }
     }
 
-    /// Drains, waits until the peers have what they were sent, and closes every connection: all within `grace`, after which
-    /// what is not finished is given up.
+    /// Drains, waits until the peers have acknowledged every reply, and closes every connection: all within `grace`. After that what
+    /// is not finished is given up, and its callers are told that it may have run.
     pub async fn shutdown(&self, grace: Duration) {
-        let parted = async {
+        let left = async {
             self.drain().await;
-            for link in self.inner.pool.links() {
-                link.settled().await;
-            }
+            let links = self.inner.pool.links();
+            join_all(links.iter().map(|link| link.leave(CloseCode::Shutdown, ""))).await;
         };
-        let code = match timeout(grace, parted).await {
+        let code = match timeout(grace, left).await {
             Ok(()) => CloseCode::Shutdown,
             Err(_) => CloseCode::Aborted,
         };
@@ -239,12 +235,12 @@ impl Inner {
         self.lately.load(Relaxed)
     }
 
-    pub(crate) fn hello(&self) -> proto::Hello {
+    pub(crate) fn hello(&self, peer_addr: SocketAddr) -> proto::Hello {
         let endpoints = self
             .advertised
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        hello::ours(&self.config, &endpoints)
+        hello::ours(&self.config, &endpoints, peer_addr)
     }
 
     pub(crate) fn client_config(
@@ -260,7 +256,7 @@ impl Inner {
     fn close(&self, code: CloseCode) {
         self.draining.store(true, SeqCst);
         for link in self.pool.links() {
-            link.close(code, "");
+            link.close_naming(code, "");
         }
         self.quic.close(code.to_wire(), b"");
         self.pool.stop();
@@ -291,7 +287,7 @@ pub(crate) fn start(
     let _ = link.id.set(id);
     if inner.is_draining() {
         // A drain that began before finds it no more. What this node still asks for is answered here, and nothing else.
-        link.shut();
+        link.shut(proto::GoAwayReason::Draining);
     }
     tokio::spawn(drive::connection(link.clone(), outgoing, incoming, queue));
     Some(link)
@@ -309,6 +305,23 @@ async fn report_load(inner: Weak<Inner>) {
         for link in inner.pool.links() {
             link.report(now, load);
         }
+    }
+}
+
+/// Asks the peers whose addresses are reported as unreachable whether they are there (L4), until the socket is gone.
+async fn heed_hints(inner: Weak<Inner>, mut reports: mpsc::Receiver<SocketAddr>) {
+    let mut unreachable = Vec::new();
+    while reports.recv_many(&mut unreachable, MAX_HINTS).await > 0 {
+        let Some(inner) = inner.upgrade() else { return };
+        for link in inner.pool.links() {
+            if unreachable.contains(&link.peer.remote_addr) {
+                inner.counters.unreachable_hints.add();
+                link.watch.hint();
+            }
+        }
+        drop(inner);
+        unreachable.clear();
+        tokio::time::sleep(HINTS_EVERY).await;
     }
 }
 

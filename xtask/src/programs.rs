@@ -25,6 +25,7 @@ const SIMS: &[(&str, &str)] = &[
     ("select", "macula-select"),
     ("dht", "macula-dht"),
     ("mesh", "macula-node"),
+    ("leaving", "macula-transport"),
 ];
 
 /// Each benchmark, the package it measures, and the parts it may have.
@@ -271,6 +272,7 @@ mod tests {
         let targets = targets.iter().map(|(kind, name, features)| Target {
             name: (*name).to_owned(),
             kind: vec![(*kind).to_owned()],
+            src_path: String::new(),
             required_features: features.iter().map(|it| (*it).to_owned()).collect(),
         });
         Package {

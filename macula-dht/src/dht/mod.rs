@@ -186,6 +186,14 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.local.clock
     }
 
+    /// Ties the clocks anew: at `now` it is `unix_ms` milliseconds after the Unix epoch, because the wall clock was set or the
+    /// machine was suspended (D14). Advertise afterwards what is to be dated anew.
+    pub fn set_clock(&mut self, now: Instant, unix_ms: u64) {
+        self.local.clock.set(now, unix_ms);
+        self.local.store.set_clock(now, self.local.clock);
+        self.keeper.note_changes(&self.local, now);
+    }
+
     /// The routing table, to look at.
     #[must_use]
     pub fn table(&self) -> &RoutingTable {

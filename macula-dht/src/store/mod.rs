@@ -25,7 +25,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use macula_wire::{MAX_TTL, NodeId, ServiceKey, SignedProvider, VerifiedProvider};
@@ -123,8 +123,8 @@ impl From<InsertError> for Refusal {
     fn from(error: InsertError) -> Self {
         match error {
             InsertError::Stale { .. } => Self::Stale,
-            InsertError::Dates(DateError::Expired) => Self::Expired,
-            InsertError::Dates(DateError::FromTheFuture) => Self::Invalid,
+            InsertError::Dates(DateError::Expired { by }) => Self::Expired { by },
+            InsertError::Dates(DateError::FromTheFuture { by }) => Self::FromTheFuture { by },
             InsertError::KeyFull => Self::KeyFull,
             InsertError::StoreFull => Self::StoreFull,
             InsertError::PublisherQuota => Self::PublisherQuota,
@@ -249,14 +249,15 @@ impl ProviderStore {
         let tick = self.clock.tick(now);
         let (expires, retain) = match self.lifetime(now, tick, &record) {
             Ok((expires, retain)) => (expires.min(self.clock.tick(shown)), retain),
-            Err(DateError::Expired) => (tick, tick),
+            Err(DateError::Expired { .. }) => (tick, tick),
             Err(error) => return Err(error.into()),
         };
         // The times of a file are no more to be trusted than the rest of it.
         let held = self.clock.tick(held).min(tick + nanos(MAX_TTL + MAX_CLOCK_SKEW));
         let retain = if expires > tick { retain.max(held) } else { held };
         if retain <= tick {
-            return Err(DateError::Expired.into());
+            let by = Duration::from_nanos(tick - retain);
+            return Err(DateError::Expired { by }.into());
         }
         self.place(tick, record, expires, retain, Origin::Restored)
     }
@@ -397,6 +398,33 @@ impl ProviderStore {
                 }
             }
         }
+    }
+
+    /// Goes by `clock` from now on, the old one tied anew, and drops the records of others whose dates it rules out (D14).
+    pub(crate) fn set_clock(&mut self, now: Instant, clock: Clock) {
+        self.clock = clock;
+        let tick = clock.tick(now);
+        for key in self.order.clone() {
+            let places: Vec<_> = match self.keys.get(&key) {
+                Some(entry) => entry.slots.iter().map(|slot| slot.place).collect(),
+                None => continue,
+            };
+            let mut shortened = None;
+            for place in places {
+                let stored = self.records.get_mut(place);
+                if stored.is_local() || stored.record.is_withdrawn() || stored.expires <= tick {
+                    continue;
+                }
+                let left = clock.validity(now, &stored.record).unwrap_or_default();
+                let end = tick.saturating_add(nanos(left)).min(stored.expires);
+                (stored.expires, stored.retain) = (end, end);
+                shortened = Some(shortened.map_or(end, |first: Tick| first.min(end)));
+            }
+            if let Some(end) = shortened {
+                self.look_at(&key, end);
+            }
+        }
+        self.expire(now);
     }
 
     /// When [`ProviderStore::expire`] next has something to do.

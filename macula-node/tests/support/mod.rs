@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio},
 };
@@ -18,6 +18,8 @@ pub(crate) fn macula() -> Command {
             command.env_remove(name);
         }
     }
+    // No home folder, so that no test leaves state for another.
+    command.env("HOME", "/nonexistent");
     command
 }
 
@@ -82,7 +84,8 @@ impl NodeProcess {
         Self::spawn(command, "127.0.0.1:0", args)
     }
 
-    fn spawn(mut command: Command, listen: &str, args: &[&str]) -> Self {
+    /// As [`NodeProcess::start_at`], with the program's environment as given.
+    pub(crate) fn spawn(mut command: Command, listen: &str, args: &[&str]) -> Self {
         let mut child = command
             .args(["node", "--json", "--until-stdin-closes", "--listen", listen])
             .args(args)
@@ -111,6 +114,13 @@ impl NodeProcess {
         lines
             .find(|line| line.contains(text))
             .unwrap_or_else(|| panic!("the node ended and never said {text:?}"))
+    }
+
+    /// The rest of the log of a node that has ended.
+    pub(crate) fn rest_of_log(&mut self) -> String {
+        let mut rest = String::new();
+        self.log.as_mut().unwrap().read_to_string(&mut rest).unwrap();
+        rest
     }
 
     /// `host:port`.
@@ -176,7 +186,7 @@ pub(crate) fn mesh(count: usize, serve: &str) -> Vec<NodeProcess> {
     nodes
 }
 
-/// The one line a failed command says, checked for what no person should see.
+/// The one line of a failed command, checked for words that no person should see.
 pub(crate) fn complaint(output: &Output) -> String {
     let text = stderr(output);
     assert_eq!(text.lines().count(), 1, "more than one line, or none: {text}");

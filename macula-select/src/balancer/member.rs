@@ -4,7 +4,11 @@
 
 use crate::clock::Nanos;
 use crate::latency::Estimate;
+use crate::provider::Link;
 use crate::window::Window;
+
+/// A weight of one, in the units of effective weights.
+pub(crate) const WEIGHT_UNIT: u32 = 16;
 
 /// What a pick reads.
 #[derive(Debug, Clone)]
@@ -48,6 +52,8 @@ pub(crate) enum Circuit {
 }
 
 /// What only reports, updates and timers touch.
+///
+/// All fields lie in one struct, so that a report reads two lines of memory.
 #[derive(Debug, Clone)]
 pub(crate) struct Cold<K> {
     /// `None` in a vacant slot.
@@ -55,7 +61,7 @@ pub(crate) struct Cold<K> {
     pub(crate) identity: u64,
     /// The moment that goes with [`Circuit`].
     pub(crate) until: Nanos,
-    /// Held back until then; 0 is not at all, [`NEVER`](crate::clock::NEVER) is draining.
+    /// Held back until then, 0 if it is not. A provider that is down is dialed again then.
     pub(crate) hold: Nanos,
     /// When it joined or was last restored.
     pub(crate) since: Nanos,
@@ -78,6 +84,11 @@ pub(crate) struct Cold<K> {
     /// Default holds in a row, without a success between them.
     pub(crate) refusals: u8,
     pub(crate) circuit: Circuit,
+    pub(crate) link: Link,
+    /// Dials asked for since the last connection.
+    pub(crate) dials: u8,
+    /// The second of the last of them, in its last sixteen bits.
+    pub(crate) dialed_at: u16,
     pub(crate) remote: bool,
     pub(crate) ramping: bool,
     pub(crate) window: Window,
@@ -102,6 +113,9 @@ impl<K> Cold<K> {
             cut_short: 0,
             refusals: 0,
             circuit: Circuit::Closed,
+            link: Link::Idle,
+            dials: 0,
+            dialed_at: 0,
             remote: false,
             ramping: false,
             window: Window::default(),

@@ -44,7 +44,7 @@ fn apply(file: &mut BTreeMap<(ServiceKey, NodeId), StoredRecord>, changes: &[Cha
 }
 
 proptest! {
-    /// However batches are merged, and whichever writes fail and are made again later: in the end the file holds what the core
+    /// However batches are merged, and however many writes fail and are repeated: in the end the file holds the records that the core
     /// said last.
     #[test]
     fn merged_and_repeated_writes_end_in_the_last_state(
@@ -104,7 +104,7 @@ fn later_contacts_are_the_ones_kept() {
 async fn what_is_handed_over_is_in_the_file_when_it_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("directory.redb");
-    let mut keeper = Keeper::start(file.clone(), open_directory(&file).unwrap()).unwrap();
+    let mut keeper = Keeper::start(file.clone(), Some(open_directory(&file).unwrap())).unwrap();
     assert_eq!(keeper.load().unwrap(), Loaded::default());
     // More than one transaction's worth, so that the end waits for several.
     let records: Vec<_> = (0..=u8::MAX)
