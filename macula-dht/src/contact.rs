@@ -27,6 +27,8 @@ struct Inner {
     host_bytes: usize,
     /// The narrowest scope of the endpoints.
     scope: Scope,
+    /// The narrowest scope it may name: that of its address. A peer with an unknown address may name all.
+    names: Scope,
 }
 
 /// How far an address means the same host, the widest first.
@@ -72,6 +74,7 @@ impl Contact {
         let others = endpoints.iter().skip(1).map(Scope::of_address);
         Self(Arc::new(Inner {
             scope: others.fold(first, Scope::max),
+            names: claimed.map_or(Scope::Loopback, Scope::of),
             node_id,
             observed: None,
             subnet: claimed.map_or(Subnet::UNKNOWN, Subnet::of),
@@ -90,6 +93,7 @@ impl Contact {
         let inner = Arc::unwrap_or_clone(self.0);
         Self(Arc::new(Inner {
             observed: Some(ip),
+            names: Scope::of(ip),
             subnet: Subnet::of(ip),
             ..inner
         }))
@@ -121,14 +125,14 @@ impl Contact {
     /// The same contact without the endpoints that `namer` cannot know: private ones from a peer on a public address, loopback ones
     /// from another host. `None` when no endpoint is left.
     pub(crate) fn named_by(self, namer: &Contact) -> Option<Self> {
-        let widest = namer.ip().map_or(Scope::Loopback, Scope::of);
-        if self.0.scope <= widest {
+        let narrowest = namer.0.names;
+        if self.0.scope <= narrowest {
             return Some(self);
         }
         let fitting = self
             .endpoints()
             .iter()
-            .filter(|endpoint| Scope::of_address(endpoint) <= widest);
+            .filter(|endpoint| Scope::of_address(endpoint) <= narrowest);
         let fitting: Vec<_> = fitting.cloned().collect();
         (!fitting.is_empty()).then(|| Self::new(*self.node_id(), fitting))
     }
