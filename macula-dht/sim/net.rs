@@ -469,7 +469,10 @@ impl Net {
                 more: false,
             },
             // It says that it keeps the record, and does not.
-            Request::Publish { records, .. } => Response::Published(vec![macula_dht::Outcome::Stored; records.len()]),
+            Request::Publish { records, .. } => Response::Published {
+                outcomes: vec![macula_dht::Outcome::Stored; records.len()],
+                newer: Vec::new(),
+            },
         }
     }
 

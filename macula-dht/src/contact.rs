@@ -1,6 +1,14 @@
-//! Who a peer is and how to reach it.
+//! A peer and how to reach it.
+//!
+//! A peer chooses the addresses it announces, and those it names for others. A node that dialed them all could be made to send
+//! packets to any host. So a stranger is dialed only at the address it was seen at ([`Contact::as_seen`]), and a peer on a public
+//! address names no private ones ([`Contact::named_by`]).
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use macula_wire::{Address, MAX_ENDPOINTS, NodeId};
 
@@ -15,8 +23,43 @@ struct Inner {
     observed: Option<IpAddr>,
     /// That of the address: it is asked for with every request, and an endpoint's host is text.
     subnet: Subnet,
-    /// The bytes of all the endpoints' hosts: what a contact takes in a message is asked for with every reply.
+    /// The bytes of all the endpoints' hosts: a contact's size in a message is asked for with every reply.
     host_bytes: usize,
+    /// The narrowest scope of the endpoints.
+    scope: Scope,
+}
+
+/// How far an address means the same host, the widest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    /// Everywhere. A host name counts as public: the shell resolves it, and knows then.
+    Public,
+    /// Within one site.
+    Private,
+    /// On one host.
+    Loopback,
+    /// It is no address of a host.
+    None,
+}
+
+impl Scope {
+    fn of(ip: IpAddr) -> Self {
+        let ip = ip.to_canonical();
+        let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+        if ip.is_unspecified() || ip.is_multicast() || is_broadcast {
+            Self::None
+        } else if ip.is_loopback() {
+            Self::Loopback
+        } else if Subnet::of(ip).is_limited() {
+            Self::Public
+        } else {
+            Self::Private
+        }
+    }
+
+    fn of_address(address: &Address) -> Self {
+        address.ip().map_or(Self::Public, Self::of)
+    }
 }
 
 impl Contact {
@@ -25,7 +68,10 @@ impl Contact {
     pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Address>) -> Self {
         let endpoints: Box<[_]> = endpoints.into_iter().take(MAX_ENDPOINTS).collect();
         let claimed = endpoints.first().and_then(Address::ip);
+        let first = claimed.map_or(Scope::Public, Scope::of);
+        let others = endpoints.iter().skip(1).map(Scope::of_address);
         Self(Arc::new(Inner {
+            scope: others.fold(first, Scope::max),
             node_id,
             observed: None,
             subnet: claimed.map_or(Subnet::UNKNOWN, Subnet::of),
@@ -47,6 +93,44 @@ impl Contact {
             subnet: Subnet::of(ip),
             ..inner
         }))
+    }
+
+    /// The same peer with the endpoints at the address it was seen at only; a host name is taken for that address. `None` when no
+    /// endpoint is left. A contact whose address was not observed stays as it is.
+    pub(crate) fn as_seen(&self) -> Option<Self> {
+        let Some(seen) = self.0.observed else {
+            return Some(self.clone());
+        };
+        let mut endpoints = Vec::new();
+        for endpoint in self.endpoints() {
+            let is_there = endpoint.ip().is_none_or(|ip| ip.to_canonical() == seen);
+            let address = Address::try_from(SocketAddr::new(seen, endpoint.port()));
+            if is_there
+                && let Ok(address) = address
+                && !endpoints.contains(&address)
+            {
+                endpoints.push(address);
+            }
+        }
+        if endpoints == self.endpoints() {
+            return Some(self.clone());
+        }
+        (!endpoints.is_empty()).then(|| Self::new(*self.node_id(), endpoints).observed_at(seen))
+    }
+
+    /// The same contact without the endpoints that `namer` cannot know: private ones from a peer on a public address, loopback ones
+    /// from another host. `None` when no endpoint is left.
+    pub(crate) fn named_by(self, namer: &Contact) -> Option<Self> {
+        let widest = namer.ip().map_or(Scope::Loopback, Scope::of);
+        if self.0.scope <= widest {
+            return Some(self);
+        }
+        let fitting = self
+            .endpoints()
+            .iter()
+            .filter(|endpoint| Scope::of_address(endpoint) <= widest);
+        let fitting: Vec<_> = fitting.cloned().collect();
+        (!fitting.is_empty()).then(|| Self::new(*self.node_id(), fitting))
     }
 
     /// The node.
@@ -195,6 +279,54 @@ mod tests {
         }
         assert!(!Subnet::UNKNOWN.is_limited());
         assert!(subnet("8.8.8.8").is_limited() && subnet("2001:db8::1").is_limited());
+    }
+
+    fn at(endpoints: &[&str]) -> Contact {
+        Contact::new(
+            NodeId::from_bytes([1; 32]),
+            endpoints.iter().map(|e| e.parse().unwrap()),
+        )
+    }
+
+    fn shown(contact: Option<Contact>) -> Vec<String> {
+        let endpoints = contact.iter().flat_map(Contact::endpoints).map(Address::to_string);
+        endpoints.map(|e| e.trim_start_matches("https://").to_owned()).collect()
+    }
+
+    #[test]
+    fn x12_a_stranger_is_reached_only_where_it_was_seen() {
+        let announced = at(&["198.51.100.7:53", "203.0.113.5:4433", "node1.example:4434"]);
+        assert_eq!(
+            announced.as_seen(),
+            Some(announced.clone()),
+            "the shell does not say where it was seen"
+        );
+        let seen = announced.observed_at([203, 0, 113, 5].into()).as_seen();
+        assert_eq!(shown(seen), ["203.0.113.5:4433", "203.0.113.5:4434"]);
+        let elsewhere = at(&["198.51.100.7:53"]).observed_at([203, 0, 113, 5].into());
+        assert_eq!(elsewhere.as_seen(), None);
+    }
+
+    #[test]
+    fn x12_a_peer_names_no_addresses_of_other_networks() {
+        let named = || {
+            at(&[
+                "10.0.0.1:1",
+                "127.0.0.1:2",
+                "0.0.0.0:3",
+                "203.0.113.5:4",
+                "[fe80::1]:5",
+                "node1.example:6",
+            ])
+        };
+        let by = |ip: &str| shown(named().named_by(&at(&[]).observed_at(ip.parse().unwrap())));
+        assert_eq!(by("198.51.100.1"), ["203.0.113.5:4", "node1.example:6"]);
+        assert_eq!(
+            by("10.0.0.9"),
+            ["10.0.0.1:1", "203.0.113.5:4", "[fe80::1]:5", "node1.example:6"]
+        );
+        assert_eq!(by("127.0.0.1").len(), 5);
+        assert_eq!(at(&["10.0.0.1:1"]).named_by(&at(&["198.51.100.1:1"])), None);
     }
 
     #[test]

@@ -88,8 +88,13 @@ pub enum Response {
         /// More records follow after the last one.
         more: bool,
     },
-    /// What became of each published record, in their order.
-    Published(Vec<Outcome>),
+    /// The outcomes for the published records.
+    Published {
+        /// One for each record, in their order.
+        outcomes: Vec<Outcome>,
+        /// The stored records of the publisher itself that are newer than published ones: the proof of [`Refusal::Stale`].
+        newer: Vec<SignedProvider>,
+    },
     /// No answer, and why.
     Declined(Declined),
 }
@@ -288,12 +293,13 @@ impl Response {
                 closest: contacts(closest),
                 more: *more,
             }),
-            Self::Published(outcomes) => Kind::Published(proto::Published {
+            Self::Published { outcomes, newer } => Kind::Published(proto::Published {
                 off_by_ms: outcomes
                     .iter()
                     .filter_map(|outcome| outcome.off_by())
                     .map(millis)
                     .collect(),
+                newer: newer.iter().cloned().map(Into::into).collect(),
                 outcomes: outcomes
                     .iter()
                     .map(|&outcome| outcome_to_proto(outcome).into())
@@ -340,8 +346,12 @@ impl Response {
                 Kind::Published(published) => {
                     let mut amounts = published.off_by_ms.into_iter().map(Duration::from_millis);
                     let mut off_by = || amounts.next().unwrap_or_default();
-                    let codes = published.outcomes.into_iter().take(MAX_PUBLISH_RECORDS);
-                    Self::Published(codes.map(|code| outcome_from_proto(code, &mut off_by)).collect())
+                    let outcomes = published.outcomes.into_iter().take(MAX_PUBLISH_RECORDS);
+                    let newer = published.newer.into_iter().take(MAX_PUBLISH_RECORDS);
+                    Self::Published {
+                        outcomes: outcomes.map(|code| outcome_from_proto(code, &mut off_by)).collect(),
+                        newer: newer.map(Into::into).collect(),
+                    }
                 }
                 Kind::Declined(declined) => Self::Declined(match proto::DeclineReason::try_from(declined.reason) {
                     Ok(proto::DeclineReason::Malformed) => Declined::Malformed,
@@ -360,7 +370,7 @@ impl Response {
             Self::Pong => expected == Expected::Pong,
             Self::Nodes(_) => expected == Expected::Nodes,
             Self::Providers { .. } => expected == Expected::Providers,
-            Self::Published(outcomes) => expected == Expected::Published(outcomes.len()),
+            Self::Published { outcomes, .. } => expected == Expected::Published(outcomes.len()),
             Self::Declined(_) => false,
         }
     }

@@ -66,7 +66,10 @@ fn response() -> impl Strategy<Value = Response> {
         contacts().prop_map(Response::Nodes),
         (prop::collection::vec(signed(), 0..9), contacts(), any::<bool>())
             .prop_map(|(records, closest, more)| Response::Providers { records, closest, more }),
-        prop::collection::vec(refusal, 0..=MAX_PUBLISH_RECORDS).prop_map(Response::Published),
+        prop::collection::vec(refusal, 0..=MAX_PUBLISH_RECORDS).prop_map(|outcomes| Response::Published {
+            outcomes,
+            newer: Vec::new()
+        }),
         prop::sample::select(vec![Declined::Malformed, Declined::RateLimited, Declined::Unknown])
             .prop_map(Response::Declined),
     ]

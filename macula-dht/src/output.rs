@@ -56,6 +56,10 @@ pub enum RequestFailed {
     /// The connection was lost.
     #[error("the connection to the peer was lost before it answered")]
     Lost,
+    /// The request never left this node, which has too much to do. This says nothing about the peer, so it counts neither against
+    /// the peer nor towards what a lookup knows.
+    #[error("the request was not sent: this node is too busy; ask again later")]
+    NotSent,
     /// The shell gave up waiting.
     #[error("the peer did not answer in time")]
     TimedOut,
@@ -148,10 +152,12 @@ pub enum QueryResult {
     Nodes(Vec<Contact>),
     /// Providers, in the list's order (D1); at least one.
     Found(Vec<VerifiedProvider>),
-    /// No provider: those who would know said so.
+    /// No provider: the nodes that would know said so.
     NotFound,
-    /// Nobody answered, so nothing is known.
+    /// No peer answered, so nothing is known.
     Unreachable,
+    /// This node is too busy: requests were not sent, or the lookup of a peer gave way to those of other peers. Nothing is known.
+    Busy,
 }
 
 /// What a lookup took.

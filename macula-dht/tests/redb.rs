@@ -62,7 +62,13 @@ fn publish(dht: &mut Dht<SecretKey, RedbBackend>, now: Instant, n: usize, record
         records: vec![record.to_signed()],
     };
     let response = dht.handle_request(now, &peer, Ok(request));
-    assert_eq!(response, Response::Published(vec![macula_dht::Outcome::Stored]));
+    assert_eq!(
+        response,
+        Response::Published {
+            outcomes: vec![macula_dht::Outcome::Stored],
+            newer: Vec::new()
+        }
+    );
 }
 
 /// A node that restarts serves and routes at once from what it kept, and shows nothing that has expired meanwhile.
@@ -289,7 +295,10 @@ fn d9_a_superseded_record_does_not_come_back_after_a_restart() {
     let stale = macula_dht::Outcome::Refused(macula_dht::Refusal::Stale);
     assert_eq!(
         dht.handle_request(now, &peer, Ok(request)),
-        Response::Published(vec![stale])
+        Response::Published {
+            outcomes: vec![stale],
+            newer: Vec::new()
+        }
     );
     assert_eq!(dht.local_providers(now, &service).count(), 0);
 }

@@ -33,7 +33,7 @@ fn publish_from(bench: &mut Bench, n: usize, ip: [u8; 4], key: ServiceKey, recor
         .dht
         .handle_request(bench.now, &peer, Ok(Request::Publish { key, records }))
     {
-        Response::Published(outcomes) => outcomes[0],
+        Response::Published { outcomes, .. } => outcomes[0],
         other => panic!("{other:?}"),
     }
 }

@@ -36,6 +36,14 @@ pub(super) fn of_seed(seed: u64, nodes: usize) -> Schedule {
                 kind: Kind::Withdraw,
             });
         }
+        if matches!(fault.kind, Kind::Burst(_)) {
+            // Retries are counted when there is something to retry.
+            faults.push(Fault {
+                who: of(nodes, &[Part::Provider]),
+                kind: Kind::Fail,
+                ..fault.clone()
+            });
+        }
         faults.push(fault);
     }
     faults.sort_by_key(|fault| fault.at);
@@ -122,7 +130,7 @@ fn draw(random: &mut Random, nodes: usize, at: Duration, lasts: Duration) -> Fau
         29 => (Kind::Lie, vec![one(random, nodes, &[Part::Provider])], lasts),
         30 => (Kind::Withdraw, vec![one(random, nodes, &[Part::Provider])], lasts),
         31 => (Kind::Forge, Vec::new(), LONGEST),
-        32 => (Kind::Burst(10), some(random, nodes, &[Part::Caller]), small),
+        32 => (Kind::Burst(100), some(random, nodes, &[Part::Caller]), small),
         _ => (Kind::Fail, of(nodes, &[Part::Provider]), small),
     };
     Fault { at, lasts, who, kind }

@@ -98,6 +98,3 @@ where
         }
     }
 }
-
-/// A handler behind a pointer.
-pub(crate) type SharedHandler = Arc<dyn Handler>;

@@ -44,6 +44,7 @@ pub use limit::Limited;
 pub use macula_select::{Backoff, BudgetConfig, Hedge, RetryPolicy, StopReason, Strategy};
 pub use macula_transport::{Metadata, Pushback};
 pub use macula_wire::{Address, NameError, NodeId, ServiceName, StatusCode};
+pub use observe::MAX_METHODS;
 pub use request::{Request, Response};
 pub use resolve::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
 pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, ServeError, Server};

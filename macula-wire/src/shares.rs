@@ -97,16 +97,16 @@ struct Held {
     amount: u64,
     /// When it last got something.
     at: u64,
-    /// Tells equal entries of the order apart.
+    /// Tells entries of the same amount and time apart.
     serial: u64,
 }
 
 /// The order of eviction: the largest is last, and of equals the one that got something longest ago.
-type Rank = (u64, Reverse<u64>, u64);
+type Rank = (u64, Reverse<u64>, Reverse<u64>);
 
 impl Held {
     fn rank(&self) -> Rank {
-        (self.amount, Reverse(self.at), self.serial)
+        (self.amount, Reverse(self.at), Reverse(self.serial))
     }
 }
 
@@ -258,8 +258,8 @@ impl<P: Ord + Clone> Shares<P> {
     }
 
     fn largest_peer(&self, network: Network) -> Option<Holder<P>> {
-        let last = (network, (u64::MAX, Reverse(0), u64::MAX));
-        let first = (network, (0, Reverse(u64::MAX), 0));
+        let last = (network, (u64::MAX, Reverse(0), Reverse(0)));
+        let first = (network, (0, Reverse(u64::MAX), Reverse(u64::MAX)));
         let (_, peer) = self.peers_by_rank.range(first..=last).next_back()?;
         Some(Holder::new(network, peer.clone()))
     }

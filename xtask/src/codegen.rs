@@ -1,9 +1,9 @@
-//! Generated code: the schemas of each [`Target`] to `<package>.rs` in its folder.
+//! Generated code: from the schemas of each [`Target`] to `<package>.rs` in its folder.
 //!
 //! Invariants: the output depends on the schemas and the locked generator alone (inputs are sorted, maps are ordered,
 //! no paths or dates are written), and only files that carry the target's header are ever removed.
-//! The schemas are parsed by protox, so nobody needs `protoc`, and the result is checked in, so nobody who uses a crate
-//! needs this generator.
+//! protox parses the schemas, so no `protoc` is needed. The result is checked in, so users of a crate do not need this
+//! generator.
 //!
 //! Left out: service stubs for the wire's own schemas. A service there is refused, because prost alone would drop it without
 //! a word; where [`Stubs::Tonic`] says so, tonic's clients and servers are generated.

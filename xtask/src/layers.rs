@@ -1,4 +1,4 @@
-//! The layers: who may depend on whom, and what the cores may reach.
+//! The layers: which package may depend on which, and what the cores may reach.
 //!
 //! Three checks. *Edges*: each dependency of one of our packages on another, of any kind, is an arrow of [`HOUSE`].
 //! *Reach*: the normal dependencies of a core, with every feature on and resolved for that package alone, hold nothing

@@ -45,6 +45,8 @@ pub(crate) struct Dependency {
 pub(crate) struct Target {
     pub(crate) name: String,
     pub(crate) kind: Vec<String>,
+    #[serde(default)]
+    pub(crate) src_path: String,
     #[serde(default, rename = "required-features")]
     pub(crate) required_features: Vec<String>,
 }

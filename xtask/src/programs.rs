@@ -272,6 +272,7 @@ mod tests {
         let targets = targets.iter().map(|(kind, name, features)| Target {
             name: (*name).to_owned(),
             kind: vec![(*kind).to_owned()],
+            src_path: String::new(),
             required_features: features.iter().map(|it| (*it).to_owned()).collect(),
         });
         Package {

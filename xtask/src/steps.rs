@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use crate::house::published;
 use crate::metadata::packages;
 use crate::workspace::{cargo, run, side_packages};
-use crate::{codegen, fuzz, layers, package, tidy};
+use crate::{codegen, deny, examples, fuzz, layers, package, tidy};
 
 /// One thing to run.
 struct Step {
@@ -31,7 +31,7 @@ const CHECK: &[Step] = &[
     Step {
         name: "tidy",
         again: "cargo xtask tidy",
-        run: tidy::check,
+        run: || tidy::check(false),
     },
     Step {
         name: "codegen",
@@ -47,6 +47,11 @@ const CHECK: &[Step] = &[
         name: "package",
         again: "cargo xtask package",
         run: package::check,
+    },
+    Step {
+        name: "deny",
+        again: "cargo xtask deny",
+        run: || deny::check(false),
     },
     Step {
         name: "clippy",
@@ -75,6 +80,11 @@ const DOCS: &[Step] = &[Step {
 
 const TEST: &[Step] = &[
     Step {
+        name: "examples",
+        again: "cargo xtask examples",
+        run: examples::check,
+    },
+    Step {
         name: "doctests",
         again: "cargo test --workspace --all-features --doc",
         run: doctests,
@@ -88,12 +98,12 @@ const TEST: &[Step] = &[
 
 const TESTS_AGAIN: &str = "cargo test --workspace --all-features --lib --bins --tests --examples";
 
-/// Format, tidy, generated code, layers, packages, lints, each package on its own, and the fuzz targets' lints.
+/// Format, tidy, generated code, layers, packages, dependencies, lints, each package on its own, and the fuzz targets' lints.
 pub(crate) fn check() -> Result<()> {
     run_all(&[CHECK])
 }
 
-/// Every test and doctest.
+/// Every example, test and doctest.
 pub(crate) fn test() -> Result<()> {
     run_all(&[TEST])
 }

@@ -118,7 +118,7 @@ pub(crate) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// The manifests of the unpublished packages that live inside a crate's folder, outside the workspace: fuzz targets and
-/// comparison benchmarks, whose dependencies nobody else should compile.
+/// comparison benchmarks, whose dependencies only they should compile.
 ///
 /// # Errors
 ///

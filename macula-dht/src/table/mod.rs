@@ -230,6 +230,15 @@ impl RoutingTable {
         }
     }
 
+    /// Notes that `node` was not asked after all, although [`Insertion::Waiting`] named it. A later newcomer may have it asked.
+    pub fn note_unasked(&mut self, node: &NodeId) {
+        if let Some(bucket) = self.bucket_of_mut(node)
+            && let Some(at) = bucket.position(node)
+        {
+            bucket.entries[at].checking = false;
+        }
+    }
+
     /// Notes that `node` did not answer. It goes when another waits that its place can be given to, or after [`MAX_FAILURES`]
     /// in a row; the contact that went is returned.
     pub fn note_failure(&mut self, node: &NodeId) -> Option<Contact> {

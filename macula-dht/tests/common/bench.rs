@@ -81,7 +81,7 @@ impl Bench {
                 records: vec![record],
             },
         ) {
-            Response::Published(outcomes) => outcomes[0],
+            Response::Published { outcomes, .. } => outcomes[0],
             other => panic!("{other:?}"),
         }
     }
@@ -146,6 +146,9 @@ pub(crate) fn agreeable(request: &Request) -> Response {
             closest: Vec::new(),
             more: false,
         },
-        Request::Publish { records, .. } => Response::Published(vec![Outcome::Stored; records.len()]),
+        Request::Publish { records, .. } => Response::Published {
+            outcomes: vec![Outcome::Stored; records.len()],
+            newer: Vec::new(),
+        },
     }
 }

@@ -484,7 +484,7 @@ impl Driver {
         };
         let mut cache = self.shared.cache();
         let answer = match result {
-            QueryResult::Unreachable => {
+            QueryResult::Unreachable | QueryResult::Busy => {
                 cache.found.abandon(&key);
                 Err(ResolveError::Unreachable)
             }

@@ -148,6 +148,7 @@ fn read(reply: Bytes, connection: &Connection) -> Reply {
 fn failure(error: &RequestError) -> RequestFailed {
     match error {
         RequestError::Timeout(_) => RequestFailed::TimedOut,
+        RequestError::TooLarge { .. } => RequestFailed::NotSent,
         _ => RequestFailed::Lost,
     }
 }

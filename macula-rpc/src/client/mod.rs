@@ -1,20 +1,19 @@
 //! The caller's side: one line, one result.
 //!
-//! A call goes in this order: a handler of this process; the providers that the directory's cache or the directory itself
-//! gives; and when the directory gives no answer, a router that this node is connected to.
+//! A call tries in this order: a handler of this process; the providers that the directory's cache or the directory itself gives; and,
+//! when the directory gives no answer, a router that this node is connected to.
 
+mod attempt;
 mod brief;
 mod builder;
+mod driver;
 mod duplex;
-mod engine;
-mod first;
-mod flights;
 mod forward;
-mod here;
-mod lent;
+mod local;
+mod replay;
 mod services;
-mod source;
 mod verdict;
+mod watch;
 
 use std::{
     future::poll_fn,
@@ -30,25 +29,26 @@ use macula_transport::{Endpoint, Pool};
 use macula_wire::{NameError, ServiceName};
 use tracing::Instrument as _;
 
+use self::{
+    attempt::{Exchange, Job, Unary},
+    driver::Done,
+    services::Services,
+    watch::CallWatch,
+};
 use crate::{
-    CallError, Decode, Encode, Propagate, Provider, Resolve, ResolveError, ResolveOptions, Response, Server, Source,
-    error::Attempt,
-    observe::{self, PoolMeters},
-    request::Request,
+    CallError, Decode, Encode, Propagate, Provider, Resolve, ResolveError, ResolveOptions, Resolved, Response, Server,
+    Source, error::Attempt, observe::Ended,
 };
 pub(crate) use builder::Options;
 pub use builder::{CallBuilder, ClientBuilder};
-pub use duplex::{MAX_REPLAY_BYTES, MAX_WHOLE_BYTES, Replies};
-#[cfg(feature = "tonic")]
-pub(crate) use here::{Here, Stopped};
+pub use duplex::{MAX_WHOLE_BYTES, Replies};
+pub use replay::MAX_REPLAY_BYTES;
 pub use services::MAX_SERVICES;
-use services::Services;
 
-/// How long a call may take, unless told otherwise (F7).
+/// How long a call may take by default (F7).
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one provider is waited for before another is tried, unless told otherwise. A third of [`DEFAULT_TIMEOUT`], so that
-/// three attempts fit.
+/// How long one provider may take before another is tried, by default. A third of [`DEFAULT_TIMEOUT`], so that three attempts fit.
 pub const DEFAULT_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 
 static USUAL: Options = Options::USUAL;
@@ -65,31 +65,30 @@ struct Shared {
     routers: Option<Arc<dyn Routers>>,
     local: Option<Server>,
     services: Services,
-    kept_for_peers: Arc<source::KeptForPeers>,
+    kept_for_peers: Arc<replay::KeptForPeers>,
     defaults: Defaults,
     propagate: Option<Arc<dyn Propagate>>,
-    pool_meters: PoolMeters,
 }
 
-/// What holds for every call that does not say otherwise (S3).
+/// The options of a call that does not set its own (S3).
 #[derive(Debug, Clone)]
 struct Defaults {
     strategy: Strategy,
     timeout: Duration,
     attempt_timeout: Duration,
-    /// The same for streams, whose first message may take long by its nature: only when it was given.
+    /// The same for streams, if it was set. The first message of a stream may take long by its nature.
     stream_attempt_timeout: Option<Duration>,
     zone: Option<Zone>,
     budget: macula_select::BudgetConfig,
 }
 
-/// The nodes that pass a call on when the directory gives no answer: the bootstrap nodes this node is connected to.
+/// The nodes that forward a call when the directory gives no answer: the bootstrap nodes that this node is connected to.
 pub trait Routers: Send + Sync + 'static {
-    /// The routers to ask, the best first; none when there is none.
+    /// The routers to ask, the best first.
     fn routers(&self) -> Vec<Provider>;
 }
 
-/// What a successful call brought, its payload as bytes or as a message.
+/// The answer to a successful call, its payload as bytes or as a message.
 #[derive(Debug, Clone)]
 pub struct Answer<T = Bytes> {
     response: Response<T>,
@@ -98,15 +97,15 @@ pub struct Answer<T = Bytes> {
     failed_attempts: Vec<Attempt>,
 }
 
-/// Which step of a call found who answered it.
+/// The step of the directory's order that gave the answering provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AnswerSource {
     /// A handler of this process: no network.
     Local,
-    /// A provider that a directory knew.
+    /// A provider that a directory listed.
     Directory(Source),
-    /// A router, which served the call itself or passed it on.
+    /// A router, which served the call itself or forwarded it.
     Router,
 }
 
@@ -135,13 +134,13 @@ impl<T> Answer<T> {
         self.response
     }
 
-    /// Who answered; `None` for a handler of this process.
+    /// The provider that answered; `None` for a handler of this process.
     #[must_use]
     pub fn provider(&self) -> Option<&Provider> {
         self.provider.as_deref()
     }
 
-    /// Which step found who answered.
+    /// The step of the directory's order that gave the provider.
     #[must_use]
     pub fn source(&self) -> AnswerSource {
         self.source
@@ -155,7 +154,8 @@ impl<T> Answer<T> {
 }
 
 impl Answer {
-    /// The same answer with its payload read as a message. Nothing else is tried when it cannot be: the call has run.
+    /// The same answer with its payload read as a message. When the message cannot be read, no other provider is tried: the call
+    /// has run.
     fn decode<T: Decode>(self, service: ServiceName) -> Result<Answer<T>, CallError> {
         let node_id = self.provider.as_ref().map(|provider| provider.node_id);
         match self.response.decode() {
@@ -192,7 +192,7 @@ impl Client {
     /// Calls `service` with `payload` and answers with the response's payload.
     ///
     /// # Errors
-    /// What became of the call, with everything that was tried: see [`CallError`].
+    /// [`CallError`] says how the call failed, and lists every attempt.
     pub async fn call<S>(&self, service: S, payload: impl Into<Bytes>) -> Result<Bytes, CallError>
     where
         S: TryInto<ServiceName>,
@@ -204,7 +204,7 @@ impl Client {
         Ok(answer.into_response().into_parts().0)
     }
 
-    /// Calls `service` with a message and reads the answer as another.
+    /// Calls `service` with a message and reads the answer as a message.
     ///
     /// ```no_run
     /// # #[cfg(feature = "json")]
@@ -242,7 +242,7 @@ impl Client {
         CallBuilder::new(self.clone(), service.try_into().map_err(NameError::from))
     }
 
-    /// The providers of `service`, in the directory's order; none when nobody provides it.
+    /// The providers of `service`, in the directory's order.
     ///
     /// # Errors
     /// When the directory gives no answer.
@@ -258,166 +258,139 @@ impl Client {
         })
     }
 
-    /// The services of this process, when calls of them need no network.
-    #[cfg(feature = "tonic")]
-    pub(crate) fn local(&self) -> Option<&Server> {
-        self.shared.local.as_ref()
+    /// Whether this process serves `service` itself.
+    fn serves_here(&self, service: &ServiceName) -> bool {
+        self.shared.local.as_ref().is_some_and(|server| server.serves(service))
     }
 
     pub(crate) fn downgrade(&self) -> WeakClient {
         WeakClient(Arc::downgrade(&self.shared))
     }
 
-    /// Makes the call that `call` describes.
-    async fn run(&self, service: &ServiceName, call: &Options, payload: &Bytes) -> Result<Answer, CallError> {
-        let watched = Watched::start(self, service, call);
-        // Made where it is awaited: a future that has a name before is moved.
-        let result = if watched.span.is_disabled() {
-            self.make(&watched, service, call, payload).await
-        } else {
-            let work = self.make(&watched, service, call, payload);
-            work.instrument(watched.span.clone()).boxed().await
-        };
-        let (attempts, error) = match &result {
-            Ok(answer) => {
-                let remote = usize::from(answer.provider.is_some());
-                (answer.failed_attempts.len() + remote, None)
+    /// Makes the call that `options` describe.
+    async fn run(&self, service: &ServiceName, options: &Options, payload: &Bytes) -> Result<Answer, CallError> {
+        let mut watch = CallWatch::begin(self, service, options);
+        let mut now = watch.started();
+        if self.serves_here(service) {
+            // Boxed to keep the futures of remote calls small.
+            match self.call_here(watch, service, options, payload).boxed().await {
+                Ok(result) => return result,
+                Err(refused) => watch = refused,
             }
-            Err(error) => (error.attempts().len(), Some(error.name())),
-        };
-        watched.end(self, attempts, error);
-        result
-    }
-
-    /// In this process, or else at one of the providers.
-    async fn make(
-        &self,
-        watched: &Watched,
-        service: &ServiceName,
-        call: &Options,
-        payload: &Bytes,
-    ) -> Result<Answer, CallError> {
-        let mut now = watched.start;
-        let local = self.shared.local.as_ref();
-        if call.may_run_here && local.is_some_and(|server| server.serves(service)) {
-            // Boxed, so that calls of others are not as large.
-            if let Some(outcome) = self.run_local(watched, service, call, payload).boxed().await {
-                return outcome;
-            }
-            // A handler may take its time to refuse.
-            now = engine::now();
+            // The handler may have taken its time to refuse.
+            now = self::now();
         }
-        let (done, source) = self
-            .exchange(watched, now, service, call, payload, &engine::Unary)
-            .await?;
-        Ok(Answer {
-            response: Response::new(done.answer.body).with_metadata(done.answer.metadata),
-            provider: done.provider,
-            source,
-            failed_attempts: done.failed_attempts,
-        })
+        // A named future would be moved.
+        let result = if watch.span().is_disabled() {
+            self.exchange(&watch, now, service, options, payload, &Unary).await
+        } else {
+            let work = self.exchange(&watch, now, service, options, payload, &Unary);
+            work.instrument(watch.span().clone()).boxed().await
+        };
+        match result {
+            Ok((done, source)) => {
+                watch.end(done.failed_attempts.len() + 1, Ended::Ok);
+                Ok(Answer {
+                    response: Response::new(done.answer.body).with_metadata(done.answer.metadata),
+                    provider: done.provider,
+                    source,
+                    failed_attempts: done.failed_attempts,
+                })
+            }
+            Err(error) => {
+                watch.end(error.attempts().len(), Ended::of(&error));
+                Err(error)
+            }
+        }
     }
 
     /// Finds the providers and makes the call at one of them.
-    async fn exchange<X: engine::Exchange>(
+    async fn exchange<X: Exchange>(
         &self,
-        watched: &Watched,
+        watch: &CallWatch,
         now: Instant,
         service: &ServiceName,
-        call: &Options,
+        options: &Options,
         payload: &Bytes,
         exchange: &X,
-    ) -> Result<(engine::Done<X::Answer>, AnswerSource), CallError> {
-        let at_hand = match call.provider {
-            None => self.shared.resolver.at_hand(service, call.resolve),
+    ) -> Result<(Done<X::Answer>, AnswerSource), CallError> {
+        let at_hand = match options.provider {
+            None => self.shared.resolver.at_hand(service, options.resolve),
             Some(_) => None,
         };
-        let found = match at_hand {
-            Some(resolved) => Found {
-                providers: resolved.providers,
-                source: AnswerSource::Directory(resolved.source),
-                at: now,
-            },
-            // Boxed, so that a call that need not look is not as large as one that looks.
-            None => self.find(watched, now, service, call).boxed().await?,
+        let Candidates { providers, source, at } = match at_hand {
+            Some(resolved) => Candidates::of(resolved, now),
+            // Boxed to keep the futures of calls with a list at hand small.
+            None => self.find(watch, now, service, options).boxed().await?,
         };
-        let source = found.source;
-        observe::record_step(&watched.span, source.name());
-        watched.known.meters.lookup(source.name());
-        let job = engine::Job {
+        watch.found(Some(source));
+        let job = Job {
             client: self,
             service,
-            known: &watched.known,
-            options: call,
+            known: watch.known(),
+            options,
             payload,
-            start: watched.start,
-            found: found.at,
+            start: watch.started(),
+            found: at,
             source,
             exchange,
         };
         let alone;
         let balanced = match source {
-            // What becomes of a call of one provider says nothing of the others, and nothing is chosen.
-            _ if call.provider.is_some() => {
-                // Boxed: few calls have one, and every call's future would be as large.
+            // The outcome at one given provider tells nothing about the others.
+            _ if options.provider.is_some() => {
                 alone = Box::new(self.shared.services.alone());
                 &*alone
             }
             AnswerSource::Router => self.shared.services.routers(),
-            AnswerSource::Local | AnswerSource::Directory(_) => &watched.known.balanced,
+            AnswerSource::Local | AnswerSource::Directory(_) => &watch.known().balanced,
         };
-        Ok((first::run(&job, balanced, &found.providers).await?, source))
+        Ok((driver::run(&job, balanced, &providers).await?, source))
     }
 
-    /// Who may be called: those the directory gives, or the routers when it gives no answer.
+    /// The providers to call: the directory's, or the routers when the directory gives no answer.
     async fn find(
         &self,
-        watched: &Watched,
+        watch: &CallWatch,
         now: Instant,
         service: &ServiceName,
-        call: &Options,
-    ) -> Result<Found, CallError> {
-        if let Some(provider) = &call.provider {
-            return Ok(Found {
+        options: &Options,
+    ) -> Result<Candidates, CallError> {
+        if let Some(provider) = &options.provider {
+            return Ok(Candidates {
                 providers: [Provider::clone(provider)].into(),
                 source: AnswerSource::Directory(Source::Static),
                 at: now,
             });
         }
-        let mut lookup = self.shared.resolver.resolve(service, call.resolve);
-        // An answer that comes without waiting needs no timer, and no time has passed.
+        let mut lookup = self.shared.resolver.resolve(service, options.resolve);
+        // An answer that is ready at once needs no timer, and no time has passed.
         let (resolved, at) = match poll_fn(|cx| Poll::Ready(lookup.poll_unpin(cx))).await {
             Poll::Ready(resolved) => (resolved, now),
             Poll::Pending => {
-                let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
-                // The directory's time is the call's time.
-                let lookup = tokio::time::timeout_at((watched.start + allowed).into(), lookup);
+                let allowed = options.timeout.unwrap_or(self.shared.defaults.timeout);
+                // The lookup's time is the call's time.
+                let lookup = tokio::time::timeout_at((watch.started() + allowed).into(), lookup);
                 let resolved = lookup.await.map_err(|_| late(service, allowed))?;
-                (resolved, engine::now())
+                (resolved, self::now())
             }
         };
         let reason = match resolved {
-            Ok(resolved) => {
-                return Ok(Found {
-                    providers: resolved.providers,
-                    source: AnswerSource::Directory(resolved.source),
-                    at,
-                });
-            }
+            Ok(resolved) => return Ok(Candidates::of(resolved, at)),
             Err(reason) => reason,
         };
-        let routers = self.shared.routers.as_ref().filter(|_| call.may_route);
+        let routers = self.shared.routers.as_ref().filter(|_| options.may_route);
         match routers.map(|routers| routers.routers()) {
             Some(routers) if !routers.is_empty() => {
                 tracing::debug!(%service, %reason, "the directory gives no answer; a router is asked");
-                Ok(Found {
+                Ok(Candidates {
                     providers: routers.into(),
                     source: AnswerSource::Router,
                     at,
                 })
             }
             _ => {
-                watched.known.meters.lookup("none");
+                watch.found(None);
                 Err(CallError::Unresolved {
                     service: service.clone(),
                     source: reason,
@@ -425,61 +398,28 @@ impl Client {
             }
         }
     }
-
-    /// Runs the call in this process; `None` when nobody serves it here, or whoever does refuses it.
-    async fn run_local(
-        &self,
-        watched: &Watched,
-        service: &ServiceName,
-        call: &Options,
-        payload: &Bytes,
-    ) -> Option<Result<Answer, CallError>> {
-        let server = self
-            .shared
-            .local
-            .as_ref()
-            .filter(|_| call.may_run_here && call.provider.is_none())?;
-        let allowed = call.timeout.unwrap_or(self.shared.defaults.timeout);
-        if allowed.is_zero() && server.serves(service) {
-            watched.found_here();
-            return Some(Err(late(service, allowed)));
-        }
-        let deadline = watched.start + allowed;
-        let work = server.call_local(service, || {
-            let metadata = call.metadata.clone().unwrap_or_default();
-            Request::local(
-                service.clone(),
-                call.method.clone(),
-                metadata,
-                payload.clone(),
-                deadline,
-            )
-        })?;
-        let outcome = match tokio::time::timeout_at(deadline.into(), work).await {
-            Ok(Ok(response)) => Ok(Answer {
-                response,
-                provider: None,
-                source: AnswerSource::Local,
-                failed_attempts: Vec::new(),
-            }),
-            Ok(Err(status)) if status.is_refused() => return None,
-            Ok(Err(status)) => Err(CallError::Answered {
-                service: service.clone(),
-                status,
-                attempts: Vec::new(),
-            }),
-            Err(_) => Err(late(service, allowed)),
-        };
-        watched.found_here();
-        Some(outcome)
-    }
 }
 
-/// Who may be called, and when that was known.
-struct Found {
+/// The providers that may be called, and when they were known.
+struct Candidates {
     providers: Arc<[Provider]>,
     source: AnswerSource,
     at: Instant,
+}
+
+impl Candidates {
+    fn of(resolved: Resolved, at: Instant) -> Self {
+        Self {
+            providers: resolved.providers,
+            source: AnswerSource::Directory(resolved.source),
+            at,
+        }
+    }
+}
+
+/// The time on the clock that calls are timed by, which tests may pause.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn late(service: &ServiceName, allowed: Duration) -> CallError {
@@ -487,46 +427,6 @@ fn late(service: &ServiceName, allowed: Duration) -> CallError {
         service: service.clone(),
         allowed,
         attempts: Vec::new(),
-    }
-}
-
-/// A call as it is seen from outside: its span, its time and its outcome. Dropped before its end, it was cancelled.
-pub(crate) struct Watched {
-    pub(crate) start: Instant,
-    known: Arc<services::Service>,
-    pub(crate) span: tracing::Span,
-    outcome: &'static str,
-}
-
-impl Watched {
-    pub(crate) fn start(client: &Client, service: &ServiceName, call: &Options) -> Self {
-        Self {
-            start: engine::now(),
-            known: match call.for_peer {
-                false => client.shared.services.of(service),
-                true => client.shared.services.for_peers(service),
-            },
-            span: observe::call_span(service, &call.method),
-            outcome: observe::CANCELLED,
-        }
-    }
-
-    /// A handler of this process has the call.
-    pub(crate) fn found_here(&self) {
-        observe::record_step(&self.span, AnswerSource::Local.name());
-        self.known.meters.lookup(AnswerSource::Local.name());
-    }
-
-    pub(crate) fn end(mut self, client: &Client, attempts: usize, error: Option<&'static str>) {
-        observe::record_end(&self.span, attempts, error);
-        self.outcome = error.unwrap_or(observe::OK);
-        client.shared.pool_meters.show(&client.shared.pool, self.start);
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        self.known.meters.call(self.outcome, self.start);
     }
 }
 

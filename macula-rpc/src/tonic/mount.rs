@@ -1,12 +1,12 @@
 //! gRPC servers as services of the mesh.
 
-use std::{fmt, sync::Arc};
+use std::{array::IntoIter, fmt, iter::Flatten, sync::Arc};
 
 use ::tonic::{
     body::Body,
     codegen::{
         Service,
-        http::{HeaderMap, Request, Response, Uri, uri::PathAndQuery},
+        http::{self, HeaderMap, Request, Response, Uri, uri::PathAndQuery},
     },
     server::NamedService,
 };
@@ -14,23 +14,26 @@ use bytes::Bytes;
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
-use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Reply};
+use macula_transport::Metadata;
 use macula_wire::{ServiceName, StatusCode};
 
 use super::{channel::RequestsFailed, convert, headers};
-use crate::{MAX_WHOLE_BYTES, ServeError, Server, streaming::Asking};
+use crate::{
+    MAX_WHOLE_BYTES, Requests, ServeError, Server, Status,
+    streaming::{Answers, Asking},
+};
 
-/// The most of gRPC's bytes that are sent as one message: far below what a message may have, so that large ones flow.
+/// Bytes of gRPC's that are sent as one message: far below the limit of a message, so that large gRPC messages flow.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// What layers fail with.
+/// The error of a layer.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-type Answer = BoxFuture<'static, Result<Response<Body>, ::tonic::Status>>;
+type Responding = BoxFuture<'static, Result<Response<Body>, ::tonic::Status>>;
 
 /// A server of gRPC calls, its type forgotten.
 pub(crate) struct Mounted {
-    call: Box<dyn Fn(Request<Body>) -> Answer + Send + Sync>,
+    call: Box<dyn Fn(Request<Body>) -> Responding + Send + Sync>,
 }
 
 impl Mounted {
@@ -42,7 +45,7 @@ impl Mounted {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
-        let call = move |request| -> Answer {
+        let call = move |request| -> Responding {
             let mut service = service.clone();
             Box::pin(async move {
                 // The servers themselves answer with statuses: an error is a layer's.
@@ -54,14 +57,9 @@ impl Mounted {
         };
         Self { call: Box::new(call) }
     }
-
-    /// Answers a request, from this process or from elsewhere.
-    pub(crate) fn call(&self, request: Request<Body>) -> Answer {
-        (self.call)(request)
-    }
 }
 
-/// Why a layer has not let a call through: it is safe to make elsewhere (F5).
+/// A layer has not let a call through, so the call is safe to make elsewhere (F5).
 #[derive(Debug, thiserror::Error)]
 #[error("the call was not started")]
 struct NotStarted(#[source] BoxError);
@@ -80,7 +78,7 @@ fn is_not_started(status: &::tonic::Status) -> bool {
 fn failed(error: BoxError) -> ::tonic::Status {
     #[cfg(feature = "tower")]
     if error.is::<::tower::load_shed::error::Overloaded>() {
-        let mut status = ::tonic::Status::resource_exhausted("the service runs as many calls as it may");
+        let mut status = ::tonic::Status::resource_exhausted("the service runs as many calls as its limit allows");
         status.set_source(Arc::new(NotStarted(error)));
         return status;
     }
@@ -89,10 +87,10 @@ fn failed(error: BoxError) -> ::tonic::Status {
 
 /// gRPC services, each under the name it has in its schema: what [`Server::serve_tonic`] serves.
 ///
-/// One generated server is one already, with its interceptors (`GreeterServer::with_interceptor`) and layers
-/// (`layer.named_layer(GreeterServer::new(…))`, of [`tonic::service::LayerExt`](::tonic::service::LayerExt)). Several are added
-/// one by one. What routes by itself, such as `tonic::service::Routes`, does not tell the names it has, and the mesh finds
-/// services by name; so [`TonicServices::with_routes`] is told them.
+/// One generated server converts into this, with its interceptors (`GreeterServer::with_interceptor`) and layers
+/// (`layer.named_layer(GreeterServer::new(…))`, of [`tonic::service::LayerExt`](::tonic::service::LayerExt)). Several servers are added
+/// one by one. The mesh finds services by name, and `tonic::service::Routes` does not list its names, so
+/// [`TonicServices::with_routes`] takes them.
 ///
 /// ```text
 /// server.serve_tonic(GreeterServer::new(greeter))?;
@@ -124,9 +122,8 @@ impl TonicServices {
         self.with_routes([S::NAME], server)
     }
 
-    /// Adds what serves several gRPC services, or one whose type has lost its name: `tonic::service::Routes`, or any
-    /// `tower::Service` of gRPC requests in layers of one's own. It gets the calls of the services named, and answers those of
-    /// methods it does not have as it likes: `Routes` and generated servers say *unimplemented*.
+    /// Adds `tonic::service::Routes`, or any `tower::Service` of gRPC requests. It gets the calls of the named services, and answers
+    /// calls of methods that it does not have; `Routes` and generated servers answer *unimplemented*.
     #[must_use]
     pub fn with_routes<S, B>(mut self, names: impl IntoIterator<Item = impl Into<String>>, service: S) -> Self
     where
@@ -168,11 +165,11 @@ impl fmt::Debug for TonicServices {
 }
 
 impl Server {
-    /// Serves gRPC services: a server that tonic has generated, or several as [`TonicServices`]. Each is served under the name
-    /// it has in its schema; the names are returned: what is to be advertised.
+    /// Serves gRPC services: a server that tonic has generated, or several as [`TonicServices`]. Each is served under its name in the
+    /// schema. Returns the names, to be advertised.
     ///
     /// # Errors
-    /// When a name is served already, or is not one of the mesh's (letters, digits, `.`, `_`, `-`). Nothing is served then.
+    /// When a name is served already, or is not a service name (letters, digits, `.`, `_`, `-`). Nothing is served then.
     pub fn serve_tonic(&self, services: impl Into<TonicServices>) -> Result<Vec<ServiceName>, ServeError> {
         let named = services.into().services.into_iter();
         let named = named.map(|(name, mounted)| Ok((ServiceName::new(&name)?, mounted)));
@@ -184,141 +181,157 @@ impl Server {
 }
 
 impl Mounted {
-    /// Answers a peer's call.
-    pub(crate) fn open(
-        &self,
-        call: IncomingCall,
-        mut requests: IncomingMessages,
-        replies: OutgoingMessages,
-    ) -> BoxFuture<'static, Reply> {
-        let Some(uri) = uri(&call) else {
-            let words = "the method's name cannot stand in a path";
-            return Box::pin(std::future::ready(Reply::error(StatusCode::Unimplemented, words)));
-        };
-        let body = match requests.take_only() {
-            // A unary call's.
-            Some(only) => Body::new(Full::new(only)),
-            None => {
-                // Fused: whoever reads to the end may read once more, as `tonic::Streaming::trailers` does.
-                let frames = stream::unfold(requests, async |mut requests| match requests.next().await {
-                    Ok(Some(message)) => Some((Ok(Frame::<Bytes>::data(message)), requests)),
-                    Ok(None) => None,
-                    Err(gone) => Some((Err(::tonic::Status::cancelled(gone.to_string())), requests)),
-                });
-                Body::new(StreamBody::new(frames.fuse()).boxed_unsync())
+    /// Answers a call.
+    pub(crate) async fn open(&self, request: crate::Request<Requests>) -> Result<Answers, Status> {
+        let answer = (self.call)(http_request(request)?);
+        match answer.await {
+            Ok(response) => GrpcReply::of(response),
+            Err(status) if is_not_started(&status) => {
+                Err(Status::refused_with(convert::code_of(&status), status.message()))
             }
-        };
-        let mut request = Request::new(body);
-        *request.uri_mut() = uri;
-        *request.method_mut() = ::tonic::codegen::http::Method::POST;
-        *request.version_mut() = ::tonic::codegen::http::Version::HTTP_2;
-        match headers::of_request(call.metadata()) {
-            Ok(headers) => *request.headers_mut() = headers,
-            Err(error) => {
-                let words = format!("the request has {error}");
-                return Box::pin(std::future::ready(Reply::error(StatusCode::ResourceExhausted, words)));
-            }
+            Err(status) => Err(convert::status(&status)),
         }
-        let left = call
-            .deadline()
-            .saturating_duration_since(tokio::time::Instant::now().into_std());
-        convert::set_timeout(request.headers_mut(), left);
-        // As over HTTP/2, where layers may look for it.
-        let te = ::tonic::codegen::http::HeaderValue::from_static("trailers");
-        request.headers_mut().insert("te", te);
-        request.extensions_mut().insert(Arc::clone(call.peer()));
-        let answer = (self.call)(request);
-        Box::pin(async move {
-            match answer.await {
-                Ok(response) => send(response, replies).await,
-                Err(status) if is_not_started(&status) => {
-                    let code = convert::code_of(&status);
-                    Reply::refused(code, status.message())
-                }
-                Err(status) => convert::reply(&status),
-            }
-        })
     }
 }
 
+/// A call as tonic's servers read it over HTTP/2.
+fn http_request(request: crate::Request<Requests>) -> Result<Request<Body>, Status> {
+    let (call, mut requests) = request.replace_payload(());
+    let body = match requests.take_only() {
+        Some(only) => Body::new(Full::new(only)),
+        None => {
+            // Fused, because `tonic::Streaming::trailers` reads once more after the end.
+            let frames = stream::unfold(requests, async |mut requests| match requests.next().await {
+                Ok(Some(message)) => Some((Ok(Frame::<Bytes>::data(message)), requests)),
+                Ok(None) => None,
+                Err(gone) => Some((Err(convert::grpc_status(&gone)), requests)),
+            });
+            Body::new(StreamBody::new(frames.fuse()).boxed_unsync())
+        }
+    };
+    let mut headers = headers::of_request(call.metadata())
+        .map_err(|error| Status::new(StatusCode::ResourceExhausted, format!("the request has {error}")))?;
+    let now = tokio::time::Instant::now().into_std();
+    convert::set_timeout(&mut headers, call.deadline().saturating_duration_since(now));
+    // Layers may expect it, as over HTTP/2.
+    headers.insert("te", http::HeaderValue::from_static("trailers"));
+    let mut request = Request::new(body);
+    *request.uri_mut() = uri(&call)?;
+    *request.method_mut() = http::Method::POST;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = headers;
+    if let Some(peer) = call.shared_peer() {
+        request.extensions_mut().insert(Arc::clone(peer));
+    }
+    Ok(request)
+}
+
 /// The path of a call's method.
-fn uri(call: &IncomingCall) -> Option<Uri> {
+fn uri(call: &crate::Request<()>) -> Result<Uri, Status> {
     let (service, method) = (call.service().as_str(), call.method());
     let mut path = String::with_capacity(2 + service.len() + method.len());
     for piece in ["/", service, "/", method] {
         path.push_str(piece);
     }
-    // Nothing before the path needs to be looked for.
-    PathAndQuery::from_maybe_shared(Bytes::from(path)).ok().map(Uri::from)
+    // A URI without scheme and authority needs no further parsing.
+    let path = PathAndQuery::from_maybe_shared(Bytes::from(path));
+    path.map(Uri::from)
+        .map_err(|_| Status::new(StatusCode::Unimplemented, "the method's name cannot stand in a path"))
 }
 
-/// Sends a response, and gives its outcome.
-async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply {
-    let (parts, mut body) = response.into_parts();
-    // A reply without a body has its outcome in the headers.
-    if convert::has_outcome(&parts.headers) {
-        return convert::outcome(&parts.headers);
+/// A reply in pieces: its headers, then its body.
+pub(crate) struct GrpcReply {
+    headers: Option<Bytes>,
+    /// Frames of the body that were ready at once.
+    ready: Flatten<IntoIter<Option<Given>, 2>>,
+    whole: bool,
+    body: Body,
+    /// The part of the last frame that is not sent yet.
+    data: Bytes,
+    /// The trailers' metadata, once the body has ended.
+    trailers: Option<Metadata>,
+}
+
+impl GrpcReply {
+    /// The reply of a response; an error is the outcome.
+    fn of(response: Response<Body>) -> Result<Answers, Status> {
+        let (parts, mut body) = response.into_parts();
+        // A reply without a body has its outcome in the headers.
+        if convert::has_outcome(&parts.headers) {
+            return Ok(Answers::One(None, convert::outcome(&parts.headers)?));
+        }
+        // A layer's answer that is not one of gRPC's, such as a refusal for want of a token.
+        if parts.status != http::StatusCode::OK {
+            return Err(convert::http_outcome(parts.status));
+        }
+        let (ready, whole) = ready(&mut body);
+        let headers = headers::message(&parts.headers);
+        let headers = headers.map_err(|error| convert::status(&convert::too_large("headers", error)))?;
+        Ok(Answers::Grpc(Box::new(Self {
+            headers: Some(headers),
+            ready: ready.into_iter().flatten(),
+            whole,
+            body,
+            data: Bytes::new(),
+            trailers: None,
+        })))
     }
-    // A layer's answer that is none of gRPC's, such as a refusal for want of a token.
-    if parts.status != ::tonic::codegen::http::StatusCode::OK {
-        return convert::http_outcome(parts.status);
+
+    /// Whether the whole body is ready, and small.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole
     }
-    let gone = |gone: &macula_transport::Gone| Reply::error(StatusCode::Cancelled, gone.to_string());
-    let (start, whole) = start(&mut body);
-    let headers = match headers::message(&parts.headers) {
-        Ok(headers) => headers,
-        Err(error) => return convert::reply(&convert::too_large("headers", error)),
-    };
-    let sent = match whole {
-        true => replies.gather_whole(headers).await,
-        false => replies.gather(headers).await,
-    };
-    if let Err(error) = sent {
-        return gone(&error);
+
+    /// The trailers' metadata; `None` before the end.
+    pub(crate) fn trailers(&self) -> Option<&Metadata> {
+        self.trailers.as_ref()
     }
-    let mut start = start.into_iter().flatten();
-    loop {
-        // What is ready at once, all of a unary call's reply, is one write.
-        let frame = match start.next().or_else(|| body.frame().now_or_never()) {
-            Some(frame) => frame,
-            None => {
-                if let Err(error) = replies.flush().await {
-                    return gone(&error);
-                }
-                body.frame().await
+
+    /// The next piece; `None` after the last one. Dropping the future loses nothing.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
+        if let Some(headers) = self.headers.take() {
+            return Ok(Some(headers));
+        }
+        loop {
+            if !self.data.is_empty() {
+                return Ok(Some(self.data.split_to(self.data.len().min(PIECE_BYTES))));
             }
-        };
-        let Some(frame) = frame else {
-            return convert::outcome(&HeaderMap::new());
-        };
-        match frame.map(Frame::into_data) {
-            Ok(Ok(data)) => {
-                for piece in cut(data) {
-                    if let Err(error) = replies.gather(piece).await {
-                        return gone(&error);
-                    }
-                }
+            if self.trailers.is_some() {
+                return Ok(None);
             }
-            // Nothing comes after the trailers.
-            Ok(Err(frame)) => return convert::outcome(&frame.into_trailers().unwrap_or_default()),
-            Err(status) => return convert::reply(&status),
+            let frame = match self.ready.next() {
+                Some(frame) => frame,
+                None => self.body.frame().await,
+            };
+            let Some(frame) = frame else {
+                // The body ended without an outcome.
+                self.trailers = Some(convert::outcome(&HeaderMap::new())?);
+                return Ok(None);
+            };
+            match frame.map(Frame::into_data) {
+                Ok(Ok(data)) => self.data = data,
+                Ok(Err(frame)) => {
+                    self.trailers = Some(convert::outcome(&frame.into_trailers().unwrap_or_default())?);
+                }
+                Err(status) => return Err(convert::status(&status)),
+            }
         }
     }
 }
 
-/// What a body gives when it is asked: a frame, or its end.
+/// A frame of a body, or its end.
 type Given = Option<Result<Frame<Bytes>, ::tonic::Status>>;
 
-/// The frames of a body that are there at once, up to two, and whether the body is at its end with them. A unary call's is, which tonic
-/// gives as one frame and the trailers; and so is a stream's whose messages are all there and few.
-fn start(body: &mut Body) -> ([Option<Given>; 2], bool) {
+/// The frames of a body that are ready at once, up to two, and whether the body ends with them. A unary call's body does: tonic gives it
+/// as one frame and the trailers.
+fn ready(body: &mut Body) -> ([Option<Given>; 2], bool) {
     let first = body.frame().now_or_never();
     let data = |given: &Given| match given {
         Some(Ok(frame)) => frame.data_ref().map(Bytes::len),
         _ => None,
     };
     match first.as_ref().and_then(data) {
-        // A body may not be asked after its end.
+        // A body may not be polled after its end.
         None => ([first, None], false),
         Some(bytes) => {
             let second = body.frame().now_or_never();
@@ -336,13 +349,13 @@ fn cut(mut data: Bytes) -> impl Iterator<Item = Bytes> {
     })
 }
 
-/// The requests of a body: at once when there is only one, as in a unary call, else in pieces. Why they failed is noted.
+/// The requests of a body: at once when there is only one, as in a unary call, else in pieces. A failure is noted.
 pub(super) fn requests(mut body: Body, failed: &RequestsFailed) -> Asking {
     let Some(frame) = body.frame().now_or_never() else {
         return Asking::Stream(pieces(body, failed).fuse().boxed());
     };
     let first = match frame {
-        // Not every body can be asked again after its end.
+        // A body may not be polled after its end.
         None => return Asking::Stream(stream::empty().boxed()),
         Some(Ok(frame)) if is_one_piece(&frame) => match body.frame().now_or_never() {
             Some(None) => return Asking::Only(frame.into_data().unwrap_or_default()),

@@ -1,12 +1,19 @@
 //! Calls over real connections, with providers known beforehand.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{future::BoxFuture, stream};
 use macula_rpc::{
-    AnswerSource, CallError, Cause, Client, Provider, Request, Resolve, ResolveError, ResolveOptions, Resolved,
-    RetryPolicy, Routers, Server, ServiceName, StaticResolver, Status, StatusCode, Strategy,
+    AnswerSource, CallError, Cause, Client, Provider, Request, Requests, Resolve, ResolveError, ResolveOptions,
+    Resolved, RetryPolicy, Routers, Server, ServiceName, StaticResolver, Status, StatusCode, Strategy,
 };
 use macula_transport::Endpoint;
 use tokio::sync::{Notify, mpsc};
@@ -575,24 +582,102 @@ async fn f4_an_attempt_names_the_address_connected_to() {
     assert!(error.to_string().contains(&at.to_string()), "{error}");
 }
 
-/// A provider that takes less than the others is passed over.
-#[tokio::test]
-async fn a_provider_that_takes_only_small_requests_does_not_fail_the_call() {
+/// A node that serves nothing and takes messages of at most so many bytes.
+async fn takes_at_most(max_message_bytes: usize) -> (macula_transport::Endpoint, Provider) {
     let limits = macula_transport::Limits {
-        max_message_bytes: 16,
+        max_message_bytes,
         ..macula_transport::Limits::default()
     };
     let config = macula_transport::Config::new(macula_transport::Identity::generate().unwrap())
         .with_listen("127.0.0.1:0".parse().unwrap())
         .with_limits(limits);
-    let server = Server::new();
-    let small = macula_transport::Endpoint::bind(config, server.clone()).await.unwrap();
-    let known = Provider::new(small.node_id(), [small.local_addr().try_into().unwrap()]);
+    let small = macula_transport::Endpoint::bind(config, Server::new()).await.unwrap();
+    let provider = Provider::new(small.node_id(), [small.local_addr().try_into().unwrap()]);
+    (small, provider)
+}
+
+#[tokio::test]
+async fn y8_a_request_over_every_providers_limit_fails_with_the_largest_limit() {
+    let (small, larger) = (takes_at_most(64 << 10).await, takes_at_most(128 << 10).await);
+    let resolver = StaticResolver::new().with_service(name(), [small.1, larger.1]);
+    let (_endpoint, builder) = caller(resolver).await;
+    let nothing = macula_rpc::BudgetConfig {
+        ratio: 0.0,
+        per_second: 0.0,
+        ..macula_rpc::BudgetConfig::default()
+    };
+    let error = builder
+        .retry_budget(nothing)
+        .build()
+        .call(name(), vec![7; 1 << 20])
+        .await;
+    let error = error.unwrap_err();
+    assert!(
+        matches!(error, CallError::RequestTooLarge { size, limit } if (size, limit) == (1 << 20, 128 << 10)),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn y8_a_reply_over_the_limit_runs_its_handler_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        let peer = Peer::bare(Server::new()).await;
+        let calls = Arc::clone(&calls);
+        let large = move |_: Request<Requests>| {
+            calls.fetch_add(1, SeqCst);
+            async { Ok::<_, Status>(stream::iter([Ok::<_, Status>(vec![0; (4 << 20) + 1])])) }
+        };
+        peer.server.serve_streaming(name(), large).unwrap();
+        peers.push(peer);
+    }
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let error = builder
+        .build()
+        .request(name())
+        .stream(stream::empty())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(&error, CallError::Answered { status, .. } if status.code() == StatusCode::OutOfRange),
+        "{error}"
+    );
+    assert!(error.to_string().contains("at most 4194304"), "{error}");
+    assert_eq!(calls.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn y23_the_error_of_a_users_own_directory_reaches_the_caller() {
+    struct Broken;
+
+    impl macula_rpc::Resolve for Broken {
+        fn resolve<'a>(
+            &'a self,
+            _: &'a macula_rpc::ServiceName,
+            _: macula_rpc::ResolveOptions,
+        ) -> futures::future::BoxFuture<'a, Result<macula_rpc::Resolved, macula_rpc::ResolveError>> {
+            let error = macula_rpc::ResolveError::custom(std::io::Error::other("the table is locked"));
+            Box::pin(std::future::ready(Err(error)))
+        }
+    }
+
+    let (_endpoint, builder) = caller(Broken).await;
+    let error = builder.build().call(name(), "").await.unwrap_err();
+    assert!(matches!(&error, CallError::Unresolved { .. }), "{error}");
+    assert!(error.to_string().contains("the table is locked"), "{error}");
+}
+
+/// A provider that takes less than the others is skipped.
+#[tokio::test]
+async fn a_provider_that_takes_only_small_requests_does_not_fail_the_call() {
+    let (_small, known) = takes_at_most(64 << 10).await;
     let peer = Peer::echo().await;
     let resolver = StaticResolver::new().with_service(name(), [known, peer.provider()]);
     let (_endpoint, builder) = caller(resolver).await;
     let client = builder.strategy(Strategy::First).build();
-    let answer = client.request(name()).send(vec![7; 1000]).await.unwrap();
+    let answer = client.request(name()).send(vec![7; 100_000]).await.unwrap();
+    assert_eq!(answer.failed_attempts()[0].cause.name(), "request_too_large");
     assert_eq!(answer.provider().unwrap().node_id, peer.id());
 }
 

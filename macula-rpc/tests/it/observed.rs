@@ -437,6 +437,45 @@ mod metrics {
         assert_eq!(attempts, BTreeMap::from(both));
     }
 
+    /// A recorder keeps every label for ever, and callers choose the names of methods.
+    #[tokio::test]
+    async fn methods_are_labels_when_this_process_names_them() {
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let peers = [Peer::echo().await];
+        peers[0].server.name_methods(&name(), ["Sum"]).unwrap();
+        let (_endpoint, builder) = caller(directory(&peers)).await;
+        let client = builder.build();
+        for method in ["Sum", "Made.Up", "Another", ""] {
+            client.request(name()).method(method).send("x").await.unwrap();
+        }
+        let mut counted = BTreeMap::new();
+        for (key, _, _, value) in snapshots.snapshot().into_vec() {
+            let method = key.key().labels().find(|label| label.key() == "rpc.method");
+            let method = method.map_or("", |label| label.value());
+            if let DebugValue::Counter(count) = value {
+                counted.insert(format!("{} {method}", key.key().name()), count);
+            }
+        }
+        for (served, count) in [("Sum", 1), ("_OTHER", 2), ("", 1)] {
+            assert_eq!(
+                counted.get(&format!("macula.rpc.served {served}")),
+                Some(&count),
+                "{counted:?}"
+            );
+        }
+        // The caller's own names are its own code's.
+        for called in ["Sum", "Made.Up", "Another", ""] {
+            assert_eq!(
+                counted.get(&format!("macula.rpc.calls {called}")),
+                Some(&1),
+                "{counted:?}"
+            );
+        }
+        assert!(!counted.contains_key("macula.rpc.served Made.Up"));
+    }
+
     /// A stream is over with its last reply, and not with its first.
     #[cfg(feature = "testing")]
     #[tokio::test(start_paused = true)]
@@ -560,10 +599,20 @@ mod metrics {
             let (_endpoint, builder) = caller(StaticResolver::new()).await;
             let mut channel = Channel::new(builder.local_first(server).build());
             let request = http::Request::post("/text.Plain/Say").body(Body::empty()).unwrap();
-            let response = channel.call(request).await.unwrap();
-            assert_eq!(response.status(), status);
-            let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
-            assert_eq!(body.to_bytes(), words);
+            let code = match channel.call(request).await {
+                Ok(response) => {
+                    let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+                    let status = tonic::Status::from_header_map(body.trailers().unwrap()).unwrap();
+                    assert_eq!(body.to_bytes(), words);
+                    status.code()
+                }
+                Err(status) => status.code(),
+            };
+            let expected = match status {
+                http::StatusCode::OK => tonic::Code::Unknown,
+                _ => tonic::Code::Unauthenticated,
+            };
+            assert_eq!(code, expected);
             assert_eq!(served(&snapshots), [("error".to_owned(), 1)], "{status}");
         }
     }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use macula_rpc::{
-    BudgetConfig, CallError, Client, NodeId, Pushback, Request, StaticResolver, Status, StatusCode, StopReason,
-    Strategy,
+    BudgetConfig, CallError, Client, NodeId, Pushback, Request, RetryPolicy, StaticResolver, Status, StatusCode,
+    StopReason, Strategy,
 };
 
 use crate::mesh::{Peer, caller, directory, name, serving};
@@ -145,12 +145,12 @@ mod in_paused_time {
 
     use super::*;
 
-    /// F10: a slow first attempt gets a second beside it, whose answer wins; the first is cancelled. Only for calls that may run
-    /// twice.
+    /// F10: a slow first attempt gets a second beside it, whose answer wins, and the first is cancelled. A call that is not declared to
+    /// allow that is not made, and says so.
     #[tokio::test(start_paused = true)]
     async fn f10_a_hedge_answers_for_a_slow_provider_and_only_when_the_call_may_run_twice() {
         let mesh = Mesh::new(1);
-        // Whichever is called first once this is set is slow.
+        // The first call after this is set is slow.
         let next_is_slow = Arc::new(AtomicBool::new(false));
         for node in ["a", "b"] {
             let next_is_slow = Arc::clone(&next_is_slow);
@@ -170,16 +170,16 @@ mod in_paused_time {
             client.call(name(), "").await.unwrap();
         }
         let hedge = Hedge::After(Duration::from_millis(50));
-        let mut answers = Vec::new();
-        for twice in [false, true] {
-            next_is_slow.store(true, SeqCst);
-            let call = client.request(name()).hedge(hedge);
-            let call = if twice { call.idempotent() } else { call };
-            let start = Instant::now();
-            let answer = call.send("").await.unwrap();
-            answers.push((answer.payload().clone(), start.elapsed() < Duration::from_millis(100)));
+        next_is_slow.store(true, SeqCst);
+        let call = || client.request(name()).hedge(hedge);
+        for undeclared in [call(), call().idempotent().retry_policy(RetryPolicy::NeverProcessed)] {
+            let error = undeclared.send("").await.unwrap_err();
+            assert!(matches!(error, CallError::NotHedged { .. }), "{error}");
         }
-        assert_eq!(answers, [(Bytes::from("slow"), false), (Bytes::from("fast"), true)]);
+        let start = Instant::now();
+        let answer = call().idempotent().send("").await.unwrap();
+        assert_eq!(answer.payload(), "fast");
+        assert!(start.elapsed() < Duration::from_millis(100));
         // The loser's handler is dropped.
         tokio::time::sleep(Duration::from_millis(10)).await;
         let running = ["a", "b"].map(|node| mesh.node(node).server().running());

@@ -469,13 +469,16 @@ pub struct Providers {
     pub more: bool,
 }
 /// The answer to Publish, one outcome for each record in the same order.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Published {
     #[prost(enumeration = "PublishOutcome", repeated, tag = "1")]
     pub outcomes: ::prost::alloc::vec::Vec<i32>,
     /// For each record refused for its date, in their order: how far it is off by the sender's clock, in milliseconds.
     #[prost(uint64, repeated, tag = "2")]
     pub off_by_ms: ::prost::alloc::vec::Vec<u64>,
+    /// For outcomes that are STALE, the stored records of the peer itself: the proof, which the peer signed.
+    #[prost(message, repeated, tag = "3")]
+    pub newer: ::prost::alloc::vec::Vec<SignedProvider>,
 }
 /// The node does not answer this request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
