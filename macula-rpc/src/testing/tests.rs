@@ -47,5 +47,7 @@ async fn a_provider_that_is_not_heard_is_called_in_vain_until_the_way_is_restore
         "{error}"
     );
     mesh.restore("provider", "caller");
+    // The dial that began before is over.
+    tokio::time::sleep(2 * AWHILE).await;
     assert_eq!(client.call("text.same", "y").await.unwrap(), "y");
 }
