@@ -160,6 +160,30 @@ impl Mesh {
         self.shared.network.cut(self.addr(a), self.addr(b));
     }
 
+    /// Keeps one node from being heard by another, which it still hears; [`Mesh::restore`] undoes it.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn cut_one_way(&self, from: &str, to: &str) {
+        self.shared.network.cut_one_way(self.addr(from), self.addr(to));
+    }
+
+    /// Stops a node as SIGSTOP does, as seen from outside: what it is sent waits, and what it sends leaves when it resumes.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn pause(&self, name: &str) {
+        self.shared.network.pause(self.addr(name));
+    }
+
+    /// Lets a paused node go on.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn resume(&self, name: &str) {
+        self.shared.network.resume(self.addr(name));
+    }
+
     /// Undoes the cut between two nodes.
     ///
     /// # Panics

@@ -57,6 +57,8 @@
 mod directory;
 mod mesh;
 mod node;
+#[cfg(test)]
+mod tests;
 
 pub use macula_transport::testing::{Link, Network, Traffic};
 pub use mesh::Mesh;
