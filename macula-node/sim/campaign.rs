@@ -197,7 +197,6 @@ fn show(campaign: &Campaign, rule: &str, report: &Report, broken: &Broken) -> Re
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a ratio")]
 fn document(campaign: &Campaign, reports: &[Report], failures: &BTreeMap<&str, Vec<(&Report, &Broken)>>) -> Value {
     let rules = RULES
         .iter()

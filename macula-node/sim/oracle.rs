@@ -15,7 +15,7 @@ use crate::{
     fault::{Kind, Schedule},
     load::{Policy, Shape},
     truth::{Called, Cause, End, Ended, Facts, Run},
-    world::{Part, ROUTERS, TTL, part_of},
+    world::{MAX_CONNECTIONS, Part, ROUTERS, TTL, part_of},
 };
 
 /// The rules by their names in the specification, and what of them is checked here.
@@ -48,6 +48,7 @@ pub(super) const RULES: &[(&str, &str)] = &[
     ("L6", "a dead provider costs round trips, not a timeout"),
     ("N3", "a call does not fail because the directory cannot be reached"),
     ("N4", "when every node has ended, nothing of it is left"),
+    ("P2", "a pool holds no more connections than it may"),
     (
         "P4",
         "an answer is one that a provider gave to this very call, and whole",
@@ -485,6 +486,11 @@ impl<'a> Judge<'a> {
                 let text = format!("node {caller} calls {} no more", missing.short());
                 self.breaks("H2", rest.from, text);
             }
+        }
+        let most = self.facts.most_connections;
+        if most > MAX_CONNECTIONS {
+            let text = format!("a caller had {most} connections, and {MAX_CONNECTIONS} are allowed");
+            self.breaks("P2", rest.from, text);
         }
         if rest.tasks > 0 {
             let text = format!("{} tasks are left", rest.tasks);

@@ -148,6 +148,8 @@ pub(super) struct Facts {
     pub(super) calls: Vec<Called>,
     pub(super) lists: Vec<Listed>,
     pub(super) rest: Rest,
+    /// The most connections that a caller was seen to have.
+    pub(super) most_connections: usize,
     /// Every address that each identity was at.
     pub(super) places: BTreeSet<(NodeId, Address)>,
 }

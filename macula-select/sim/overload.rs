@@ -67,6 +67,7 @@ pub(crate) fn pulse(arguments: Arguments, report: &mut Report) {
                 ..CallOptions::default()
             },
             aborts_arrive,
+            network: None,
         };
         let outcome = world::run(setup);
         report.trace(outcome.trace);

@@ -36,6 +36,7 @@ pub struct Config {
     pub(crate) timers: Timers,
     pub(crate) pool: PoolConfig,
     pub(crate) key_exchange: KeyExchange,
+    pub(crate) unreachable_hints: bool,
     #[cfg(feature = "testing")]
     pub(crate) network: Option<crate::testing::Network>,
 }
@@ -55,6 +56,7 @@ impl Config {
             timers: Timers::default(),
             pool: PoolConfig::default(),
             key_exchange: KeyExchange::default(),
+            unreachable_hints: true,
             #[cfg(feature = "testing")]
             network: None,
         }
@@ -120,6 +122,14 @@ impl Config {
     #[must_use]
     pub fn with_key_exchange(mut self, key_exchange: KeyExchange) -> Self {
         self.key_exchange = key_exchange;
+        self
+    }
+
+    /// Sets whether ICMP reports that a peer's address is unreachable are heeded: the peer is pinged at once, and suspected when it
+    /// is silent for a probe timeout. By default they are, where the system tells of them (Linux).
+    #[must_use]
+    pub fn with_unreachable_hints(mut self, heeded: bool) -> Self {
+        self.unreachable_hints = heeded;
         self
     }
 
@@ -228,6 +238,21 @@ pub struct Timers {
     pub dead_after: Duration,
     /// How long a silent peer's answer may take once a call's time is up, beside three round trips. Default 500 ms.
     pub probe_grace: Duration,
+    /// Silence of a peer, while a call of its runs here, after which it is asked for a sign of life; every [`Timers::probe_again`]
+    /// it is asked again, and given up after [`Timers::dead_after`] as always. Default 2 s.
+    pub serving_probe_after: Duration,
+    /// Silence of a peer after which it is suspected to be gone, in probe timeouts (RFC 9002, section 6.2.1), while it owes an
+    /// acknowledgement and a call waits. Default 3.
+    pub suspect_after_ptos: u32,
+    /// The least silence after which a peer is suspected. Default 100 ms.
+    pub suspect_after: Duration,
+    /// Silence of a peer that owes nothing, while a call waits, after which it is pinged, or a probe timeout where that is longer.
+    /// A call that has waited for long is pinged for less often, up to four fifths of [`Timers::probe_after`]. Default 50 ms.
+    pub ping_after: Duration,
+    /// A timer of this node that fires so late shows that the node itself stood still: silence counts from then. Default 20 ms.
+    pub stood_still_after: Duration,
+    /// For so long after a report that a peer's address is unreachable, others are not heeded. Default 250 ms.
+    pub hint_pause: Duration,
     /// From the start of one address's dial to the start of the next one's (RFC 8305, section 5). Default 250 ms.
     pub next_address: Duration,
 }
@@ -243,6 +268,12 @@ impl Timers {
             probe_again: to(self.probe_again),
             dead_after: to(self.dead_after),
             probe_grace: to(self.probe_grace),
+            serving_probe_after: to(self.serving_probe_after),
+            suspect_after_ptos: self.suspect_after_ptos,
+            suspect_after: to(self.suspect_after),
+            ping_after: to(self.ping_after),
+            stood_still_after: to(self.stood_still_after),
+            hint_pause: to(self.hint_pause),
             next_address: to(self.next_address),
         }
     }
@@ -259,6 +290,12 @@ impl Default for Timers {
             probe_again: Duration::from_secs(2),
             dead_after: Duration::from_secs(6),
             probe_grace: Duration::from_millis(500),
+            serving_probe_after: Duration::from_secs(2),
+            suspect_after_ptos: 3,
+            suspect_after: Duration::from_millis(100),
+            ping_after: Duration::from_millis(50),
+            stood_still_after: Duration::from_millis(20),
+            hint_pause: Duration::from_millis(250),
             next_address: Duration::from_millis(250),
         }
     }

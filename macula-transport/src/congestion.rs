@@ -11,9 +11,16 @@ use std::{
 
 use quinn::congestion::{Controller, ControllerFactory, ControllerMetrics, CubicConfig};
 use quinn_proto::RttEstimator;
-use tokio::{sync::Notify, time::timeout};
+use tokio::{
+    sync::{Notify, futures::Notified},
+    time::timeout,
+};
 
-use crate::flight::Flight;
+use crate::{
+    flight::Flight,
+    pulse::{Pulse, Variance},
+    quic::INITIAL_RTT,
+};
 
 /// Small calls go beside bulk when there was one within this time.
 const LATELY: Duration = Duration::from_millis(10);
@@ -29,6 +36,7 @@ const INITIAL_WINDOW: u64 = 5 * crate::quic::MAX_DATAGRAM_BYTES as u64;
 #[derive(Debug)]
 pub(crate) struct Shared {
     flight: Mutex<Flight>,
+    pulse: Pulse,
     /// Woken when bytes were acknowledged.
     acked: Notify,
     epoch: Instant,
@@ -40,6 +48,7 @@ impl Shared {
     fn new(epoch: Instant) -> Self {
         Self {
             flight: Mutex::default(),
+            pulse: Pulse::new(epoch, INITIAL_RTT),
             acked: Notify::new(),
             epoch,
             small_calls_at: AtomicU64::new(0),
@@ -61,6 +70,16 @@ impl Shared {
 
     fn micros(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// What is known of the peer's acknowledgements.
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    /// Ends with the next acknowledgement after it was made.
+    pub(crate) fn acknowledged(&self) -> Notified<'_> {
+        self.acked.notified()
     }
 
     /// Small calls are under way.
@@ -115,6 +134,8 @@ impl ControllerFactory for Factory {
         Box::new(Counting {
             inner: self.cubic.clone().build(now, current_mtu),
             shared: Arc::new(Shared::new(now)),
+            variance: Variance::new(INITIAL_RTT),
+            sampled: false,
         })
     }
 }
@@ -123,15 +144,25 @@ impl ControllerFactory for Factory {
 struct Counting {
     inner: Box<dyn Controller>,
     shared: Arc<Shared>,
+    variance: Variance,
+    /// There was a sample of the round trip since the variance was computed.
+    sampled: bool,
 }
 
 impl Controller for Counting {
     fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.shared.pulse.sent(now);
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
     fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
         self.shared.lock().acked(bytes, rtt.min());
+        // Each batch of acknowledgements but the first shows the sample of the one before it.
+        if std::mem::take(&mut self.sampled)
+            && let Some(variance) = self.variance.update(rtt.get())
+        {
+            self.shared.pulse.varies(variance);
+        }
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
@@ -139,6 +170,8 @@ impl Controller for Counting {
         if app_limited {
             self.shared.lock().all_sent(in_flight);
         }
+        self.sampled = true;
+        self.shared.pulse.acknowledged(now, in_flight);
         self.shared.acked.notify_waiters();
         self.inner.on_end_acks(now, in_flight, app_limited, largest);
     }
@@ -164,6 +197,8 @@ impl Controller for Counting {
         Box::new(Self {
             inner: self.inner.clone_box(),
             shared: self.shared.clone(),
+            variance: self.variance,
+            sampled: self.sampled,
         })
     }
 

@@ -23,6 +23,7 @@ use crate::{
     pool::{Activity, ConnectionId},
     report::{REPORT_EVERY, Reporter},
     stream::{self, Outgoing},
+    watch::{Presence, PresenceWatch, Watch},
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
@@ -116,6 +117,21 @@ impl Connection {
         Arc::downgrade(&self.link)
     }
 
+    /// Whether the peer is believed to be there. A look at a value, at no cost to speak of.
+    #[must_use]
+    pub fn presence(&self) -> Presence {
+        self.link.watch.presence()
+    }
+
+    /// Tells when [`Connection::presence`] changes.
+    ///
+    /// While calls wait, a silent peer is pinged, and suspected after [`Timers::suspect_after_ptos`](crate::Timers) of silence. Neither
+    /// the calls nor the connection end for that: what to do with a suspicion is the caller's choice.
+    #[must_use]
+    pub fn watch_presence(&self) -> PresenceWatch {
+        self.link.watch.subscribe()
+    }
+
     /// The current estimate of the path's round trip.
     #[must_use]
     pub fn rtt(&self) -> Duration {
@@ -182,12 +198,8 @@ pub(crate) struct Link {
     pub(crate) moved_replies: Arc<Semaphore>,
     /// The peer has told of a reply that it was brief, which peers that do not take such calls on a lane never do.
     pub(crate) knows_brief: AtomicBool,
-    /// Somebody looks after the peer while calls wait.
-    watched: AtomicBool,
-    /// A call's time was up since somebody looked.
-    overdue: AtomicBool,
-    /// Woken when a call waits that nobody looks after, or when a call's time was up.
-    pub(crate) watch: Notify,
+    /// What looks after the peer while calls are under way.
+    pub(crate) watch: Watch,
     /// The calls the peer takes beyond those under way.
     pub(crate) credit: Arc<Semaphore>,
     /// How many further large requests of the peer are put together at a time.
@@ -249,9 +261,7 @@ impl Link {
             reply_sends: Semaphore::new(MAX_LARGE_SENDS),
             moved_replies: Arc::new(Semaphore::new(MAX_MOVED_REPLIES)),
             knows_brief: AtomicBool::new(false),
-            watched: AtomicBool::new(false),
-            overdue: AtomicBool::new(false),
-            watch: Notify::new(),
+            watch: Watch::default(),
             credit,
             large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
             lane: Mutex::new(None),
@@ -267,9 +277,9 @@ impl Link {
         }
     }
 
-    /// Has the peer's QUIC acknowledge something, be the window full of what nobody reads there: a stream that is opened and reset takes
-    /// no room in it. Where the peer permits no stream either, nothing is sent.
-    pub(crate) fn nudge(&self) {
+    /// Has the peer's QUIC acknowledge something, even when the window is full: a stream that is opened and reset takes no room in it.
+    /// Where the peer permits no stream either, nothing is sent.
+    pub(crate) fn ping(&self) {
         if let Some(Ok((send, _))) = self.quic.open_bi().now_or_never() {
             // Dropped, it is reset.
             drop(Outgoing::new(send));
@@ -367,10 +377,10 @@ impl Link {
             Direction::Outbound => {
                 self.inner.load.started();
                 self.outbound.fetch_add(1, SeqCst);
-                self.look_after_peer();
             }
             Direction::Inbound => self.inbound.follow(),
         }
+        self.watch.need();
         InFlight {
             link: self.clone(),
             direction,
@@ -378,16 +388,8 @@ impl Link {
         }
     }
 
-    /// The peer is looked after from now on, while something waits for it.
-    fn look_after_peer(&self) {
-        if !self.watched.load(SeqCst) {
-            self.watched.store(true, SeqCst);
-            self.watch.notify_one();
-        }
-    }
-
     /// Whether something waits for the peer: a call of this side, or, where this side leaves, the peer's word that it has its replies.
-    fn waits(&self) -> bool {
+    pub(crate) fn waits(&self) -> bool {
         self.running(Direction::Outbound) > 0 || (self.is_shut() && !self.is_done())
     }
 
@@ -418,6 +420,7 @@ impl Link {
     }
 
     fn inside(self: &Arc<Self>) -> InFlight {
+        self.watch.need();
         InFlight {
             link: self.clone(),
             direction: Direction::Inbound,
@@ -445,7 +448,7 @@ impl Link {
     pub(crate) fn shut(&self, reason: GoAwayReason) {
         let accepted = self.inbound.close();
         self.tell(control::Kind::GoAway(self.farewell(reason, Some(accepted), "")));
-        self.look_after_peer();
+        self.watch.need();
         self.quiet.notify_waiters();
     }
 
@@ -498,22 +501,7 @@ impl Link {
 
     /// A call's time was up.
     pub(crate) fn timed_out(&self) {
-        self.overdue.store(true, SeqCst);
-        self.watch.notify_one();
-    }
-
-    /// Whether something waits for the peer; when nothing does, the next call wakes the watch. And whether a call's time was up since
-    /// the last look.
-    pub(crate) fn waiting(&self) -> (bool, bool) {
-        let overdue = self.overdue.swap(false, SeqCst);
-        if self.waits() {
-            return (true, overdue);
-        }
-        self.watched.store(false, SeqCst);
-        // A call that came in between has seen the watch on.
-        let waiting = self.waits();
-        self.watched.store(waiting, SeqCst);
-        (waiting, overdue)
+        self.watch.timed_out();
     }
 
     /// No further call is made here: the connection is closed once nothing runs on it and nobody holds it.

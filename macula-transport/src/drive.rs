@@ -10,9 +10,9 @@ use crate::{
     LoadReport, caller,
     connection::Link,
     error::CloseCode,
-    health::{Health, SilenceRules, Verdict},
     serve,
     stream::{Incoming, Outgoing, ReceiveError},
+    watch,
 };
 
 /// Serves a connection until it ends, then takes it out of the pool.
@@ -61,7 +61,7 @@ pub(crate) async fn connection(
         () = speak => {}
         () = listen => {}
         () = leave => {}
-        () = watch(&link) => {}
+        () = watch::peer(&link) => {}
     }
     let reason = link.lost(link.quic.closed().await);
     tracing::debug!(peer = %link.peer.node_id.short(), %reason, "connection ended");
@@ -77,52 +77,6 @@ async fn accept_streams(link: Arc<Link>) {
 async fn accept_replies(link: Arc<Link>) {
     while let Ok(recv) = link.quic.accept_uni().await {
         tokio::spawn(caller::reply(link.clone(), recv));
-    }
-}
-
-/// Looks after the peer while calls wait for it, and closes the connection when it is gone.
-async fn watch(link: &Link) {
-    let timers = &link.inner.config.timers;
-    let mut health = Health::new(SilenceRules {
-        ask_after: timers.probe_after,
-        ask_again: timers.probe_again,
-        dead_after: timers.dead_after,
-        grace: timers.probe_grace,
-    });
-    let mut nonce = 0;
-    loop {
-        let woken = link.watch.notified();
-        let due = async {
-            match health.poll_timeout() {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            biased;
-            () = woken => {}
-            () = due => {}
-        }
-        let now = tokio::time::Instant::now().into_std();
-        let (waiting, overdue) = link.waiting();
-        let heard = link.quic.stats().udp_rx.datagrams;
-        let verdict = if overdue {
-            health.look_overdue(now, heard, link.quic.rtt())
-        } else {
-            health.look(now, heard, waiting)
-        };
-        match verdict {
-            Verdict::Wait => {}
-            Verdict::Ask => {
-                nonce += 1;
-                link.tell(control::Kind::Probe(proto::Probe { nonce }));
-                link.nudge();
-            }
-            Verdict::Dead => {
-                link.close(CloseCode::Unresponsive, "no answer came");
-                return;
-            }
-        }
     }
 }
 

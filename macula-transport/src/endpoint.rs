@@ -11,7 +11,7 @@ use std::{
 
 use futures::future::join_all;
 use macula_wire::{NodeId, RealmHash, proto};
-use tokio::time::timeout;
+use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     Config, Handler, Identity, MAX_MOVED_REPLIES, Pool, Stats,
@@ -33,6 +33,11 @@ use crate::{
 /// How long a shut-down endpoint waits for its last packets to leave, and repeats to peers who missed it that it closes; one that
 /// is far away or gone finds out by itself.
 const FAREWELL: Duration = Duration::from_millis(250);
+
+/// Reports of unreachable addresses that wait to be heeded; further ones are dropped.
+const MAX_HINTS: usize = 64;
+/// How often such reports are heeded, together.
+const HINTS_EVERY: Duration = Duration::from_millis(5);
 
 /// A node's place on the network: a UDP socket, an identity, and the connections made from and to it.
 ///
@@ -93,7 +98,8 @@ impl Endpoint {
         let seed = config.next_seed();
         let runtime = Arc::new(Batching::new(load.clone()));
         let addr = config.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into());
-        let bound = quic::open_socket(&config, &*runtime).and_then(|socket| {
+        let (hints, reports) = mpsc::channel(MAX_HINTS);
+        let bound = quic::open_socket(&config, &*runtime, hints).and_then(|socket| {
             let local = socket.local_addr()?;
             let endpoint_config = quic::endpoint_config(&config.identity, counters.clone(), seed);
             let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)?;
@@ -128,6 +134,7 @@ impl Endpoint {
         });
         tokio::spawn(accept_all(inner.clone()));
         tokio::spawn(pool::keep(inner.clone()));
+        tokio::spawn(heed_hints(Arc::downgrade(&inner), reports));
         if inner.handler.load().is_some() {
             tokio::spawn(report_load(Arc::downgrade(&inner)));
         }
@@ -298,6 +305,23 @@ async fn report_load(inner: Weak<Inner>) {
         for link in inner.pool.links() {
             link.report(now, load);
         }
+    }
+}
+
+/// Asks the peers whose addresses are reported as unreachable whether they are there (L4), until the socket is gone.
+async fn heed_hints(inner: Weak<Inner>, mut reports: mpsc::Receiver<SocketAddr>) {
+    let mut unreachable = Vec::new();
+    while reports.recv_many(&mut unreachable, MAX_HINTS).await > 0 {
+        let Some(inner) = inner.upgrade() else { return };
+        for link in inner.pool.links() {
+            if unreachable.contains(&link.peer.remote_addr) {
+                inner.counters.unreachable_hints.add();
+                link.watch.hint();
+            }
+        }
+        drop(inner);
+        unreachable.clear();
+        tokio::time::sleep(HINTS_EVERY).await;
     }
 }
 

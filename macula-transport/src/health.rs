@@ -21,8 +21,8 @@ pub(crate) struct SilenceRules {
     pub(crate) grace: Duration,
 }
 
-/// What the shell must do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the shell must do, the gravest last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Verdict {
     /// Nothing before [`Health::poll_timeout`].
     Wait,
@@ -94,12 +94,8 @@ impl Health {
 
     /// Looks at the peer because a call's time was up.
     pub(crate) fn look_overdue(&mut self, now: Instant, heard: u64, rtt: Duration) -> Verdict {
-        match (self.look(now, heard, true), self.timed_out(now, rtt)) {
-            (Verdict::Dead, _) | (_, Verdict::Dead) => Verdict::Dead,
-            // The question that was just due counts for the call, too.
-            (Verdict::Ask, _) | (_, Verdict::Ask) => Verdict::Ask,
-            (Verdict::Wait, Verdict::Wait) => Verdict::Wait,
-        }
+        // A question that is due now counts for the call, too.
+        self.look(now, heard, true).max(self.timed_out(now, rtt))
     }
 
     /// A call's time was up. Look first.

@@ -30,6 +30,7 @@ mod outbox;
 mod outcome;
 mod peer;
 mod pool;
+mod pulse;
 mod quic;
 mod report;
 mod serve;
@@ -37,9 +38,13 @@ mod stats;
 mod stream;
 mod streaming;
 mod successor;
+mod suspicion;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod tls;
+#[cfg(target_os = "linux")]
+mod unreachable;
+mod watch;
 
 pub use call::{CallParts, CallReply, CallRequest, IncomingCall, Repeat, Reply, Route};
 pub use config::{
@@ -60,3 +65,4 @@ pub use report::LoadReport;
 pub use stats::Stats;
 pub use streaming::{CallKind, CallStream, Gone, IncomingMessages, OutgoingMessages, Replies, Requests};
 pub use successor::{Succession, SuccessionError};
+pub use watch::{Presence, PresenceWatch};

@@ -13,6 +13,7 @@ use quinn::{
 };
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator, InvalidCid};
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::mpsc;
 
 use crate::{Config, Identity, congestion, stats::Counters};
 
@@ -24,7 +25,7 @@ const WINDOW_BEFORE_HELLO: u32 = 64 * 1024;
 /// The largest datagram that path discovery tries, in bytes.
 pub(crate) const MAX_DATAGRAM_BYTES: u16 = 6_500;
 /// The round trip assumed before one is measured: a lost first packet is sent again after three of them.
-const INITIAL_RTT: Duration = Duration::from_millis(100);
+pub(crate) const INITIAL_RTT: Duration = Duration::from_millis(100);
 
 pub(crate) fn transport_config(config: &Config) -> TransportConfig {
     let limits = &config.limits;
@@ -123,11 +124,16 @@ impl ConnectionIdGenerator for CountingIds {
     }
 }
 
-/// The socket that the configuration asks for.
-pub(crate) fn open_socket(config: &Config, runtime: &impl Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+/// The socket that the configuration asks for. It tells `hints` of addresses that are reported as unreachable, where it can.
+pub(crate) fn open_socket(
+    config: &Config,
+    runtime: &impl Runtime,
+    hints: mpsc::Sender<SocketAddr>,
+) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    let hints = config.unreachable_hints.then_some(hints);
     #[cfg(feature = "testing")]
     if let Some(network) = &config.network {
-        let socket = crate::testing::MemorySocket::bind(network.clone(), config.listen)?;
+        let socket = crate::testing::MemorySocket::bind(network.clone(), config.listen, hints)?;
         return Ok(Arc::new(socket));
     }
     let buffer_bytes = config.limits.socket_buffer_bytes;
@@ -137,6 +143,10 @@ pub(crate) fn open_socket(config: &Config, runtime: &impl Runtime) -> io::Result
         None => bind_socket((Ipv6Addr::UNSPECIFIED, 0).into(), buffer_bytes)
             .or_else(|_| bind_socket((Ipv4Addr::UNSPECIFIED, 0).into(), buffer_bytes))?,
     };
+    #[cfg(target_os = "linux")]
+    if let Some(hints) = hints {
+        return Ok(crate::unreachable::wrap(socket, hints)?);
+    }
     runtime.wrap_udp_socket(socket)
 }
 

@@ -26,6 +26,8 @@ pub struct Traffic {
     pub overflowed: u64,
     /// Datagrams that arrived changed.
     pub corrupted: u64,
+    /// Answers that nothing listens at an address.
+    pub unreachable: u64,
 }
 
 /// How a datagram ended.
@@ -41,6 +43,8 @@ pub(super) enum Fate {
     Cut,
     Nobody,
     Overflowed,
+    /// No datagram of the host it comes from, but ICMP's word that nothing listens there.
+    Unreachable,
 }
 
 pub(super) struct Trace {
@@ -75,6 +79,7 @@ impl Trace {
             Fate::Cut => &mut traffic.cut,
             Fate::Nobody => &mut traffic.nobody,
             Fate::Overflowed => &mut traffic.overflowed,
+            Fate::Unreachable => &mut traffic.unreachable,
         };
         *count += 1;
         if matches!(fate, Fate::Delivered | Fate::Duplicated | Fate::Corrupted) {

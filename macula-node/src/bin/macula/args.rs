@@ -1,4 +1,4 @@
-//! The command line: what can be typed, and what each word means.
+//! The command line: every command and option.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::serve::Serve;
 pub(crate) struct Cli {
     /// A TOML file with options: each under its name, for every command that has it, or in a table named like its command.
     ///
-    /// What is typed goes before the environment, and that before the file.
+    /// The command line goes before the environment, and the environment before the file.
     #[arg(long, value_name = "FILE", env = "MACULA_CONFIG", global = true)]
     pub(crate) config: Option<PathBuf>,
     #[command(subcommand)]
@@ -33,7 +33,7 @@ pub(crate) enum Command {
     Call(CallArgs),
     /// Lists the providers of a service.
     Providers(ProvidersArgs),
-    /// Asks nodes how they are: every provider of a service, or the nodes named, with all that they serve.
+    /// Asks nodes for their health: every provider of a service, or the nodes named and each of their services.
     ///
     /// Exit codes: 0 all of them serve, 1 one does not or cannot be reached, 2 usage, 3 service_not_found.
     Health(HealthArgs),
@@ -41,8 +41,7 @@ pub(crate) enum Command {
     Id(IdArgs),
 }
 
-/// The command line, for which an environment variable without a value is one that is not set: what starts containers often
-/// has no other way to leave one out.
+/// The command line. An empty environment variable counts as unset: a container's settings often cannot leave a variable out.
 pub(crate) fn command() -> clap::Command {
     let heed = |arg: clap::Arg| {
         let is_empty = arg
@@ -82,7 +81,7 @@ pub(crate) struct NodeArgs {
     /// Where to listen for QUIC: an IP address and a port; port 0 takes a free one. `[::]` is every address of both families.
     #[arg(long, value_name = "ADDR", value_parser = address, default_value = "[::]:9443", env = "MACULA_LISTEN")]
     pub(crate) listen: SocketAddr,
-    /// What others should dial; may be given several times [default: the addresses of the interfaces listened on].
+    /// An address that others dial; may be given several times [default: the addresses of the interfaces listened on].
     #[arg(long, value_name = "HOST:PORT", env = "MACULA_ADVERTISE", value_delimiter = ',')]
     pub(crate) advertise: Vec<Address>,
     /// The file that holds the node's secret key, made if missing [default: the data folder's, or ~/.macula/identity if `macula id`
@@ -91,25 +90,25 @@ pub(crate) struct NodeArgs {
     pub(crate) identity: Option<PathBuf>,
     /// A folder, made if missing, in which the node keeps its key, the records it holds for others and the nodes it knows.
     ///
-    /// A node that starts again with its folder has its old identity, answers at once from what it kept, and finds the mesh
+    /// A node that starts again with its folder has its old identity, answers at once from these records, and finds the mesh
     /// without --bootstrap. Each node needs a folder of its own.
     #[arg(long, value_name = "DIR", env = "MACULA_DATA")]
     pub(crate) data: Option<PathBuf>,
     /// A service to provide: `NAME=echo`, or `NAME=exec:COMMAND` to run a shell command for each call; may be given several
     /// times.
     ///
-    /// A command reads the request from standard input. Its answer is what it has written to standard output when it exits; what it
-    /// leaves running is killed with its process group, as it is itself when the caller cancels or its time is up. Standard error goes to
-    /// the node's log. It finds the caller's node id in MACULA_CALLER, and the service and method in MACULA_SERVICE and MACULA_METHOD.
+    /// A command reads the request from standard input. Its answer is its standard output up to its exit. Its process group is killed
+    /// then, and also when the caller cancels or the deadline passes. Standard error goes to the node's log. MACULA_CALLER holds the
+    /// caller's node id; MACULA_SERVICE and MACULA_METHOD name the service and the method.
     ///
     /// When it exits with an error, the caller gets the last line of its standard output: as the caller's own fault, which is not tried
-    /// elsewhere, for the exit codes 64 and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied), and else as a
-    /// failure that is.
+    /// elsewhere, for the exit codes 64 and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied); as a failure that
+    /// another provider may not have, for the others.
     #[arg(long, value_name = "NAME=echo|exec:COMMAND")]
     pub(crate) serve: Vec<Serve>,
     /// A variable for the environment of `exec:` commands, with the node's own value or another; may be given several times.
     ///
-    /// Without it they get PATH, HOME, LANG, LC_ALL, TMPDIR and TZ, and nothing else that the node was started with.
+    /// Of the node's own environment they get only PATH, HOME, LANG, LC_ALL, TMPDIR and TZ otherwise.
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) exec_env: Vec<String>,
     /// Where the node runs, such as a data centre: callers of the same zone prefer it.
@@ -178,7 +177,7 @@ pub(crate) struct ProvidersArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct HealthArgs {
-    /// The service whose health is asked for; without it, a node named is asked for its own and for that of all it serves.
+    /// The service whose health is asked for; without it, each node named is asked for its own health and that of its services.
     #[arg(required_unless_present = "on")]
     pub(crate) service: Option<ServiceName>,
     /// A node to ask, as `macula providers` and a node's own first line name it; may be given several times. Without it every
@@ -197,7 +196,7 @@ pub(crate) struct HealthArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct IdArgs {
-    /// What to do; without it, the file is made if there is none, and its id is printed.
+    /// The action; without it, the file is made if there is none, and its id is printed.
     #[arg(value_enum)]
     pub(crate) action: Option<IdAction>,
     /// The identity file [default: the data folder's, or ~/.macula/identity].
@@ -208,7 +207,7 @@ pub(crate) struct IdArgs {
     pub(crate) data: Option<PathBuf>,
 }
 
-/// What `macula id` is asked to do.
+/// An action of `macula id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum IdAction {
     /// Makes the file; an error when there is one.
@@ -291,7 +290,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whatever is typed is taken or refused, and never a panic.
+        /// Any words are taken or refused, and never a panic.
         #[test]
         fn arbitrary_words_are_taken_or_refused(
             command in prop::sample::select(vec!["node", "call", "providers", "demo", "id", "x"]),

@@ -93,7 +93,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// An error in one line, its first cause before what it led to.
+/// An error in one line, its first cause before the rest of the chain.
 pub(crate) fn cause_first(error: &dyn std::error::Error) -> String {
     let mut texts = vec![error.to_string()];
     let mut source = error.source();
@@ -112,7 +112,7 @@ pub(crate) fn cause_first(error: &dyn std::error::Error) -> String {
     }
 }
 
-/// Reports what is wrong with the command line; help and version are no failures.
+/// Reports an error in the command line; help and version are no failures.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let shown = error.print();
@@ -131,7 +131,7 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     .report()
 }
 
-/// The help that tells more of what was typed: that of its command, when it names one.
+/// The command that shows the help of the subcommand typed, or the general help.
 fn help_of(mut typed: impl Iterator<Item = String>) -> String {
     let commands = crate::args::command();
     match typed.find(|word| commands.find_subcommand(word).is_some()) {
@@ -140,12 +140,12 @@ fn help_of(mut typed: impl Iterator<Item = String>) -> String {
     }
 }
 
-/// Reports what is wrong with a configuration file.
+/// Reports an error in a configuration file.
 pub(crate) fn usage_in(file: &Path, error: &clap::Error) -> ExitCode {
     Failure::usage(format!("{}: {}", file.display(), what(error))).report()
 }
 
-/// What is wrong, with clap's suggestions and without its usage.
+/// The error with clap's suggestions and without its usage.
 fn what(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let is_usage = |part: &&str| part.starts_with("Usage:") || part.starts_with("For more information");
@@ -174,7 +174,7 @@ fn variable_of(error: &clap::Error) -> Option<String> {
     (!typed && std::env::var_os(&variable).is_some()).then_some(variable)
 }
 
-/// Says something on standard error, in one line. There is nobody to tell when that is closed.
+/// Says something on standard error, in one line. A closed standard error is no failure.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "macula: {}", one_line(line));
 }
@@ -187,7 +187,7 @@ pub(crate) fn print_line(line: impl Display) -> Result<(), Failure> {
         .map_err(|error| Failure::other(format!("standard output cannot be written: {error}")))
 }
 
-/// One line, without what could steer a terminal: some of it comes from other nodes.
+/// One line without control characters: some of it comes from other nodes, and must not steer a terminal.
 fn one_line(text: &str) -> String {
     let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     plain.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -198,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_said_is_one_line() {
+    fn a_complaint_is_one_line() {
         assert_eq!(one_line("a\n  b\tc "), "a b c");
         assert_eq!(one_line("\u{1b}[31mred\u{7}"), "[31mred");
     }

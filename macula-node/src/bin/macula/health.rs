@@ -69,10 +69,10 @@ async fn ask_all(node: &Node, args: &HealthArgs) -> Result<(), Failure> {
     }
 }
 
-/// What a node says of a service, or why it says nothing.
+/// A node's answer about a service, or why there is none.
 type Said = Result<&'static str, String>;
 
-/// What one node has said.
+/// The answers of one node.
 struct Report {
     provider: Provider,
     /// Of the service asked for, or of the node as a whole.
@@ -89,9 +89,9 @@ async fn ask(node: &Node, args: &HealthArgs, provider: Provider) -> Report {
     let health = health(&channel, name).await;
     let mut services = BTreeMap::new();
     if args.service.is_none() && health.is_ok() {
-        // A node without reflection has no list: what it said of itself is all.
+        // A node without reflection has no list, and answers only about itself.
         let names = list(&channel).await.unwrap_or_default();
-        // What the node has of its own is as it is.
+        // The services about the node itself are left out.
         let names: Vec<_> = names.into_iter().filter(|name| !name.starts_with("grpc.")).collect();
         let asked = stream::iter(names.into_iter().take(MAX_SERVICES)).map(async |name| {
             let health = self::health(&channel, &name).await;
@@ -106,7 +106,7 @@ async fn ask(node: &Node, args: &HealthArgs, provider: Provider) -> Report {
     }
 }
 
-/// What a provider says of a service, in a word.
+/// The state of a service at a provider, in a word.
 pub(crate) async fn state(node: &Node, provider: Provider, service: &str, within: Duration) -> &'static str {
     let channel = Channel::new(node.client().clone())
         .with_provider(provider)

@@ -17,7 +17,7 @@ pub(crate) struct Taken {
     _lock: File,
 }
 
-/// The folder that keeps what belongs to the user, `~/.macula`; `None` without a home folder.
+/// The user's own folder, `~/.macula`; `None` without a home folder.
 pub(crate) fn user_folder() -> Option<PathBuf> {
     let home = std::env::home_dir().filter(|home| home.is_absolute());
     home.map(|home| home.join(".macula"))

@@ -16,7 +16,7 @@ const FILE: &str = "known_nodes";
 /// The most that is read of the file, and written to it, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// What is known of a node that answered at an address.
+/// The nodes that answered at an address before.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Before {
     /// It answered there before.
@@ -35,7 +35,7 @@ pub(crate) struct KnownNodes {
 }
 
 impl KnownNodes {
-    /// Reads what is known; nothing when there is no file. Lines that are not understood are passed over.
+    /// Reads the file; a missing one is empty. Lines that are not understood are passed over.
     pub(crate) fn read(folder: &Path) -> io::Result<Self> {
         let file = folder.join(FILE);
         let mut text = String::new();
@@ -52,7 +52,7 @@ impl KnownNodes {
         Ok(Self { file, known })
     }
 
-    /// What was known of a node until now, which is remembered from now on.
+    /// Remembers a node, and gives the nodes known at its address until now.
     pub(crate) fn meet(&mut self, peer: &TrustedPeer) -> io::Result<Before> {
         let address = address_of(peer);
         let here = self.known.iter().filter(|(known, _)| *known == address);

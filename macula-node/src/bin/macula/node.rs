@@ -77,7 +77,7 @@ async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> 
         };
     }
     let node = builder.start().await?;
-    // A node whose bootstrap nodes are not up yet serves what it has and goes on trying.
+    // A node whose bootstrap nodes are not up yet serves its own services and goes on trying.
     match node.join().await {
         Ok(report) => {
             tracing::info!(contacts = report.contacts, "joined the mesh");
@@ -89,7 +89,7 @@ async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> 
     Ok(node)
 }
 
-/// What the command line's form alone does not rule out.
+/// Checks the options beyond their form.
 fn check(args: &NodeArgs, environment: &Environment) -> Result<(), Failure> {
     let names: BTreeSet<_> = args.serve.iter().map(|service| &service.name).collect();
     if names.len() < args.serve.len() {
@@ -137,7 +137,7 @@ fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
     }))
 }
 
-/// Waits until standard input is closed, and discards what comes before.
+/// Waits until standard input is closed; its content is discarded.
 async fn stdin_closed() {
     let (mut stdin, mut buffer) = (tokio::io::stdin(), [0; 256]);
     while let Ok(1..) = stdin.read(&mut buffer).await {}

@@ -12,10 +12,10 @@ use crate::{
     health, mesh,
 };
 
-/// How long a provider is waited for that is asked whether it serves.
+/// How long the answer of a provider to the question for its state is waited for.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
-/// A provider, and what it said when it was asked.
+/// A provider and its state.
 struct Listed {
     record: ProviderRecord,
     state: &'static str,
