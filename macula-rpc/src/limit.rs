@@ -53,7 +53,7 @@ impl<H> Limited<H> {
         if place.before < self.max {
             return Ok(place);
         }
-        let words = format!("{service} runs {} calls, which is its limit", self.max);
+        let words = format!("{service} runs {} calls already, which is its limit", self.max);
         Err(Status::refused(words))
     }
 

@@ -262,7 +262,7 @@ impl Server {
         if self.running() > self.shared.max_concurrent {
             let limit = self.shared.max_concurrent;
             return Err(Status::refused(format!(
-                "the node runs {limit} calls, which is its limit"
+                "the node runs {limit} calls already, which is its limit"
             )));
         }
         Ok(running)
