@@ -25,6 +25,7 @@ mod watch;
 pub use answer::{Answer, AnswerSource};
 pub use builder::{CallBuilder, ClientBuilder};
 pub use duplex::Replies;
+#[cfg(feature = "tonic")]
 pub(crate) use options::Options;
 pub use options::{DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT};
 pub use replay::MAX_REPLAY_BYTES;
