@@ -17,7 +17,12 @@ use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lo
 use macula_wire::{ServiceName, StatusCode};
 use tracing::Span;
 
-use super::{AnswerSource, Client, builder::Options, now, services::Service};
+use super::{
+    answer::AnswerSource,
+    options::Options,
+    services::Service,
+    shared::{Client, now},
+};
 use crate::{
     CallError, Cause, Provider, Status, observe,
     trace::{TRACEPARENT, TraceContext},
@@ -97,6 +102,15 @@ pub(super) struct Job<'a, X> {
 pub(super) struct Landed<A> {
     pub(super) at: Option<SocketAddr>,
     pub(super) end: End<A>,
+}
+
+/// An attempt that was made, for the errors and the span.
+pub(super) struct Tried {
+    pub(super) provider: Arc<Provider>,
+    pub(super) cause: Option<Cause>,
+    /// The address that was connected to or dialed.
+    pub(super) at: Option<SocketAddr>,
+    pub(super) span: Span,
 }
 
 /// How an attempt ended.

@@ -14,9 +14,9 @@ use macula_transport::Connection;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    attempt::{End, Exchange, Failure, Job, Landed},
-    now,
+    attempt::{End, Exchange, Failure, Job, Landed, Tried},
     services::{Balanced, Member, Roster},
+    shared::now,
     verdict,
 };
 use crate::{CallError, Cause, Provider, error::Attempt, observe};
@@ -26,15 +26,6 @@ pub(super) struct Done<A> {
     pub(super) answer: A,
     pub(super) provider: Option<Arc<Provider>>,
     pub(super) failed_attempts: Vec<Attempt>,
-}
-
-/// An attempt that was made, for the errors and the span.
-pub(super) struct Tried {
-    pub(super) provider: Arc<Provider>,
-    pub(super) cause: Option<Cause>,
-    /// The address that was connected to or dialed.
-    pub(super) at: Option<SocketAddr>,
-    span: Span,
 }
 
 /// Makes a call at `providers`, whose health `balanced` knows.

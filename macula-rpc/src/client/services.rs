@@ -11,7 +11,7 @@ use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
 use macula_transport::{Connection, FoundConnection, Pool};
 use macula_wire::{NodeId, ServiceName};
 
-use super::Defaults;
+use super::options::Defaults;
 use crate::{
     Provider,
     keyed::Keyed,
