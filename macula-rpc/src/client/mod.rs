@@ -9,6 +9,7 @@ mod builder;
 mod driver;
 mod duplex;
 mod forward;
+mod links;
 mod local;
 mod replay;
 mod services;
