@@ -12,7 +12,7 @@ use std::{
 
 use macula_wire::{Address, MAX_ENDPOINTS, NodeId};
 
-/// A node of the DHT and where it listens. One pointer: clones share what it points to, and tables hold hundreds.
+/// A node of the DHT and where it listens. One pointer: clones share the data, and tables hold hundreds.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Contact(Arc<Inner>);
 
@@ -21,12 +21,14 @@ struct Inner {
     node_id: NodeId,
     endpoints: Box<[Address]>,
     observed: Option<IpAddr>,
-    /// That of the address: it is asked for with every request, and an endpoint's host is text.
+    /// The subnet of the address. It is needed with every request, and an endpoint's host is text.
     subnet: Subnet,
     /// The bytes of all the endpoints' hosts: a contact's size in a message is asked for with every reply.
     host_bytes: usize,
     /// The narrowest scope of the endpoints.
     scope: Scope,
+    /// The narrowest scope it may name: that of its address. A peer with an unknown address may name all.
+    names: Scope,
 }
 
 /// How far an address means the same host, the widest first.
@@ -63,7 +65,7 @@ impl Scope {
 }
 
 impl Contact {
-    /// A contact that listens at `endpoints`, the preferred one first; what is beyond [`MAX_ENDPOINTS`] is left out.
+    /// A contact that listens at `endpoints`, the preferred one first; endpoints beyond [`MAX_ENDPOINTS`] are left out.
     #[must_use]
     pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Address>) -> Self {
         let endpoints: Box<[_]> = endpoints.into_iter().take(MAX_ENDPOINTS).collect();
@@ -72,6 +74,7 @@ impl Contact {
         let others = endpoints.iter().skip(1).map(Scope::of_address);
         Self(Arc::new(Inner {
             scope: others.fold(first, Scope::max),
+            names: claimed.map_or(Scope::Loopback, Scope::of),
             node_id,
             observed: None,
             subnet: claimed.map_or(Subnet::UNKNOWN, Subnet::of),
@@ -80,7 +83,7 @@ impl Contact {
         }))
     }
 
-    /// The same contact, seen at `ip`: what diversity limits go by, since a peer chooses its endpoints freely.
+    /// The same contact, seen at `ip`. Diversity limits go by that address, since a peer chooses its endpoints freely.
     #[must_use]
     pub fn observed_at(self, ip: IpAddr) -> Self {
         let ip = ip.to_canonical();
@@ -90,6 +93,7 @@ impl Contact {
         let inner = Arc::unwrap_or_clone(self.0);
         Self(Arc::new(Inner {
             observed: Some(ip),
+            names: Scope::of(ip),
             subnet: Subnet::of(ip),
             ..inner
         }))
@@ -121,14 +125,14 @@ impl Contact {
     /// The same contact without the endpoints that `namer` cannot know: private ones from a peer on a public address, loopback ones
     /// from another host. `None` when no endpoint is left.
     pub(crate) fn named_by(self, namer: &Contact) -> Option<Self> {
-        let widest = namer.ip().map_or(Scope::Loopback, Scope::of);
-        if self.0.scope <= widest {
+        let narrowest = namer.0.names;
+        if self.0.scope <= narrowest {
             return Some(self);
         }
         let fitting = self
             .endpoints()
             .iter()
-            .filter(|endpoint| Scope::of_address(endpoint) <= widest);
+            .filter(|endpoint| Scope::of_address(endpoint) <= narrowest);
         let fitting: Vec<_> = fitting.cloned().collect();
         (!fitting.is_empty()).then(|| Self::new(*self.node_id(), fitting))
     }
@@ -172,30 +176,30 @@ impl fmt::Debug for Contact {
     }
 }
 
-/// What a node does in the DHT.
+/// A node's role in the DHT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Looks up and publishes, but stores nothing for others and enters nobody's table.
+    /// It looks up and publishes, but stores nothing for others and enters no table.
     Client,
-    /// Stores records and answers lookups too.
+    /// It stores records and answers lookups, too.
     Node,
 }
 
-/// Who sent a request, as its connection proved.
+/// The sender of a request, as its connection proved.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// The peer; its endpoints as it announced them, its address as observed.
     pub contact: Contact,
-    /// What it does in the DHT.
+    /// Its role in the DHT.
     pub role: Role,
 }
 
 /// Where to find a mesh to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seed {
-    /// A node whose id is known.
+    /// A node with a known id.
     Known(Contact),
-    /// An address whose node is to be asked for its id, trusted on first use. A host name may stand for several addresses.
+    /// An address. The node there is asked for its id, and trusted on first use. A host name may stand for several addresses.
     At(Address),
 }
 
@@ -216,7 +220,7 @@ impl From<Address> for Seed {
 pub(crate) struct Subnet(u64);
 
 impl Subnet {
-    /// That of peers whose address is not known.
+    /// The subnet of peers with an unknown address.
     pub(crate) const UNKNOWN: Self = Self(0);
     const V4: u64 = 1 << 62;
     const V6: u64 = 2 << 62;

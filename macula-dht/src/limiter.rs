@@ -1,7 +1,7 @@
 //! The rates at which peers may ask: token buckets for each peer, and for signature checks.
 //!
 //! A request costs a token, and another for every kibibyte of its reply. So a peer's bucket bounds the bytes it gets out of this
-//! node, whatever it asks (amplification). Signature checks are the one expensive thing that a peer can cause. All peers share a
+//! node (amplification). Signature checks are the one expensive thing that a peer can cause. All peers share a
 //! bucket for them, of which a network gets half at most. Each check costs the peer [`CHECKED`] tokens of its own too, or
 //! [`FORGED`] when the signature is wrong, so that no peer uses up the budget of all.
 //!
@@ -44,11 +44,11 @@ impl Default for RateLimits {
     }
 }
 
-/// What a lookup on behalf of a peer costs it, in tokens: about as many requests as this node sends for it.
+/// The cost of a lookup to the peer it is for, in tokens: about as many requests as this node sends for it.
 pub const PEER_LOOKUP_COST: u8 = 20;
-/// What a record with a sound signature costs the peer that brought it, in tokens: a hand-over brings thousands.
+/// The cost of a record with a sound signature to the peer that brought it, in tokens: a hand-over brings thousands.
 const CHECKED: f32 = 0.25;
-/// What a forged record costs. Honest nodes check the records they pass on.
+/// The cost of a forged record. Honest nodes check the records they pass on.
 const FORGED: f32 = 20.0;
 /// The part of the signature checks that one network may use.
 const NETWORK_PART: f64 = 0.5;

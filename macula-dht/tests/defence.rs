@@ -1,4 +1,4 @@
-//! What peers may do to a node, and what they may not: one core, and a peer that says what it likes.
+//! The limits of what peers can do to a node: one core, and a peer that sends anything.
 
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -305,7 +305,7 @@ fn a_peer_that_asks_too_fast_is_declined_and_others_are_served() {
     assert_eq!(bench.ask(1, Request::Ping), Response::Pong);
 }
 
-/// Amplification: what a peer gets out of a node in a second is bounded, whatever it asks.
+/// Amplification: the bytes that a peer gets out of a node in a second are bounded for all requests.
 #[test]
 fn bytes_to_one_peer_are_bounded() {
     let rates = RateLimits {
@@ -366,7 +366,7 @@ fn signature_checks_are_rate_limited_and_come_last() {
         bench.publish(2, service, record(2, service, 1)),
         Outcome::Refused(Refusal::Busy)
     );
-    // What is seen without a signature still gets its answer.
+    // A record that is refused without a look at its signature still gets its answer.
     let expired = VerifiedProvider::sign(
         &secret(3),
         &Realm::default().hash(),
@@ -390,7 +390,7 @@ fn signature_checks_are_rate_limited_and_come_last() {
     );
 }
 
-/// The budget for signatures is everybody's, and no peer's to use up.
+/// All peers share the budget for signatures, and no peer uses it up.
 #[test]
 fn one_peers_junk_signatures_do_not_keep_others_from_publishing() {
     let mut bench = Bench::new(Config::default());

@@ -128,8 +128,8 @@ const MUTANTS: &[Mutant] = &[
         rule: "F8",
         patches: &[Patch {
             file: "macula-transport/src/lane/caller.rs",
-            anchor: "            self.lane.cancel(id);",
-            instead: "            if !MUTANT { self.lane.cancel(id); }",
+            anchor: "impl Drop for CancelOnDrop<'_> {\n    fn drop(&mut self) {\n",
+            instead: "impl Drop for CancelOnDrop<'_> {\n    fn drop(&mut self) {\n        if MUTANT { return; }\n",
         }],
     },
 ];

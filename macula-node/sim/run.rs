@@ -206,3 +206,29 @@ async fn rest(world: &World, truth: &Truth, network: &Network) {
     }
     truth.facts().rest = seen;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Fault, Kind};
+
+    #[test]
+    fn the_same_schedule_gives_the_same_trace_and_another_seed_another() {
+        let of = |seed| {
+            let fault = Fault {
+                at: Duration::from_secs(3),
+                lasts: Duration::from_secs(2),
+                who: vec![2],
+                kind: Kind::Kill,
+            };
+            let schedule = Schedule {
+                seed,
+                nodes: 7,
+                faults: vec![fault],
+            };
+            run(&schedule).unwrap().trace
+        };
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+    }
+}

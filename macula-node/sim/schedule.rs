@@ -44,6 +44,15 @@ pub(super) fn of_seed(seed: u64, nodes: usize) -> Schedule {
                 ..fault.clone()
             });
         }
+        if fault.kind == Kind::Hang {
+            // A handler that hangs ends by its deadline, and not only because its caller says so.
+            faults.push(Fault {
+                at: at + Duration::from_millis(500),
+                lasts: Duration::from_secs(3),
+                who: of(nodes, &[Part::Caller]),
+                kind: Kind::Part,
+            });
+        }
         faults.push(fault);
     }
     faults.sort_by_key(|fault| fault.at);

@@ -4,6 +4,9 @@ use std::{fmt, str::FromStr};
 
 use macula_wire::{Address, AddressError, NodeId, ParseNodeIdError};
 
+/// The most bootstrap addresses a node is given.
+pub const MAX_BOOTSTRAP: usize = 64;
+
 /// Where to get into the mesh: `host:port`, or `NODEID@host:port` to accept that node only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BootstrapAddr {

@@ -10,14 +10,11 @@ use macula_transport::{BindError, Config, Identity, IdentityError};
 use macula_wire::{Address, DEFAULT_TTL, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName};
 
 use crate::{
-    BootstrapAddr, Node,
+    BootstrapAddr, MAX_BOOTSTRAP, Node,
     clocks::{Clocks, TimeSource},
     data::Kept,
     directory::Offer,
 };
-
-/// The most bootstrap addresses a node is given.
-pub const MAX_BOOTSTRAP: usize = 64;
 
 /// Services and their handlers, before the node runs.
 pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<Vec<ServiceName>, ServeError> + Send>;

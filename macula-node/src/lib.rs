@@ -9,8 +9,8 @@ mod directory;
 mod inspection;
 mod node;
 
-pub use bootstrap::{BootstrapAddr, ParseBootstrapError};
-pub use builder::{MAX_BOOTSTRAP, NodeBuilder, StartError};
+pub use bootstrap::{BootstrapAddr, MAX_BOOTSTRAP, ParseBootstrapError};
+pub use builder::{NodeBuilder, StartError};
 pub use bytes::Bytes;
 #[cfg(feature = "testing")]
 pub use clocks::SimulatedClock;

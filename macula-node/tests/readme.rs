@@ -1,5 +1,4 @@
 //! The commands of the readmes are commands of the program.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::{path::Path, process::Command};
 

@@ -26,7 +26,7 @@ use crate::{
     client::{Client, WeakClient},
     keyed::Keyed,
     observe::{self, Method, MethodNames, Served, ServedMeters},
-    streaming::Kind,
+    streaming::{self, Kind},
     trace::{Propagate, TraceContext},
 };
 
@@ -262,7 +262,7 @@ impl Server {
         if self.running() > self.shared.max_concurrent {
             let limit = self.shared.max_concurrent;
             return Err(Status::refused(format!(
-                "the node runs {limit} calls, which is its limit"
+                "the node runs {limit} calls already, which is its limit"
             )));
         }
         Ok(running)
@@ -393,9 +393,13 @@ impl macula_transport::Handler for Server {
             Ok(admitted) => admitted,
             Err(status) => return std::future::ready(status.into_reply()).boxed(),
         };
+        let limit = call.peer().max_message_bytes;
         let request = Request::remote(call);
         Box::pin(async move {
             match admitted.run(|kind| kind.call(request)).await {
+                Ok(response) if response.payload().len() > limit => {
+                    streaming::too_large(response.payload().len(), limit).into_reply()
+                }
                 Ok(response) => {
                     let (payload, metadata) = response.into_parts();
                     Reply::ok(payload).with_metadata(metadata)

@@ -16,6 +16,11 @@ use macula_transport::{IncomingCall, IncomingMessages, Limits, Metadata, Outgoin
 
 use crate::{Encode, Handler, Request, Response, Status, StatusCode};
 
+/// Bytes of a reply to one request that are awaited before any of it is handed out, when its provider says that it has all of the
+/// reply: a call whose provider dies on the way is then made elsewhere. The value is gRPC's usual limit of a message, 4 MiB, and
+/// 64 KiB for its headers. Each message counts 64 bytes more.
+pub const MAX_WHOLE_BYTES: usize = 4 * 1024 * 1024 + 64 * 1024;
+
 /// Messages of a caller in this process; an error ends the call.
 pub(crate) type MessageStream = BoxStream<'static, Result<Bytes, ()>>;
 
@@ -286,12 +291,14 @@ impl Answers {
 fn check(replies: &OutgoingMessages, payload: &Bytes) -> Result<(), Status> {
     match replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
         None => Ok(()),
-        Some(limit) => {
-            let words = format!("a reply has {} bytes; a message has at most {limit}", payload.len());
-            // A caller's fault: the reply of another provider is as large.
-            Err(Status::new(StatusCode::OutOfRange, words))
-        }
+        Some(limit) => Err(too_large(payload.len(), limit)),
     }
+}
+
+/// The status of a reply over its caller's limit. It counts as the caller's fault, because another provider's reply is as large.
+pub(crate) fn too_large(bytes: usize, limit: usize) -> Status {
+    let words = format!("the reply has {bytes} bytes; its caller takes messages of at most {limit}");
+    Status::new(StatusCode::OutOfRange, words)
 }
 
 /// Sends a reply to a peer; an error is the outcome.

@@ -15,7 +15,9 @@ mod channel;
 mod convert;
 mod headers;
 mod mount;
+mod requests;
+mod services;
 
 pub use channel::Channel;
-pub use mount::TonicServices;
 pub(crate) use mount::{GrpcReply, Mounted};
+pub use services::TonicServices;

@@ -1,4 +1,4 @@
-//! The providers of one service: who they are, how they do, and who is next.
+//! The providers of one service: which there are, how they do, and which is next.
 //!
 //! **Invariants.** Every lease is reported once, and a report of an earlier life of a provider touches nothing.
 //! At most [`HealthConfig::max_ejected`] of the providers are ejected, after every report and every update. Neither
@@ -281,7 +281,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                     };
                     self.quantile.record(elapsed);
                 } else {
-                    // Errors are answered fast; that is no reason to prefer who gives them.
+                    // Errors are answered fast; that is no reason to prefer the provider that gives them.
                     hot.latency
                         .observe_no_work(unit, &self.decay, now - cold.observed, elapsed, self.typical);
                     cold.observed = now;

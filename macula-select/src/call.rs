@@ -2,7 +2,7 @@
 //!
 //! **The contract.** [`Call::poll`] until it says [`Output::Wait`], performing what it asks; then sleep until that
 //! instant, the next result, or news of a provider's link, whichever is first; tell results with [`Call::on_result`]; begin
-//! again. It ends with one [`Output::Done`]. A caller who loses interest must [`Call::cancel`], or the providers look busy
+//! again. It ends with one [`Output::Done`]. A caller that loses interest must [`Call::cancel`], or the providers look busy
 //! until the attempts time out.
 //!
 //! **Invariants.** A provider is tried at most once. No attempt starts at or after the deadline. While a call that

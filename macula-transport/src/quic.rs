@@ -145,7 +145,10 @@ pub(crate) fn open_socket(
     };
     #[cfg(target_os = "linux")]
     if let Some(hints) = hints {
-        return Ok(crate::unreachable::wrap(socket, hints)?);
+        match crate::unreachable::ask_for_reports(&socket) {
+            Ok(()) => return Ok(crate::unreachable::wrap(socket, hints)?),
+            Err(error) => tracing::debug!(%error, "the system does not report unreachable addresses"),
+        }
     }
     runtime.wrap_udp_socket(socket)
 }

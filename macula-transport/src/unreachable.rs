@@ -1,7 +1,7 @@
 //! A UDP socket that also hears ICMP: which of its datagrams did not reach a process (L4).
 //!
 //! Linux keeps what routers and hosts report of a socket's datagrams in an error queue, when asked to (`IP_RECVERR`, ip(7)). A report
-//! is a hint and no proof: whoever knows the two ports can forge one.
+//! is a hint and no proof: a sender that knows the two ports can forge one.
 //!
 //! **What the error queue costs.** It shares the receive buffer, so a task empties it as soon as something is in it. A report makes
 //! the next `sendmsg` fail, which then has sent nothing: the queue is emptied and the datagram is sent again. And tokio takes the
@@ -39,15 +39,23 @@ const MAX_RESENDS: usize = 2;
 /// How long a full send buffer is left to drain where the system's own word is not to be had.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
-/// A socket, and what tells of the addresses that were reported as unreachable.
+/// Asks the system for reports of a socket's datagrams.
 ///
 /// # Errors
-/// When the socket cannot be used, or the system has no such reports.
-pub(crate) fn wrap(socket: std::net::UdpSocket, hints: mpsc::Sender<SocketAddr>) -> io::Result<Arc<Hearing>> {
-    setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+/// When the system has none.
+pub(crate) fn ask_for_reports(socket: &std::net::UdpSocket) -> io::Result<()> {
+    setsockopt(socket, sockopt::Ipv4RecvErr, &true)?;
     if socket.local_addr()?.is_ipv6() {
-        setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
+        setsockopt(socket, sockopt::Ipv6RecvErr, &true)?;
     }
+    Ok(())
+}
+
+/// A socket whose reports were [asked for](ask_for_reports). It tells `hints` of the addresses that are reported as unreachable.
+///
+/// # Errors
+/// When the socket cannot be used.
+pub(crate) fn wrap(socket: std::net::UdpSocket, hints: mpsc::Sender<SocketAddr>) -> io::Result<Arc<Hearing>> {
     let shared = Arc::new(Shared {
         state: UdpSocketState::new((&socket).into())?,
         io: UdpSocket::from_std(socket)?,
@@ -301,6 +309,7 @@ mod tests {
 
     fn hearing(socket: std::net::UdpSocket) -> (Arc<Hearing>, mpsc::Receiver<SocketAddr>) {
         let (sender, hints) = mpsc::channel(16);
+        ask_for_reports(&socket).unwrap();
         (wrap(socket, sender).unwrap(), hints)
     }
 

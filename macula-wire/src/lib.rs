@@ -27,7 +27,7 @@ mod r#gen {
 
 /// The generated messages of the schemas in `proto/macula/v1`, for the crates that speak the protocol.
 ///
-/// They are the wire's form, unchecked; the types at the top of this crate are what a program works with.
+/// They are the unchecked form of the wire. A program works with the types at the top of this crate.
 pub mod proto {
     pub use crate::r#gen::v1::*;
 }

@@ -1,7 +1,7 @@
 //! The rules of the tree that neither `rustfmt` nor `clippy` knows.
 //!
-//! The top level holds what it must and nothing else; files stay small; tests neither sleep nor hide; modules say what
-//! they are for; packages carry a readme and a changelog.
+//! The top level holds the files it needs and no others; files stay small; tests neither sleep nor hide; modules state their
+//! purpose; packages carry a readme and a changelog.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ const MAX_LINES: usize = 700;
 /// The longest a program in `examples/` may be.
 const MAX_EXAMPLE_LINES: usize = 80;
 
-/// What else the top level holds, dotfiles and build output apart.
+/// The files of the top level, besides dotfiles.
 const TOP_FILES: &[&str] = &[
     "ARCHITECTURE.md",
     "Cargo.lock",
@@ -131,7 +131,7 @@ fn top_level(names: &[String]) -> Vec<Finding> {
     extra.chain(missing).collect()
 }
 
-/// A published package is read before it is used.
+/// The readmes and changelogs that published packages lack.
 fn missing_papers(exists: impl Fn(&str) -> bool) -> Vec<Finding> {
     let published = packages().filter(|it| *it != "xtask");
     let papers = published.flat_map(|package| ["README.md", "CHANGELOG.md"].map(|it| format!("{package}/{it}")));
@@ -206,8 +206,8 @@ fn forbidden(source: &Source) -> Vec<Finding> {
     found.collect()
 }
 
-/// A test that waits for an amount of time is slow where it passes and fails where it is slow. Under tokio's paused
-/// clock sleeping takes no time and its order is fixed, so a file that pauses the clock may sleep on it.
+/// Tests that sleep. Such a test wastes time on a fast machine and fails on a slow one. Under tokio's paused clock sleeping
+/// takes no time, so a file that pauses the clock may sleep.
 fn sleeping_tests(source: &Source) -> Vec<Finding> {
     static THREAD: LazyLock<Regex> = LazyLock::new(|| pattern(r"\bthread::(?:sleep\b|\{[^}]*\bsleep\b)"));
     static TOKIO: LazyLock<Regex> = LazyLock::new(|| pattern(r"\btime::(?:sleep\b|\{[^}]*\bsleep\b)"));

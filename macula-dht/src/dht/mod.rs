@@ -92,7 +92,7 @@ pub struct Counters {
 
 /// One node of the DHT.
 ///
-/// `S` signs this node's records. `B` keeps what the node wants back after a restart.
+/// `S` signs this node's records. `B` keeps records and contacts over a restart.
 #[derive(Debug)]
 pub struct Dht<S, B = Memory> {
     local: Local,
@@ -249,7 +249,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         [due, self.local.store.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// Advances time: fails requests, drops records, publishes and refreshes what is due.
+    /// Advances time: fails requests, drops records, publishes and refreshes.
     ///
     /// Early or repeated calls are harmless. Drain [`Dht::poll_output`] afterwards.
     pub fn handle_timeout(&mut self, now: Instant) {

@@ -4,7 +4,7 @@
 //! it. Due services are taken in the order of their time and then of their keys, [`MAX_JOBS`] at once and no faster than holders let
 //! a peer ask: thousands of services go out in one sweep that no holder declines.
 //!
-//! Many services are one sweep through the key space. [`Coverage`] remembers what the lookups of the last half minute met, and a
+//! Many services are one sweep through the key space. [`Coverage`] remembers the nodes that the lookups of the last half minute met, and a
 //! key whose surroundings are all known needs no lookup. Where services lie dense, the lookups go to the parts not yet known
 //! rather than to the keys. So there are as many lookups as there are neighbourhoods, about n / k, however many services there are.
 //!
@@ -33,7 +33,7 @@ use crate::{
     message::peek,
 };
 
-/// When more withdrawals than this wait, they go by what the sweep has met so far, as publications do.
+/// When more withdrawals than this wait, they go to the nodes that the sweep has met so far, as publications do.
 const MANY_WITHDRAWALS: usize = 64;
 /// The most publications that run at a time.
 pub const MAX_JOBS: usize = 16;
@@ -74,7 +74,7 @@ pub enum AdvertiseError {
     Store(#[from] InsertError),
 }
 
-/// What the node does for its publications.
+/// The work and the news of publications.
 #[derive(Debug)]
 pub(super) enum PublisherOutput {
     /// Start lookups for the nodes closest to each target, and report them with [`Publisher::handle_lookups`].
@@ -119,7 +119,7 @@ pub(super) struct Publisher<S> {
     withdrawals: BTreeMap<ServiceKey, (VerifiedProvider, Vec<Contact>)>,
     jobs: BTreeMap<JobId, Job>,
     next_job: u64,
-    /// What the lookups of this sweep have shown.
+    /// The nodes that the lookups of this sweep have met.
     coverage: Coverage,
     /// When the next publication would start if all had kept to the pace (GCRA, ITU-T I.371).
     paced: Tick,
@@ -264,7 +264,7 @@ impl<S: Signer> Publisher<S> {
         job.lookups += started.len() as u32;
         job.running.extend(started);
         if started.is_empty() {
-            // There is no room for a lookup. A refresh comes round again, and a withdrawal goes to those who hold the record.
+            // There is no room for a lookup. A refresh comes round again, and a withdrawal goes to the holders of the record.
             self.send_records(local, now, id, Vec::new());
         }
     }

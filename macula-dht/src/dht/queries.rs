@@ -1,4 +1,4 @@
-//! Lookups from start to end: whom to ask, what the answers add, and when it is enough.
+//! Lookups from start to end: the nodes to ask, the gain of each answer, and the end.
 //!
 //! Inputs are answers, failures and delays of the requests that [`QueryOutput::Ask`] wants sent. A lookup of a caller ends with
 //! [`Event::Finished`], a lookup of another core with [`QueryOutput::Done`].
@@ -44,7 +44,7 @@ pub(super) enum Goal {
     Errand(Errand),
 }
 
-/// What the node does for its lookups.
+/// The work and the news of lookups.
 #[derive(Debug)]
 pub(super) enum QueryOutput {
     /// Send `request` to `to`, and report how it ends.
@@ -290,7 +290,7 @@ impl Queries {
         }
     }
 
-    /// Merges records into what a search has found, and ends it when that is enough.
+    /// Merges records into a search, and ends it when it has enough.
     fn merge(&mut self, local: &mut Local, now: Instant, id: QueryId, hop: u8, records: Vec<VerifiedProvider>) {
         let Some(search) = self.search(id) else { return };
         let batch = search.merge(local, now, hop, records);
@@ -424,7 +424,7 @@ impl Query {
 
     /// Learns from a complete lookup how dense the network is.
     ///
-    /// A target that an attacker can know beforehand may be crowded on purpose, and the estimate is what crowds are told by. So a
+    /// A target that an attacker can know beforehand may be crowded on purpose, and crowds are told by this estimate. So a
     /// service's key counts only where it is no crowd, and this node's own neighbourhood never counts: this node joins there, and
     /// refreshes its deepest buckets there. No attacker knows the other points that are refreshed.
     fn observe_size(&self, local: &mut Local) {

@@ -124,7 +124,7 @@ fn x12_signature_checks_are_bounded_for_one_answer() {
         panic!("{asked:?}")
     };
     let mut records: Vec<_> = (1..=80).map(|n| record(n, &local)).collect();
-    // What comes after the bound is not looked at yet, and this one would fail its peer.
+    // The record after the bound is not looked at yet. It would fail its peer.
     let forged = records[MAX_CHECKS_PER_ANSWER].signature.clone();
     records[MAX_CHECKS_PER_ANSWER].signature = records[0].signature.clone();
     assert!(queries.handle_answer(&mut local, now, *step, to, providers(records.clone())));

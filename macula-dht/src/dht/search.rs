@@ -1,4 +1,4 @@
-//! What a search for providers has found, and how much each peer may add to it.
+//! A search for providers: the records found, and how much each peer may add to them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,11 +23,11 @@ const LIST: usize = 256;
 /// The most signatures that are checked for one answer: about a millisecond of work. The rest of a longer answer is asked for
 /// again, as its next page.
 pub(super) const MAX_CHECKS_PER_ANSWER: usize = 32;
-/// The signatures that are checked for each peer, whatever others have given. Beyond them all peers of a search share as many as
+/// The signatures that are checked for each peer, independent of the others. Beyond them all peers of a search share as many as
 /// one list has.
 const CHECKS_PER_PEER: usize = 32;
 
-/// What a search for providers has found.
+/// A search for providers.
 #[derive(Debug)]
 pub(super) struct Search {
     key: ServiceKey,

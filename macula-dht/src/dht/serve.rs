@@ -93,13 +93,14 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Asks a stranger whether it answers when the routing table has a use for it, and only where it was seen.
     fn meet(&mut self, now: Instant, from: &Peer) {
-        let Some(contact) = from.contact.as_seen() else { return };
+        let contact = &from.contact;
         if from.role == Role::Node
             && !contact.endpoints().is_empty()
             && self
                 .probes
                 .has_room(contact.subnet(), self.local.config.diversity.per_bucket)
-            && self.local.table.wants(&contact)
+            && self.local.table.wants(contact)
+            && let Some(contact) = contact.as_seen()
         {
             self.probe(now, contact);
         }
@@ -112,7 +113,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
         let peek = peek(&record.body).ok_or(Refusal::Invalid)?;
         if peek.node == self.local.own {
-            // This node knows best what it publishes itself.
+            // This node knows its own records best.
             return Ok(());
         }
         if self.local.store.precheck(now, key, record, &peek, from)? == Inserted::Unchanged {

@@ -23,10 +23,11 @@ use macula_wire::{ServiceName, StatusCode};
 use tracing::Span;
 
 use super::{
-    AnswerSource, Client,
-    builder::Options,
-    links, now,
+    answer::AnswerSource,
+    link, links,
+    options::Options,
     services::{Balanced, Member, Service},
+    shared::{Client, now},
 };
 use crate::{
     CallError, Cause, Provider, Status, observe,
@@ -107,6 +108,15 @@ pub(super) struct Job<'a, X> {
 pub(super) struct Landed<A> {
     pub(super) at: Option<SocketAddr>,
     pub(super) end: End<A>,
+}
+
+/// An attempt that was made, for the errors and the span.
+pub(super) struct Tried {
+    pub(super) provider: Arc<Provider>,
+    pub(super) cause: Option<Cause>,
+    /// The address that was connected to or dialed.
+    pub(super) at: Option<SocketAddr>,
+    pub(super) span: Span,
 }
 
 /// How an attempt ended.
@@ -333,7 +343,7 @@ impl<X: Exchange> Job<'_, X> {
         let is_only_one = || way.balanced.lock().balancer.len() == 1;
         match error {
             _ if !self.exchange.may_repeat() => Again::No,
-            Error::NotSent(NotSent::Lost(lost)) if links::is_there(lost) || is_only_one() => Again::NotSent,
+            Error::NotSent(NotSent::Lost(lost)) if link::is_there(lost) || is_only_one() => Again::NotSent,
             Error::Unknown(Unknown::Lost(Lost::Restarted)) if may_run_twice() => Again::Restarted,
             _ => Again::No,
         }
@@ -356,7 +366,7 @@ impl<X: Exchange> Job<'_, X> {
             true => client.shared.services.for_peers(&service),
         };
         tokio::spawn(async move {
-            if let Some(list) = known.ask_anew(&client, &service, found).await {
+            if let Some(list) = known.refresh.ask(&*client.shared.resolver, &service, found).await {
                 let pool = &client.shared.pool;
                 known.balanced.lock().reconcile(&list, now(), pool);
                 known.balanced.news().notify_waiters();
@@ -412,7 +422,7 @@ impl<X: Exchange> Job<'_, X> {
         match error {
             Error::NotSent(reason) => {
                 let link = match &reason {
-                    NotSent::Lost(lost) => Some(links::after(lost)),
+                    NotSent::Lost(lost) => Some(link::after(lost)),
                     _ => None,
                 };
                 End::not_sent(reason, link)
@@ -437,7 +447,7 @@ impl<X: Exchange> Job<'_, X> {
             }
             Error::Unknown(reason) => {
                 let link = match &reason {
-                    Unknown::Lost(lost) => Some(links::after(lost)),
+                    Unknown::Lost(lost) => Some(link::after(lost)),
                     _ => None,
                 };
                 End::Failed(Failure {

@@ -1,7 +1,7 @@
-//! Options: for a client, and for one call.
+//! The builders of a client and of a call.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -11,10 +11,14 @@ use macula_select::{Backoff, BudgetConfig, Hedge, MAX_CALL_TIMEOUT, RetryPolicy,
 use macula_transport::{Endpoint, Metadata, Pool};
 use macula_wire::{NameError, ServiceName};
 
-use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Replies, Routers, Services, Shared};
-use crate::{
-    CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Server, streaming::Asking, trace::Propagate,
+use super::{
+    answer::Answer,
+    duplex::Replies,
+    options::{DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Options},
+    services::Services,
+    shared::{Client, Routers, Shared, now},
 };
+use crate::{CallError, Decode, Encode, Provider, Resolve, Server, streaming::Asking, trace::Propagate};
 
 /// Builds a [`Client`].
 #[must_use = "a builder does nothing until it is built"]
@@ -132,58 +136,9 @@ impl ClientBuilder {
                 local: self.local,
                 defaults: self.defaults,
                 propagate: self.propagate,
+                follows_links: AtomicBool::new(false),
             }),
         }
-    }
-}
-
-/// The options of one call.
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) attempt_timeout: Option<Duration>,
-    pub(crate) max_attempts: Option<u32>,
-    pub(crate) strategy: Option<Strategy>,
-    pub(crate) policy: RetryPolicy,
-    pub(crate) idempotent: bool,
-    pub(crate) hedge: Option<Hedge>,
-    pub(crate) backoff: Option<Backoff>,
-    pub(crate) affinity: Option<u64>,
-    pub(crate) method: String,
-    pub(crate) metadata: Option<Metadata>,
-    pub(super) resolve: ResolveOptions,
-    pub(crate) provider: Option<Box<Provider>>,
-    pub(super) may_run_here: bool,
-    pub(super) may_route: bool,
-    /// Whether the call is a peer's and is forwarded.
-    pub(super) for_peer: bool,
-}
-
-impl Options {
-    /// The options of a call that sets none.
-    pub(super) const USUAL: Self = Self {
-        timeout: None,
-        attempt_timeout: None,
-        max_attempts: None,
-        strategy: None,
-        policy: RetryPolicy::Transient,
-        idempotent: false,
-        hedge: None,
-        backoff: None,
-        affinity: None,
-        method: String::new(),
-        metadata: None,
-        resolve: ResolveOptions { force_refresh: false },
-        provider: None,
-        may_run_here: true,
-        may_route: true,
-        for_peer: false,
-    };
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self::USUAL
     }
 }
 
@@ -215,7 +170,7 @@ impl CallBuilder {
             return Err(CallError::NotHedged { service });
         }
         if let Some(deadline) = self.deadline {
-            let left = deadline.saturating_duration_since(super::now());
+            let left = deadline.saturating_duration_since(now());
             options.timeout = Some(options.timeout.unwrap_or(MAX_CALL_TIMEOUT).min(left));
         }
         Ok(service)

@@ -22,10 +22,11 @@ use tokio::sync::futures::Notified;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    AnswerSource,
-    attempt::{End, Exchange, Failure, Job, Landed, Progress, Way},
-    links, now,
+    answer::AnswerSource,
+    attempt::{End, Exchange, Failure, Job, Landed, Progress, Tried, Way},
+    links,
     services::{Balanced, Member, Roster},
+    shared::now,
     verdict,
 };
 use crate::{CallError, Cause, Provider, error::Attempt, observe};
@@ -35,15 +36,6 @@ pub(super) struct Done<A> {
     pub(super) answer: A,
     pub(super) provider: Option<Arc<Provider>>,
     pub(super) failed_attempts: Vec<Attempt>,
-}
-
-/// An attempt that was made, for the errors and the span.
-pub(super) struct Tried {
-    pub(super) provider: Arc<Provider>,
-    pub(super) cause: Option<Cause>,
-    /// The address that was connected to or dialed.
-    pub(super) at: Option<SocketAddr>,
-    span: Span,
 }
 
 /// Makes a call at `providers`, whose health `balanced` knows.
@@ -400,7 +392,10 @@ impl<'a, X: Exchange> Driver<'a, X> {
         if !is_listed || std::mem::replace(&mut self.asked_anew, true) {
             return false;
         }
-        let asked = job.known.ask_anew(job.client, job.service, job.found);
+        let asked = job
+            .known
+            .refresh
+            .ask(&*job.client.shared.resolver, job.service, job.found);
         let Ok(Some(list)) = tokio::time::timeout_at(self.call.deadline().into(), asked).await else {
             return false;
         };

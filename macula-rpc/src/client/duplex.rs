@@ -20,27 +20,21 @@ use macula_wire::{ServiceName, StatusCode};
 use tracing::Instrument as _;
 
 use super::{
-    Client,
     attempt::{Exchange, Outcome},
     brief::Method,
-    builder::Options,
     local::{Elsewhere, LocalReplies},
-    now,
+    options::Options,
     replay::Replay,
     services::Service,
+    shared::{Client, now},
     watch::CallWatch,
 };
 use crate::{
     CallError, Cause, Decode, Provider, Status,
     error::Attempt,
     observe::Ended,
-    streaming::{Asking, MessageStream},
+    streaming::{Asking, MAX_WHOLE_BYTES, MessageStream},
 };
-
-/// Bytes of a reply to one request that are awaited before any of it is handed out, when its provider says that it has all of the
-/// reply: a call whose provider dies on the way is then made elsewhere. The value is gRPC's usual limit of a message, 4 MiB, and
-/// 64 KiB for its headers. Each message counts 64 bytes more.
-pub const MAX_WHOLE_BYTES: usize = 4 * 1024 * 1024 + 64 * 1024;
 
 /// How long a streaming call may last by default.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -205,7 +199,7 @@ impl Client {
         let allowed = *options.timeout.get_or_insert(STREAM_TIMEOUT);
         let mut watch = CallWatch::begin(self, service, options);
         let start = watch.started();
-        let mut now = start;
+        let mut begun = start;
         if self.serves_here(service) {
             // Boxed to keep the futures of remote calls small.
             match self.open_here(watch, service, options, allowed, requests).boxed().await {
@@ -220,7 +214,7 @@ impl Client {
                 Err(elsewhere) => Elsewhere { watch, requests } = elsewhere,
             }
             // The handler may have taken its time to refuse.
-            now = super::now();
+            begun = now();
         }
         let attempt = self.shared.defaults.stream_attempt_timeout.unwrap_or(allowed);
         options.attempt_timeout.get_or_insert(attempt);
@@ -246,7 +240,7 @@ impl Client {
                 known: watch.known(),
                 method,
             };
-            self.exchange(&watch, now, service, options, &first, &duplex).await
+            self.exchange(&watch, begun, service, options, &first, &duplex).await
         };
         let result = if watch.span().is_disabled() {
             work.await

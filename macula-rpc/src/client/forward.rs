@@ -10,7 +10,10 @@ use macula_select::RetryPolicy;
 use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Repeat, Reply, Route};
 use macula_wire::StatusCode;
 
-use super::{Client, builder::Options};
+use super::{
+    options::Options,
+    shared::{Client, now},
+};
 use crate::{
     CallError, Cause, Status,
     streaming::{self, Asking},
@@ -30,7 +33,7 @@ impl Client {
         mut replies: OutgoingMessages,
     ) -> Reply {
         let mut options = Options {
-            timeout: Some(call.deadline().saturating_duration_since(super::now())),
+            timeout: Some(call.deadline().saturating_duration_since(now())),
             // The caller says whether the call may run twice.
             policy: match route.repeat {
                 Repeat::Transient => RetryPolicy::Transient,

@@ -7,10 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::atomic::Ordering::Relaxed,
     time::{Duration, Instant},
 };
 
@@ -20,94 +17,40 @@ use futures::{
     stream::FuturesUnordered,
 };
 use macula_select::Link;
-use macula_transport::{CloseCode, Lost, Pool, PoolEvent, PoolEvents, Presence};
+use macula_transport::{Pool, PoolEvent, PoolEvents, Presence, PresenceWatch};
 use macula_wire::NodeId;
 
 use super::{
-    now,
+    link,
     services::{Balanced, Member, Roster, WeakBalanced},
+    shared::{Client, WeakClient, now},
 };
 use crate::keyed::Keyed;
 
 /// How long a dial behind the calls may take. A provider that is down is dialed again soon.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The balancers of a client, and the pool whose connections they share.
-pub(super) struct Links {
-    pool: Pool,
-    balancers: Mutex<Vec<WeakBalanced>>,
-    watched: AtomicBool,
-}
-
-/// The link that the pool has to a node.
-pub(super) fn of(pool: &Pool, node: &NodeId) -> Link {
-    match pool.open(node).map(|connection| connection.presence()) {
-        Some(Presence::Up) => Link::Up,
-        Some(Presence::Suspected) => Link::Suspected,
-        None => Link::Idle,
-    }
-}
-
-/// The state in which the end of a connection leaves the link.
-pub(super) fn after(lost: &Lost) -> Link {
-    match lost {
-        // The peer is there, or ended its process in order, or this side wanted the end: a dial is expected to work.
-        Lost::Restarted | Lost::ClosedByPeer { .. } => Link::Idle,
-        Lost::ClosedHere(code) => match code {
-            CloseCode::Unresponsive => Link::Down,
-            _ => Link::Idle,
-        },
-        Lost::TimedOut => Link::Down,
-        _ => Link::Down,
-    }
-}
-
-/// Whether the peer lives although the connection ended.
-pub(super) fn is_there(lost: &Lost) -> bool {
-    match lost {
-        Lost::Restarted => true,
-        Lost::ClosedByPeer { code, .. } | Lost::ClosedHere(code) => *code == CloseCode::Retired,
-        _ => false,
-    }
-}
-
-impl Links {
-    pub(super) fn new(pool: Pool) -> Self {
-        Self {
-            pool,
-            balancers: Mutex::default(),
-            watched: AtomicBool::new(false),
+impl Client {
+    /// Follows the pool from now on, as long as the client lives. Calls ask for it, because they run within a runtime.
+    pub(super) fn follow_links(&self) {
+        if !self.shared.follows_links.swap(true, Relaxed) {
+            tokio::spawn(follow(self.downgrade(), self.shared.pool.events()));
         }
     }
 
-    /// Tells this balancer, too, from now on.
-    pub(super) fn add(&self, balanced: &Balanced) {
-        let mut balancers = self.balancers.lock().unwrap_or_else(PoisonError::into_inner);
-        balancers.retain(|known| !known.is_gone());
-        balancers.push(balanced.downgrade());
-    }
-
-    /// Follows the pool from now on. It is called from calls, which run within a runtime.
-    pub(super) fn watch(self: &Arc<Self>) {
-        if !self.watched.swap(true, Relaxed) {
-            tokio::spawn(follow(Arc::downgrade(self), self.pool.events()));
-        }
-    }
-
-    fn each(&self, tell: impl Fn(&mut Roster) -> bool) {
-        let balancers = self.balancers.lock().unwrap_or_else(PoisonError::into_inner);
-        for balanced in balancers.iter().filter_map(WeakBalanced::upgrade) {
+    fn tell_each(&self, tell: impl Fn(&mut Roster) -> bool) {
+        for balanced in self.shared.services.balancers() {
             let told = tell(&mut balanced.lock());
             if told {
                 balanced.news().notify_waiters();
-                dial_behind(&balanced, &self.pool);
+                dial_behind(&balanced, &self.shared.pool);
             }
         }
     }
 
-    fn tell(&self, node: &NodeId, link: Link) {
+    fn tell_link(&self, node: &NodeId, link: Link) {
         let now = now();
-        self.each(|roster| {
+        self.tell_each(|roster| {
             let member = roster.member(node);
             if let Some(member) = &member {
                 roster.balancer.link(now, member, link);
@@ -124,10 +67,10 @@ struct Peers {
     ends: HashMap<NodeId, AbortHandle, Keyed>,
 }
 
-type Change = futures::future::BoxFuture<'static, (NodeId, Presence, macula_transport::PresenceWatch)>;
+type Change = futures::future::BoxFuture<'static, (NodeId, Presence, PresenceWatch)>;
 
 impl Peers {
-    fn follow(&mut self, node: NodeId, mut watch: macula_transport::PresenceWatch) {
+    fn follow(&mut self, node: NodeId, mut watch: PresenceWatch) {
         let (end, registration) = AbortHandle::new_pair();
         let change: Change = Box::pin(async move {
             let presence = watch.changed().await;
@@ -146,7 +89,7 @@ impl Peers {
     }
 
     /// The next change; pending while no peer is connected.
-    async fn next(&mut self) -> (NodeId, Presence, macula_transport::PresenceWatch) {
+    async fn next(&mut self) -> (NodeId, Presence, PresenceWatch) {
         loop {
             match self.changes.next().await {
                 Some(Ok(change)) => return change,
@@ -159,47 +102,47 @@ impl Peers {
 }
 
 /// Follows the pool until its endpoint or the client is gone.
-async fn follow(links: Weak<Links>, mut events: PoolEvents) {
+async fn follow(client: WeakClient, mut events: PoolEvents) {
     let mut peers = Peers::default();
     loop {
         let event = tokio::select! {
             biased;
             event = events.next() => event,
             (node, presence, watch) = peers.next() => {
-                let Some(links) = links.upgrade() else { return };
+                let Some(client) = client.upgrade() else { return };
                 peers.follow(node, watch);
-                links.tell(&node, match presence {
+                client.tell_link(&node, match presence {
                     Presence::Up => Link::Up,
                     Presence::Suspected => Link::Suspected,
                 });
                 continue;
             }
         };
-        let (Some(event), Some(links)) = (event, links.upgrade()) else {
+        let (Some(event), Some(client)) = (event, client.upgrade()) else {
             return;
         };
+        let pool = &client.shared.pool;
         match event {
             PoolEvent::Opened { node, .. } => {
-                if let Some(connection) = links.pool.open(&node) {
+                if let Some(connection) = pool.open(&node) {
                     peers.follow(node, connection.watch_presence());
-                    links.tell(&node, Link::Up);
+                    client.tell_link(&node, Link::Up);
                 }
             }
-            PoolEvent::Closed { node, reason } => match links.pool.open(&node) {
+            PoolEvent::Closed { node, reason } => match pool.open(&node) {
                 // The pool has kept the better of two connections.
                 Some(connection) => peers.follow(node, connection.watch_presence()),
                 None => {
                     peers.forget(&node);
-                    links.tell(&node, after(&reason));
+                    client.tell_link(&node, link::after(&reason));
                 }
             },
-            PoolEvent::DialFailed { node: Some(node), .. } if links.pool.open(&node).is_none() => {
-                links.tell(&node, Link::Down);
+            PoolEvent::DialFailed { node: Some(node), .. } if pool.open(&node).is_none() => {
+                client.tell_link(&node, Link::Down);
             }
             PoolEvent::Missed(_) => {
-                let pool = &links.pool;
-                links.each(|roster| {
-                    roster.tell_all(|node| of(pool, node));
+                client.tell_each(|roster| {
+                    roster.tell_all(now(), |node| link::of(pool, node));
                     true
                 });
             }

@@ -15,7 +15,13 @@ use macula_transport::Metadata;
 use macula_wire::ServiceName;
 use tracing::Instrument as _;
 
-use super::{Answer, AnswerSource, Client, builder::Options, late, now, replay::Replay, watch::CallWatch};
+use super::{
+    answer::{Answer, AnswerSource},
+    options::Options,
+    replay::Replay,
+    shared::{Client, late, now},
+    watch::CallWatch,
+};
 use crate::{
     CallError, Request, Requests, Status,
     observe::{Ended, Served},

@@ -7,18 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
+use macula_select::{Balancer, BalancerConfig, Link, LocalityConfig, Zone};
 use macula_transport::{Connection, FoundConnection, Pool};
 use macula_wire::{Address, NodeId, ServiceName};
 use tokio::sync::Notify;
 
-use super::{
-    Client, Defaults,
-    brief::BriefMethods,
-    links::{self, Links},
-};
+use super::{brief::BriefMethods, link, options::Defaults, refresh::Refresh};
 use crate::{
-    Provider, ResolveOptions,
+    Provider,
     keyed::Keyed,
     observe::{Meters, OTHER, PoolMeters},
 };
@@ -29,9 +25,6 @@ pub const MAX_SERVICES: usize = 4096;
 /// Services that only peers call through this client, of which it remembers as much. They are counted under [`OTHER`], because peers
 /// choose the names and a recorder keeps each label for ever.
 const MAX_SERVICES_FOR_PEERS: usize = 1024;
-
-/// How often a service's list is asked for anew at most (D12).
-const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a called provider's load report is read. A provider reports once a second at most.
 const LOAD_EVERY: Duration = Duration::from_millis(250);
@@ -47,7 +40,6 @@ pub(super) struct Services {
     peers_meters: Arc<Meters>,
     pool_meters: Arc<PoolMeters>,
     routers: Balanced,
-    links: Arc<Links>,
 }
 
 type Known = HashMap<ServiceName, Arc<Service>, Keyed>;
@@ -57,45 +49,12 @@ pub(super) struct Service {
     pub(super) balanced: Balanced,
     pub(super) meters: Arc<Meters>,
     pub(super) brief: BriefMethods,
-    asked: tokio::sync::Mutex<Asked>,
-}
-
-/// When the directory was last asked anew, and its answer.
-#[derive(Default)]
-struct Asked {
-    at: Option<Instant>,
-    list: Option<Arc<[Provider]>>,
-}
-
-impl Service {
-    /// Asks the directory itself, past its cache (D12). Calls that ask at once share one question, and there is one a second at most:
-    /// an answer to a question asked after `since` is shared, too. `None` when the directory gives no answer.
-    pub(super) async fn ask_anew(
-        &self,
-        client: &Client,
-        service: &ServiceName,
-        since: Instant,
-    ) -> Option<Arc<[Provider]>> {
-        let mut asked = self.asked.lock().await;
-        if let Some(at) = asked.at {
-            if at >= since {
-                return asked.list.clone();
-            }
-            tokio::time::sleep_until((at + ASK_EVERY).into()).await;
-        }
-        asked.at = Some(super::now());
-        let options = ResolveOptions::default().with_force_refresh(true);
-        let answer = client.shared.resolver.resolve(service, options).await;
-        asked.list = answer.ok().map(|resolved| resolved.providers);
-        asked.list.clone()
-    }
+    pub(super) refresh: Refresh,
 }
 
 impl Services {
     pub(super) fn new(seed: u64, defaults: Defaults, pool: Pool) -> Self {
-        let links = Arc::new(Links::new(pool.clone()));
         let routers = Balanced::new(&defaults, seed);
-        links.add(&routers);
         let pool_meters = Arc::new(PoolMeters::new(pool));
         Self {
             seed,
@@ -105,7 +64,6 @@ impl Services {
             peers_meters: Arc::new(Meters::new(&other(), &pool_meters)),
             pool_meters,
             routers,
-            links,
         }
     }
 
@@ -148,14 +106,11 @@ impl Services {
         }
         // Each service has its own random sequence, so callers that start together do not pick in step.
         let seed = self.seed ^ (services.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let balanced = Balanced::new(&self.defaults, seed);
-        self.links.add(&balanced);
-        self.links.watch();
         let fresh = Arc::new(Service {
-            balanced,
+            balanced: Balanced::new(&self.defaults, seed),
             meters: meters(),
             brief: BriefMethods::default(),
-            asked: tokio::sync::Mutex::default(),
+            refresh: Refresh::default(),
         });
         if services.len() < max {
             services.insert(service.clone(), Arc::clone(&fresh));
@@ -166,6 +121,17 @@ impl Services {
     /// A balancer for one call, which leaves no state.
     pub(super) fn alone(&self) -> Balanced {
         Balanced::new(&self.defaults, self.seed)
+    }
+
+    /// Every balancer that outlives a call.
+    pub(super) fn balancers(&self) -> Vec<Balanced> {
+        let known = [&self.services, &self.for_peers];
+        let mut balancers = vec![self.routers.clone()];
+        for services in known {
+            let services = services.read().unwrap_or_else(PoisonError::into_inner);
+            balancers.extend(services.values().map(|service| service.balanced.clone()));
+        }
+        balancers
     }
 
     /// The balancer of the routers.
@@ -308,10 +274,6 @@ impl WeakBalanced {
     pub(super) fn upgrade(&self) -> Option<Balanced> {
         self.0.upgrade().map(Balanced)
     }
-
-    pub(super) fn is_gone(&self) -> bool {
-        self.0.strong_count() == 0
-    }
 }
 
 impl Roster {
@@ -330,7 +292,7 @@ impl Roster {
             self.balancer.update(now, candidates);
             for (member, id, came) in fresh {
                 match came {
-                    Came::New => self.balancer.link(now, &member, links::of(pool, &id)),
+                    Came::New => self.balancer.link(now, &member, link::of(pool, &id)),
                     Came::Moved => self.balancer.renew(now, &member),
                 }
             }
@@ -393,8 +355,7 @@ impl Roster {
     }
 
     /// Tells the balancer the link of every listed provider.
-    pub(super) fn tell_all(&mut self, link: impl Fn(&NodeId) -> macula_select::Link) {
-        let now = super::now();
+    pub(super) fn tell_all(&mut self, now: Instant, link: impl Fn(&NodeId) -> Link) {
         for (id, place) in &self.places {
             self.balancer.link(now, &Member::new(*place, id), link(id));
         }

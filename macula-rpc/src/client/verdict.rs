@@ -6,9 +6,8 @@ use macula_select::{Attempts, Fate, StopReason};
 use macula_wire::{Address, StatusCode};
 
 use super::{
-    AnswerSource,
-    attempt::{Exchange, Job},
-    driver::Tried,
+    answer::AnswerSource,
+    attempt::{Exchange, Job, Tried},
     services::Member,
 };
 use crate::{CallError, Cause, error::Attempt};

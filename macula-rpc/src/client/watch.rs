@@ -5,7 +5,12 @@ use std::{sync::Arc, time::Instant};
 use macula_wire::ServiceName;
 use tracing::Span;
 
-use super::{AnswerSource, Client, builder::Options, now, services::Service};
+use super::{
+    answer::AnswerSource,
+    options::Options,
+    services::Service,
+    shared::{Client, now},
+};
 use crate::observe::{self, Ended, Method};
 
 /// Observes one call. Dropped before its end, the call was cancelled.

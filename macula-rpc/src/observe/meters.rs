@@ -1,4 +1,4 @@
-//! The numbers of calls: what is counted, and by which labels.
+//! The numbers of calls, and their labels.
 
 use std::{
     sync::{

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     pin::{Pin, pin},
-    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -25,6 +24,7 @@ use macula_wire::ServiceName;
 use super::{
     convert,
     headers::{self, HeadersError},
+    requests::{RequestsFailed, requests},
 };
 use crate::{
     CallError, Client, Provider,
@@ -137,9 +137,9 @@ impl Channel {
         let (parts, body) = request.into_parts();
         options.metadata = Some(headers::to_metadata(&parts.headers));
         let failed = RequestsFailed::default();
-        let requests = super::mount::requests(body, &failed);
+        let asking = requests(body, &failed);
         let mut replies = client
-            .open(&service, &mut options, requests)
+            .open(&service, &mut options, asking)
             .await
             .map_err(|error| failed.status(&error))?;
         let first = replies.next().await.map_err(|error| failed.status(&error))?;
@@ -165,26 +165,6 @@ fn path(path: &str) -> Result<(ServiceName, String), ::tonic::Status> {
         .and_then(|rest| rest.split_once('/'))
         .ok_or_else(wrong)?;
     Ok((ServiceName::new(service).map_err(|_| wrong())?, method.to_owned()))
-}
-
-/// The status with which the application's own requests failed, such as a message that is too large. As over HTTP/2, the application
-/// gets this status back.
-#[derive(Clone, Default)]
-pub(super) struct RequestsFailed(Arc<OnceLock<::tonic::Status>>);
-
-impl RequestsFailed {
-    pub(super) fn note(&self, status: ::tonic::Status) {
-        // The first failure ends the call.
-        let _ = self.0.set(status);
-    }
-
-    /// The application's status for a call that failed.
-    fn status(&self, error: &CallError) -> ::tonic::Status {
-        match (error, self.0.get()) {
-            (CallError::RequestsFailed { .. }, Some(status)) => status.clone(),
-            _ => convert::error(error),
-        }
-    }
 }
 
 /// A reply that has arrived as a whole.

@@ -1,6 +1,6 @@
-//! gRPC servers as services of the mesh.
+//! gRPC servers as services of the mesh: the calls, and their replies in pieces.
 
-use std::{array::IntoIter, fmt, iter::Flatten, sync::Arc};
+use std::{array::IntoIter, iter::Flatten, sync::Arc};
 
 use ::tonic::{
     body::Body,
@@ -8,26 +8,25 @@ use ::tonic::{
         Service,
         http::{self, HeaderMap, Request, Response, Uri, uri::PathAndQuery},
     },
-    server::NamedService,
 };
 use bytes::Bytes;
-use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
+use http_body_util::{BodyExt as _, Full, StreamBody};
 use macula_transport::Metadata;
-use macula_wire::{ServiceName, StatusCode};
+use macula_wire::StatusCode;
 
-use super::{channel::RequestsFailed, convert, headers};
+use super::{convert, headers};
 use crate::{
-    MAX_WHOLE_BYTES, Requests, ServeError, Server, Status,
-    streaming::{Answers, Asking},
+    Requests, Status,
+    streaming::{Answers, MAX_WHOLE_BYTES},
 };
 
 /// Bytes of gRPC's that are sent as one message: far below the limit of a message, so that large gRPC messages flow.
-const PIECE_BYTES: usize = 256 * 1024;
+pub(super) const PIECE_BYTES: usize = 256 * 1024;
 
 /// The error of a layer.
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 type Responding = BoxFuture<'static, Result<Response<Body>, ::tonic::Status>>;
 
@@ -37,7 +36,7 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    fn new<S, B>(service: S) -> Self
+    pub(super) fn new<S, B>(service: S) -> Self
     where
         S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
         S::Error: Into<BoxError>,
@@ -83,101 +82,6 @@ fn failed(error: BoxError) -> ::tonic::Status {
         return status;
     }
     ::tonic::Status::from_error(error)
-}
-
-/// gRPC services, each under the name it has in its schema: what [`Server::serve_tonic`] serves.
-///
-/// One generated server converts into this, with its interceptors (`GreeterServer::with_interceptor`) and layers
-/// (`layer.named_layer(GreeterServer::new(…))`, of [`tonic::service::LayerExt`](::tonic::service::LayerExt)). Several servers are added
-/// one by one. The mesh finds services by name, and `tonic::service::Routes` does not list its names, so
-/// [`TonicServices::with_routes`] takes them.
-///
-/// ```text
-/// server.serve_tonic(GreeterServer::new(greeter))?;
-/// server.serve_tonic(TonicServices::new().with_server(GreeterServer::new(greeter)).with_server(RouteGuideServer::new(guide)))?;
-/// server.serve_tonic(TonicServices::new().with_routes(["helloworld.Greeter", "routeguide.RouteGuide"], routes))?;
-/// ```
-#[derive(Clone, Default)]
-pub struct TonicServices {
-    services: Vec<(String, Arc<Mounted>)>,
-}
-
-impl TonicServices {
-    /// No services.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds a generated server, under its own name.
-    #[must_use]
-    pub fn with_server<S, B>(self, server: S) -> Self
-    where
-        S: Service<Request<Body>, Response = Response<B>> + NamedService + Clone + Send + Sync + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send,
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        self.with_routes([S::NAME], server)
-    }
-
-    /// Adds `tonic::service::Routes`, or any `tower::Service` of gRPC requests. It gets the calls of the named services, and answers
-    /// calls of methods that it does not have; `Routes` and generated servers answer *unimplemented*.
-    #[must_use]
-    pub fn with_routes<S, B>(mut self, names: impl IntoIterator<Item = impl Into<String>>, service: S) -> Self
-    where
-        S: Service<Request<Body>, Response = Response<B>> + Clone + Send + Sync + 'static,
-        S::Error: Into<BoxError>,
-        S::Future: Send,
-        B: http_body::Body<Data = Bytes> + Send + 'static,
-        B::Error: Into<BoxError>,
-    {
-        let mounted = Arc::new(Mounted::new(service));
-        let named = names.into_iter().map(|name| (name.into(), Arc::clone(&mounted)));
-        self.services.extend(named);
-        self
-    }
-
-    /// The services' names, in the order they were added.
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.services.iter().map(|(name, _)| name.as_str())
-    }
-}
-
-impl<S, B> From<S> for TonicServices
-where
-    S: Service<Request<Body>, Response = Response<B>> + NamedService + Clone + Send + Sync + 'static,
-    S::Error: Into<BoxError>,
-    S::Future: Send,
-    B: http_body::Body<Data = Bytes> + Send + 'static,
-    B::Error: Into<BoxError>,
-{
-    fn from(server: S) -> Self {
-        Self::new().with_server(server)
-    }
-}
-
-impl fmt::Debug for TonicServices {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.names()).finish()
-    }
-}
-
-impl Server {
-    /// Serves gRPC services: a server that tonic has generated, or several as [`TonicServices`]. Each is served under its name in the
-    /// schema. Returns the names, to be advertised.
-    ///
-    /// # Errors
-    /// When a name is served already, or is not a service name (letters, digits, `.`, `_`, `-`). Nothing is served then.
-    pub fn serve_tonic(&self, services: impl Into<TonicServices>) -> Result<Vec<ServiceName>, ServeError> {
-        let named = services.into().services.into_iter();
-        let named = named.map(|(name, mounted)| Ok((ServiceName::new(&name)?, mounted)));
-        let named = named.collect::<Result<Vec<_>, ServeError>>()?;
-        let names = named.iter().map(|(name, _)| name.clone()).collect();
-        self.mount(named)?;
-        Ok(names)
-    }
 }
 
 impl Mounted {
@@ -339,56 +243,4 @@ fn ready(body: &mut Body) -> ([Option<Given>; 2], bool) {
             ([first, second], ended && bytes <= MAX_WHOLE_BYTES)
         }
     }
-}
-
-/// Bytes in pieces of [`PIECE_BYTES`]; nothing when there are none.
-fn cut(mut data: Bytes) -> impl Iterator<Item = Bytes> {
-    std::iter::from_fn(move || {
-        let next = data.split_to(data.len().min(PIECE_BYTES));
-        (!next.is_empty()).then_some(next)
-    })
-}
-
-/// The requests of a body: at once when there is only one, as in a unary call, else in pieces. A failure is noted.
-pub(super) fn requests(mut body: Body, failed: &RequestsFailed) -> Asking {
-    let Some(frame) = body.frame().now_or_never() else {
-        return Asking::Stream(pieces(body, failed).fuse().boxed());
-    };
-    let first = match frame {
-        // A body may not be polled after its end.
-        None => return Asking::Stream(stream::empty().boxed()),
-        Some(Ok(frame)) if is_one_piece(&frame) => match body.frame().now_or_never() {
-            Some(None) => return Asking::Only(frame.into_data().unwrap_or_default()),
-            Some(Some(second)) => vec![Ok(frame), second],
-            None => vec![Ok(frame)],
-        },
-        Some(frame) => vec![frame],
-    };
-    let first: Vec<_> = first.into_iter().flat_map(|frame| in_pieces(frame, failed)).collect();
-    Asking::Stream(stream::iter(first).chain(pieces(body, failed)).fuse().boxed())
-}
-
-fn is_one_piece(frame: &Frame<Bytes>) -> bool {
-    let data = frame.data_ref();
-    data.is_some_and(|data| (1..=PIECE_BYTES).contains(&data.len()))
-}
-
-/// The data of a body in pieces.
-fn pieces(body: Body, failed: &RequestsFailed) -> impl Stream<Item = Result<Bytes, ()>> + use<> {
-    let failed = failed.clone();
-    BodyStream::new(body).flat_map(move |frame| stream::iter(in_pieces(frame, &failed)))
-}
-
-fn in_pieces(
-    frame: Result<Frame<Bytes>, ::tonic::Status>,
-    failed: &RequestsFailed,
-) -> impl Iterator<Item = Result<Bytes, ()>> + use<> {
-    let (data, error) = match frame.map(Frame::into_data) {
-        Ok(data) => (data.unwrap_or_default(), None),
-        Err(status) => {
-            failed.note(status);
-            (Bytes::new(), Some(Err(())))
-        }
-    };
-    cut(data).map(Ok).chain(error)
 }

@@ -91,7 +91,7 @@ async fn f3_f4_three_of_three_is_all_providers_failed_and_three_of_five_is_max_a
     let (_endpoint, builder) = caller(directory(&peers[..3])).await;
     let error = builder.build().call(name(), "").await.unwrap_err();
     assert!(matches!(error, CallError::AllProvidersFailed { .. }), "{error}");
-    // F4: every attempt is told: provider, endpoint, cause, time.
+    // F4: the error lists every attempt: provider, endpoint, cause, time.
     let tried: HashSet<_> = error.attempts().iter().map(|attempt| attempt.node_id).collect();
     assert_eq!(tried, peers[..3].iter().map(Peer::id).collect());
     for attempt in error.attempts() {
@@ -273,7 +273,7 @@ async fn a_local_handler_is_called_without_the_network() {
     let answer = client.request(name()).remote_only().send("x").await.unwrap();
     assert_eq!(answer.payload(), "x");
 
-    // What is withdrawn, or refused by a drain, is called elsewhere.
+    // Calls of a withdrawn service, or refused by a drain, go elsewhere.
     here.drain().await;
     assert_eq!(client.call(name(), "x").await.unwrap(), "x");
     here.withdraw(&name());
@@ -399,7 +399,7 @@ async fn with_the_directory_down_a_router_serves_the_call_or_passes_it_on_once()
     let error = client.call("no.such", "x").await.unwrap_err();
     assert!(matches!(error, CallError::ServiceNotFound { .. }), "{error}");
 
-    // Once: a router whose own directory is down does not pass the call to a further router.
+    // Once: a router whose own directory is down does not forward the call to another router.
     let lost = Peer::bare(Server::new()).await;
     let nowhere = Client::builder(&lost.endpoint, Down)
         .routers(Via(vec![router.provider()]))
@@ -474,13 +474,13 @@ fn a_name_is_served_once() {
             .contains("withdraw")
     );
     server.withdraw(&name());
-    // D5: withdrawing what is not served is fine.
+    // D5: withdrawing an unknown service is fine.
     server.withdraw(&name());
     server.serve(name(), handler).unwrap();
     assert_eq!(server.services(), [name()]);
 }
 
-/// F6: a router does not run twice what its caller may not have run twice.
+/// F6: a router does not run a call twice when its caller may not.
 #[tokio::test]
 async fn f6_a_routed_call_runs_once_and_its_answer_is_the_providers() {
     let providers = [
@@ -514,7 +514,7 @@ async fn routed(providers: &[Peer]) -> (Endpoint, Client, (Peer, Client)) {
     (endpoint, client, (router, onward))
 }
 
-/// F6: what the caller lets run at another provider, a router runs there.
+/// F6: a router retries the failures that its caller retries.
 #[tokio::test]
 async fn f6_a_router_fails_over_as_its_caller_would() {
     for (code, policy, calls) in [
@@ -522,7 +522,7 @@ async fn f6_a_router_fails_over_as_its_caller_would() {
         (StatusCode::InvalidArgument, RetryPolicy::Transient, [1, 0]),
         (StatusCode::InvalidArgument, RetryPolicy::AnyError, [1, 1]),
         (StatusCode::Internal, RetryPolicy::NeverProcessed, [1, 0]),
-        // A predicate does not travel: nothing is run twice for it.
+        // A predicate does not travel, so the router runs nothing twice.
         (StatusCode::Internal, RetryPolicy::custom(|_| true), [1, 0]),
     ] {
         let providers = [Peer::failing(code).await, Peer::echo().await];
@@ -546,7 +546,7 @@ async fn f6_a_router_fails_over_as_its_caller_would() {
     }
 }
 
-/// F3: one attempt is one attempt, whoever makes it.
+/// F3: a limit of one attempt holds at the router too.
 #[tokio::test]
 async fn f3_a_router_tries_no_more_providers_than_its_caller_allows() {
     let providers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
@@ -567,7 +567,7 @@ async fn f1_a_router_fails_over_from_a_provider_that_does_not_answer() {
     assert_eq!(call.send("x").await.unwrap().payload(), "x");
 }
 
-/// F4: an attempt names the address it was made at, not the one the provider likes best.
+/// F4: an attempt names the address it was made at, not the provider's preferred one.
 #[tokio::test]
 async fn f4_an_attempt_names_the_address_connected_to() {
     let peer = Peer::failing(StatusCode::Internal).await;
@@ -633,18 +633,17 @@ async fn y8_a_reply_over_the_limit_runs_its_handler_once() {
         peers.push(peer);
     }
     let (_endpoint, builder) = caller(directory(&peers)).await;
-    let error = builder
-        .build()
-        .request(name())
-        .stream(stream::empty())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, CallError::Answered { status, .. } if status.code() == StatusCode::OutOfRange),
-        "{error}"
-    );
-    assert!(error.to_string().contains("at most 4194304"), "{error}");
-    assert_eq!(calls.load(SeqCst), 1);
+    let client = builder.build();
+    let streamed = client.request(name()).stream(stream::empty()).await.unwrap_err();
+    let unary = client.call(name(), "").await.unwrap_err();
+    for error in [streamed, unary] {
+        assert!(
+            matches!(&error, CallError::Answered { status, .. } if status.code() == StatusCode::OutOfRange),
+            "{error}"
+        );
+        assert!(error.to_string().contains("at most 4194304"), "{error}");
+    }
+    assert_eq!(calls.load(SeqCst), 2);
 }
 
 #[tokio::test]

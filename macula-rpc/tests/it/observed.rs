@@ -1,4 +1,4 @@
-//! What a call shows of itself: spans, traces, numbers.
+//! The spans, traces and numbers of calls.
 
 use std::{
     collections::BTreeMap,
@@ -70,8 +70,8 @@ impl Spans {
     }
 }
 
-/// A second subscriber, for as long as the tests run. While there is only one, a span that another thread is the first to make
-/// is taken for one that nobody wants: whether anybody does is asked of that thread alone.
+/// A second subscriber, which lives as long as the tests. With only one subscriber, `tracing` asks just the thread that first makes a
+/// span, and may disable the span for all threads.
 static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
 
 /// Runs a test whose spans are recorded, on this thread alone. Spans are never closed, so that their ids are not used again.
@@ -321,7 +321,7 @@ mod metrics {
 
     use crate::mesh::{Peer, caller, directory, name, serving};
 
-    /// F9: what a retry budget has held back is counted.
+    /// F9: retries that the budget forbids are counted.
     #[tokio::test]
     async fn f9_calls_that_the_budget_does_not_let_repeat_are_counted() {
         let recorder = DebuggingRecorder::new();
@@ -343,7 +343,7 @@ mod metrics {
         assert!(matches!(held_back, Some((.., DebugValue::Counter(1)))), "{held_back:?}");
     }
 
-    /// F10: an attempt that is made beside another one is no failover.
+    /// F10: an attempt beside another one is no failover.
     #[tokio::test]
     async fn f10_a_hedge_is_not_counted_as_a_failover() {
         let recorder = DebuggingRecorder::new();
@@ -412,7 +412,7 @@ mod metrics {
         assert_eq!(durations["rpc.server.call.duration api.compute"], 2);
     }
 
-    /// A recorder keeps every label's value for ever, and peers may make up as many names as they like.
+    /// A recorder keeps every label for ever, and peers choose the names of services.
     #[cfg(feature = "testing")]
     #[tokio::test(start_paused = true)]
     async fn names_that_peers_make_up_are_no_labels() {
@@ -536,7 +536,7 @@ mod metrics {
         assert_eq!(calls().0, [("ok".to_owned(), 1)]);
     }
 
-    /// What a handler refuses is that in its own numbers, too, whether it streams or not.
+    /// A handler's refusal counts as refused in its own numbers too, for streams as for other calls.
     #[cfg(feature = "testing")]
     #[tokio::test(start_paused = true)]
     async fn a_peers_stream_that_is_refused_is_counted_as_refused() {
@@ -557,7 +557,7 @@ mod metrics {
         assert_eq!(served(&snapshots), [("refused".to_owned(), 1)]);
     }
 
-    /// What this node served, by outcome.
+    /// The served calls by outcome.
     #[cfg(any(feature = "testing", feature = "tonic"))]
     fn served(snapshots: &metrics_util::debugging::Snapshotter) -> Vec<(String, u64)> {
         let all = snapshots.snapshot().into_vec().into_iter();

@@ -1,4 +1,4 @@
-//! What a call or a client can be told beside what to call: hedges, pauses, budgets, affinity, zones.
+//! Options of a call or a client: hedges, pauses, budgets, affinity, zones.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -44,7 +44,7 @@ async fn s4_a_key_stays_with_its_provider_and_only_the_keys_of_a_lost_one_move()
     }
 }
 
-/// S4: the providers of the client's zone are called while they are well.
+/// S4: the providers of the client's zone are called while they are healthy.
 #[tokio::test]
 async fn s4_the_clients_own_zone_is_preferred() {
     let peers = echoes(4).await;
@@ -80,7 +80,7 @@ async fn f9_without_a_budget_nothing_is_retried() {
     assert_eq!(peers[1].calls(), 0);
 }
 
-/// F9: a provider says when to come again, and is left in peace so long; or that nobody should try again, and nobody does.
+/// F9: a provider that asks for a pause is not called until it is over, and one that asks for no further try ends the call.
 #[tokio::test]
 async fn f9_a_providers_pushback_is_honoured() {
     let asking = |asked: Pushback| {
@@ -114,7 +114,7 @@ async fn f9_a_providers_pushback_is_honoured() {
     assert_eq!(peers[1].calls(), 0);
 }
 
-/// F7: a handler sees who calls, proved by the connection, and until when.
+/// F7: a handler sees its caller's proved identity and the deadline.
 #[tokio::test]
 async fn f7_a_handler_sees_its_caller_and_the_deadline() {
     let peer = serving(async |request: Request| {
@@ -246,7 +246,7 @@ mod in_paused_time {
         assert!(!calls.load(SeqCst));
     }
 
-    /// F7: a call that a handler makes ends with the one it answers, and the provider further on knows.
+    /// F7: a handler's own call ends with the call that it answers, and the next provider knows that deadline.
     #[tokio::test(start_paused = true)]
     async fn f7_a_handlers_own_call_takes_over_its_deadline() {
         let mesh = Mesh::new(1);

@@ -1,4 +1,4 @@
-//! What errors say, in one line each, as somebody reads it in a log. The mesh in memory gives the same ids, addresses and times
+//! The texts of errors, one line each, as they stand in a log. The mesh in memory gives the same ids, addresses and times
 //! each time.
 
 use std::time::Duration;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::clock::{NEVER, Nanos, nanos};
 
-/// Dials of one balancer that [`Balancer::poll_dial`] asks for in a row.
+/// Dials of one balancer that [`Balancer::poll_dial`](crate::Balancer::poll_dial) asks for in a row.
 pub const MAX_DIALS_AT_ONCE: u32 = 8;
 /// The time between dials once that many were asked for.
 pub const DIAL_EVERY: Duration = Duration::from_millis(30);

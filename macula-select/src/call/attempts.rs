@@ -1,4 +1,4 @@
-//! The log of a call's attempts: who, when, how long, how it ended (F4).
+//! The log of a call's attempts: provider, start, duration, fate (F4).
 //!
 //! Three fit without allocation, as many as a call makes by default.
 
@@ -47,7 +47,7 @@ pub struct Attempt<K> {
 }
 
 impl<K> Attempt<K> {
-    /// Whom it was sent to.
+    /// The provider that it was sent to.
     #[must_use]
     pub fn provider(&self) -> &K {
         &self.provider

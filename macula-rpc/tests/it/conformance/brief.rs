@@ -1,8 +1,8 @@
-//! Calls that are answered briefly share a stream with others, once that is known of their methods.
+//! Calls with brief replies share a stream with others, once their method is known for brief replies.
 
 use super::*;
 
-/// A call under way until what is returned is dropped: what is called meanwhile is not alone.
+/// A call that runs until the returned value is dropped, so that other calls are not alone.
 pub(super) async fn beside(stub: &mut ConformanceClient<Channel>) -> Streaming<Reply> {
     let requests = stream::iter([wants(&[1])]).chain(stream::pending());
     let mut beside = stub.full_duplex(requests).await.unwrap().into_inner();
@@ -10,7 +10,7 @@ pub(super) async fn beside(stub: &mut ConformanceClient<Channel>) -> Streaming<R
     beside
 }
 
-/// Has the methods known that can answer briefly.
+/// Makes the methods known that can answer briefly.
 pub(super) async fn teach(stub: &mut ConformanceClient<Channel>) {
     stub.empty_call(Empty {}).await.unwrap();
     stub.unary_call(request(0, 0)).await.unwrap();
@@ -49,7 +49,7 @@ async fn every_case_passes_beside_other_calls_with_its_methods_known() {
             let before = mesh.on_lanes();
             $case(&mut stub).await;
             assert_eq!(mesh.on_lanes() - before, $on_lane, stringify!($case));
-            // What a case has taught is taught otherwise.
+            // The next case teaches the opposite.
             stub.unary_call(request(0, 0)).await.unwrap();
             let mut replies = stub.streaming_output(wants(&[1])).await.unwrap().into_inner();
             while replies.message().await.unwrap().is_some() {}
@@ -70,7 +70,7 @@ async fn every_case_passes_beside_other_calls_with_its_methods_known() {
     }
 }
 
-/// A reply that turns out otherwise comes all the same, and the next of its method does not try again.
+/// A reply that is not brief arrives all the same, and the next call of its method has a stream of its own.
 #[tokio::test]
 async fn a_method_is_known_to_answer_briefly_by_its_last_reply() {
     let mesh = Mesh::start(1).await;
@@ -129,7 +129,7 @@ async fn f7_an_attempt_on_a_lane_ends_at_its_time_and_another_provider_is_tried(
     }
     call.abort();
     assert_eq!(mesh.events.recv().await, Some("dropped"));
-    // Alone at the other, it had a stream of its own there.
+    // It was alone at the other provider, so it had a stream of its own there.
     assert_eq!(mesh.on_lanes() - before, 1);
 }
 
@@ -156,7 +156,7 @@ async fn f1_calls_on_a_lane_fail_over_when_their_provider_ends() {
     let call = tokio::spawn(async move { stub.sleep(Empty {}).await });
     assert_eq!(mesh.events.recv().await, Some("started"));
     mesh.nodes.remove(0).stop().await;
-    // It has begun at the other.
+    // It has begun at the other provider.
     while mesh.events.recv().await != Some("started") {}
     call.abort();
     while mesh.events.recv().await != Some("dropped") {}
