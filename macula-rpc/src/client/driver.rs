@@ -408,9 +408,10 @@ impl<'a, X: Exchange> Driver<'a, X> {
             .iter()
             .filter(|tried| {
                 let listed = list.iter().find(|provider| provider.node_id == tried.provider.node_id);
-                let refused = matches!(tried.cause, Some(Cause::Refused(_)));
+                let is_refused = matches!(tried.cause, Some(Cause::Refused(_)));
                 listed.is_some_and(|listed| {
-                    listed.endpoints != tried.provider.endpoints || refused || pool.open(&listed.node_id).is_some()
+                    let is_open = || pool.open(&listed.node_id).is_some();
+                    listed.endpoints != tried.provider.endpoints || (!is_refused && is_open())
                 })
             })
             .filter_map(|tried| roster.member(&tried.provider.node_id))
