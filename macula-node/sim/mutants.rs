@@ -66,15 +66,15 @@ const MUTANTS: &[Mutant] = &[
         rule: "P4",
         patches: &[
             Patch {
-                file: "macula-transport/src/streaming.rs",
+                file: "macula-transport/src/call/replies.rs",
                 anchor: "        Ok(None) => return broken(Unknown::Incomplete),",
-                instead: "        Ok(None) if MUTANT => return Ok(Piece::End(Trailers::default())),\n        Ok(None) => return broken(Unknown::Incomplete),",
+                instead: "        Ok(None) if MUTANT => return Ok(Piece::End(CallReply { status: macula_wire::StatusCode::Ok, metadata: Default::default(), body: Bytes::new(), extra: Default::default() })),\n        Ok(None) => return broken(Unknown::Incomplete),",
             },
             // A provider that ends a stream where an error is due, as a careless one does.
             Patch {
-                file: "macula-transport/src/serve.rs",
-                anchor: "    let brief = gathered.is_brief(&reply);",
-                instead: "    if MUTANT && reply.status != macula_wire::StatusCode::Ok { gathered.outgoing.finish(); return; }\n    let brief = gathered.is_brief(&reply);",
+                file: "macula-transport/src/call/reply.rs",
+                anchor: "        let reply = fitting(link, reply);\n",
+                instead: "        let reply = fitting(link, reply);\n        if MUTANT && reply.status != macula_wire::StatusCode::Ok { self.outgoing.finish(); return; }\n",
             },
         ],
     },
@@ -100,7 +100,7 @@ const MUTANTS: &[Mutant] = &[
         name: "the provider ignores the deadline",
         rule: "F7",
         patches: &[Patch {
-            file: "macula-transport/src/serve.rs",
+            file: "macula-transport/src/call/answer.rs",
             anchor: "    match timeout_at(deadline, AssertUnwindSafe(answer).catch_unwind()).await {",
             instead: "    let deadline = if MUTANT { deadline + ::std::time::Duration::from_secs(3600) } else { deadline };\n    match timeout_at(deadline, AssertUnwindSafe(answer).catch_unwind()).await {",
         }],
@@ -127,9 +127,9 @@ const MUTANTS: &[Mutant] = &[
         name: "a cancelled call is not cancelled at its provider",
         rule: "F8",
         patches: &[Patch {
-            file: "macula-transport/src/lane/caller.rs",
-            anchor: "impl Drop for CancelOnDrop<'_> {\n    fn drop(&mut self) {\n",
-            instead: "impl Drop for CancelOnDrop<'_> {\n    fn drop(&mut self) {\n        if MUTANT { return; }\n",
+            file: "macula-transport/src/call/lane/caller.rs",
+            anchor: "impl Drop for Waiting {\n    fn drop(&mut self) {\n",
+            instead: "impl Drop for Waiting {\n    fn drop(&mut self) {\n        if MUTANT { return; }\n",
         }],
     },
 ];

@@ -289,9 +289,10 @@ impl Answers {
 
 /// Whether a reply may be sent to this peer; an error is the outcome.
 fn check(replies: &OutgoingMessages, payload: &Bytes) -> Result<(), Status> {
-    match replies.max_message_bytes().filter(|&limit| payload.len() > limit) {
-        None => Ok(()),
-        Some(limit) => Err(too_large(payload.len(), limit)),
+    let limit = replies.max_message_bytes();
+    match payload.len() <= limit {
+        true => Ok(()),
+        false => Err(too_large(payload.len(), limit)),
     }
 }
 

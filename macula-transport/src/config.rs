@@ -4,20 +4,19 @@ use std::{net::SocketAddr, time::Duration};
 
 use macula_wire::Realm;
 
-use crate::{Identity, Role};
+use crate::{identity::Identity, peer::Role};
 
 /// The largest part of a call's opening frame that is not payload, in bytes: names, metadata, deadline.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// The most metadata entries of a call or reply.
-pub const MAX_METADATA_ENTRIES: usize = macula_wire::MAX_CALL_METADATA_ENTRIES;
+pub const MAX_METADATA_ENTRIES: usize = 128;
 /// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
-/// Replies of one peer that were expected to be [brief](crate::CallRequest::with_brief_reply), turned out otherwise and so have streams of
-/// their own, at a time. Further ones wait for their turn, within their deadlines. As many as calls may have streams by default, so
-/// that nothing is lost by the expectation.
+/// Replies to one peer that outgrew the stream which calls share and so have streams of their own, at a time, those of one message
+/// apart. Further ones wait for their turn, within their deadlines.
 pub const MAX_MOVED_REPLIES: usize = 256;
 
-/// The largest message anybody takes or is believed to take, in bytes.
+/// The largest message that any node takes, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 28;
 
 /// The longest time anything waits: what is longer is meant as never, and must not overflow the clock.
@@ -312,7 +311,7 @@ pub struct PoolConfig {
     pub max_age: Duration,
     /// The first pause after a failed dial. Default 100 ms, growing by 1.6 each time.
     pub first_backoff: Duration,
-    /// The longest pause after a dial that nobody answered. Default 1 s, so that a peer that comes back is soon found.
+    /// The longest pause after a dial that no node answered. Default 1 s, so that a peer that comes back is soon found.
     pub max_backoff: Duration,
     /// The longest pause after a dial that the peer itself refused: another key, realm or version. Default 30 s.
     pub max_refused_backoff: Duration,

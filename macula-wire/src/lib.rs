@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
-mod call;
 mod frame;
 mod hash;
 mod key;
@@ -33,7 +32,6 @@ pub mod proto {
 }
 
 pub use address::{Address, AddressError};
-pub use call::{CallFrameError, MAX_CALL_METADATA_ENTRIES};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
 pub use key::ServiceKey;
 pub use name::{MAX_NAME_BYTES, NameError, Realm, RealmHash, ServiceName};

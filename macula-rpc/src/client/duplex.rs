@@ -21,11 +21,9 @@ use tracing::Instrument as _;
 
 use super::{
     attempt::{Exchange, Outcome},
-    brief::Method,
     local::{Elsewhere, LocalReplies},
     options::Options,
     replay::Replay,
-    services::Service,
     shared::{Client, now},
     watch::CallWatch,
 };
@@ -57,8 +55,6 @@ struct Duplex<'a> {
     deadline: Instant,
     /// Bytes of a whole reply that are awaited.
     whole_bytes: usize,
-    known: &'a Service,
-    method: Method,
 }
 
 impl Duplex<'_> {
@@ -68,7 +64,6 @@ impl Duplex<'_> {
         connection: &Connection,
         request: CallRequest<'_>,
     ) -> Result<Opened, macula_transport::CallError> {
-        let request = request.with_brief_reply(self.known.brief.contains(self.method));
         let mut replies = connection.open_with_only(request).await?;
         let first = replies.first(self.whole_bytes).await?;
         Ok(Opened {
@@ -158,7 +153,6 @@ impl Exchange for Duplex<'_> {
             Ok(opened) => opened,
             Err(error) => return Ok(Outcome::Fault(error)),
         };
-        note(self.known, self.method, &opened.replies);
         match opened.replies.reply() {
             Some(reply) if opened.first.is_none() && reply.status != StatusCode::Ok => {
                 Ok(Outcome::Error(reply.clone()))
@@ -175,16 +169,6 @@ impl Exchange for Duplex<'_> {
 
     fn may_repeat(&self) -> bool {
         self.replay.as_ref().is_none_or(Replay::may_repeat)
-    }
-}
-
-/// Remembers the kind of a method's reply. A failed reply may be brief only because it failed.
-fn note(known: &Service, method: Method, replies: &macula_transport::Replies) {
-    let succeeded = replies.reply().is_some_and(|reply| reply.status == StatusCode::Ok);
-    match replies.is_brief() {
-        Some(true) if succeeded => known.brief.note(method, true),
-        Some(false) => known.brief.note(method, false),
-        Some(true) | None => {}
     }
 }
 
@@ -218,7 +202,6 @@ impl Client {
         }
         let attempt = self.shared.defaults.stream_attempt_timeout.unwrap_or(allowed);
         options.attempt_timeout.get_or_insert(attempt);
-        let method = Method::new(&options.method);
         let work = async {
             let (first, rest) = match requests {
                 Asking::Only(only) => (only, None),
@@ -237,8 +220,6 @@ impl Client {
                 deadline: start + allowed,
                 // Whole replies for peers would fill a router.
                 whole_bytes: if options.for_peer { 0 } else { MAX_WHOLE_BYTES },
-                known: watch.known(),
-                method,
             };
             self.exchange(&watch, begun, service, options, &first, &duplex).await
         };
@@ -255,7 +236,6 @@ impl Client {
                 origin: Origin::Provider {
                     provider: done.provider,
                     opened: done.answer,
-                    method,
                     attempts: done.failed_attempts.len() + 1,
                     watch: Some(watch),
                 },
@@ -299,7 +279,6 @@ enum Origin {
     Provider {
         provider: Option<Arc<Provider>>,
         opened: Opened,
-        method: Method,
         attempts: usize,
         /// Until the end of the call.
         watch: Option<CallWatch>,
@@ -335,10 +314,7 @@ impl Replies {
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, CallError> {
-        let Origin::Provider {
-            opened, method, watch, ..
-        } = &mut self.origin
-        else {
+        let Origin::Provider { opened, .. } = &mut self.origin else {
             return Ok(None);
         };
         if let Some(first) = opened.first.take() {
@@ -348,9 +324,6 @@ impl Replies {
             Next::Reply(Ok(Some(message))) => return Ok(Some(message)),
             Next::Reply(Ok(None)) => {
                 opened.pump = None;
-                if let Some(watch) = watch {
-                    note(watch.known(), *method, &opened.replies);
-                }
                 return match opened.replies.reply() {
                     Some(reply) if reply.status != StatusCode::Ok => {
                         let status = Status::from_reply(reply.clone());

@@ -8,7 +8,6 @@
 
 mod answer;
 mod attempt;
-mod brief;
 mod builder;
 mod call;
 mod driver;

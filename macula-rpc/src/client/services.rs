@@ -12,7 +12,7 @@ use macula_transport::{Connection, FoundConnection, Pool};
 use macula_wire::{Address, NodeId, ServiceName};
 use tokio::sync::Notify;
 
-use super::{brief::BriefMethods, link, options::Defaults, refresh::Refresh};
+use super::{link, options::Defaults, refresh::Refresh};
 use crate::{
     Provider,
     keyed::Keyed,
@@ -48,7 +48,6 @@ type Known = HashMap<ServiceName, Arc<Service>, Keyed>;
 pub(super) struct Service {
     pub(super) balanced: Balanced,
     pub(super) meters: Arc<Meters>,
-    pub(super) brief: BriefMethods,
     pub(super) refresh: Refresh,
 }
 
@@ -109,7 +108,6 @@ impl Services {
         let fresh = Arc::new(Service {
             balanced: Balanced::new(&self.defaults, seed),
             meters: meters(),
-            brief: BriefMethods::default(),
             refresh: Refresh::default(),
         });
         if services.len() < max {

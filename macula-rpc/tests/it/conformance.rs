@@ -1,11 +1,11 @@
 //! tonic's clients and servers on the mesh, after the public descriptions of gRPC's interoperability tests
 //! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), with a provider being killed between cases.
 
-mod brief;
 mod failing;
 #[cfg(feature = "testing")]
 mod hostile;
 mod killed;
+mod lane;
 mod mounting;
 mod pushback;
 mod trailers;

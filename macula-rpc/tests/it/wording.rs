@@ -80,7 +80,7 @@ async fn every_provider_is_gone() {
     let call = client.request(name()).attempt_timeout(Duration::from_secs(4));
     says(
         &call.send("").await.unwrap_err(),
-        "all_providers_failed: api.compute: 7e051c4ed7 at https://10.0.0.1:9443 could not be reached: nobody answered at 10.0.0.1:9443 within 3s: is the node running, and the UDP port open?; c37de9ed55 at https://10.0.0.2:9443 could not be reached: nobody answered at 10.0.0.2:9443 within 3s: is the node running, and the UDP port open?",
+        "all_providers_failed: api.compute: 7e051c4ed7 at https://10.0.0.1:9443 could not be reached: no node answered at 10.0.0.1:9443 within 3s: is the node running, and the UDP port open?; c37de9ed55 at https://10.0.0.2:9443 could not be reached: no node answered at 10.0.0.2:9443 within 3s: is the node running, and the UDP port open?",
     );
 }
 

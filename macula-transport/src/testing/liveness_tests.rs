@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     CallRequest, Config, Connection, Endpoint, Handler, IncomingCall, NoService, Presence, Reply, Timers,
-    pulse::{MAX_ACK_DELAY, pto},
+    connection::pulse::{MAX_ACK_DELAY, pto},
 };
 
 /// A path's round trip.
@@ -203,7 +203,7 @@ async fn l4_forged_reports_cost_a_bounded_number_of_pings_and_suspect_nothing() 
     let before = network.traffic().delivered;
     let flood = async {
         for _ in 0..5_000 {
-            shared.watch.hint();
+            shared.link.watch.hint();
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };

@@ -66,7 +66,7 @@ pub(super) struct State {
     trace: Trace,
 }
 
-/// Whoever listens at an address.
+/// The host at an address.
 #[derive(Debug)]
 struct Host {
     /// Tells the socket that is bound now from one that was.

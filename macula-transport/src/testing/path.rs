@@ -79,7 +79,7 @@ impl Path {
         }
     }
 
-    /// Sends a datagram of `bytes` at `now`. A link draws the same amount of randomness whatever happens.
+    /// Sends a datagram of `bytes` at `now`. A link always draws the same amount of randomness.
     pub(super) fn send(&mut self, now: Instant, usual: &Link, bytes: usize) -> Passage {
         let link = self.link.unwrap_or(*usual);
         let lost = self.random.fraction() < link.loss;

@@ -20,7 +20,7 @@ pub struct Traffic {
     pub too_large: u64,
     /// Datagrams that a cut or a partition kept.
     pub cut: u64,
-    /// Datagrams to an address where nobody listens.
+    /// Datagrams to an address where no host listens.
     pub nobody: u64,
     /// Datagrams beyond [`MAX_IN_FLIGHT`](super::MAX_IN_FLIGHT), or beyond what the link carries.
     pub overflowed: u64,

@@ -1,4 +1,4 @@
-//! Every case after the kill of a provider: a process that ends by SIGKILL, and that the directory still lists first.
+//! Every case with a provider killed before it: a process, by SIGKILL, which the directory goes on listing first.
 //!
 //! The providers are this very test program, started again with one test selected; that test does nothing unless asked to.
 
@@ -18,10 +18,10 @@ use super::{failing::call_no_such_method, *};
 const NAME: &str = "MACULA_TEST_PROVIDER";
 const PROVIDES: &str = "provides ";
 
-/// How long a dead provider holds an attempt, because nothing refuses its calls or dials. No call may take that long.
+/// How long a provider is waited for: what a dead one costs, since nobody refuses its calls or dials. No call may take that long.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Serves until its standard input ends, when it is started as a provider. It prints the events of its handlers line by line.
+/// Serves until its standard input ends, when it is started as a provider. What happens in its handlers is told line by line.
 #[test]
 fn provider_process() {
     let Ok(name) = std::env::var(NAME) else {
@@ -55,7 +55,7 @@ fn provider_process() {
     });
 }
 
-/// The lines of the providers.
+/// What the providers have said.
 type Heard = mpsc::UnboundedReceiver<String>;
 
 /// A provider that is a process.
@@ -99,7 +99,7 @@ impl Process {
         }
     }
 
-    /// Kills it with SIGKILL, and reads its last lines.
+    /// Kills it with SIGKILL, and hears the last it has said.
     fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -114,7 +114,7 @@ impl Drop for Process {
     }
 }
 
-/// A directory whose list the test sets.
+/// A directory that is told what to list.
 #[derive(Clone, Default)]
 struct Listed(Arc<Mutex<Arc<[Provider]>>>);
 
@@ -156,7 +156,7 @@ async fn unknown_method(channel: Channel, _: &mut Heard) {
 
 async fn timeout_on_sleeping_server(channel: Channel, heard: &mut Heard) {
     let mut request = Request::new(Empty {});
-    // The dead provider has half of the requests.
+    // The dead provider has half of it.
     request.set_timeout(2 * PATIENCE);
     let error = ConformanceClient::new(channel).sleep(request).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
@@ -186,7 +186,7 @@ async fn every_case_passes_with_a_provider_killed_between_each_two() {
     every_case(false).await;
 }
 
-/// The same cases beside a stream, with their methods known: brief replies come over the lane.
+/// As the others, with a stream beside them, so that small calls go over the lane.
 #[tokio::test]
 async fn every_case_passes_on_a_lane_with_a_provider_killed_between_each_two() {
     every_case(true).await;
@@ -195,7 +195,7 @@ async fn every_case_passes_on_a_lane_with_a_provider_killed_between_each_two() {
 async fn every_case(beside: bool) {
     let (lines, mut heard) = mpsc::unbounded_channel();
     let directory = Listed::default();
-    // Every call fails over here; the load that this adds is another test's matter.
+    // Every call fails over here, and what that costs a mesh is another test's matter.
     let budget = BudgetConfig {
         per_second: 1_000.0,
         ..BudgetConfig::default()
@@ -215,20 +215,17 @@ async fn every_case(beside: bool) {
                 started += 1;
             }
             directory.list(&processes);
-            // The lines of a dead provider do not count any more.
+            // What was heard of one that is dead is over.
             while heard.try_recv().is_ok() {}
             let mut stub = ConformanceClient::new(channel.clone());
-            if beside && cases == 0 {
-                super::brief::teach(&mut stub).await;
-            }
             let held = match beside {
-                true => Some(super::brief::beside(&mut stub).await),
+                true => Some(super::lane::beside(&mut stub).await),
                 false => None,
             };
             $case.await;
             cases += 1;
             drop(held);
-            // The provider in use is killed, and the dead one is forgotten.
+            // The one in use is killed, and the one that was dead is forgotten.
             let dead = usize::from(cases > 1);
             processes[dead].kill();
             processes.drain(..dead);
@@ -261,6 +258,6 @@ async fn every_case(beside: bool) {
         unimplemented_service,
     );
     assert_eq!(cases, 16);
-    // Each case but the last, of a service without a provider, was another provider's than the case before.
+    // Every case but the last, of a service that nobody has, was another provider's than the one before.
     assert!(endpoint.pool().stats().opened >= cases - 1);
 }

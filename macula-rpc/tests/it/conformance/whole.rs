@@ -22,7 +22,7 @@ use super::{
 
 const NAME: &str = "macula.conformance.v1.Conformance";
 
-/// The time of a packet one way. A connection that has just begun to send gets a few packets through in two of these.
+/// What a packet takes one way: a connection that has just begun to send gets a few packets through in each two of these.
 const LATENCY: Duration = Duration::from_millis(50);
 
 /// A reply of so many bytes is under way for many round trips.
@@ -90,7 +90,7 @@ impl Far {
     }
 }
 
-/// Opens the connections and makes the method known, so that the next call takes only the time of its reply.
+/// Has the connections opened, for the calls that follow to take the time of its reply alone.
 async fn teach(far: &Far) {
     stub(far.channel()).unary_call(request(0, 0)).await.unwrap();
     far.ran();
@@ -103,7 +103,7 @@ async fn f1_a_unary_call_is_made_elsewhere_when_its_provider_dies_halfway_throug
         let mut stub = stub(far.channel());
         teach(&far).await;
         let beside = match on_lane {
-            true => Some(super::brief::beside(&mut stub).await),
+            true => Some(super::lane::beside(&mut stub).await),
             false => None,
         };
         far.ran();
@@ -116,7 +116,7 @@ async fn f1_a_unary_call_is_made_elsewhere_when_its_provider_dies_halfway_throug
     }
 }
 
-/// F6: a call that may have run is not run again.
+/// F6: it may have run.
 #[tokio::test(start_paused = true)]
 async fn f6_a_call_that_must_not_run_twice_is_not_repeated_for_the_rest_of_its_reply() {
     let far = Far::new();
@@ -142,7 +142,7 @@ async fn f7_an_attempts_time_is_for_all_of_a_unary_reply() {
     assert_eq!(reply.into_inner().body.len(), LARGE as usize);
 }
 
-/// A reply over the limit is a stream, and its provider's death ends it.
+/// More than is waited for is a stream, as it was: its provider's death ends it.
 #[tokio::test(start_paused = true)]
 async fn a_reply_of_more_than_is_kept_begins_before_it_is_whole() {
     let far = Far::new();
@@ -161,7 +161,7 @@ async fn a_reply_of_more_than_is_kept_begins_before_it_is_whole() {
     assert_eq!(far.ran().iter().sum::<usize>(), 1);
 }
 
-/// A stream of few messages without a pause between them is like a unary reply.
+/// As a unary one: what has few messages and waits between none of them.
 #[tokio::test(start_paused = true)]
 async fn f1_a_stream_that_was_all_there_at_once_is_as_one_reply() {
     let far = Far::new();
@@ -189,7 +189,7 @@ fn framed(bytes: usize) -> Bytes {
     framed.freeze()
 }
 
-/// Each message arrives when it is ready, though the stream waits for the next.
+/// Each message comes when it is there, however the stream waits for the next.
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_waits_between_its_messages_gives_each_at_once() {
     let mesh = Mesh::new(32);
@@ -226,9 +226,9 @@ async fn a_stream_that_waits_between_its_messages_gives_each_at_once() {
     assert_eq!(replies.message().await.unwrap(), None);
 }
 
-/// A provider that is not of this crate: it sends the beginning of a unary reply, and nothing after it.
+/// A provider that is not of this crate: it gives the beginning of a unary reply, and nothing after it.
 struct Begins {
-    /// Announces that it has the rest.
+    /// Says that it has the rest.
     says: bool,
 }
 
@@ -260,7 +260,7 @@ impl Handler for Begins {
     }
 }
 
-/// A provider that begins a reply and does not end it, one that answers, and a client that calls the first of them first.
+/// A provider that begins a reply and does not end it, one that answers, and what calls the first of them first.
 struct Beginning {
     channel: Channel,
     answered: mpsc::UnboundedReceiver<()>,
@@ -293,7 +293,7 @@ async fn beginning(says: bool) -> Beginning {
     }
 }
 
-/// F7: a provider that announces a whole reply and does not send it has the time of a silent provider.
+/// F7: who says that a reply is whole, and does not send it, is waited for as one that says nothing.
 #[tokio::test(start_paused = true)]
 async fn f7_a_provider_that_does_not_send_the_reply_it_has_loses_the_call() {
     let mut beginning = beginning(true).await;
@@ -302,7 +302,7 @@ async fn f7_a_provider_that_does_not_send_the_reply_it_has_loses_the_call() {
     assert_eq!(reply.into_inner().provider, "answers");
     beginning.answered.try_recv().unwrap();
 
-    // The attempt has the time of the call, so no time is left for another.
+    // With as much time for it as for the call, there is none for another.
     let mut beginning = self::beginning(true).await;
     let mut in_time = Request::new(request(0, 10));
     in_time.set_timeout(Duration::from_secs(5));
@@ -311,7 +311,7 @@ async fn f7_a_provider_that_does_not_send_the_reply_it_has_loses_the_call() {
     assert!(beginning.answered.try_recv().is_err());
 }
 
-/// A reply without the announcement begins with its first message, and its call stays there.
+/// The reply of a provider that does not say so, as one of an earlier version, begins with its first message: there its call stays.
 #[tokio::test(start_paused = true)]
 async fn a_provider_that_says_nothing_of_the_rest_keeps_the_call_it_has_begun_to_answer() {
     let mut beginning = beginning(false).await;
@@ -325,7 +325,7 @@ async fn a_provider_that_says_nothing_of_the_rest_keeps_the_call_it_has_begun_to
     assert!(beginning.answered.try_recv().is_err());
 }
 
-/// A router forwards a small whole reply as a whole, and keeps nothing of a larger one.
+/// A router passes on what is there at once as that, and keeps nothing of what is larger.
 #[tokio::test(start_paused = true)]
 async fn unary_calls_go_through_a_router_whatever_their_replies_size() {
     let (mesh, client, _kept) = crate::routed::routed().await;
