@@ -58,6 +58,11 @@ pub(super) trait Exchange: Sync {
     fn may_repeat(&self) -> bool {
         true
     }
+
+    /// Whether the requests can be sent to two providers at once.
+    fn may_run_beside(&self) -> bool {
+        true
+    }
 }
 
 /// The outcome of an exchange that the connection survived.

@@ -236,6 +236,11 @@ impl Sent<'_> {
 #[error("it was still being dialed when another provider was connected")]
 struct TakenBack;
 
+/// An attempt was given up because its provider no longer acknowledged anything.
+#[derive(Debug, thiserror::Error)]
+#[error("the provider fell silent")]
+struct FellSilent;
+
 /// An attempt under way. Dropping it tells the provider that the attempt is cancelled.
 struct Flight<'a, A> {
     attempt: AttemptId,
@@ -340,6 +345,9 @@ impl<'a, X: Exchange> Driver<'a, X> {
             hedge,
         } = output
         {
+            if hedge && !self.job.exchange.may_run_beside() {
+                self.give_up_silent(now, roster, attempt);
+            }
             let job = self.job;
             let (provider, open) = roster.chosen(now, to, &job.client.shared.pool);
             let span = observe::attempt_span(&provider, self.tried.len() + 1, hedge);
@@ -367,6 +375,18 @@ impl<'a, X: Exchange> Driver<'a, X> {
             });
         }
         output
+    }
+
+    /// Gives up the attempts at silent providers, because the next one needs the requests that they hold.
+    fn give_up_silent(&mut self, now: Instant, roster: &mut Roster, next: AttemptId) {
+        for flight in std::mem::take(&mut self.flights) {
+            if flight.attempt == next {
+                continue;
+            }
+            self.record(flight.attempt, None, Some(Cause::Lost(Arc::new(FellSilent))));
+            let lost = Fate::Unknown(macula_select::Loss::ConnectionLost);
+            self.call.on_result(now, &mut roster.balancer, flight.attempt, lost);
+        }
     }
 
     /// Takes an attempt back unless its request may have been sent.
