@@ -24,7 +24,8 @@ use tracing::Span;
 
 use super::{
     answer::AnswerSource,
-    link, links,
+    link,
+    links::{self, Asker},
     options::Options,
     services::{Balanced, Member, Service},
     shared::{Client, now},
@@ -99,7 +100,7 @@ impl Exchange for Unary {
 pub(super) struct Job<'a, X> {
     pub(super) client: &'a Client,
     pub(super) service: &'a ServiceName,
-    pub(super) known: &'a Service,
+    pub(super) known: &'a Arc<Service>,
     pub(super) options: &'a Options,
     pub(super) payload: &'a Bytes,
     pub(super) start: Instant,
@@ -360,24 +361,10 @@ impl<X: Exchange> Job<'_, X> {
         tokio::time::timeout_at(until.into(), dial).await.ok()
     }
 
-    /// Has the directory asked anew behind the call, because a provider of its list was not reached (D12).
-    pub(super) fn ask_behind(&self) {
-        if !matches!(self.source, AnswerSource::Directory(_)) || self.options.provider.is_some() {
-            return;
-        }
-        let (client, service, found) = (self.client.clone(), self.service.clone(), self.found);
-        let known = match self.options.for_peer {
-            false => client.shared.services.of(&service),
-            true => client.shared.services.for_peers(&service),
-        };
-        tokio::spawn(async move {
-            if let Some(list) = known.refresh.ask(&*client.shared.resolver, &service, found).await {
-                let pool = &client.shared.pool;
-                known.balanced.lock().reconcile(&list, now(), pool);
-                known.balanced.news().notify_waiters();
-                links::dial_behind(&known.balanced, pool);
-            }
-        });
+    /// Asks the directory anew behind this call; `None` when its list is not the directory's.
+    pub(super) fn asker(&self) -> Option<Asker> {
+        let is_listed = matches!(self.source, AnswerSource::Directory(_)) && self.options.provider.is_none();
+        is_listed.then(|| Asker::new(self.client, self.service, self.known))
     }
 
     /// How a router may pass the call on: as this client would make it.

@@ -16,13 +16,12 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use macula_select::{AttemptId, Call, Fate, FirstAttempt, Output};
+use macula_select::{AttemptId, Call, Fate, FirstAttempt, Output, Refusal};
 use macula_transport::Connection;
 use tokio::sync::futures::Notified;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    answer::AnswerSource,
     attempt::{End, Exchange, Failure, Job, Landed, Progress, Tried, Way},
     links,
     services::{Balanced, Member, Roster},
@@ -121,7 +120,7 @@ impl<'a, X: Exchange> First<'a, X> {
         });
         drop(roster);
         if wants_dial {
-            links::dial_behind(self.balanced, pool);
+            links::dial_behind(self.balanced, pool, job.asker());
         }
         chosen
     }
@@ -408,8 +407,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
     /// Asks the directory anew, once, when every known provider was tried (D12). Returns whether the call goes on.
     async fn ask_anew(&mut self) -> bool {
         let job = self.job;
-        let is_listed = matches!(job.source, AnswerSource::Directory(_)) && job.options.provider.is_none();
-        if !is_listed || std::mem::replace(&mut self.asked_anew, true) {
+        if job.asker().is_none() || std::mem::replace(&mut self.asked_anew, true) {
             return false;
         }
         let asked = job
@@ -515,10 +513,20 @@ impl<'a, X: Exchange> Driver<'a, X> {
         }
         let output = self.step(now, &mut roster);
         drop(roster);
-        if link.is_some() {
+        let is_leaving = matches!(
+            fate,
+            Fate::Refused {
+                reason: Refusal::Draining,
+                ..
+            }
+        );
+        if link.is_some() || is_leaving {
+            let asker = self.job.asker();
+            if let Some(asker) = &asker {
+                asker.ask(self.job.found);
+            }
             self.balanced.news().notify_waiters();
-            links::dial_behind(self.balanced, &self.job.client.shared.pool);
-            self.job.ask_behind();
+            links::dial_behind(self.balanced, &self.job.client.shared.pool, asker);
         }
         Ok(output)
     }

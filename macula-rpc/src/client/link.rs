@@ -16,8 +16,12 @@ pub(super) fn of(pool: &Pool, node: &NodeId) -> Link {
 /// The state in which the end of a connection leaves the link.
 pub(super) fn after(lost: &Lost) -> Link {
     match lost {
-        // The peer is there, or ended its process in order, or this side wanted the end: a dial is expected to work.
-        Lost::Restarted | Lost::ClosedByPeer { .. } => Link::Idle,
+        Lost::Restarted => Link::Idle,
+        Lost::ClosedByPeer { code, .. } => match code {
+            CloseCode::Shutdown | CloseCode::Aborted => Link::Down,
+            // The peer is there and made room.
+            _ => Link::Idle,
+        },
         Lost::ClosedHere(code) => match code {
             CloseCode::Unresponsive => Link::Down,
             _ => Link::Idle,

@@ -7,7 +7,7 @@
 
 use std::{
     collections::HashMap,
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -18,15 +18,17 @@ use futures::{
 };
 use macula_select::Link;
 use macula_transport::{Pool, PoolEvent, PoolEvents, Presence, PresenceWatch};
-use macula_wire::NodeId;
+use macula_wire::{NodeId, ServiceName};
 
 use super::{
     link,
-    services::{Balanced, Member, Roster, WeakBalanced},
+    services::{Balanced, Member, Roster, Service, WeakBalanced},
     shared::{Client, WeakClient, now},
 };
 use crate::keyed::Keyed;
 
+/// While a provider is not reached, its service's list is asked for anew so often.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 /// How long a dial behind the calls may take. A provider that is down is dialed again soon.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -39,12 +41,17 @@ impl Client {
     }
 
     fn tell_each(&self, tell: impl Fn(&mut Roster) -> bool) {
-        for balanced in self.shared.services.balancers() {
+        let pool = &self.shared.pool;
+        let told = |balanced: &Balanced, asker: Option<Asker>| {
             let told = tell(&mut balanced.lock());
             if told {
                 balanced.news().notify_waiters();
-                dial_behind(&balanced, &self.shared.pool);
+                dial_behind(balanced, pool, asker);
             }
+        };
+        told(self.shared.services.routers(), None);
+        for (name, service) in self.shared.services.all() {
+            told(&service.balanced, Some(Asker::new(self, &name, &service)));
         }
     }
 
@@ -56,6 +63,40 @@ impl Client {
                 roster.balancer.link(now, member, link);
             }
             member.is_some()
+        });
+    }
+}
+
+/// Has the directory asked anew for one service, behind its calls (D12).
+#[derive(Clone)]
+pub(super) struct Asker {
+    client: WeakClient,
+    service: ServiceName,
+    known: Weak<Service>,
+}
+
+impl Asker {
+    pub(super) fn new(client: &Client, service: &ServiceName, known: &Arc<Service>) -> Self {
+        Self {
+            client: client.downgrade(),
+            service: service.clone(),
+            known: Arc::downgrade(known),
+        }
+    }
+
+    /// Asks, unless the directory was asked after `since`, and takes the list over.
+    pub(super) fn ask(&self, since: Instant) {
+        let (Some(client), Some(known)) = (self.client.upgrade(), self.known.upgrade()) else {
+            return;
+        };
+        let service = self.service.clone();
+        tokio::spawn(async move {
+            let Client { shared } = &client;
+            let asked = known.refresh.ask(&*shared.resolver, &service, since);
+            if let Some(list) = asked.await {
+                known.balanced.lock().reconcile(&list, now(), &shared.pool);
+                known.balanced.news().notify_waiters();
+            }
         });
     }
 }
@@ -151,24 +192,25 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
     }
 }
 
-/// Makes sure that the dials that the balancer wants are made.
-pub(super) fn dial_behind(balanced: &Balanced, pool: &Pool) {
+/// Makes sure that the dials that the balancer wants are made. A provider that is not reached may have another address by now, so
+/// `asker` asks the directory.
+pub(super) fn dial_behind(balanced: &Balanced, pool: &Pool, asker: Option<Asker>) {
     let mut roster = balanced.lock();
     if roster.dialing || roster.balancer.next_dial().is_none() {
         return;
     }
     roster.dialing = true;
-    tokio::spawn(dial(balanced.downgrade(), pool.clone()));
+    tokio::spawn(dial(balanced.downgrade(), pool.clone(), asker));
 }
 
-async fn dial(balanced: WeakBalanced, pool: Pool) {
+async fn dial(balanced: WeakBalanced, pool: Pool, asker: Option<Asker>) {
     loop {
         let next = {
             let Some(balanced) = balanced.upgrade() else { return };
             let mut roster = balanced.lock();
             let now = now();
             while let Some(member) = roster.balancer.poll_dial(now) {
-                tokio::spawn(dial_one(balanced.downgrade(), pool.clone(), member));
+                tokio::spawn(dial_one(balanced.downgrade(), pool.clone(), member, asker.clone()));
             }
             let next = roster.balancer.next_dial();
             roster.dialing = next.is_some();
@@ -181,7 +223,7 @@ async fn dial(balanced: WeakBalanced, pool: Pool) {
     }
 }
 
-async fn dial_one(balanced: WeakBalanced, pool: Pool, member: Member) {
+async fn dial_one(balanced: WeakBalanced, pool: Pool, member: Member, asker: Option<Asker>) {
     let peer = balanced.upgrade().and_then(|balanced| balanced.lock().peer(member));
     let Some((node, endpoints)) = peer else { return };
     let dialed = tokio::time::timeout(DIAL_TIMEOUT, pool.get(&node, &endpoints)).await;
@@ -191,6 +233,9 @@ async fn dial_one(balanced: WeakBalanced, pool: Pool, member: Member) {
     };
     if let Some(balanced) = balanced.upgrade() {
         tell(&balanced, now(), &member, link);
+    }
+    if let (Link::Down, Some(asker)) = (link, asker) {
+        asker.ask(now().checked_sub(ASK_AGAIN).unwrap_or_else(now));
     }
 }
 

@@ -121,15 +121,18 @@ impl Services {
         Balanced::new(&self.defaults, self.seed)
     }
 
-    /// Every balancer that outlives a call.
-    pub(super) fn balancers(&self) -> Vec<Balanced> {
-        let known = [&self.services, &self.for_peers];
-        let mut balancers = vec![self.routers.clone()];
-        for services in known {
+    /// The services that are remembered.
+    pub(super) fn all(&self) -> Vec<(ServiceName, Arc<Service>)> {
+        let mut all = Vec::new();
+        for services in [&self.services, &self.for_peers] {
             let services = services.read().unwrap_or_else(PoisonError::into_inner);
-            balancers.extend(services.values().map(|service| service.balanced.clone()));
+            all.extend(
+                services
+                    .iter()
+                    .map(|(name, service)| (name.clone(), Arc::clone(service))),
+            );
         }
-        balancers
+        all
     }
 
     /// The balancer of the routers.

@@ -37,6 +37,7 @@ pub trait Routers: Send + Sync + 'static {
 }
 
 /// A client that does not keep the client alive.
+#[derive(Clone)]
 pub(crate) struct WeakClient(Weak<Shared>);
 
 impl WeakClient {
