@@ -116,7 +116,7 @@ async fn n2_killing_the_bootstrap_node_loses_no_call() {
 }
 
 #[tokio::test]
-async fn f1_calls_to_a_hung_provider_fail_over_after_the_attempt_timeout() {
+async fn l2_calls_to_a_hung_provider_are_made_elsewhere_before_their_time_is_up() {
     let nodes = mesh(3, "demo.echo=echo");
     let client = client(&nodes).await;
     calls(&client, 3, Duration::from_secs(5)).await;
@@ -128,10 +128,9 @@ async fn f1_calls_to_a_hung_provider_fail_over_after_the_attempt_timeout() {
 
     assert_eq!(answered.get(&hung), None);
     assert!(failed.iter().all(|(node, _)| *node == hung), "{failed:?}");
-    let waited = failed
-        .iter()
-        .any(|(_, cause)| matches!(cause, Cause::TimedOut(_) | Cause::Lost(_)));
-    assert!(waited, "no attempt waited for the hung provider: {failed:?}");
+    // A silent provider is left waiting beside the one that answers.
+    let waited_out = failed.iter().any(|(_, cause)| matches!(cause, Cause::TimedOut(_)));
+    assert!(!waited_out, "an attempt waited for the hung provider: {failed:?}");
     client.shutdown().await;
 }
 

@@ -677,3 +677,40 @@ fn f4_a_call_gives_up_after_sixteen_that_were_not_sent() {
         "{error:?}"
     );
 }
+
+#[test]
+fn d12_a_call_whose_providers_are_all_tried_goes_on_with_new_ones() {
+    let mut balancer = balancer(1);
+    let mut call = Call::new(start(), first());
+    let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
+    call.on_result(at(1), &mut balancer, attempt, FAILED);
+    let error = fails(&mut call, &mut balancer, 1);
+    assert!(matches!(error, CallError::AllProvidersFailed { .. }));
+    assert!(
+        !call.resume(at(2), &mut balancer, |_| true),
+        "the one that failed has answered"
+    );
+    balancer.update(at(3), [0, 7].map(macula_select::Provider::new));
+    assert!(call.resume(at(3), &mut balancer, |_| false));
+    let (to, attempt) = dispatched(&mut call, &mut balancer, 3);
+    assert_eq!(to, 7);
+    call.on_result(at(4), &mut balancer, attempt, Fate::Ok);
+    assert!(matches!(call.poll(at(4), &mut balancer), Output::Done(Ok(_))));
+    assert!(!call.resume(at(5), &mut balancer, |_| true), "it has succeeded");
+}
+
+#[test]
+fn d12_a_provider_that_nothing_was_sent_to_is_tried_again_when_its_record_is_fresh() {
+    let mut balancer = balancer(1);
+    let mut call = Call::new(start(), first());
+    let (to, attempt) = dispatched(&mut call, &mut balancer, 0);
+    call.on_result(at(1), &mut balancer, attempt, Fate::NotSent);
+    fails(&mut call, &mut balancer, 1);
+    assert!(!call.resume(at(2), &mut balancer, |_| false));
+    balancer.renew(at(3), &to);
+    assert!(call.resume(at(3), &mut balancer, |_| true));
+    let (again, attempt) = dispatched(&mut call, &mut balancer, 3);
+    assert_eq!(again, to);
+    call.on_result(at(4), &mut balancer, attempt, Fate::Ok);
+    assert!(matches!(call.poll(at(4), &mut balancer), Output::Done(Ok(_))));
+}

@@ -6,21 +6,28 @@ use std::{
     future::Future,
     net::SocketAddr,
     num::NonZeroU32,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures::{FutureExt as _, TryFutureExt as _};
-use macula_select::{CallOptions, Code, Fate, Loss, Refusal, RetryPolicy};
-use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Repeat, Route, Unknown};
+use macula_select::{CallOptions, Code, Fate, Link, Loss, Refusal, RetryPolicy};
+use macula_transport::{
+    CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, NotSent, Repeat, Route, Unknown,
+};
 use macula_wire::{ServiceName, StatusCode};
 use tracing::Span;
 
 use super::{
     answer::AnswerSource,
+    link,
+    links::{self, Asker},
     options::Options,
-    services::Service,
+    services::{Balanced, Member, Service},
     shared::{Client, now},
 };
 use crate::{
@@ -50,6 +57,11 @@ pub(super) trait Exchange: Sync {
 
     /// Whether the requests can be sent again.
     fn may_repeat(&self) -> bool {
+        true
+    }
+
+    /// Whether the requests can be sent to two providers at once.
+    fn may_run_beside(&self) -> bool {
         true
     }
 }
@@ -88,7 +100,7 @@ impl Exchange for Unary {
 pub(super) struct Job<'a, X> {
     pub(super) client: &'a Client,
     pub(super) service: &'a ServiceName,
-    pub(super) known: &'a Service,
+    pub(super) known: &'a Arc<Service>,
     pub(super) options: &'a Options,
     pub(super) payload: &'a Bytes,
     pub(super) start: Instant,
@@ -127,6 +139,25 @@ pub(super) struct Failure {
     pub(super) cause: Cause,
     /// The peer says that it restarted: only the old connection is of no use.
     pub(super) restarted: bool,
+    /// The state in which the attempt found the link to its provider.
+    pub(super) link: Option<Link>,
+}
+
+/// Whether a request may have been sent already. While it says no, the attempt waits for a dial.
+#[derive(Debug, Default)]
+pub(super) struct Progress(AtomicBool);
+
+impl Progress {
+    pub(super) fn is_sent(&self) -> bool {
+        self.0.load(Relaxed)
+    }
+}
+
+/// The provider of an attempt as its balancer knows it.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) balanced: &'a Balanced,
+    pub(super) member: Member,
 }
 
 impl<A> End<A> {
@@ -135,12 +166,27 @@ impl<A> End<A> {
             fate,
             cause,
             restarted: false,
+            link: None,
         })
     }
 
-    fn not_sent(reason: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::failed(Fate::NotSent, Cause::NotSent(Arc::new(reason)))
+    fn not_sent(reason: impl std::error::Error + Send + Sync + 'static, link: Option<Link>) -> Self {
+        Self::Failed(Failure {
+            fate: Fate::NotSent,
+            cause: Cause::NotSent(Arc::new(reason)),
+            restarted: false,
+            link,
+        })
     }
+}
+
+/// Whether an attempt goes on at its provider over a new connection.
+enum Again {
+    No,
+    /// The connection ended before the provider had started the call.
+    NotSent,
+    /// The provider restarted, and the call may run twice.
+    Restarted,
 }
 
 /// No connection within an attempt's time.
@@ -180,30 +226,96 @@ impl<X: Exchange> Job<'_, X> {
         }
     }
 
-    /// Makes an attempt, which ends by itself at `until`.
+    /// Makes an attempt, which ends by itself at `until`. A connection that ends before the provider has started the call, or because
+    /// the provider restarted, is dialed anew once (H6).
     pub(super) async fn attempt(
         &self,
         provider: &Provider,
         open: Option<Connection>,
-        start: Instant,
+        (start, until): (Instant, Instant),
+        span: &Span,
+        way: Way<'_>,
+        progress: &Progress,
+    ) -> Landed<X::Answer> {
+        let first = match open {
+            Some(connection) => {
+                progress.0.store(true, Relaxed);
+                match self.exchange_on(&connection, (start, start), until, span, way).await {
+                    Ok(landed) => return landed,
+                    Err(error) => error,
+                }
+            }
+            None => Again::No,
+        };
+        if let Again::Restarted = first {
+            way.balanced.lock().balancer.renew(now(), &way.member);
+        }
+        self.attempt_by_dial(provider, (start, until), span, way, progress)
+            .boxed()
+            .await
+    }
+
+    async fn attempt_by_dial(
+        &self,
+        provider: &Provider,
+        (start, until): (Instant, Instant),
+        span: &Span,
+        way: Way<'_>,
+        progress: &Progress,
+    ) -> Landed<X::Answer> {
+        let connection = match self.dial(provider, until).await {
+            Some(Ok(connection)) => connection,
+            Some(Err(error)) => {
+                let at = error.addr();
+                let end = End::not_sent(error, Some(Link::Down));
+                return Landed { at, end };
+            }
+            None => {
+                let end = End::not_sent(NoConnection(since(start)), Some(Link::Down));
+                return Landed { at: None, end };
+            }
+        };
+        // Before anything is sent: a call that is to take the attempt back finds out that it is too late.
+        progress.0.store(true, Relaxed);
+        links::tell(way.balanced, now(), &way.member, Link::Up);
+        match self.exchange_once(&connection, (start, now()), until, span).await {
+            (at, Ok(end)) => Landed { at, end },
+            (at, Err(error)) => Landed {
+                at,
+                end: self.failed(error, since(start)),
+            },
+        }
+    }
+
+    /// Sends the call on a connection that was open; the reason when it should be dialed anew.
+    async fn exchange_on(
+        &self,
+        connection: &Connection,
+        times: (Instant, Instant),
         until: Instant,
         span: &Span,
-    ) -> Landed<X::Answer> {
-        let (connection, now) = match open {
-            Some(connection) => (connection, start),
-            None => match self.dial(provider, until).boxed().await {
-                Some(Ok(connection)) => (connection, now()),
-                Some(Err(error)) => {
-                    let at = error.addr();
-                    let end = End::not_sent(error);
-                    return Landed { at, end };
-                }
-                None => {
-                    let end = End::not_sent(NoConnection(since(start)));
-                    return Landed { at: None, end };
-                }
+        way: Way<'_>,
+    ) -> Result<Landed<X::Answer>, Again> {
+        let (start, _) = times;
+        let (at, result) = self.exchange_once(connection, times, until, span).await;
+        let end = match result {
+            Ok(end) => end,
+            Err(error) => match self.again(&error, way) {
+                Again::No => self.failed(error, since(start)),
+                again => return Err(again),
             },
         };
+        Ok(Landed { at, end })
+    }
+
+    /// Sends the call on a connection, at the second of the times.
+    async fn exchange_once(
+        &self,
+        connection: &Connection,
+        (start, now): (Instant, Instant),
+        until: Instant,
+        span: &Span,
+    ) -> (Option<SocketAddr>, Result<End<X::Answer>, macula_transport::CallError>) {
         let at = connection.peer().remote_addr;
         observe::record_peer(span, at);
         let traced = self.traced(span);
@@ -216,19 +328,43 @@ impl<X: Exchange> Job<'_, X> {
         if let Some(metadata) = metadata {
             request = request.with_metadata(metadata);
         }
-        let end = match self.exchange.exchange(&connection, request, until).await {
-            Ok(Outcome::Answer(answer)) => End::Answer(answer),
-            Ok(Outcome::Error(reply)) => self.answered(reply, since(start)),
-            Ok(Outcome::Fault(error)) => End::Fault(error),
-            Err(error) => self.failed(error, since(start)),
-        };
-        Landed { at: Some(at), end }
+        let result = self
+            .exchange
+            .exchange(connection, request, until)
+            .await
+            .map(|outcome| match outcome {
+                Outcome::Answer(answer) => End::Answer(answer),
+                Outcome::Error(reply) => self.answered(reply, since(start)),
+                Outcome::Fault(error) => End::Fault(error),
+            });
+        (Some(at), result)
+    }
+
+    /// Whether the same provider may be asked again over a new connection.
+    fn again(&self, error: &macula_transport::CallError, way: Way<'_>) -> Again {
+        use macula_transport::CallError as Error;
+
+        let may_run_twice = || self.options.policy.retries(&Fate::Unknown(Loss::ConnectionLost));
+        // A dial to a peer that may be gone takes long; another provider is faster.
+        let is_only_one = || way.balanced.lock().balancer.len() == 1;
+        match error {
+            _ if !self.exchange.may_repeat() => Again::No,
+            Error::NotSent(NotSent::Lost(lost)) if link::is_there(lost) || is_only_one() => Again::NotSent,
+            Error::Unknown(Unknown::Lost(Lost::Restarted)) if may_run_twice() => Again::Restarted,
+            _ => Again::No,
+        }
     }
 
     /// A connection to the provider; `None` when there is none in time.
     async fn dial(&self, provider: &Provider, until: Instant) -> Option<Result<Connection, DialError>> {
         let dial = self.client.shared.pool.get(&provider.node_id, &provider.endpoints);
         tokio::time::timeout_at(until.into(), dial).await.ok()
+    }
+
+    /// Asks the directory anew behind this call; `None` when its list is not the directory's.
+    pub(super) fn asker(&self) -> Option<Asker> {
+        let is_listed = matches!(self.source, AnswerSource::Directory(_)) && self.options.provider.is_none();
+        is_listed.then(|| Asker::new(self.client, self.service, self.known))
     }
 
     /// How a router may pass the call on: as this client would make it.
@@ -276,7 +412,13 @@ impl<X: Exchange> Job<'_, X> {
         use macula_transport::CallError as Error;
 
         match error {
-            Error::NotSent(reason) => End::not_sent(reason),
+            Error::NotSent(reason) => {
+                let link = match &reason {
+                    NotSent::Lost(lost) => Some(link::after(lost)),
+                    _ => None,
+                };
+                End::not_sent(reason, link)
+            }
             Error::Refused {
                 status,
                 message,
@@ -296,11 +438,15 @@ impl<X: Exchange> Job<'_, X> {
                 End::failed(Fate::answered(Code::FailedPrecondition), Cause::Answered(status))
             }
             Error::Unknown(reason) => {
-                let restarted = matches!(reason, Unknown::Lost(Lost::Restarted));
+                let link = match &reason {
+                    Unknown::Lost(lost) => Some(link::after(lost)),
+                    _ => None,
+                };
                 End::Failed(Failure {
                     fate: Fate::Unknown(Loss::ConnectionLost),
+                    restarted: matches!(reason, Unknown::Lost(Lost::Restarted)),
                     cause: Cause::Lost(Arc::new(reason)),
-                    restarted,
+                    link,
                 })
             }
             // Another provider may take a message of this size.

@@ -1,7 +1,7 @@
 //! The builders of a client and of a call.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -136,6 +136,7 @@ impl ClientBuilder {
                 local: self.local,
                 defaults: self.defaults,
                 propagate: self.propagate,
+                follows_links: AtomicBool::new(false),
             }),
         }
     }

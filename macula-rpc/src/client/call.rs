@@ -1,6 +1,11 @@
 //! A call: in this process, at a provider that the directory gives, or through a router.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Instant};
+use std::{
+    future::poll_fn,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
+    time::Instant,
+};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -151,6 +156,9 @@ impl Client {
         payload: &Bytes,
         exchange: &X,
     ) -> Result<(Done<X::Answer>, AnswerSource), CallError> {
+        if !self.shared.follows_links.load(Relaxed) {
+            self.follow_links();
+        }
         let at_hand = match options.provider {
             None => self.shared.resolver.at_hand(service, options.resolve),
             Some(_) => None,

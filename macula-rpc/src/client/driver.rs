@@ -6,15 +6,24 @@
 //! is up, so a call without a hedge or a pause sets no timer. A call whose first attempt succeeds allocates nothing: it needs only a
 //! [`FirstAttempt`], and [`Driver`] takes over from it.
 
-use std::{future::poll_fn, net::SocketAddr, sync::Arc, task::Poll, time::Instant};
+use std::{
+    future::poll_fn,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Instant,
+};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use macula_select::{AttemptId, Call, Fate, FirstAttempt, Output};
+use macula_select::{AttemptId, Call, Fate, FirstAttempt, Output, Refusal};
 use macula_transport::Connection;
+use tokio::sync::futures::Notified;
 use tracing::{Instrument as _, Span};
 
 use super::{
-    attempt::{End, Exchange, Failure, Job, Landed, Tried},
+    attempt::{End, Exchange, Failure, Job, Landed, Progress, Tried, Way},
+    links,
     services::{Balanced, Member, Roster},
     shared::now,
     verdict,
@@ -39,43 +48,42 @@ pub(super) async fn run<X: Exchange>(
         balanced,
         attempt: None,
     };
-    let Some((provider, open)) = first.start(providers) else {
+    // News that come from now on wake this call.
+    let news = balanced.news().notified();
+    let Some(Chosen {
+        provider,
+        open,
+        way,
+        times,
+    }) = first.start(providers)
+    else {
         let driver = Driver::new(Call::new(job.start, job.call_options()), job, balanced);
         return driver.begin(providers).boxed().await;
     };
     let span = observe::attempt_span(&provider, 1, false);
-    // A named future would be moved.
-    let Landed { at, end } = if span.is_disabled() {
-        first.attempt(&provider, open, &span).await
-    } else {
-        let work = first.attempt(&provider, open, &span);
-        work.instrument(span.clone()).boxed().await
+    let progress = Progress::default();
+    let work = job.attempt(&provider, open, times, &span, way, &progress);
+    let tried = Tried {
+        provider: Arc::clone(&provider),
+        cause: None,
+        at: None,
+        span: span.clone(),
     };
-    match end {
-        End::Answer(answer) => {
-            first.end(Fate::Ok);
-            observe::record_attempt(&span, None);
-            Ok(Done {
-                answer,
-                provider: Some(provider),
-                failed_attempts: Vec::new(),
-            })
-        }
-        end => {
-            let Some(attempt) = first.attempt.take() else {
-                unreachable!("the attempt was started");
-            };
-            let mut driver = Driver::new(attempt.into_call(job.call_options()), job, balanced);
-            driver.tried.push(Tried {
-                provider,
-                cause: None,
-                at: None,
-                span,
-            });
-            let output = driver.landed(AttemptId::FIRST, Landed { at, end })?;
-            driver.drive(output).boxed().await
-        }
+    if span.is_disabled() {
+        first.finish(pin!(work), news, tried, &progress).await
+    } else {
+        let mut work = work.instrument(span.clone()).boxed();
+        first.finish(Pin::new(&mut work), news, tried, &progress).boxed().await
     }
+}
+
+/// A provider that was chosen for an attempt, and the connection to it if one is open.
+struct Chosen<'a> {
+    provider: Arc<Provider>,
+    open: Option<Connection>,
+    way: Way<'a>,
+    /// When the attempt starts, and when it ends by itself.
+    times: (Instant, Instant),
 }
 
 /// The first attempt while it runs. Dropping it cancels the attempt (F8).
@@ -85,31 +93,99 @@ struct First<'a, X: Exchange> {
     attempt: Option<FirstAttempt<Member>>,
 }
 
-impl<X: Exchange> First<'_, X> {
+impl<'a, X: Exchange> First<'a, X> {
     /// Takes over the provider list and chooses from it; `None` when the call ends before any attempt, or has a hedge.
-    fn start(&mut self, providers: &Arc<[Provider]>) -> Option<(Arc<Provider>, Option<Connection>)> {
+    fn start(&mut self, providers: &Arc<[Provider]>) -> Option<Chosen<'a>> {
         let job = self.job;
         if job.options.hedge.is_some() {
             return None;
         }
-        let options = job.call_options();
+        let (options, pool) = (job.call_options(), &job.client.shared.pool);
         let mut roster = self.balanced.lock();
-        roster.reconcile(providers, job.found);
+        roster.reconcile(providers, job.found, pool);
         self.attempt = FirstAttempt::start(job.start, job.found, &mut roster.balancer, &options);
-        let attempt = self.attempt.as_ref()?;
-        Some(roster.chosen(attempt.started(), *attempt.to(), &job.client.shared.pool))
+        let wants_dial = roster.wants_dial();
+        let chosen = self.attempt.as_ref().map(|attempt| {
+            let member = *attempt.to();
+            let (provider, open) = roster.chosen(attempt.started(), member, pool);
+            Chosen {
+                provider,
+                open,
+                way: Way {
+                    balanced: self.balanced,
+                    member,
+                },
+                times: (attempt.started(), attempt.until()),
+            }
+        });
+        drop(roster);
+        if wants_dial {
+            links::dial_behind(self.balanced, pool, job.asker());
+        }
+        chosen
     }
 
-    fn attempt(
-        &self,
-        provider: &Provider,
-        open: Option<Connection>,
-        span: &Span,
-    ) -> impl Future<Output = Landed<X::Answer>> + Send {
-        let now = self.job.found;
+    /// Waits for the attempt. When it fails, or its provider falls silent while it waits, a [`Driver`] goes on with the call.
+    async fn finish<F>(
+        mut self,
+        mut work: Pin<&mut F>,
+        news: Notified<'_>,
+        tried: Tried,
+        progress: &Progress,
+    ) -> Result<Done<X::Answer>, CallError>
+    where
+        F: Future<Output = Landed<X::Answer>> + Send,
+    {
+        let mut news = pin!(news);
+        let landed = loop {
+            tokio::select! {
+                biased;
+                landed = work.as_mut() => break Some(landed),
+                () = news.as_mut() => {
+                    news.set(self.balanced.news().notified());
+                    if self.is_stalled() {
+                        break None;
+                    }
+                }
+            }
+        };
+        if let Some(Landed {
+            end: End::Answer(answer),
+            ..
+        }) = landed
+        {
+            self.end(Fate::Ok);
+            observe::record_attempt(&tried.span, None);
+            return Ok(Done {
+                answer,
+                provider: Some(tried.provider),
+                failed_attempts: Vec::new(),
+            });
+        }
+        let Some(attempt) = self.attempt.take() else {
+            unreachable!("the attempt was started");
+        };
+        let until = attempt.until();
+        let mut driver = Driver::new(attempt.into_call(self.job.call_options()), self.job, self.balanced);
+        driver.tried.push(tried);
+        let output = match landed {
+            Some(landed) => driver.landed(AttemptId::FIRST, landed)?,
+            None => {
+                driver.flights.push(Flight {
+                    attempt: AttemptId::FIRST,
+                    until,
+                    sent: Sent::First(progress),
+                    work: Box::pin(work),
+                });
+                driver.poll()
+            }
+        };
+        driver.drive(output).boxed().await
+    }
+
+    fn is_stalled(&self) -> bool {
         let attempt = self.attempt.as_ref();
-        let (start, until) = attempt.map_or((now, now), |attempt| (attempt.started(), attempt.until()));
-        self.job.attempt(provider, open, start, until, span)
+        attempt.is_some_and(|attempt| attempt.is_stalled(&self.balanced.lock().balancer))
     }
 
     fn end(&mut self, fate: Fate) {
@@ -139,10 +215,36 @@ impl<X: Exchange> Drop for First<'_, X> {
     }
 }
 
+/// Whether an attempt under way may have sent its request.
+enum Sent<'a> {
+    First(&'a Progress),
+    Later(Arc<Progress>),
+}
+
+impl Sent<'_> {
+    fn is_sent(&self) -> bool {
+        match self {
+            Self::First(progress) => progress.is_sent(),
+            Self::Later(progress) => progress.is_sent(),
+        }
+    }
+}
+
+/// An attempt was taken back before anything was sent: another provider is connected.
+#[derive(Debug, thiserror::Error)]
+#[error("it was still being dialed when another provider was connected")]
+struct TakenBack;
+
+/// An attempt was given up because its provider no longer acknowledged anything.
+#[derive(Debug, thiserror::Error)]
+#[error("the provider fell silent")]
+struct FellSilent;
+
 /// An attempt under way. Dropping it tells the provider that the attempt is cancelled.
 struct Flight<'a, A> {
     attempt: AttemptId,
     until: Instant,
+    sent: Sent<'a>,
     work: BoxFuture<'a, Landed<A>>,
 }
 
@@ -156,6 +258,8 @@ struct Driver<'a, X: Exchange> {
     /// The attempts under way: one, or two while a hedge runs.
     flights: Vec<Flight<'a, X::Answer>>,
     answer: Option<X::Answer>,
+    /// The directory was asked anew for this call.
+    asked_anew: bool,
     over: bool,
 }
 
@@ -177,6 +281,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
             tried: Vec::new(),
             flights: Vec::new(),
             answer: None,
+            asked_anew: false,
             over: false,
         }
     }
@@ -186,7 +291,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let output = {
             let now = self.job.found;
             let mut roster = self.balanced.lock();
-            roster.reconcile(providers, now);
+            roster.reconcile(providers, now, &self.job.client.shared.pool);
             self.step(now, &mut roster)
         };
         self.drive(output).await
@@ -196,16 +301,25 @@ impl<'a, X: Exchange> Driver<'a, X> {
         loop {
             output = match output {
                 Output::Dispatch { .. } => self.poll(),
-                // The core asks for this only when it is told the state of links.
-                Output::Recall { .. } => self.poll(),
+                Output::Recall { attempt } => self.recall(attempt),
                 Output::Abort { attempt } => {
                     self.abort(attempt);
                     self.poll()
                 }
-                Output::Wait(at) => match self.wait(at).await {
-                    Some((attempt, landed)) => self.landed(attempt, landed)?,
-                    None => self.poll(),
-                },
+                Output::Wait(_) => {
+                    let news = self.balanced.news().notified();
+                    // This poll sees the news until now; later news wake it.
+                    match self.poll() {
+                        Output::Wait(at) => match self.wait(at, news).await {
+                            Some((attempt, landed)) => self.landed(attempt, landed)?,
+                            None => self.poll(),
+                        },
+                        output => output,
+                    }
+                }
+                Output::Done(Err(macula_select::CallError::AllProvidersFailed { .. })) if self.ask_anew().await => {
+                    self.poll()
+                }
                 Output::Done(end) => return self.conclude(end),
                 Output::Over => unreachable!("the loop ends with Done"),
             };
@@ -230,6 +344,9 @@ impl<'a, X: Exchange> Driver<'a, X> {
             hedge,
         } = output
         {
+            if hedge && !self.job.exchange.may_run_beside() {
+                self.give_up_silent(now, roster, attempt);
+            }
             let job = self.job;
             let (provider, open) = roster.chosen(now, to, &job.client.shared.pool);
             let span = observe::attempt_span(&provider, self.tried.len() + 1, hedge);
@@ -241,18 +358,88 @@ impl<'a, X: Exchange> Driver<'a, X> {
                 span: span.clone(),
             });
             let within = span.clone();
-            let work = async move { job.attempt(&provider, open, started, until, &span).await };
+            let way = Way {
+                balanced: self.balanced,
+                member: to,
+            };
+            let progress = Arc::new(Progress::default());
+            let sent = Sent::Later(Arc::clone(&progress));
+            let times = (started, until);
+            let work = async move { job.attempt(&provider, open, times, &span, way, &progress).await };
             self.flights.push(Flight {
                 attempt,
                 until,
+                sent,
                 work: work.instrument(within).boxed(),
             });
         }
         output
     }
 
-    /// The next attempt that ends; `None` when `at` passes first.
-    async fn wait(&mut self, at: Instant) -> Option<(AttemptId, Landed<X::Answer>)> {
+    /// Gives up the attempts at silent providers, because the next one needs the requests that they hold.
+    fn give_up_silent(&mut self, now: Instant, roster: &mut Roster, next: AttemptId) {
+        for flight in std::mem::take(&mut self.flights) {
+            if flight.attempt == next {
+                continue;
+            }
+            self.record(flight.attempt, None, Some(Cause::Lost(Arc::new(FellSilent))));
+            let lost = Fate::Unknown(macula_select::Loss::ConnectionLost);
+            self.call.on_result(now, &mut roster.balancer, flight.attempt, lost);
+        }
+    }
+
+    /// Takes an attempt back unless its request may have been sent.
+    fn recall(&mut self, attempt: AttemptId) -> Output<Member> {
+        let waits = self
+            .flights
+            .iter()
+            .position(|flight| flight.attempt == attempt && !flight.sent.is_sent());
+        if let Some(place) = waits {
+            self.flights.remove(place);
+            self.record(attempt, None, Some(Cause::NotSent(Arc::new(TakenBack))));
+            let now = now();
+            self.call
+                .on_result(now, &mut self.balanced.lock().balancer, attempt, Fate::NotSent);
+        }
+        self.poll()
+    }
+
+    /// Asks the directory anew, once, when every known provider was tried (D12). Returns whether the call goes on.
+    async fn ask_anew(&mut self) -> bool {
+        let job = self.job;
+        if job.asker().is_none() || std::mem::replace(&mut self.asked_anew, true) {
+            return false;
+        }
+        let asked = job
+            .known
+            .refresh
+            .ask(&*job.client.shared.resolver, job.service, job.found);
+        let Ok(Some(list)) = tokio::time::timeout_at(self.call.deadline().into(), asked).await else {
+            return false;
+        };
+        let pool = &job.client.shared.pool;
+        let now = now();
+        let mut roster = self.balanced.lock();
+        roster.reconcile(&list, now, pool);
+        let renewed: Vec<Member> = self
+            .tried
+            .iter()
+            .filter(|tried| {
+                let listed = list.iter().find(|provider| provider.node_id == tried.provider.node_id);
+                let is_refused = matches!(tried.cause, Some(Cause::Refused(_)));
+                listed.is_some_and(|listed| {
+                    let is_open = || pool.open(&listed.node_id).is_some();
+                    listed.endpoints != tried.provider.endpoints || (!is_refused && is_open())
+                })
+            })
+            .filter_map(|tried| roster.member(&tried.provider.node_id))
+            .collect();
+        self.call
+            .resume(now, &mut roster.balancer, |member| renewed.contains(member))
+    }
+
+    /// The next attempt that ends; `None` when `at` passes first, or there are news.
+    async fn wait(&mut self, at: Instant, news: Notified<'_>) -> Option<(AttemptId, Landed<X::Answer>)> {
         let ends_by_itself = self.flights.iter().any(|flight| flight.until <= at);
         let flights = &mut self.flights;
         let landing = poll_fn(|cx| {
@@ -266,13 +453,11 @@ impl<'a, X: Exchange> Driver<'a, X> {
                 None => Poll::Pending,
             }
         });
-        if ends_by_itself {
-            return Some(landing.await);
-        }
         tokio::select! {
             biased;
             landed = landing => Some(landed),
-            () = tokio::time::sleep_until(at.into()) => None,
+            () = news => None,
+            () = tokio::time::sleep_until(at.into()), if !ends_by_itself => None,
         }
     }
 
@@ -299,12 +484,17 @@ impl<'a, X: Exchange> Driver<'a, X> {
     /// Tells the core how an attempt ended; an error when the call is wrong at every provider.
     fn landed(&mut self, attempt: AttemptId, landed: Landed<X::Answer>) -> Result<Output<Member>, CallError> {
         let now = now();
-        let (fate, cause, restarted) = match landed.end {
+        let (fate, cause, restarted, link) = match landed.end {
             End::Answer(answer) => {
                 self.answer = Some(answer);
-                (Fate::Ok, None, false)
+                (Fate::Ok, None, false, None)
             }
-            End::Failed(Failure { fate, cause, restarted }) => (fate, Some(cause), restarted),
+            End::Failed(Failure {
+                fate,
+                cause,
+                restarted,
+                link,
+            }) => (fate, Some(cause), restarted, link),
             End::Fault(error) => return Err(error),
         };
         self.record(attempt, landed.at, cause);
@@ -313,11 +503,32 @@ impl<'a, X: Exchange> Driver<'a, X> {
         }
         let member = self.call.attempts().get(attempt).map(|it| *it.provider());
         let mut roster = self.balanced.lock();
+        if let (Some(member), Some(link)) = (&member, link) {
+            // Before the result: what was lost with a dead provider is not the call's to pay (L5).
+            roster.balancer.link(now, member, link);
+        }
         self.call.on_result(now, &mut roster.balancer, attempt, fate);
         if let Some(member) = member.filter(|_| restarted) {
             roster.balancer.renew(now, &member);
         }
-        Ok(self.step(now, &mut roster))
+        let output = self.step(now, &mut roster);
+        drop(roster);
+        let is_leaving = matches!(
+            fate,
+            Fate::Refused {
+                reason: Refusal::Draining,
+                ..
+            }
+        );
+        if link.is_some() || is_leaving {
+            let asker = self.job.asker();
+            if let Some(asker) = &asker {
+                asker.ask(self.job.found);
+            }
+            self.balanced.news().notify_waiters();
+            links::dial_behind(self.balanced, &self.job.client.shared.pool, asker);
+        }
+        Ok(output)
     }
 
     fn count_attempts(&self) {

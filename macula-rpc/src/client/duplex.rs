@@ -170,6 +170,11 @@ impl Exchange for Duplex<'_> {
     fn may_repeat(&self) -> bool {
         self.replay.as_ref().is_none_or(Replay::may_repeat)
     }
+
+    /// A stream of requests has one reader.
+    fn may_run_beside(&self) -> bool {
+        self.replay.is_none()
+    }
 }
 
 impl Client {

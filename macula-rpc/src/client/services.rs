@@ -3,15 +3,16 @@
 use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::{Duration, Instant},
 };
 
-use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
+use macula_select::{Balancer, BalancerConfig, Link, LocalityConfig, Zone};
 use macula_transport::{Connection, FoundConnection, Pool};
-use macula_wire::{NodeId, ServiceName};
+use macula_wire::{Address, NodeId, ServiceName};
+use tokio::sync::Notify;
 
-use super::options::Defaults;
+use super::{link, options::Defaults, refresh::Refresh};
 use crate::{
     Provider,
     keyed::Keyed,
@@ -47,6 +48,7 @@ type Known = HashMap<ServiceName, Arc<Service>, Keyed>;
 pub(super) struct Service {
     pub(super) balanced: Balanced,
     pub(super) meters: Arc<Meters>,
+    pub(super) refresh: Refresh,
 }
 
 impl Services {
@@ -106,6 +108,7 @@ impl Services {
         let fresh = Arc::new(Service {
             balanced: Balanced::new(&self.defaults, seed),
             meters: meters(),
+            refresh: Refresh::default(),
         });
         if services.len() < max {
             services.insert(service.clone(), Arc::clone(&fresh));
@@ -116,6 +119,20 @@ impl Services {
     /// A balancer for one call, which leaves no state.
     pub(super) fn alone(&self) -> Balanced {
         Balanced::new(&self.defaults, self.seed)
+    }
+
+    /// The services that are remembered.
+    pub(super) fn all(&self) -> Vec<(ServiceName, Arc<Service>)> {
+        let mut all = Vec::new();
+        for services in [&self.services, &self.for_peers] {
+            let services = services.read().unwrap_or_else(PoisonError::into_inner);
+            all.extend(
+                services
+                    .iter()
+                    .map(|(name, service)| (name.clone(), Arc::clone(service))),
+            );
+        }
+        all
     }
 
     /// The balancer of the routers.
@@ -133,9 +150,17 @@ fn other() -> ServiceName {
     ServiceName::new(OTHER).unwrap_or_else(|error| unreachable!("a valid name: {error}"))
 }
 
-/// A balancer behind a lock that is held for single steps only, never across an await.
-pub(super) struct Balanced {
+/// A balancer behind a lock that is held for single steps only, never across an await. Clones share it.
+#[derive(Clone)]
+pub(super) struct Balanced(Arc<Shared>);
+
+/// A balancer that does not keep the balancer alive.
+pub(super) struct WeakBalanced(Weak<Shared>);
+
+struct Shared {
     roster: Mutex<Roster>,
+    /// Woken when the link of a provider has changed: calls that wait look at their attempts anew.
+    news: Notify,
 }
 
 /// A service's providers and the balancer that chooses among them.
@@ -146,6 +171,8 @@ pub(super) struct Roster {
     places: HashMap<NodeId, u32, Keyed>,
     peers: Vec<Option<Peer>>,
     free: Vec<u32>,
+    /// A task dials providers behind the calls.
+    pub(super) dialing: bool,
 }
 
 /// A provider as the balancer knows it: small, because a call copies it several times, and an index, which spares a lookup.
@@ -186,6 +213,14 @@ impl Member {
     }
 }
 
+/// How a provider came into the list.
+#[derive(Debug, Clone, Copy)]
+enum Came {
+    New,
+    /// It was listed before, with other addresses.
+    Moved,
+}
+
 /// A provider, and where the pool last had its connection.
 struct Peer {
     provider: Arc<Provider>,
@@ -214,37 +249,66 @@ impl Balanced {
             places: HashMap::default(),
             peers: Vec::new(),
             free: Vec::new(),
+            dialing: false,
         };
-        Self {
+        Self(Arc::new(Shared {
             roster: Mutex::new(roster),
-        }
+            news: Notify::new(),
+        }))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Roster> {
-        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Woken when the link of a provider has changed.
+    pub(super) fn news(&self) -> &Notify {
+        &self.0.news
+    }
+
+    pub(super) fn downgrade(&self) -> WeakBalanced {
+        WeakBalanced(Arc::downgrade(&self.0))
+    }
+}
+
+impl WeakBalanced {
+    pub(super) fn upgrade(&self) -> Option<Balanced> {
+        self.0.upgrade().map(Balanced)
     }
 }
 
 impl Roster {
-    /// Takes over a provider list, unless it is the one already there.
-    pub(super) fn reconcile(&mut self, providers: &Arc<[Provider]>, now: Instant) {
+    /// Takes over a provider list, unless it is the one already there. Connections that `pool` holds to new providers count from now on.
+    pub(super) fn reconcile(&mut self, providers: &Arc<[Provider]>, now: Instant, pool: &Pool) {
         if Arc::ptr_eq(&self.list, providers) {
             return;
         }
         if self.list != *providers {
-            self.place(providers);
+            let fresh = self.place(providers);
             let candidates = providers.iter().filter_map(|provider| {
                 let zone = provider.zone.as_deref().map(Zone::named);
                 let member = Member::new(*self.places.get(&provider.node_id)?, &provider.node_id);
                 Some(macula_select::Provider::new(member).weight(provider.weight).zone(zone))
             });
             self.balancer.update(now, candidates);
+            for (member, id, came) in fresh {
+                match came {
+                    Came::New => self.balancer.link(now, &member, link::of(pool, &id)),
+                    Came::Moved => self.balancer.renew(now, &member),
+                }
+            }
         }
         self.list = Arc::clone(providers);
     }
 
-    /// Gives every listed provider a place; one that had a place keeps it.
-    fn place(&mut self, providers: &[Provider]) {
+    /// Whether a task should dial providers behind the calls.
+    pub(super) fn wants_dial(&self) -> bool {
+        !self.dialing && self.balancer.next_dial().is_some()
+    }
+
+    /// Gives every listed provider a place; one that had a place keeps it. Returns those that are new or have other addresses.
+    fn place(&mut self, providers: &[Provider]) -> Vec<(Member, NodeId, Came)> {
+        let mut fresh = Vec::new();
         let mut left = std::mem::take(&mut self.places);
         for provider in providers {
             if let Some((id, place)) = left.remove_entry(&provider.node_id) {
@@ -256,12 +320,25 @@ impl Roster {
             self.free.push(place);
         }
         for provider in providers {
+            let mut came = None;
             let place = *self.places.entry(provider.node_id).or_insert_with(|| {
+                came = Some(Came::New);
                 self.free.pop().unwrap_or_else(|| {
                     self.peers.push(None);
                     self.peers.len() as u32 - 1
                 })
             });
+            let before = &self.peers[place as usize];
+            if before
+                .as_ref()
+                .is_some_and(|peer| peer.provider.endpoints != provider.endpoints)
+            {
+                came = came.or(Some(Came::Moved));
+            }
+            if let Some(came) = came {
+                let member = Member::new(place, &provider.node_id);
+                fresh.push((member, provider.node_id, came));
+            }
             self.peers[place as usize] = Some(Peer {
                 provider: Arc::new(provider.clone()),
                 found: FoundConnection::default(),
@@ -269,6 +346,26 @@ impl Roster {
                 reported: None,
             });
         }
+        fresh
+    }
+
+    /// The member of a listed node.
+    pub(super) fn member(&self, id: &NodeId) -> Option<Member> {
+        let place = self.places.get(id)?;
+        Some(Member::new(*place, id))
+    }
+
+    /// Tells the balancer the link of every listed provider.
+    pub(super) fn tell_all(&mut self, now: Instant, link: impl Fn(&NodeId) -> Link) {
+        for (id, place) in &self.places {
+            self.balancer.link(now, &Member::new(*place, id), link(id));
+        }
+    }
+
+    /// The node behind a member, and where it listens.
+    pub(super) fn peer(&self, member: Member) -> Option<(NodeId, Vec<Address>)> {
+        let peer = self.peers.get(member.place as usize)?.as_ref()?;
+        Some((peer.provider.node_id, peer.provider.endpoints.clone()))
     }
 
     /// The provider that the balancer has just chosen, and the connection to it if one is open. The provider's load report on that
@@ -324,23 +421,24 @@ mod tests {
     }
 
     /// The members of a list, in its order, after the roster has taken it over.
-    fn members(roster: &mut Roster, list: &[NodeId]) -> Vec<Member> {
+    fn members(roster: &mut Roster, list: &[NodeId], pool: &Pool) -> Vec<Member> {
         let providers: Arc<[Provider]> = list.iter().map(|id| Provider::new(*id, [])).collect();
-        roster.reconcile(&providers, Instant::now());
+        roster.reconcile(&providers, Instant::now(), pool);
         list.iter().map(|id| Member::new(roster.places[id], id)).collect()
     }
 
-    #[test]
-    fn a_provider_keeps_its_member_while_it_is_listed_and_no_other_ever_has_it() {
+    #[tokio::test]
+    async fn a_provider_keeps_its_member_while_it_is_listed_and_no_other_ever_has_it() {
+        let pool = pool().await;
         let balanced = balanced();
         let mut roster = balanced.lock();
         let [a, b, c] = [1, 2, 3].map(id);
-        let before = members(&mut roster, &[a, b]);
-        let after = members(&mut roster, &[c, b]);
+        let before = members(&mut roster, &[a, b], &pool);
+        let after = members(&mut roster, &[c, b], &pool);
         assert_eq!(after[1], before[1], "it stayed");
         assert_ne!(after[0], before[0], "the place's next holder is another member");
         assert_eq!(after[0].place, before[0].place, "places are used again");
-        let back = members(&mut roster, &[b, c, a]);
+        let back = members(&mut roster, &[b, c, a], &pool);
         assert_eq!((back[0], back[1]), (before[1], after[0]));
         assert!(
             back[2] == before[0] && back[2].place != before[0].place,
@@ -375,12 +473,13 @@ mod tests {
         assert!(Arc::ptr_eq(&services.of(&own[0]), &services.for_peers(&own[0])));
     }
 
-    #[test]
-    fn a_list_that_names_a_provider_twice_has_it_once() {
+    #[tokio::test]
+    async fn a_list_that_names_a_provider_twice_has_it_once() {
+        let pool = pool().await;
         let balanced = balanced();
         let mut roster = balanced.lock();
         let [a, b] = [1, 2].map(id);
-        let twice = members(&mut roster, &[a, b, a]);
+        let twice = members(&mut roster, &[a, b, a], &pool);
         assert_eq!(twice[0], twice[2]);
         assert_eq!((roster.peers.len(), roster.balancer.len()), (2, 2));
     }

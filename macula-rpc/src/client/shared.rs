@@ -1,7 +1,7 @@
 //! A client's state, which its calls share.
 
 use std::{
-    sync::{Arc, Weak},
+    sync::{Arc, Weak, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -26,6 +26,8 @@ pub(super) struct Shared {
     pub(super) kept_for_peers: Arc<KeptForPeers>,
     pub(super) defaults: Defaults,
     pub(super) propagate: Option<Arc<dyn Propagate>>,
+    /// A task tells the balancers of the pool's connections.
+    pub(super) follows_links: AtomicBool,
 }
 
 /// The nodes that forward a call when the directory gives no answer: the bootstrap nodes that this node is connected to.
@@ -35,6 +37,7 @@ pub trait Routers: Send + Sync + 'static {
 }
 
 /// A client that does not keep the client alive.
+#[derive(Clone)]
 pub(crate) struct WeakClient(Weak<Shared>);
 
 impl WeakClient {

@@ -288,6 +288,15 @@ impl Mesh {
         let service = "macula.conformance.v1.Conformance".parse().unwrap();
         let directory = StaticResolver::new().with_service(service, nodes.iter().map(|node| node.provider.clone()));
         let (endpoint, builder) = caller(directory).await;
+        // Every provider is connected, so that the strategy alone decides (H5).
+        for node in &nodes {
+            let provider = &node.provider;
+            endpoint
+                .pool()
+                .get(&provider.node_id, &provider.endpoints)
+                .await
+                .unwrap();
+        }
         let client = builder.strategy(strategy).build();
         Self {
             nodes,

@@ -42,6 +42,8 @@ pub struct Attempt<K> {
     pub(crate) elapsed: Nanos,
     pub(crate) fate: Fate,
     pub(crate) hedge: bool,
+    /// Nothing was sent, and the provider may be tried again: a fresh record of it came.
+    pub(crate) renewed: bool,
 }
 
 impl<K> Attempt<K> {
@@ -110,6 +112,14 @@ impl<K> Attempts<K> {
         }
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Attempt<K>> {
+        self.first.iter_mut().flatten().chain(&mut self.more)
+    }
+
+    pub(crate) fn last_id(&self) -> Option<AttemptId> {
+        self.length.checked_sub(1).map(AttemptId)
+    }
+
     /// The attempt with this id.
     #[must_use]
     pub fn get(&self, id: AttemptId) -> Option<&Attempt<K>> {
@@ -165,6 +175,7 @@ mod tests {
                 elapsed: 0,
                 fate: Fate::NotSent,
                 hedge: false,
+                renewed: false,
             });
             attempts.get_mut(id).unwrap().fate = Fate::Ok;
         }

@@ -475,7 +475,7 @@ impl Watched {
     fn has_ended(&self) -> bool {
         matches!(
             self.call.state,
-            super::super::State::Ended(_) | super::super::State::Over
+            super::super::State::Ended(_) | super::super::State::Exhausted | super::super::State::Over
         )
     }
 
