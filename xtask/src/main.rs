@@ -8,10 +8,12 @@
     reason = "the terminal is the interface of this tool"
 )]
 
+mod cluster;
 mod codegen;
 mod criterion;
 mod finding;
 mod fuzz;
+mod image;
 mod layers;
 mod metadata;
 mod programs;
@@ -70,6 +72,16 @@ enum Command {
         #[command(flatten)]
         request: programs::Request,
     },
+    /// Build the program's container image, from scratch.
+    Image {
+        #[command(flatten)]
+        request: image::Request,
+    },
+    /// Run the scenarios of faults on processes, network namespaces or containers.
+    Cluster {
+        #[command(flatten)]
+        request: cluster::Request,
+    },
     /// Fuzz a target, or all of them for a while.
     Fuzz {
         #[command(flatten)]
@@ -90,6 +102,8 @@ fn main() -> ExitCode {
         Command::Tidy => tidy::check(),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),
+        Command::Image { request } => image::image(&request),
+        Command::Cluster { request } => cluster::cluster(&request),
         Command::Fuzz { request } => fuzz::fuzz(request),
     };
     match result {
