@@ -15,6 +15,7 @@
 
 mod channel;
 mod convert;
+mod headers;
 mod here;
 mod mount;
 

@@ -12,6 +12,7 @@ mod event;
 mod health;
 mod index;
 mod lease;
+mod leases;
 mod member;
 mod p2c;
 mod pick;
@@ -22,12 +23,13 @@ mod timers;
 mod update;
 
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use config::{AffinityConfig, BalancerConfig, HealthConfig, LocalityConfig};
 pub use event::{EjectionReason, Event, MAX_EVENTS, RestoreReason};
-pub use lease::Lease;
-pub use pick::{Locality, PickContext, PickError, ProbeConsent};
+pub use lease::{ForeignLease, Lease};
+pub use pick::{DEFAULT_LEASE, Locality, PickContext, PickError, ProbeConsent};
 pub use stats::{ProviderState, ProviderStats, Stats};
 pub use update::Changes;
 
@@ -45,6 +47,7 @@ use crate::rng::Rng;
 use crate::weights::Weights;
 use event::Events;
 use index::Index;
+use leases::Leases;
 use member::{Circuit, Cold, Hot};
 use roster::{Roster, Tier};
 use rotation::Rotation;
@@ -64,11 +67,13 @@ use rotation::Rotation;
 ///
 /// let lease = balancer.pick(now, &PickContext::default())?;
 /// println!("send it to {}", balancer.provider(&lease).expect("it was just picked"));
-/// balancer.report(now, lease, Fate::Ok);
-/// # Ok::<(), macula_select::PickError>(())
+/// balancer.report(now, lease, Fate::Ok)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct Balancer<K> {
+    /// Tells its leases from those of other balancers. Clones share it, with the leases of before.
+    id: u32,
     config: BalancerConfig,
     decay: Decay,
     pub(crate) clock: Clock,
@@ -105,6 +110,7 @@ pub struct Balancer<K> {
     local_in_flight: u32,
     next_due: Nanos,
     next_tune: Nanos,
+    leases: Leases,
     counters: Counters,
 }
 
@@ -112,11 +118,15 @@ pub struct Balancer<K> {
 struct Counters {
     issued: u64,
     reported: u64,
+    lost: u64,
     panic_picks: u64,
     probes: u64,
     ejections: u64,
     ejections_capped: u64,
 }
+
+/// The next balancer's id. It wraps after four thousand million of them, long after the leases of the first are over.
+static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
 /// The first hold of a provider that refuses for overload without saying when it wants to be asked again.
 const OVERLOAD_HOLD: Duration = Duration::from_millis(100);
@@ -134,6 +144,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     #[must_use]
     pub fn new(config: BalancerConfig, seed: u64) -> Self {
         Self {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             decay: Decay::new(config.latency),
             clock: Clock::default(),
             rng: Rng::new(seed),
@@ -160,6 +171,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             local_in_flight: 0,
             next_due: NEVER,
             next_tune: NEVER,
+            leases: Leases::new(),
             counters: Counters::default(),
             config,
         }
@@ -189,26 +201,49 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         self.find(key).is_some()
     }
 
-    /// The provider that a lease is for, or `None` if an update removed it meanwhile.
+    /// The provider that a lease is for, or `None` if an update removed it meanwhile or another balancer issued it.
     #[must_use]
     pub fn provider(&self, lease: &Lease) -> Option<&K> {
+        if lease.issuer != self.id {
+            return None;
+        }
         self.member(lease.handle)
             .and_then(|slot| self.cold[slot as usize].key.as_ref())
     }
 
     /// Takes back a lease and learns how the attempt ended.
     ///
-    /// Also fine after the provider was removed, or removed and added again: its new life then starts unburdened.
-    pub fn report(&mut self, now: Instant, lease: Lease, fate: Fate) {
+    /// Also fine after the lease's deadline, and after the provider was removed, or removed and added again: its new life
+    /// then starts unburdened.
+    ///
+    /// # Errors
+    ///
+    /// [`ForeignLease`] if another balancer issued it.
+    pub fn report(&mut self, now: Instant, lease: Lease, fate: Fate) -> Result<(), ForeignLease> {
+        if lease.issuer != self.id {
+            return Err(ForeignLease(lease));
+        }
         let now = self.clock.tick(now);
+        let held = self.leases.take(lease.ticket);
+        if !held {
+            // A lease that a clone of this balancer issued was never lost here.
+            match self.counters.lost.checked_sub(1) {
+                Some(lost) => self.counters.lost = lost,
+                None => return Err(ForeignLease(lease)),
+            }
+        }
         self.counters.reported += 1;
-        let Some(slot) = self.member(lease.handle) else { return };
+        let Some(slot) = self.member(lease.handle) else {
+            return Ok(());
+        };
         let unit = self.unit(now);
         let hot = &mut self.hot[slot as usize];
         let cold = &mut self.cold[slot as usize];
-        hot.in_flight = hot.in_flight.saturating_sub(1);
-        if self.config.locality.zone.is_some() && !cold.remote {
-            self.local_in_flight = self.local_in_flight.saturating_sub(1);
+        if held {
+            hot.in_flight -= 1;
+            if self.config.locality.zone.is_some() && !cold.remote {
+                self.local_in_flight -= 1;
+            }
         }
         let elapsed = now.saturating_sub(lease.started);
         let verdict = fate.verdict();
@@ -286,6 +321,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         if !hold.is_zero() {
             self.hold(now, slot, now.saturating_add(nanos(hold)));
         }
+        Ok(())
     }
 
     /// How long a provider is left in peace that is overloaded and does not say for how long: doubling while that goes on.
@@ -345,14 +381,18 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// Observers need this: picks notice by themselves what is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.clock.instant(self.next_due.min(self.next_tune))
+        self.clock.instant(self.next_moment())
     }
 
     /// Advances time. Early or repeated calls are harmless.
     pub fn handle_timeout(&mut self, now: Instant) {
         let now = self.clock.tick(now);
         self.advance(now);
-        debug_assert!(self.next_due.min(self.next_tune) > now);
+        debug_assert!(self.next_moment() > now);
+    }
+
+    fn next_moment(&self) -> Nanos {
+        self.next_due.min(self.next_tune).min(self.leases.due())
     }
 
     /// A snapshot as of the latest moment it was told of.
@@ -367,6 +407,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             draining,
             issued: self.counters.issued,
             reported: self.counters.reported,
+            lost: self.counters.lost,
             panic_picks: self.counters.panic_picks,
             probes: self.counters.probes,
             ejections: self.counters.ejections,
@@ -412,6 +453,12 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         self.quantile.p95()
     }
 
+    /// Takes back the lease of a call's attempt.
+    pub(crate) fn take_back(&mut self, now: Instant, lease: Lease, fate: Fate) {
+        // Refused when the call was driven with two balancers. The one that issued it reclaims it at the deadline.
+        let _refused = self.report(now, lease, fate);
+    }
+
     /// Takes a retry from the budget, if there is one.
     pub(crate) fn take_retry(&mut self, now: Nanos) -> bool {
         let allowed = self.budget.try_retry(now);
@@ -431,7 +478,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     }
 
     #[cfg(test)]
-    pub(crate) fn current_epoch(&self, handle: Handle) -> u32 {
+    pub(crate) fn current_epoch(&self, handle: Handle) -> u16 {
         self.member(handle).map_or(0, |slot| self.cold[slot as usize].epoch)
     }
 

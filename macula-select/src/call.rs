@@ -2,7 +2,8 @@
 //!
 //! **The contract.** [`Call::poll`] until it says [`Output::Wait`], performing what it asks; then sleep until that
 //! instant or the next result, whichever is first; tell results with [`Call::on_result`]; begin again. It ends
-//! with one [`Output::Done`]. A caller who loses interest must [`Call::cancel`], or its providers look busy for ever.
+//! with one [`Output::Done`]. A caller who loses interest must [`Call::cancel`], or the providers look busy until the
+//! attempts time out.
 //!
 //! **Invariants.** A provider is tried at most once. No attempt starts at or after the deadline. While a call that
 //! must not run twice has an attempt in flight, and after one whose fate is unknown, there is no other. When it is
@@ -69,6 +70,7 @@ pub const MAX_NOT_SENT: u32 = 16;
 /// ```
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
+#[must_use = "poll it to its end or cancel it, or its providers look busy until its attempts time out"]
 pub struct Call<K> {
     options: CallOptions,
     started: Instant,
@@ -148,7 +150,6 @@ enum Failure {
 
 impl<K: Eq + Hash + Clone> Call<K> {
     /// A call that begins now.
-    #[must_use]
     pub fn new(now: Instant, options: CallOptions) -> Self {
         Self {
             started: now,
@@ -323,7 +324,9 @@ impl<K: Eq + Hash + Clone> Call<K> {
         excluded: Excluded,
         hedge: bool,
     ) -> Option<Sent<K>> {
-        let (to, lease) = choose(&self.options, self.probe_consent(hedge), now, at, balancer, excluded)?;
+        let until = attempt_until(&self.options, now, self.deadline);
+        let times = Times { now, at, until };
+        let (to, lease) = choose(&self.options, self.probe_consent(hedge), times, balancer, excluded)?;
         self.probed |= lease.is_probe();
         let attempt = self.attempts.push(Attempt {
             provider: to.clone(),
@@ -333,7 +336,6 @@ impl<K: Eq + Hash + Clone> Call<K> {
             fate: Fate::Cancelled,
             hedge,
         });
-        let until = attempt_until(&self.options, now, self.deadline);
         self.counted += 1;
         self.state = State::InFlight;
         let live = Live { attempt, lease, until };
@@ -516,7 +518,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
                 verdict = Fate::Cancelled;
             }
         }
-        balancer.report(now, lease, verdict);
+        balancer.take_back(now, lease, verdict);
     }
 
     /// Whether an attempt that took so long had all the time that an attempt of this call may have.
@@ -582,13 +584,19 @@ fn probe_consent(options: &CallOptions, counted: u32, hedge: bool) -> Option<Pro
     }
 }
 
+/// When an attempt starts, by the caller's clock and the balancer's, and when it is over.
+struct Times {
+    now: Instant,
+    at: Nanos,
+    until: Instant,
+}
+
 /// Picks for an attempt.
 #[inline]
 fn choose<K: Eq + Hash + Clone>(
     options: &CallOptions,
     probe: Option<ProbeConsent>,
-    now: Instant,
-    at: Nanos,
+    Times { now, at, until }: Times,
     balancer: &mut Balancer<K>,
     excluded: Excluded,
 ) -> Option<(K, Lease)> {
@@ -597,10 +605,11 @@ fn choose<K: Eq + Hash + Clone>(
         affinity: options.affinity,
         locality: options.locality,
         probe,
+        timeout: until - now,
     };
     let lease = balancer.choose(at, choice, excluded).ok()?;
     let Some(to) = balancer.provider(&lease).cloned() else {
-        balancer.report(now, lease, Fate::Cancelled);
+        balancer.take_back(now, lease, Fate::Cancelled);
         return None;
     };
     Some((to, lease))

@@ -20,9 +20,9 @@ pub mod guide;
 
 pub use backoff::Backoff;
 pub use balancer::{
-    AffinityConfig, Balancer, BalancerConfig, Changes, EjectionReason, Event, HealthConfig, Lease, Locality,
-    LocalityConfig, MAX_EVENTS, PickContext, PickError, ProbeConsent, ProviderState, ProviderStats, RestoreReason,
-    Stats,
+    AffinityConfig, Balancer, BalancerConfig, Changes, DEFAULT_LEASE, EjectionReason, Event, ForeignLease,
+    HealthConfig, Lease, Locality, LocalityConfig, MAX_EVENTS, PickContext, PickError, ProbeConsent, ProviderState,
+    ProviderStats, RestoreReason, Stats,
 };
 pub use budget::{BudgetConfig, Spending};
 pub use call::{

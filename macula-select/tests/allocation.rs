@@ -69,7 +69,9 @@ fn picks_and_reports(strategy: Strategy) {
             };
             let bad = balancer.provider(&lease).is_some_and(|key| key % 3 == 0) && n % 9_000 < 5_000;
             let fate = if bad { fate(n) } else { Fate::Ok };
-            balancer.report(at(n * 7 + 3), lease, fate);
+            balancer
+                .report(at(n * 7 + 3), lease, fate)
+                .expect("this balancer issued it");
             if n % 1_000 == 0 {
                 balancer.set_link(
                     at(n * 7),

@@ -596,7 +596,9 @@ fn a_failing_probe_costs_the_call_nothing_but_a_failover() {
                 ..PickContext::default()
             },
         );
-        balancer.report(start(), lease.expect("it is usable"), FAILED);
+        balancer
+            .report(start(), lease.expect("it is usable"), FAILED)
+            .expect("this balancer issued it");
     }
     for unsuited in [
         CallOptions {
@@ -639,7 +641,9 @@ fn h3_a_call_carries_one_probe_and_not_with_its_last_attempt() {
                     ..PickContext::default()
                 };
                 let lease = balancer.pick(start(), &context).expect("it is usable");
-                balancer.report(start(), lease, FAILED);
+                balancer
+                    .report(start(), lease, FAILED)
+                    .expect("this balancer issued it");
             }
         }
         // Beyond the patience of both, so that reluctant calls would do.

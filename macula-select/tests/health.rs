@@ -36,7 +36,7 @@ fn pick_only(balancer: &mut Balancer<u32>, now: u64, key: u32) -> macula_select:
 
 fn meet(balancer: &mut Balancer<u32>, now: u64, key: u32, fate: Fate) {
     let lease = pick_only(balancer, now, key);
-    balancer.report(at(now), lease, fate);
+    balancer.report(at(now), lease, fate).expect("this balancer issued it");
 }
 
 fn state(balancer: &Balancer<u32>, key: u32) -> ProviderState {
@@ -90,7 +90,9 @@ fn h2_five_failures_in_five_microseconds_open_the_circuit_like_five_in_five_seco
                     ..PickContext::default()
                 },
             );
-            balancer.report(now, lease.expect("it is usable"), FAILED);
+            balancer
+                .report(now, lease.expect("it is usable"), FAILED)
+                .expect("this balancer issued it");
         }
         assert_eq!(state(&balancer, 0), ProviderState::Ejected, "{pause:?}");
     }
@@ -135,7 +137,9 @@ fn h2_a_probe_decides_after_the_ejection() {
         assert!(lease.is_probe());
         assert_eq!(balancer.provider(&lease), Some(&0));
         assert_eq!(events(&mut balancer), [Event::Probing { provider: 0 }]);
-        balancer.report(at(until), lease, fate);
+        balancer
+            .report(at(until), lease, fate)
+            .expect("this balancer issued it");
         assert_eq!(state(&balancer, 0), after, "{fate}");
         let failed = balancer.providers().next().map(|provider| provider.counts.failed);
         assert_eq!(
@@ -182,9 +186,13 @@ fn h2_one_probe_at_a_time() {
             .pick(at(until), &PickContext::default())
             .expect("there are providers");
         assert!(!lease.is_probe() && balancer.provider(&lease) != Some(&0));
-        balancer.report(at(until), lease, Fate::Ok);
+        balancer
+            .report(at(until), lease, Fate::Ok)
+            .expect("this balancer issued it");
     }
-    balancer.report(at(until), probe, Fate::Ok);
+    balancer
+        .report(at(until), probe, Fate::Ok)
+        .expect("this balancer issued it");
 }
 
 /// Laws 16 and 17: a probe that nobody reports is replaced, and decides nothing when it comes after all.
@@ -201,9 +209,13 @@ fn h2_a_lost_probe_frees_itself_and_a_late_one_decides_nothing() {
         .pick(at(later), &PickContext::default())
         .expect("there are providers");
     assert!(probe.is_probe());
-    balancer.report(at(later), lost, Fate::Ok);
+    balancer
+        .report(at(later), lost, Fate::Ok)
+        .expect("this balancer issued it");
     assert_eq!(state(&balancer, 0), ProviderState::Probing);
-    balancer.report(at(later), probe, FAILED);
+    balancer
+        .report(at(later), probe, FAILED)
+        .expect("this balancer issued it");
     assert_eq!(state(&balancer, 0), ProviderState::Ejected);
 }
 
@@ -216,7 +228,7 @@ fn h2_stragglers_from_before_the_ejection_decide_nothing() {
         meet(&mut balancer, 0, 0, FAILED);
     }
     for (lease, fate) in stragglers.into_iter().zip([Fate::Ok, FAILED, Fate::Cancelled]) {
-        balancer.report(at(1), lease, fate);
+        balancer.report(at(1), lease, fate).expect("this balancer issued it");
         assert_eq!(state(&balancer, 0), ProviderState::Ejected);
     }
     assert_eq!(balancer.stats().ejections, 1);
@@ -232,7 +244,9 @@ fn a_call_that_cannot_be_retried_is_a_probe_only_after_a_while() {
     for (now, probes) in [(until, false), (until + 4_900, false), (until + 5_100, true)] {
         let lease = balancer.pick(at(now), &reluctant).expect("there are providers");
         assert_eq!(lease.is_probe(), probes, "at {now}");
-        balancer.report(at(now), lease, Fate::Ok);
+        balancer
+            .report(at(now), lease, Fate::Ok)
+            .expect("this balancer issued it");
     }
 }
 
@@ -245,7 +259,7 @@ fn h2_a_new_connection_is_probed_at_once() {
         .pick(at(1), &PickContext::default())
         .expect("there are providers");
     assert!(probe.is_probe());
-    balancer.report(at(1), probe, FAILED);
+    balancer.report(at(1), probe, FAILED).expect("this balancer issued it");
     assert_eq!(state(&balancer, 0), ProviderState::Ejected);
 }
 
@@ -311,7 +325,9 @@ fn h3_when_only_ejected_providers_are_left_they_are_picked() {
     let lease = lease.expect("an untried provider exists");
     assert_eq!((balancer.provider(&lease), lease.is_probe()), (Some(&0), false));
     assert_eq!(balancer.stats().panic_picks, 1);
-    balancer.report(at(1), lease, Fate::Ok);
+    balancer
+        .report(at(1), lease, Fate::Ok)
+        .expect("this balancer issued it");
     assert_eq!(state(&balancer, 0), ProviderState::Ejected, "that was no probe");
 }
 
@@ -323,7 +339,9 @@ fn panic_is_told_when_it_begins_and_when_it_ends() {
     }
     assert_eq!(events(&mut balancer), [Event::PanicEntered]);
     assert!(balancer.pick(start(), &PickContext::default()).is_ok_and(|lease| {
-        balancer.report(start(), lease, Fate::Cancelled);
+        balancer
+            .report(start(), lease, Fate::Cancelled)
+            .expect("this balancer issued it");
         true
     }));
     balancer.handle_timeout(at(2_000));
@@ -338,7 +356,9 @@ fn draining_providers_are_never_picked() {
     for _ in 0..50 {
         let lease = balancer.pick(start(), &PickContext::default()).expect("one is left");
         assert_eq!(balancer.provider(&lease), Some(&1));
-        balancer.report(start(), lease, Fate::Ok);
+        balancer
+            .report(start(), lease, Fate::Ok)
+            .expect("this balancer issued it");
     }
     let exhausted = balancer.pick(
         start(),
@@ -396,10 +416,12 @@ fn a_provider_that_left_and_came_back_is_a_stranger() {
     assert_eq!(balancer.provider(&old), None);
     assert_eq!(state(&balancer, 0), ProviderState::Ready);
     let fresh = pick_only(&mut balancer, 3, 0);
-    balancer.report(at(4), old, FAILED);
+    balancer.report(at(4), old, FAILED).expect("this balancer issued it");
     let provider = balancer.providers().next().expect("it is first");
     assert_eq!((provider.in_flight, provider.counts.failed), (1, 0));
-    balancer.report(at(5), fresh, Fate::Ok);
+    balancer
+        .report(at(5), fresh, Fate::Ok)
+        .expect("this balancer issued it");
     assert_eq!(balancer.stats().in_flight(), 0);
 }
 
@@ -422,7 +444,9 @@ fn h4_a_fast_failing_provider_does_not_look_attractive() {
         let bad = balancer.provider(&lease) == Some(&0);
         failures += u32::from(bad);
         let took = Duration::from_millis(if bad { 1 } else { 10 });
-        balancer.report(begin + took, lease, if bad { FAILED } else { Fate::Ok });
+        balancer
+            .report(begin + took, lease, if bad { FAILED } else { Fate::Ok })
+            .expect("this balancer issued it");
     }
     assert!(failures <= 2, "{failures} of 2000");
 }
@@ -433,7 +457,9 @@ fn a_restored_provider_comes_to_its_share_slowly() {
     let probe = balancer
         .pick(at(until), &PickContext::default())
         .expect("there are providers");
-    balancer.report(at(until), probe, Fate::Ok);
+    balancer
+        .report(at(until), probe, Fate::Ok)
+        .expect("this balancer issued it");
     let ramp = |balancer: &mut Balancer<u32>, now| {
         balancer.handle_timeout(at(now));
         balancer.providers().next().expect("it is first").ramp
@@ -472,7 +498,9 @@ fn a_loaded_server_gets_less_until_its_report_is_old() {
                 .pick(at(now), &PickContext::default())
                 .expect("there are providers");
             count += u32::from(balancer.provider(&lease) == Some(&0));
-            balancer.report(at(now), lease, Fate::Ok);
+            balancer
+                .report(at(now), lease, Fate::Ok)
+                .expect("this balancer issued it");
         }
         count
     };
@@ -508,7 +536,7 @@ proptest! {
                 3..6 => {
                     if !leases.is_empty() {
                         let lease = leases.swap_remove(key as usize % leases.len());
-                        balancer.report(at(now), lease, if choice > 100 { FAILED } else { Fate::Ok });
+                        balancer.report(at(now), lease, if choice > 100 { FAILED } else { Fate::Ok }).expect("this balancer issued it");
                     }
                 }
                 _ => {
@@ -538,7 +566,9 @@ fn share_of_a_fast_answer(fate: Fate) -> u32 {
     };
     let leases = [0, 1, 2].map(|key| pick_only(&mut balancer, 0, key));
     for lease in leases {
-        balancer.report(at(10), lease, Fate::Ok);
+        balancer
+            .report(at(10), lease, Fate::Ok)
+            .expect("this balancer issued it");
     }
     let (mut now, mut picks) = (100, 0);
     for _ in 0..3_000 {
@@ -546,10 +576,12 @@ fn share_of_a_fast_answer(fate: Fate) -> u32 {
         if balancer.provider(&lease) == Some(&0) {
             picks += 1;
             now += 1;
-            balancer.report(at(now), lease, fate);
+            balancer.report(at(now), lease, fate).expect("this balancer issued it");
         } else {
             now += 10;
-            balancer.report(at(now), lease, Fate::Ok);
+            balancer
+                .report(at(now), lease, Fate::Ok)
+                .expect("this balancer issued it");
         }
     }
     picks
@@ -576,7 +608,7 @@ fn a_success_after_a_long_error_is_no_longer_than_either() {
         (60_100, 60_150, Fate::Ok),
     ] {
         let lease = balancer.pick(at(sent), &PickContext::default()).expect("it is usable");
-        balancer.report(at(came), lease, fate);
+        balancer.report(at(came), lease, fate).expect("this balancer issued it");
     }
     let latency = balancer.providers().next().and_then(|provider| provider.latency);
     assert!(
@@ -595,7 +627,7 @@ fn an_overloaded_provider_is_left_in_peace_for_longer_and_longer() {
         .chain([Fate::Ok, Fate::refused(Refusal::Overloaded)])
     {
         let lease = balancer.pick(at(now), &PickContext::default()).expect("it is usable");
-        balancer.report(at(now), lease, fate);
+        balancer.report(at(now), lease, fate).expect("this balancer issued it");
         let free = balancer.poll_timeout();
         if fate != Fate::Ok {
             let free = free.expect("it is held");

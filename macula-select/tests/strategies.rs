@@ -22,7 +22,9 @@ fn of(strategy: Strategy, providers: u32) -> Balancer<u32> {
 fn next(balancer: &mut Balancer<u32>, context: &PickContext<'_, u32>) -> u32 {
     let lease = balancer.pick(start(), context).expect("there are providers");
     let key = *balancer.provider(&lease).expect("it was just picked");
-    balancer.report(start(), lease, Fate::Ok);
+    balancer
+        .report(start(), lease, Fate::Ok)
+        .expect("this balancer issued it");
     key
 }
 
@@ -241,7 +243,9 @@ fn s4_p2c_draws_two_of_all_and_takes_the_idler() {
     let chi = chi_squared(busy.iter().map(|key| (counts[key], 1.0)));
     assert!(chi < 26.1, "χ² = {chi}, {counts:?}");
     for lease in held {
-        balancer.report(start(), lease, Fate::Cancelled);
+        balancer
+            .report(start(), lease, Fate::Cancelled)
+            .expect("this balancer issued it");
     }
 }
 
@@ -270,7 +274,9 @@ fn s4_p2c_compares_all_of_a_few_and_breaks_ties_evenly() {
         .collect();
     assert_eq!(next(&mut balancer, &PickContext::default()), 3);
     for lease in held {
-        balancer.report(start(), lease, Fate::Cancelled);
+        balancer
+            .report(start(), lease, Fate::Cancelled)
+            .expect("this balancer issued it");
     }
 }
 
@@ -284,7 +290,9 @@ fn s4_peak_ewma_prefers_the_faster() {
             .expect("there are providers");
         let key = *balancer.provider(&lease).expect("it was just picked");
         counts[key as usize] += 1;
-        balancer.report(at(n * 20 + if key == 1 { 2 } else { 15 }), lease, Fate::Ok);
+        balancer
+            .report(at(n * 20 + if key == 1 { 2 } else { 15 }), lease, Fate::Ok)
+            .expect("this balancer issued it");
     }
     assert!(counts[1] > 550, "{counts:?}");
 }
@@ -306,7 +314,9 @@ fn s4_peak_ewma_learns_from_a_row_of_attempts_that_were_cut_short() {
     ];
     let mut meet = |now: u64, key: usize, took: u64, fate| {
         let lease = balancer.pick(at(now), &only[key]).expect("it is usable");
-        balancer.report(at(now + took), lease, fate);
+        balancer
+            .report(at(now + took), lease, fate)
+            .expect("this balancer issued it");
         let latency = balancer.providers().nth(key).and_then(|provider| provider.latency);
         latency.map_or(0, |latency| latency.as_millis())
     };
@@ -398,7 +408,9 @@ fn s4_one_hot_key_does_not_sink_its_provider() {
         "more than 1.25 × the average of 20: {counts:?}"
     );
     for lease in leases {
-        balancer.report(start(), lease, Fate::Ok);
+        balancer
+            .report(start(), lease, Fate::Ok)
+            .expect("this balancer issued it");
     }
 }
 
@@ -466,7 +478,9 @@ fn s4_a_busy_zone_spills_and_a_tried_one_is_left() {
         .count();
     assert_eq!(local, 4 * 64);
     for lease in leases {
-        balancer.report(start(), lease, Fate::Ok);
+        balancer
+            .report(start(), lease, Fate::Ok)
+            .expect("this balancer issued it");
     }
     let tried = PickContext {
         exclude: &[4, 5, 6, 7],
@@ -541,7 +555,9 @@ fn s4_p2c_tries_every_one_of_a_few_providers_that_answer_alike() {
         for n in 0..300 {
             let lease = balancer.pick(common::at(n * gap), &context).expect("they are usable");
             picks[*balancer.provider(&lease).expect("it is known") as usize] += 1;
-            balancer.report(common::at(n * gap + 10), lease, Fate::Ok);
+            balancer
+                .report(common::at(n * gap + 10), lease, Fate::Ok)
+                .expect("this balancer issued it");
         }
         assert!(picks.iter().all(|count| *count > 50), "{picks:?} every {gap} ms");
     }

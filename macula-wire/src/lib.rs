@@ -8,6 +8,7 @@ mod key;
 mod name;
 mod node_id;
 mod record;
+mod shares;
 mod signer;
 mod status;
 
@@ -41,5 +42,6 @@ pub use record::{
     Advertisement, DEFAULT_TTL, MAX_ENDPOINTS, MAX_METADATA_ENTRIES, MAX_METADATA_KEY_BYTES, MAX_RECORD_BYTES, MAX_TTL,
     MAX_ZONE_BYTES, MIN_TTL, RecordError, SignedProvider, VerifiedProvider,
 };
+pub use shares::{Admission, Holder, Network, Shares};
 pub use signer::{SecretKey, Signer};
 pub use status::StatusCode;

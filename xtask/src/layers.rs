@@ -14,29 +14,11 @@ use anyhow::Result;
 use regex::Regex;
 
 use crate::finding::{Finding, report};
+use crate::house::HOUSE;
 use crate::metadata::{Package, packages};
+use crate::modules;
 use crate::source::{self, Source, matches, pattern};
 use crate::workspace::{cargo, display, files, output, root};
-
-/// Each package, and those of ours that it may depend on.
-pub(crate) const HOUSE: &[(&str, &[&str])] = &[
-    ("macula-wire", &[]),
-    ("macula-select", &[]),
-    ("macula-dht", &["macula-wire"]),
-    ("macula-transport", &["macula-wire"]),
-    ("macula-rpc", &["macula-wire", "macula-select", "macula-transport"]),
-    (
-        "macula-node",
-        &[
-            "macula-wire",
-            "macula-select",
-            "macula-dht",
-            "macula-transport",
-            "macula-rpc",
-        ],
-    ),
-    ("xtask", &[]),
-];
 
 /// Unpublished packages inside a crate's folder that are built with the workspace, and what they may depend on: examples that
 /// need a build script, which no crate of the house has.
@@ -67,8 +49,11 @@ const UNREACHABLE: &[&str] = &[
     "tokio",
 ];
 
-/// Runs the three checks over the workspace.
-pub(crate) fn check() -> Result<()> {
+/// Whether every run also checks the modules inside each crate, and not only a run that asks for it.
+const ALWAYS_CHECK_MODULES: bool = false;
+
+/// Runs the three checks over the workspace, and on request [`modules::check`].
+pub(crate) fn check(with_modules: bool) -> Result<()> {
     let packages = packages()?;
     let mut findings = edges(&packages);
     for core in CORES {
@@ -98,6 +83,9 @@ pub(crate) fn check() -> Result<()> {
         "{} packages keep to their layers, {cores} files of cores are pure",
         packages.len()
     );
+    if with_modules || ALWAYS_CHECK_MODULES {
+        modules::check()?;
+    }
     Ok(())
 }
 
@@ -210,8 +198,6 @@ fn words(source: &Source) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::metadata::Dependency;
 
@@ -226,8 +212,7 @@ mod tests {
                     kind: kind.map(str::to_owned),
                 })
                 .collect(),
-            targets: Vec::new(),
-            features: BTreeMap::new(),
+            ..Package::default()
         }
     }
 

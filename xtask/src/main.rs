@@ -10,12 +10,14 @@
 
 mod cluster;
 mod codegen;
-mod criterion;
 mod finding;
 mod fuzz;
 mod image;
+mod house;
 mod layers;
 mod metadata;
+mod modules;
+mod package;
 mod programs;
 mod report;
 mod source;
@@ -39,7 +41,7 @@ struct Cli {
 enum Command {
     /// Everything the CI runs: check, docs, test.
     Ci,
-    /// Format, tidy, codegen --check, layers, clippy, each package compiled alone, fuzz --check.
+    /// Format, tidy, codegen --check, layers, package, clippy, each package compiled alone, fuzz --check.
     Check,
     /// Every test and doctest, with every feature.
     Test,
@@ -53,8 +55,14 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
-    /// Check who depends on whom, and that the cores stay pure.
-    Layers,
+    /// Check which package depends on which, and that the cores stay pure.
+    Layers {
+        /// Also check the modules inside each crate: no circle of more than two files, no large struct without a reason.
+        #[arg(long)]
+        modules: bool,
+    },
+    /// Pack every published crate and check what is in it and what its manifest says.
+    Package,
     /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
     Tidy,
     /// Run a simulation in release: tables in the terminal, plots as SVG files.
@@ -98,7 +106,8 @@ fn main() -> ExitCode {
         Command::Alone => steps::alone(),
         Command::Codegen { check: false } => codegen::write(),
         Command::Codegen { check: true } => codegen::check(),
-        Command::Layers => layers::check(),
+        Command::Layers { modules } => layers::check(modules),
+        Command::Package => package::check(),
         Command::Tidy => tidy::check(),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),

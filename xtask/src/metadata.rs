@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::workspace::{cargo, output};
 
 /// A workspace member.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(crate) struct Package {
     pub(crate) name: String,
     pub(crate) manifest_path: String,
@@ -17,6 +17,19 @@ pub(crate) struct Package {
     pub(crate) targets: Vec<Target>,
     #[serde(default)]
     pub(crate) features: BTreeMap<String, Vec<String>>,
+    #[serde(default)]
+    pub(crate) keywords: Vec<String>,
+    #[serde(default)]
+    pub(crate) categories: Vec<String>,
+    pub(crate) description: Option<String>,
+    pub(crate) documentation: Option<String>,
+    pub(crate) license: Option<String>,
+    pub(crate) readme: Option<String>,
+    pub(crate) repository: Option<String>,
+    pub(crate) rust_version: Option<String>,
+    /// The manifest's `package.metadata`.
+    #[serde(default)]
+    pub(crate) metadata: serde_json::Value,
 }
 
 /// A dependency as it is declared.

@@ -1,25 +1,26 @@
 //! `cargo xtask sim` and `cargo xtask bench`: builds a simulation or benchmark in release, runs it, and shows the report
 //! it writes (see [`crate::report`]).
 //!
-//! A simulation `x` is the example `sim_x` of the package it exercises. A benchmark has up to three parts: `micro`, the
-//! package's criterion benches; `report`, its example `bench_x`; and `compare`, the unpublished package `bench-compare`
-//! in its folder, which measures others beside us and drags in their dependencies.
+//! The simulation `x` is the program `sim_x` in `sim/` of the package it exercises. A benchmark has up to three parts:
+//! `micro`, the package's criterion benches, which print their own results; `report`, the program `bench_x` in `benches/`;
+//! and `compare`, the unpublished package `bench-compare`, which measures other stacks beside ours and has their dependencies.
+//!
+//! These programs are example targets, because they need dev-dependencies and take arguments; their files lie outside
+//! `examples/`, which holds programs that a user starts from.
 //!
 //! Left out: options. What follows the name goes to the program unread, `--out` apart.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::criterion;
 use crate::metadata::{Package, packages};
 use crate::report::Report;
 use crate::workspace::{cargo, line, run, target_dir};
 
-/// Each simulation, and the package whose example it is.
+/// Each simulation, and the package that it belongs to.
 const SIMS: &[(&str, &str)] = &[
     ("select", "macula-select"),
     ("dht", "macula-dht"),
@@ -43,7 +44,7 @@ const BENCHES: &[(&str, &str, &[Part])] = &[
 pub(crate) enum Part {
     /// The package's criterion benches.
     Micro,
-    /// Its example `bench_NAME`.
+    /// The program `bench_NAME` in `benches/`.
     Report,
     /// The package `bench-compare` in its folder.
     Compare,
@@ -85,7 +86,7 @@ pub(crate) fn sim(request: Request) -> Result<()> {
     };
     let packages = packages()?;
     let Some(mut program) = example(find(&packages, package)?, &format!("sim_{name}")) else {
-        bail!("{package} has no example sim_{name} yet");
+        bail!("{package} has no target sim_{name}");
     };
     show_program(program.args(args), &name, &out)
 }
@@ -107,7 +108,7 @@ pub(crate) fn bench(request: Request, part: Option<Part>) -> Result<()> {
         .collect();
     ensure!(
         !programs.is_empty(),
-        "{} has nothing to measure for {name} yet",
+        "{} has nothing to measure for {name}",
         package.name
     );
     ensure!(
@@ -118,7 +119,7 @@ pub(crate) fn bench(request: Request, part: Option<Part>) -> Result<()> {
     for (part, program) in &mut programs {
         program.args(&args);
         match part {
-            Part::Micro => show_criterion(program, &name, &out)?,
+            Part::Micro => run(program)?,
             Part::Report => show_program(program, &name, &out)?,
             Part::Compare => show_program(program, &format!("{name}-compare"), &out)?,
         }
@@ -144,7 +145,7 @@ fn program_of(part: Part, package: &Package, name: &str) -> Option<Command> {
     }
 }
 
-/// The example `name` in release; `None` when there is none.
+/// The example target `name` in release; `None` when there is none.
 fn example(package: &Package, name: &str) -> Option<Command> {
     let target = package.example(name)?;
     let mut command = cargo();
@@ -221,16 +222,6 @@ fn show_program(program: &mut Command, stem: &str, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs criterion benches and shows what they left behind.
-fn show_criterion(program: &mut Command, name: &str, out: &Path) -> Result<()> {
-    eprintln!("running {}", line(program));
-    let home = target_dir().join("criterion");
-    let started = SystemTime::now();
-    run(program.env("CRITERION_HOME", &home))?;
-    println!();
-    criterion::report(name, criterion::measured_since(&home, started)?).show(out)
-}
-
 /// Splits `--out DIR` or `--out=DIR` from the rest; what follows `--` is the rest.
 fn take_out(args: Vec<String>) -> Result<(Option<PathBuf>, Vec<String>)> {
     let mut out = None;
@@ -267,10 +258,8 @@ pub(crate) fn benches() -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::layers::HOUSE;
+    use crate::house::HOUSE;
     use crate::metadata::Target;
     use crate::workspace::root;
 
@@ -287,9 +276,8 @@ mod tests {
         Package {
             name: "p".to_owned(),
             manifest_path: root().join("none/Cargo.toml").to_string_lossy().into_owned(),
-            dependencies: Vec::new(),
             targets: targets.collect(),
-            features: BTreeMap::new(),
+            ..Package::default()
         }
     }
 

@@ -5,8 +5,7 @@
 //!
 //! Left out: judging the numbers. A program that has goals says in its notes whether it met them.
 
-mod scale;
-mod svg;
+mod plot;
 mod table;
 
 use std::fs;
@@ -14,6 +13,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
+
+use self::plot::Plot;
+use self::table::Table;
 
 /// One document.
 #[derive(Debug, Deserialize)]
@@ -29,54 +31,6 @@ pub(crate) struct Report {
     pub(crate) trace_hash: Option<String>,
     #[serde(default)]
     pub(crate) notes: Vec<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Table {
-    pub(crate) name: String,
-    pub(crate) columns: Vec<String>,
-    pub(crate) rows: Vec<Vec<Cell>>,
-}
-
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum Cell {
-    Whole(i64),
-    Real(f64),
-    Text(String),
-    /// Nothing to say: `null`.
-    Empty(()),
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Plot {
-    /// The file's stem: letters, digits, `-`, `_`.
-    pub(crate) name: String,
-    pub(crate) title: String,
-    pub(crate) x_label: String,
-    pub(crate) y_label: String,
-    #[serde(default)]
-    pub(crate) x_log: bool,
-    #[serde(default)]
-    pub(crate) y_log: bool,
-    pub(crate) kind: Kind,
-    pub(crate) series: Vec<Series>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Kind {
-    Line,
-    Bar,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Series {
-    pub(crate) name: String,
-    pub(crate) points: Vec<[f64; 2]>,
 }
 
 impl Report {
@@ -134,22 +88,19 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// `out` cannot be written to.
+    /// A plot cannot be drawn, or `out` cannot be written to.
     pub(crate) fn show(&self, out: &Path) -> Result<()> {
         print!("{}", self.to_text());
         if !self.plots.is_empty() {
             println!();
         }
         for plot in &self.plots {
-            let drawing = svg::draw(plot);
+            let (svg, left_out) = plot.draw()?;
             let path = out.join(format!("{}.svg", plot.name));
-            fs::write(&path, &drawing.svg).with_context(|| format!("cannot write {}", path.display()))?;
+            fs::write(&path, svg).with_context(|| format!("cannot write {}", path.display()))?;
             println!("plot  {}", path.display());
-            if drawing.left_out > 0 {
-                println!(
-                    "      {} point(s) at or below zero have no place on a log axis",
-                    drawing.left_out
-                );
+            if left_out > 0 {
+                println!("      {left_out} point(s) at or below zero have no place on a log axis");
             }
         }
         Ok(())
@@ -167,7 +118,7 @@ mod tests {
                 "plots":[],"trace_hash":"abc","notes":["all met"]}"#,
         )
         .unwrap();
-        let expected = "T\nseed 7\n\nshares\n  who   n\n  ───  ──\n  a     1\n  b    12\n\n- all met\n\ntrace abc\n";
+        let expected = "T\nseed 7\n\nshares\n who    n\n──────────\n a      1\n b     12\n\n- all met\n\ntrace abc\n";
         assert_eq!(report.to_text(), expected);
     }
 
@@ -182,15 +133,14 @@ mod tests {
 
     #[test]
     fn a_plot_cannot_name_a_file_elsewhere() {
-        let plot =
-            r#"{"title":"T","plots":[{"name":"../x","title":"","x_label":"","y_label":"","kind":"line","series":[]}]}"#;
+        let plot = r#"{"title":"T","plots":[{"name":"../x","title":"","x_label":"","y_label":"","series":[]}]}"#;
         assert!(format!("{:#}", Report::parse(plot).unwrap_err()).contains("../x"));
     }
 
     #[test]
     fn plots_are_written_where_asked() {
         let dir = tempfile::tempdir().unwrap();
-        let text = r#"{"title":"T","plots":[{"name":"p","title":"P","x_label":"x","y_label":"y","kind":"line",
+        let text = r#"{"title":"T","plots":[{"name":"p","title":"P","x_label":"x","y_label":"y",
             "series":[{"name":"s","points":[[1,2],[3,4]]}]}]}"#;
         Report::parse(text).unwrap().show(dir.path()).unwrap();
         assert!(

@@ -9,10 +9,10 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use crate::layers::HOUSE;
+use crate::house::published;
 use crate::metadata::packages;
 use crate::workspace::{cargo, run, side_packages};
-use crate::{codegen, fuzz, layers, tidy};
+use crate::{codegen, fuzz, layers, package, tidy};
 
 /// One thing to run.
 struct Step {
@@ -41,7 +41,12 @@ const CHECK: &[Step] = &[
     Step {
         name: "layers",
         again: "cargo xtask layers",
-        run: layers::check,
+        run: || layers::check(false),
+    },
+    Step {
+        name: "package",
+        again: "cargo xtask package",
+        run: package::check,
     },
     Step {
         name: "clippy",
@@ -83,7 +88,7 @@ const TEST: &[Step] = &[
 
 const TESTS_AGAIN: &str = "cargo test --workspace --all-features --lib --bins --tests --examples";
 
-/// Format, tidy, generated code, layers, lints, each package on its own, and the fuzz targets' lints.
+/// Format, tidy, generated code, layers, packages, lints, each package on its own, and the fuzz targets' lints.
 pub(crate) fn check() -> Result<()> {
     run_all(&[CHECK])
 }
@@ -112,7 +117,7 @@ pub(crate) fn alone() -> Result<()> {
     const NONE: &str = "--no-default-features";
 
     let packages = packages()?;
-    for package in packages.iter().filter(|it| it.name != "xtask" && is_ours(&it.name)) {
+    for package in packages.iter().filter(|it| published(&it.name)) {
         let alone = |arguments: &[&str]| {
             let (subcommand, rest) = arguments.split_first().context("a subcommand")?;
             let mut command = cargo();
@@ -131,10 +136,6 @@ pub(crate) fn alone() -> Result<()> {
     }
     println!("every package compiles on its own");
     Ok(())
-}
-
-fn is_ours(package: &str) -> bool {
-    HOUSE.iter().any(|(name, _)| *name == package)
 }
 
 fn run_all(groups: &[&[Step]]) -> Result<()> {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use regex::Regex;
 
 use crate::finding::{Finding, report};
-use crate::layers::HOUSE;
+use crate::house::HOUSE;
 use crate::source::{self, Source, matches, pattern};
 use crate::workspace::{files, root};
 

@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::layers::HOUSE;
+use crate::house::HOUSE;
 
 /// The workspace root: the folder that holds this package's folder.
 ///

@@ -22,7 +22,11 @@ use http_body_util::{BodyExt as _, StreamBody};
 use macula_select::{Backoff, Hedge, MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
 use macula_wire::ServiceName;
 
-use super::{convert, here};
+use super::{
+    convert,
+    headers::{self, HeadersError},
+    here,
+};
 use crate::{
     CallError, Client, Provider,
     client::{Options, Replies},
@@ -139,7 +143,7 @@ impl Channel {
             None => request,
         };
         let (parts, body) = request.into_parts();
-        options.metadata = Some(convert::metadata(&parts.headers));
+        options.metadata = Some(headers::to_metadata(&parts.headers));
         let failed = RequestsFailed::default();
         let requests = super::mount::requests(body, &failed);
         let mut replies = client
@@ -148,12 +152,13 @@ impl Channel {
             .map_err(|error| failed.status(&error))?;
         let first = replies.next().await.map_err(|error| failed.status(&error))?;
         let mut response = Response::new(body_of(replies, failed));
-        match first.map(convert::read_header_message) {
-            Some(Some(headers)) => *response.headers_mut() = headers,
-            Some(None) => {
+        match first.map(headers::read_message) {
+            Some(Ok(headers)) => *response.headers_mut() = headers,
+            Some(Err(HeadersError::NotHeaders)) => {
                 let words = format!("{service} is served, but not as gRPC");
                 return Err(::tonic::Status::unimplemented(words));
             }
+            Some(Err(error @ HeadersError::TooLarge)) => return Err(convert::too_large("headers", error)),
             None => {}
         }
         Ok(response)
@@ -225,7 +230,7 @@ fn end_of(
     error: Option<&CallError>,
 ) -> Result<Frame<Bytes>, ::tonic::Status> {
     let Some(error) = error else {
-        return Ok(Frame::trailers(convert::trailers(&replies.metadata())));
+        return convert::trailers(&replies.metadata()).map(Frame::trailers);
     };
     let mut trailers = HeaderMap::new();
     failed.status(error).add_header(&mut trailers)?;

@@ -4,47 +4,21 @@ use std::time::Duration;
 
 use ::tonic::{
     Code,
-    codegen::http::{self, HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE as CONTENT_TYPE_KEY},
+    codegen::http::{self, HeaderMap, HeaderName, HeaderValue},
     metadata::MetadataMap,
 };
 use bytes::Bytes;
 use macula_select::MAX_CALL_TIMEOUT;
 use macula_transport::{Metadata, Pushback, Reply};
-use macula_wire::{StatusCode, proto::MetadataEntry};
-use prost::Message as _;
+use macula_wire::StatusCode;
 
+use super::headers::{self, HeadersError};
 use crate::{CallError, Cause, Status};
-
-/// Headers that say something of the connection or travel otherwise.
-const NOT_CARRIED: [&str; 3] = ["te", "grpc-timeout", "host"];
 
 /// The trailer that says when to try again, in milliseconds; what is negative or no number: not at all (gRFC A6).
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
-/// What every request and every reply is, unless it says something else: it is not carried, and put back.
-const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
-
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-
-fn is_implied(key: &HeaderName, value: &HeaderValue) -> bool {
-    key == CONTENT_TYPE_KEY && value == "application/grpc"
-}
-
-/// The headers of a reply, as its first message.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Headers {
-    #[prost(message, repeated, tag = "1")]
-    entries: Vec<MetadataEntry>,
-}
-
-pub(super) fn metadata(headers: &HeaderMap) -> Metadata {
-    let carried = headers
-        .iter()
-        .filter(|(key, value)| !NOT_CARRIED.contains(&key.as_str()) && !is_implied(key, value));
-    carried
-        .map(|(key, value)| (key.as_str(), Bytes::copy_from_slice(value.as_bytes())))
-        .collect()
-}
 
 /// The value of a header; faster than a lookup where there are few, as nearly always.
 fn find<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h HeaderValue> {
@@ -60,48 +34,6 @@ fn find<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h HeaderValue> {
 /// Whether these are the headers of a reply without a body: they have the outcome.
 pub(super) fn has_outcome(headers: &HeaderMap) -> bool {
     find(headers, GRPC_STATUS.as_str()).is_some()
-}
-
-/// The headers of a request, what is implied among them.
-pub(super) fn request_headers(metadata: &Metadata) -> HeaderMap {
-    with_implied(headers(metadata.iter()))
-}
-
-fn with_implied(mut headers: HeaderMap) -> HeaderMap {
-    headers.entry(CONTENT_TYPE_KEY).or_insert(CONTENT_TYPE);
-    headers
-}
-
-/// What is not a header is left out: it came from a peer.
-pub(super) fn headers<'a>(entries: impl Iterator<Item = (&'a str, &'a Bytes)>) -> HeaderMap {
-    let read = |(key, value): (&str, &Bytes)| {
-        let key = HeaderName::from_bytes(key.as_bytes()).ok()?;
-        Some((key, HeaderValue::from_maybe_shared(value.clone()).ok()?))
-    };
-    let mut headers = HeaderMap::new();
-    for (key, value) in entries.filter_map(read) {
-        headers.append(key, value);
-    }
-    headers
-}
-
-pub(super) fn header_message(headers: &HeaderMap) -> Bytes {
-    let entry = |(key, value): (&HeaderName, &HeaderValue)| MetadataEntry {
-        key: key.as_str().to_owned(),
-        value: Bytes::copy_from_slice(value.as_bytes()),
-    };
-    let carried = headers.iter().filter(|(key, value)| !is_implied(key, value));
-    let message = Headers {
-        entries: carried.map(entry).collect(),
-    };
-    message.encode_to_vec().into()
-}
-
-/// The headers of a first message; `None` when it is something else, from a provider that does not speak gRPC here.
-pub(super) fn read_header_message(message: Bytes) -> Option<HeaderMap> {
-    let message = Headers::decode(message).ok()?;
-    let entries = message.entries.iter().map(|entry| (entry.key.as_str(), &entry.value));
-    Some(with_implied(headers(entries)))
 }
 
 /// gRPC's trailers (or the headers of a reply without a body) as the outcome.
@@ -153,7 +85,7 @@ pub(super) fn reply(status: &::tonic::Status) -> Reply {
     };
     reply
         .with_details(Bytes::copy_from_slice(status.details()))
-        .with_metadata(metadata(&trailers))
+        .with_metadata(headers::to_metadata(&trailers))
 }
 
 fn pushback(trailer: &HeaderValue) -> Pushback {
@@ -171,12 +103,16 @@ fn put_pushback(asked: Option<Pushback>, trailers: &mut HeaderMap) {
     trailers.insert(PUSHBACK, ms.into());
 }
 
+/// A mesh status as gRPC's. Metadata over the limit is left out, and the message says so.
 pub(super) fn grpc_status(status: &Status) -> ::tonic::Status {
-    let mut trailers = headers(status.metadata().iter());
+    let (mut trailers, message) = match headers::from_metadata(status.metadata()) {
+        Ok(trailers) => (trailers, status.message().to_owned()),
+        Err(error) => (HeaderMap::new(), format!("{} (left out: {error})", status.message())),
+    };
     put_pushback(status.pushback(), &mut trailers);
     ::tonic::Status::with_details_and_metadata(
         code(status.code()),
-        status.message(),
+        message,
         status.details().clone(),
         MetadataMap::from_headers(trailers),
     )
@@ -186,11 +122,16 @@ fn code(code: StatusCode) -> Code {
     Code::from_i32(i32::try_from(code.as_u32()).unwrap_or(Code::Unknown as i32))
 }
 
-/// The outcome as gRPC's trailers.
-pub(super) fn trailers(metadata: &Metadata) -> HeaderMap {
-    let mut trailers = headers(metadata.iter());
+/// The trailers of a call that succeeded.
+pub(super) fn trailers(metadata: &Metadata) -> Result<HeaderMap, ::tonic::Status> {
+    let mut trailers = headers::from_metadata(metadata).map_err(|error| too_large("trailers", error))?;
     trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
-    trailers
+    Ok(trailers)
+}
+
+/// The status of a call whose reply has more headers or trailers than are read or sent.
+pub(super) fn too_large(list: &str, error: HeadersError) -> ::tonic::Status {
+    ::tonic::Status::resource_exhausted(format!("the reply's {list}: {error}"))
 }
 
 /// What a tonic application is told of a call that failed: the service's own status where there is one.
@@ -327,24 +268,15 @@ mod tests {
     }
 
     #[test]
-    fn headers_survive_their_message_and_other_bytes_do_not_panic() {
-        let mut headers = HeaderMap::new();
-        headers.append("key", HeaderValue::from_static("one"));
-        headers.append("key", HeaderValue::from_static("two"));
-        headers.insert(CONTENT_TYPE_KEY, HeaderValue::from_static("application/grpc+proto"));
-        assert_eq!(read_header_message(header_message(&headers)), Some(headers));
-        assert_eq!(read_header_message(Bytes::from_static(b"\xff\xff")), None);
-    }
-
-    #[test]
-    fn what_every_message_says_is_not_carried_and_put_back() {
-        let usual = HeaderMap::from_iter([(CONTENT_TYPE_KEY, CONTENT_TYPE)]);
-        assert!(header_message(&usual).is_empty() && metadata(&usual).is_empty());
-        assert_eq!(read_header_message(Bytes::new()), Some(usual.clone()));
-        assert_eq!(request_headers(&metadata(&usual)), usual);
-        let mut other = usual;
-        other.insert(CONTENT_TYPE_KEY, HeaderValue::from_static("application/grpc+json"));
-        other.insert("user-agent", HeaderValue::from_static("somebody/1"));
-        assert_eq!(request_headers(&metadata(&other)), other);
+    fn x9_a_status_with_too_much_metadata_keeps_its_code_and_says_that_metadata_is_missing() {
+        let metadata: Metadata = (0..40_000).map(|at| (format!("x-{at}"), "v")).collect();
+        let status = grpc_status(&Status::new(StatusCode::NotFound, "no such thing").with_metadata(metadata.clone()));
+        assert_eq!(status.code(), Code::NotFound);
+        assert!(status.metadata().is_empty());
+        assert!(
+            status.message().starts_with("no such thing (left out: more than "),
+            "{status}"
+        );
+        assert_eq!(trailers(&metadata).unwrap_err().code(), Code::ResourceExhausted);
     }
 }

@@ -17,7 +17,7 @@ use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
 use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Reply};
 use macula_wire::{ServiceName, StatusCode};
 
-use super::{channel::RequestsFailed, convert};
+use super::{channel::RequestsFailed, convert, headers};
 use crate::{MAX_WHOLE_BYTES, ServeError, Server, streaming::Asking};
 
 /// The most of gRPC's bytes that are sent as one message: far below what a message may have, so that large ones flow.
@@ -212,7 +212,13 @@ impl Mounted {
         *request.uri_mut() = uri;
         *request.method_mut() = ::tonic::codegen::http::Method::POST;
         *request.version_mut() = ::tonic::codegen::http::Version::HTTP_2;
-        *request.headers_mut() = convert::request_headers(call.metadata());
+        match headers::of_request(call.metadata()) {
+            Ok(headers) => *request.headers_mut() = headers,
+            Err(error) => {
+                let words = format!("the request has {error}");
+                return Box::pin(std::future::ready(Reply::error(StatusCode::ResourceExhausted, words)));
+            }
+        }
         let left = call
             .deadline()
             .saturating_duration_since(tokio::time::Instant::now().into_std());
@@ -259,7 +265,10 @@ async fn send(response: Response<Body>, mut replies: OutgoingMessages) -> Reply 
     }
     let gone = |gone: &macula_transport::Gone| Reply::error(StatusCode::Cancelled, gone.to_string());
     let (start, whole) = start(&mut body);
-    let headers = convert::header_message(&parts.headers);
+    let headers = match headers::message(&parts.headers) {
+        Ok(headers) => headers,
+        Err(error) => return convert::reply(&convert::too_large("headers", error)),
+    };
     let sent = match whole {
         true => replies.gather_whole(headers).await,
         false => replies.gather(headers).await,

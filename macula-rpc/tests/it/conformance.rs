@@ -3,6 +3,8 @@
 
 mod brief;
 mod failing;
+#[cfg(feature = "testing")]
+mod hostile;
 mod killed;
 mod mounting;
 mod pushback;

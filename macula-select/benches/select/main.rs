@@ -48,7 +48,7 @@ fn warm(strategy: Strategy, providers: u32) -> (Balancer<u64>, Ticks, Vec<Lease>
     for _ in 0..providers * 4 {
         let lease = pick(&mut balancer, &mut clock);
         let now = clock.next() + Duration::from_micros(500);
-        balancer.report(now, lease, Fate::Ok);
+        balancer.report(now, lease, Fate::Ok).expect("this balancer issued it");
     }
     let in_flight = (0..providers.min(64))
         .map(|_| pick(&mut balancer, &mut clock))
@@ -86,7 +86,9 @@ fn picks(criterion: &mut Criterion) {
                         }
                         spent += begin.elapsed();
                         for lease in leases.drain(..) {
-                            balancer.report(clock.next(), lease, Fate::Ok);
+                            balancer
+                                .report(clock.next(), lease, Fate::Ok)
+                                .expect("this balancer issued it");
                         }
                         left -= batch;
                     }
@@ -107,7 +109,9 @@ fn picks_and_reports(criterion: &mut Criterion) {
                 let (mut balancer, mut clock, _in_flight) = warm(strategy, providers);
                 bencher.iter(|| {
                     let lease = pick(&mut balancer, &mut clock);
-                    balancer.report(clock.next(), lease, Fate::Ok);
+                    balancer
+                        .report(clock.next(), lease, Fate::Ok)
+                        .expect("this balancer issued it");
                 });
             });
         }
@@ -150,7 +154,9 @@ fn reports(criterion: &mut Criterion) {
                     }
                     let begin = Instant::now();
                     for lease in leases.drain(..) {
-                        balancer.report(clock.next(), lease, fate);
+                        balancer
+                            .report(clock.next(), lease, fate)
+                            .expect("this balancer issued it");
                     }
                     spent += begin.elapsed();
                     while balancer.poll_event().is_some() {}

@@ -41,7 +41,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// The calls in flight at which a provider takes no more.
     fn affinity_bound(&self, region: Region) -> u32 {
         let config = &self.config.affinity;
-        let average = (self.in_flight() + 1) as f64 / f64::from(region.free().max(1));
+        let average = f64::from(self.leases.out() + 1) / f64::from(region.free().max(1));
         ((config.max_load.max(1.0) * average).ceil() as u32)
             .max(config.always)
             .max(1)

@@ -28,7 +28,7 @@ const MAX_EJECTIONS: u8 = 32;
 
 impl<K: Eq + Hash + Clone> Balancer<K> {
     /// Moves the circuit of a member after a report.
-    pub(super) fn judge(&mut self, now: Nanos, slot: u32, probe: u32, verdict: Verdict) {
+    pub(super) fn judge(&mut self, now: Nanos, slot: u32, probe: u16, verdict: Verdict) {
         let cold = &self.cold[slot as usize];
         match cold.circuit {
             Circuit::Closed => {
@@ -167,7 +167,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     }
 
     /// Makes the next lease of a half-open member its probe, and returns the probe's epoch.
-    pub(super) fn start_probe(&mut self, now: Nanos, slot: u32) -> u32 {
+    pub(super) fn start_probe(&mut self, now: Nanos, slot: u32) -> u16 {
         let expires = now
             .saturating_add(nanos(self.config.health.probe_timeout).max(1))
             .min(NEVER - 1);

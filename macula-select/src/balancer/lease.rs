@@ -1,5 +1,8 @@
 //! One pick, to be reported once.
 
+use thiserror::Error;
+
+use super::leases::Ticket;
 use crate::clock::Nanos;
 
 /// A provider's slot in one of its lives.
@@ -12,16 +15,20 @@ pub(crate) struct Handle {
 /// The right to use one provider once.
 ///
 /// It counts as a call in flight from the pick until [`Balancer::report`](crate::Balancer::report) consumes it. It
-/// cannot be copied, so it cannot be reported twice; one that is dropped counts as in flight for ever.
+/// cannot be copied, so it cannot be reported twice. One that is dropped counts as in flight until the deadline of its
+/// pick ([`PickContext::until`](crate::PickContext::until)), then as lost.
 #[derive(Debug, PartialEq, Eq)]
 // Only the exhaustive tests copy leases, with the whole world they are part of.
 #[cfg_attr(test, derive(Clone))]
-#[must_use = "report it, or the provider looks busy for ever"]
+#[must_use = "report it, or the provider looks busy until the deadline"]
 pub struct Lease {
+    /// The balancer that issued it.
+    pub(super) issuer: u32,
+    pub(super) ticket: Ticket,
     pub(crate) handle: Handle,
     /// The probe's epoch, 0 if it is none.
-    pub(crate) probe: u32,
-    pub(crate) started: Nanos,
+    pub(crate) probe: u16,
+    pub(super) started: Nanos,
 }
 
 impl Lease {
@@ -31,3 +38,8 @@ impl Lease {
         self.probe != 0
     }
 }
+
+/// A lease that was reported to a balancer that did not issue it. Nothing has changed, and the lease is still good.
+#[derive(Debug, PartialEq, Eq, Error)]
+#[error("this balancer did not issue the lease; report it to the one that did")]
+pub struct ForeignLease(pub Lease);

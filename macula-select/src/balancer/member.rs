@@ -62,7 +62,7 @@ pub(crate) struct Cold<K> {
     /// When its latency was last observed.
     pub(crate) observed: Nanos,
     /// Counts probes: only the latest may decide.
-    pub(crate) epoch: u32,
+    pub(crate) epoch: u16,
     /// The weight in sixteenths, reduced by slow start.
     pub(crate) effective: u32,
     /// Failures in a row, as far as they can be counted.

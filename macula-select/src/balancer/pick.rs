@@ -6,14 +6,14 @@
 
 use std::hash::Hash;
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use super::Balancer;
 use super::lease::{Handle, Lease};
 use super::roster::{Span, Tier};
-use crate::clock::Nanos;
+use crate::clock::{Nanos, nanos};
 use crate::strategy::Strategy;
 
 /// Whether a pick prefers the caller's zone. Without one ([`LocalityConfig::zone`](crate::LocalityConfig::zone)) both
@@ -51,7 +51,13 @@ pub struct PickContext<'a, K> {
     pub locality: Locality,
     /// Whether this may be a probe.
     pub probe: ProbeConsent,
+    /// The longest that the attempt may take. A lease that is not reported by then counts as lost, and its provider no
+    /// longer looks busy. [`DEFAULT_LEASE`] by default.
+    pub timeout: Duration,
 }
+
+/// The longest that an attempt may take if its pick does not say.
+pub const DEFAULT_LEASE: Duration = Duration::from_secs(600);
 
 impl<K> Default for PickContext<'_, K> {
     fn default() -> Self {
@@ -61,6 +67,7 @@ impl<K> Default for PickContext<'_, K> {
             affinity: None,
             locality: Locality::default(),
             probe: ProbeConsent::default(),
+            timeout: DEFAULT_LEASE,
         }
     }
 }
@@ -85,6 +92,7 @@ pub(crate) struct Choice {
     pub(crate) locality: Locality,
     /// `None` is no probe as long as a healthy provider is left.
     pub(crate) probe: Option<ProbeConsent>,
+    pub(crate) timeout: Duration,
 }
 
 /// How many providers of each tier are excluded from the current pick.
@@ -162,6 +170,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             affinity,
             locality,
             probe,
+            timeout,
         } = *context;
         let now = self.begin_pick(now);
         let excluded = if exclude.is_empty() {
@@ -176,6 +185,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 affinity,
                 locality,
                 probe: Some(probe),
+                timeout,
             },
             excluded,
         )
@@ -225,7 +235,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     pub(crate) fn choose(&mut self, now: Nanos, choice: Choice, excluded: Excluded) -> Result<Lease, PickError> {
         if self.half_open > 0
             && let Some(consent) = choice.probe
-            && let Some(lease) = self.probe(now, consent)
+            && let Some(lease) = self.probe(now, consent, choice.timeout)
         {
             return Ok(lease);
         }
@@ -258,7 +268,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         };
         let slot = slot.ok_or(PickError::Exhausted)?;
         let epoch = if healthy { 0 } else { self.panic_pick(now, slot) };
-        Ok(self.grant(now, slot, epoch))
+        Ok(self.grant(now, slot, epoch, choice.timeout))
     }
 
     /// Where to choose if not simply among all the healthy ones.
@@ -305,15 +315,15 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
 
     /// A lease of the provider that waits for a probe, if there is one that this pick may be.
     #[cold]
-    fn probe(&mut self, now: Nanos, consent: ProbeConsent) -> Option<Lease> {
+    fn probe(&mut self, now: Nanos, consent: ProbeConsent, timeout: Duration) -> Option<Lease> {
         let slot = self.due_for_probe(now, consent == ProbeConsent::Willing)?;
         let epoch = self.start_probe(now, slot);
-        Some(self.grant(now, slot, epoch))
+        Some(self.grant(now, slot, epoch, timeout))
     }
 
     /// Counts a pick that disregards health. If its provider was due for a probe, this is the probe.
     #[cold]
-    fn panic_pick(&mut self, now: Nanos, slot: u32) -> u32 {
+    fn panic_pick(&mut self, now: Nanos, slot: u32) -> u16 {
         self.counters.panic_picks += 1;
         let cold = &self.cold[slot as usize];
         if cold.circuit == super::Circuit::HalfOpen {
@@ -324,26 +334,24 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     }
 
     #[inline]
-    fn grant(&mut self, now: Nanos, slot: u32, probe: u32) -> Lease {
+    fn grant(&mut self, now: Nanos, slot: u32, probe: u16, timeout: Duration) -> Lease {
         self.counters.issued += 1;
         let hot = &mut self.hot[slot as usize];
         hot.in_flight += 1;
         if self.config.locality.zone.is_some() && !self.cold[slot as usize].remote {
             self.local_in_flight += 1;
         }
+        let handle = Handle {
+            slot,
+            generation: hot.generation,
+        };
         Lease {
-            handle: Handle {
-                slot,
-                generation: hot.generation,
-            },
+            issuer: self.id,
+            ticket: self.leases.grant(handle, now.saturating_add(nanos(timeout))),
+            handle,
             probe,
             started: now,
         }
-    }
-
-    /// Leases that are out, those of former providers included.
-    pub(super) fn in_flight(&self) -> u64 {
-        self.counters.issued - self.counters.reported
     }
 
     fn first(&self, region: Region) -> Option<u32> {

@@ -21,6 +21,8 @@ pub struct Stats {
     pub issued: u64,
     /// Leases that were reported.
     pub reported: u64,
+    /// Leases whose deadline passed and that nobody has reported since: dropped, most likely.
+    pub lost: u64,
     /// Picks that disregarded health.
     pub panic_picks: u64,
     /// Probes that were sent.
@@ -41,7 +43,7 @@ impl Stats {
     /// Leases that are out.
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.issued - self.reported
+        self.issued - self.reported - self.lost
     }
 }
 

@@ -3,6 +3,7 @@
 use std::hash::Hash;
 
 use super::Balancer;
+use super::lease::Handle;
 use super::member::Circuit;
 use super::roster::Tier;
 use crate::clock::{NEVER, Nanos, nanos};
@@ -26,6 +27,9 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
         if now >= self.next_tune {
             self.tune_all(now);
+        }
+        if now >= self.leases.due() {
+            self.reclaim(now);
         }
     }
 
@@ -66,6 +70,20 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             self.settle(now, slot);
         }
         self.watch_panic();
+    }
+
+    /// Counts the leases whose deadline has passed as lost, so that their providers no longer look busy.
+    #[cold]
+    fn reclaim(&mut self, now: Nanos) {
+        let zones = self.config.locality.zone.is_some();
+        self.leases.expire(now, |Handle { slot, generation }| {
+            self.counters.lost += 1;
+            let hot = &mut self.hot[slot as usize];
+            if hot.generation == generation {
+                hot.in_flight -= 1;
+                self.local_in_flight -= u32::from(zones && !self.cold[slot as usize].remote);
+            }
+        });
     }
 
     #[cold]

@@ -7,7 +7,7 @@ use std::hash::Hash;
 use std::time::Instant;
 
 use super::{
-    Attempt, AttemptId, Call, CallOptions, Live, State, attempt_until, choose, deadline, limit, probe_consent,
+    Attempt, AttemptId, Call, CallOptions, Live, State, Times, attempt_until, choose, deadline, limit, probe_consent,
 };
 use crate::balancer::{Balancer, Excluded, Lease};
 use crate::fate::Fate;
@@ -41,7 +41,7 @@ use crate::fate::Fate;
 /// ```
 #[derive(Debug)]
 #[cfg_attr(test, derive(Clone))]
-#[must_use = "it is to be ended, or its provider looks busy for ever"]
+#[must_use = "end it, or its provider looks busy until it times out"]
 pub struct FirstAttempt<K> {
     to: K,
     lease: Lease,
@@ -64,14 +64,15 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
         }
         let at = balancer.begin_pick(now);
         let probe = probe_consent(options, 0, false);
-        let (to, lease) = choose(options, probe, now, at, balancer, Excluded::default())?;
+        let until = attempt_until(options, now, deadline);
+        let (to, lease) = choose(options, probe, Times { now, at, until }, balancer, Excluded::default())?;
         balancer.budget.call(at);
         Some(Self {
             to,
             lease,
             began,
             started: now,
-            until: attempt_until(options, now, deadline),
+            until,
         })
     }
 
@@ -95,16 +96,15 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
     /// It succeeded, and the call is over.
     #[inline]
     pub fn succeed(self, now: Instant, balancer: &mut Balancer<K>) {
-        balancer.report(now.max(self.started), self.lease, Fate::Ok);
+        balancer.take_back(now.max(self.started), self.lease, Fate::Ok);
     }
 
     /// Nobody waits for it any more.
     pub fn cancel(self, now: Instant, balancer: &mut Balancer<K>) {
-        balancer.report(now.max(self.started), self.lease, Fate::Cancelled);
+        balancer.take_back(now.max(self.started), self.lease, Fate::Cancelled);
     }
 
     /// The call, with this attempt in flight as [`AttemptId::FIRST`]. `options` are those that it was started with.
-    #[must_use]
     pub fn into_call(self, options: CallOptions) -> Call<K> {
         let mut call = Call::new(self.began, options);
         call.latest = self.started;

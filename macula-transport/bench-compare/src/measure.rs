@@ -225,7 +225,7 @@ impl Plan {
                     "name": format!("rpc-{size}-{}", name(runtime)),
                     "title": format!("Unary echo of {size} B, {} runtime", name(runtime)),
                     "x_label": "calls at a time", "y_label": "calls/s", "x_log": true, "y_log": true,
-                    "kind": "line", "series": series,
+                    "series": series,
                 }));
             }
         }

@@ -1,58 +1,44 @@
 //! Tables for a terminal: numbers to the right, words to the left, one number of decimals a column.
 
-use super::{Cell, Table};
+use comfy_table::{CellAlignment, LineStyle, TableStyle};
+use serde::Deserialize;
 
-/// Below a column's heading, and between columns.
-const INDENT: &str = "  ";
+/// Rows of cells under headings.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Table {
+    pub(crate) name: String,
+    pub(crate) columns: Vec<String>,
+    pub(crate) rows: Vec<Vec<Cell>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Cell {
+    Whole(i64),
+    Real(f64),
+    Text(String),
+    /// Nothing to say: `null`.
+    Empty(()),
+}
 
 /// The table without its name, one line a row.
 pub(super) fn render(table: &Table) -> String {
-    let columns: Vec<Column> = (0..table.columns.len()).map(|at| Column::new(table, at)).collect();
-    let mut text = String::new();
-    let mut line = |cells: Vec<String>| {
-        let joined: String = cells.iter().map(|cell| format!("{INDENT}{cell}")).collect();
-        text.push_str(joined.trim_end());
-        text.push('\n');
-    };
-    line(columns.iter().map(|it| it.pad(&it.heading)).collect());
-    line(columns.iter().map(|it| "─".repeat(it.width)).collect());
-    for row in 0..table.rows.len() {
-        line(columns.iter().map(|it| it.pad(&it.cells[row])).collect());
+    let columns = (0..table.columns.len()).map(|at| table.rows.iter().map(|row| &row[at]).collect());
+    let columns: Vec<Vec<&Cell>> = columns.collect();
+    let decimals: Vec<usize> = columns.iter().map(|cells| decimals(cells)).collect();
+    let mut shown = comfy_table::Table::new();
+    shown.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
+    shown.set_header(&table.columns);
+    for row in &table.rows {
+        shown.add_row(row.iter().zip(&decimals).map(|(cell, decimals)| show(cell, *decimals)));
     }
-    text
-}
-
-struct Column {
-    heading: String,
-    cells: Vec<String>,
-    width: usize,
-    numeric: bool,
-}
-
-impl Column {
-    fn new(table: &Table, at: usize) -> Self {
-        let cells: Vec<&Cell> = table.rows.iter().map(|row| &row[at]).collect();
-        let decimals = decimals(&cells);
-        let heading = table.columns[at].clone();
-        let numeric = cells.iter().all(|cell| !matches!(cell, Cell::Text(_)));
-        let cells: Vec<String> = cells.iter().map(|cell| show(cell, decimals)).collect();
-        let width = cells.iter().chain([&heading]).map(|it| it.chars().count()).max();
-        Column {
-            width: width.unwrap_or_default(),
-            heading,
-            cells,
-            numeric,
+    for (column, cells) in shown.column_iter_mut().zip(&columns) {
+        if cells.iter().all(|cell| !matches!(cell, Cell::Text(_))) {
+            column.set_cell_alignment(CellAlignment::Right);
         }
     }
-
-    fn pad(&self, text: &str) -> String {
-        let gap = " ".repeat(self.width.saturating_sub(text.chars().count()));
-        if self.numeric {
-            gap + text
-        } else {
-            text.to_owned() + &gap
-        }
-    }
+    shown.trim_fmt() + "\n"
 }
 
 /// Four significant digits of the column's largest value, as far as any of its values needs them.
@@ -120,17 +106,17 @@ mod tests {
             vec![Cell::Text("p2c".into()), Cell::Real(1.5), Cell::Whole(12)],
             vec![Cell::Text("random".into()), Cell::Real(10.25), Cell::Whole(123_456)],
         ];
-        let expected = "  strategy    p99        n\n\
-                        \x20 ────────  ─────  ───────\n\
-                        \x20 p2c        1.50       12\n\
-                        \x20 random    10.25  123 456\n";
+        let expected = " strategy     p99         n\n\
+                        ────────────────────────────\n\
+                        \x20p2c         1.50        12\n\
+                        \x20random     10.25   123 456\n";
         assert_eq!(render(&table(&["strategy", "p99", "n"], rows)), expected);
     }
 
     #[test]
     fn an_empty_cell_is_a_dash_and_an_empty_table_its_headings() {
-        assert_eq!(render(&table(&["a"], vec![vec![Cell::Empty(())]])), "  a\n  ─\n  –\n");
-        assert_eq!(render(&table(&["a"], vec![])), "  a\n  ─\n");
+        assert_eq!(render(&table(&["a"], vec![vec![Cell::Empty(())]])), " a\n───\n –\n");
+        assert_eq!(render(&table(&["a"], vec![])), " a\n───\n");
     }
 
     #[test]

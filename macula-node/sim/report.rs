@@ -125,12 +125,12 @@ fn plots(outcome: &Outcome) -> Value {
     json!([
         {
             "name": "mesh-latency", "title": "Latency of calls that were answered", "x_label": "s", "y_label": "ms",
-            "x_log": false, "y_log": true, "kind": "line",
+            "x_log": false, "y_log": true,
             "series": [{ "name": "p50", "points": p50 }, { "name": "p99", "points": p99 }],
         },
         {
             "name": "mesh-failures", "title": "Calls a second that failed, or needed more than one attempt",
-            "x_label": "s", "y_label": "calls", "x_log": false, "y_log": false, "kind": "line",
+            "x_label": "s", "y_label": "calls", "x_log": false, "y_log": false,
             "series": [{ "name": "failed", "points": failed }, { "name": "more than one attempt", "points": over }],
         },
     ])

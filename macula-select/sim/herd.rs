@@ -90,7 +90,6 @@ pub(crate) fn returning_provider(arguments: Arguments, report: &mut Report) {
             x_label: "s",
             y_label: "attempts/s",
             y_log: false,
-            kind: "line",
         },
         series,
     );

@@ -48,7 +48,7 @@ impl Report {
             .collect();
         self.plots.push(json!({
             "name": name, "title": title, "x_label": x, "y_label": y, "x_log": false, "y_log": false,
-            "kind": "line", "series": series,
+            "series": series,
         }));
     }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::Arguments;
 use crate::cluster::{MILLISECOND, Mode};
-use crate::report::{Plot, Report, rounded};
+use crate::report::{Report, rounded};
 use crate::world::{self, Outcome, Setup};
 
 /// The cluster that all of these share.
@@ -79,8 +79,7 @@ pub(crate) fn slow(arguments: Arguments, report: &mut Report) {
         ("random, hedged at p95", hedged(Strategy::Random), None),
     ];
     let mut rows = Vec::new();
-    let mut bars = Vec::new();
-    for (at, (name, setup, target)) in runs.into_iter().enumerate() {
+    for (name, setup, target) in runs {
         let outcome = run(name, setup, report);
         if let Some((p99, p999, _)) = target {
             for (which, measured, target) in [
@@ -96,7 +95,6 @@ pub(crate) fn slow(arguments: Arguments, report: &mut Report) {
             }
         }
         let show = |value: Option<f64>| value.map_or(json!("–"), |value| json!(value));
-        bars.push((name.to_owned(), vec![(at as f64, outcome.quantile(0.99))]));
         rows.push(vec![
             json!(name),
             rounded(outcome.quantile(0.5), 1),
@@ -123,17 +121,6 @@ pub(crate) fn slow(arguments: Arguments, report: &mut Report) {
             "attempts per call",
         ],
         rows,
-    );
-    report.plot(
-        &Plot {
-            name: "slow-provider-p99",
-            title: "One of ten providers is 10× slow",
-            x_label: "strategy",
-            y_label: "p99 ms",
-            y_log: false,
-            kind: "bar",
-        },
-        bars,
     );
 }
 

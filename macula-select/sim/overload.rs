@@ -111,7 +111,6 @@ pub(crate) fn pulse(arguments: Arguments, report: &mut Report) {
             x_label: "s",
             y_label: "successful calls/s",
             y_log: false,
-            kind: "line",
         },
         series,
     );

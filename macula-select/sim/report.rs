@@ -11,7 +11,7 @@ pub(crate) struct Report {
     trace: u64,
 }
 
-/// A named line or row of bars.
+/// A named line.
 pub(crate) type Series = (String, Vec<(f64, f64)>);
 
 pub(crate) struct Plot {
@@ -20,7 +20,6 @@ pub(crate) struct Plot {
     pub(crate) x_label: &'static str,
     pub(crate) y_label: &'static str,
     pub(crate) y_log: bool,
-    pub(crate) kind: &'static str,
 }
 
 impl Report {
@@ -47,7 +46,7 @@ impl Report {
             .collect();
         self.plots.push(json!({
             "name": plot.name, "title": plot.title, "x_label": plot.x_label, "y_label": plot.y_label,
-            "x_log": false, "y_log": plot.y_log, "kind": plot.kind, "series": series,
+            "x_log": false, "y_log": plot.y_log, "series": series,
         }));
     }
 

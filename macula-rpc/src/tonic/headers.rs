@@ -1,0 +1,232 @@
+//! gRPC's headers and trailers on the mesh, written and read.
+//!
+//! **Invariant (X9).** A [`HeaderMap`] panics when it overflows, and a peer makes most of the lists that become one. So this file holds
+//! the only reader: it takes at most [`MAX_METADATA_ENTRIES`] entries and [`MAX_HEADER_BYTES`] of names and values, whatever
+//! their source, and it reads a list entry by entry, so a longer list takes no memory.
+
+use ::tonic::codegen::http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE as CONTENT_TYPE_KEY};
+use bytes::{Buf as _, Bytes};
+use macula_transport::{MAX_METADATA_ENTRIES, Metadata};
+use macula_wire::proto::MetadataEntry;
+use prost::Message as _;
+
+/// Bytes of the names and values of one list of headers.
+const MAX_HEADER_BYTES: usize = 64 * 1024;
+
+/// Headers of the connection, or that travel in another way.
+const NOT_CARRIED: [&str; 3] = ["te", "grpc-timeout", "host"];
+
+/// The content type of every request and reply that names no other. It is not sent, and the reader adds it.
+const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/grpc");
+
+fn is_implied(key: &HeaderName, value: &HeaderValue) -> bool {
+    key == CONTENT_TYPE_KEY && value == CONTENT_TYPE
+}
+
+/// The headers of a reply: its first message.
+#[derive(Clone, PartialEq, prost::Message)]
+struct HeaderMessage {
+    #[prost(message, repeated, tag = "1")]
+    entries: Vec<MetadataEntry>,
+}
+
+/// The byte before every entry of a [`HeaderMessage`]: field 1, length-delimited.
+const ENTRY_KEY: u8 = 0x0a;
+
+/// Why a list of headers is not one that this node reads or sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HeadersError {
+    /// There are too many entries, or too many bytes.
+    #[error(
+        "more than {MAX_METADATA_ENTRIES} entries or {MAX_HEADER_BYTES} bytes of metadata; send fewer, or send them in a message"
+    )]
+    TooLarge,
+    /// The first message of the reply is no list of headers.
+    #[error("the reply does not begin with headers")]
+    NotHeaders,
+}
+
+/// A list of headers while it is read.
+#[derive(Default)]
+struct Reader {
+    headers: HeaderMap,
+    entries: usize,
+    bytes: usize,
+}
+
+impl Reader {
+    /// Takes in an entry. One that is no header by its characters is left out.
+    fn take(&mut self, name: &str, value: &Bytes) -> Result<(), HeadersError> {
+        self.entries += 1;
+        self.bytes += name.len() + value.len();
+        if self.entries > MAX_METADATA_ENTRIES || self.bytes > MAX_HEADER_BYTES {
+            return Err(HeadersError::TooLarge);
+        }
+        let name = HeaderName::from_bytes(name.as_bytes());
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(value.clone())) {
+            let appended = self.headers.try_append(name, value);
+            appended.map_err(|_| HeadersError::TooLarge)?;
+        }
+        Ok(())
+    }
+
+    fn with_content_type(mut self) -> HeaderMap {
+        self.headers.entry(CONTENT_TYPE_KEY).or_insert(CONTENT_TYPE);
+        self.headers
+    }
+}
+
+fn read(metadata: &Metadata) -> Result<Reader, HeadersError> {
+    let mut reader = Reader::default();
+    for (name, value) in metadata.iter() {
+        reader.take(name, value)?;
+    }
+    Ok(reader)
+}
+
+/// The headers or trailers in a call's metadata.
+pub(super) fn from_metadata(metadata: &Metadata) -> Result<HeaderMap, HeadersError> {
+    Ok(read(metadata)?.headers)
+}
+
+/// The headers of a request, the implied content type among them.
+pub(super) fn of_request(metadata: &Metadata) -> Result<HeaderMap, HeadersError> {
+    Ok(read(metadata)?.with_content_type())
+}
+
+/// The headers of a reply from its first message.
+pub(super) fn read_message(mut message: Bytes) -> Result<HeaderMap, HeadersError> {
+    let mut reader = Reader::default();
+    while message.has_remaining() {
+        if message.get_u8() != ENTRY_KEY {
+            return Err(HeadersError::NotHeaders);
+        }
+        let length = prost::decode_length_delimiter(&mut message).map_err(|_| HeadersError::NotHeaders)?;
+        if length > message.len() {
+            return Err(HeadersError::NotHeaders);
+        }
+        let entry = MetadataEntry::decode(message.split_to(length)).map_err(|_| HeadersError::NotHeaders)?;
+        reader.take(&entry.key, &entry.value)?;
+    }
+    Ok(reader.with_content_type())
+}
+
+/// The first message of a reply with these headers.
+pub(super) fn message(headers: &HeaderMap) -> Result<Bytes, HeadersError> {
+    let carried = || headers.iter().filter(|(key, value)| !is_implied(key, value));
+    let bytes: usize = carried().map(|(key, value)| key.as_str().len() + value.len()).sum();
+    if carried().count() > MAX_METADATA_ENTRIES || bytes > MAX_HEADER_BYTES {
+        return Err(HeadersError::TooLarge);
+    }
+    let entry = |(key, value): (&HeaderName, &HeaderValue)| MetadataEntry {
+        key: key.as_str().to_owned(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    let message = HeaderMessage {
+        entries: carried().map(entry).collect(),
+    };
+    Ok(message.encode_to_vec().into())
+}
+
+/// Headers as a call's metadata. The transport holds it against its own limits before it sends it.
+pub(super) fn to_metadata(headers: &HeaderMap) -> Metadata {
+    let carried = headers
+        .iter()
+        .filter(|(key, value)| !NOT_CARRIED.contains(&key.as_str()) && !is_implied(key, value));
+    carried
+        .map(|(key, value)| (key.as_str(), Bytes::copy_from_slice(value.as_bytes())))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// More names than a `HeaderMap` has room for.
+    const HOSTILE: usize = 40_000;
+
+    fn entries(count: usize) -> Vec<MetadataEntry> {
+        let entry = |at| MetadataEntry {
+            key: format!("x-{at}"),
+            value: Bytes::from_static(b"v"),
+        };
+        (0..count).map(entry).collect()
+    }
+
+    fn metadata(count: usize) -> Metadata {
+        let entries = entries(count).into_iter();
+        entries.map(|entry| (entry.key, entry.value)).collect()
+    }
+
+    fn first_message(count: usize) -> Bytes {
+        let entries = entries(count);
+        HeaderMessage { entries }.encode_to_vec().into()
+    }
+
+    #[test]
+    fn x9_a_list_of_more_entries_than_its_limit_is_an_error_wherever_it_comes_from() {
+        let read: [fn(usize) -> Result<HeaderMap, HeadersError>; 3] = [
+            |count| read_message(first_message(count)),
+            |count| from_metadata(&metadata(count)),
+            |count| of_request(&metadata(count)),
+        ];
+        for read in read {
+            assert!(read(MAX_METADATA_ENTRIES).unwrap().len() >= MAX_METADATA_ENTRIES);
+            for count in [MAX_METADATA_ENTRIES + 1, HOSTILE] {
+                assert_eq!(read(count), Err(HeadersError::TooLarge));
+            }
+        }
+    }
+
+    #[test]
+    fn x9_a_list_of_more_bytes_than_its_limit_is_an_error_in_both_directions() {
+        let large = |bytes: usize| {
+            let value = HeaderValue::from_bytes(&vec![b'v'; bytes - 3]).unwrap();
+            HeaderMap::from_iter([(HeaderName::from_static("x-v"), value)])
+        };
+        let fits = message(&large(MAX_HEADER_BYTES)).unwrap();
+        assert!(read_message(fits).is_ok());
+        assert_eq!(message(&large(MAX_HEADER_BYTES + 1)), Err(HeadersError::TooLarge));
+        let wide = to_metadata(&large(MAX_HEADER_BYTES + 1));
+        assert_eq!(from_metadata(&wide), Err(HeadersError::TooLarge));
+    }
+
+    #[test]
+    fn headers_survive_their_message_and_other_bytes_do_not_panic() {
+        let mut headers = HeaderMap::new();
+        headers.append("key", HeaderValue::from_static("one"));
+        headers.append("key", HeaderValue::from_static("two"));
+        headers.insert(CONTENT_TYPE_KEY, HeaderValue::from_static("application/grpc+proto"));
+        assert_eq!(read_message(message(&headers).unwrap()), Ok(headers));
+        for bytes in [
+            &b"\xff\xff"[..],
+            b"\x0a",
+            b"\x0a\x05ab",
+            b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        ] {
+            let bytes = Bytes::copy_from_slice(bytes);
+            assert_eq!(read_message(bytes), Err(HeadersError::NotHeaders));
+        }
+    }
+
+    #[test]
+    fn the_usual_content_type_is_not_carried_and_is_put_back() {
+        let usual = HeaderMap::from_iter([(CONTENT_TYPE_KEY, CONTENT_TYPE)]);
+        assert!(message(&usual).unwrap().is_empty() && to_metadata(&usual).is_empty());
+        assert_eq!(read_message(Bytes::new()), Ok(usual.clone()));
+        assert_eq!(of_request(&to_metadata(&usual)), Ok(usual.clone()));
+        let mut other = usual;
+        other.insert(CONTENT_TYPE_KEY, HeaderValue::from_static("application/grpc+json"));
+        other.insert("user-agent", HeaderValue::from_static("example/1"));
+        assert_eq!(of_request(&to_metadata(&other)), Ok(other));
+    }
+
+    proptest! {
+        #[test]
+        fn x9_any_first_message_is_read_or_refused(bytes: Vec<u8>) {
+            let _ = read_message(bytes.into());
+        }
+    }
+}
