@@ -158,6 +158,14 @@ impl DirectoryCache {
         }
     }
 
+    /// Goes by `clock` from now on, the old one tied anew. What is known stays at hand and is refreshed when it is asked for: answers
+    /// may lack what the old dates ruled out (D14).
+    pub fn set_clock(&mut self, now: Instant, clock: Clock) {
+        self.clock = clock;
+        let answers = self.entries.values_mut().filter_map(|entry| entry.answer.as_mut());
+        answers.for_each(|answer| answer.fresh_until = answer.fresh_until.min(now));
+    }
+
     /// How often it answered how.
     #[must_use]
     pub fn counters(&self) -> CacheCounters {

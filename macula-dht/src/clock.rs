@@ -1,10 +1,10 @@
 //! The two clocks a directory needs, held together.
 //!
-//! Expiry runs on the monotonic clock; the dates in records are wall-clock time. A [`Clock`] ties the two at one moment, when
-//! it is made, and never again: a wall clock that is set back or forth later changes nothing here.
+//! Expiry runs on the monotonic clock; the dates in records are wall-clock time. A [`Clock`] ties the two at one moment. When the
+//! wall clock is set, [`Clock::set`] ties them anew, and no expiry that was computed before moves (D14).
 //!
-//! **Invariant:** of one record, a later reading never gives a later expiry than `issued + ttl`, so no chain of holders and
-//! caches prolongs it (D4).
+//! **Invariant:** between two ties, a later reading of one record never gives a later expiry than `issued + ttl`, so no chain of
+//! holders and caches prolongs it (D4).
 
 use std::time::{Duration, Instant};
 
@@ -16,10 +16,13 @@ pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// Nanoseconds since a clock's origin: compact, exact, and enough for five centuries.
 pub(crate) type Tick = u64;
 
-/// Monotonic and wall-clock time, tied together once.
+/// Monotonic and wall-clock time, tied together.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
+    /// Where ticks are counted from.
     origin: Instant,
+    /// The last moment at which both clocks were read.
+    tied: Instant,
     unix_ms: u64,
 }
 
@@ -27,17 +30,29 @@ impl Clock {
     /// A clock for which it is `now` on the monotonic clock and `unix_ms` milliseconds after the Unix epoch.
     #[must_use]
     pub fn new(now: Instant, unix_ms: u64) -> Self {
-        Self { origin: now, unix_ms }
+        Self {
+            origin: now,
+            tied: now,
+            unix_ms,
+        }
+    }
+
+    /// Ties the clocks anew: at `now` it is `unix_ms` milliseconds after the Unix epoch, whatever was said before.
+    pub fn set(&mut self, now: Instant, unix_ms: u64) {
+        self.tied = now;
+        self.unix_ms = unix_ms;
     }
 
     /// The wall-clock time at `now`, in milliseconds since the Unix epoch.
     #[must_use]
     pub fn unix_ms(&self, now: Instant) -> u64 {
-        let elapsed = now.saturating_duration_since(self.origin).as_millis();
-        self.unix_ms.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+        match now.checked_duration_since(self.tied) {
+            Some(later) => self.unix_ms.saturating_add(millis(later)),
+            None => self.unix_ms,
+        }
     }
 
-    /// How long `record` is still valid at `now` for somebody who receives it then: `min(ttl, issued + ttl - now)`.
+    /// How long `record` is still valid for a node that receives it at `now`: `min(ttl, issued + ttl - now)`.
     ///
     /// # Errors
     /// When it is no longer valid, or dated too far ahead.
@@ -47,13 +62,17 @@ impl Clock {
 
     pub(crate) fn check_dates(&self, now: Instant, issued_ms: u64, ttl: Duration) -> Result<Duration, DateError> {
         let now_ms = self.unix_ms(now);
-        if issued_ms > now_ms.saturating_add(millis(MAX_CLOCK_SKEW)) {
-            return Err(DateError::FromTheFuture);
+        let latest_ms = now_ms.saturating_add(millis(MAX_CLOCK_SKEW));
+        if issued_ms > latest_ms {
+            let by = Duration::from_millis(issued_ms - now_ms);
+            return Err(DateError::FromTheFuture { by });
         }
-        match issued_ms.saturating_add(millis(ttl)).checked_sub(now_ms) {
-            None | Some(0) => Err(DateError::Expired),
-            Some(left) => Ok(ttl.min(Duration::from_millis(left))),
+        let end_ms = issued_ms.saturating_add(millis(ttl));
+        if end_ms <= now_ms {
+            let by = Duration::from_millis(now_ms - end_ms);
+            return Err(DateError::Expired { by });
         }
+        Ok(ttl.min(Duration::from_millis(end_ms - now_ms)))
     }
 
     pub(crate) fn tick(&self, now: Instant) -> Tick {
@@ -70,11 +89,17 @@ impl Clock {
 #[non_exhaustive]
 pub enum DateError {
     /// Its validity is over.
-    #[error("the record has expired; if it is fresh, set the clock of the node that published it")]
-    Expired,
+    #[error("the record expired {by:?} ago; if it is fresh, the clock of its publisher or of this node is wrong")]
+    Expired {
+        /// How long ago.
+        by: Duration,
+    },
     /// It is dated more than [`MAX_CLOCK_SKEW`] ahead.
-    #[error("the record is dated over a minute ahead; set the clock of the node that published it")]
-    FromTheFuture,
+    #[error("the record is dated {by:?} ahead; the clock of its publisher or of this node is wrong")]
+    FromTheFuture {
+        /// How far.
+        by: Duration,
+    },
 }
 
 /// Whole milliseconds, saturating.
@@ -97,14 +122,24 @@ mod tests {
         let clock = Clock::new(now, 1_000_000);
         let ttl = Duration::from_secs(20);
         let at = |issued| clock.check_dates(now, issued, ttl);
+        let expired = |ms| {
+            Err(DateError::Expired {
+                by: Duration::from_millis(ms),
+            })
+        };
+        let ahead = |ms| {
+            Err(DateError::FromTheFuture {
+                by: Duration::from_millis(ms),
+            })
+        };
         assert_eq!(at(1_000_000), Ok(ttl));
         assert_eq!(at(1_030_000), Ok(ttl), "a publisher whose clock is ahead gains nothing");
         assert_eq!(at(990_000), Ok(Duration::from_secs(10)));
-        assert_eq!(at(980_000), Err(DateError::Expired));
+        assert_eq!(at(980_000), expired(0));
         assert_eq!(at(980_001), Ok(Duration::from_millis(1)));
-        assert_eq!(at(1_060_001), Err(DateError::FromTheFuture));
-        assert_eq!(at(u64::MAX), Err(DateError::FromTheFuture));
-        assert_eq!(at(0), Err(DateError::Expired));
+        assert_eq!(at(1_060_001), ahead(60_001));
+        assert_eq!(at(u64::MAX), ahead(u64::MAX - 1_000_000));
+        assert_eq!(at(0), expired(980_000));
     }
 
     #[test]
@@ -112,5 +147,17 @@ mod tests {
         let early = Instant::now();
         let clock = Clock::new(early + Duration::from_secs(5), 7);
         assert_eq!((clock.tick(early), clock.unix_ms(early)), (0, 7));
+    }
+
+    #[test]
+    fn d14_a_wall_clock_that_is_set_moves_no_tick() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start, 5_000_000);
+        let now = start + Duration::from_secs(10);
+        let tick = clock.tick(now);
+        clock.set(now, 1_000);
+        assert_eq!((clock.tick(now), clock.unix_ms(now)), (tick, 1_000));
+        assert_eq!(clock.unix_ms(now + Duration::from_secs(1)), 2_000);
+        assert_eq!(clock.instant(tick), now);
     }
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use macula_wire::{MAX_ENDPOINTS, MAX_RECORD_BYTES, NodeId, ServiceKey, SignedProvider, VerifiedProvider, proto};
 use prost::Message as _;
 
-use crate::{Contact, Point};
+use crate::{Contact, Point, clock::millis};
 
 /// The most bytes a request or a reply has.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024;
@@ -112,12 +112,21 @@ pub enum Refusal {
         "a newer record of this provider is stored; another process may be using its identity, or its clock was set back"
     )]
     Stale,
-    /// Signature, form, size or dates are wrong.
-    #[error("the record is not valid; if its signature and form are right, set the publisher's clock")]
+    /// Signature, form or size is wrong.
+    #[error("the record is not valid")]
     Invalid,
-    /// It has expired.
-    #[error("the record has expired; if it is fresh, set the publisher's clock")]
-    Expired,
+    /// It has expired by the node's clock.
+    #[error("the record expired {by:?} ago by the node's clock")]
+    Expired {
+        /// How long ago, in whole milliseconds.
+        by: Duration,
+    },
+    /// It is dated too far ahead by the node's clock (D14).
+    #[error("the record is dated {by:?} ahead by the node's clock")]
+    FromTheFuture {
+        /// How far, in whole milliseconds.
+        by: Duration,
+    },
     /// The key holds as many providers as it may.
     #[error("the service has as many providers as one key holds; use several service names")]
     KeyFull,
@@ -153,6 +162,16 @@ pub enum Declined {
     /// A reason this version does not know.
     #[error("the peer declined for a reason this version does not know")]
     Unknown,
+}
+
+impl Outcome {
+    /// How far the date of a record is off that was refused for it.
+    fn off_by(self) -> Option<Duration> {
+        match self {
+            Self::Refused(Refusal::Expired { by } | Refusal::FromTheFuture { by }) => Some(by),
+            Self::Refused(_) | Self::Stored => None,
+        }
+    }
 }
 
 fn id_bytes(bytes: &[u8; 32]) -> Bytes {
@@ -233,19 +252,19 @@ impl Request {
     }
 
     /// The answer that fits.
-    pub(crate) fn expects(&self) -> Answer {
+    pub(crate) fn expects(&self) -> Expected {
         match self {
-            Self::Ping => Answer::Pong,
-            Self::FindNode { .. } => Answer::Nodes,
-            Self::FindProviders { .. } => Answer::Providers,
-            Self::Publish { records, .. } => Answer::Published(records.len()),
+            Self::Ping => Expected::Pong,
+            Self::FindNode { .. } => Expected::Nodes,
+            Self::FindProviders { .. } => Expected::Providers,
+            Self::Publish { records, .. } => Expected::Published(records.len()),
         }
     }
 }
 
 /// A kind of answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Expected {
     Pong,
     Nodes,
     Providers,
@@ -270,6 +289,11 @@ impl Response {
                 more: *more,
             }),
             Self::Published(outcomes) => Kind::Published(proto::Published {
+                off_by_ms: outcomes
+                    .iter()
+                    .filter_map(|outcome| outcome.off_by())
+                    .map(millis)
+                    .collect(),
                 outcomes: outcomes
                     .iter()
                     .map(|&outcome| outcome_to_proto(outcome).into())
@@ -313,14 +337,12 @@ impl Response {
                     closest: contacts(providers.closest),
                     more: providers.more,
                 },
-                Kind::Published(published) => Self::Published(
-                    published
-                        .outcomes
-                        .iter()
-                        .take(MAX_PUBLISH_RECORDS)
-                        .map(|&code| outcome_from_proto(code))
-                        .collect(),
-                ),
+                Kind::Published(published) => {
+                    let mut amounts = published.off_by_ms.into_iter().map(Duration::from_millis);
+                    let mut off_by = || amounts.next().unwrap_or_default();
+                    let codes = published.outcomes.into_iter().take(MAX_PUBLISH_RECORDS);
+                    Self::Published(codes.map(|code| outcome_from_proto(code, &mut off_by)).collect())
+                }
                 Kind::Declined(declined) => Self::Declined(match proto::DeclineReason::try_from(declined.reason) {
                     Ok(proto::DeclineReason::Malformed) => Declined::Malformed,
                     Ok(proto::DeclineReason::RateLimited) => Declined::RateLimited,
@@ -333,12 +355,12 @@ impl Response {
 
 impl Response {
     /// Whether this is what was asked for.
-    pub(crate) fn answers(&self, expected: Answer) -> bool {
+    pub(crate) fn answers(&self, expected: Expected) -> bool {
         match self {
-            Self::Pong => expected == Answer::Pong,
-            Self::Nodes(_) => expected == Answer::Nodes,
-            Self::Providers { .. } => expected == Answer::Providers,
-            Self::Published(outcomes) => expected == Answer::Published(outcomes.len()),
+            Self::Pong => expected == Expected::Pong,
+            Self::Nodes(_) => expected == Expected::Nodes,
+            Self::Providers { .. } => expected == Expected::Providers,
+            Self::Published(outcomes) => expected == Expected::Published(outcomes.len()),
             Self::Declined(_) => false,
         }
     }
@@ -370,7 +392,8 @@ fn outcome_to_proto(outcome: Outcome) -> proto::PublishOutcome {
         Outcome::Refused(refusal) => match refusal {
             Refusal::Stale => P::Stale,
             Refusal::Invalid => P::Invalid,
-            Refusal::Expired => P::Expired,
+            Refusal::Expired { .. } => P::Expired,
+            Refusal::FromTheFuture { .. } => P::FromTheFuture,
             Refusal::KeyFull => P::KeyFull,
             Refusal::StoreFull => P::StoreFull,
             Refusal::PublisherQuota => P::PublisherQuota,
@@ -381,13 +404,15 @@ fn outcome_to_proto(outcome: Outcome) -> proto::PublishOutcome {
     }
 }
 
-fn outcome_from_proto(code: i32) -> Outcome {
+/// The outcome of a code; `off_by` gives the next of the amounts that come with the message.
+fn outcome_from_proto(code: i32, mut off_by: impl FnMut() -> Duration) -> Outcome {
     use proto::PublishOutcome as P;
     Outcome::Refused(match P::try_from(code) {
         Ok(P::Stored) => return Outcome::Stored,
         Ok(P::Stale) => Refusal::Stale,
         Ok(P::Invalid) => Refusal::Invalid,
-        Ok(P::Expired) => Refusal::Expired,
+        Ok(P::Expired) => Refusal::Expired { by: off_by() },
+        Ok(P::FromTheFuture) => Refusal::FromTheFuture { by: off_by() },
         Ok(P::KeyFull) => Refusal::KeyFull,
         Ok(P::StoreFull) => Refusal::StoreFull,
         Ok(P::PublisherQuota) => Refusal::PublisherQuota,

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use macula_wire::{Advertisement, SecretKey, Signer};
 use proptest::prelude::*;
 
@@ -43,7 +45,15 @@ fn response() -> impl Strategy<Value = Response> {
         Outcome::Stored,
         Outcome::Refused(Refusal::Stale),
         Outcome::Refused(Refusal::Invalid),
-        Outcome::Refused(Refusal::Expired),
+        Outcome::Refused(Refusal::Expired {
+            by: Duration::from_millis(1),
+        }),
+        Outcome::Refused(Refusal::Expired {
+            by: Duration::from_secs(3600),
+        }),
+        Outcome::Refused(Refusal::FromTheFuture {
+            by: Duration::from_secs(61),
+        }),
         Outcome::Refused(Refusal::KeyFull),
         Outcome::Refused(Refusal::StoreFull),
         Outcome::Refused(Refusal::PublisherQuota),

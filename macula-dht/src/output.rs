@@ -75,13 +75,13 @@ pub enum Output {
         /// What to send.
         request: Request,
     },
-    /// Find out which nodes listen at `endpoint`, whose host name may stand for several addresses, and report them with
+    /// Find out which nodes listen at `address`, whose host name may stand for several addresses, and report them with
     /// [`Dht::handle_identified`](crate::Dht::handle_identified).
     Identify {
         /// The number to report under.
         id: RequestId,
         /// Where to ask.
-        endpoint: Address,
+        address: Address,
     },
     /// Something happened.
     Event(Event),

@@ -30,9 +30,9 @@ fn a_seed_that_is_gone_does_not_make_a_joined_node_join_again_and_again() {
         }
         for output in bench.outputs() {
             match output {
-                Output::Identify { id, endpoint } => {
+                Output::Identify { id, address } => {
                     asked += 1;
-                    if contact_of(1).endpoints().contains(&endpoint) {
+                    if contact_of(1).endpoints().contains(&address) {
                         bench.dht.handle_identified(bench.now, id, [contact_of(1)]);
                     } else {
                         late.push(id);

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use common::{
     EPOCH_MS, advertisement,
@@ -14,18 +14,55 @@ use common::{
 use macula_dht::{Config, Contact, Dht, Event, MAX_JOBS, Memory, Outcome, Point, Refusal, Request, Response};
 use macula_wire::{Realm, VerifiedProvider};
 
-/// Every one of the services is due at the same moment and its publication over at once, since there is nobody to ask.
+/// All of the services are due at the same moment, and the publication of each is over at once, since there is no peer to ask.
 #[test]
-fn a_lone_node_publishes_any_number_of_services_at_once() {
+fn a_lone_node_publishes_any_number_of_services() {
     let mut bench = Bench::new(Config::default());
     for n in 0..20_000 {
         let service = key(&format!("service.n{n}"));
         bench.dht.advertise(bench.now, service, advertisement(0)).unwrap();
     }
-    bench.outputs();
-    let events = bench.run(Duration::from_secs(241), |_, _| None);
-    let published = events.iter().filter(|e| matches!(e, Event::Advertised { .. }));
-    assert_eq!(published.count(), 20_000);
+    let events = bench.run(Duration::from_secs(81), |_, _| None);
+    let published = events.iter().filter_map(|event| match event {
+        Event::Advertised { key, .. } => Some(*key),
+        _ => None,
+    });
+    assert_eq!(published.collect::<BTreeSet<_>>().len(), 20_000);
+}
+
+/// A node of 4 096 services and a holder with default limits: one sweep publishes all of them, and none is refused.
+#[test]
+fn y9_one_sweep_publishes_4096_services() {
+    let mut holder = Bench::new(Config::default());
+    let mut bench = Bench::with_secret(Config::default(), secret(1));
+    bench.now = holder.now;
+    bench.befriend([2]);
+    for n in 0..4096 {
+        let service = key(&format!("service.n{n}"));
+        bench.dht.advertise(bench.now, service, advertisement(1)).unwrap();
+    }
+    let (mut acknowledged, mut rounds) = (0, 0);
+    while acknowledged < 4096 {
+        let events = bench.step(|now, request| {
+            holder.now = now;
+            holder.ask(1, request)
+        });
+        for event in events {
+            let Event::Advertised {
+                acknowledged: holders,
+                refused,
+                ..
+            } = event
+            else {
+                continue;
+            };
+            assert_eq!((holders, &refused[..]), (1, &[][..]), "after {acknowledged} services");
+            acknowledged += 1;
+        }
+        rounds += 1;
+        assert!(rounds < 100_000, "the sweep has no end");
+    }
+    assert_eq!(holder.dht.store().usage().records, 4096);
 }
 
 /// Publishes to peers 1 to 20, of which the first always refuses in the same way; counts what an honest one is sent in an hour.

@@ -162,14 +162,14 @@ fn seeds_take_part_in_a_join_from_kept_contacts() {
     for output in drain(&mut dht) {
         match output {
             Output::Send { to, id, .. } => asked.push((*to.node_id(), id)),
-            Output::Identify { id, endpoint } => identified = Some((id, endpoint)),
+            Output::Identify { id, address: at } => identified = Some((id, at)),
             Output::Event(event) => panic!("{event:?}"),
         }
     }
     let nodes: Vec<_> = asked.iter().map(|(node, _)| *node).collect();
     assert_eq!(nodes, [*contact_of(1).node_id(), *contact_of(2).node_id()]);
-    let (id, endpoint) = identified.unwrap();
-    assert_eq!(endpoint, address);
+    let (id, at) = identified.unwrap();
+    assert_eq!(at, address);
     // Both fail; the address leads to a node that answers: joined, and nobody hears of a failure.
     for (_, id) in asked {
         dht.handle_response(now, id, Err(macula_dht::RequestFailed::Unreachable));

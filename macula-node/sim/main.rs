@@ -1,46 +1,45 @@
-//! The whole mesh at dozens of nodes, over real QUIC on a network in memory, in virtual time:
-//! `cargo xtask sim mesh -- --nodes 48 --seed 1`.
+//! The whole mesh in a bottle: dozens of nodes over real QUIC on a network in memory, in virtual time, under faults that a seed draws, and
+//! judged by an oracle: `cargo xtask sim mesh -- --seeds 1..100`.
 //!
-//! Every node is a [`macula_node::Node`] with its directory, pool, selection and transport; only the wire is not there. Providers are killed and
-//! restarted, the mesh is parted and healed, while callers keep calling. The same seed gives the same trace hash.
+//! Every node is a [`macula_node::Node`] with its directory, pool, selection and transport; only the wire is not there. The same seed
+//! gives the same trace hash. `--help` shows the rest.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
 
-mod fleet;
-mod report;
+mod campaign;
+mod fault;
+mod load;
+mod options;
+mod oracle;
+mod random;
+mod run;
+mod schedule;
+mod services;
+mod shrink;
 mod story;
+mod stranger;
+mod truth;
+mod world;
 
-use std::{error::Error, time::Instant};
+use std::{error::Error, process::ExitCode};
 
-/// The fewest nodes that can be parted and still have providers on both sides.
-const MIN_NODES: usize = 12;
+/// The nodes of a mesh, unless told otherwise.
+const NODES: usize = 10;
 
-fn options() -> Result<(usize, u64), Box<dyn Error>> {
-    let (mut nodes, mut seed) = (48, 1);
-    let mut args = std::env::args().skip(1);
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or(format!("{arg} needs a value"));
-        match arg.as_str() {
-            "--nodes" => nodes = value()?.parse()?,
-            "--seed" => seed = value()?.parse()?,
-            _ => return Err(format!("{arg} is not an option; there are --nodes N and --seed N").into()),
-        }
+fn run() -> Result<bool, Box<dyn Error>> {
+    match options::read(std::env::args().skip(1))? {
+        options::Task::Story { nodes, seed } => story::show(nodes, seed).map(|()| true),
+        options::Task::Campaign(campaign) => campaign::run(&campaign),
     }
-    if nodes < MIN_NODES {
-        return Err(format!("{nodes} nodes are too few to be parted; give --nodes {MIN_NODES} or more").into());
-    }
-    Ok((nodes, seed))
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let (nodes, seed) = options()?;
-    let started = Instant::now();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .start_paused(true)
-        .build()?;
-    let outcome = runtime.block_on(story::tell(nodes, seed))?;
-    eprintln!("{:.1} s", started.elapsed().as_secs_f64());
-    println!("{}", report::document(nodes, seed, &outcome));
-    Ok(())
+fn main() -> ExitCode {
+    match run() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }

@@ -1,21 +1,20 @@
 //! What a node is told at its start.
 
-use std::{
-    net::SocketAddr,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use macula_dht::AdvertiseError;
 use macula_rpc::{
     ClientBuilder, DEFAULT_MAX_CONCURRENT_CALLS, Handler, Propagate, ServeError, Strategy, StreamHandler,
 };
 use macula_transport::{BindError, Config, Identity, IdentityError};
-use macula_wire::{
-    Address, Advertisement, DEFAULT_TTL, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
-};
+use macula_wire::{Address, DEFAULT_TTL, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName};
 
-use crate::{BootstrapAddr, Node, data::Kept};
+use crate::{
+    BootstrapAddr, Node,
+    clocks::{Clocks, Source},
+    data::Kept,
+    directory::Offer,
+};
 
 /// The most bootstrap addresses a node is given.
 pub const MAX_BOOTSTRAP: usize = 64;
@@ -50,6 +49,8 @@ pub struct NodeBuilder {
     pub(crate) schemas: Vec<bytes::Bytes>,
     #[cfg(feature = "testing")]
     pub(crate) network: Option<macula_transport::testing::Network>,
+    #[cfg(feature = "testing")]
+    pub(crate) clock: crate::SimulatedClock,
 }
 
 /// What the node does for others.
@@ -126,6 +127,8 @@ impl NodeBuilder {
             schemas: Vec::new(),
             #[cfg(feature = "testing")]
             network: None,
+            #[cfg(feature = "testing")]
+            clock: crate::SimulatedClock::new(),
         }
     }
 
@@ -153,14 +156,15 @@ impl NodeBuilder {
         self
     }
 
-    /// Sets the UDP address to listen on, port 0 for a free one; every IPv4 address and a free port without it.
+    /// Sets the UDP address to listen on, port 0 for a free one; every address and a free port without it. `[::]` stands for every
+    /// address of both families, and for every IPv4 address on a machine without IPv6.
     pub fn listen(mut self, listen: SocketAddr) -> Self {
         self.listen = Some(listen);
         self
     }
 
-    /// Sets what others should dial; without it, the address listened on, or the address of the interface that leads to the
-    /// first bootstrap node when that is every address.
+    /// Sets what others should dial. Without it that is the address listened on; for a node that listens on every address, the
+    /// addresses of its interfaces as they change, and the address that peers in two networks see it at.
     pub fn advertise(mut self, endpoints: impl IntoIterator<Item = Address>) -> Self {
         self.advertise.extend(endpoints);
         self
@@ -251,16 +255,21 @@ impl NodeBuilder {
         self
     }
 
-    /// Milliseconds since 1970 by the clock that dates this node's records.
-    pub(crate) fn unix_ms(&self) -> u64 {
+    /// Gives the node on a network in memory clocks that can be set and suspended.
+    #[cfg(feature = "testing")]
+    pub fn clock(mut self, clock: &crate::SimulatedClock) -> Self {
+        self.clock = clock.clone();
+        self
+    }
+
+    /// The clocks that the node goes by.
+    pub(crate) fn clocks(&self) -> Clocks {
         #[cfg(feature = "testing")]
-        if let Some(network) = &self.network {
-            // The same each time, and later after a restart.
-            const START: u64 = 1_700_000_000_000;
-            return START + u64::try_from(network.elapsed().as_millis()).unwrap_or(u64::MAX - START);
+        if let Some(network) = self.network.clone() {
+            let clock = self.clock.clone();
+            return Clocks::new(Source::Simulated { network, clock });
         }
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+        Clocks::new(Source::System)
     }
 
     /// What keys the directory's hashes: unknown to everybody else, or a peer could choose keys that all collide.
@@ -270,7 +279,9 @@ impl NodeBuilder {
             // The same each time; a simulation gives its nodes their identities.
             let id = identity.node_id();
             let bytes = id.as_bytes().iter();
-            return Ok(bytes.fold(self.unix_ms(), |seed, byte| seed.rotate_left(7) ^ u64::from(*byte)));
+            return Ok(bytes.fold(self.clocks().read().unix_ms, |seed, byte| {
+                seed.rotate_left(7) ^ u64::from(*byte)
+            }));
         }
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).map_err(StartError::Randomness)?;
@@ -340,18 +351,45 @@ impl NodeBuilder {
         Node::start(self).await
     }
 
+    /// Where the node's identity comes from, and where its directory is kept.
+    pub(crate) fn keeping(&self) -> Keeping {
+        Keeping {
+            identity: self.identity.clone(),
+            #[cfg(feature = "redb")]
+            data: self.data.clone(),
+        }
+    }
+
+    /// What the node's records say beside its addresses.
+    pub(crate) fn offer(&self) -> Offer {
+        Offer {
+            ttl: self.ttl,
+            weight: self.weight,
+            zone: self.zone.clone(),
+        }
+    }
+}
+
+/// Where a node's identity comes from, and where its directory is kept.
+pub(crate) struct Keeping {
+    identity: Option<Identity>,
+    #[cfg(feature = "redb")]
+    data: Option<std::path::PathBuf>,
+}
+
+impl Keeping {
     /// The node's identity, and what `make` makes of it and of what was kept.
     #[cfg_attr(
         not(feature = "redb"),
         expect(clippy::unused_async, reason = "only a data folder is waited for")
     )]
-    pub(crate) async fn with_kept<T: Send + 'static>(
-        &self,
+    pub(crate) async fn open<T: Send + 'static>(
+        self,
         make: impl FnOnce(&Identity, Kept) -> T + Send + 'static,
     ) -> Result<(Identity, T), StartError> {
-        let given = self.identity.clone();
+        let given = self.identity;
         #[cfg(feature = "redb")]
-        if let Some(path) = self.data.clone() {
+        if let Some(path) = self.data {
             // Files are read, and the signature of every record is verified: seconds, when the store was full.
             let work = tokio::task::spawn_blocking(move || {
                 let folder = crate::data::Folder::open(&path)?;
@@ -373,17 +411,6 @@ impl NodeBuilder {
         };
         let made = make(&identity, Kept::NOWHERE);
         Ok((identity, made))
-    }
-
-    /// What the node says of itself under each of its services.
-    pub(crate) fn advertisement(&self, endpoints: &[Address]) -> Advertisement {
-        let plain = Advertisement::new(endpoints.iter().cloned())
-            .with_ttl(self.ttl)
-            .with_weight(self.weight);
-        match &self.zone {
-            Some(zone) => plain.with_zone(zone),
-            None => plain,
-        }
     }
 }
 

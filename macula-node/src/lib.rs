@@ -3,6 +3,7 @@
 mod addresses;
 mod bootstrap;
 mod builder;
+mod clocks;
 mod data;
 mod directory;
 mod inspection;
@@ -11,10 +12,20 @@ mod node;
 pub use bootstrap::{BootstrapAddr, ParseBootstrapError};
 pub use builder::{MAX_BOOTSTRAP, NodeBuilder, StartError};
 pub use bytes::Bytes;
+#[cfg(feature = "testing")]
+pub use clocks::SimulatedClock;
 #[cfg(feature = "redb")]
 pub use data::DataError;
-pub use directory::{DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport};
+pub use directory::{
+    DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport, WrongClock,
+};
 pub use macula_dht::{AdvertiseError, Refusal};
+#[cfg(feature = "json")]
+pub use macula_rpc::Json;
+#[cfg(feature = "prost")]
+pub use macula_rpc::Prost;
+#[cfg(feature = "tower")]
+pub use macula_rpc::TowerHandler;
 pub use macula_rpc::{
     Answer, AnswerSource, Attempt, Backoff, BudgetConfig, CallBuilder, CallError, Cause, Client, ClientBuilder,
     Handler, Hedge, Limited, Metadata, Propagate, Provider, Pushback, Replies, Request, Requests, Response,
@@ -22,8 +33,11 @@ pub use macula_rpc::{
 };
 #[cfg(feature = "tonic")]
 pub use macula_rpc::{Channel, TonicServices};
+#[cfg(feature = "dns")]
+pub use macula_rpc::{DnsError, DnsResolver};
 pub use macula_transport::{
-    BindError, Config as TransportConfig, DialError, Identity, IdentityError, Limits, PoolConfig, PoolStats, Timers,
+    BindError, Config as TransportConfig, DialError, Identity, IdentityError, Limits, PeerInfo, PoolConfig, PoolStats,
+    Timers,
 };
 pub use macula_wire::{Address, AddressError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, ServeError};

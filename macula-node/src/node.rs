@@ -1,7 +1,7 @@
 //! The node: every layer, composed.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -14,13 +14,14 @@ use macula_transport::{
     CallKind, Config, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages,
     PeerInfo, PoolStats, Protocol, Reply, Role,
 };
-use macula_wire::{Address, Advertisement, NameError, NodeId, Realm, ServiceKey, ServiceName};
+use macula_wire::{Address, NameError, NodeId, Realm, ServiceKey, ServiceName};
 use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
-    JoinError, JoinReport, NodeBuilder, StartError, addresses,
+    JoinError, JoinReport, NodeBuilder, StartError,
+    addresses::{Reach, interfaces},
     builder::Mode,
-    directory::{Directory, DirectoryStats, Driver, Progress, PublishReport, WithdrawReport},
+    directory::{Announcement, Directory, DirectoryStats, Driver, Progress, PublishReport, WithdrawReport},
     inspection::Inspection,
 };
 
@@ -46,13 +47,13 @@ pub struct Node {
 }
 
 struct Inner {
-    transport: Transport,
+    transport: Arc<Transport>,
     server: Server,
     inspection: Inspection,
     client: Client,
     directory: Directory,
     publisher: Publisher,
-    endpoints: Vec<Address>,
+    endpoints: watch::Receiver<Arc<[Address]>>,
     progress: watch::Receiver<Progress>,
     task: JoinHandle<()>,
 }
@@ -90,19 +91,18 @@ impl Node {
     pub(crate) async fn start(mut builder: NodeBuilder) -> Result<Self, StartError> {
         let (role, dht_role, listen) = match builder.mode {
             Mode::Node => {
-                let anywhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
-                (
-                    Role::Node,
-                    macula_dht::Role::Node,
-                    Some(builder.listen.unwrap_or(anywhere)),
-                )
+                let anywhere = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 0);
+                let listen = builder.listen.unwrap_or(anywhere);
+                (Role::Node, macula_dht::Role::Node, Some(listen))
             }
             Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
         };
         let (realm, bootstrap) = (builder.realm.clone(), builder.bootstrap.clone());
-        let (now, seed) = (builder.unix_ms(), builder.seed()?);
-        let make = move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, now, seed);
-        let (identity, (directory, mut driver, progress, reached)) = builder.with_kept(make).await?;
+        let (clocks, seed) = (builder.clocks(), builder.seed()?);
+        let now = clocks.now();
+        let make =
+            move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, clocks, seed);
+        let (identity, (directory, mut driver, progress, reached)) = builder.keeping().open(make).await?;
         let server = Server::with_max_concurrent_calls(builder.max_concurrent_calls);
         #[cfg(feature = "tonic")]
         let inspection = Inspection::new(&server, builder.schemas.clone())?;
@@ -120,7 +120,7 @@ impl Node {
         };
         let config = config.with_realm(builder.realm.clone()).with_role(role);
         let config = match listen {
-            Some(listen) => config.with_listen(listen),
+            Some(listen) => config.with_listen(with_ipv6_or_without(listen)),
             None => config,
         };
         #[cfg(feature = "testing")]
@@ -128,28 +128,23 @@ impl Node {
             Some(network) => config.with_network(network),
             None => config,
         };
-        let transport = Transport::bind(config, handler).await?;
+        let transport = Arc::new(Transport::bind(config, handler).await?);
 
-        let endpoints = match (&builder.advertise[..], listen) {
-            ([], Some(_)) => addresses::reachable(transport.local_addr(), &builder.bootstrap)
-                .into_iter()
-                .collect(),
-            ([], None) => Vec::new(),
-            (given, _) => given.to_vec(),
+        let reach = match (&builder.advertise[..], listen) {
+            ([], Some(_)) => Reach::of(transport.local_addr()),
+            ([], None) => Reach::Fixed(Vec::new()),
+            (given, _) => Reach::Fixed(given.to_vec()),
         };
-        transport.set_advertised(endpoints.iter().cloned());
+        let (announcement, endpoints) =
+            Announcement::new(reach, builder.offer(), builder.bootstrap.clone(), &transport, now);
         let publisher = Publisher {
             realm: builder.realm.clone(),
             directory: directory.clone(),
-            advertisement: builder.advertisement(&endpoints),
             services: Arc::default(),
         };
         for registration in builder.services {
             for service in registration?(&server)? {
-                driver.advertise(
-                    ServiceKey::new(&builder.realm, &service),
-                    publisher.advertisement.clone(),
-                )?;
+                driver.advertise(&service, &announcement)?;
                 inspection.serving(&service);
                 publisher.services().push(service);
             }
@@ -168,7 +163,7 @@ impl Node {
         }
         let client = client.local_first(server.clone()).routers(reached).build();
         server.route_through(&client);
-        let task = tokio::spawn(driver.run(transport.pool()));
+        let task = tokio::spawn(driver.run(transport.pool(), announcement));
         let inner = Inner {
             transport,
             server,
@@ -203,10 +198,11 @@ impl Node {
         self.inner.transport.node_id()
     }
 
-    /// Where others are told to dial, the preferred endpoint first; none for a client.
+    /// Where others are told to dial now, the preferred address first; nowhere for a client. A node that listens on every address
+    /// follows its interfaces (D13).
     #[must_use]
-    pub fn endpoints(&self) -> &[Address] {
-        &self.inner.endpoints
+    pub fn endpoints(&self) -> Arc<[Address]> {
+        self.inner.endpoints.borrow().clone()
     }
 
     /// The address listened on.
@@ -428,7 +424,6 @@ impl macula_transport::Handler for NodeHandler {
 pub(crate) struct Publisher {
     realm: Realm,
     directory: Directory,
-    advertisement: Advertisement,
     services: Arc<Mutex<Vec<ServiceName>>>,
 }
 
@@ -444,10 +439,7 @@ impl Publisher {
     async fn publish(&self, service: &ServiceName) -> Result<PublishReport, AdvertiseError> {
         // First: whoever gives up waiting still has it withdrawn at the end.
         self.services().push(service.clone());
-        let published = self
-            .directory
-            .advertise(self.key(service), self.advertisement.clone())
-            .await;
+        let published = self.directory.advertise(service).await;
         if published.is_err() {
             self.services().retain(|known| known != service);
         }
@@ -462,6 +454,16 @@ impl Publisher {
     async fn withdraw_all(&self) {
         let services = self.services().clone();
         join_all(services.iter().map(|service| self.withdraw(service))).await;
+    }
+}
+
+/// The address to bind for `listen`: `[::]` is every address, which is IPv4 on a machine without IPv6 (Y19).
+fn with_ipv6_or_without(listen: SocketAddr) -> SocketAddr {
+    match listen {
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() && !interfaces::has_ipv6() => {
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), listen.port())
+        }
+        listen => listen,
     }
 }
 

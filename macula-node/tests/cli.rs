@@ -85,33 +85,6 @@ fn providers_lists_each_with_its_endpoint() {
 }
 
 #[test]
-fn a_command_answers_with_its_output_and_fails_with_its_last_line() {
-    let node = NodeProcess::start(&[
-        "--serve",
-        "up=exec:tr a-z A-Z",
-        "--serve",
-        "bad=exec:echo first >&2; echo no such colour >&2; exit 64",
-        "--serve",
-        "broken=exec:echo out of order >&2; exit 1",
-    ]);
-    let call = |service: &str| run(&["call", service, "hello", "--bootstrap", &node.pinned()]);
-    let up = call("up");
-    assert_eq!((up.status.code(), stdout(&up).as_str()), (Some(0), "HELLO"));
-    // A definitive answer: the caller's own fault.
-    let bad = call("bad");
-    assert_eq!(bad.status.code(), Some(7));
-    assert!(
-        complaint(&bad).contains("invalid_argument: no such colour"),
-        "{}",
-        stderr(&bad)
-    );
-    // A failure that another provider might not have, and there is none.
-    let broken = call("broken");
-    assert_eq!(broken.status.code(), Some(4));
-    assert!(complaint(&broken).contains("out of order"), "{}", stderr(&broken));
-}
-
-#[test]
 fn f4_the_two_terminal_errors_have_their_exit_codes() {
     let nodes = mesh(3, "broken=exec:exit 1");
     let bootstrap = nodes[0].pinned();
@@ -409,4 +382,33 @@ fn the_demonstration_loses_no_call() {
         assert!(summary[time].is_u64(), "{time} is missing");
     }
     assert_eq!(summary.as_object().unwrap().len(), 11);
+}
+
+/// Y7: joined through loopback, it advertises what others can dial, or the host has no network.
+#[test]
+fn d13_a_node_on_every_address_advertises_its_interfaces() {
+    let first = NodeProcess::start(&["--serve", "demo.echo=echo"]);
+    for (listen, service) in [("0.0.0.0:0", "demo.v4"), ("[::]:0", "demo.both")] {
+        let serve = format!("{service}=echo");
+        let node = NodeProcess::start_at(listen, &["--serve", &serve, "--bootstrap", &first.pinned()]);
+        let output = run(&["providers", service, "--json", "--bootstrap", &first.pinned()]);
+        let list: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let endpoints = list["providers"][0]["endpoints"].as_array().unwrap().clone();
+        assert_eq!(endpoints[0], node.endpoint.as_str());
+        let is_loopback = |endpoint: &Value| {
+            let text = endpoint.as_str().unwrap();
+            text.starts_with("https://127.") || text.starts_with("https://[::1]")
+        };
+        let loopback = endpoints.iter().filter(|endpoint| is_loopback(endpoint)).count();
+        assert!(loopback == 0 || loopback == endpoints.len(), "{endpoints:?}");
+        let output = run(&["call", service, "x", "--bootstrap", &first.pinned()]);
+        assert_eq!(stdout(&output), "x", "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn d13_a_node_that_only_its_host_can_reach_says_so() {
+    let mut node = NodeProcess::logging("warn", &[]);
+    let said = node.wait_for("only this host can reach");
+    assert!(said.contains(&node.endpoint), "{said}");
 }

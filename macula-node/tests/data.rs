@@ -189,3 +189,69 @@ async fn a_node_that_was_shut_down_has_closed_its_folder() {
     clone.shutdown().await;
     second.shutdown().await;
 }
+
+/// Starts a node whose disk takes no byte more, with its log.
+#[cfg(target_os = "linux")]
+fn start_on_a_full_disk(path: &str) -> NodeProcess {
+    let mut shell = std::process::Command::new("/bin/sh");
+    // A write beyond the limit is an error like that of a full disk, once its signal is ignored.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 0; exec {} \"$@\"",
+        env!("CARGO_BIN_EXE_macula")
+    );
+    shell.args(["-c", &script, "sh"]);
+    shell.env("RUST_LOG", "warn").stderr(std::process::Stdio::piped());
+    NodeProcess::spawn(shell, "127.0.0.1:0", &["--data", path, "--serve", "demo.echo=echo"])
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn y17_a_node_whose_folder_cannot_be_written_starts_with_its_identity_and_a_warning() {
+    let home = Home::new();
+    let id = stdout(&run(&["id", "--data", home.path()]));
+    let mut node = start_on_a_full_disk(home.path());
+    assert_eq!(node.id, id.trim());
+    node.wait_for("the data folder cannot be written");
+    let answer = run(&["call", "demo.echo", "x", "--bootstrap", &node.pinned()]);
+    assert_eq!(stdout(&answer), "x", "{}", stderr(&answer));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn y17_the_first_start_on_a_full_disk_says_so_and_serves() {
+    let home = Home::new();
+    let mut node = start_on_a_full_disk(home.path());
+    node.wait_for("the node's new key cannot be kept");
+    let answer = run(&["call", "demo.echo", "x", "--bootstrap", &node.pinned()]);
+    assert_eq!(stdout(&answer), "x", "{}", stderr(&answer));
+    drop(node);
+    // Nothing half written is left: the next start has room, and a key of its own.
+    let later = NodeProcess::start(&["--data", home.path()]);
+    assert_eq!(stdout(&run(&["id", "--data", home.path()])).trim(), later.id);
+}
+
+/// Whatever byte of the file is wrong: what a person reads is a warning.
+#[test]
+fn y17_no_damage_prints_a_panic() {
+    let home = Home::new();
+    let nodes = mesh(1, "demo.echo=echo");
+    let args = ["--data", home.path(), "--bootstrap", &nodes[0].pinned()];
+    let mut node = NodeProcess::start(&args);
+    node.signal(Signal::TERM);
+    node.wait();
+    let whole = std::fs::read(home.directory()).unwrap();
+    for place in [9, 64, 128, 320, 4096, 4100, 8192, whole.len() / 2] {
+        let mut damaged = whole.clone();
+        let end = (place + 32).min(damaged.len());
+        damaged[place..end].fill(0xff);
+        std::fs::write(home.directory(), damaged).unwrap();
+        let mut node = NodeProcess::logging("warn", &["--data", home.path()]);
+        node.signal(Signal::TERM);
+        assert_eq!(node.wait(), Some(0), "damaged at {place}");
+        let log = node.rest_of_log();
+        assert!(
+            !log.contains("panicked") && !log.contains("stack backtrace"),
+            "damaged at {place}: {log}"
+        );
+    }
+}

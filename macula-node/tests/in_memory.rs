@@ -5,8 +5,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use macula_node::{
-    AnswerSource, BootstrapAddr, BudgetConfig, Client, ClientBuilder, Node, NodeBuilder, Provider, Request, Server,
-    Status, W3c,
+    AnswerSource, BootstrapAddr, BudgetConfig, Bytes, Client, ClientBuilder, Node, NodeBuilder, Provider, Request,
+    Server, SimulatedClock, Status, W3c,
 };
 use macula_rpc::StaticResolver;
 use macula_transport::{
@@ -21,19 +21,23 @@ fn addr(n: u8) -> SocketAddr {
     ([10, 0, 0, n], 9443).into()
 }
 
-/// A node that serves, and gets in through the first one.
-async fn node(network: &Network, n: u8) -> Node {
+/// A node that gets in through the first one.
+fn builder(network: &Network, n: u8) -> NodeBuilder {
     let first = BootstrapAddr::from(macula_wire::Address::try_from(addr(1)).unwrap());
-    let echo = async |request: Request| Ok::<_, Status>(request.into_payload());
-    let node = Node::builder()
+    Node::builder()
         .network(network)
         .identity(Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN])))
         .listen(addr(n))
         .bootstrap((n > 1).then_some(first))
-        .serve(SERVICE, echo)
-        .start()
-        .await
-        .unwrap();
+}
+
+async fn echo(request: Request) -> Result<Bytes, Status> {
+    Ok(request.into_payload())
+}
+
+/// A node that serves, and gets in through the first one.
+async fn node(network: &Network, n: u8) -> Node {
+    let node = builder(network, n).serve(SERVICE, echo).start().await.unwrap();
     node.join().await.unwrap();
     node
 }
@@ -240,7 +244,6 @@ async fn n3_a_call_goes_through_the_router_when_the_directory_gives_no_answer() 
         Endpoint::bind(config.with_network(&network), server).await.unwrap()
     };
     let (provider, router) = (Server::new(), Server::new());
-    let echo = async |request: Request| Ok::<_, Status>(request.into_payload());
     provider.serve(SERVICE.parse().unwrap(), echo).unwrap();
     let provides = bind(1, provider).await;
     let routes = bind(2, router.clone()).await;
@@ -257,4 +260,69 @@ async fn n3_a_call_goes_through_the_router_when_the_directory_gives_no_answer() 
         (answer.source(), &answer.payload()[..]),
         (AnswerSource::Router, &b"x"[..])
     );
+}
+
+/// How long a node may take to be found after its clock is right again.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Y6: a mesh of three and a node whose clock is slow by `by`. `correct` sets it right, and both sides find each other's services.
+async fn found_once_correct(seed: u64, by: Duration, correct: impl FnOnce(&SimulatedClock)) {
+    let network = Network::new(seed);
+    let mut mesh = Vec::new();
+    for n in 1..=3 {
+        mesh.push(node(&network, n).await);
+    }
+    let clock = SimulatedClock::new();
+    clock.step(-i64::try_from(by.as_millis()).unwrap());
+    let slow = builder(&network, 4).clock(&clock).serve("demo.slow", echo);
+    let slow = slow.start().await.unwrap();
+    slow.join().await.unwrap();
+    pass(Duration::from_secs(10)).await;
+    let find = async |node: &Node, service: &str| node.lookup(&service.parse().unwrap()).await.unwrap().len();
+    assert_eq!((find(&mesh[1], "demo.slow").await, find(&slow, SERVICE).await), (0, 0));
+
+    correct(&clock);
+    pass(SOON).await;
+    assert_eq!((find(&mesh[1], "demo.slow").await, find(&slow, SERVICE).await), (1, 3));
+    mesh[2].call("demo.slow", "x").await.unwrap();
+    slow.call(SERVICE, "x").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn d14_a_node_is_found_and_finds_once_its_wall_clock_is_set_right() {
+    let hour = Duration::from_secs(3600);
+    found_once_correct(11, hour, |clock| clock.step(3_600_000)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn d14_a_node_is_found_and_finds_once_its_machine_is_awake() {
+    let slept = Duration::from_secs(600);
+    found_once_correct(12, slept, |clock| clock.suspend(slept)).await;
+}
+
+/// A caller that sleeps finds a service that was published meanwhile, though it had just learnt that there is none.
+#[tokio::test(start_paused = true)]
+async fn d14_a_clock_that_is_set_forth_and_back_loses_no_provider() {
+    let network = Network::new(13);
+    let clock = SimulatedClock::new();
+    let mut mesh = vec![node(&network, 1).await, node(&network, 2).await];
+    let moved = builder(&network, 3)
+        .clock(&clock)
+        .serve(SERVICE, echo)
+        .start()
+        .await
+        .unwrap();
+    moved.join().await.unwrap();
+    mesh.push(moved);
+    pass(Duration::from_secs(10)).await;
+    for by in [7_200_000, -7_200_000, -86_400_000, 86_400_000] {
+        clock.step(by);
+        pass(SOON).await;
+        clock.step(-by);
+        pass(SOON).await;
+        for node in &mesh {
+            let found = node.lookup(&SERVICE.parse().unwrap()).await.unwrap();
+            assert_eq!(found.len(), 3, "after a step of {by} ms and back");
+        }
+    }
 }

@@ -28,6 +28,7 @@ async fn call(balancer: &Mutex<Balancer<SocketAddr>>, request: &str) -> Result<S
                 handles.insert(id, running.spawn(attempt(id, to, request.to_owned())));
             }
             Output::Abort { attempt } => drop(handles.remove(&attempt).map(|handle| handle.abort())),
+            Output::Recall { .. } => {} // the balancer is told of no link, so it never comes
             Output::Wait(until) => tokio::select! {
                 Some(Ok((id, fate, reply))) = running.join_next() => {
                     answer = reply;

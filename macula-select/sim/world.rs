@@ -268,6 +268,7 @@ impl World {
                         attempt,
                     },
                 ),
+                Output::Recall { .. } => {}
                 Output::Abort { attempt } => {
                     let to = active.call.attempts().get(attempt).map(|attempt| *attempt.provider());
                     if let (Some(to), true) = (to, self.setup.aborts_arrive) {

@@ -8,11 +8,13 @@
 
 mod affinity;
 mod config;
+mod dial;
 mod event;
 mod health;
 mod index;
 mod lease;
 mod leases;
+mod links;
 mod member;
 mod p2c;
 mod pick;
@@ -27,6 +29,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use config::{AffinityConfig, BalancerConfig, HealthConfig, LocalityConfig};
+pub use dial::{DIAL_EVERY, MAX_DIALS_AT_ONCE, MAX_REDIAL};
 pub use event::{EjectionReason, Event, MAX_EVENTS, RestoreReason};
 pub use lease::{ForeignLease, Lease};
 pub use pick::{DEFAULT_LEASE, Locality, PickContext, PickError, ProbeConsent};
@@ -45,11 +48,12 @@ use crate::provider::Link;
 use crate::quantile::Quantile;
 use crate::rng::Rng;
 use crate::weights::Weights;
+use dial::Dials;
 use event::Events;
 use index::Index;
 use leases::Leases;
 use member::{Circuit, Cold, Hot};
-use roster::{Roster, Tier};
+use roster::{DOWN, DRAINING, HEALTHY, OPEN, Roster, SILENT, SUSPECTED, Tiers};
 use rotation::Rotation;
 
 /// Chooses among the providers of one service, and learns from what becomes of each choice.
@@ -111,6 +115,7 @@ pub struct Balancer<K> {
     next_due: Nanos,
     next_tune: Nanos,
     leases: Leases,
+    dials: Dials,
     counters: Counters,
 }
 
@@ -172,6 +177,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             next_due: NEVER,
             next_tune: NEVER,
             leases: Leases::new(),
+            dials: Dials::new(),
             counters: Counters::default(),
             config,
         }
@@ -246,7 +252,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             }
         }
         let elapsed = now.saturating_sub(lease.started);
-        let verdict = fate.verdict();
+        let verdict = match (cold.link, fate) {
+            // Known already, and no matter of health: it returns when it can be reached.
+            (Link::Down, Fate::NotSent | Fate::Unknown(_)) => return Ok(()),
+            (Link::Idle | Link::Up | Link::Suspected | Link::Down | Link::Draining, fate) => fate.verdict(),
+        };
         let unmeasured = !hot.latency.is_measured();
         match verdict {
             Verdict::Success => {
@@ -306,7 +316,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             Fate::Refused {
                 reason: Refusal::Draining,
                 ..
-            } => hold.max(self.config.health.link_hold),
+            } => hold.max(self.config.health.draining_hold),
             Fate::Refused {
                 reason: Refusal::Overloaded,
                 pushback: None,
@@ -320,6 +330,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         };
         if !hold.is_zero() {
             self.hold(now, slot, now.saturating_add(nanos(hold)));
+            self.heed_cap(now);
         }
         Ok(())
     }
@@ -335,26 +346,6 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         let doubled = OVERLOAD_HOLD.saturating_mul(1 << cold.refusals.min(16));
         cold.refusals = cold.refusals.saturating_add(1);
         doubled.min(MAX_OVERLOAD_HOLD).min(self.config.health.max_hold)
-    }
-
-    /// Tells what the transport knows about the way to a provider. Unknown keys are ignored.
-    pub fn set_link(&mut self, now: Instant, key: &K, link: Link) {
-        let now = self.clock.tick(now);
-        let Some(slot) = self.find(key) else { return };
-        self.cold[slot as usize].hold = match link {
-            Link::Up => 0,
-            Link::Down => now.saturating_add(nanos(self.config.health.link_hold)).min(NEVER - 1),
-            Link::Draining => NEVER,
-        };
-        match (link, self.cold[slot as usize].circuit) {
-            // It left by itself; what it did before does not count against the cap.
-            (Link::Draining, _) => self.set_circuit(slot, Circuit::Closed, 0),
-            (Link::Up, Circuit::Open) => self.set_circuit(slot, Circuit::HalfOpen, now),
-            (Link::Up | Link::Down, _) => {}
-        }
-        self.settle(now, slot);
-        self.enforce_cap(now);
-        self.watch_panic();
     }
 
     /// Takes a server's report of its own load: 0 is idle, 1 is full.
@@ -398,13 +389,14 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// A snapshot as of the latest moment it was told of.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let ready = self.roster.span(Tier::Local, Tier::Remote).len();
-        let draining = self.roster.span(Tier::Draining, Tier::Draining).len();
         Stats {
             providers: self.roster.len(),
-            ready,
+            ready: self.roster.count(HEALTHY),
+            open: self.roster.count(OPEN),
             ejected: self.ejected,
-            draining,
+            suspected: self.roster.count(SUSPECTED),
+            down: self.roster.count(DOWN),
+            draining: self.roster.count(DRAINING),
             issued: self.counters.issued,
             reported: self.counters.reported,
             lost: self.counters.lost,
@@ -430,14 +422,17 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 .then(|| Duration::from_nanos(hot.latency.nanos(unit, self.typical) as u64));
             Some(ProviderStats {
                 provider: cold.key.as_ref()?,
-                state: match (cold.hold, cold.circuit) {
-                    (NEVER, _) => ProviderState::Draining,
-                    (_, Circuit::Open) => ProviderState::Ejected,
-                    (_, Circuit::HalfOpen) => ProviderState::HalfOpen,
-                    (_, Circuit::Probing) => ProviderState::Probing,
-                    (0, Circuit::Closed) => ProviderState::Ready,
-                    (_, Circuit::Closed) => ProviderState::Held,
+                state: match (cold.link, cold.circuit) {
+                    (Link::Draining, _) => ProviderState::Draining,
+                    (Link::Down, _) => ProviderState::Down,
+                    (Link::Suspected, _) => ProviderState::Suspected,
+                    (Link::Idle | Link::Up, Circuit::Open) => ProviderState::Ejected,
+                    (Link::Idle | Link::Up, Circuit::HalfOpen) => ProviderState::HalfOpen,
+                    (Link::Idle | Link::Up, Circuit::Probing) => ProviderState::Probing,
+                    (Link::Idle | Link::Up, Circuit::Closed) if cold.hold == 0 => ProviderState::Ready,
+                    (Link::Idle | Link::Up, Circuit::Closed) => ProviderState::Held,
                 },
+                link: cold.link,
                 in_flight: hot.in_flight,
                 latency,
                 counts: cold.window.counts(now),
@@ -480,6 +475,36 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     #[cfg(test)]
     pub(crate) fn current_epoch(&self, handle: Handle) -> u16 {
         self.member(handle).map_or(0, |slot| self.cold[slot as usize].epoch)
+    }
+
+    /// The link of a provider; `None` once it has left.
+    pub(crate) fn link_of(&self, handle: Handle) -> Option<Link> {
+        self.member(handle).map(|slot| self.cold[slot as usize].link)
+    }
+
+    /// Whether a provider is suspected or down.
+    pub(crate) fn is_silent(&self, handle: Handle) -> bool {
+        match self.link_of(handle) {
+            Some(Link::Suspected | Link::Down) => true,
+            Some(Link::Idle | Link::Up | Link::Draining) | None => false,
+        }
+    }
+
+    /// Whether a provider is suspected or down.
+    #[inline]
+    pub(crate) fn any_silent(&self) -> bool {
+        self.roster.count(SILENT) > 0
+    }
+
+    /// Whether at most half of the providers are suspected or down: so few are more likely dead than overloaded (L5).
+    pub(crate) fn few_are_silent(&self) -> bool {
+        self.roster.count(SILENT) * 2 <= self.roster.len()
+    }
+
+    /// The slots of these tiers.
+    fn slots(&self, tiers: Tiers) -> impl Iterator<Item = u32> {
+        let span = self.roster.span(tiers);
+        (span.start..span.end).map(|position| self.roster.slot(position))
     }
 
     fn find(&self, key: &K) -> Option<u32> {

@@ -15,7 +15,8 @@ use crate::window::{BUCKETS, Cursor};
 pub struct BudgetConfig {
     /// Retries allowed per call. 0.2 by default: an outage makes at most 1.2× the load.
     pub ratio: f64,
-    /// Retries a second allowed in any case, so that a service that is seldom called can fail over too. 1 by default.
+    /// Retries a second allowed in any case, so that a small or seldom called service can fail over too. 10 by default, as in
+    /// Finagle and Linkerd.
     pub per_second: f64,
     /// Hedges allowed per call. 0.05 by default.
     pub hedge_ratio: f64,
@@ -25,7 +26,7 @@ impl Default for BudgetConfig {
     fn default() -> Self {
         Self {
             ratio: 0.2,
-            per_second: 1.0,
+            per_second: 10.0,
             hedge_ratio: 0.05,
         }
     }

@@ -1,17 +1,20 @@
 //! One call: which attempts it makes, when it gives one up, and how it ends.
 //!
 //! **The contract.** [`Call::poll`] until it says [`Output::Wait`], performing what it asks; then sleep until that
-//! instant or the next result, whichever is first; tell results with [`Call::on_result`]; begin again. It ends
-//! with one [`Output::Done`]. A caller who loses interest must [`Call::cancel`], or the providers look busy until the
-//! attempts time out.
+//! instant, the next result, or news of a provider's link, whichever is first; tell results with [`Call::on_result`]; begin
+//! again. It ends with one [`Output::Done`]. A caller who loses interest must [`Call::cancel`], or the providers look busy
+//! until the attempts time out.
 //!
 //! **Invariants.** A provider is tried at most once. No attempt starts at or after the deadline. While a call that
-//! must not run twice has an attempt in flight, and after one whose fate is unknown, there is no other. When it is
-//! done, every lease has been reported and every attempt still in flight aborted.
+//! must not run twice has an attempt in flight, and after one whose fate is unknown, there is no other. A call that may
+//! run twice has an attempt in flight at a provider that is not suspected, as long as one is untried and the budget allows
+//! it. When it is done, every lease has been reported and every attempt still in flight aborted.
 //!
 //! It moves no payload and holds no connection: the shell finds both by [`AttemptId`].
 
 mod attempts;
+mod failover;
+mod few;
 mod first;
 #[cfg(test)]
 mod laws;
@@ -19,7 +22,7 @@ mod options;
 mod outcome;
 
 use std::hash::Hash;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub use attempts::{Attempt, AttemptId, Attempts};
 pub use first::FirstAttempt;
@@ -27,15 +30,14 @@ pub use options::{CallOptions, Hedge, MAX_CALL_TIMEOUT};
 pub use outcome::{CallError, Output, StopReason, Success};
 
 use crate::balancer::{Balancer, Choice, Excluded, Lease, ProbeConsent};
-use crate::clock::{Nanos, nanos};
-use crate::fate::{Fate, Loss, Pushback};
+use crate::clock::Nanos;
+use crate::fate::{Fate, Loss};
+use few::Few;
 use options::DEFAULT_MAX_ATTEMPTS;
 
-/// Attempts of a call in flight at once: a first one and its hedge.
-const MAX_IN_FLIGHT: usize = 2;
-
-/// Attempts of a call that may turn out not to have been sent. They cost no attempt, and each costs time and a dial.
-pub const MAX_NOT_SENT: u32 = 16;
+/// Attempts of a call that cost none of [`CallOptions::max_attempts`]: those that were not sent, and those that were lost
+/// with a dead provider. Each costs time and a dial, so a call that has made so many makes no other.
+pub const MAX_FREE_ATTEMPTS: u32 = 16;
 
 /// One call to a service.
 ///
@@ -58,7 +60,7 @@ pub const MAX_NOT_SENT: u32 = 16;
 ///             let fate = if tried == 1 { Fate::NotSent } else { Fate::Ok };
 ///             call.on_result(now, &mut balancer, attempt, fate);
 ///         }
-///         Output::Abort { .. } => {}
+///         Output::Abort { .. } | Output::Recall { .. } => {}
 ///         Output::Wait(_) => unreachable!("every attempt was answered"),
 ///         Output::Done(result) => break result?,
 ///         Output::Over => unreachable!("it is polled once after it is done"),
@@ -78,13 +80,16 @@ pub struct Call<K> {
     /// The latest time seen: the caller's clock may step back.
     latest: Instant,
     attempts: Attempts<K>,
-    live: [Option<Live>; MAX_IN_FLIGHT],
+    /// Attempts in flight, oldest first.
+    live: Few<Live>,
     /// Attempts to be aborted, oldest first.
-    aborts: [Option<AttemptId>; MAX_IN_FLIGHT],
-    /// Attempts that count against the limit.
-    counted: u32,
+    aborts: Few<AttemptId>,
+    /// Attempts that were sent, or still may be.
+    sent: u32,
     /// Attempts that were not sent.
     not_sent: u32,
+    /// Of those that were sent, lost with a provider that was suspected or down.
+    lost: u32,
     /// Failovers so far, for the backoff.
     failovers: u32,
     hedged: bool,
@@ -107,6 +112,22 @@ struct Live {
     attempt: AttemptId,
     lease: Lease,
     until: Instant,
+    /// Whether the shell was asked to take it back if it was not sent.
+    recalled: bool,
+    /// Whether the next attempt was started because this one's provider is silent.
+    replaced: bool,
+}
+
+impl Live {
+    fn new(attempt: AttemptId, lease: Lease, until: Instant) -> Self {
+        Self {
+            attempt,
+            lease,
+            until,
+            recalled: false,
+            replaced: false,
+        }
+    }
 }
 
 /// An attempt that was just dispatched.
@@ -114,6 +135,17 @@ struct Sent<K> {
     to: K,
     attempt: AttemptId,
     until: Instant,
+}
+
+impl<K> Sent<K> {
+    fn dispatch(self, hedge: bool) -> Output<K> {
+        Output::Dispatch {
+            to: self.to,
+            attempt: self.attempt,
+            until: self.until,
+            hedge,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -156,10 +188,11 @@ impl<K: Eq + Hash + Clone> Call<K> {
             deadline: deadline(&options, now),
             latest: now,
             attempts: Attempts::new(),
-            live: [const { None }; MAX_IN_FLIGHT],
-            aborts: [None; MAX_IN_FLIGHT],
-            counted: 0,
+            live: Few::new(),
+            aborts: Few::new(),
+            sent: 0,
             not_sent: 0,
+            lost: 0,
             failovers: 0,
             hedged: false,
             probed: false,
@@ -190,11 +223,12 @@ impl<K: Eq + Hash + Clone> Call<K> {
         &self.attempts
     }
 
-    /// What to do next.
+    /// What to do next. Poll it again as well when the link of a provider changes that it waits for
+    /// ([`Balancer::link`]).
     pub fn poll(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Output<K> {
         let now = self.tick(now);
         loop {
-            if let Some(attempt) = self.next_abort() {
+            if let Some(attempt) = self.aborts.take(|_| true) {
                 return Output::Abort { attempt };
             }
             match self.state {
@@ -216,36 +250,39 @@ impl<K: Eq + Hash + Clone> Call<K> {
                         Fate::Unknown(Loss::TimedOut),
                     );
                 }
-                State::Waiting(at) if at > now => return Output::Wait(at.min(self.deadline)),
-                State::Ready | State::Waiting(_) => {
-                    if let Some(Sent { to, attempt, until }) = self.start(now, balancer) {
-                        return Output::Dispatch {
-                            to,
-                            attempt,
-                            until,
-                            hedge: false,
-                        };
+                State::Ready | State::Waiting(_) | State::InFlight => {
+                    if !self.time_out(now, balancer)
+                        && let Some(output) = self.go_on(now, balancer)
+                    {
+                        return output;
                     }
                 }
-                State::InFlight => {
-                    if self.time_out(now, balancer) {
-                        continue;
-                    }
-                    let hedge_at = self.hedge_at(balancer);
-                    if hedge_at.is_some_and(|at| at <= now) {
-                        if let Some(Sent { to, attempt, until }) = self.start_hedge(now, balancer) {
-                            return Output::Dispatch {
-                                to,
-                                attempt,
-                                until,
-                                hedge: true,
-                            };
-                        }
-                        continue;
-                    }
-                    let until = self.live.iter().flatten().map(|live| live.until).chain(hedge_at).min();
-                    return Output::Wait(until.map_or(self.deadline, |until| until.min(self.deadline)));
+            }
+        }
+    }
+
+    /// What to do next in a call that has not ended. `None` if that changed, and is to be looked at again.
+    #[inline]
+    fn go_on(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Output<K>> {
+        match self.state {
+            State::Ended(_) | State::Over => None,
+            State::Waiting(at) if at > now => Some(Output::Wait(self.earliest(Some(at)))),
+            State::Ready | State::Waiting(_) => {
+                let beside = !self.live.is_empty();
+                self.start(now, balancer).map(|sent| sent.dispatch(beside))
+            }
+            State::InFlight => {
+                if let Some(attempt) = self.recall(now, balancer) {
+                    return Some(Output::Recall { attempt });
                 }
+                if let Some(sent) = self.start_beside_silent(now, balancer) {
+                    return Some(sent.dispatch(true));
+                }
+                let hedge_at = self.hedge_at(balancer);
+                if hedge_at.is_some_and(|at| at <= now) {
+                    return self.start_hedge(now, balancer).map(|sent| sent.dispatch(true));
+                }
+                Some(Output::Wait(self.earliest(hedge_at)))
             }
         }
     }
@@ -256,14 +293,9 @@ impl<K: Eq + Hash + Clone> Call<K> {
     /// [`Call::cancel`] does.
     pub fn on_result(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId, fate: Fate) {
         let now = self.tick(now);
-        let place = self
-            .live
-            .iter_mut()
-            .find(|live| live.as_ref().is_some_and(|live| live.attempt == attempt));
-        let Some(live) = place.and_then(Option::take) else {
-            return;
-        };
-        self.settle(now, balancer, live, fate);
+        if let Some(live) = self.live.take(|live| live.attempt == attempt) {
+            self.settle(now, balancer, live, fate);
+        }
     }
 
     /// Ends the call: every attempt in flight is given up.
@@ -282,28 +314,74 @@ impl<K: Eq + Hash + Clone> Call<K> {
         self.begun = true;
     }
 
-    /// Starts the next attempt, or ends the call.
+    /// Starts the next attempt, or ends the call if none is in flight.
     fn start(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Sent<K>> {
+        let beside = !self.live.is_empty();
+        if beside && !self.all_silent(balancer) {
+            // Heard again while the next attempt waited for its time.
+            self.state = State::InFlight;
+            return None;
+        }
         let at = balancer.begin_pick(now);
         let excluded = self.exclude_tried(balancer);
         if let Some(failure) = self.exhausted(balancer, excluded) {
-            self.fail(now, balancer, failure);
+            self.fail_unless_in_flight(now, balancer, failure);
             return None;
         }
         match self.attempts.enumerate().last() {
             None => balancer.budget.call(at),
             // Said while the next attempt waited for its time.
             Some((last, _)) if self.begun => {
-                self.fail(now, balancer, Failure::NotRetried(last, StopReason::Begun));
+                self.fail_unless_in_flight(now, balancer, Failure::NotRetried(last, StopReason::Begun));
                 return None;
             }
             Some(_) => {}
         }
-        let sent = self.dispatch(now, at, balancer, excluded, false);
+        let sent = self.dispatch(now, at, balancer, excluded, beside);
         if sent.is_none() {
-            self.fail(now, balancer, Failure::AllProvidersFailed);
+            self.fail_unless_in_flight(now, balancer, Failure::AllProvidersFailed);
         }
         sent
+    }
+
+    /// Starts the next attempt beside those in flight if their providers are all silent (L2).
+    fn start_beside_silent(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Sent<K>> {
+        if !self.all_silent(balancer) || self.is_last_attempt() || !self.may_run_twice() {
+            return None;
+        }
+        // What was started in its place has failed: that is a failure like any other, and was decided upon.
+        if self.live.iter().all(|live| live.replaced) {
+            return None;
+        }
+        let at = balancer.begin_pick(now);
+        let excluded = self.exclude_tried(balancer);
+        if !balancer.has_reachable(excluded) || self.exhausted(balancer, excluded).is_some() {
+            return None;
+        }
+        // Many silent providers may be alive and overloaded: then this is a retry like any other (L5). So it is if another
+        // attempt has failed.
+        let free = self.owed.is_none() && balancer.few_are_silent();
+        if !free && !balancer.take_retry(at) {
+            return None;
+        }
+        self.owed = None;
+        self.dispatch(now, at, balancer, excluded, true)
+    }
+
+    /// An attempt to be taken back because it waits for a dial while another provider is connected and untried (H5).
+    fn recall(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<AttemptId> {
+        if !balancer.any_open() {
+            return None;
+        }
+        let waiting = self.live.iter().find(|live| live.waits_for_dial(balancer))?.attempt;
+        balancer.begin_pick(now);
+        let excluded = self.exclude_tried(balancer);
+        if self.begun || !balancer.has_open(excluded) {
+            return None;
+        }
+        let live = self.live.iter_mut().find(|live| live.attempt == waiting)?;
+        live.recalled = true;
+        Some(waiting)
     }
 
     fn start_hedge(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Sent<K>> {
@@ -324,6 +402,8 @@ impl<K: Eq + Hash + Clone> Call<K> {
         excluded: Excluded,
         hedge: bool,
     ) -> Option<Sent<K>> {
+        // What is in flight is silent or hedged: in both cases this attempt is in its place.
+        self.live.iter_mut().for_each(|live| live.replaced = true);
         let until = attempt_until(&self.options, now, self.deadline);
         let times = Times { now, at, until };
         let (to, lease) = choose(&self.options, self.probe_consent(hedge), times, balancer, excluded)?;
@@ -336,25 +416,22 @@ impl<K: Eq + Hash + Clone> Call<K> {
             fate: Fate::Cancelled,
             hedge,
         });
-        self.counted += 1;
+        self.sent += 1;
         self.state = State::InFlight;
-        let live = Live { attempt, lease, until };
-        match self.live.iter_mut().find(|place| place.is_none()) {
-            Some(place) => *place = Some(live),
-            None => unreachable!("a hedge is sent beside one attempt, anything else beside none"),
-        }
+        self.live.push(Live::new(attempt, lease, until));
         Some(Sent { to, attempt, until })
     }
 
     fn probe_consent(&self, hedge: bool) -> Option<ProbeConsent> {
         match self.probed {
             true => None,
-            false => probe_consent(&self.options, self.counted, hedge),
+            false => probe_consent(&self.options, self.sent, hedge),
         }
     }
 
-    fn limit(&self) -> u32 {
-        limit(&self.options)
+    /// Whether no attempt may start any more: what was sent cannot be sent again, or a provider asked for that.
+    fn is_last_attempt(&self) -> bool {
+        self.begun || self.stopped.is_some()
     }
 
     fn exclude_tried(&self, balancer: &mut Balancer<K>) -> Excluded {
@@ -365,196 +442,28 @@ impl<K: Eq + Hash + Clone> Call<K> {
         excluded
     }
 
-    /// F4's table: exhaustion before the limit.
-    fn exhausted(&self, balancer: &Balancer<K>, excluded: Excluded) -> Option<Failure> {
-        if balancer.is_empty() && self.attempts.is_empty() {
-            return Some(Failure::ServiceNotFound);
-        }
-        if self.not_sent >= MAX_NOT_SENT || !balancer.has_candidates(excluded) {
-            return Some(Failure::AllProvidersFailed);
-        }
-        let limit = self.limit();
-        (self.counted >= limit).then_some(Failure::MaxAttemptsExceeded(limit))
-    }
-
     /// When a hedge is due, if one may still be sent.
     fn hedge_at(&self, balancer: &mut Balancer<K>) -> Option<Instant> {
         let hedge = self.options.hedge?;
-        if self.hedged || self.begun || !self.options.idempotent || self.options.policy.never_twice() {
+        if self.hedged || self.is_last_attempt() || !self.options.idempotent || self.options.policy.never_twice() {
             return None;
         }
         let after = match hedge {
             Hedge::AtP95 => balancer.p95()?,
             Hedge::After(after) => after,
         };
-        let first = self.live.iter().flatten().next()?;
+        let mut live = self.live.iter();
+        let (Some(first), None) = (live.next(), live.next()) else {
+            return None;
+        };
         let at = self.attempts.get(first.attempt)?.started + after.min(MAX_CALL_TIMEOUT);
         (at < self.deadline).then_some(at)
     }
 
-    /// Gives up the attempts whose time is over, and returns whether there were any.
-    fn time_out(&mut self, now: Instant, balancer: &mut Balancer<K>) -> bool {
-        let mut any = false;
-        for place in 0..MAX_IN_FLIGHT {
-            if let Some(live) = self.live[place].take_if(|live| live.until <= now) {
-                any = true;
-                self.abort_later(live.attempt);
-                self.settle(now, balancer, live, Fate::Unknown(Loss::TimedOut));
-            }
-        }
-        any
-    }
-
-    /// Takes an attempt that is over out of the books, and decides what follows.
-    fn settle(&mut self, now: Instant, balancer: &mut Balancer<K>, live: Live, fate: Fate) {
-        self.close(now, balancer, &live.attempt, live.lease, fate);
-        match fate {
-            Fate::Ok => self.end(now, balancer, End::Ok(live.attempt)),
-            Fate::Cancelled => self.fail(now, balancer, Failure::Cancelled),
-            Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Answered { .. } => {
-                if fate == Fate::NotSent {
-                    self.counted -= 1;
-                    self.not_sent += 1;
-                }
-                if self.options.policy.retries(&fate) {
-                    self.fail_over(now, balancer, live.attempt, fate);
-                } else {
-                    self.fail(now, balancer, Failure::NotRetried(live.attempt, StopReason::Definitive));
-                }
-            }
-        }
-    }
-
-    /// An attempt failed and the policy allows another one.
-    fn fail_over(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId, fate: Fate) {
-        match self.state {
-            State::InFlight => {}
-            State::Ready | State::Waiting(_) | State::Ended(_) | State::Over => return,
-        }
-        match fate.pushback() {
-            Some(Pushback::Stop) => self.stopped = Some(attempt),
-            Some(Pushback::After(wait)) => {
-                self.not_before = self.not_before.max(Some(now + wait.min(MAX_CALL_TIMEOUT)));
-            }
-            None => {}
-        }
-        if fate != Fate::NotSent {
-            self.owed = Some(attempt);
-        }
-        if self.live.iter().any(Option::is_some) {
-            return; // the other one may still succeed
-        }
-        // Past the deadline nothing could be tried any more: whether somebody is left does not matter.
-        if now >= self.deadline {
-            return self.fail(now, balancer, Failure::DeadlineExceeded);
-        }
-        let at = balancer.begin_pick(now);
-        let excluded = self.exclude_tried(balancer);
-        if let Some(failure) = self.exhausted(balancer, excluded) {
-            return self.fail(now, balancer, failure);
-        }
-        if self.begun {
-            return self.fail(now, balancer, Failure::NotRetried(attempt, StopReason::Begun));
-        }
-        let Some(owed) = self.owed.take() else {
-            self.state = State::Ready;
-            return;
-        };
-        if let Some(stopped) = self.stopped {
-            return self.fail(now, balancer, Failure::NotRetried(stopped, StopReason::Pushback));
-        }
-        if !balancer.take_retry(at) {
-            return self.fail(now, balancer, Failure::NotRetried(owed, StopReason::BudgetExhausted));
-        }
-        self.failovers += 1;
-        // Whoever pushed back is held by the balancer. The call itself waits only if nobody else is ready.
-        let pushback = self.not_before.take().filter(|_| !balancer.has_ready(excluded));
-        let wait = match (pushback, self.options.backoff) {
-            (Some(not_before), _) => not_before.saturating_duration_since(now),
-            (None, Some(backoff)) => backoff.wait(self.failovers, &mut balancer.rng),
-            (None, None) => Duration::ZERO,
-        };
-        if wait.is_zero() {
-            self.state = State::Ready;
-        } else if now + wait >= self.deadline {
-            self.fail(now, balancer, Failure::DeadlineExceeded);
-        } else {
-            self.state = State::Waiting(now + wait);
-        }
-    }
-
-    fn fail(&mut self, now: Instant, balancer: &mut Balancer<K>, failure: Failure) {
-        self.end(now, balancer, End::Failed(failure));
-    }
-
-    /// Ends the call; whatever is in flight is given up.
-    fn end(&mut self, now: Instant, balancer: &mut Balancer<K>, end: End) {
-        self.end_with(now, balancer, end, Fate::Cancelled);
-    }
-
-    /// Ends the call once; whatever is in flight is given up and meets this fate.
-    fn end_with(&mut self, now: Instant, balancer: &mut Balancer<K>, end: End, fate: Fate) {
-        match self.state {
-            State::Ended(_) | State::Over => return,
-            State::Ready | State::Waiting(_) | State::InFlight => self.state = State::Ended(end),
-        }
-        for place in 0..MAX_IN_FLIGHT {
-            if let Some(live) = self.live[place].take() {
-                self.abort_later(live.attempt);
-                self.close(now, balancer, &live.attempt, live.lease, fate);
-            }
-        }
-    }
-
-    /// Writes an attempt's end into the log and returns its lease.
-    fn close(&mut self, now: Instant, balancer: &mut Balancer<K>, id: &AttemptId, lease: Lease, fate: Fate) {
-        let mut verdict = fate;
-        if let Some(attempt) = self.attempts.get_mut(*id) {
-            let elapsed = now.saturating_duration_since(attempt.started);
-            attempt.elapsed = nanos(elapsed);
-            attempt.fate = fate;
-            if fate == Fate::Unknown(Loss::TimedOut) && now >= self.deadline && !self.had_its_time(elapsed) {
-                // The others took the time. It shows how long this one takes at least, and no fault of its own.
-                verdict = Fate::Cancelled;
-            }
-        }
-        balancer.take_back(now, lease, verdict);
-    }
-
-    /// Whether an attempt that took so long had all the time that an attempt of this call may have.
-    fn had_its_time(&self, elapsed: Duration) -> bool {
-        let whole_call = self.attempts.len() == 1 && self.options.attempt_timeout >= self.options.timeout;
-        whole_call || elapsed >= self.options.attempt_timeout
-    }
-
-    #[cold]
-    fn conclude(&self, failure: Failure) -> CallError<K> {
-        let attempts = Box::new(self.attempts.clone());
-        match failure {
-            Failure::ServiceNotFound => CallError::ServiceNotFound,
-            Failure::AllProvidersFailed => CallError::AllProvidersFailed { attempts },
-            Failure::MaxAttemptsExceeded(limit) => CallError::MaxAttemptsExceeded { limit, attempts },
-            Failure::DeadlineExceeded => CallError::DeadlineExceeded { attempts },
-            Failure::NotRetried(attempt, reason) => CallError::NotRetried {
-                attempt,
-                reason,
-                attempts,
-            },
-            Failure::Cancelled => CallError::Cancelled { attempts },
-        }
-    }
-
-    fn abort_later(&mut self, attempt: AttemptId) {
-        if let Some(place) = self.aborts.iter_mut().find(|place| place.is_none()) {
-            *place = Some(attempt);
-        }
-    }
-
-    #[inline]
-    fn next_abort(&mut self) -> Option<AttemptId> {
-        let next = self.aborts[0].take()?;
-        self.aborts.swap(0, 1);
-        Some(next)
+    /// When something is to be done if no result comes before.
+    fn earliest(&self, other: Option<Instant>) -> Instant {
+        let timeouts = self.live.iter().map(|live| live.until);
+        timeouts.chain(other).fold(self.deadline, Instant::min)
     }
 
     #[inline]
@@ -571,10 +480,10 @@ fn limit(options: &CallOptions) -> u32 {
 
 /// A probe may well fail, so it should be a call that can go on elsewhere, and one such risk is enough for a call.
 ///
-/// A call of a single attempt is reluctant only: where all calls are like that, nobody would ever be restored.
-fn probe_consent(options: &CallOptions, counted: u32, hedge: bool) -> Option<ProbeConsent> {
+/// A call of a single attempt is reluctant only: where all calls are like that, no provider would ever be restored.
+fn probe_consent(options: &CallOptions, sent: u32, hedge: bool) -> Option<ProbeConsent> {
     let limit = limit(options);
-    let last = counted + 1 >= limit;
+    let last = sent + 1 >= limit;
     if last && limit > 1 {
         None
     } else if hedge || last || options.policy.never_twice() {

@@ -20,14 +20,14 @@ pub mod guide;
 
 pub use backoff::Backoff;
 pub use balancer::{
-    AffinityConfig, Balancer, BalancerConfig, Changes, DEFAULT_LEASE, EjectionReason, Event, ForeignLease,
-    HealthConfig, Lease, Locality, LocalityConfig, MAX_EVENTS, PickContext, PickError, ProbeConsent, ProviderState,
-    ProviderStats, RestoreReason, Stats,
+    AffinityConfig, Balancer, BalancerConfig, Changes, DEFAULT_LEASE, DIAL_EVERY, EjectionReason, Event, ForeignLease,
+    HealthConfig, Lease, Locality, LocalityConfig, MAX_DIALS_AT_ONCE, MAX_EVENTS, MAX_REDIAL, PickContext, PickError,
+    ProbeConsent, ProviderState, ProviderStats, RestoreReason, Stats,
 };
 pub use budget::{BudgetConfig, Spending};
 pub use call::{
-    Attempt, AttemptId, Attempts, Call, CallError, CallOptions, FirstAttempt, Hedge, MAX_CALL_TIMEOUT, MAX_NOT_SENT,
-    Output, StopReason, Success,
+    Attempt, AttemptId, Attempts, Call, CallError, CallOptions, FirstAttempt, Hedge, MAX_CALL_TIMEOUT,
+    MAX_FREE_ATTEMPTS, Output, StopReason, Success,
 };
 pub use fate::{Code, Fate, Loss, Pushback, Refusal};
 pub use latency::{LatencyConfig, MAX_LATENCY};

@@ -60,7 +60,7 @@ impl<K> Provider<K> {
 
     /// Its share relative to the others, clamped to `1..=`[`MAX_WEIGHT`].
     ///
-    /// To send a provider nothing, leave it out of the update or set [`crate::Link::Draining`].
+    /// To send a provider nothing, leave it out of the update or tell [`crate::Link::Draining`].
     #[must_use]
     pub fn weight(mut self, weight: u32) -> Self {
         self.weight = weight.clamp(1, MAX_WEIGHT);
@@ -75,16 +75,21 @@ impl<K> Provider<K> {
     }
 }
 
-/// What the transport knows about the way to a provider, told with [`crate::Balancer::set_link`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The way to a provider, told with [`crate::Balancer::link`]. The names are those of gRPC's connectivity states where there is
+/// one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Link {
-    /// Connected, or dialing is expected to work: the state of every new provider. Clears the other two, and an ejected
-    /// provider may be probed at once: a new connection is a reason to look again.
+    /// No connection is open, and a dial is expected to work: the state of every new provider.
+    #[default]
+    Idle,
+    /// A connection is open and the peer is heard.
     Up,
-    /// The connection is dead or dialing failed. Others are preferred for
-    /// [`HealthConfig::link_hold`](crate::HealthConfig::link_hold); then the provider is given another chance.
+    /// A connection is open, something was sent on it, and the peer has been silent for too long (L2). Other providers
+    /// are preferred; the provider's health does not change.
+    Suspected,
+    /// The provider was found unreachable: a dial failed, or its connection was lost. It leaves the choice until a dial
+    /// succeeds ([`crate::Balancer::poll_dial`]), whatever share of the set is down.
     Down,
-    /// The provider said that it is going away. It is never picked until it is `Up` again, or `Down`, after
-    /// which it may have come back as a new process.
+    /// The provider says that it is going away. It is never picked.
     Draining,
 }

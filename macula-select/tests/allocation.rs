@@ -53,6 +53,9 @@ fn picks_and_reports(strategy: Strategy) {
         },
         _ => Fate::answered(Code::Internal),
     };
+    for key in 0..50 {
+        balancer.link(start(), &key, Link::Up);
+    }
     let context = PickContext {
         exclude: &[1, 2, 3],
         ..PickContext::default()
@@ -73,12 +76,12 @@ fn picks_and_reports(strategy: Strategy) {
                 .report(at(n * 7 + 3), lease, fate)
                 .expect("this balancer issued it");
             if n % 1_000 == 0 {
-                balancer.set_link(
-                    at(n * 7),
-                    &(n / 1_000),
-                    if n % 2_000 == 0 { Link::Down } else { Link::Up },
-                );
+                let link = [Link::Down, Link::Suspected, Link::Idle][n as usize / 1_000 % 3];
+                balancer.link(at(n * 7), &(n / 1_000), link);
                 balancer.report_load(at(n * 7), &(n / 1_000), 0.5);
+            }
+            if let Some(dialed) = balancer.poll_dial(at(n * 7)) {
+                balancer.link(at(n * 7), &dialed, if n % 3 == 0 { Link::Up } else { Link::Down });
             }
         }
     });
@@ -112,7 +115,9 @@ fn successful_calls() {
                         results += 1;
                         call.on_result(start(), &mut balancer, attempt, fate);
                     }
-                    Output::Wait(_) | Output::Abort { .. } | Output::Over => panic!("every attempt was answered"),
+                    Output::Wait(_) | Output::Recall { .. } | Output::Abort { .. } | Output::Over => {
+                        panic!("every attempt was answered")
+                    }
                     Output::Done(result) => {
                         assert!(result.is_ok() && call.attempts().len() == failures + 1);
                         break;

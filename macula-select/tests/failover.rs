@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::{at, balancer, balancer_with, start};
 use macula_select::{
     AttemptId, Backoff, Balancer, BalancerConfig, Call, CallError, CallOptions, Code, Event, Fate, Hedge, Link, Loss,
-    MAX_NOT_SENT, Output, PickContext, Pushback, Refusal, RetryPolicy, StopReason, Strategy,
+    MAX_FREE_ATTEMPTS, Output, PickContext, Pushback, Refusal, RetryPolicy, StopReason, Strategy,
 };
 
 const FAILED: Fate = Fate::Answered {
@@ -256,7 +256,7 @@ fn after(milliseconds: u64) -> Fate {
 fn f9_a_pushback_is_honoured_once() {
     let mut balancer = balancer(4);
     for other in [1, 2, 3] {
-        balancer.set_link(start(), &other, Link::Down);
+        balancer.link(start(), &other, Link::Down);
     }
     let mut call = Call::new(start(), first());
     let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
@@ -272,7 +272,7 @@ fn f9_a_pushback_is_honoured_once() {
 #[test]
 fn f9_a_pushback_beyond_the_deadline_ends_the_call_at_once_if_nobody_else_is_ready() {
     let mut balancer = balancer(2);
-    balancer.set_link(start(), &1, Link::Down);
+    balancer.link(start(), &1, Link::Down);
     let mut call = Call::new(start(), first());
     let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
     call.on_result(at(1), &mut balancer, attempt, after(10_000));
@@ -329,7 +329,7 @@ fn f9_a_pushback_is_remembered_while_a_hedge_is_in_flight() {
         );
 
         let mut balancer = balancer_with(balancer.config().clone(), 3);
-        balancer.set_link(start(), &2, Link::Down);
+        balancer.link(start(), &2, Link::Down);
         let (mut call, one, two) = hedged_call(&mut balancer);
         call.on_result(at(6), &mut balancer, one, after(300));
         call.on_result(at(7), &mut balancer, two, last);
@@ -437,11 +437,11 @@ fn f9_calls_share_the_retry_budget_of_their_service() {
         );
         let spending = balancer.stats().spending;
         assert!(
-            spending.retries as f64 <= 0.2 * spending.calls as f64 + 10.0,
+            spending.retries as f64 <= 0.2 * spending.calls as f64 + 100.0,
             "{spending:?}"
         );
     }
-    assert_eq!(balancer.stats().spending.retries, 50);
+    assert_eq!(balancer.stats().spending.retries, 140);
     let told = std::iter::from_fn(|| balancer.poll_event())
         .filter(|event| *event == Event::BudgetExhausted)
         .count();
@@ -673,7 +673,7 @@ fn f4_a_call_gives_up_after_sixteen_that_were_not_sent() {
     let mut balancer = balancer(100);
     let error = common::run(&mut balancer, CallOptions::default(), |_| Fate::NotSent).expect_err("nobody is reachable");
     assert!(
-        matches!(&error, CallError::AllProvidersFailed { attempts } if attempts.len() == MAX_NOT_SENT as usize),
+        matches!(&error, CallError::AllProvidersFailed { attempts } if attempts.len() == MAX_FREE_ATTEMPTS as usize),
         "{error:?}"
     );
 }

@@ -250,16 +250,32 @@ fn a_call_that_cannot_be_retried_is_a_probe_only_after_a_while() {
     }
 }
 
+/// Y12.
 #[test]
-fn h2_a_new_connection_is_probed_at_once() {
-    let (mut balancer, _) = one_ejected();
-    balancer.set_link(at(1), &0, Link::Up);
-    assert_eq!(state(&balancer, 0), ProviderState::HalfOpen);
-    let probe = balancer
-        .pick(at(1), &PickContext::default())
-        .expect("there are providers");
-    assert!(probe.is_probe());
-    balancer.report(at(1), probe, FAILED).expect("this balancer issued it");
+fn h2_a_new_connection_and_a_fresh_record_close_the_circuit() {
+    for (renew, reason) in [(false, RestoreReason::Connected), (true, RestoreReason::Renewed)] {
+        let (mut balancer, _) = one_ejected();
+        if renew {
+            balancer.renew(at(1), &0);
+        } else {
+            balancer.link(at(1), &0, Link::Up);
+        }
+        assert_eq!(state(&balancer, 0), ProviderState::Ready);
+        assert_eq!(events(&mut balancer), [Event::Restored { provider: 0, reason }]);
+    }
+}
+
+/// A connection that is there already says nothing new.
+#[test]
+fn h2_the_end_of_a_suspicion_leaves_the_circuit_open() {
+    let mut balancer = balancer(4);
+    balancer.link(start(), &0, Link::Up);
+    for _ in 0..5 {
+        meet(&mut balancer, 0, 0, FAILED);
+    }
+    balancer.link(at(1), &0, Link::Suspected);
+    assert_eq!(state(&balancer, 0), ProviderState::Suspected);
+    balancer.link(at(2), &0, Link::Up);
     assert_eq!(state(&balancer, 0), ProviderState::Ejected);
 }
 
@@ -311,6 +327,29 @@ fn h3_a_shrinking_set_restores_what_exceeds_the_cap() {
     assert_eq!(balancer.stats().ejected, 0);
 }
 
+/// Y20: the cap is for overload, and gives way to evidence.
+#[test]
+fn h3_more_than_half_are_ejected_while_the_rest_succeeds_and_refuses_nothing() {
+    let overloaded = Fate::refused(Refusal::Overloaded);
+    for (rest, ejected) in [(Some(Fate::Ok), 3), (None, 2), (Some(FAILED), 2), (Some(overloaded), 2)] {
+        let mut balancer = balancer(4);
+        if let Some(fate) = rest {
+            meet(&mut balancer, 0, 3, fate);
+        }
+        for key in 0..3 {
+            for _ in 0..5 {
+                meet(&mut balancer, 1, key, FAILED);
+            }
+        }
+        assert_eq!(balancer.stats().ejected, ejected, "{rest:?}");
+        if ejected == 3 {
+            // The last one is never ejected, and when it fails or refuses, the cap holds again.
+            meet(&mut balancer, 2, 3, overloaded);
+            assert_eq!(balancer.stats().ejected, 2);
+        }
+    }
+}
+
 /// H3, law 19.
 #[test]
 fn h3_when_only_ejected_providers_are_left_they_are_picked() {
@@ -335,24 +374,28 @@ fn h3_when_only_ejected_providers_are_left_they_are_picked() {
 fn panic_is_told_when_it_begins_and_when_it_ends() {
     let mut balancer = balancer(2);
     for key in [0, 1] {
-        balancer.set_link(start(), &key, Link::Down);
+        balancer.link(start(), &key, Link::Down);
     }
-    assert_eq!(events(&mut balancer), [Event::PanicEntered]);
+    let unreachable = |provider| Event::Unreachable { provider };
+    assert_eq!(
+        events(&mut balancer),
+        [unreachable(0), unreachable(1), Event::PanicEntered]
+    );
     assert!(balancer.pick(start(), &PickContext::default()).is_ok_and(|lease| {
         balancer
             .report(start(), lease, Fate::Cancelled)
             .expect("this balancer issued it");
         true
     }));
-    balancer.handle_timeout(at(2_000));
-    assert_eq!(events(&mut balancer), [Event::PanicLeft]);
+    balancer.link(at(2_000), &0, Link::Up);
+    assert_eq!(events(&mut balancer)[1..], [Event::PanicLeft]);
 }
 
 /// Law 21.
 #[test]
 fn draining_providers_are_never_picked() {
     let mut balancer = balancer(2);
-    balancer.set_link(start(), &0, Link::Draining);
+    balancer.link(start(), &0, Link::Draining);
     for _ in 0..50 {
         let lease = balancer.pick(start(), &PickContext::default()).expect("one is left");
         assert_eq!(balancer.provider(&lease), Some(&1));
@@ -368,18 +411,8 @@ fn draining_providers_are_never_picked() {
         },
     );
     assert_eq!(exhausted, Err(PickError::Exhausted));
-    balancer.set_link(at(10), &0, Link::Up);
+    balancer.link(at(10), &0, Link::Up);
     meet(&mut balancer, 10, 0, Fate::Ok);
-}
-
-#[test]
-fn a_broken_link_puts_a_provider_aside_for_a_while() {
-    let mut balancer = balancer(2);
-    balancer.set_link(start(), &0, Link::Down);
-    assert_eq!(state(&balancer, 0), ProviderState::Held);
-    assert_eq!(balancer.poll_timeout(), Some(at(2_000)));
-    balancer.handle_timeout(at(2_000));
-    assert_eq!(state(&balancer, 0), ProviderState::Ready);
 }
 
 #[test]
@@ -522,15 +555,15 @@ proptest! {
             match choice % 8 {
                 0 => {
                     // Which also ends draining: it may have come back.
-                    balancer.set_link(at(now), &key, Link::Down);
+                    balancer.link(at(now), &key, Link::Down);
                     draining[key as usize] = false;
                 }
                 1 => {
-                    balancer.set_link(at(now), &key, Link::Draining);
+                    balancer.link(at(now), &key, Link::Draining);
                     draining[key as usize] = key < 4;
                 }
                 2 => {
-                    balancer.set_link(at(now), &key, Link::Up);
+                    balancer.link(at(now), &key, Link::Up);
                     draining[key as usize] = false;
                 }
                 3..6 => {

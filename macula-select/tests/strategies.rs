@@ -113,7 +113,7 @@ fn s2_with_one_dead_provider_the_survivors_differ_by_at_most_one_a_cycle() {
         for found_out_by_each_call in [false, true] {
             let mut balancer = of(Strategy::RoundRobin, 4);
             if !found_out_by_each_call {
-                balancer.set_link(start(), &dead, Link::Draining);
+                balancer.link(start(), &dead, Link::Draining);
             }
             let mut counts: BTreeMap<u32, u32> = (0..4).filter(|key| *key != dead).map(|key| (key, 0)).collect();
             for _ in 0..99 {
@@ -454,7 +454,7 @@ fn s4_every_strategy_stays_in_the_zone_while_it_can() {
 fn s4_a_sick_zone_spills_in_proportion() {
     let mut balancer = zoned(Strategy::Random);
     for key in [4, 5] {
-        balancer.set_link(start(), &key, Link::Draining);
+        balancer.link(start(), &key, Link::Draining);
     }
     let counts = shares(&mut balancer, 10_000, &PickContext::default());
     let local: u32 = counts.range(4..).map(|(_, count)| count).sum();

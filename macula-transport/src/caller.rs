@@ -23,6 +23,7 @@ use crate::{
         CallId,
         caller::{Lane, LargeReply, NotTaken},
     },
+    outcome::Place,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, SendError, StreamKind, body_frame, kind_bytes},
     streaming::{Hold, Piece, read_reply},
 };
@@ -100,7 +101,6 @@ pub(crate) async fn call(link: &Arc<Link>, mut request: CallRequest<'_>) -> Resu
         call_apart(link, &request, timeout, deadline).boxed().await
     } else {
         match link.lane().call(link, &request, left, deadline).await {
-            Ok(Err(CallError::Unknown(Unknown::Lost(lost)))) => Err(link.sent_and_lost(lost)),
             Ok(Err(CallError::Unknown(Unknown::Timeout(_)))) => Err(CallError::Unknown(Unknown::Timeout(timeout))),
             Ok(result) => result,
             // More waits on the lane than a stream of its own costs.
@@ -115,7 +115,7 @@ pub(crate) async fn call(link: &Arc<Link>, mut request: CallRequest<'_>) -> Resu
 async fn open_stream(link: &Link, deadline: Instant) -> Result<(Outgoing, Incoming), CallError> {
     let (send, recv) = match timeout_at(deadline, link.quic.open_bi()).await {
         Ok(Ok(streams)) => streams,
-        Ok(Err(error)) => return Err(CallError::NotSent(NotSent::Lost(link.lost(error)))),
+        Ok(Err(error)) => return Err(link.call_over(Unknown::Lost(error.into()), None)),
         Err(_) => return Err(CallError::NotSent(NotSent::NoCredit)),
     };
     let limit = link.inner.config.limits.max_message_bytes + MAX_HEAD_BYTES + FRAME_OVERHEAD;
@@ -133,18 +133,19 @@ async fn call_apart(
         return Err(CallError::NotSent(NotSent::NoCredit));
     };
     let (mut outgoing, mut incoming) = open_stream(link, deadline).await?;
+    let place = Place::Stream(outgoing.index());
     let exchange = async {
         let mut frames = codec::request_frames(request, micros_until(deadline), StreamKind::Call);
         match outgoing.send(&mut frames).await {
             // Whoever stops reading a request may have answered it already.
             Ok(()) | Err(SendError::Stopped) => outgoing.close_half(),
-            Err(SendError::Lost(lost)) => return Err(link.sent_and_lost(lost)),
+            Err(SendError::Lost(lost)) => return Err(link.call_over(Unknown::Lost(lost), Some(place))),
         }
         drop(turn);
         let mut body = None;
         loop {
             let frame = incoming.next().await;
-            match read_reply(link, frame)? {
+            match read_reply(link, place, frame)? {
                 Piece::Message(data) if body.is_none() => body = Some(data.payload),
                 Piece::Message(_) => return Err(CallError::Unknown(Unknown::Streamed)),
                 Piece::End(mut trailers) => {
@@ -161,7 +162,7 @@ async fn call_apart(
     let result = timeout_at(deadline, exchange).await;
     let result = result.unwrap_or_else(|_| {
         link.timed_out();
-        Err(CallError::Unknown(Unknown::Timeout(timeout)))
+        Err(link.call_over(Unknown::Timeout(timeout), Some(place)))
     });
     if matches!(result, Ok(_) | Err(CallError::Refused { .. })) {
         outgoing.finish();
@@ -188,7 +189,10 @@ pub(crate) async fn open_with_only(link: &Arc<Link>, request: CallRequest<'_>) -
         let taken = link.lane().open_several(&request, cleared.left, cleared.deadline);
         // Where more waits on the lane than a stream of its own costs, or the lane is over, the call takes that.
         if let Ok(waiting) = taken {
-            return Ok(Replies::on_lane(cleared.hold(link, in_flight), waiting));
+            return Ok(Replies::on_lane(
+                cleared.hold(link, Place::Answering, in_flight),
+                waiting,
+            ));
         }
     }
     let opened = open_apart(link, request, OpenWith::All, cleared, in_flight);
@@ -197,9 +201,10 @@ pub(crate) async fn open_with_only(link: &Arc<Link>, request: CallRequest<'_>) -
 }
 
 impl Cleared {
-    fn hold(self, link: &Arc<Link>, in_flight: InFlight) -> Hold {
+    fn hold(self, link: &Arc<Link>, place: Place, in_flight: InFlight) -> Hold {
         Hold {
             link: link.clone(),
+            place,
             deadline: self.deadline,
             timeout: self.timeout,
             _credit: self.credit,
@@ -238,20 +243,19 @@ async fn open_apart(
     let sent = timeout_at(deadline, outgoing.send(&mut frames)).await;
     drop(turn);
     // The provider starts with the head: the call may run as soon as some of this is written.
+    let place = Place::Stream(outgoing.index());
     let nothing_sent = bytes(&frames) == all;
+    let sent_as = (!nothing_sent).then_some(place);
     match sent {
         Ok(Ok(()) | Err(SendError::Stopped)) => {}
-        Ok(Err(SendError::Lost(lost))) if nothing_sent => {
-            return Err(CallError::NotSent(NotSent::Lost(link.refine(lost))));
-        }
-        Ok(Err(SendError::Lost(lost))) => return Err(link.sent_and_lost(lost)),
+        Ok(Err(SendError::Lost(lost))) => return Err(link.call_over(Unknown::Lost(lost), sent_as)),
         Err(_) if nothing_sent => return Err(CallError::NotSent(NotSent::NoCredit)),
         Err(_) => {
             link.timed_out();
-            return Err(CallError::Unknown(Unknown::Timeout(timeout)));
+            return Err(link.call_over(Unknown::Timeout(timeout), sent_as));
         }
     }
-    let hold = cleared.hold(link, in_flight);
+    let hold = cleared.hold(link, place, in_flight);
     if requests == OpenWith::All {
         outgoing.finish();
     }

@@ -10,18 +10,19 @@ use std::{
 
 use bytes::Bytes;
 use futures::FutureExt as _;
-use macula_wire::proto::{self, control};
+use macula_wire::proto::{self, GoAwayReason, control};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, mpsc};
 
 use crate::{
     CallReply, CallRequest, CallStream, LoadReport, MAX_MOVED_REPLIES, PeerInfo, Protocol, Replies, caller, congestion,
     endpoint::Inner,
     error::{CallError, CloseCode, Lost, NotSent, RequestError, Unknown},
-    gate::Gate,
+    gate::{Gate, LaneEntry},
     lane::{MAX_CALLS, caller::Lane},
+    outcome::{Outcome, Place, Progress, outcome},
     pool::{Activity, ConnectionId},
     report::{REPORT_EVERY, Reporter},
-    stream::Outgoing,
+    stream::{self, Outgoing},
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
@@ -34,11 +35,9 @@ const MAX_LARGE_REPLIES: usize = 16;
 /// more, those that wait for their turn there could fill the connection's window, and those whose turn it is would never be whole.
 const MAX_LARGE_SENDS: usize = 12;
 /// A request or reply of more bytes than this is large: as many smaller ones as there may be streams do not fill a connection's window.
-pub(crate) const LARGE_BYTES: usize = 66 * 1024;
+const LARGE_BYTES: usize = 66 * 1024;
 /// How many lanes a peer may have open: each may hold as much as a lane may queue. A node uses a few.
 const MAX_PEER_LANES: usize = 16;
-/// For so long after an answer a connection counts as used: its last packets may still be under way.
-const SETTLING: Duration = Duration::from_secs(1);
 
 /// An open connection to a peer, out of the pool. Cheap to clone.
 ///
@@ -158,6 +157,8 @@ pub(crate) struct Link {
     last_answered: AtomicU64,
     /// The peer takes no further calls.
     peer_leaving: AtomicBool,
+    /// The calls of this side that the peer accepted, once it has named them.
+    peer_accepted: OnceLock<proto::Accepted>,
     /// The peer wants the connection closed when it has answered.
     peer_draining: AtomicBool,
     /// This side makes no further calls here.
@@ -235,6 +236,7 @@ impl Link {
             last_used: AtomicU64::new(0),
             last_answered: AtomicU64::new(0),
             peer_leaving: AtomicBool::new(false),
+            peer_accepted: OnceLock::new(),
             peer_draining: AtomicBool::new(false),
             retired: AtomicBool::new(false),
             quiet: Notify::new(),
@@ -274,9 +276,25 @@ impl Link {
         }
     }
 
+    /// Closes the connection because of what the peer is or did.
     pub(crate) fn close(&self, code: CloseCode, words: &str) {
         let _ = self.closed_as.set(code);
         self.quic.close(code.to_wire(), words.as_bytes());
+    }
+
+    /// Closes the connection for this side's own reasons, and names the calls that it accepted: the peer knows that no other ran.
+    pub(crate) fn close_naming(&self, code: CloseCode, words: &str) {
+        let reason = stream::farewell(self.farewell(GoAwayReason::Unspecified, Some(self.inbound.close()), words));
+        let _ = self.closed_as.set(code);
+        self.quic.close(code.to_wire(), &reason);
+    }
+
+    fn farewell(&self, reason: GoAwayReason, accepted: Option<&proto::Accepted>, words: &str) -> proto::GoAway {
+        proto::GoAway {
+            reason: reason.into(),
+            accepted: accepted.cloned(),
+            words: words.to_owned(),
+        }
     }
 
     /// What became of the connection, in our terms: quinn does not remember why we closed it.
@@ -300,15 +318,33 @@ impl Link {
             .min(self.peer.max_message_bytes)
     }
 
-    /// What a lost connection means for a call that was sent: a peer that closes because it is idle or drained has answered
-    /// every call it took, and the rest it did not start.
-    pub(crate) fn sent_and_lost(&self, lost: Lost) -> CallError {
-        match self.refine(lost) {
-            lost @ Lost::ClosedByPeer {
-                code: CloseCode::Shutdown | CloseCode::Retired,
-                ..
-            } => CallError::NotSent(NotSent::Lost(lost)),
-            lost => CallError::Unknown(Unknown::Lost(lost)),
+    /// The calls of this side that the peer accepted, once it has named them.
+    pub(crate) fn peer_accepted(&self) -> Option<&proto::Accepted> {
+        if self.peer_accepted.get().is_none()
+            && let Some(quinn::ConnectionError::ApplicationClosed(close)) = self.quic.close_reason()
+            && let Some(accepted) = stream::read_farewell(&close).and_then(|farewell| farewell.accepted)
+        {
+            let _ = self.peer_accepted.set(accepted);
+        }
+        self.peer_accepted.get()
+    }
+
+    /// Waits until the peer has named the calls that it accepted, or the connection is over.
+    pub(crate) async fn peer_named(&self) {
+        self.until(|link| link.peer_accepted().is_some()).await;
+    }
+
+    /// What a call at this place came to; of one without a place nothing was sent.
+    pub(crate) fn call_over(&self, unknown: Unknown, place: Option<Place>) -> CallError {
+        let unknown = match unknown {
+            Unknown::Lost(lost) => Unknown::Lost(self.refine(lost)),
+            unknown => unknown,
+        };
+        let progress = place.map_or(Progress::Unsent, |place| Progress::of(place, self.peer_accepted()));
+        match (outcome((&unknown).into(), progress), unknown) {
+            (Outcome::Unknown, unknown) => CallError::Unknown(unknown),
+            (Outcome::NotSent, Unknown::Lost(lost)) => CallError::NotSent(NotSent::Lost(lost)),
+            (Outcome::NotSent, _) => CallError::NotSent(NotSent::GoingAway),
         }
     }
 
@@ -331,10 +367,7 @@ impl Link {
             Direction::Outbound => {
                 self.inner.load.started();
                 self.outbound.fetch_add(1, SeqCst);
-                if !self.watched.load(SeqCst) {
-                    self.watched.store(true, SeqCst);
-                    self.watch.notify_one();
-                }
+                self.look_after_peer();
             }
             Direction::Inbound => self.inbound.follow(),
         }
@@ -343,6 +376,19 @@ impl Link {
             direction,
             answered: false,
         }
+    }
+
+    /// The peer is looked after from now on, while something waits for it.
+    fn look_after_peer(&self) {
+        if !self.watched.load(SeqCst) {
+            self.watched.store(true, SeqCst);
+            self.watch.notify_one();
+        }
+    }
+
+    /// Whether something waits for the peer: a call of this side, or, where this side leaves, the peer's word that it has its replies.
+    fn waits(&self) -> bool {
+        self.running(Direction::Outbound) > 0 || (self.is_shut() && !self.is_done())
     }
 
     /// As [`Link::enter`], for an answer to the peer.
@@ -360,28 +406,61 @@ impl Link {
         running.saturating_sub(self.answered.load(SeqCst))
     }
 
-    /// Lets calls of the peer in; `None` when no further ones are taken.
-    pub(crate) fn let_in(self: &Arc<Self>) -> Option<InFlight> {
-        self.inbound.enter().then(|| InFlight {
+    /// Lets a call of the peer in that came on a stream of its own; `None` when no further ones are taken.
+    pub(crate) fn let_in_from(self: &Arc<Self>, stream: u64) -> Option<InFlight> {
+        self.inbound.enter_from(stream).then(|| self.inside())
+    }
+
+    /// Lets so many calls of the peer in that were read from a lane; `None` when no further ones are taken.
+    pub(crate) fn let_in_on(self: &Arc<Self>, lane: &LaneEntry, calls: usize) -> Option<InFlight> {
+        lane.read(calls);
+        self.inbound.enter().then(|| self.inside())
+    }
+
+    fn inside(self: &Arc<Self>) -> InFlight {
+        InFlight {
             link: self.clone(),
             direction: Direction::Inbound,
             answered: false,
-        })
+        }
     }
 
-    /// Takes no further calls of the peer.
-    pub(crate) fn shut(&self) {
-        self.inbound.close();
+    /// The peer opened a lane.
+    pub(crate) fn lane_opened(&self, stream: u64) -> Arc<LaneEntry> {
+        self.inbound.lane_opened(stream)
     }
 
-    /// Takes no further calls of the peer, and closes the connection when nothing is under way on it. A peer that is told so
-    /// believes that no call of its was started and left without its answer.
+    /// The peer's lane is over, and has acknowledged its replies or never will.
+    pub(crate) fn lane_over(&self, lane: &Arc<LaneEntry>) {
+        self.inbound.lane_over(lane);
+        self.noticed();
+    }
+
+    /// Whether no further calls of the peer are taken.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.inbound.is_closed()
+    }
+
+    /// Takes no further calls of the peer, and tells it which were accepted.
+    pub(crate) fn shut(&self, reason: GoAwayReason) {
+        let accepted = self.inbound.close();
+        self.tell(control::Kind::GoAway(self.farewell(reason, Some(accepted), "")));
+        self.look_after_peer();
+        self.quiet.notify_waiters();
+    }
+
+    /// Tells the peer that no further call of its is wanted here. Those under way are still taken.
+    pub(crate) fn say_retired(&self) {
+        self.tell(control::Kind::GoAway(self.farewell(GoAwayReason::Retired, None, "")));
+    }
+
+    /// Takes no further calls of the peer, and closes the connection when nothing is under way on it.
     pub(crate) fn close_unused(&self, words: &str) -> bool {
-        self.shut();
-        // In this order: what came before the gate was shut is seen now.
-        let unused = self.is_quiet() && self.settles_in(tokio::time::Instant::now().into_std()).is_zero();
+        self.shut(GoAwayReason::Retired);
+        // In this order: a call that came before the gate was shut is seen now.
+        let unused = self.is_done();
         if unused {
-            self.close(CloseCode::Retired, words);
+            self.close_naming(CloseCode::Retired, words);
         }
         unused
     }
@@ -397,10 +476,19 @@ impl Link {
         self.running(Direction::Outbound) == 0 && self.running(Direction::Inbound) == 0
     }
 
+    /// Whether nothing is under way, and the peer has every reply.
+    fn is_done(&self) -> bool {
+        self.is_quiet() && self.inbound.lanes() == 0
+    }
+
     /// The peer takes no further calls; one that drains leaves it to this side to close, which knows when it has the answers.
-    pub(crate) fn peer_leaves(&self, draining: bool) {
+    pub(crate) fn peer_leaves(&self, draining: bool, accepted: Option<proto::Accepted>) {
+        if let Some(accepted) = accepted {
+            // What it named first holds.
+            let _ = self.peer_accepted.set(accepted);
+        }
         self.peer_leaving.store(true, SeqCst);
-        self.peer_draining.store(draining, SeqCst);
+        self.peer_draining.fetch_or(draining, SeqCst);
         self.quiet.notify_waiters();
     }
 
@@ -414,15 +502,16 @@ impl Link {
         self.watch.notify_one();
     }
 
-    /// Whether a call waits; when none does, the next one wakes the watch. And whether a call's time was up since the last look.
+    /// Whether something waits for the peer; when nothing does, the next call wakes the watch. And whether a call's time was up since
+    /// the last look.
     pub(crate) fn waiting(&self) -> (bool, bool) {
         let overdue = self.overdue.swap(false, SeqCst);
-        if self.running(Direction::Outbound) > 0 {
+        if self.waits() {
             return (true, overdue);
         }
         self.watched.store(false, SeqCst);
         // A call that came in between has seen the watch on.
-        let waiting = self.running(Direction::Outbound) > 0;
+        let waiting = self.waits();
         self.watched.store(waiting, SeqCst);
         (waiting, overdue)
     }
@@ -433,42 +522,53 @@ impl Link {
         self.quiet.notify_waiters();
     }
 
-    /// Whether the connection has nothing left to do.
-    pub(crate) fn is_spent(&self) -> bool {
-        let retired = self.retired.load(SeqCst) && self.leases.load(SeqCst) == 0;
-        (retired || self.peer_draining.load(SeqCst)) && self.is_quiet()
+    /// Waits until the connection has nothing left to do.
+    pub(crate) async fn spent(&self) {
+        let spent = |link: &Self| {
+            let retired = link.retired.load(SeqCst) && link.leases.load(SeqCst) == 0;
+            (retired || link.peer_draining.load(SeqCst)) && link.is_quiet()
+        };
+        self.until(spent).await;
     }
 
-    /// How long the last answers to the peer may still be under way.
-    pub(crate) fn settles_in(&self, now: Instant) -> Duration {
-        match self.last_answered.load(Relaxed) {
-            0 => Duration::ZERO,
-            micros => (self.inner.epoch + Duration::from_micros(micros) + SETTLING).saturating_duration_since(now),
-        }
-    }
-
-    /// Waits until nothing is under way in either direction and the last answers have had their time, or the connection is over.
-    pub(crate) async fn settled(&self) {
-        let rest = async {
+    /// Waits until something holds, which is looked at whenever something ended here, or the connection is over.
+    async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        let held = async {
             loop {
                 let quiet = self.quiet.notified();
-                let left = self.settles_in(tokio::time::Instant::now().into_std());
-                match self.is_quiet() {
-                    true if left.is_zero() => return,
-                    true => tokio::time::sleep(left).await,
-                    false => quiet.await,
+                if holds(self) {
+                    return;
                 }
+                quiet.await;
             }
         };
         tokio::select! {
             biased;
-            () = rest => {}
+            () = held => {}
             _ = self.quic.closed() => {}
         }
     }
 
+    /// Waits until no call of the peer runs, and the peer has the replies that came on streams. The gate was shut before.
+    pub(crate) async fn drained(&self) {
+        self.until(|link| link.running(Direction::Inbound) == 0).await;
+    }
+
+    /// Waits until nothing is under way and the peer has every reply, then closes the connection. The gate was shut before.
+    ///
+    /// A peer that lives has the last replies of its lanes within a few round trips: one that has not by the time at which a silent
+    /// one counts as dead is not waited for, and is told that its calls are not finished.
+    pub(crate) async fn leave(&self, code: CloseCode, words: &str) {
+        self.until(Self::is_quiet).await;
+        let done = self.until(Self::is_done);
+        match tokio::time::timeout(self.inner.config.timers.dead_after, done).await {
+            Ok(()) => self.close_naming(code, words),
+            Err(_) => self.close_naming(CloseCode::Aborted, words),
+        }
+    }
+
     fn noticed(&self) {
-        if self.is_peer_leaving() || self.retired.load(SeqCst) || self.inner.is_draining() {
+        if self.is_peer_leaving() || self.retired.load(SeqCst) || self.is_shut() {
             self.quiet.notify_waiters();
         }
     }
@@ -507,9 +607,9 @@ impl Link {
     }
 
     /// What the pool's rules are told of this connection.
-    pub(crate) fn activity(&self, now: Instant) -> Activity {
+    pub(crate) fn activity(&self) -> Activity {
         let at = |micros: &AtomicU64| self.inner.epoch + Duration::from_micros(micros.load(Relaxed));
-        if self.leases.load(SeqCst) > 0 || !self.is_quiet() || !self.settles_in(now).is_zero() {
+        if self.leases.load(SeqCst) > 0 || !self.is_quiet() {
             Activity::Busy
         } else {
             Activity::IdleSince(at(&self.last_used))

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     LoadReport, caller,
-    connection::{Direction, Link},
+    connection::Link,
     error::CloseCode,
     health::{Health, SilenceRules, Verdict},
     serve,
@@ -51,20 +51,10 @@ pub(crate) async fn connection(
         link.close(CloseCode::Protocol, words);
     };
     let leave = async {
-        // Whoever is told that the peer leaves closes the connection once nothing runs on it any more: by then every reply
-        // has arrived, which the peer, who only sent them, cannot know.
-        loop {
-            let quiet = link.quiet.notified();
-            if link.is_spent() {
-                let now = tokio::time::Instant::now();
-                tokio::time::sleep(link.settles_in(now.into_std())).await;
-                if link.is_spent() && link.close_unused("nothing is left to do") {
-                    return;
-                }
-                continue;
-            }
-            quiet.await;
-        }
+        // The side that is told that its peer leaves closes the connection once nothing runs on it: it has its replies by then.
+        link.spent().await;
+        link.shut(GoAwayReason::Retired);
+        link.leave(CloseCode::Retired, "nothing is left to do").await;
     };
     tokio::select! {
         biased; // the same order each time
@@ -145,8 +135,8 @@ fn hear(link: &Link, frame: bytes::Bytes) -> bool {
         Some(control::Kind::Probe(proto::Probe { nonce })) => {
             link.tell(control::Kind::ProbeAck(proto::ProbeAck { nonce }));
         }
-        Some(control::Kind::GoAway(proto::GoAway { reason, .. })) => {
-            link.peer_leaves(reason == i32::from(GoAwayReason::Draining));
+        Some(control::Kind::GoAway(proto::GoAway { reason, accepted, .. })) => {
+            link.peer_leaves(reason == i32::from(GoAwayReason::Draining), accepted);
             link.inner.pool.retired(link);
         }
         Some(control::Kind::Load(load)) => link.peer_is_busy(LoadReport::from_wire(load)),
@@ -154,13 +144,4 @@ fn hear(link: &Link, frame: bytes::Bytes) -> bool {
         Some(control::Kind::Hello(_) | control::Kind::ProbeAck(_)) | None => {}
     }
     true
-}
-
-/// Tells the peer that this node takes no further calls.
-pub(crate) fn say_goodbye(link: &Link, reason: GoAwayReason) {
-    let running = link.running(Direction::Inbound) as u64;
-    link.tell(control::Kind::GoAway(proto::GoAway {
-        reason: reason.into(),
-        running,
-    }));
 }

@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use macula_wire::{NodeId, RealmHash, proto};
 use tokio::time::timeout;
 
 use crate::{
     Config, Handler, Identity, MAX_MOVED_REPLIES, Pool, Stats,
     batching::Batching,
-    connection::{Direction, Link},
+    connection::Link,
     drive,
     error::{BindError, CloseCode, TlsError},
     handshake::{self, Established, Handshakes},
@@ -181,34 +182,22 @@ impl Endpoint {
         self.inner.draining.store(true, SeqCst);
         let links = self.inner.pool.links();
         for link in &links {
-            link.shut();
-            drive::say_goodbye(link, proto::GoAwayReason::Draining);
+            link.shut(proto::GoAwayReason::Draining);
         }
         for link in links {
-            loop {
-                let quiet = link.quiet.notified();
-                if link.running(Direction::Inbound) == 0 || link.quic.close_reason().is_some() {
-                    break;
-                }
-                tokio::select! {
-                    biased;
-                    () = quiet => {}
-                    _ = link.quic.closed() => break,
-                }
-            }
+            link.drained().await;
         }
     }
 
-    /// Drains, waits until the peers have what they were sent, and closes every connection: all within `grace`, after which
-    /// what is not finished is given up.
+    /// Drains, waits until the peers have acknowledged every reply, and closes every connection: all within `grace`. After that what
+    /// is not finished is given up, and its callers are told that it may have run.
     pub async fn shutdown(&self, grace: Duration) {
-        let parted = async {
+        let left = async {
             self.drain().await;
-            for link in self.inner.pool.links() {
-                link.settled().await;
-            }
+            let links = self.inner.pool.links();
+            join_all(links.iter().map(|link| link.leave(CloseCode::Shutdown, ""))).await;
         };
-        let code = match timeout(grace, parted).await {
+        let code = match timeout(grace, left).await {
             Ok(()) => CloseCode::Shutdown,
             Err(_) => CloseCode::Aborted,
         };
@@ -239,12 +228,12 @@ impl Inner {
         self.lately.load(Relaxed)
     }
 
-    pub(crate) fn hello(&self) -> proto::Hello {
+    pub(crate) fn hello(&self, peer_addr: SocketAddr) -> proto::Hello {
         let endpoints = self
             .advertised
             .read()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        hello::ours(&self.config, &endpoints)
+        hello::ours(&self.config, &endpoints, peer_addr)
     }
 
     pub(crate) fn client_config(
@@ -260,7 +249,7 @@ impl Inner {
     fn close(&self, code: CloseCode) {
         self.draining.store(true, SeqCst);
         for link in self.pool.links() {
-            link.close(code, "");
+            link.close_naming(code, "");
         }
         self.quic.close(code.to_wire(), b"");
         self.pool.stop();
@@ -291,7 +280,7 @@ pub(crate) fn start(
     let _ = link.id.set(id);
     if inner.is_draining() {
         // A drain that began before finds it no more. What this node still asks for is answered here, and nothing else.
-        link.shut();
+        link.shut(proto::GoAwayReason::Draining);
     }
     tokio::spawn(drive::connection(link.clone(), outgoing, incoming, queue));
     Some(link)

@@ -192,8 +192,8 @@ pub fn lane(data: &[u8]) {
             }
         }
     }
-    for number in caller.close() {
-        assert!(waiting.remove(&number).is_some());
+    for call in caller.close() {
+        assert!(waiting.remove(&call.waiter).is_some());
     }
     assert!(waiting.is_empty(), "a call has no end");
 }

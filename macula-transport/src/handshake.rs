@@ -209,7 +209,7 @@ async fn open_control(
 ) -> Result<(PeerInfo, Outgoing, Incoming), HelloError> {
     let (send, recv) = quic.open_bi().await.map_err(Lost::from)?;
     let mut outgoing = Outgoing::new(send);
-    say_hello(inner, &mut outgoing, Some(StreamKind::Control)).await?;
+    say_hello(inner, quic, &mut outgoing, Some(StreamKind::Control)).await?;
     let mut incoming = Incoming::new(recv, hello::MAX_CONTROL_BYTES);
     let peer = hear_hello(inner, quic, node_id, &mut incoming).await?;
     Ok((peer, outgoing, incoming))
@@ -228,7 +228,7 @@ pub(crate) async fn accept(inner: &Inner, quic: &quinn::Connection) -> Result<Es
         _ => return Err(HelloError::Malformed),
     }
     let peer = hear_hello(inner, quic, node_id, &mut incoming).await?;
-    say_hello(inner, &mut outgoing, None).await?;
+    say_hello(inner, quic, &mut outgoing, None).await?;
     Ok(Established {
         quic: quic.clone(),
         peer,
@@ -237,8 +237,13 @@ pub(crate) async fn accept(inner: &Inner, quic: &quinn::Connection) -> Result<Es
     })
 }
 
-async fn say_hello(inner: &Inner, outgoing: &mut Outgoing, kind: Option<StreamKind>) -> Result<(), HelloError> {
-    let hello = control_frame(control::Kind::Hello(inner.hello()));
+async fn say_hello(
+    inner: &Inner,
+    quic: &quinn::Connection,
+    outgoing: &mut Outgoing,
+    kind: Option<StreamKind>,
+) -> Result<(), HelloError> {
+    let hello = control_frame(control::Kind::Hello(inner.hello(remote_addr(quic))));
     let sent = match kind {
         Some(kind) => outgoing.send(&mut [kind_bytes(kind), hello]).await,
         None => outgoing.send(&mut [hello]).await,
@@ -256,9 +261,14 @@ async fn hear_hello(
     incoming: &mut Incoming,
 ) -> Result<PeerInfo, HelloError> {
     let frame = incoming.next().await.map_err(hello_error)?.ok_or(HelloError::Ended)?;
+    hello::read(frame, &inner.realm, node_id, remote_addr(quic))
+}
+
+/// Where the peer's packets come from; an IPv4 address as one, although the socket takes both families.
+fn remote_addr(quic: &quinn::Connection) -> SocketAddr {
     let mut remote = quic.remote_address();
     remote.set_ip(remote.ip().to_canonical());
-    hello::read(frame, &inner.realm, node_id, remote)
+    remote
 }
 
 fn hello_error(error: ReceiveError) -> HelloError {

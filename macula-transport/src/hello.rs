@@ -22,8 +22,8 @@ pub(crate) const MAX_AGENT_BYTES: usize = 64;
 /// tried.
 const MIN_PEER_MESSAGE_BYTES: u32 = 64 * 1024;
 
-/// What this node says of itself.
-pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Address]) -> proto::Hello {
+/// What this node says of itself to a peer whose packets come from `peer_addr`.
+pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Address], peer_addr: SocketAddr) -> proto::Hello {
     let saturated = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     proto::Hello {
         version: VERSION,
@@ -33,6 +33,7 @@ pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Address]) -> proto
         max_message_bytes: saturated(config.limits.max_message_bytes),
         max_concurrent_calls: saturated(config.limits.max_concurrent_calls),
         agent: shortened(&config.agent),
+        observed: peer_addr.to_string(),
     }
 }
 
@@ -67,6 +68,10 @@ pub(crate) fn read(
     if hello.endpoints.len() > macula_wire::MAX_ENDPOINTS {
         return Err(HelloError::Malformed);
     }
+    let observed = match hello.observed.as_str() {
+        "" => None,
+        address => Some(address.parse().map_err(|_| HelloError::Malformed)?),
+    };
     // Shown to people: nothing in it may steer a terminal.
     let agent = shortened(&hello.agent).chars().filter(|c| !c.is_control()).collect();
     Ok(PeerInfo {
@@ -78,6 +83,7 @@ pub(crate) fn read(
             .map(|text| text.parse())
             .collect::<Result<_, _>>()?,
         remote_addr,
+        observed,
         agent,
         max_message_bytes: hello
             .max_message_bytes
@@ -107,7 +113,7 @@ mod tests {
 
     fn heard(change: impl FnOnce(&mut proto::Hello)) -> Result<PeerInfo, HelloError> {
         let config = Config::new(crate::Identity::generate().unwrap());
-        let mut hello = ours(&config, &[]);
+        let mut hello = ours(&config, &[], ([192, 0, 2, 7], 9443).into());
         change(&mut hello);
         let kind = Some(proto::control::Kind::Hello(hello));
         let frame = proto::Control { kind }.encode_to_vec();
@@ -120,6 +126,7 @@ mod tests {
         let peer = heard(|hello| hello.endpoints = vec!["https://node1:9443".into()]).unwrap();
         assert_eq!(peer.endpoints, ["node1:9443".parse().unwrap()]);
         assert_eq!((peer.role, peer.max_message_bytes), (Role::Client, 4 << 20));
+        assert_eq!(peer.observed, Some(([192, 0, 2, 7], 9443).into()));
         assert!(peer.agent.starts_with("macula/"));
     }
 
@@ -133,6 +140,11 @@ mod tests {
             Err(HelloError::Address(_))
         ));
         assert_eq!(heard(|hello| hello.realm = Bytes::new()), Err(HelloError::Realm));
+        assert_eq!(
+            heard(|hello| hello.observed = "node1:9443".into()),
+            Err(HelloError::Malformed)
+        );
+        assert_eq!(heard(|hello| hello.observed.clear()).unwrap().observed, None);
         assert!(matches!(
             heard(|hello| hello.version = 0),
             Err(HelloError::Version { theirs: 0, .. })

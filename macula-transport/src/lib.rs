@@ -27,6 +27,7 @@ mod memory;
 mod metadata;
 mod network;
 mod outbox;
+mod outcome;
 mod peer;
 mod pool;
 mod quic;

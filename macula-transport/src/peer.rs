@@ -44,6 +44,8 @@ pub struct PeerInfo {
     pub endpoints: Vec<macula_wire::Address>,
     /// Where its packets come from.
     pub remote_addr: SocketAddr,
+    /// Where it says that this node's packets come from.
+    pub observed: Option<SocketAddr>,
     /// Its software and version, for a person.
     pub agent: String,
     /// The largest message it takes, in bytes.

@@ -18,7 +18,7 @@ use crate::{
     caller::MAX_CALL_TIMEOUT,
     codec::{self, FRAME_OVERHEAD, INLINE_BYTES, MAX_HEAD_FRAME, Pieces},
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
-    connection::{Direction, InFlight, LARGE_BYTES, Link},
+    connection::{Direction, InFlight, Link},
     lane,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, StreamKind, body_frame},
     streaming::{Gathered, Sink},
@@ -81,10 +81,13 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
                 let Ok(_place) = link.peer_lanes.try_acquire() else {
                     return Err(Refusal::Broken);
                 };
+                let entry = link.lane_opened(outgoing.index());
                 // Boxed, so that a call's own task is not as large as what serves a lane.
-                lane::provider::serve(&link, &mut outgoing, &mut incoming)
+                let served = lane::provider::serve(&link, &entry, &mut outgoing, &mut incoming)
                     .boxed()
-                    .await?;
+                    .await;
+                link.lane_over(&entry);
+                served?;
                 Ok(Next::Done)
             }
             Some(StreamKind::Dht) => {
@@ -104,8 +107,9 @@ pub(crate) async fn stream(link: Arc<Link>, send: quinn::SendStream, recv: quinn
             deadline,
             in_flight,
         }) => {
-            streaming(link, outgoing, incoming, call, ended, deadline).boxed().await;
-            drop(in_flight);
+            streaming(link, outgoing, incoming, call, ended, deadline, in_flight)
+                .boxed()
+                .await;
             return;
         }
         Err(refusal) => refusal,
@@ -138,6 +142,7 @@ async fn streaming(
     mut call: IncomingCall,
     ended: bool,
     deadline: Instant,
+    mut in_flight: InFlight,
 ) {
     let limits = &link.inner.config.limits;
     incoming.set_limit(limits.max_message_bytes + FRAME_OVERHEAD);
@@ -163,6 +168,7 @@ async fn streaming(
         },
         Err(_) => panicked(&link),
     };
+    in_flight.answered();
     let mut gathered = gathered.lock().await;
     end(&link, &mut gathered, reply, deadline).await;
 }
@@ -176,7 +182,7 @@ pub(crate) async fn end(link: &Link, gathered: &mut Gathered, reply: Reply, dead
         true => codec::brief_end(&reply),
         false => codec::reply_frames(&reply, 0),
     });
-    if let Err(refusal) = send_last(&mut gathered.outgoing, frames, reply.body.len(), deadline).await {
+    if let Err(refusal) = send_last(&mut gathered.outgoing, frames, deadline).await {
         let code = refused(link, refusal);
         gathered.outgoing.reset(code);
     }
@@ -212,9 +218,10 @@ async fn call(
         return Err(Refusal::Broken);
     }
     let deadline = Instant::now() + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
-    let mut in_flight = match admit(link, head.timeout_us, link.let_in()) {
+    let mut in_flight = match admit(link, head.timeout_us, link.let_in_from(outgoing.index())) {
         Ok(in_flight) => in_flight,
         Err(refusal) => {
+            let _in_flight = link.enter_answered();
             incoming.stop(ResetCode::Cancelled);
             send_reply(link, outgoing, refusal.into(), deadline).await?;
             return Ok(Next::Done);
@@ -420,34 +427,22 @@ pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
 async fn send_reply(link: &Link, outgoing: &mut Outgoing, reply: Reply, deadline: Instant) -> Result<(), Refusal> {
     let reply = fitting(link, reply);
     let frames = codec::reply_frames(&reply, 0);
-    send_last(outgoing, frames, reply.body.len(), deadline).await
+    send_last(outgoing, frames, deadline).await
 }
 
-/// Sends what a reply ends with, a message of `bytes` in it, and ends the stream.
-async fn send_last(
-    outgoing: &mut Outgoing,
-    mut frames: Vec<Bytes>,
-    bytes: usize,
-    deadline: Instant,
-) -> Result<(), Refusal> {
+/// Sends the last frames of a reply, ends the stream, and waits until the peer has acknowledged all of it: the call is under way until
+/// then, and the connection stays open for it.
+async fn send_last(outgoing: &mut Outgoing, mut frames: Vec<Bytes>, deadline: Instant) -> Result<(), Refusal> {
     let give_up = deadline.max(Instant::now()) + REPLY_GRACE;
     match timeout_at(give_up, outgoing.send(&mut frames)).await {
         Ok(Ok(())) => {
             outgoing.finish();
-            // Whoever has not said by then that it has the reply does not wait for it any more.
-            let _ = timeout_at(give_up, delivered(outgoing, bytes)).await;
+            // A caller that has not acknowledged the reply by then does not wait for it any more.
+            let _ = timeout_at(give_up, outgoing.stopped()).await;
             Ok(())
         }
         Ok(Err(_)) => Err(Refusal::Gone),
         Err(_) => Err(Refusal::Slow),
-    }
-}
-
-/// Waits until the peer has a finished reply when it is large, so that it counts as under way and no farewell comes before it. A
-/// smaller one has left when it is written, or soon after.
-pub(crate) async fn delivered(outgoing: &Outgoing, bytes: usize) {
-    if bytes > LARGE_BYTES {
-        outgoing.stopped().await;
     }
 }
 
@@ -479,14 +474,11 @@ async fn request(
         outgoing.reset(ResetCode::Declined);
         return Ok(());
     };
-    match timeout_at(
-        Instant::now() + link.inner.config.timers.head,
-        outgoing.send(&mut body_frame(answer)),
-    )
-    .await
-    {
+    let give_up = Instant::now() + link.inner.config.timers.head;
+    match timeout_at(give_up, outgoing.send(&mut body_frame(answer))).await {
         Ok(Ok(())) => {
             outgoing.finish();
+            let _ = timeout_at(give_up, outgoing.stopped()).await;
             Ok(())
         }
         Ok(Err(_)) => Err(Refusal::Gone),

@@ -7,6 +7,7 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use macula_wire::{FrameDecoder, FrameError, proto};
+use prost::Message as _;
 use quinn::VarInt;
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 
@@ -475,6 +476,26 @@ impl CloseCode {
     }
 }
 
+/// A farewell as the reason phrase of a connection that is closed.
+pub(crate) fn farewell(farewell: proto::GoAway) -> Vec<u8> {
+    farewell.encode_to_vec()
+}
+
+/// The farewell of a peer that closed the connection for its own reasons; `None` for another reason.
+pub(crate) fn read_farewell(close: &quinn::ApplicationClose) -> Option<proto::GoAway> {
+    match CloseCode::from_wire(close.error_code) {
+        CloseCode::Shutdown | CloseCode::Retired | CloseCode::Aborted => {
+            proto::GoAway::decode(close.reason.clone()).ok()
+        }
+        CloseCode::Other
+        | CloseCode::Protocol
+        | CloseCode::Realm
+        | CloseCode::Version
+        | CloseCode::Busy
+        | CloseCode::Unresponsive => None,
+    }
+}
+
 /// The most of a peer's closing words that is kept, in bytes.
 const MAX_REASON_BYTES: usize = 256;
 
@@ -485,7 +506,8 @@ impl From<quinn::ConnectionError> for Lost {
             quinn::ConnectionError::Reset => Self::Restarted,
             quinn::ConnectionError::ApplicationClosed(close) => {
                 let code = CloseCode::from_wire(close.error_code);
-                let words = &close.reason[..close.reason.len().min(MAX_REASON_BYTES)];
+                let words = read_farewell(&close).map_or(close.reason, |farewell| farewell.words.into());
+                let words = &words[..words.len().min(MAX_REASON_BYTES)];
                 // Shown to people: nothing in it may steer a terminal.
                 let words: String = String::from_utf8_lossy(words)
                     .chars()

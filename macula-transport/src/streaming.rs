@@ -27,6 +27,7 @@ use crate::{
         several::Several,
     },
     outbox::Outbox,
+    outcome::Place,
     stream::{Incoming, Outgoing, ReceiveError, ResetCode, SendError},
 };
 
@@ -44,6 +45,7 @@ pub enum CallKind {
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub(crate) link: Arc<Link>,
+    pub(crate) place: Place,
     pub(crate) deadline: Instant,
     pub(crate) timeout: Duration,
     pub(crate) _credit: OwnedSemaphorePermit,
@@ -51,10 +53,14 @@ pub(crate) struct Hold {
 }
 
 impl Hold {
+    fn over(&self, unknown: Unknown) -> CallError {
+        self.link.call_over(unknown, Some(self.place))
+    }
+
     /// The call's time is up: the peer may be gone.
     fn timed_out(&self) -> CallError {
         self.link.timed_out();
-        CallError::Unknown(Unknown::Timeout(self.timeout))
+        self.over(Unknown::Timeout(self.timeout))
     }
 }
 
@@ -137,7 +143,7 @@ impl Requests {
                 Ok(())
             }
             Ok(Ok(())) => Ok(()),
-            Ok(Err(SendError::Lost(lost))) => Err(CallError::Unknown(Unknown::Lost(self.hold.link.refine(lost)))),
+            Ok(Err(SendError::Lost(lost))) => Err(self.hold.over(Unknown::Lost(lost))),
             Err(_) => Err(self.hold.timed_out()),
         }
     }
@@ -256,7 +262,7 @@ impl Replies {
                         Err(_) => return Err(self.hold.timed_out()),
                         Ok(frame) => frame,
                     };
-                    return match read_reply(&self.hold.link, frame)? {
+                    return match read_reply(&self.hold.link, self.hold.place, frame)? {
                         Piece::Message(data) => Ok(Some(data)),
                         Piece::End(mut trailers) => {
                             let last = std::mem::take(&mut trailers.payload);
@@ -277,7 +283,7 @@ impl Replies {
     }
 
     /// Goes on with what came of a call on a lane.
-    fn take_over(&mut self, replied: Result<Replied, Unknown>) -> Result<(), CallError> {
+    fn take_over(&mut self, replied: Result<Replied, CallError>) -> Result<(), CallError> {
         self.source = match replied {
             Ok(Replied::Moved(incoming)) => {
                 self.brief = Some(false);
@@ -291,9 +297,8 @@ impl Replies {
                 self.brief = Some(body.len() <= INLINE_BYTES);
                 if several { From::Here(body) } else { From::One(body) }
             }
-            Err(Unknown::Timeout(_)) => return Err(self.hold.timed_out()),
-            Err(Unknown::Lost(lost)) => return Err(self.hold.link.sent_and_lost(lost)),
-            Err(unknown) => return Err(CallError::Unknown(unknown)),
+            Err(CallError::Unknown(Unknown::Timeout(_))) => return Err(self.hold.timed_out()),
+            Err(error) => return Err(error),
         };
         Ok(())
     }
@@ -340,16 +345,21 @@ pub(crate) enum Piece {
 }
 
 /// Reads a provider's frame on a call's own stream.
-pub(crate) fn read_reply(link: &Link, frame: Result<Option<Bytes>, ReceiveError>) -> Result<Piece, CallError> {
+pub(crate) fn read_reply(
+    link: &Link,
+    place: Place,
+    frame: Result<Option<Bytes>, ReceiveError>,
+) -> Result<Piece, CallError> {
+    let over = |unknown| Err(link.call_over(unknown, Some(place)));
     let broken = |unknown| {
         link.inner.counters.rejected_frames.add();
-        Err(CallError::Unknown(unknown))
+        over(unknown)
     };
     let frame = match frame {
         Ok(Some(frame)) => frame,
         Ok(None) => return broken(Unknown::Incomplete),
-        Err(ReceiveError::Reset(code)) => return Err(CallError::Unknown(Unknown::Reset(code))),
-        Err(ReceiveError::Lost(lost)) => return Err(link.sent_and_lost(lost)),
+        Err(ReceiveError::Reset(code)) => return over(Unknown::Reset(code)),
+        Err(ReceiveError::Lost(lost)) => return over(Unknown::Lost(lost)),
         Err(ReceiveError::Frame(error)) => return broken(Unknown::Frame(error)),
         Err(ReceiveError::Broken) => return broken(Unknown::Malformed),
     };

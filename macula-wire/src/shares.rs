@@ -180,13 +180,14 @@ impl<P: Ord + Clone> Shares<P> {
         }
     }
 
-    /// The holder that would have to give way so that `newcomer` gets `amount` units; 0 counts as 1.
+    /// The holder that gives way for `amount` units of `newcomer` when the resource is full; 0 counts as 1.
     ///
-    /// `None` when there is room, and when nobody has to give way for the newcomer.
+    /// `None` when no holder has to give way. [`Shares::admit`] asks this only when there is no room; an owner with a further
+    /// limit of its own asks it when that limit is reached.
     #[must_use]
     pub fn victim(&self, newcomer: &Holder<P>, amount: u64) -> Option<Holder<P>> {
         let amount = amount.max(1);
-        if self.fits(amount) || amount > self.capacity {
+        if amount > self.capacity {
             return None;
         }
         let network_gets = self.network_holds(newcomer.network) + amount;

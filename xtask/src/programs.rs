@@ -25,6 +25,7 @@ const SIMS: &[(&str, &str)] = &[
     ("select", "macula-select"),
     ("dht", "macula-dht"),
     ("mesh", "macula-node"),
+    ("leaving", "macula-transport"),
 ];
 
 /// Each benchmark, the package it measures, and the parts it may have.

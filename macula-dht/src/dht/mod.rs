@@ -3,62 +3,62 @@
 //! Mutate, drain, repeat: every input is a method that takes the time, every effect leaves through [`Dht::poll_output`], in
 //! order. The same seed and the same inputs give the same outputs.
 //!
-//! **Invariants:** nothing here blocks, sleeps, or reads a clock; every table and queue has a limit; of one query there is at
-//! most one final event; an answer that was not asked for, or comes too late, changes nothing.
+//! [`Dht`] itself only routes. Three cores do the work, each with inputs, outputs and tests of its own: `Queries` runs lookups,
+//! `Publisher` keeps this node's services published, `Joining` gets it into a mesh and keeps it there. Around them, `Exchange`
+//! numbers requests and times them out, `Probes` bounds pings to strangers, `HandOvers` serves newcomers, `Keeper` feeds the
+//! backend. They share `Local`: identity, settings, clock, routing table, store. `route.rs` connects them and `serve.rs` answers
+//! peers; no core knows another.
+//!
+//! **Invariants:** nothing here blocks, sleeps, or reads a clock; every table and queue has a limit; a query has at most one final
+//! event; an answer that was not asked for, or comes too late, changes nothing.
 
 mod coverage;
 mod exchange;
 mod handover;
-mod join;
-mod persist;
-mod publish;
+mod job;
+mod joining;
+mod keeper;
+mod local;
+mod probes;
+mod publisher;
+mod purpose;
 mod queries;
+mod route;
+mod search;
 mod serve;
+#[cfg(test)]
+mod testing;
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    time::Instant,
-};
+use std::{collections::VecDeque, time::Instant};
 
-use macula_wire::{NodeId, Realm, RealmHash, ServiceKey, ServiceName, Signer, VerifiedProvider};
+use macula_wire::{Advertisement, NodeId, Realm, ServiceKey, ServiceName, Signer, VerifiedProvider};
 
-pub use self::publish::{AdvertiseError, MAX_JOBS};
 use self::{
-    coverage::Coverage,
-    exchange::Inflight,
-    handover::HandOver,
-    join::Joining,
-    publish::{Job, JobId, Service},
-    queries::Query,
+    exchange::Exchange,
+    handover::HandOvers,
+    joining::Joining,
+    keeper::Keeper,
+    local::{Local, WaysIn},
+    probes::Probes,
+    publisher::Publisher,
+    purpose::Purpose,
+    queries::{Goal, Queries},
+    search::Search,
+};
+pub use self::{
+    local::MAX_SEEDS,
+    publisher::{AdvertiseError, MAX_JOBS},
+    queries::{MAX_QUERIES, TooManyQueries},
 };
 use crate::{
-    Backend, Clock, Config, Contact, Memory, Output, Point, ProviderStore, QueryId, RequestId, Role, RoutingTable,
-    StoredContact,
-    clock::{Tick, nanos},
-    contact::Subnet,
-    limiter::Limiter,
-    rng::Rng,
-    size::SizeEstimate,
+    Backend, Clock, Config, Contact, Event, Memory, Output, Point, ProviderStore, QueryId, Request, RequestId,
+    RoutingTable, Seed, Want, limiter::Limiter, rng::Rng, size::SizeEstimate,
 };
 
-/// The most lookups that run at a time, those for publishing and maintenance included.
-pub const MAX_QUERIES: usize = 1024;
-/// The most seeds a node keeps.
-pub const MAX_SEEDS: usize = 64;
-/// The most peers that are remembered after they left the routing table.
-const MAX_REMEMBERED: usize = 64;
-/// The most strangers that are asked at a time whether they answer.
-const MAX_PROBES: usize = 16;
 /// The most outputs whose memory is kept when there are none.
 const KEPT_OUTPUTS: usize = 4;
 
-/// Too many lookups are running.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{MAX_QUERIES} lookups are running already; start this one when some have ended")]
-#[non_exhaustive]
-pub struct TooManyQueries;
-
-/// What a node has counted since it started.
+/// The numbers a node has counted since it started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
     /// Requests sent.
@@ -67,9 +67,9 @@ pub struct Counters {
     pub answered: u64,
     /// Requests that were not answered, or not as asked.
     pub failed: u64,
-    /// Answers to nothing that is waited for.
+    /// Answers that no request waits for.
     pub unexpected: u64,
-    /// Answers that were not what had been asked for, or carried forged records.
+    /// Answers of the wrong kind, and answers with forged records.
     pub misbehaved: u64,
     /// Requests served.
     pub served: u64,
@@ -87,163 +87,125 @@ pub struct Counters {
 
 /// One node of the DHT.
 ///
-/// `S` signs this node's records, `B` keeps what it would want back after a restart.
+/// `S` signs this node's records. `B` keeps what the node wants back after a restart.
 #[derive(Debug)]
 pub struct Dht<S, B = Memory> {
-    config: Config,
-    clock: Clock,
-    signer: S,
-    own: NodeId,
-    realm: Realm,
-    realm_hash: RealmHash,
-    backend: B,
-    rng: Rng,
-    table: RoutingTable,
-    store: ProviderStore,
+    local: Local,
     limiter: Limiter,
-    outputs: VecDeque<Output>,
-
-    /// Requests that wait for an answer. Numbers grow and every request has the same timeouts, so the first is due first.
-    inflight: BTreeMap<RequestId, Inflight>,
-    next_request: u64,
-    /// The first request that is not known to be overdue.
-    soft_from: RequestId,
-    /// Strangers that are being asked whether they answer, and where they are.
-    probing: BTreeMap<NodeId, Subnet>,
-
-    /// Boxed: the map is almost always empty or almost so, and makes room for eleven.
-    queries: BTreeMap<QueryId, Box<Query>>,
-    next_query: u64,
-
-    services: BTreeMap<ServiceKey, Service>,
-    /// When each service is to be published next: one element a service.
-    due: BTreeSet<(Tick, ServiceKey)>,
-    /// Withdrawals that wait for a job, with the earlier holders: one a key.
-    withdrawals: BTreeMap<ServiceKey, (VerifiedProvider, Vec<Contact>)>,
-    jobs: BTreeMap<JobId, Job>,
-    next_job: u64,
-    /// Jobs are being started, further up the stack.
-    starting_jobs: bool,
-
-    /// What the lookups of this sweep have shown.
-    coverage: Coverage,
-    handovers: VecDeque<HandOver>,
-    handover_at: Option<Tick>,
-    size: SizeEstimate,
-
+    exchange: Exchange,
+    queries: Queries,
+    publisher: Publisher<S>,
     joining: Joining,
-    /// Buckets to be refreshed.
-    refreshes: BTreeSet<usize>,
-    maintain_at: Tick,
-    /// When changes are next committed, if there are any.
-    commit_at: Option<Tick>,
-    /// The contacts that were committed last.
-    kept_contacts: Vec<StoredContact>,
+    probes: Probes,
+    handovers: HandOvers,
+    keeper: Keeper<B>,
     counters: Counters,
+    outputs: VecDeque<Output>,
 }
 
 impl<S: Signer, B: Backend> Dht<S, B> {
-    /// A node that is `signer`'s, in `realm`, at `now`, when it is `unix_ms` milliseconds after the Unix epoch.
+    /// A node with the identity of `signer` in `realm`, at `now`, which is `unix_ms` milliseconds after the Unix epoch.
     ///
-    /// `seed` keys the store's hashes, and drives jitter and the choice of refresh targets: a number that nobody else can
-    /// guess. What `backend` kept is verified and taken; when it cannot be read, the node starts empty and says so.
+    /// `seed` keys the store's hashes, and drives jitter and the choice of refresh targets. Choose a number that no peer can guess.
+    /// Records and contacts that `backend` kept are verified and taken; when they cannot be read, the node starts empty and
+    /// reports [`Event::BackendFailed`].
     #[must_use]
     pub fn new(config: Config, signer: S, realm: Realm, backend: B, now: Instant, unix_ms: u64, seed: u64) -> Self {
         let config = config.bounded();
         let clock = Clock::new(now, unix_ms);
         let own = signer.node_id();
         let mut rng = Rng::new(seed);
-        let maintain_at = join::MAINTENANCE + rng.below(join::MAINTENANCE);
         let hash_seed = rng.next();
         let mut dht = Self {
-            clock,
-            own,
-            realm_hash: realm.hash(),
-            realm,
-            table: RoutingTable::new(own, config.diversity, now),
-            store: ProviderStore::new(clock, config.store, hash_seed),
             limiter: Limiter::new(config.rates, !hash_seed),
-            outputs: VecDeque::new(),
-            inflight: BTreeMap::new(),
-            next_request: 0,
-            soft_from: RequestId(0),
-            probing: BTreeMap::new(),
-            queries: BTreeMap::new(),
-            next_query: 0,
-            services: BTreeMap::new(),
-            due: BTreeSet::new(),
-            withdrawals: BTreeMap::new(),
-            jobs: BTreeMap::new(),
-            next_job: 0,
-            starting_jobs: false,
-            coverage: Coverage::default(),
-            handovers: VecDeque::new(),
-            handover_at: None,
-            size: SizeEstimate::default(),
-            joining: Joining::default(),
-            refreshes: BTreeSet::new(),
-            maintain_at,
-            commit_at: None,
-            kept_contacts: Vec::new(),
+            exchange: Exchange::new(config.soft_timeout, config.hard_timeout),
+            queries: Queries::default(),
+            publisher: Publisher::new(signer),
+            joining: Joining::new(rng),
+            probes: Probes::default(),
+            handovers: HandOvers::default(),
+            keeper: Keeper::new(backend),
             counters: Counters::default(),
-            config,
-            signer,
-            backend,
-            rng,
+            outputs: VecDeque::new(),
+            local: Local {
+                clock,
+                own,
+                realm_hash: realm.hash(),
+                realm,
+                table: RoutingTable::new(own, config.diversity, now),
+                store: ProviderStore::new(clock, config.store, hash_seed),
+                size: SizeEstimate::default(),
+                ways_in: WaysIn::default(),
+                config,
+            },
         };
-        dht.restore(now);
+        if let Err(error) = dht.keeper.restore(&mut dht.local, now) {
+            dht.report(Event::BackendFailed(error));
+        }
+        if dht.local.ways_in.contacts().next().is_some() {
+            dht.joining.bootstrap(&mut dht.local, now, []);
+        }
+        dht.route(now);
         dht
     }
 
     /// This node.
     #[must_use]
     pub fn node_id(&self) -> &NodeId {
-        &self.own
+        &self.local.own
     }
 
     /// The realm.
     #[must_use]
     pub fn realm(&self) -> &Realm {
-        &self.realm
+        &self.local.realm
     }
 
     /// The key of a service in this node's realm.
     #[must_use]
     pub fn key(&self, service: &ServiceName) -> ServiceKey {
-        ServiceKey::new(&self.realm, service)
+        ServiceKey::new(&self.local.realm, service)
     }
 
-    /// How many nodes the network has, as far as lookups show; `None` while that is not known.
+    /// The number of nodes of the network, as far as lookups show; `None` while that is not known.
     #[must_use]
     pub fn network_size(&self) -> Option<f64> {
-        self.size.nodes()
+        self.local.size.nodes()
     }
 
     /// The clock, for a [`DirectoryCache`](crate::DirectoryCache) beside this core.
     #[must_use]
     pub fn clock(&self) -> Clock {
-        self.clock
+        self.local.clock
     }
 
-    /// The routing table, for looking at.
+    /// Ties the clocks anew: at `now` it is `unix_ms` milliseconds after the Unix epoch, because the wall clock was set or the
+    /// machine was suspended (D14). Advertise afterwards what is to be dated anew.
+    pub fn set_clock(&mut self, now: Instant, unix_ms: u64) {
+        self.local.clock.set(now, unix_ms);
+        self.local.store.set_clock(now, self.local.clock);
+        self.keeper.note_changes(&self.local, now);
+    }
+
+    /// The routing table, to look at.
     #[must_use]
     pub fn table(&self) -> &RoutingTable {
-        &self.table
+        &self.local.table
     }
 
-    /// The store, for looking at.
+    /// The store, to look at.
     #[must_use]
     pub fn store(&self) -> &ProviderStore {
-        &self.store
+        &self.local.store
     }
 
-    /// What has been counted.
+    /// The numbers counted so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// The next thing to do or to know. Call until there is nothing, after every other call.
+    /// The next thing to do or to know. Call it until there is none, after every other call.
     #[must_use]
     pub fn poll_output(&mut self) -> Option<Output> {
         let output = self.outputs.pop_front();
@@ -253,54 +215,31 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         output
     }
 
-    /// Gives memory back that is not used: a map keeps that of its last entry, room for eleven.
+    /// Gives unused memory back.
     fn give_back(&mut self) {
         if self.outputs.capacity() > KEPT_OUTPUTS {
             self.outputs.shrink_to(KEPT_OUTPUTS);
         }
-        if self.inflight.is_empty() {
-            self.inflight = BTreeMap::new();
-        }
-        if self.probing.is_empty() {
-            self.probing = BTreeMap::new();
-        }
-        if self.queries.is_empty() {
-            self.queries = BTreeMap::new();
-        }
-        if self.jobs.is_empty() {
-            self.jobs = BTreeMap::new();
-        }
+        self.exchange.give_back();
+        self.probes.give_back();
+        self.queries.give_back();
+        self.publisher.give_back();
+        self.joining.give_back();
     }
 
     /// When [`Dht::handle_timeout`] next has something to do.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let hard = self
-            .inflight
-            .values()
-            .next()
-            .map(|i| i.sent + nanos(self.config.hard_timeout));
-        let soft = self
-            .inflight
-            .range(self.soft_from..)
-            .next()
-            .map(|(_, i)| i.sent + nanos(self.config.soft_timeout));
-        let due = self
-            .due
-            .first()
-            .filter(|_| self.jobs.len() < MAX_JOBS)
-            .map(|&(tick, _)| tick);
-        let own = [
-            hard,
-            soft,
-            due,
-            self.joining.due(),
-            self.handover_at,
-            self.commit_at,
-            Some(self.maintain_at),
+        let cores = [
+            self.exchange.poll_timeout(),
+            self.publisher.poll_timeout(),
+            Some(self.joining.poll_timeout()),
+            self.handovers.poll_timeout(),
+            self.keeper.poll_timeout(),
         ];
-        let own = own.into_iter().flatten().min().map(|tick| self.clock.instant(tick));
-        [own, self.store.poll_timeout()].into_iter().flatten().min()
+        let due = cores.into_iter().flatten().min();
+        let due = due.map(|tick| self.local.clock.instant(tick));
+        [due, self.local.store.poll_timeout()].into_iter().flatten().min()
     }
 
     /// Advances time: fails requests, drops records, publishes and refreshes what is due.
@@ -308,16 +247,41 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     /// Early or repeated calls are harmless. Drain [`Dht::poll_output`] afterwards.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.time_out_requests(now);
-        self.store.expire(now);
-        self.start_due_jobs(now);
-        self.advance_join(now);
-        self.maintain(now);
+        self.local.store.expire(now);
+        self.publisher.handle_timeout(&mut self.local, now);
+        self.route(now);
+        let maintains = self.joining.handle_timeout(&self.local, now);
+        self.route(now);
+        if maintains {
+            self.limiter.sweep(self.local.tick(now));
+            self.keeper.note_contacts(&self.local, now);
+        }
         self.hand_over(now);
-        self.commit(now);
+        if let Err(error) = self.keeper.handle_timeout(&mut self.local, now) {
+            self.report(Event::BackendFailed(error));
+        }
         debug_assert!(
             self.poll_timeout().is_none_or(|at| at > now),
             "a timeout is due that was not handled"
         );
+    }
+
+    fn hand_over(&mut self, now: Instant) {
+        let owns = |key: &ServiceKey| self.publisher.advertises(key);
+        let Some((to, batches)) = self.handovers.step(&self.local, now, owns) else {
+            return;
+        };
+        for batch in batches {
+            let (key, records) = (batch.key, batch.records);
+            self.send(now, to.clone(), Purpose::HandOver, Request::Publish { key, records });
+        }
+    }
+
+    /// Commits every change to the backend at once: call it before the process ends.
+    pub fn flush(&mut self, now: Instant) {
+        if let Err(error) = self.keeper.flush(&mut self.local, now) {
+            self.report(Event::BackendFailed(error));
+        }
     }
 
     /// Providers of a key that this node holds itself, its own records among them, in the list's order.
@@ -326,18 +290,106 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         now: Instant,
         key: &ServiceKey,
     ) -> impl Iterator<Item = &VerifiedProvider> + use<'_, S, B> {
-        self.store.get(now, key)
+        self.local.store.get(now, key)
+    }
+}
+
+/// Lookups.
+impl<S: Signer, B: Backend> Dht<S, B> {
+    /// Looks for providers of `key`: [`Event::Providers`] as they are found, then one [`Event::Finished`].
+    ///
+    /// This node's own store is asked first, and may be enough.
+    ///
+    /// # Errors
+    /// When [`MAX_QUERIES`] are running.
+    pub fn start_lookup(&mut self, now: Instant, key: ServiceKey, want: Want) -> Result<QueryId, TooManyQueries> {
+        let goal = Goal::Providers(Search::new(key, want));
+        let id = self.queries.start(&mut self.local, now, key.into(), goal)?;
+        self.queries.take_local(&mut self.local, now, id);
+        self.queries.pump(&mut self.local, now, id);
+        self.route(now);
+        Ok(id)
     }
 
-    /// The contacts to start a lookup from: the closest of the table, or all that were ever known when it is empty.
-    fn starting_points(&self, target: &Point) -> Vec<Contact> {
-        if self.table.is_empty() {
-            return self.joining.known_contacts().cloned().collect();
+    /// Looks for the nodes closest to `target`: one [`Event::Finished`].
+    ///
+    /// # Errors
+    /// When [`MAX_QUERIES`] are running.
+    pub fn start_find_node(&mut self, now: Instant, target: Point) -> Result<QueryId, TooManyQueries> {
+        let id = self.queries.start(&mut self.local, now, target, Goal::Nodes)?;
+        self.queries.pump(&mut self.local, now, id);
+        self.route(now);
+        Ok(id)
+    }
+
+    /// Ends a lookup without an event.
+    pub fn drop_query(&mut self, query: QueryId) {
+        self.queries.drop_caller(query);
+    }
+}
+
+/// This node's services.
+impl<S: Signer, B: Backend> Dht<S, B> {
+    /// Publishes this node as a provider of `key`, and keeps it published (D5). Replaces an earlier advertisement.
+    ///
+    /// Each publication is reported with [`Event::Advertised`].
+    ///
+    /// # Errors
+    /// When the advertisement is not valid, or there are too many.
+    pub fn advertise(
+        &mut self,
+        now: Instant,
+        key: ServiceKey,
+        advertisement: Advertisement,
+    ) -> Result<(), AdvertiseError> {
+        self.publisher.advertise(&mut self.local, now, key, advertisement)?;
+        self.route(now);
+        Ok(())
+    }
+
+    /// Withdraws this node as a provider of `key`, here at once and at the holders as they hear of it (D3).
+    ///
+    /// [`Event::Withdrawn`] tells when they have. Withdrawing a service that was never advertised is reported the same way.
+    pub fn withdraw(&mut self, now: Instant, key: ServiceKey) {
+        self.publisher.withdraw(&mut self.local, now, key);
+        self.route(now);
+    }
+
+    /// The keys this node advertises, ascending.
+    pub fn advertised(&self) -> impl Iterator<Item = &ServiceKey> {
+        self.publisher.advertised()
+    }
+}
+
+/// Joining.
+impl<S: Signer, B: Backend> Dht<S, B> {
+    /// Joins a mesh through `seeds`, which are kept for joining again; at most [`MAX_SEEDS`].
+    ///
+    /// [`Event::Joined`] or [`Event::JoinFailed`] follows, unless the only seed is this node itself and no contact was kept. After
+    /// a failure the node tries again by itself.
+    pub fn bootstrap(&mut self, now: Instant, seeds: impl IntoIterator<Item = Seed>) {
+        self.joining.bootstrap(&mut self.local, now, seeds);
+        self.route(now);
+    }
+
+    /// Whether there is a node to join through: a seed, or a contact that was kept or is remembered.
+    #[must_use]
+    pub fn knows_a_way_in(&self) -> bool {
+        !self.local.ways_in.is_empty()
+    }
+
+    /// Asks a node whether it answers, and takes it into the routing table when it does.
+    pub fn add_contact(&mut self, now: Instant, contact: Contact) {
+        if *contact.node_id() != self.local.own {
+            self.probe(now, contact);
         }
-        self.table.closest(target, crate::K).cloned().collect()
     }
 
-    fn is_node(&self) -> bool {
-        self.config.role == Role::Node
+    /// Takes the answer to an [`Output::Identify`]: the nodes that listen at the address, none when it cannot be reached.
+    pub fn handle_identified(&mut self, now: Instant, id: RequestId, nodes: impl IntoIterator<Item = Contact>) {
+        if !self.joining.handle_identified(&mut self.local, now, id, nodes) {
+            self.counters.unexpected += 1;
+        }
+        self.route(now);
     }
 }

@@ -2,45 +2,11 @@
 
 use std::cmp::Ordering;
 
-use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
+use macula_wire::{Address, Holder, Network, NodeId, ServiceKey, Shares, VerifiedProvider};
 use sha2::{Digest, Sha256};
 
-use super::{
-    Newcomer,
-    records::{Place, Records},
-};
-use crate::{
-    clock::Tick,
-    contact::{Contact, Subnet},
-};
-
-/// What holding a record costs beyond its body, in bytes: the structures around it and their share of the maps.
-pub(super) const RECORD_OVERHEAD: usize = 240;
-
-/// A record as it is held.
-#[derive(Debug)]
-pub(super) struct Stored {
-    pub(super) record: VerifiedProvider,
-    /// From then on the record is not shown.
-    pub(super) expires: Tick,
-    /// From then on its place is not held: the latest `expires` of all the records merged into it.
-    pub(super) retain: Tick,
-    /// The subnet of who delivered it.
-    pub(super) subnet: Subnet,
-    /// This node's own.
-    pub(super) local: bool,
-}
-
-impl Stored {
-    pub(super) fn is_visible(&self, tick: Tick) -> bool {
-        !self.record.is_withdrawn() && self.expires > tick
-    }
-
-    /// Whether peers are told of it: withdrawals too, so that they hide what they supersede there.
-    pub(super) fn is_told(&self, tick: Tick) -> bool {
-        self.expires > tick
-    }
-}
+use super::records::{HolderId, Place, Records, Stored};
+use crate::clock::Tick;
 
 /// A place in a list.
 #[derive(Debug)]
@@ -58,6 +24,8 @@ pub(super) struct KeyEntry {
     pub(super) remote: usize,
     /// The time this key stands under in the order of expiry; 0 for none.
     pub(super) due: Tick,
+    /// The places of each holder. Kept from the moment the list is full, since before that no holder gives way.
+    pub(super) shares: Option<Box<Shares<NodeId>>>,
 }
 
 pub(super) fn rank_of(key: &ServiceKey, node: &NodeId) -> u32 {
@@ -111,32 +79,14 @@ impl KeyEntry {
         self.slots.iter().map(|slot| records.get(slot.place))
     }
 
-    /// Which record of a full list gives way: of the largest group of one subnet, the one that expires first.
-    ///
-    /// A remote newcomer gets in only when its own group stays smaller than the one that gives way, so one subnet never turns
-    /// others out and equals never take turns. A local newcomer always gets in.
-    pub(super) fn victim(&self, records: &Records, newcomer: Newcomer) -> Option<usize> {
-        let remote = || self.stored(records).enumerate().filter(|(_, stored)| !stored.local);
-        let mut subnets: Vec<_> = remote().map(|(_, stored)| stored.subnet).collect();
-        subnets.sort_unstable();
-        let largest = subnets.chunk_by(|a, b| a == b).max_by_key(|group| group.len())?;
-        let (subnet, size) = (largest[0], largest.len());
-        if let Newcomer::Remote(newcomer) = newcomer {
-            let own = subnets.iter().filter(|&&subnet| subnet == newcomer).count();
-            if own + 1 >= size {
-                return None;
-            }
-        }
-        remote()
-            .filter(|(_, stored)| stored.subnet == subnet)
-            .min_by_key(|(_, stored)| stored.expires)
-            .map(|(at, _)| at)
+    /// The record of `holder` that expires first.
+    pub(super) fn first_to_expire(&self, records: &Records, holder: HolderId) -> Option<usize> {
+        let its = self
+            .stored(records)
+            .enumerate()
+            .filter(|(_, stored)| stored.holder == Some(holder));
+        its.min_by_key(|(_, stored)| stored.expires).map(|(at, _)| at)
     }
-}
-
-/// What a record with a body of this length is charged, in bytes. Rounded up so that a refresh, whose numbers may take a byte more, costs the same.
-pub(super) fn size_of(body: usize) -> usize {
-    body.next_multiple_of(64) + RECORD_OVERHEAD
 }
 
 /// Whether `new` wins over `old`, of the same provider and key.
@@ -156,10 +106,12 @@ fn digest(record: &VerifiedProvider) -> [u8; 32] {
         .into()
 }
 
-/// The subnet a record's own first endpoint is in.
-pub(super) fn claimed_subnet(record: &VerifiedProvider) -> Subnet {
-    let Some(advertisement) = record.advertisement() else {
-        return Subnet::UNKNOWN;
-    };
-    Contact::new(*record.node_id(), advertisement.endpoints().iter().cloned()).subnet()
+/// The holder that a record from a file counts for: its provider, at the first address of the record itself.
+pub(super) fn claimed_holder(record: &VerifiedProvider) -> Holder<NodeId> {
+    let advertisement = record.advertisement();
+    let first = advertisement
+        .as_ref()
+        .and_then(|a| a.endpoints().first())
+        .and_then(Address::ip);
+    Holder::new(Network::from(first), *record.node_id())
 }

@@ -7,38 +7,45 @@
 //! A loser stays remembered through the winner: its place is held, hidden, until every record merged into it would have expired,
 //! so no older record shows again after a newer, shorter-lived one or a withdrawal.
 //!
-//! **Invariants:** nothing expired is ever returned; a key has one record a node; remote usage is within
-//! [`StoreLimits`] after every call; local records are neither evicted nor refused for what remote ones take.
+//! **Sharing.** A full key and a full store make room for a newcomer at the cost of the peer that delivered most, as [`Shares`]
+//! says: the network with most records first, then the peer in it. A peer within its share is not refused.
 //!
-//! What is left out: who may publish here at all, and how fast. That is decided before a signature is checked.
+//! **Invariants:** nothing expired is ever returned; a key has one record a node; remote usage is within
+//! [`StoreLimits`] after every call; remote records neither evict nor crowd out local ones.
+//!
+//! What is left out: which peers may publish here at all, and how fast. That is decided before a signature is checked.
 
 mod entry;
+mod holders;
 mod index;
 mod records;
+mod room;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use macula_wire::{MAX_TTL, NodeId, ServiceKey, SignedProvider, VerifiedProvider};
 
 pub(crate) use self::entry::supersedes;
 use self::{
-    entry::{KeyEntry, Stored, size_of},
-    records::{Place, Records},
+    entry::{KeyEntry, claimed_holder},
+    holders::Holders,
+    records::{Place, Records, Stored, size_of},
+    room::holder_of,
 };
 use crate::{
     Clock, DateError, Refusal,
     clock::{MAX_CLOCK_SKEW, Tick, millis, nanos},
-    contact::{Contact, Subnet},
+    contact::Contact,
     keyed::Keyed,
     message::Peek,
 };
 
-/// How much a store holds. Every limit is hard.
+/// How much a store holds. Every limit is hard, and remote records share what there is between the peers that deliver them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreLimits {
     /// The most providers of one key, local ones included.
@@ -59,7 +66,7 @@ impl Default for StoreLimits {
             providers_per_key: 256,
             keys: 65_536,
             bytes: 64 * 1024 * 1024,
-            records_per_publisher: 1024,
+            records_per_publisher: 4096,
             local_records: 65_536,
         }
     }
@@ -70,7 +77,7 @@ impl Default for StoreLimits {
 pub enum Origin<'a> {
     /// This node published it.
     Local,
-    /// This peer delivered it. Records of a full key are evicted by the subnet of who delivered them.
+    /// This peer delivered it. In a full store or key the peer that delivered most gives way.
     Remote(&'a Contact),
     /// It was read back from a backend.
     Restored,
@@ -100,11 +107,12 @@ pub enum InsertError {
     /// Its dates rule it out.
     #[error(transparent)]
     Dates(#[from] DateError),
-    /// The key holds [`StoreLimits::providers_per_key`] and none of them has to give way.
-    #[error("the key has as many providers as it may")]
+    /// The key holds [`StoreLimits::providers_per_key`], and the peer that delivers the record has its share of them.
+    #[error("the key has as many providers as it may, and this peer has delivered its share of them")]
     KeyFull,
-    /// The store is at [`StoreLimits::keys`], [`StoreLimits::bytes`] or [`StoreLimits::local_records`].
-    #[error("the store is full")]
+    /// The store is at [`StoreLimits::keys`] or [`StoreLimits::bytes`] and the peer that delivers the record has its share, or
+    /// this node is at [`StoreLimits::local_records`].
+    #[error("the store is full, and this peer has its share of it")]
     StoreFull,
     /// The publisher is at [`StoreLimits::records_per_publisher`].
     #[error("the publisher has as many records here as it may")]
@@ -115,8 +123,8 @@ impl From<InsertError> for Refusal {
     fn from(error: InsertError) -> Self {
         match error {
             InsertError::Stale { .. } => Self::Stale,
-            InsertError::Dates(DateError::Expired) => Self::Expired,
-            InsertError::Dates(DateError::FromTheFuture) => Self::Invalid,
+            InsertError::Dates(DateError::Expired { by }) => Self::Expired { by },
+            InsertError::Dates(DateError::FromTheFuture { by }) => Self::FromTheFuture { by },
             InsertError::KeyFull => Self::KeyFull,
             InsertError::StoreFull => Self::StoreFull,
             InsertError::PublisherQuota => Self::PublisherQuota,
@@ -179,18 +187,13 @@ pub struct ProviderStore {
     order: BTreeSet<ServiceKey>,
     /// Remote records of each publisher.
     publishers: BTreeMap<NodeId, u32>,
+    /// The peers that delivered the remote records.
+    holders: Holders,
     /// When each key next has something to drop: one element a key.
     due: BTreeSet<(Tick, ServiceKey)>,
     usage: Usage,
     /// Records that changed and are not committed, when somebody wants to know.
     changes: Option<BTreeSet<(ServiceKey, NodeId)>>,
-}
-
-/// Whose record wants a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Newcomer {
-    Local,
-    Remote(Subnet),
 }
 
 impl ProviderStore {
@@ -205,6 +208,7 @@ impl ProviderStore {
             records: Records::new(keyed),
             order: BTreeSet::new(),
             publishers: BTreeMap::new(),
+            holders: Holders::new(limits.bytes),
             due: BTreeSet::new(),
             usage: Usage::default(),
             changes: None,
@@ -245,14 +249,15 @@ impl ProviderStore {
         let tick = self.clock.tick(now);
         let (expires, retain) = match self.lifetime(now, tick, &record) {
             Ok((expires, retain)) => (expires.min(self.clock.tick(shown)), retain),
-            Err(DateError::Expired) => (tick, tick),
+            Err(DateError::Expired { .. }) => (tick, tick),
             Err(error) => return Err(error.into()),
         };
         // The times of a file are no more to be trusted than the rest of it.
         let held = self.clock.tick(held).min(tick + nanos(MAX_TTL + MAX_CLOCK_SKEW));
         let retain = if expires > tick { retain.max(held) } else { held };
         if retain <= tick {
-            return Err(DateError::Expired.into());
+            let by = Duration::from_nanos(tick - retain);
+            return Err(DateError::Expired { by }.into());
         }
         self.place(tick, record, expires, retain, Origin::Restored)
     }
@@ -269,36 +274,37 @@ impl ProviderStore {
         let key = *record.key();
         let local = matches!(origin, Origin::Local);
         if let Some(place) = self.find(&key, record.node_id()) {
-            return self.merge(place, record, expires, retain, origin);
+            return self.merge(tick, place, record, expires, retain, origin);
         }
-        let subnet = match origin {
-            Origin::Local => Subnet::UNKNOWN,
-            Origin::Remote(contact) => contact.subnet(),
-            Origin::Restored => entry::claimed_subnet(&record),
-        };
         let size = size_of(record.body().len());
         self.expire_key(tick, &key);
-        let newcomer = if local {
-            Newcomer::Local
-        } else {
-            Newcomer::Remote(subnet)
+        let holder = match origin {
+            Origin::Local => None,
+            Origin::Remote(contact) => Some(holder_of(contact)),
+            Origin::Restored => Some(claimed_holder(&record)),
         };
-        match self.room(&key, record.node_id(), size, newcomer) {
-            Ok(None) => {}
-            Ok(Some(victim)) => self.remove(&key, victim),
-            Err(refused) => {
-                self.settle(&key);
-                return Err(refused);
-            }
+        if let Err(refused) = self.make_room(tick, &key, record.node_id(), size, holder.as_ref()) {
+            self.settle(&key);
+            return Err(refused);
         }
+        let id = holder.map(|holder| self.holders.id_of(&holder));
         if local {
             self.usage.local += 1;
         } else {
             *self.publishers.entry(*record.node_id()).or_default() += 1;
             self.usage.records += 1;
-            self.usage.bytes += size;
         }
         self.note_change(&key, record.node_id());
+        let rank = entry::rank_of(&key, record.node_id());
+        let place = self.records.add(Stored {
+            record,
+            expires,
+            retain,
+            holder: id,
+        });
+        if let Some(id) = id {
+            self.holders.add(id, place);
+        }
         let entry = self.keys.entry(key).or_insert_with(|| {
             self.order.insert(key);
             KeyEntry::default()
@@ -307,15 +313,11 @@ impl ProviderStore {
             entry.remote += 1;
             self.usage.keys += usize::from(entry.remote == 1);
         }
-        let rank = entry::rank_of(&key, record.node_id());
-        let place = self.records.add(Stored {
-            record,
-            expires,
-            retain,
-            subnet,
-            local,
-        });
+        if let (Some(shares), Some(holder)) = (&mut entry.shares, &holder) {
+            let _ = shares.admit(holder, 1, tick);
+        }
         entry.insert(&self.records, rank, place);
+        self.count_bytes();
         self.look_at(&key, retain);
         Ok(Inserted::New)
     }
@@ -367,7 +369,7 @@ impl ProviderStore {
     pub fn remove_local(&mut self, key: &ServiceKey, node: &NodeId) {
         if let Some(entry) = self.keys.get(key)
             && let Ok(at) = entry.find(&self.records, entry::rank_of(key, node), node)
-            && self.records.get(entry.slots[at].place).local
+            && self.records.get(entry.slots[at].place).is_local()
         {
             self.remove(key, at);
             self.settle(key);
@@ -396,6 +398,33 @@ impl ProviderStore {
                 }
             }
         }
+    }
+
+    /// Goes by `clock` from now on, the old one tied anew, and drops the records of others whose dates it rules out (D14).
+    pub(crate) fn set_clock(&mut self, now: Instant, clock: Clock) {
+        self.clock = clock;
+        let tick = clock.tick(now);
+        for key in self.order.clone() {
+            let places: Vec<_> = match self.keys.get(&key) {
+                Some(entry) => entry.slots.iter().map(|slot| slot.place).collect(),
+                None => continue,
+            };
+            let mut shortened = None;
+            for place in places {
+                let stored = self.records.get_mut(place);
+                if stored.local || stored.record.is_withdrawn() || stored.expires <= tick {
+                    continue;
+                }
+                let left = clock.validity(now, &stored.record).unwrap_or_default();
+                let end = tick.saturating_add(nanos(left)).min(stored.expires);
+                (stored.expires, stored.retain) = (end, end);
+                shortened = Some(shortened.map_or(end, |first: Tick| first.min(end)));
+            }
+            if let Some(end) = shortened {
+                self.look_at(&key, end);
+            }
+        }
+        self.expire(now);
     }
 
     /// When [`ProviderStore::expire`] next has something to do.
@@ -440,6 +469,7 @@ impl ProviderStore {
     /// Merges a record into the one of the same provider and key at `place`.
     fn merge(
         &mut self,
+        tick: Tick,
         place: Place,
         record: VerifiedProvider,
         expires: Tick,
@@ -447,6 +477,9 @@ impl ProviderStore {
         origin: Origin<'_>,
     ) -> Result<Inserted, InsertError> {
         let (key, node) = (*record.key(), *record.node_id());
+        if let Origin::Remote(contact) = origin {
+            self.give_to_provider(tick, place, contact);
+        }
         let stored = self.records.get_mut(place);
         if stored.record.seq() == record.seq()
             && stored.record.signature() == record.signature()
@@ -455,8 +488,8 @@ impl ProviderStore {
             return Ok(Inserted::Unchanged);
         }
         let local = matches!(origin, Origin::Local);
-        // What a peer says of this node's own record is never taken from it; the publisher looks at the number instead.
-        let protected = stored.local && !local;
+        // A peer's word about this node's own record changes nothing; the publisher looks at the number instead.
+        let protected = stored.is_local() && !local;
         if protected || !supersedes(&record, &stored.record) {
             if !protected {
                 stored.retain = stored.retain.max(retain);
@@ -465,80 +498,32 @@ impl ProviderStore {
                 stored_seq: stored.record.seq(),
             });
         }
-        let (before, after) = (size_of(stored.record.body().len()), size_of(record.body().len()));
-        let was_remote = !stored.local;
-        if was_remote && !local && after > before && self.usage.bytes - before + after > self.limits.bytes {
-            return Err(InsertError::StoreFull);
-        }
-        if was_remote && local && self.usage.local >= self.limits.local_records {
-            return Err(InsertError::StoreFull);
-        }
-        stored.retain = stored.retain.max(retain);
-        stored.expires = expires;
-        stored.local |= local;
-        if let Origin::Remote(contact) = origin {
-            stored.subnet = contact.subnet();
-        }
-        self.records.supersede(place, record);
-        if was_remote {
-            self.usage.bytes -= before;
+        let (before, after) = (stored.size(), size_of(record.body().len()));
+        if let Some(id) = stored.holder {
+            if local && self.usage.local >= self.limits.local_records {
+                return Err(InsertError::StoreFull);
+            }
+            if !local && !self.holders.fits(after.saturating_sub(before)) {
+                return Err(InsertError::StoreFull);
+            }
             if local {
-                if let Some(entry) = self.keys.get_mut(&key) {
-                    entry.remote -= 1;
-                    self.usage.keys -= usize::from(entry.remote == 0);
-                }
-                self.usage.records -= 1;
-                self.usage.local += 1;
-                self.forget_publisher(&node);
+                stored.holder = None;
+                self.take_over(&key, &node, id, place, before);
             } else {
-                self.usage.bytes += after;
+                self.holders.resize(tick, id, before, after);
             }
         }
+        let stored = self.records.get_mut(place);
+        stored.retain = stored.retain.max(retain);
+        stored.expires = expires;
+        self.records.supersede(place, record);
+        self.count_bytes();
         self.note_change(&key, &node);
         Ok(Inserted::Replaced)
     }
 
-    /// Whether there is room for a record of a provider that is new under its key, and at the cost of which one of the list.
-    fn room(
-        &self,
-        key: &ServiceKey,
-        node: &NodeId,
-        size: usize,
-        newcomer: Newcomer,
-    ) -> Result<Option<usize>, InsertError> {
-        let entry = self.keys.get(key);
-        if !self.records.has_room() {
-            return Err(InsertError::StoreFull);
-        }
-        match newcomer {
-            Newcomer::Local if self.usage.local >= self.limits.local_records => return Err(InsertError::StoreFull),
-            Newcomer::Local => {}
-            Newcomer::Remote(_) => {
-                let published = self.publishers.get(node).map_or(0, |&count| count as usize);
-                if published >= self.limits.records_per_publisher {
-                    return Err(InsertError::PublisherQuota);
-                }
-                if entry.is_none_or(|entry| entry.remote == 0) && self.usage.keys >= self.limits.keys {
-                    return Err(InsertError::StoreFull);
-                }
-            }
-        }
-        let victim = match entry.filter(|entry| entry.slots.len() >= self.limits.providers_per_key) {
-            Some(entry) => Some((
-                entry.victim(&self.records, newcomer).ok_or(InsertError::KeyFull)?,
-                entry,
-            )),
-            None => None,
-        };
-        if let Newcomer::Remote(_) = newcomer {
-            let size_at =
-                |at: usize, entry: &KeyEntry| size_of(self.records.get(entry.slots[at].place).record.body().len());
-            let freed = victim.map_or(0, |(at, entry)| size_at(at, entry));
-            if self.usage.bytes - freed + size > self.limits.bytes {
-                return Err(InsertError::StoreFull);
-            }
-        }
-        Ok(victim.map(|(at, _)| at))
+    fn count_bytes(&mut self) {
+        self.usage.bytes = self.holders.bytes();
     }
 
     /// Says of an unverified record, as far as can be seen without checking its signature, whether it would be taken, so that
@@ -551,9 +536,13 @@ impl ProviderStore {
         peek: &Peek,
         from: &Contact,
     ) -> Result<Inserted, InsertError> {
+        let tick = self.clock.tick(now);
         self.clock.check_dates(now, peek.advertised_at_ms, peek.ttl)?;
         if let Some(held) = self.held(key, &peek.node) {
             if held.body() == &record.body && held.signature()[..] == record.signature[..] {
+                if let Some(place) = self.find(key, &peek.node) {
+                    self.give_to_provider(tick, place, from);
+                }
                 return Ok(Inserted::Unchanged);
             }
             if peek.seq < held.seq() {
@@ -561,11 +550,10 @@ impl ProviderStore {
             }
             return Ok(Inserted::Replaced);
         }
-        self.expire_key(self.clock.tick(now), key);
+        self.expire_key(tick, key);
         self.settle(key);
-        let newcomer = Newcomer::Remote(from.subnet());
-        self.room(key, &peek.node, size_of(record.body.len()), newcomer)
-            .map(|_| Inserted::New)
+        self.check_room(key, &peek.node, size_of(record.body.len()), Some(&holder_of(from)))
+            .map(|()| Inserted::New)
     }
 
     fn expire_key(&mut self, tick: Tick, key: &ServiceKey) {
@@ -589,21 +577,36 @@ impl ProviderStore {
         let (Some(stored), moved) = self.records.remove(place) else {
             return;
         };
-        if let Some(from) = moved
-            && let Some(entry) = self.keys.get_mut(self.records.get(place).record.key())
-            && let Some(slot) = entry.slots.iter_mut().find(|slot| slot.place == from)
-        {
-            slot.place = place;
+        let holder = stored.holder.map(|id| *self.holders.holder(id));
+        if let Some(id) = stored.holder {
+            self.holders.remove(id, place, stored.size());
+        }
+        if let Some(from) = moved {
+            let last = self.records.get(place);
+            if let Some(id) = last.holder {
+                self.holders.relocate(id, from, place);
+            }
+            if let Some(entry) = self.keys.get_mut(last.record.key())
+                && let Some(slot) = entry.slots.iter_mut().find(|slot| slot.place == from)
+            {
+                slot.place = place;
+            }
         }
         let Some(entry) = self.keys.get_mut(key) else { return };
-        if stored.local {
-            self.usage.local -= 1;
-        } else {
-            entry.remote -= 1;
-            self.usage.keys -= usize::from(entry.remote == 0);
-            self.usage.records -= 1;
-            self.usage.bytes -= size_of(stored.record.body().len());
-            self.forget_publisher(stored.record.node_id());
+        let is_sparse = 2 * entry.slots.len() < self.limits.providers_per_key;
+        entry.shares.take_if(|_| is_sparse);
+        match holder {
+            None => self.usage.local -= 1,
+            Some(holder) => {
+                if let Some(shares) = &mut entry.shares {
+                    shares.release(&holder, 1);
+                }
+                entry.remote -= 1;
+                self.usage.keys -= usize::from(entry.remote == 0);
+                self.usage.records -= 1;
+                self.count_bytes();
+                self.forget_publisher(stored.record.node_id());
+            }
         }
         self.note_change(key, stored.record.node_id());
     }

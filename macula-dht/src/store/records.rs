@@ -3,19 +3,20 @@
 //! A refresh finds its record here at once, without going through the list of its key: in a large store every step on the way
 //! is a cache miss, and the record itself is one already.
 //!
-//! **Invariants:** the records lie dense, so memory follows what is held; every entry of the index names the place of a record
-//! that is there. The index is a shortcut and no more: of two records whose fingerprints agree it has one, and the other is
-//! found through its key's list.
+//! **Invariants:** the records lie dense, so memory follows the number of records; every entry of the index names the place of a
+//! record that is there. The index is only a shortcut: of two records whose fingerprints agree it has one, and the list of its key
+//! leads to the other.
 
 use std::{
     hash::{BuildHasher, Hasher},
     hint, mem,
+    num::NonZeroU32,
 };
 
 use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
 
-use super::{entry::Stored, index::Index};
-use crate::keyed::Keyed;
+use super::index::Index;
+use crate::{clock::Tick, keyed::Keyed};
 
 /// The records of a block. Growing by blocks moves nothing and never holds twice what is needed; the list of blocks stays in
 /// a core's own cache.
@@ -26,8 +27,57 @@ const LARGE: usize = 8192;
 const DROPPED_TOGETHER: usize = 16;
 
 /// Where a record is, until one is removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place(u32);
+
+impl Place {
+    pub(super) const FIRST: Self = Self(0);
+}
+
+/// A short name for the holder that a record counts for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct HolderId(pub(super) NonZeroU32);
+
+/// A record as it is held.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) record: VerifiedProvider,
+    /// The record is shown until then.
+    pub(super) expires: Tick,
+    /// The record's place is held until then: the latest `expires` of all the records merged into it.
+    pub(super) retain: Tick,
+    /// The holder it counts for; `None` for this node's own record.
+    pub(super) holder: Option<HolderId>,
+}
+
+impl Stored {
+    pub(super) fn is_local(&self) -> bool {
+        self.holder.is_none()
+    }
+
+    pub(super) fn is_visible(&self, tick: Tick) -> bool {
+        !self.record.is_withdrawn() && self.expires > tick
+    }
+
+    /// Whether peers are told of it: withdrawals too, so that they hide the records they supersede there.
+    pub(super) fn is_told(&self, tick: Tick) -> bool {
+        self.expires > tick
+    }
+
+    /// The bytes it is charged.
+    pub(super) fn size(&self) -> usize {
+        size_of(self.record.body().len())
+    }
+}
+
+/// The bytes that holding a record costs beyond its body: the structures around it and their share of the maps.
+const RECORD_OVERHEAD: usize = 264;
+
+/// The bytes that a record with a body of this length is charged. Rounded up, so that a refresh whose numbers take a byte more
+/// costs the same.
+pub(super) fn size_of(body: usize) -> usize {
+    body.next_multiple_of(64) + RECORD_OVERHEAD
+}
 
 #[derive(Debug)]
 pub(super) struct Records {
@@ -35,7 +85,7 @@ pub(super) struct Records {
     /// By a fingerprint of key and provider.
     index: Index,
     keyed: Keyed,
-    /// What was superseded. Its memory left the caches long ago; of several dropped together the misses overlap.
+    /// Superseded records. Their memory left the caches long ago; when several are dropped together, the misses overlap.
     superseded: Vec<VerifiedProvider>,
 }
 
@@ -135,8 +185,8 @@ impl Records {
         self.superseded.push(superseded);
     }
 
-    /// Drops what was superseded. The bodies are read first, one byte of each and nothing in between: freeing one takes more
-    /// instructions than a core looks ahead, so that without it hardly two of the misses would overlap.
+    /// Drops the superseded records. It reads one byte of each body first: freeing a record takes more instructions than a core
+    /// looks ahead, so without that hardly two of the misses would overlap.
     fn drop_superseded(&mut self) {
         let bodies = self.superseded.iter().map(|record| record.body());
         hint::black_box(bodies.fold(0, |read, body| read ^ body.first().copied().unwrap_or(0)));

@@ -166,12 +166,12 @@ proptest! {
             let mut publishers = BTreeMap::<_, u32>::new();
             for entry in store.keys.values() {
                 prop_assert!(!entry.slots.is_empty() && entry.slots.len() <= limits.providers_per_key);
-                let remote = entry.stored(&store.records).filter(|stored| !stored.local).count();
+                let remote = entry.stored(&store.records).filter(|stored| !stored.is_local()).count();
                 prop_assert_eq!(remote, entry.remote);
                 recount.keys += usize::from(remote > 0);
                 recount.records += remote;
                 recount.local += entry.slots.len() - remote;
-                for stored in entry.stored(&store.records).filter(|stored| !stored.local) {
+                for stored in entry.stored(&store.records).filter(|stored| !stored.is_local()) {
                     recount.bytes += size_of(stored.record.body().len());
                     *publishers.entry(*stored.record.node_id()).or_default() += 1;
                 }
@@ -186,6 +186,21 @@ proptest! {
                 }
             }
             prop_assert_eq!(&store.publishers, &publishers);
+            let mut holders = BTreeMap::new();
+            for entry in store.keys.values() {
+                let mut places = BTreeMap::<_, u64>::new();
+                for stored in entry.stored(&store.records) {
+                    let Some(id) = stored.holder else { continue };
+                    *holders.entry(id).or_insert(0) += stored.size();
+                    *places.entry(*store.holders.holder(id)).or_default() += 1;
+                }
+                if let Some(shares) = &entry.shares {
+                    prop_assert_eq!(shares.holders(), places.len());
+                    prop_assert!(places.iter().all(|(holder, count)| shares.holds(holder) == *count));
+                }
+            }
+            prop_assert_eq!(store.holders.count(), (holders.len(), recount.records));
+            prop_assert_eq!(store.holders.bytes(), holders.values().sum::<usize>());
             prop_assert!(recount.keys <= limits.keys && recount.bytes <= limits.bytes);
             prop_assert!(recount.local <= limits.local_records);
             prop_assert!(publishers.values().all(|&n| n as usize <= limits.records_per_publisher));

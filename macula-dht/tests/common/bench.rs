@@ -31,11 +31,30 @@ pub(crate) fn record(n: usize, key: ServiceKey, seq: u64) -> SignedProvider {
 
 impl Bench {
     pub(crate) fn new(config: Config) -> Self {
+        Self::with_secret(config, secret(0))
+    }
+
+    pub(crate) fn with_secret(config: Config, secret: SecretKey) -> Self {
         let now = Instant::now();
         Self {
             now,
-            dht: Dht::new(config, secret(0), Realm::default(), Memory, now, EPOCH_MS, 7),
+            dht: Dht::new(config, secret, Realm::default(), Memory, now, EPOCH_MS, 7),
         }
+    }
+
+    /// Performs the outputs, each request answered by `peer`, and goes on to the next timeout.
+    pub(crate) fn step(&mut self, mut peer: impl FnMut(Instant, Request) -> Response) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(output) = self.dht.poll_output() {
+            match output {
+                Output::Send { id, request, .. } => self.answer(id, peer(self.now, request)),
+                Output::Identify { .. } => {}
+                Output::Event(event) => events.push(event),
+            }
+        }
+        self.now = self.dht.poll_timeout().unwrap_or(self.now).max(self.now);
+        self.dht.handle_timeout(self.now);
+        events
     }
 
     pub(crate) fn outputs(&mut self) -> Vec<Output> {

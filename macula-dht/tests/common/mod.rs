@@ -322,12 +322,12 @@ impl Net {
                         });
                     }
                 }
-                Output::Identify { id, endpoint } => {
+                Output::Identify { id, address } => {
                     let reached = |n: &usize| self.nodes[*n].alive && self.cut.contains(n) == self.cut.contains(&node);
                     let found: Vec<_> = (0..self.nodes.len())
                         .filter(reached)
                         .map(|n| self.nodes[n].contact.clone())
-                        .filter(|contact| contact.endpoints().contains(&endpoint))
+                        .filter(|contact| contact.endpoints().contains(&address))
                         .collect();
                     self.nodes[node].dht.handle_identified(self.now, id, found);
                 }

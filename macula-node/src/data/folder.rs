@@ -58,24 +58,42 @@ pub enum DataError {
 #[derive(Debug)]
 pub(crate) struct Folder {
     path: PathBuf,
-    backend: RedbBackend,
+    /// `None` while the folder cannot be written.
+    backend: Option<RedbBackend>,
 }
 
 impl Folder {
     /// Takes the folder, and makes it if there is none. Reads and writes files: not for an async thread.
+    ///
+    /// A folder that cannot be written costs a warning (Y17): the node goes on with the identity that it has there.
     pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
         let made = DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path);
-        made.map_err(|source| DataError::Make {
-            path: path.to_owned(),
-            source,
-        })?;
-        let backend = open_directory(&path.join(DIRECTORY_FILE)).map_err(|error| match error {
-            BackendError::InUse => DataError::InUse { path: path.to_owned() },
-            source => DataError::Directory {
-                path: path.to_owned(),
-                source,
-            },
-        })?;
+        match made {
+            Err(source) if !is_full(&source) => {
+                return Err(DataError::Make {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+            Ok(()) | Err(_) => {}
+        }
+        let backend = match open_directory(&path.join(DIRECTORY_FILE)) {
+            Ok(backend) => Some(backend),
+            Err(BackendError::InUse) => return Err(DataError::InUse { path: path.to_owned() }),
+            Err(BackendError::Io(reason)) if is_full(&reason) || is_read_only(&reason) => {
+                tracing::warn!(
+                    folder = %path.display(), %reason,
+                    "the data folder cannot be written; the node starts with what it can read there, and keeps nothing"
+                );
+                None
+            }
+            Err(source) => {
+                return Err(DataError::Directory {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
         Ok(Self {
             path: path.to_owned(),
             backend,
@@ -84,13 +102,35 @@ impl Folder {
 
     /// The key kept in the folder, a new one at first.
     pub(crate) fn identity(&self) -> Result<Identity, DataError> {
-        Ok(Identity::load_or_generate(&self.path.join(IDENTITY_FILE))?)
+        let file = self.path.join(IDENTITY_FILE);
+        match Identity::load_or_generate(&file) {
+            Err(IdentityError::Write { source, .. }) if is_full(&source) => {
+                tracing::warn!(
+                    file = %file.display(), reason = %source,
+                    "the disk is full: the node's new key cannot be kept, and the node is another one after its next start"
+                );
+                Ok(Identity::generate()?)
+            }
+            identity => Ok(identity?),
+        }
     }
 
-    /// What keeps the directory from now on.
+    /// Keeps the directory from now on; as soon as the folder can be written, when it cannot yet.
     pub(crate) fn keeper(self) -> Result<Keeper, DataError> {
         Keeper::start(self.path.join(DIRECTORY_FILE), self.backend).map_err(DataError::Thread)
     }
+}
+
+/// Whether the disk takes no more.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
+/// Whether the file may be read and not written.
+fn is_read_only(error: &io::Error) -> bool {
+    use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+    matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem)
 }
 
 /// Opens the directory's file, and warns when a damaged one was set aside for a new one.

@@ -105,16 +105,16 @@ impl Waiting {
 }
 
 impl Keeper {
-    /// Starts keeping in `file`, which `backend` has open.
-    pub(super) fn start(file: PathBuf, mut backend: RedbBackend) -> io::Result<Self> {
-        let loaded = backend.load();
+    /// Starts keeping in `file`, which `backend` has open; without it, the file could not be opened and is tried again.
+    pub(super) fn start(file: PathBuf, mut backend: Option<RedbBackend>) -> io::Result<Self> {
+        let loaded = backend.as_mut().map_or_else(|| Ok(Loaded::default()), Backend::load);
         let shared = Arc::new(Shared::default());
         let (running, thread) = watch::channel(());
         let writer = Writer {
             shared: Arc::clone(&shared),
             file,
-            backend: Some(backend),
-            failed: None,
+            failed: backend.is_none().then(Instant::now),
+            backend,
         };
         std::thread::Builder::new().name("macula-data".into()).spawn(move || {
             writer.run();

@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use macula_dht::{Config, Dht, Event, Output, QueryId, QueryResult, Request, RequestFailed, Role, Want};
 use macula_rpc::{Provider, ResolveError};
 use macula_transport::{Identity, Pool};
-use macula_wire::{Advertisement, Realm, SecretKey, ServiceKey, VerifiedProvider};
+use macula_wire::{Realm, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -20,17 +20,22 @@ use tokio::{
 };
 
 use super::{
-    Command, Directory, LookupReply, PublishReport, Shared, Wait, WithdrawReport,
+    Announcement, Command, Directory, LookupReply, PublishReport, Shared, Wait, WithdrawReport,
     join::{Joining, Progress, Reached},
     neighbours::Neighbours,
     requests::{self, Done},
 };
-use crate::{BootstrapAddr, data::Kept};
+use crate::{
+    BootstrapAddr,
+    clocks::{Clocks, Jump, Watch},
+    data::Kept,
+};
 
 /// Requests on their way at a time; the core is told that those beyond it timed out, and asks again later.
 const MAX_REQUESTS: usize = 1024;
-/// How often it is looked whether a connection to a neighbour was lost.
+/// How often the driver looks after connections to neighbours and the clocks, and every [`LOOKS_A_ROUND`] times after its addresses.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+const LOOKS_A_ROUND: u32 = 2;
 /// How long after the first provider a call waits for others: the nodes that hold a key's list hold all of it, and one that
 /// does not answer should not hold up a call.
 const ENOUGH_AFTER: Duration = Duration::from_millis(100);
@@ -42,6 +47,8 @@ type Core = Dht<SecretKey, Kept>;
 /// The core, and who waits for what.
 pub(crate) struct Driver {
     core: Core,
+    clocks: Clocks,
+    watch: Watch,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     joining: Joining,
@@ -49,6 +56,8 @@ pub(crate) struct Driver {
     lookups: BTreeMap<QueryId, Lookup>,
     advertising: HashMap<ServiceKey, Vec<oneshot::Sender<Result<PublishReport, macula_dht::AdvertiseError>>>>,
     withdrawing: HashMap<ServiceKey, Vec<oneshot::Sender<WithdrawReport>>>,
+    /// The names of this node's services: people do not know keys.
+    names: HashMap<ServiceKey, ServiceName>,
     requests: JoinSet<Done>,
     neighbours: Neighbours,
     timeouts: Timeouts,
@@ -111,7 +120,7 @@ impl Driver {
         role: Role,
         bootstrap: Vec<BootstrapAddr>,
         kept: Kept,
-        unix_ms: u64,
+        clocks: Clocks,
         seed: u64,
     ) -> (Directory, Self, watch::Receiver<Progress>, Reached) {
         let config = Config {
@@ -123,26 +132,30 @@ impl Driver {
             identify: config.identify_timeout,
         };
         let closed = kept.closed();
+        let watch = Watch::new(clocks.read());
         let core = Dht::new(
             config,
             identity.secret().clone(),
             realm.clone(),
             kept,
-            now(),
-            unix_ms,
+            clocks.now(),
+            watch.unix_ms(),
             seed,
         );
-        let (directory, commands) = Directory::new(core.clock(), realm.clone());
+        let (directory, commands) = Directory::new(core.clock(), clocks.clone(), realm.clone());
         let (progress, watched) = watch::channel(None);
         let reached = Reached::default();
         let driver = Self {
             core,
+            clocks,
+            watch,
             commands,
             shared: Arc::clone(&directory.shared),
             joining: Joining::new(bootstrap, progress, reached.clone()),
             lookups: BTreeMap::new(),
             advertising: HashMap::new(),
             withdrawing: HashMap::new(),
+            names: HashMap::new(),
             requests: JoinSet::new(),
             neighbours: Neighbours::default(),
             timeouts,
@@ -155,23 +168,27 @@ impl Driver {
     /// Publishes this node under a key as soon as the task runs.
     pub(crate) fn advertise(
         &mut self,
-        key: ServiceKey,
-        advertisement: Advertisement,
+        service: &ServiceName,
+        announcement: &Announcement,
     ) -> Result<(), macula_dht::AdvertiseError> {
-        self.core.advertise(now(), key, advertisement)
+        let key = self.core.key(service);
+        self.names.insert(key, service.clone());
+        self.core
+            .advertise(self.clocks.now(), key, announcement.advertisement())
     }
 
     /// Runs until it is closed, or every [`Directory`] is gone.
-    pub(crate) async fn run(mut self, pool: Pool) {
-        self.work(pool).await;
+    pub(crate) async fn run(mut self, pool: Pool, announcement: Announcement) {
+        self.work(pool, announcement).await;
         // Whoever waits for something gets no answer from here on.
         let Self {
             mut core,
+            clocks,
             kept,
             closing,
             ..
         } = self;
-        core.flush(now());
+        core.flush(clocks.now());
         drop(core);
         kept.await;
         if let Some(closing) = closing {
@@ -180,13 +197,14 @@ impl Driver {
         }
     }
 
-    async fn work(&mut self, pool: Pool) {
+    async fn work(&mut self, pool: Pool, mut announcement: Announcement) {
         let seeds = self.joining.seeds(self.core.node_id());
         if seeds.is_empty() && !self.core.knows_a_way_in() {
             self.joining.joined(0, std::iter::empty());
         } else {
-            self.core.bootstrap(now(), seeds);
+            self.core.bootstrap(self.clocks.now(), seeds);
         }
+        let mut looks = 0_u32;
         let mut batch = Vec::with_capacity(COMMANDS_AT_ONCE);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -201,37 +219,85 @@ impl Driver {
                 .filter(|lookup| !lookup.hurried.is_empty())
                 .filter_map(|l| l.enough_at);
             let due = enough.chain(self.core.poll_timeout()).min();
+            let due = due.map(|due| self.clocks.on_runtime(due));
             tokio::select! {
                 biased;
                 Some(done) = self.requests.join_next(), if !self.requests.is_empty() => {
                     // A task that panicked leaves its request to the core's timeout.
                     if let Ok(done) = done {
-                        self.take(done);
+                        self.take(done, &mut announcement);
                     }
                 }
                 taken = self.commands.recv_many(&mut batch, COMMANDS_AT_ONCE) => {
                     if taken == 0 {
                         return;
                     }
-                    batch.drain(..).for_each(|command| self.obey(command));
+                    batch.drain(..).for_each(|command| self.obey(command, &mut announcement));
                     if self.closing.is_some() {
                         return;
                     }
                 }
                 _ = look.tick() => {
-                    // A node that was restarted has forgotten what it held; one that is gone is found out early.
-                    for contact in self.neighbours.due(now()) {
-                        self.joining.lost(contact.node_id());
-                        self.core.add_contact(now(), contact);
+                    looks = looks.wrapping_add(1);
+                    let jumped = self.look_at_clocks();
+                    let moved = looks.is_multiple_of(LOOKS_A_ROUND) && announcement.look(self.clocks.now());
+                    if jumped || moved {
+                        self.publish_anew(&announcement);
                     }
-                    if self.joining.is_time_to_try(now()) {
-                        self.core.bootstrap(now(), self.joining.seeds(self.core.node_id()));
-                    }
+                    self.look_at_neighbours();
                 }
                 () = sleep_until(due) => {}
             }
-            self.core.handle_timeout(now());
-            self.answer_the_hurried(now());
+            let now = self.clocks.now();
+            self.core.handle_timeout(now);
+            self.answer_the_hurried(now);
+        }
+    }
+
+    /// Finds out whether the clocks have jumped, and sets the core's when they have (D14).
+    fn look_at_clocks(&mut self) -> bool {
+        let Some(Jump { slept, stepped_ms }) = self.watch.look(self.clocks.read()) else {
+            return false;
+        };
+        tracing::warn!(
+            ?slept,
+            stepped_ms,
+            "the machine was suspended or its wall clock was set; the node publishes its services anew"
+        );
+        self.clocks.set_suspended(self.watch.suspended());
+        let now = self.clocks.now();
+        // What ended in the meantime ends before anything new starts.
+        self.core.handle_timeout(now);
+        self.core.set_clock(now, self.watch.unix_ms());
+        self.shared.cache().found.set_clock(now, self.core.clock());
+        if !slept.is_zero() {
+            self.core.bootstrap(now, self.joining.seeds(self.core.node_id()));
+        }
+        true
+    }
+
+    /// Publishes every service again, with what is announced now and dated now.
+    fn publish_anew(&mut self, announcement: &Announcement) {
+        let services: Vec<_> = self.core.advertised().copied().collect();
+        for key in services {
+            let advertised = self
+                .core
+                .advertise(self.clocks.now(), key, announcement.advertisement());
+            if let Err(error) = advertised {
+                tracing::warn!(%key, %error, "a service could not be published anew");
+            }
+        }
+    }
+
+    fn look_at_neighbours(&mut self) {
+        let now = self.clocks.now();
+        // A node that was restarted has forgotten its records; one that is gone leaves the table early.
+        for contact in self.neighbours.due(now) {
+            self.joining.lost(contact.node_id());
+            self.core.add_contact(now, contact);
+        }
+        if self.joining.is_time_to_try(now) {
+            self.core.bootstrap(now, self.joining.seeds(self.core.node_id()));
         }
     }
 
@@ -251,14 +317,15 @@ impl Driver {
     fn perform(&mut self, output: Output, pool: &Pool) {
         match output {
             Output::Send { id, .. } if self.requests.len() >= MAX_REQUESTS => {
-                self.core.handle_response(now(), id, Err(RequestFailed::TimedOut));
+                self.core
+                    .handle_response(self.clocks.now(), id, Err(RequestFailed::TimedOut));
             }
             Output::Send { id, to, request } => {
                 let body = request.encode();
                 self.requests
                     .spawn(requests::send(pool.clone(), id, to, body, self.timeouts.request));
             }
-            Output::Identify { id, endpoint } => {
+            Output::Identify { id, address: endpoint } => {
                 self.requests
                     .spawn(requests::identify(pool.clone(), id, endpoint, self.timeouts.identify));
             }
@@ -284,7 +351,9 @@ impl Driver {
                     unreachable,
                 };
                 if !report.refused.is_empty() {
-                    tracing::warn!(%key, %report, "some nodes did not take this node's provider record");
+                    let service = self.names.get(&key).map(ServiceName::as_str).unwrap_or_default();
+                    let clock = report.wrong_clock().map(|clock| clock.to_string()).unwrap_or_default();
+                    tracing::warn!(service, %report, clock, "some nodes did not take this node's provider record");
                 }
                 self.joining.published(&key);
                 // Whoever asked may have stopped waiting.
@@ -313,50 +382,53 @@ impl Driver {
             Event::BackendFailed(error) => tracing::warn!(%error, "some of the directory is not kept"),
             Event::Providers { query, batch } => {
                 if let Some(lookup) = self.lookups.get_mut(&query) {
-                    lookup.add(now(), batch);
+                    lookup.add(self.clocks.now(), batch);
                 }
             }
             other => tracing::debug!(?other, "news of a later version of the core"),
         }
     }
 
-    fn take(&mut self, done: Done) {
+    fn take(&mut self, done: Done, announcement: &mut Announcement) {
+        let now = self.clocks.now();
         match done {
             Done::Replied { id, result, end, to } => {
                 self.joining.exchanged(&to, end.as_ref().err());
                 if let Ok(connection) = end {
+                    announcement.seen_by(now, connection.peer());
                     self.shared.answered.notify_waiters();
                     self.neighbours.talked_to(to, connection);
                 }
-                self.core.handle_response(now(), id, result);
+                self.core.handle_response(now, id, result);
                 // Nobody has to find this node, so whoever answered first is mesh enough.
                 if !self.core.table().is_empty() && self.core.advertised().next().is_none() {
                     self.joining.can_ask(self.core.table().len());
                 }
             }
             Done::Identified { id, endpoint, peers } => {
+                for found in peers.iter().flatten() {
+                    announcement.seen_by(now, &found.peer);
+                }
                 let contacts = self.joining.identified(&endpoint, peers);
-                self.core.handle_identified(now(), id, contacts);
+                self.core.handle_identified(now, id, contacts);
             }
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    fn obey(&mut self, command: Command, announcement: &mut Announcement) {
+        let now = self.clocks.now();
         match command {
             Command::Answer { peer, body, reply } => {
+                announcement.seen_by(now, &peer);
                 let response = self
                     .core
-                    .handle_request(now(), &requests::peer(&peer), Request::decode(body));
+                    .handle_request(now, &requests::peer(&peer), Request::decode(body));
                 // The peer may have gone.
                 let _ = reply.send(response.encode());
             }
             Command::Lookup { key, wait } => self.look_up(key, wait),
-            Command::Advertise {
-                key,
-                advertisement,
-                reply,
-            } => match self.core.advertise(now(), key, advertisement) {
-                Ok(()) => self.advertising.entry(key).or_default().push(reply),
+            Command::Advertise { service, reply } => match self.advertise(&service, announcement) {
+                Ok(()) => self.advertising.entry(self.core.key(&service)).or_default().push(reply),
                 Err(error) => drop(reply.send(Err(error))),
             },
             Command::Withdraw { key, reply } => {
@@ -365,8 +437,9 @@ impl Driver {
                 for reply in self.advertising.remove(&key).into_iter().flatten() {
                     let _ = reply.send(Ok(PublishReport::default()));
                 }
+                self.names.remove(&key);
                 self.withdrawing.entry(key).or_default().push(reply);
-                self.core.withdraw(now(), key);
+                self.core.withdraw(now, key);
             }
             Command::Close { reply } => self.closing = Some(reply),
         }
@@ -376,7 +449,7 @@ impl Driver {
     fn look_up(&mut self, key: ServiceKey, wait: Wait) {
         let query = match self.lookups.iter().find(|(_, lookup)| lookup.key == key) {
             Some((query, _)) => *query,
-            None => match self.core.start_lookup(now(), key, Want::All) {
+            None => match self.core.start_lookup(self.clocks.now(), key, Want::All) {
                 Ok(query) => query,
                 Err(error) => {
                     tracing::warn!(%error, "a lookup was not started");
@@ -420,7 +493,7 @@ impl Driver {
         };
         let answer = answer.map(|providers| {
             let read = super::read(&providers);
-            cache.found.insert(now(), &key, providers);
+            cache.found.insert(self.clocks.now(), &key, providers);
             read
         });
         for reply in hurried.into_iter().chain(patient) {
@@ -436,13 +509,9 @@ impl Driver {
     }
 }
 
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-async fn sleep_until(due: Option<Instant>) {
+async fn sleep_until(due: Option<tokio::time::Instant>) {
     match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
+        Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
     }
 }

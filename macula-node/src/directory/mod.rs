@@ -3,9 +3,11 @@
 //! Callers hold a [`Directory`]: a cache hit takes a lock and no message; everything else is a command to the task in
 //! [`driver`]. The core decides everything; this module moves bytes and answers.
 
+mod announce;
 mod driver;
 mod join;
 mod neighbours;
+mod report;
 mod requests;
 
 use std::{
@@ -18,41 +20,25 @@ use std::{
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use macula_dht::{
-    AdvertiseError, CacheCounters, CacheLimits, Cached, Clock, Counters, DirectoryCache, Flight, Refusal,
-};
+use macula_dht::{AdvertiseError, CacheCounters, CacheLimits, Cached, Clock, Counters, DirectoryCache, Flight};
 use macula_rpc::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, ServiceName, Source};
 use macula_transport::PeerInfo;
-use macula_wire::{Advertisement, NodeId, Realm, ServiceKey, VerifiedProvider};
+use macula_wire::{Realm, ServiceKey, VerifiedProvider};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-pub use self::join::{JoinCause, JoinError, JoinReport, TrustedPeer};
-pub(crate) use self::{driver::Driver, join::Progress};
+pub(crate) use self::{
+    announce::{Announcement, Offer},
+    driver::Driver,
+    join::Progress,
+};
+pub use self::{
+    join::{JoinCause, JoinError, JoinReport, TrustedPeer},
+    report::{PublishReport, WithdrawReport, WrongClock},
+};
+use crate::clocks::Clocks;
 
 /// Commands that wait for the task at a time; requests of peers beyond that are declined, everybody else waits.
 const MAX_WAITING_COMMANDS: usize = 1024;
-
-/// What became of a publication (D10).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct PublishReport {
-    /// How many other nodes hold the record; 0 when this node is alone, and holds it itself.
-    pub acknowledged: usize,
-    /// Who refused it, and why.
-    pub refused: Vec<(NodeId, Refusal)>,
-    /// How many nodes that should hold it did not answer.
-    pub unreachable: usize,
-}
-
-/// What became of a withdrawal (D3).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct WithdrawReport {
-    /// How many other nodes know of it.
-    pub acknowledged: usize,
-    /// How many held the record and could not be told; they show it until it expires.
-    pub unacknowledged: usize,
-}
 
 /// What the directory of a node has counted and holds.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,6 +58,7 @@ pub struct DirectoryStats {
 #[derive(Clone)]
 pub(crate) struct Directory {
     commands: mpsc::Sender<Command>,
+    clocks: Clocks,
     shared: Arc<Shared>,
 }
 
@@ -195,10 +182,9 @@ enum Command {
     },
     /// Look a key up, and put what is found into the cache.
     Lookup { key: ServiceKey, wait: Wait },
-    /// Publish this node under a key.
+    /// Publish this node as a provider of a service.
     Advertise {
-        key: ServiceKey,
-        advertisement: Advertisement,
+        service: ServiceName,
         reply: oneshot::Sender<Result<PublishReport, AdvertiseError>>,
     },
     /// Withdraw this node from a key.
@@ -222,7 +208,7 @@ impl Shared {
 
 impl Directory {
     /// A directory of this realm whose core has this clock, and what its task takes commands from.
-    fn new(clock: Clock, realm: Realm) -> (Self, mpsc::Receiver<Command>) {
+    fn new(clock: Clock, clocks: Clocks, realm: Realm) -> (Self, mpsc::Receiver<Command>) {
         let (commands, waiting) = mpsc::channel(MAX_WAITING_COMMANDS);
         let found = DirectoryCache::new(clock, CacheLimits::default());
         let shared = Shared {
@@ -237,6 +223,7 @@ impl Directory {
         (
             Self {
                 commands,
+                clocks,
                 shared: Arc::new(shared),
             },
             waiting,
@@ -259,7 +246,7 @@ impl Directory {
 
     /// The providers of a service, when they are known without waiting. A list that is due is refreshed behind it (D7).
     fn known(&self, service: &ServiceName) -> Option<Resolved> {
-        let now = tokio::time::Instant::now().into_std();
+        let now = self.clocks.now();
         let mut cache = self.shared.cache();
         let (providers, due) = cache.at_hand(now, service)?;
         if let Some(key) = due {
@@ -279,7 +266,7 @@ impl Directory {
     async fn look_up(&self, service: &ServiceName, options: ResolveOptions) -> Result<Resolved, ResolveError> {
         let (reply, answer) = oneshot::channel();
         let key = {
-            let now = tokio::time::Instant::now().into_std();
+            let now = self.clocks.now();
             let mut cache = self.shared.cache();
             let key = cache.key(service);
             // Counted as a lookup; the task starts no second one for a key, whoever leads.
@@ -300,22 +287,12 @@ impl Directory {
         })
     }
 
-    /// Publishes this node under a key, and keeps it published; answers when the nodes that should hold the record have.
-    pub(crate) async fn advertise(
-        &self,
-        key: ServiceKey,
-        advertisement: Advertisement,
-    ) -> Result<PublishReport, AdvertiseError> {
+    /// Publishes this node as a provider of a service, and keeps it published; answers when the nodes that should hold the record have.
+    pub(crate) async fn advertise(&self, service: &ServiceName) -> Result<PublishReport, AdvertiseError> {
         let (reply, answer) = oneshot::channel();
         // A directory that is closed publishes nothing, and nobody is left to hear of it.
-        let sent = self
-            .commands
-            .send(Command::Advertise {
-                key,
-                advertisement,
-                reply,
-            })
-            .await;
+        let service = service.clone();
+        let sent = self.commands.send(Command::Advertise { service, reply }).await;
         if sent.is_err() {
             Ok(PublishReport::default())
         } else {
@@ -377,19 +354,6 @@ impl Resolve for Directory {
             true => None,
             false => self.known(service),
         }
-    }
-}
-
-impl fmt::Display for PublishReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} hold it", self.acknowledged)?;
-        for (node, refusal) in &self.refused {
-            write!(f, ", {} refused it: {refusal}", node.short())?;
-        }
-        if self.unreachable > 0 {
-            write!(f, ", {} did not answer", self.unreachable)?;
-        }
-        Ok(())
     }
 }
 

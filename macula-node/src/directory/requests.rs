@@ -29,13 +29,19 @@ pub(super) enum Done {
 
 /// Sends a request and waits for its reply, `within` in all.
 pub(super) async fn send(pool: Pool, id: RequestId, to: Contact, body: Bytes, within: Duration) -> Done {
-    let exchange = async {
+    let once = async || {
         let connection = pool.get(to.node_id(), to.endpoints()).await.map_err(Failed::Dial)?;
-        let reply = connection
-            .request(Protocol::Dht, body, within)
-            .await
-            .map_err(Failed::Request)?;
-        Ok((reply, connection))
+        match connection.request(Protocol::Dht, body.clone(), within).await {
+            Ok(reply) => Ok((reply, connection)),
+            Err(error) => Err(Failed::Request(error)),
+        }
+    };
+    let exchange = async {
+        match once().await {
+            // The connection was dead and nobody had noticed, as after a suspension. Every request may be made twice.
+            Err(Failed::Request(error)) if failure(&error) == RequestFailed::Lost => once().await,
+            outcome => outcome,
+        }
     };
     let (result, end) = match tokio::time::timeout(within, exchange).await {
         Ok(Ok((reply, connection))) => (Ok(read(reply, &connection)), Ok(connection)),

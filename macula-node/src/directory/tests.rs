@@ -1,9 +1,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
-use macula_wire::SecretKey;
+use macula_wire::{Advertisement, SecretKey};
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
+use crate::clocks::Source as ClockSource;
 
 struct Fixture {
     directory: Directory,
@@ -15,7 +16,7 @@ impl Fixture {
     fn new() -> Self {
         let realm = Realm::default();
         let now = tokio::time::Instant::now().into_std();
-        let (directory, commands) = Directory::new(Clock::new(now, 0), realm.clone());
+        let (directory, commands) = Directory::new(Clock::new(now, 0), Clocks::new(ClockSource::System), realm.clone());
         Self {
             directory,
             commands,

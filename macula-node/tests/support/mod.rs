@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, ChildStderr, ChildStdin, Command, Output, Stdio},
 };
@@ -82,7 +82,8 @@ impl NodeProcess {
         Self::spawn(command, "127.0.0.1:0", args)
     }
 
-    fn spawn(mut command: Command, listen: &str, args: &[&str]) -> Self {
+    /// As [`NodeProcess::start_at`], with the program's environment as given.
+    pub(crate) fn spawn(mut command: Command, listen: &str, args: &[&str]) -> Self {
         let mut child = command
             .args(["node", "--json", "--until-stdin-closes", "--listen", listen])
             .args(args)
@@ -111,6 +112,13 @@ impl NodeProcess {
         lines
             .find(|line| line.contains(text))
             .unwrap_or_else(|| panic!("the node ended and never said {text:?}"))
+    }
+
+    /// The rest of the log of a node that has ended.
+    pub(crate) fn rest_of_log(&mut self) -> String {
+        let mut rest = String::new();
+        self.log.as_mut().unwrap().read_to_string(&mut rest).unwrap();
+        rest
     }
 
     /// `host:port`.

@@ -99,7 +99,7 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how many retries calls may make beyond their first attempts; 20 % of the calls and one a second without it (F9).
+    /// Sets how many retries calls may make beyond their first attempts; 20 % of the calls and ten a second without it (F9).
     ///
     /// The default bounds what an outage adds to the load. It also means that when a provider dies with very many calls in
     /// flight, more than a fifth of those of the last ten seconds and ten besides, the rest fail and are not tried elsewhere.

@@ -20,7 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{FutureExt as _, TryFutureExt as _};
-use macula_select::{AttemptId, Call, CallOptions, Code, Fate, FirstAttempt, Link, Loss, Output, Refusal, RetryPolicy};
+use macula_select::{AttemptId, Call, CallOptions, Code, Fate, FirstAttempt, Loss, Output, Refusal, RetryPolicy};
 use macula_transport::{CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, Repeat, Route, Unknown};
 use macula_wire::{ServiceName, StatusCode};
 use tracing::{Instrument as _, Span};
@@ -478,6 +478,8 @@ impl<'a, X: Exchange> Driver<'a, X> {
                         Some(_) => self.poll(),
                     }
                 }
+                // Only asked for when links are told, which this shell does not do yet.
+                Output::Recall { .. } => self.poll(),
                 Output::Abort { attempt } => {
                     flights.abort(attempt);
                     self.aborted(attempt);
@@ -544,7 +546,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let mut state = self.balanced.lock();
         self.call.on_result(now, &mut state.balancer, attempt, fate);
         if let Some(member) = member.filter(|_| restarted) {
-            state.balancer.set_link(now, &member, Link::Up);
+            state.balancer.renew(now, &member);
         }
         let output = self.call.poll(now, &mut state.balancer);
         self.note(now, &mut state, &output);

@@ -40,16 +40,17 @@ pub struct HealthConfig {
     pub max_ejection: Duration,
     /// Each such time without an ejection forgets one. 60 s by default.
     pub forgive_after: Duration,
-    /// The share of a set that may be ejected at once, rounded down. 0.5 by default, so that at least half serve:
-    /// beyond that the fault is more likely the caller's network than the providers.
+    /// The share of the reachable providers that may be ejected at once, rounded down. 0.5 by default, so that at least half
+    /// serve: beyond that the fault is more likely an overload than the providers. All but one may be out while those
+    /// that remain succeed and refuse nothing.
     pub max_ejected: f64,
     /// When a probe that nobody reported is given up and another may be sent. 10 s by default.
     pub probe_timeout: Duration,
     /// How long a provider waits for a call that can afford to be its probe (one that may be retried) before any call
     /// will do. 5 s by default.
     pub probe_patience: Duration,
-    /// How long [`Link::Down`](crate::Link::Down) and a refusal by a draining provider put it aside. 2 s by default.
-    pub link_hold: Duration,
+    /// How long a refusal by a draining provider puts it aside. 2 s by default.
+    pub draining_hold: Duration,
     /// The longest pushback that is honoured. 30 s by default.
     pub max_hold: Duration,
     /// The time over which a new or restored provider comes to its full share of weighted and p2c picks, from a tenth.
@@ -71,7 +72,7 @@ impl Default for HealthConfig {
             max_ejected: 0.5,
             probe_timeout: Duration::from_secs(10),
             probe_patience: Duration::from_secs(5),
-            link_hold: Duration::from_secs(2),
+            draining_hold: Duration::from_secs(2),
             max_hold: Duration::from_secs(30),
             slow_start: Duration::from_secs(10),
             load_ttl: Duration::from_secs(10),

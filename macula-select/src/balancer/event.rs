@@ -35,6 +35,11 @@ pub enum Event<K> {
         /// Why.
         reason: RestoreReason,
     },
+    /// A provider was found unreachable. It is dialed behind the calls until it answers.
+    Unreachable {
+        /// Who.
+        provider: K,
+    },
     /// No healthy provider is left; picks disregard health.
     PanicEntered,
     /// A healthy provider is there again.
@@ -61,8 +66,12 @@ pub enum EjectionReason {
 pub enum RestoreReason {
     /// The probe succeeded.
     ProbeSucceeded,
-    /// The set shrank, and more of it would have been ejected than is allowed.
+    /// More of the set was ejected than is allowed: it shrank, or those that remained did not do well.
     CapExceeded,
+    /// A new connection to it was opened.
+    Connected,
+    /// A fresh record of it arrived, or it said that it restarted.
+    Renewed,
 }
 
 #[derive(Debug, Clone)]

@@ -7,8 +7,8 @@
 //!     │                     probe succeeded           │ probe failed                ▼        │ no verdict, or
 //!     └───────────────────────────────────────────────┴────────────────────────  Probing ────┘ lost: expired
 //! ```
-//! A connection that comes up ends an ejection early, in `HalfOpen`, not in `Closed`.
-//! Only the probe of the current epoch moves a provider out of `Probing`; stragglers from before the ejection count in
+//! A new connection and a fresh record close the circuit at once, and so does losing the connection: what is unreachable
+//! is no matter of health. Only the probe of the current epoch moves a provider out of `Probing`; stragglers from before the ejection count in
 //! the window and decide nothing.
 
 use std::hash::Hash;
@@ -17,11 +17,17 @@ use std::time::Duration;
 use super::Balancer;
 use super::event::{EjectionReason, Event, RestoreReason};
 use super::member::Circuit;
-use super::roster::Tier;
+use super::roster::{HEALTHY, OPEN, REACHABLE, SIDELINED, Tier, USABLE};
 use crate::clock::{NEVER, Nanos, nanos};
 use crate::fate::Verdict;
 use crate::latency::Estimate;
+use crate::provider::Link;
 use crate::window::Window;
+
+/// Providers of a large set that are looked at for evidence that the rest does well.
+const EVIDENCE_SAMPLE: u32 = 64;
+/// The rest does well if it has so many successes for each failure of the last ten seconds.
+const EVIDENCE_OK_PER_FAILURE: u64 = 10;
 
 /// Ejections beyond this do not lengthen the next one.
 const MAX_EJECTIONS: u8 = 32;
@@ -32,10 +38,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         let cold = &self.cold[slot as usize];
         match cold.circuit {
             Circuit::Closed => {
-                if verdict == Verdict::Failure
-                    && let Some(reason) = self.should_eject(now, slot)
-                {
-                    self.eject(now, slot, reason);
+                if verdict == Verdict::Failure {
+                    if let Some(reason) = self.should_eject(now, slot) {
+                        self.eject(now, slot, reason);
+                    }
+                    self.heed_cap(now);
                 }
             }
             Circuit::Probing if probe != 0 && probe == cold.epoch => match verdict {
@@ -65,11 +72,15 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
 
     fn eject(&mut self, now: Nanos, slot: u32, reason: EjectionReason) {
         let health = self.config.health;
-        if self.cold[slot as usize].hold == NEVER {
-            return; // draining: it is never picked anyway
+        match self.cold[slot as usize].link {
+            Link::Idle | Link::Up | Link::Suspected => {}
+            Link::Down | Link::Draining => return, // out of the choice already
         }
         if self.cold[slot as usize].circuit == Circuit::Closed {
-            if self.ejected + 1 > self.ejection_cap() {
+            let serving = self.serving();
+            let allowed = self.ejected < self.ejection_cap()
+                || (self.ejected + 2 <= serving && self.rest_does_well(now, Some(slot)));
+            if !allowed {
                 self.counters.ejections_capped += 1;
                 return;
             }
@@ -98,7 +109,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
     }
 
-    fn restore(&mut self, now: Nanos, slot: u32, reason: RestoreReason) {
+    pub(super) fn restore(&mut self, now: Nanos, slot: u32, reason: RestoreReason) {
         let cold = &mut self.cold[slot as usize];
         cold.consecutive = 0;
         cold.window = Window::default();
@@ -114,56 +125,108 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
     }
 
-    /// How many may be ejected at once.
+    /// How many may be ejected at once, whatever becomes of the rest.
     pub(super) fn ejection_cap(&self) -> u32 {
-        let serving = self.roster.span(Tier::Local, Tier::Sidelined).len();
+        let serving = self.serving();
         let share = (f64::from(serving) * self.config.health.max_ejected.clamp(0.0, 1.0)) as u32;
         share.min(serving.saturating_sub(1))
     }
 
-    /// Restores those nearest to their return until no more than the cap are ejected.
-    pub(super) fn enforce_cap(&mut self, now: Nanos) {
-        let excess = self.ejected.saturating_sub(self.ejection_cap()) as usize;
-        if excess == 0 {
-            return;
+    /// The providers that the cap is a share of. What is unreachable or going away serves nobody.
+    fn serving(&self) -> u32 {
+        self.roster.count((Tier::IdleLocal, Tier::Suspected))
+    }
+
+    /// Whether the providers that are not ejected, without this one, succeed and refuse nothing: evidence that the fault
+    /// is in the ejected ones, and that the rest can bear their share.
+    ///
+    /// In a large set it looks at a sample.
+    fn rest_does_well(&mut self, now: Nanos, without: Option<u32>) -> bool {
+        let reachable = self.roster.span(REACHABLE);
+        if reachable.len() == 0 {
+            return false;
         }
-        let sidelined = self.roster.span(Tier::Sidelined, Tier::Sidelined);
-        let mut ejected: Vec<u32> = (sidelined.start..sidelined.end)
-            .map(|position| self.roster.slot(position))
-            .filter(|slot| self.cold[*slot as usize].circuit != Circuit::Closed)
-            .collect();
-        let nearness = |slot: &u32| {
-            let cold = &self.cold[*slot as usize];
-            (cold.circuit == Circuit::Open, cold.until, *slot)
-        };
-        if excess < ejected.len() {
-            ejected.select_nth_unstable_by_key(excess, nearness);
-            ejected.truncate(excess);
+        let first = self.rng.below(reachable.len());
+        let (mut ok, mut failed) = (0, 0);
+        for step in 0..reachable.len().min(EVIDENCE_SAMPLE) {
+            let slot = self.roster.slot(reachable.start + (first + step) % reachable.len());
+            let cold = &self.cold[slot as usize];
+            if Some(slot) == without || cold.circuit != Circuit::Closed {
+                continue;
+            }
+            if cold.hold > now || cold.refusals > 0 {
+                return false;
+            }
+            let counts = cold.window.counts(now);
+            ok += counts.ok;
+            failed += counts.failed;
         }
-        ejected.sort_unstable_by_key(nearness);
-        for slot in ejected {
+        ok > 0 && u64::from(failed) * EVIDENCE_OK_PER_FAILURE <= u64::from(ok)
+    }
+
+    /// Restores a provider when more than the cap are out and the rest no longer does well.
+    pub(super) fn heed_cap(&mut self, now: Nanos) {
+        if self.ejected > self.ejection_cap()
+            && !self.rest_does_well(now, None)
+            && let Some(slot) = self.nearest_to_return()
+        {
             self.restore(now, slot, RestoreReason::CapExceeded);
         }
     }
 
+    /// Restores those nearest to their return until no more are ejected than is allowed.
+    pub(super) fn enforce_cap(&mut self, now: Nanos) {
+        if self.ejected <= self.ejection_cap() {
+            return;
+        }
+        let most = match self.rest_does_well(now, None) {
+            true => self.serving().saturating_sub(1),
+            false => self.ejection_cap(),
+        };
+        while self.ejected > most
+            && let Some(slot) = self.nearest_to_return()
+        {
+            self.restore(now, slot, RestoreReason::CapExceeded);
+        }
+    }
+
+    fn nearest_to_return(&self) -> Option<u32> {
+        self.slots((Tier::Sidelined, Tier::Suspected))
+            .filter(|slot| self.cold[*slot as usize].circuit != Circuit::Closed)
+            .min_by_key(|slot| {
+                let cold = &self.cold[*slot as usize];
+                (cold.circuit == Circuit::Open, cold.until, *slot)
+            })
+    }
+
     /// The member that should carry a probe now, if any.
-    pub(super) fn due_for_probe(&self, now: Nanos, willing: bool) -> Option<u32> {
+    ///
+    /// A probe does not wait for a dial while another provider is connected (H5). It is dialed behind the calls, and the
+    /// connection restores it.
+    pub(super) fn due_for_probe(&mut self, now: Nanos, willing: bool) -> Option<u32> {
         let patience = if willing {
             0
         } else {
             nanos(self.config.health.probe_patience)
         };
-        let sidelined = self.roster.span(Tier::Sidelined, Tier::Sidelined);
-        (sidelined.start..sidelined.end)
-            .map(|position| self.roster.slot(position))
-            .filter(|slot| {
-                let cold = &self.cold[*slot as usize];
-                cold.circuit == Circuit::HalfOpen
-                    && cold.hold <= now
-                    && self.hot[*slot as usize].mark != self.mark
-                    && cold.until.saturating_add(patience) <= now
-            })
-            .min_by_key(|slot| (self.cold[*slot as usize].until, *slot))
+        let due = |slot: &u32| {
+            let cold = &self.cold[*slot as usize];
+            cold.circuit == Circuit::HalfOpen
+                && cold.hold <= now
+                && self.hot[*slot as usize].mark != self.mark
+                && cold.until.saturating_add(patience) <= now
+        };
+        let slot = self
+            .slots(SIDELINED)
+            .filter(due)
+            .min_by_key(|slot| (self.cold[*slot as usize].until, *slot))?;
+        match self.cold[slot as usize].link {
+            Link::Idle if self.roster.count(OPEN) > 0 => {
+                self.want(now, slot);
+                None
+            }
+            Link::Idle | Link::Up | Link::Suspected | Link::Down | Link::Draining => Some(slot),
+        }
     }
 
     /// Makes the next lease of a half-open member its probe, and returns the probe's epoch.
@@ -195,9 +258,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
 
     /// Tells observers when the last healthy provider goes, and when one is back.
     pub(super) fn watch_panic(&mut self) {
-        let healthy = self.roster.span(Tier::Local, Tier::Remote).len();
-        let sidelined = self.roster.span(Tier::Sidelined, Tier::Sidelined).len();
-        let panicking = healthy == 0 && sidelined > 0;
+        let panicking = self.roster.count(HEALTHY) == 0 && self.roster.count(USABLE) > 0;
         if panicking != self.panicking {
             self.panicking = panicking;
             self.events.push(if panicking {

@@ -26,6 +26,8 @@ pub struct Lease {
     pub(super) issuer: u32,
     pub(super) ticket: Ticket,
     pub(crate) handle: Handle,
+    /// Whether the provider was connected at the pick.
+    pub(crate) connected: bool,
     /// The probe's epoch, 0 if it is none.
     pub(crate) probe: u16,
     pub(super) started: Nanos,

@@ -4,6 +4,7 @@
 
 use crate::clock::Nanos;
 use crate::latency::Estimate;
+use crate::provider::Link;
 use crate::window::Window;
 
 /// What a pick reads.
@@ -55,7 +56,7 @@ pub(crate) struct Cold<K> {
     pub(crate) identity: u64,
     /// The moment that goes with [`Circuit`].
     pub(crate) until: Nanos,
-    /// Held back until then; 0 is not at all, [`NEVER`](crate::clock::NEVER) is draining.
+    /// Held back until then, 0 if it is not. A provider that is down is dialed again then.
     pub(crate) hold: Nanos,
     /// When it joined or was last restored.
     pub(crate) since: Nanos,
@@ -78,6 +79,11 @@ pub(crate) struct Cold<K> {
     /// Default holds in a row, without a success between them.
     pub(crate) refusals: u8,
     pub(crate) circuit: Circuit,
+    pub(crate) link: Link,
+    /// Dials asked for since the last connection.
+    pub(crate) dials: u8,
+    /// The second of the last of them, in its last sixteen bits.
+    pub(crate) dialed_at: u16,
     pub(crate) remote: bool,
     pub(crate) ramping: bool,
     pub(crate) window: Window,
@@ -102,6 +108,9 @@ impl<K> Cold<K> {
             cut_short: 0,
             refusals: 0,
             circuit: Circuit::Closed,
+            link: Link::Idle,
+            dials: 0,
+            dialed_at: 0,
             remote: false,
             ramping: false,
             window: Window::default(),

@@ -1,8 +1,11 @@
 //! A pick: narrow the set down to a region of equally usable providers, then let the strategy choose in it.
 //!
 //! In this order: a provider that waits for its probe, if the call can afford it; the healthy ones of the caller's
-//! zone; the healthy ones elsewhere; and when no healthy one is left untried, the ejected ones (H3). Draining ones
-//! never.
+//! zone; the healthy ones elsewhere; and when no healthy one is left untried, the ejected ones (H3), the suspected ones
+//! (L3), and those that are down (H5). Draining ones never.
+//!
+//! A healthy provider that is not connected gives way to one that is: the call takes the other, and the provider is
+//! dialed behind it.
 
 use std::hash::Hash;
 use std::ops::Range;
@@ -12,8 +15,9 @@ use thiserror::Error;
 
 use super::Balancer;
 use super::lease::{Handle, Lease};
-use super::roster::{Span, Tier};
+use super::roster::{DOWN, HEALTHY, LOCAL, OPEN, REACHABLE, REMOTE, SIDELINED, SUSPECTED, Span, Tier, Tiers, USABLE};
 use crate::clock::{Nanos, nanos};
+use crate::provider::Link;
 use crate::strategy::Strategy;
 
 /// Whether a pick prefers the caller's zone. Without one ([`LocalityConfig::zone`](crate::LocalityConfig::zone)) both
@@ -97,11 +101,12 @@ pub(crate) struct Choice {
 
 /// How many providers of each tier are excluded from the current pick.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Excluded([u32; 4]);
+pub(crate) struct Excluded([u32; Tier::COUNT]);
 
 impl Excluded {
-    fn in_tier(self, tier: Tier) -> u32 {
-        self.0[tier as usize]
+    #[inline]
+    fn within(self, (first, last): Tiers) -> u32 {
+        self.0[first as usize..=last as usize].iter().sum()
     }
 }
 
@@ -139,6 +144,10 @@ impl Region {
 
     pub(crate) fn positions(self) -> Range<u32> {
         self.span.start..self.span.end
+    }
+
+    fn covers(self, other: Self) -> bool {
+        self.span.start <= other.span.start && other.span.end <= self.span.end
     }
 
     pub(crate) fn without_one(self) -> Self {
@@ -195,6 +204,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     #[inline]
     pub(crate) fn begin_pick(&mut self, now: Instant) -> Nanos {
         let now = self.clock.tick(now);
+        self.dials.service_used(now);
         self.advance(now);
         self.next_mark();
         now
@@ -207,17 +217,34 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
     }
 
-    /// Whether anybody is left to choose from.
+    /// Whether a provider is left to choose.
     pub(crate) fn has_candidates(&self, excluded: Excluded) -> bool {
-        let usable = self.roster.span(Tier::Local, Tier::Sidelined).len();
-        let tried = [Tier::Local, Tier::Remote, Tier::Sidelined].map(|tier| excluded.in_tier(tier));
-        usable > tried.iter().sum()
+        self.is_left(USABLE, excluded)
     }
 
-    /// Whether anybody is left who is neither held nor ejected.
+    /// Whether a provider is left that is healthy.
     pub(crate) fn has_ready(&self, excluded: Excluded) -> bool {
-        let tried = excluded.in_tier(Tier::Local) + excluded.in_tier(Tier::Remote);
-        self.roster.span(Tier::Local, Tier::Remote).len() > tried
+        self.is_left(HEALTHY, excluded)
+    }
+
+    /// Whether a provider is left that is neither suspected nor down.
+    pub(crate) fn has_reachable(&self, excluded: Excluded) -> bool {
+        self.is_left(REACHABLE, excluded)
+    }
+
+    /// Whether a healthy provider is connected, excluded or not.
+    #[inline]
+    pub(crate) fn any_open(&self) -> bool {
+        self.roster.count(OPEN) > 0
+    }
+
+    /// Whether a healthy provider is left that is connected.
+    pub(crate) fn has_open(&self, excluded: Excluded) -> bool {
+        self.is_left(OPEN, excluded)
+    }
+
+    fn is_left(&self, tiers: Tiers, excluded: Excluded) -> bool {
+        self.roster.count(tiers) > excluded.within(tiers)
     }
 
     fn exclude_keys(&mut self, keys: &[K]) -> Excluded {
@@ -239,12 +266,24 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         {
             return Ok(lease);
         }
-        let mut region = self.region_of(Tier::Local, Tier::Local, excluded.in_tier(Tier::Local));
-        if region.free() == 0 || self.roster.span(Tier::Remote, Tier::Remote).len() > 0 {
+        let mut region = self.region_of(LOCAL, excluded);
+        if region.free() == 0 || self.roster.count(REMOTE) > 0 {
             region = self.wider_region(choice.locality, excluded)?;
         }
-        let healthy = self.roster.span(Tier::Local, Tier::Remote).contains(region.start());
-        let slot = match choice.strategy.unwrap_or(self.config.strategy) {
+        let healthy = self.roster.span(HEALTHY).contains(region.start());
+        let mut slot = self
+            .choose_in(now, &choice, region, healthy)
+            .ok_or(PickError::Exhausted)?;
+        if !self.roster.span(OPEN).contains(self.hot[slot as usize].position) {
+            slot = self.prefer_open(now, &choice, region, excluded, slot);
+        }
+        let epoch = if healthy { 0 } else { self.panic_pick(now, slot) };
+        Ok(self.grant(now, slot, epoch, choice.timeout))
+    }
+
+    #[inline(always)]
+    fn choose_in(&mut self, now: Nanos, choice: &Choice, region: Region, healthy: bool) -> Option<u32> {
+        match choice.strategy.unwrap_or(self.config.strategy) {
             Strategy::First => self.first(region),
             Strategy::RoundRobin => self.take_turn(region),
             Strategy::Affinity if choice.affinity.is_some() => {
@@ -265,27 +304,49 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             Strategy::WeightedRandom => self.draw_weighted(region),
             Strategy::PeakEwma | Strategy::Affinity => self.peak_ewma(now, region),
             Strategy::LeastLoaded => self.least_loaded(region),
-        };
-        let slot = slot.ok_or(PickError::Exhausted)?;
-        let epoch = if healthy { 0 } else { self.panic_pick(now, slot) };
-        Ok(self.grant(now, slot, epoch, choice.timeout))
+        }
+    }
+
+    /// Another provider in place of one that is not connected, if there is one that is: the call does not wait for the
+    /// dial, which is made behind it.
+    #[inline(never)]
+    fn prefer_open(&mut self, now: Nanos, choice: &Choice, region: Region, excluded: Excluded, slot: u32) -> u32 {
+        let open = self.region_of(OPEN, excluded);
+        if open.free() == 0 {
+            // Others are dialed beside it, and the first that answers serves.
+            self.dials.not_after(now);
+            return slot;
+        }
+        self.want(now, slot);
+        // In the same zone if possible.
+        let here = [
+            OPEN,
+            (Tier::OpenLocal, Tier::OpenLocal),
+            (Tier::OpenRemote, Tier::OpenRemote),
+        ]
+        .map(|tiers| self.region_of(tiers, excluded))
+        .into_iter()
+        .find(|part| part.free() > 0 && region.covers(*part));
+        let other = self.choose_in(now, choice, here.unwrap_or(open), true);
+        other.unwrap_or(slot)
     }
 
     /// Where to choose if not simply among all the healthy ones.
     #[inline(never)]
     fn wider_region(&mut self, locality: Locality, excluded: Excluded) -> Result<Region, PickError> {
-        let local = self.region_of(Tier::Local, Tier::Local, excluded.in_tier(Tier::Local));
-        let remote = self.region_of(Tier::Remote, Tier::Remote, excluded.in_tier(Tier::Remote));
-        let healthy = self.region_of(Tier::Local, Tier::Remote, local.excluded + remote.excluded);
+        let healthy = self.region_of(HEALTHY, excluded);
         if healthy.free() > 0 {
+            let (local, remote) = (self.region_of(LOCAL, excluded), self.region_of(REMOTE, excluded));
             if locality == Locality::Ignore || local.free() == 0 || remote.free() == 0 {
                 return Ok(healthy);
             }
             return Ok(if self.spills(local) { remote } else { local });
         }
-        let sidelined = self.region_of(Tier::Sidelined, Tier::Sidelined, excluded.in_tier(Tier::Sidelined));
-        if sidelined.free() > 0 {
-            return Ok(sidelined);
+        for tiers in [SIDELINED, SUSPECTED, DOWN] {
+            let region = self.region_of(tiers, excluded);
+            if region.free() > 0 {
+                return Ok(region);
+            }
         }
         Err(if self.list.is_empty() {
             PickError::Empty
@@ -295,10 +356,10 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     }
 
     #[inline]
-    fn region_of(&self, first: Tier, last: Tier, excluded: u32) -> Region {
+    fn region_of(&self, tiers: Tiers, excluded: Excluded) -> Region {
         Region {
-            span: self.roster.span(first, last),
-            excluded,
+            span: self.roster.span(tiers),
+            excluded: excluded.within(tiers),
         }
     }
 
@@ -345,7 +406,13 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             slot,
             generation: hot.generation,
         };
+        let connected = match self.roster.tier(hot.position) {
+            Tier::IdleLocal | Tier::IdleRemote | Tier::Down => false,
+            Tier::OpenLocal | Tier::OpenRemote | Tier::Suspected => true,
+            Tier::Sidelined | Tier::Draining => self.cold[slot as usize].link == Link::Up,
+        };
         Lease {
+            connected,
             issuer: self.id,
             ticket: self.leases.grant(handle, now.saturating_add(nanos(timeout))),
             handle,

@@ -1,24 +1,64 @@
 //! Every provider in one array, sorted into tiers by swapping across the borders.
 //!
 //! A uniform draw among the usable providers is then one index in a range, and a provider changes its tier in at most
-//! three swaps, without allocating.
+//! seven swaps, without allocating.
 
 use super::member::Hot;
 
-/// How willingly a provider is used. The order is that of the array.
+/// How willingly a provider is used. The order is that of the array, not of preference: it makes the ranges that picks
+/// need contiguous (the caller's zone, the other zones, the open connections, everything healthy).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Tier {
-    /// Healthy and in the caller's zone, or zones do not matter.
-    Local,
-    /// Healthy, in another zone.
-    Remote,
+    /// Healthy, not connected, and in the caller's zone, or zones do not matter.
+    IdleLocal,
+    /// Healthy, connected, in the caller's zone.
+    OpenLocal,
+    /// Healthy, connected, in another zone.
+    OpenRemote,
+    /// Healthy, not connected, in another zone.
+    IdleRemote,
     /// Ejected, on probation or held back: used when nothing better is left.
     Sidelined,
+    /// Silent: used when only unreachable ones are left beside it.
+    Suspected,
+    /// Unreachable: used when nothing else is left.
+    Down,
     /// Going away: never used.
     Draining,
 }
 
-const TIERS: [Tier; 4] = [Tier::Local, Tier::Remote, Tier::Sidelined, Tier::Draining];
+impl Tier {
+    pub(crate) const COUNT: usize = 8;
+
+    const ALL: [Self; Self::COUNT] = [
+        Self::IdleLocal,
+        Self::OpenLocal,
+        Self::OpenRemote,
+        Self::IdleRemote,
+        Self::Sidelined,
+        Self::Suspected,
+        Self::Down,
+        Self::Draining,
+    ];
+}
+
+/// Tiers that lie beside each other, first and last.
+pub(crate) type Tiers = (Tier, Tier);
+
+pub(crate) const LOCAL: Tiers = (Tier::IdleLocal, Tier::OpenLocal);
+pub(crate) const REMOTE: Tiers = (Tier::OpenRemote, Tier::IdleRemote);
+pub(crate) const OPEN: Tiers = (Tier::OpenLocal, Tier::OpenRemote);
+pub(crate) const HEALTHY: Tiers = (Tier::IdleLocal, Tier::IdleRemote);
+pub(crate) const SIDELINED: Tiers = (Tier::Sidelined, Tier::Sidelined);
+pub(crate) const SUSPECTED: Tiers = (Tier::Suspected, Tier::Suspected);
+pub(crate) const DOWN: Tiers = (Tier::Down, Tier::Down);
+pub(crate) const DRAINING: Tiers = (Tier::Draining, Tier::Draining);
+/// As far as is known, a call that is sent to one of these arrives.
+pub(crate) const REACHABLE: Tiers = (Tier::IdleLocal, Tier::Sidelined);
+/// A call that is sent to one of these may not arrive.
+pub(crate) const SILENT: Tiers = (Tier::Suspected, Tier::Down);
+/// All that a pick may choose.
+pub(crate) const USABLE: Tiers = (Tier::IdleLocal, Tier::Down);
 
 /// A range of positions in the roster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +84,7 @@ impl Span {
 pub(crate) struct Roster {
     slots: Vec<u32>,
     /// Where each tier but the first begins.
-    borders: [u32; 3],
+    borders: [u32; Tier::COUNT - 1],
 }
 
 impl Roster {
@@ -64,24 +104,30 @@ impl Roster {
         &self.slots[span.start as usize..span.end as usize]
     }
 
-    /// The positions of tiers `first..=last`.
+    /// The positions of these tiers.
     #[inline]
-    pub(crate) fn span(&self, first: Tier, last: Tier) -> Span {
-        let start = match first {
-            Tier::Local => 0,
-            Tier::Remote | Tier::Sidelined | Tier::Draining => self.borders[first as usize - 1],
+    pub(crate) fn span(&self, (first, last): Tiers) -> Span {
+        let start = match (first as usize).checked_sub(1) {
+            None => 0,
+            Some(border) => self.borders[border],
         };
-        let end = match last {
-            Tier::Draining => self.len(),
-            Tier::Local | Tier::Remote | Tier::Sidelined => self.borders[last as usize],
-        };
-        Span { start, end }
+        let end = self.borders.get(last as usize).copied();
+        Span {
+            start,
+            end: end.unwrap_or(self.len()),
+        }
+    }
+
+    /// How many these tiers hold.
+    #[inline]
+    pub(crate) fn count(&self, tiers: Tiers) -> u32 {
+        self.span(tiers).len()
     }
 
     #[inline]
     pub(crate) fn tier(&self, position: u32) -> Tier {
         let borders = self.borders.iter().filter(|border| position >= **border).count();
-        TIERS[borders]
+        Tier::ALL[borders]
     }
 
     pub(crate) fn reserve(&mut self, total: usize) {
@@ -133,12 +179,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tiers_hold_what_was_placed_in_them(steps in proptest::collection::vec((0u32..12, 0usize..5), 1..200)) {
+        fn tiers_hold_what_was_placed_in_them(steps in proptest::collection::vec((0u32..12, 0usize..Tier::COUNT + 1), 1..200)) {
             let mut hots = vec![Hot::vacant(); 12];
             let mut roster = Roster::default();
             let mut model: Vec<Option<Tier>> = vec![None; 12];
             for (slot, action) in steps {
-                match (TIERS.get(action), model[slot as usize]) {
+                match (Tier::ALL.get(action), model[slot as usize]) {
                     (Some(tier), None) => {
                         roster.insert(&mut hots, slot, *tier);
                         model[slot as usize] = Some(*tier);
@@ -153,8 +199,8 @@ mod tests {
                     }
                     (None, None) => {}
                 }
-                for tier in TIERS {
-                    let span = roster.span(tier, tier);
+                for tier in Tier::ALL {
+                    let span = roster.span((tier, tier));
                     prop_assert_eq!(span.len() as usize, model.iter().filter(|kept| **kept == Some(tier)).count());
                     for position in span.start..span.end {
                         let slot = roster.slot(position);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::budget::Spending;
+use crate::provider::Link;
 use crate::window::Counts;
 
 /// A balancer at one moment.
@@ -15,6 +16,12 @@ pub struct Stats {
     pub ready: u32,
     /// Ejected or on probation.
     pub ejected: u32,
+    /// Of those used freely, connected.
+    pub open: u32,
+    /// Silent.
+    pub suspected: u32,
+    /// Unreachable.
+    pub down: u32,
     /// Going away.
     pub draining: u32,
     /// Leases that were issued.
@@ -53,8 +60,12 @@ impl Stats {
 pub enum ProviderState {
     /// Used freely.
     Ready,
-    /// Held back by pushback or a broken link.
+    /// Held back by a pushback, or because it is overloaded or draining.
     Held,
+    /// Silent: other providers are preferred.
+    Suspected,
+    /// Unreachable: not picked while another provider is untried.
+    Down,
     /// Put aside for failing.
     Ejected,
     /// Waits for a call that finds out whether it works again.
@@ -73,6 +84,8 @@ pub struct ProviderStats<'a, K> {
     pub provider: &'a K,
     /// Where it stands.
     pub state: ProviderState,
+    /// The way to it.
+    pub link: Link,
     /// Calls in flight.
     pub in_flight: u32,
     /// The latency estimate; `None` if nothing was measured.

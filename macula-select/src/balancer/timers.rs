@@ -8,6 +8,7 @@ use super::member::Circuit;
 use super::roster::Tier;
 use crate::clock::{NEVER, Nanos, nanos};
 use crate::latency::Unit;
+use crate::provider::Link;
 
 /// A weight of one, in the units of effective weights.
 pub(super) const WEIGHT_UNIT: u32 = 16;
@@ -55,9 +56,9 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     #[cold]
     fn release_due(&mut self, now: Nanos) {
         self.next_due = NEVER;
-        let sidelined = self.roster.span(Tier::Sidelined, Tier::Sidelined);
-        // Whoever becomes healthy swaps places with one that was looked at already.
-        for position in sidelined.start..sidelined.end {
+        let aside = self.roster.span((Tier::Sidelined, Tier::Suspected));
+        // A provider that becomes healthy swaps places with one that was looked at already.
+        for position in aside.start..aside.end {
             let slot = self.roster.slot(position);
             let cold = &mut self.cold[slot as usize];
             if cold.hold <= now {
@@ -101,16 +102,18 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// Puts a member where its state says it belongs, and keeps its next moment in mind.
     pub(super) fn settle(&mut self, now: Nanos, slot: u32) {
         let cold = &self.cold[slot as usize];
-        let tier = if cold.hold == NEVER {
-            Tier::Draining
-        } else if cold.circuit != Circuit::Closed || cold.hold > now {
-            Tier::Sidelined
-        } else if cold.remote {
-            Tier::Remote
-        } else {
-            Tier::Local
+        let aside = cold.circuit != Circuit::Closed || cold.hold > now;
+        let tier = match (cold.link, cold.remote) {
+            (Link::Draining, _) => Tier::Draining,
+            (Link::Down, _) => Tier::Down,
+            (Link::Suspected, _) => Tier::Suspected,
+            (Link::Idle | Link::Up, _) if aside => Tier::Sidelined,
+            (Link::Up, false) => Tier::OpenLocal,
+            (Link::Up, true) => Tier::OpenRemote,
+            (Link::Idle, false) => Tier::IdleLocal,
+            (Link::Idle, true) => Tier::IdleRemote,
         };
-        if cold.hold > now {
+        if cold.hold > now && tier < Tier::Down {
             self.next_due = self.next_due.min(cold.hold);
         }
         match cold.circuit {
@@ -124,7 +127,11 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// Puts a member aside until then, unless it is so for longer already.
     pub(super) fn hold(&mut self, now: Nanos, slot: u32, until: Nanos) {
         let cold = &mut self.cold[slot as usize];
-        if until > cold.hold {
+        let reachable = match cold.link {
+            Link::Idle | Link::Up | Link::Suspected => true,
+            Link::Down | Link::Draining => false,
+        };
+        if reachable && until > cold.hold {
             cold.hold = until.min(NEVER - 1);
             self.settle(now, slot);
             self.watch_panic();
@@ -164,7 +171,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         cold.effective = effective;
         let hot = &mut self.hot[slot as usize];
         hot.multiplier = load / (f64::from(cold.weight) * share);
-        let healthy = self.roster.tier(hot.position) <= Tier::Remote;
+        let healthy = self.roster.tier(hot.position) <= Tier::IdleRemote;
         self.reweigh(slot, if healthy { u64::from(effective) } else { 0 });
     }
 

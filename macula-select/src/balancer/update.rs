@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::Balancer;
 use super::member::{Circuit, Cold, Hot};
 use super::roster::Tier;
-use crate::clock::{NEVER, Nanos, nanos};
+use crate::clock::{Nanos, nanos};
 use crate::identity;
 use crate::latency::Estimate;
 use crate::provider::{MAX_PROVIDERS, Provider};
@@ -126,7 +126,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         };
         self.newcomer = Estimate::of(self.unit(now), self.typical * super::NEWCOMER_SHARE);
         self.weights.grow(self.hot.len());
-        self.roster.insert(&mut self.hot, slot, Tier::Local);
+        self.roster.insert(&mut self.hot, slot, Tier::IdleLocal);
         self.rotation.join(slot);
         self.local += 1;
         if self.index.has_room_for(self.hot.len()) {
@@ -182,7 +182,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             self.local_in_flight = self.local_in_flight.saturating_sub(hot.in_flight);
         }
         cold.key = None;
-        cold.hold = NEVER;
+        self.dials.forget(slot);
         self.vacant.push(slot);
     }
 }

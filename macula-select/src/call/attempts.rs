@@ -69,7 +69,7 @@ impl<K> Attempt<K> {
         self.fate
     }
 
-    /// Whether it was sent beside another one that was slow.
+    /// Whether it was sent beside another one that was slow, or whose provider was silent.
     #[must_use]
     pub fn is_hedge(&self) -> bool {
         self.hedge

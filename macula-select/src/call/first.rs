@@ -11,6 +11,7 @@ use super::{
 };
 use crate::balancer::{Balancer, Excluded, Lease};
 use crate::fate::Fate;
+use crate::provider::Link;
 
 /// A call's first attempt, before anything has gone wrong: a fraction of a [`Call`] in size and in work.
 ///
@@ -53,7 +54,7 @@ pub struct FirstAttempt<K> {
 impl<K: Eq + Hash + Clone> FirstAttempt<K> {
     /// Starts the first attempt of a call that began at `began`, now.
     ///
-    /// `None` when there is nobody to send it to, when the call may make no attempt, or when its time is over: nothing has happened
+    /// `None` when there is no provider to send it to, when the call may make no attempt, or when its time is over: nothing has happened
     /// then, and a [`Call`] says which.
     #[inline]
     pub fn start(began: Instant, now: Instant, balancer: &mut Balancer<K>, options: &CallOptions) -> Option<Self> {
@@ -76,7 +77,7 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
         })
     }
 
-    /// Whom it is sent to.
+    /// The provider that it is sent to.
     pub fn to(&self) -> &K {
         &self.to
     }
@@ -93,13 +94,24 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
         self.until
     }
 
+    /// Whether it should become the [`Call`] now, before its result: its provider is suspected or down, or it still waits for
+    /// a dial while another provider is connected. Ask when a link has changed ([`Balancer::link`]), then poll the call.
+    #[must_use]
+    pub fn is_stalled(&self, balancer: &Balancer<K>) -> bool {
+        match balancer.link_of(self.lease.handle) {
+            Some(Link::Suspected | Link::Down) => true,
+            Some(Link::Idle | Link::Draining) => !self.lease.connected && balancer.any_open(),
+            Some(Link::Up) | None => false,
+        }
+    }
+
     /// It succeeded, and the call is over.
     #[inline]
     pub fn succeed(self, now: Instant, balancer: &mut Balancer<K>) {
         balancer.take_back(now.max(self.started), self.lease, Fate::Ok);
     }
 
-    /// Nobody waits for it any more.
+    /// The caller no longer waits for it.
     pub fn cancel(self, now: Instant, balancer: &mut Balancer<K>) {
         balancer.take_back(now.max(self.started), self.lease, Fate::Cancelled);
     }
@@ -118,12 +130,8 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
             hedge: false,
         });
         debug_assert_eq!(attempt, AttemptId::FIRST);
-        call.counted = 1;
-        call.live[0] = Some(Live {
-            attempt,
-            lease: self.lease,
-            until: self.until,
-        });
+        call.sent = 1;
+        call.live.push(Live::new(attempt, self.lease, self.until));
         call.state = State::InFlight;
         call
     }

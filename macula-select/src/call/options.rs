@@ -26,8 +26,9 @@ pub(crate) const DEFAULT_MAX_ATTEMPTS: u32 = 3;
 pub struct CallOptions {
     /// The strategy of this call; `None` is as the balancer is configured.
     pub strategy: Option<Strategy>,
-    /// Attempts that may be sent, hedges included. `None`, the default, is `min(3, providers)`. What is *not sent* does
-    /// not count. 0 sends nothing at all.
+    /// Attempts that may be sent, hedges included. `None`, the default, is `min(3, providers)`. An attempt that was *not
+    /// sent* does not count, nor, while a living provider is untried, one at a provider that is suspected or down (F5).
+    /// 0 sends nothing at all.
     pub max_attempts: Option<u32>,
     /// From the call's beginning to its deadline. 10 s by default, at most [`MAX_CALL_TIMEOUT`].
     pub timeout: Duration,

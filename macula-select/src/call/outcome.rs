@@ -13,15 +13,21 @@ use crate::fate::Fate;
 pub enum Output<K> {
     /// Send the call to a provider, and tell its fate with [`Call::on_result`](super::Call::on_result).
     Dispatch {
-        /// Whom to.
+        /// The provider.
         to: K,
         /// What to call it when reporting.
         attempt: AttemptId,
         /// When the attempt times out; never after the call's deadline. The call sees to it itself; the transport
         /// may tell the provider.
         until: Instant,
-        /// Whether another attempt is still in flight.
+        /// Whether another attempt is still in flight: it is slow, or its provider is silent.
         hedge: bool,
+    },
+    /// Take an attempt back if nothing of it was sent, because its provider is still being dialed and another one is
+    /// connected: report [`Fate::NotSent`]. If it was sent, do nothing. Asked once for an attempt.
+    Recall {
+        /// Which.
+        attempt: AttemptId,
     },
     /// Give an attempt up and tell the provider so. Its fate is settled; a result that still comes is ignored.
     Abort {
@@ -50,7 +56,7 @@ pub enum CallError<K> {
     /// There was no provider when the call began (S5).
     #[error("service_not_found: no provider is known; check the service's name, or whether anybody serves it")]
     ServiceNotFound,
-    /// Every provider was tried, or is shutting down; or [`MAX_NOT_SENT`](crate::MAX_NOT_SENT) could not be reached.
+    /// Every provider was tried, or is shutting down; or [`MAX_FREE_ATTEMPTS`](crate::MAX_FREE_ATTEMPTS) could not be reached.
     #[error("all_providers_failed: {}; see each attempt for its cause", Failed(.attempts))]
     AllProvidersFailed {
         /// What became of each.

@@ -42,7 +42,7 @@ pub(crate) fn run(
     loop {
         match call.poll(now, balancer) {
             Output::Dispatch { attempt, .. } => call.on_result(now, balancer, attempt, fate(attempt.index())),
-            Output::Abort { .. } => {}
+            Output::Abort { .. } | Output::Recall { .. } => {}
             Output::Wait(until) => now = until,
             Output::Done(result) => {
                 assert_eq!(balancer.stats().in_flight(), 0);

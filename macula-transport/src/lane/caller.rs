@@ -9,7 +9,7 @@ use bytes::Bytes;
 use macula_wire::proto::{CallFrame, call_frame::Kind};
 use tokio::{
     sync::{Notify, oneshot},
-    time::{Instant, timeout_at},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -20,30 +20,28 @@ use crate::{
     CallReply, CallRequest,
     codec::{self, MAX_HEAD_FRAME, Pieces},
     connection::Link,
-    error::{CallError, Lost, Unknown},
+    error::{CallError, NotSent, Unknown},
     load::SMALL_LOAD,
     outbox::Flush,
+    outcome::{Place, accepted_on},
     stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, StreamKind, kind_bytes},
 };
-
-/// How a call on a lane ended.
-type Outcome = Result<Answer, Unknown>;
 
 /// Whoever waits for a call.
 #[derive(Debug)]
 enum Waiter {
     /// It takes one message.
-    One(oneshot::Sender<Outcome>),
+    One(oneshot::Sender<Answer>),
     /// It takes several.
-    Several(oneshot::Sender<Result<Replied, Unknown>>),
+    Several(oneshot::Sender<Result<Replied, CallError>>),
 }
 
 impl Waiter {
     /// Ends the wait without an answer. Whoever does not wait any more misses nothing.
-    fn fail(self, unknown: Unknown) {
+    fn fail(self, error: CallError) {
         match self {
-            Self::One(waiter) => drop(waiter.send(Err(unknown))),
-            Self::Several(waiter) => drop(waiter.send(Err(unknown))),
+            Self::One(waiter) => drop(waiter.send(Err(error))),
+            Self::Several(waiter) => drop(waiter.send(Err(error))),
         }
     }
 
@@ -51,10 +49,10 @@ impl Waiter {
     fn answer(self, several: bool, answer: Answer) -> Result<(), Broken> {
         match self {
             Self::One(waiter) if several => {
-                let _ = waiter.send(Err(Unknown::Malformed));
+                let _ = waiter.send(Err(CallError::Unknown(Unknown::Malformed)));
                 return Err(Broken);
             }
-            Self::One(waiter) => drop(waiter.send(Ok(answer))),
+            Self::One(waiter) => drop(waiter.send(answer)),
             Self::Several(waiter) => drop(waiter.send(Ok(Replied::Here { several, answer }))),
         }
         Ok(())
@@ -153,12 +151,11 @@ impl Lane {
         let outcome = outcome.await;
         cancel.id = None;
         Ok(match outcome {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(Unknown::Timeout(_))) => {
+            Ok(Err(CallError::Unknown(Unknown::Timeout(_)))) => {
                 link.timed_out();
                 Err(CallError::Unknown(Unknown::Timeout(timeout)))
             }
-            Ok(Err(unknown)) => Err(CallError::Unknown(unknown)),
+            Ok(answer) => answer,
             Err(_) => Err(CallError::Unknown(Unknown::Incomplete)),
         })
     }
@@ -219,23 +216,40 @@ impl Lane {
             // The deadlines hold while the stream waits to be opened, too.
             () = self.keep_time() => Unknown::Incomplete,
         };
-        let waiters = {
+        let unanswered = {
             let mut core = self.lock();
             core.over = true;
             core.lane.close()
         };
         self.given_up.notify_waiters();
-        for waiter in waiters {
-            waiter.fail(end.clone());
+        for call in unanswered {
+            let place = self.stream().zip(call.written_as);
+            let place = place.map(|(stream, number)| Place::Lane { stream, number });
+            call.waiter.fail(link.call_over(end.clone(), place));
+        }
+    }
+
+    /// Once the peer has named the calls that it accepted, ends those beyond them. It answers the others, on the lane or apart.
+    async fn end_beyond(&self, link: &Link) {
+        link.peer_named().await;
+        let (Some(stream), Some(accepted)) = (self.stream(), link.peer_accepted()) else {
+            return;
+        };
+        let beyond = {
+            let mut core = self.lock();
+            core.over = true;
+            accepted_on(accepted, stream).map(|accepted| core.lane.end_beyond(accepted))
+        };
+        for waiter in beyond.into_iter().flatten() {
+            waiter.fail(CallError::NotSent(NotSent::GoingAway));
         }
     }
 
     async fn carry(&self, link: &Arc<Link>) -> Unknown {
-        let lost = |error: Lost| Unknown::Lost(link.refine(error));
         self.writable.notified().await;
         let (send, recv) = match link.quic.open_bi().await {
             Ok(streams) => streams,
-            Err(error) => return lost(error.into()),
+            Err(error) => return Unknown::Lost(error.into()),
         };
         let mut outgoing = Outgoing::new(send);
         // Opened once.
@@ -248,12 +262,16 @@ impl Lane {
             }
             std::future::pending::<()>().await;
         };
+        let named = async {
+            self.end_beyond(link).await;
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             biased;
             end = self.read(link, Incoming::new(recv, MAX_HEAD_FRAME)) => match end {
-                Ok(()) => Unknown::Incomplete,
+                Ok(()) => self.answered(link).await,
                 Err(ReceiveError::Reset(code)) => Unknown::Reset(code),
-                Err(ReceiveError::Lost(error)) => lost(error),
+                Err(ReceiveError::Lost(error)) => Unknown::Lost(error),
                 Err(ReceiveError::Frame(error)) => {
                     link.inner.counters.rejected_frames.add();
                     Unknown::Frame(error)
@@ -264,7 +282,18 @@ impl Lane {
                 }
             },
             () = write => Unknown::Incomplete,
+            () = named => Unknown::Incomplete,
         }
+    }
+
+    /// The peer sends nothing more on the lane. One that leaves has named the calls it accepted, or is about to, and answers those
+    /// that are left on streams.
+    async fn answered(&self, link: &Link) -> Unknown {
+        self.lock().over = true;
+        if timeout(link.inner.config.timers.head, link.peer_named()).await.is_err() {
+            return Unknown::Incomplete;
+        }
+        Unknown::Lost(link.quic.closed().await.into())
     }
 
     async fn write(&self, link: &Link, outgoing: &mut Outgoing) {
@@ -338,7 +367,7 @@ impl Lane {
         }
         for waiter in expired {
             // The caller knows how long it waited.
-            waiter.fail(Unknown::Timeout(Duration::ZERO));
+            waiter.fail(CallError::Unknown(Unknown::Timeout(Duration::ZERO)));
         }
     }
 
@@ -375,7 +404,8 @@ impl Lane {
                 },
                 Ok(Ok(None)) => return self.give_up(of, Unknown::Incomplete),
                 Ok(Err(ReceiveError::Reset(code))) => return self.give_up(of, Unknown::Reset(code)),
-                Ok(Err(ReceiveError::Lost(error))) => return self.give_up(of, Unknown::Lost(link.refine(error))),
+                // The lane knows what it means for the call.
+                Ok(Err(ReceiveError::Lost(_))) => return Err(LargeReply::Unwanted),
                 Ok(Err(ReceiveError::Frame(error))) => return self.give_up(of, Unknown::Frame(error)),
                 Ok(Err(ReceiveError::Broken)) => return self.give_up(of, Unknown::Malformed),
             };
@@ -409,7 +439,7 @@ impl Lane {
     fn give_up(&self, of: Option<CallId>, unknown: Unknown) -> Result<(), LargeReply> {
         // It may have ended in another way by now.
         if let Some(Ok(waiter)) = of.map(|id| self.take(id)) {
-            waiter.fail(unknown);
+            waiter.fail(CallError::Unknown(unknown));
         }
         Err(LargeReply::Broken)
     }
@@ -423,7 +453,7 @@ impl Lane {
         match self.take(id)? {
             Waiter::Several(waiter) => Ok(Moved(waiter)),
             waiter => {
-                waiter.fail(Unknown::Malformed);
+                waiter.fail(CallError::Unknown(Unknown::Malformed));
                 Err(LargeReply::Broken)
             }
         }
@@ -432,7 +462,7 @@ impl Lane {
 
 /// Who waits for the messages and the outcome of a call.
 #[derive(Debug)]
-pub(crate) struct Moved(oneshot::Sender<Result<Replied, Unknown>>);
+pub(crate) struct Moved(oneshot::Sender<Result<Replied, CallError>>);
 
 impl Moved {
     /// Hands over the stream: it is read as messages are asked for, and no further than that.
@@ -470,18 +500,19 @@ pub(crate) struct Waiting {
     lane: Arc<Lane>,
     /// Until the call has ended.
     id: Option<CallId>,
-    outcome: oneshot::Receiver<Result<Replied, Unknown>>,
+    outcome: oneshot::Receiver<Result<Replied, CallError>>,
 }
 
 impl Waiting {
     /// What came of the call; told once. Its deadline is kept by the lane.
-    pub(crate) async fn replied(&mut self) -> Result<Replied, Unknown> {
+    pub(crate) async fn replied(&mut self) -> Result<Replied, CallError> {
+        let gone = || Err(CallError::Unknown(Unknown::Incomplete));
         if self.id.is_none() {
-            return Err(Unknown::Incomplete);
+            return gone();
         }
         let replied = (&mut self.outcome).await;
         self.id = None;
-        replied.unwrap_or(Err(Unknown::Incomplete))
+        replied.unwrap_or_else(|_| gone())
     }
 }
 

@@ -29,10 +29,11 @@ use crate::{
     caller::MAX_CALL_TIMEOUT,
     codec::{self, INLINE_BYTES},
     connection::{Direction, InFlight, Link},
+    gate::LaneEntry,
     load::SMALL_LOAD,
     outbox::Flush,
     serve::{self, REPLY_GRACE, Refusal},
-    stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, StreamKind, kind_bytes},
+    stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, ResetCode, StreamKind, kind_bytes},
     streaming::{One, Sink},
 };
 
@@ -48,7 +49,9 @@ const CLOGGED: Duration = Duration::from_secs(30);
 /// A lane that the peer opened.
 pub(crate) struct Lane {
     core: Mutex<ProviderLane<AbortHandle>>,
-    writable: Notify,
+    entry: Arc<LaneEntry>,
+    /// Calls that were read and are not begun.
+    unbegun: AtomicUsize,
     /// Woken when replies were taken to be written.
     unclogged: Notify,
     /// Large replies under way, in bytes.
@@ -63,12 +66,18 @@ pub(crate) struct Lane {
     pub(super) link: Arc<Link>,
 }
 
-/// Serves a lane until the peer ends it.
-pub(crate) async fn serve(link: &Arc<Link>, outgoing: &mut Outgoing, incoming: &mut Incoming) -> Result<(), Refusal> {
+/// Serves a lane until the peer ends it, or this side leaves and the peer has acknowledged the last reply.
+pub(crate) async fn serve(
+    link: &Arc<Link>,
+    entry: &Arc<LaneEntry>,
+    outgoing: &mut Outgoing,
+    incoming: &mut Incoming,
+) -> Result<(), Refusal> {
     outgoing.carry_small_calls();
     let lane = Arc::new(Lane {
         core: Mutex::new(ProviderLane::new()),
-        writable: Notify::new(),
+        entry: entry.clone(),
+        unbegun: AtomicUsize::new(0),
         unclogged: Notify::new(),
         large_bytes: AtomicUsize::new(0),
         max_large_bytes: MAX_LARGE_REPLIES.saturating_mul(link.inner.config.limits.max_message_bytes),
@@ -78,9 +87,15 @@ pub(crate) async fn serve(link: &Arc<Link>, outgoing: &mut Outgoing, incoming: &
     });
     let end = tokio::select! {
         biased;
-        end = lane.read(incoming) => end.map_err(Refusal::from),
-        end = lane.write(outgoing) => Err(end),
+        // A peer that ends its half waits for no reply.
+        end = lane.read(incoming) => Err(end.map_or_else(Refusal::from, |()| Refusal::Gone)),
+        end = lane.write(outgoing) => end,
     };
+    if end.is_ok() {
+        incoming.stop(ResetCode::Cancelled);
+        outgoing.finish();
+        outgoing.stopped().await;
+    }
     let running = lane.lock().close();
     for stop in running {
         stop.abort();
@@ -94,21 +109,28 @@ impl Lane {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn write(&self, outgoing: &mut Outgoing) -> Refusal {
+    /// Writes replies, until no further call is taken and the last reply is written.
+    async fn write(&self, outgoing: &mut Outgoing) -> Result<(), Refusal> {
         loop {
             if self.link.inner.load.is_above(SMALL_LOAD) {
                 tokio::task::yield_now().await;
             }
-            let mut chunks = self.lock().take_output();
+            let (mut chunks, idle) = {
+                let mut core = self.lock();
+                (core.take_output(), core.is_idle())
+            };
             if chunks.is_empty() {
-                self.writable.notified().await;
+                if idle && self.link.is_shut() && self.unbegun.load(SeqCst) == 0 {
+                    return Ok(());
+                }
+                self.entry.writable.notified().await;
                 continue;
             }
             self.unclogged.notify_one();
             match timeout_at(Instant::now() + CLOGGED, outgoing.send(&mut chunks)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(_)) => return Refusal::Gone,
-                Err(_) => return Refusal::Slow,
+                Ok(Err(_)) => return Err(Refusal::Gone),
+                Err(_) => return Err(Refusal::Slow),
             }
         }
     }
@@ -132,8 +154,9 @@ impl Lane {
             }
             self.link.inner.counters.calls_on_lanes.add_many(calls);
             self.link.inner.load.arrived(asked.len());
-            // What is answered where it was read is inside, too.
-            let inside = self.link.let_in();
+            self.unbegun.fetch_add(calls, SeqCst);
+            // A call that is answered where it was read is inside, too.
+            let inside = self.link.let_in_on(&self.entry, calls);
             let now = Instant::now();
             self.link.inner.saw_clock(now.into_std());
             self.link.flight.saw_small_calls(now.into_std());
@@ -148,12 +171,14 @@ impl Lane {
                         let inline = beside == 0;
                         beside = beside.saturating_sub(1);
                         self.call(id, request, now, &mut names, inline, inside.as_ref())?;
+                        self.unbegun.fetch_sub(1, SeqCst);
                     }
                     Asked::Cancel(id) => {
                         let running = self.lock().cancelled(id);
                         if let Some(stop) = running {
                             stop.abort();
                             self.link.inner.counters.calls_dropped.add();
+                            self.call_left();
                         }
                     }
                 }
@@ -162,6 +187,13 @@ impl Lane {
             if now.elapsed() > SLOW_HANDLER * frames.max(1) {
                 beside = SLOW_CALLS;
             }
+        }
+    }
+
+    /// A call left the lane without a reply on it: a lane that waits for its last call is over.
+    pub(super) fn call_left(&self) {
+        if self.link.is_shut() {
+            self.entry.writable.notify_one();
         }
     }
 
@@ -281,10 +313,24 @@ impl Lane {
         in_flight: InFlight,
     ) {
         let reply = serve::finish(&self.link, answer, deadline).await;
-        if self.lock().ended(id) {
-            self.reply(id, reply);
-        }
+        self.end(id, reply);
         drop(in_flight);
+    }
+
+    /// Answers a call that ran beside the lane, unless it was cancelled.
+    pub(super) fn end(self: &Arc<Self>, id: CallId, reply: Reply) {
+        self.end_several(id, reply, Vec::new());
+    }
+
+    /// As [`Lane::end`], with the messages of a reply that fits on the lane.
+    pub(super) fn end_several(self: &Arc<Self>, id: CallId, reply: Reply, messages: Vec<Bytes>) {
+        // Counted as unbegun, so that the lane is not over between the two.
+        self.unbegun.fetch_add(1, SeqCst);
+        if self.lock().ended(id) {
+            self.reply_several(id, reply, messages);
+        }
+        self.unbegun.fetch_sub(1, SeqCst);
+        self.call_left();
     }
 
     /// Runs a handler that was not ready at once, or whose replies need a stream.
@@ -293,7 +339,7 @@ impl Lane {
         several: Arc<Several>,
         answer: BoxFuture<'static, Reply>,
         deadline: Instant,
-        in_flight: InFlight,
+        mut in_flight: InFlight,
     ) {
         let reply = tokio::select! {
             biased;
@@ -301,7 +347,10 @@ impl Lane {
             () = several.stopped() => None,
         };
         match reply {
-            Some(reply) => several.end(reply).await,
+            Some(reply) => {
+                in_flight.answered();
+                several.end(reply).await;
+            }
             None => {
                 self.link.inner.counters.calls_dropped.add();
                 several.reset().await;
@@ -311,7 +360,7 @@ impl Lane {
     }
 
     /// Sends a reply of several messages that fits on the lane.
-    pub(super) fn reply_several(self: &Arc<Self>, id: CallId, reply: Reply, messages: Vec<Bytes>) {
+    fn reply_several(self: &Arc<Self>, id: CallId, reply: Reply, messages: Vec<Bytes>) {
         if messages.is_empty() {
             return self.reply(id, reply);
         }
@@ -330,7 +379,7 @@ impl Lane {
             flush
         };
         match flush {
-            Flush::Wake => self.writable.notify_one(),
+            Flush::Wake => self.entry.writable.notify_one(),
             Flush::AlreadyDue => {}
         }
     }
@@ -372,9 +421,8 @@ impl Lane {
         };
         match send.await {
             Ok(Some(outgoing)) => {
-                let delivered = serve::delivered(&outgoing, reply.body.len());
-                // Whoever has not said by then that it has the reply has left.
-                let _ = timeout_at(Instant::now() + patience, delivered).await;
+                // A peer that has not acknowledged the reply by then has left.
+                let _ = timeout_at(Instant::now() + patience, outgoing.stopped()).await;
             }
             Ok(None) => {}
             Err(_) => {

@@ -217,6 +217,7 @@ impl Several {
         self.moved.notified().await;
         // From here on the stream says whether the call is wanted.
         let _ = self.lane.lock().ended(self.id);
+        self.lane.call_left();
         let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).take();
         match stopped {
             Some(stopped) => stopped.await,
@@ -240,9 +241,7 @@ impl Several {
         let mut state = self.state.lock().await;
         let reply = match whole(&mut state, reply, self.limit) {
             Ok((reply, messages)) => {
-                if self.lane.lock().ended(self.id) {
-                    self.lane.reply_several(self.id, reply, messages);
-                }
+                self.lane.end_several(self.id, reply, messages);
                 return;
             }
             Err(reply) => reply,
@@ -251,20 +250,19 @@ impl Several {
             // Else its caller would wait for what never comes.
             if self.open(&mut state).await.is_err() {
                 *state = State::Over;
-                if self.lane.lock().ended(self.id) {
-                    // An error says more by itself than messages without an end.
-                    let reply = if reply.status == StatusCode::Ok {
-                        no_room()
-                    } else {
-                        reply
-                    };
-                    self.lane.reply(self.id, reply);
-                }
+                // An error says more by itself than messages without an end.
+                let reply = if reply.status == StatusCode::Ok {
+                    no_room()
+                } else {
+                    reply
+                };
+                self.lane.end(self.id, reply);
                 return;
             }
         }
         // Its caller goes by the stream.
         let _ = self.lane.lock().ended(self.id);
+        self.lane.call_left();
         if let State::Moved {
             gathered, too_large, ..
         } = &mut *state

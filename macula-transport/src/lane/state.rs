@@ -42,8 +42,27 @@ pub(crate) struct Full<W>(pub(crate) W);
 /// The caller's end of a lane. `W` is whoever waits for a call.
 #[derive(Debug)]
 pub(crate) struct CallerLane<W> {
-    calls: Calls<W>,
+    calls: Calls<Numbered<W>>,
     outbox: Outbox,
+    /// How many calls were put on the lane.
+    started: u64,
+    /// How many of them were taken to be written.
+    written: u64,
+}
+
+/// A call's waiter, and which call of the lane it is: the first is 1.
+#[derive(Debug)]
+struct Numbered<W> {
+    number: u64,
+    waiter: W,
+}
+
+/// A call that ended with its lane.
+#[derive(Debug)]
+pub(crate) struct Unanswered<W> {
+    pub(crate) waiter: W,
+    /// Which call of the lane it is; `None` when it was not taken to be written, and so never will be.
+    pub(crate) written_as: Option<u64>,
 }
 
 /// A call was put on the lane: what the shell must do.
@@ -60,6 +79,8 @@ impl<W> CallerLane<W> {
         Self {
             calls: Calls::new(epoch),
             outbox: Outbox::default(),
+            started: 0,
+            written: 0,
         }
     }
 
@@ -75,20 +96,23 @@ impl<W> CallerLane<W> {
         if self.outbox.bytes() > MAX_QUEUED_BYTES {
             return Err(Full(waiter));
         }
-        let (id, earlier) = self.calls.start(deadline, waiter).map_err(Full)?;
+        let number = self.started + 1;
+        let started = self.calls.start(deadline, Numbered { number, waiter });
+        let (id, earlier) = started.map_err(|Numbered { waiter, .. }| Full(waiter))?;
+        self.started = number;
         let flush = frame::put_head(&mut self.outbox, id.to_wire(), request, timeout_us, true);
         Ok(Started { id, flush, earlier })
     }
 
     /// Ends a call before its reply; `None` when it has ended already.
     pub(crate) fn cancel(&mut self, id: CallId) -> Option<(W, Flush)> {
-        let waiter = self.calls.take(id)?;
+        let Numbered { waiter, .. } = self.calls.take(id)?;
         Some((waiter, frame::put_cancel(&mut self.outbox, id.to_wire())))
     }
 
     /// Matches a reply to its call; `None` when nobody waits for it (P4).
     pub(crate) fn replied(&mut self, id: CallId) -> Option<W> {
-        self.calls.take(id)
+        self.calls.take(id).map(|Numbered { waiter, .. }| waiter)
     }
 
     /// When a call stops waiting; `None` when nobody waits for it.
@@ -100,7 +124,7 @@ impl<W> CallerLane<W> {
     pub(crate) fn handle_timeout(&mut self, now: Instant, mut expired: impl FnMut(W)) -> Option<Flush> {
         let (calls, outbox) = (&mut self.calls, &mut self.outbox);
         let mut flush = None;
-        calls.expire(now, |id, waiter| {
+        calls.expire(now, |id, Numbered { waiter, .. }| {
             let cancelled = frame::put_cancel(outbox, id.to_wire());
             flush.get_or_insert(cancelled);
             expired(waiter);
@@ -114,7 +138,14 @@ impl<W> CallerLane<W> {
 
     /// What is to be written, all of it.
     pub(crate) fn take_output(&mut self) -> Vec<Bytes> {
+        self.written = self.started;
         self.outbox.take()
+    }
+
+    /// Ends the calls after the first `accepted` of the lane: the peer starts none of them.
+    pub(crate) fn end_beyond(&mut self, accepted: u64) -> Vec<W> {
+        let beyond = self.calls.take_all(|call| call.number > accepted);
+        beyond.into_iter().map(|Numbered { waiter, .. }| waiter).collect()
     }
 
     #[cfg(test)]
@@ -122,10 +153,15 @@ impl<W> CallerLane<W> {
         self.calls.len()
     }
 
-    /// Ends every call: the lane is over.
-    pub(crate) fn close(&mut self) -> Vec<W> {
+    /// Ends every call: the lane is over, and what was not written never will be.
+    pub(crate) fn close(&mut self) -> Vec<Unanswered<W>> {
         self.outbox.take();
-        self.calls.drain()
+        let written = self.written;
+        let unanswered = |Numbered { number, waiter }| Unanswered {
+            waiter,
+            written_as: (number <= written).then_some(number),
+        };
+        self.calls.take_all(|_| true).into_iter().map(unanswered).collect()
     }
 }
 
@@ -319,6 +355,11 @@ impl<R> ProviderLane<R> {
     pub(crate) fn reply_several(&mut self, id: CallId, reply: &Reply, messages: &[Bytes]) -> Flush {
         debug_assert!(frame::messages_len(messages) <= INLINE_BYTES);
         frame::put_trailers(&mut self.outbox, id.to_wire(), reply, Last::Messages(messages))
+    }
+
+    /// Whether no call runs on beside the lane.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.running.is_empty()
     }
 
     /// Whether so many replies wait that no further call is read.

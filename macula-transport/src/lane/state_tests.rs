@@ -241,8 +241,8 @@ impl Test {
             }
             Step::Lost => {
                 let (waiting, running) = (self.waiting.len(), self.running.len());
-                for number in self.caller.close() {
-                    self.end(number);
+                for call in self.caller.close() {
+                    self.end(call.waiter);
                 }
                 assert!(
                     self.waiting.is_empty(),
@@ -387,4 +387,26 @@ fn a_lane_that_ends_because_an_id_came_twice_stops_the_call_that_runs() {
     assert_eq!(lane.stop_with(id, "the first"), None);
     assert_eq!(lane.started(id), Err(Broken));
     assert_eq!(lane.close(), ["the first"]);
+}
+
+#[test]
+fn x1_a_lane_tells_the_calls_that_were_written_and_those_beyond_the_accepted() {
+    let (now, name) = (Instant::now(), "echo".parse().unwrap());
+    let mut lane = CallerLane::new(now);
+    let call = |lane: &mut CallerLane<u64>, number: u64| {
+        let request = CallRequest::new(&name, Bytes::new());
+        lane.call(&request, 1, now + TICK, number).unwrap().id
+    };
+    let ids: Vec<_> = (1..=4).map(|number| call(&mut lane, number)).collect();
+    let _ = lane.take_output();
+    call(&mut lane, 5);
+    // Its number is not given again.
+    assert_eq!(lane.replied(ids[1]), Some(2));
+    assert_eq!(lane.end_beyond(3), [4, 5]);
+    call(&mut lane, 6);
+    let left: Vec<_> = lane.close().iter().map(|call| (call.waiter, call.written_as)).collect();
+    assert_eq!(left.len(), 3);
+    for expected in [(1, Some(1)), (3, Some(3)), (6, None)] {
+        assert!(left.contains(&expected), "{left:?}");
+    }
 }

@@ -28,7 +28,6 @@ use successions::Successions;
 use crate::{
     Connection, PoolConfig, Succession,
     connection::Link,
-    drive,
     endpoint::{self, Inner},
     error::{CloseCode, DialError, Lost},
     handshake,
@@ -395,7 +394,7 @@ impl Shell {
             match output {
                 Output::Retire(id) => {
                     if let Some(link) = table.links.get(&id) {
-                        drive::say_goodbye(link, macula_wire::proto::GoAwayReason::Retired);
+                        link.say_retired();
                         link.retire();
                     }
                 }
@@ -405,11 +404,10 @@ impl Shell {
                             Closing::Evicted => "the connection made room for another",
                             Closing::Idle => "the connection was idle",
                         };
-                        drive::say_goodbye(&link, macula_wire::proto::GoAwayReason::Retired);
                         if link.close_unused(words) {
                             table.links.remove(&id);
                         } else {
-                            // A call came in the meantime. The link stays known until it has ended: a drain waits for it.
+                            // Something is under way. The link stays known until it has ended: a drain waits for it.
                             link.retire();
                         }
                     }
@@ -447,9 +445,7 @@ impl Table {
 }
 
 fn activity(links: &HashMap<ConnectionId, Arc<Link>>, id: ConnectionId, now: Instant) -> Activity {
-    links
-        .get(&id)
-        .map_or(Activity::IdleSince(now), |link| link.activity(now))
+    links.get(&id).map_or(Activity::IdleSince(now), |link| link.activity())
 }
 
 async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<macula_wire::Address>) {

@@ -12,6 +12,8 @@ pub struct Link {
     pub(super) loss: f64,
     pub(super) duplicate: f64,
     pub(super) reorder: f64,
+    pub(super) corruption: f64,
+    pub(super) bytes_per_second: Option<u64>,
     pub(super) max_datagram_bytes: usize,
 }
 
@@ -25,8 +27,17 @@ impl Link {
             loss: 0.0,
             duplicate: 0.0,
             reorder: 0.0,
+            corruption: 0.0,
+            bytes_per_second: None,
             max_datagram_bytes: 1472,
         }
+    }
+
+    /// Sets how long the link takes, one way.
+    #[must_use]
+    pub const fn with_latency(mut self, latency: Duration) -> Self {
+        self.latency = latency;
+        self
     }
 
     /// Sets how much longer than its latency the link may take, uniformly. Jitter alone reorders nothing: the link is a queue.
@@ -54,6 +65,21 @@ impl Link {
     #[must_use]
     pub const fn with_reordering(mut self, chance: f64) -> Self {
         self.reorder = chance;
+        self
+    }
+
+    /// Sets the chance that one byte of a datagram arrives changed.
+    #[must_use]
+    pub const fn with_corruption(mut self, chance: f64) -> Self {
+        self.corruption = chance;
+        self
+    }
+
+    /// Sets how many bytes the link carries in a second, at least 1. Datagrams wait for their turn, for [`MAX_QUEUE`](super::MAX_QUEUE)
+    /// at most; a datagram that would wait longer is lost. Without it the link carries any number at once.
+    #[must_use]
+    pub const fn with_bandwidth(mut self, bytes_per_second: u64) -> Self {
+        self.bytes_per_second = Some(if bytes_per_second == 0 { 1 } else { bytes_per_second });
         self
     }
 

@@ -26,8 +26,11 @@
 //! # }
 //! ```
 //!
-//! Left out: bandwidth (a link takes any number of datagrams at once), fragmentation, and corruption, which authenticated packets
-//! make the same as loss.
+//! **Faults** are of links (loss, duplicates, reordering, corruption, bandwidth), of ways (cuts, in one direction or both, and
+//! partitions) and of hosts: killed, [paused](Network::pause), [moved](Network::move_host) to another address, or
+//! with a [clock](Network::with_own_clock) that is wrong.
+//!
+//! Left out: fragmentation.
 
 mod link;
 mod network;
@@ -37,6 +40,7 @@ mod trace;
 
 pub use link::Link;
 pub use network::{MAX_HOSTS, MAX_IN_FLIGHT, Network};
+pub use path::MAX_QUEUE;
 pub(crate) use socket::MemorySocket;
 pub use trace::Traffic;
 

@@ -5,7 +5,10 @@ use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     task::Waker,
     time::Duration,
 };
@@ -36,6 +39,8 @@ const PORT: u16 = 9443;
 #[derive(Debug, Clone)]
 pub struct Network {
     state: Arc<Mutex<State>>,
+    /// How far the clock of this handle is ahead, in milliseconds.
+    ahead: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -46,10 +51,12 @@ pub(super) struct State {
     epoch: Option<Instant>,
     usual: Link,
     hosts: BTreeMap<SocketAddr, Host>,
+    /// The address of each socket that is bound.
+    places: BTreeMap<u64, SocketAddr>,
     addresses: u32,
     sockets: u64,
     paths: BTreeMap<(SocketAddr, SocketAddr), Path>,
-    /// Pairs that do not hear each other, the lesser address first.
+    /// From the first address nothing arrives at the second.
     cuts: BTreeSet<(SocketAddr, SocketAddr)>,
     /// Hosts on the other side of a partition, by side.
     sides: BTreeMap<SocketAddr, usize>,
@@ -64,6 +71,16 @@ struct Host {
     socket: u64,
     arriving: BinaryHeap<Reverse<Datagram>>,
     waker: Option<Waker>,
+    /// Set while the host is paused: the datagrams that it has sent since.
+    held: Option<Vec<Held>>,
+}
+
+/// A datagram of a host that is paused.
+#[derive(Debug)]
+struct Held {
+    to: SocketAddr,
+    ecn: Option<EcnCodepoint>,
+    body: Bytes,
 }
 
 /// A datagram under way. In the order of arrival, and of sending for those that arrive together.
@@ -73,8 +90,16 @@ struct Datagram {
     number: u64,
     from: SocketAddr,
     ecn: Option<u8>,
-    again: bool,
+    fate: Fate,
     body: Bytes,
+}
+
+/// A datagram that has arrived.
+pub(super) struct RecvFrom<'a> {
+    pub(super) from: SocketAddr,
+    pub(super) to: SocketAddr,
+    pub(super) ecn: Option<EcnCodepoint>,
+    pub(super) body: &'a Bytes,
 }
 
 /// What a socket finds when it looks for datagrams.
@@ -97,6 +122,7 @@ impl Network {
             epoch: None,
             usual: Link::default(),
             hosts: BTreeMap::new(),
+            places: BTreeMap::new(),
             addresses: 0,
             sockets: 0,
             paths: BTreeMap::new(),
@@ -107,6 +133,7 @@ impl Network {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
+            ahead: Arc::default(),
         }
     }
 
@@ -133,18 +160,35 @@ impl Network {
         state.path(b, a).link = Some(link);
     }
 
-    /// Keeps two hosts from hearing each other. What is under way between them is lost.
-    pub fn cut(&self, a: SocketAddr, b: SocketAddr) {
-        let mut state = self.lock();
-        state.note(format_args!("cut {a} {b}"));
-        state.cuts.insert(pair(a, b));
+    /// Sets the link from one host to another, in this direction only, from now on; `None` for the usual one.
+    pub fn set_link_one_way(&self, from: SocketAddr, to: SocketAddr, link: Option<Link>) {
+        self.lock().path(from, to).link = link;
     }
 
-    /// Undoes the cut between two hosts.
-    pub fn restore(&self, a: SocketAddr, b: SocketAddr) {
+    /// Keeps two hosts from hearing each other. What is under way between them is lost.
+    pub fn cut(&self, a: SocketAddr, b: SocketAddr) {
+        self.cut_one_way(a, b);
+        self.cut_one_way(b, a);
+    }
+
+    /// Keeps one host from being heard by another, which it still hears. What is under way is lost.
+    pub fn cut_one_way(&self, from: SocketAddr, to: SocketAddr) {
         let mut state = self.lock();
-        state.note(format_args!("restore {a} {b}"));
-        state.cuts.remove(&pair(a, b));
+        state.note(format_args!("cut {from} {to}"));
+        state.cuts.insert((from, to));
+    }
+
+    /// Undoes the cut between two hosts, in both directions.
+    pub fn restore(&self, a: SocketAddr, b: SocketAddr) {
+        self.restore_one_way(a, b);
+        self.restore_one_way(b, a);
+    }
+
+    /// Undoes a cut in this direction.
+    pub fn restore_one_way(&self, from: SocketAddr, to: SocketAddr) {
+        let mut state = self.lock();
+        state.note(format_args!("restore {from} {to}"));
+        state.cuts.remove(&(from, to));
     }
 
     /// Parts these hosts from all others, which they stop hearing, and those that come later too. They still hear each other.
@@ -170,7 +214,69 @@ impl Network {
     pub fn kill(&self, host: SocketAddr) {
         let mut state = self.lock();
         state.note(format_args!("kill {host}"));
-        state.hosts.remove(&host);
+        if let Some(host) = state.hosts.remove(&host) {
+            state.places.remove(&host.socket);
+        }
+    }
+
+    /// Stops a host as SIGSTOP and a suspended machine do, as seen from outside: it receives nothing and sends nothing until
+    /// [`Network::resume`]. What arrives meanwhile waits, and what it sends leaves when it resumes.
+    ///
+    /// Its tasks still run, so its own timers are on time; those of a process that was stopped are late.
+    pub fn pause(&self, host: SocketAddr) {
+        let mut state = self.lock();
+        state.note(format_args!("pause {host}"));
+        if let Some(host) = state.hosts.get_mut(&host) {
+            host.held.get_or_insert_default();
+        }
+    }
+
+    /// Lets a paused host go on.
+    pub fn resume(&self, host: SocketAddr) {
+        let mut state = self.lock();
+        state.note(format_args!("resume {host}"));
+        let Some(paused) = state.hosts.get_mut(&host) else {
+            return;
+        };
+        let (socket, held) = (paused.socket, paused.held.take());
+        if let Some(waker) = paused.waker.take() {
+            waker.wake();
+        }
+        for Held { to, ecn, body } in held.into_iter().flatten() {
+            state.send(socket, to, ecn, &body);
+        }
+    }
+
+    /// Gives a running host another address, as a network does that assigns a new lease or a new mapping. The host is not told: its
+    /// connections go on from the new address, and what is sent to the old one goes nowhere.
+    ///
+    /// Does nothing when no host has the first address or one has the second.
+    pub fn move_host(&self, from: SocketAddr, to: SocketAddr) {
+        let mut state = self.lock();
+        state.note(format_args!("move {from} {to}"));
+        if !state.hosts.contains_key(&to)
+            && let Some(host) = state.hosts.remove(&from)
+        {
+            state.places.insert(host.socket, to);
+            state.hosts.insert(to, host);
+        }
+    }
+
+    /// The same network with a clock of its own for [`Network::elapsed`], which agrees with the others until
+    /// [`Network::set_ahead`].
+    #[must_use]
+    pub fn with_own_clock(&self) -> Self {
+        Self {
+            state: Arc::clone(&self.state),
+            ahead: Arc::default(),
+        }
+    }
+
+    /// Sets how far the clock of this handle and its clones is ahead of the network's time, from now on.
+    pub fn set_ahead(&self, ahead: Duration) {
+        let ahead = u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX);
+        self.ahead.store(ahead, Ordering::Relaxed);
+        self.note(format_args!("clock {ahead}"));
     }
 
     /// Adds an event of the test's own to the trace.
@@ -178,10 +284,11 @@ impl Network {
         self.lock().note(format_args!("{event}"));
     }
 
-    /// The time since the first host came.
+    /// The time since the first host came, and how far this handle's clock is [ahead](Network::set_ahead).
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        self.lock().since_epoch(Instant::now())
+        let ahead = Duration::from_millis(self.ahead.load(Ordering::Relaxed));
+        self.lock().since_epoch(Instant::now()).saturating_add(ahead)
     }
 
     /// What has become of the datagrams so far.
@@ -225,26 +332,29 @@ impl Network {
             socket,
             arriving: BinaryHeap::new(),
             waker: None,
+            held: None,
         };
         state.hosts.insert(addr, host);
+        state.places.insert(socket, addr);
         state.note(format_args!("bind {addr}"));
         Ok((addr, socket))
     }
 
     /// A socket is gone.
-    pub(super) fn unbind(&self, addr: SocketAddr, socket: u64) {
+    pub(super) fn unbind(&self, socket: u64) {
         let mut state = self.lock();
-        if state.host(addr, socket).is_some() {
+        if let Some(addr) = state.places.remove(&socket) {
             state.hosts.remove(&addr);
         }
+    }
+
+    /// The address of a socket, unless its host was killed.
+    pub(super) fn place(&self, socket: u64) -> Option<SocketAddr> {
+        self.lock().places.get(&socket).copied()
     }
 }
 
 impl State {
-    fn host(&mut self, addr: SocketAddr, socket: u64) -> Option<&mut Host> {
-        self.hosts.get_mut(&addr).filter(|host| host.socket == socket)
-    }
-
     fn free_address(&mut self, port: u16) -> SocketAddr {
         loop {
             self.addresses = self.addresses % 0x00ff_fffe + 1;
@@ -265,7 +375,7 @@ impl State {
     }
 
     fn passes(&self, from: SocketAddr, to: SocketAddr) -> bool {
-        self.sides.get(&from) == self.sides.get(&to) && !self.cuts.contains(&pair(from, to))
+        self.sides.get(&from) == self.sides.get(&to) && !self.cuts.contains(&(from, to))
     }
 
     /// The time since the first host came.
@@ -279,15 +389,13 @@ impl State {
     }
 
     /// Sends a datagram; one of a host that was killed goes nowhere, and leaves no trace.
-    pub(super) fn send(
-        &mut self,
-        from: SocketAddr,
-        socket: u64,
-        to: SocketAddr,
-        ecn: Option<EcnCodepoint>,
-        body: &[u8],
-    ) {
-        if self.host(from, socket).is_none() {
+    pub(super) fn send(&mut self, socket: u64, to: SocketAddr, ecn: Option<EcnCodepoint>, body: &[u8]) {
+        let Some(&from) = self.places.get(&socket) else { return };
+        if let Some(held) = self.hosts.get_mut(&from).and_then(|host| host.held.as_mut()) {
+            if held.len() < MAX_IN_FLIGHT {
+                let body = Bytes::copy_from_slice(body);
+                held.push(Held { to, ecn, body });
+            }
             return;
         }
         let now = Instant::now();
@@ -314,24 +422,33 @@ impl State {
             return Some(Fate::Cut);
         }
         let usual = self.usual;
-        let (at, again) = match self.path(from, to).send(now, &usual, body.len()) {
+        let (at, again, corrupt) = match self.path(from, to).send(now, &usual, body.len()) {
             Passage::Lost => return Some(Fate::Lost),
             Passage::TooLarge => return Some(Fate::TooLarge),
-            Passage::Arrives { at, again } => (at, again),
+            Passage::Overflowed => return Some(Fate::Overflowed),
+            Passage::Arrives { at, again, corrupt } => (at, again, corrupt),
         };
         let host = self.hosts.get_mut(&to)?;
         if host.arriving.len() + 2 > MAX_IN_FLIGHT {
             return Some(Fate::Overflowed);
         }
-        let body = Bytes::copy_from_slice(body);
-        for (at, again) in std::iter::once((at, false)).chain(again.map(|at| (at, true))) {
+        let (body, first) = match corrupt {
+            Some(position) if !body.is_empty() => {
+                let mut body = body.to_vec();
+                let len = body.len();
+                body[position % len] ^= 1 << (position % 8);
+                (body.into(), Fate::Corrupted)
+            }
+            _ => (Bytes::copy_from_slice(body), Fate::Delivered),
+        };
+        for (at, fate) in std::iter::once((at, first)).chain(again.map(|at| (at, Fate::Duplicated))) {
             self.sent += 1;
             host.arriving.push(Reverse(Datagram {
                 at,
                 number: self.sent,
                 from,
                 ecn: ecn.map(|ecn| ecn as u8),
-                again,
+                fate,
                 body: body.clone(),
             }));
         }
@@ -344,52 +461,61 @@ impl State {
     /// Hands what has arrived to `take`, at most `room` datagrams; when there is nothing yet, `waker` is woken by the next send.
     pub(super) fn receive(
         &mut self,
-        addr: SocketAddr,
         socket: u64,
         room: usize,
         waker: &Waker,
-        mut take: impl FnMut(usize, SocketAddr, Option<EcnCodepoint>, &Bytes),
+        mut take: impl FnMut(usize, &RecvFrom<'_>),
     ) -> Arrivals {
+        let Some(&addr) = self.places.get(&socket) else {
+            return Arrivals::Nothing;
+        };
         let now = Instant::now();
         let mut taken = 0;
         while taken < room {
-            let Some(host) = self.host(addr, socket) else { break };
-            let Some(Reverse(next)) = host.arriving.peek() else {
+            let Some(datagram) = self.hosts.get_mut(&addr).and_then(|host| host.take_arrived(now)) else {
                 break;
             };
-            if next.at > now {
-                break;
-            }
-            let Some(Reverse(datagram)) = host.arriving.pop() else {
-                break;
-            };
-            let fate = match (self.passes(datagram.from, addr), datagram.again) {
-                (false, _) => Fate::Cut,
-                (true, false) => Fate::Delivered,
-                (true, true) => Fate::Duplicated,
+            let fate = match self.passes(datagram.from, addr) {
+                true => datagram.fate,
+                false => Fate::Cut,
             };
             let at = self.since_epoch(now);
             self.trace.datagram(at, datagram.from, addr, datagram.body.len(), fate);
             if fate != Fate::Cut {
                 let ecn = datagram.ecn.and_then(EcnCodepoint::from_bits);
-                take(taken, datagram.from, ecn, &datagram.body);
+                let arrived = RecvFrom {
+                    from: datagram.from,
+                    to: addr,
+                    ecn,
+                    body: &datagram.body,
+                };
+                take(taken, &arrived);
                 taken += 1;
             }
         }
         if taken > 0 {
             return Arrivals::Taken(taken);
         }
-        let Some(host) = self.host(addr, socket) else {
+        let Some(host) = self.hosts.get_mut(&addr) else {
             return Arrivals::Nothing;
         };
-        host.waker = Some(waker.clone());
+        match &mut host.waker {
+            Some(known) => known.clone_from(waker),
+            unset => *unset = Some(waker.clone()),
+        }
         match host.arriving.peek() {
-            Some(Reverse(next)) => Arrivals::Next(next.at),
-            None => Arrivals::Nothing,
+            Some(Reverse(next)) if host.held.is_none() => Arrivals::Next(next.at),
+            _ => Arrivals::Nothing,
         }
     }
 }
 
-fn pair(a: SocketAddr, b: SocketAddr) -> (SocketAddr, SocketAddr) {
-    (a.min(b), a.max(b))
+impl Host {
+    /// The next datagram that has arrived, unless the host is paused.
+    fn take_arrived(&mut self, now: Instant) -> Option<Datagram> {
+        if self.held.is_some() || self.arriving.peek()?.0.at > now {
+            return None;
+        }
+        self.arriving.pop().map(|Reverse(datagram)| datagram)
+    }
 }

@@ -6,6 +6,9 @@ use tokio::time::Instant;
 
 use super::Link;
 
+/// The longest that a datagram waits for a link's [bandwidth](Link::with_bandwidth).
+pub const MAX_QUEUE: Duration = Duration::from_millis(250);
+
 /// A source of numbers that a seed repeats (SplitMix64; Steele, Lea and Flood, 2014).
 #[derive(Debug, Clone)]
 pub(super) struct Random(u64);
@@ -35,10 +38,14 @@ impl Random {
 pub(super) enum Passage {
     Lost,
     TooLarge,
+    /// The queue of the link is full.
+    Overflowed,
     /// It arrives, and perhaps once more.
     Arrives {
         at: Instant,
         again: Option<Instant>,
+        /// Where a byte of it changes: this position, modulo the length.
+        corrupt: Option<usize>,
     },
 }
 
@@ -49,6 +56,8 @@ pub(super) struct Path {
     random: Random,
     /// When the last datagram that kept its place in the queue arrives.
     last: Option<Instant>,
+    /// When the link has carried everything that was sent so far.
+    idle_at: Option<Instant>,
 }
 
 impl Path {
@@ -66,6 +75,7 @@ impl Path {
             link: None,
             random,
             last: None,
+            idle_at: None,
         }
     }
 
@@ -76,14 +86,25 @@ impl Path {
         let duplicated = self.random.fraction() < link.duplicate;
         let reordered = self.random.fraction() < link.reorder;
         let jitter = link.jitter.mul_f64(self.random.fraction());
+        let corrupted = self.random.fraction() < link.corruption;
+        let position = self.random.next() as usize;
         if bytes > link.max_datagram_bytes {
             return Passage::TooLarge;
         }
         if lost {
             return Passage::Lost;
         }
+        let mut sent = now;
+        if let Some(rate) = link.bytes_per_second {
+            let start = self.idle_at.map_or(now, |idle_at| idle_at.max(now));
+            if start - now > MAX_QUEUE {
+                return Passage::Overflowed;
+            }
+            sent = start + Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / rate);
+            self.idle_at = Some(sent);
+        }
         let later = link.latency.max(Duration::from_millis(1));
-        let mut at = now + link.latency + jitter;
+        let mut at = sent + link.latency + jitter;
         if reordered {
             at += later;
         } else {
@@ -93,6 +114,7 @@ impl Path {
         Passage::Arrives {
             at,
             again: duplicated.then(|| at + later),
+            corrupt: corrupted.then_some(position),
         }
     }
 }
@@ -133,13 +155,40 @@ mod tests {
                 .into_iter()
                 .filter_map(|fate| match fate {
                     Passage::Arrives { at, .. } => Some(at),
-                    _ => None,
+                    Passage::Lost | Passage::TooLarge | Passage::Overflowed => None,
                 })
                 .collect()
         };
         let link = Link::new(Duration::from_millis(5)).with_jitter(Duration::from_millis(5));
         assert!(at(&link).is_sorted());
         assert!(!at(&link.with_reordering(0.1)).is_sorted());
+    }
+
+    #[test]
+    fn bandwidth_spaces_datagrams_and_a_full_queue_loses_them() {
+        let link = Link::new(Duration::from_millis(5)).with_bandwidth(120_000);
+        let fates = arrivals(3, &link, 100);
+        let at: Vec<Instant> = fates
+            .iter()
+            .filter_map(|fate| match fate {
+                Passage::Arrives { at, .. } => Some(*at),
+                Passage::Lost | Passage::TooLarge | Passage::Overflowed => None,
+            })
+            .collect();
+        // Ten milliseconds each: 25 fit into the queue beside the first.
+        assert!((25..=27).contains(&at.len()), "{}", at.len());
+        assert!(at.windows(2).all(|two| two[1] - two[0] == Duration::from_millis(10)));
+        assert_eq!(fates.last(), Some(&Passage::Overflowed));
+    }
+
+    #[test]
+    fn corruption_is_as_frequent_as_it_says() {
+        let link = Link::new(Duration::from_millis(5)).with_corruption(0.25);
+        let corrupt = arrivals(4, &link, 10_000)
+            .iter()
+            .filter(|fate| matches!(fate, Passage::Arrives { corrupt: Some(_), .. }))
+            .count();
+        assert!((2_300..2_700).contains(&corrupt), "{corrupt}");
     }
 
     #[test]

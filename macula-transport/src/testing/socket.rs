@@ -23,6 +23,7 @@ const MAX_SEGMENTS: usize = 10;
 #[derive(Debug)]
 pub(crate) struct MemorySocket {
     network: Network,
+    /// The address it was bound to.
     addr: SocketAddr,
     /// Which of the sockets that were ever bound it is.
     number: u64,
@@ -44,7 +45,7 @@ impl MemorySocket {
 
 impl Drop for MemorySocket {
     fn drop(&mut self) {
-        self.network.unbind(self.addr, self.number);
+        self.network.unbind(self.number);
     }
 }
 
@@ -57,7 +58,7 @@ impl AsyncUdpSocket for MemorySocket {
         let mut state = self.network.lock();
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         for datagram in transmit.contents.chunks(size) {
-            state.send(self.addr, self.number, transmit.destination, transmit.ecn, datagram);
+            state.send(self.number, transmit.destination, transmit.ecn, datagram);
         }
         Ok(())
     }
@@ -70,21 +71,20 @@ impl AsyncUdpSocket for MemorySocket {
     ) -> Poll<io::Result<usize>> {
         let room = bufs.len().min(meta.len());
         loop {
-            let arrivals =
-                self.network
-                    .lock()
-                    .receive(self.addr, self.number, room, cx.waker(), |n, from, ecn, body| {
-                        // As the system does: what does not fit is cut off.
-                        let len = body.len().min(bufs[n].len());
-                        bufs[n][..len].copy_from_slice(&body[..len]);
-                        meta[n] = RecvMeta {
-                            addr: from,
-                            len,
-                            stride: len,
-                            ecn,
-                            dst_ip: Some(self.addr.ip()),
-                        };
-                    });
+            let mut state = self.network.lock();
+            let arrivals = state.receive(self.number, room, cx.waker(), |n, arrived| {
+                // As the system does: what does not fit is cut off.
+                let len = arrived.body.len().min(bufs[n].len());
+                bufs[n][..len].copy_from_slice(&arrived.body[..len]);
+                meta[n] = RecvMeta {
+                    addr: arrived.from,
+                    len,
+                    stride: len,
+                    ecn: arrived.ecn,
+                    dst_ip: Some(arrived.to.ip()),
+                };
+            });
+            drop(state);
             let next = match arrivals {
                 Arrivals::Taken(count) => return Poll::Ready(Ok(count)),
                 Arrivals::Nothing => return Poll::Pending,
@@ -100,7 +100,7 @@ impl AsyncUdpSocket for MemorySocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.addr)
+        Ok(self.network.place(self.number).unwrap_or(self.addr))
     }
 
     fn max_transmit_segments(&self) -> usize {

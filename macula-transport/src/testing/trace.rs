@@ -22,16 +22,20 @@ pub struct Traffic {
     pub cut: u64,
     /// Datagrams to an address where nobody listens.
     pub nobody: u64,
-    /// Datagrams beyond [`MAX_IN_FLIGHT`](super::MAX_IN_FLIGHT).
+    /// Datagrams beyond [`MAX_IN_FLIGHT`](super::MAX_IN_FLIGHT), or beyond what the link carries.
     pub overflowed: u64,
+    /// Datagrams that arrived changed.
+    pub corrupted: u64,
 }
 
 /// How a datagram ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fate {
     Delivered,
     /// Delivered a second time.
     Duplicated,
+    /// Delivered changed.
+    Corrupted,
     Lost,
     TooLarge,
     Cut,
@@ -62,6 +66,10 @@ impl Trace {
                 traffic.delivered += 1;
                 &mut traffic.duplicated
             }
+            Fate::Corrupted => {
+                traffic.delivered += 1;
+                &mut traffic.corrupted
+            }
             Fate::Lost => &mut traffic.lost,
             Fate::TooLarge => &mut traffic.too_large,
             Fate::Cut => &mut traffic.cut,
@@ -69,7 +77,7 @@ impl Trace {
             Fate::Overflowed => &mut traffic.overflowed,
         };
         *count += 1;
-        if matches!(fate, Fate::Delivered | Fate::Duplicated) {
+        if matches!(fate, Fate::Delivered | Fate::Duplicated | Fate::Corrupted) {
             traffic.delivered_bytes += bytes as u64;
         }
     }

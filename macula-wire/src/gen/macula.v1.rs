@@ -154,14 +154,14 @@ impl Repeat {
     }
 }
 /// What peers say about the connection itself, on its control stream.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Control {
     #[prost(oneof = "control::Kind", tags = "1, 2, 3, 4, 5")]
     pub kind: ::core::option::Option<control::Kind>,
 }
 /// Nested message and enum types in `Control`.
 pub mod control {
-    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Kind {
         #[prost(message, tag = "1")]
         Hello(super::Hello),
@@ -199,6 +199,9 @@ pub struct Hello {
     /// The sender's software and version, for a person.
     #[prost(string, tag = "7")]
     pub agent: ::prost::alloc::string::String,
+    /// The address that the receiver's packets come from, as `ip:port`; empty from a sender that does not say.
+    #[prost(string, tag = "8")]
+    pub observed: ::prost::alloc::string::String,
 }
 /// Asks whether the peer's software, not only its kernel, is alive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -212,15 +215,38 @@ pub struct ProbeAck {
     #[prost(uint64, tag = "1")]
     pub nonce: u64,
 }
-/// The sender takes no further calls on this connection.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+/// The sender takes no further calls on this connection. It travels on the control stream, and again as the reason phrase of a
+/// connection that is closed in order.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GoAway {
     #[prost(enumeration = "GoAwayReason", tag = "1")]
     pub reason: i32,
-    /// How many calls of the receiver are still running. They are finished; each later one is refused as not started. The
-    /// receiver closes the connection when it has the answers.
+    /// The calls of the receiver that the sender accepted. Absent while it may still accept calls that are under way.
+    #[prost(message, optional, tag = "2")]
+    pub accepted: ::core::option::Option<Accepted>,
+    /// Why, for a person.
+    #[prost(string, tag = "3")]
+    pub words: ::prost::alloc::string::String,
+}
+/// The calls of the receiver that the sender accepted: it may have started these, and never starts another.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Accepted {
+    /// Of the receiver's bidirectional streams, those with an index below this one (as GOAWAY in RFC 9114, section 5.2).
+    #[prost(uint64, tag = "1")]
+    pub streams: u64,
+    /// Of the streams that calls share.
+    #[prost(message, repeated, tag = "2")]
+    pub lanes: ::prost::alloc::vec::Vec<LaneAccepted>,
+}
+/// The accepted calls of a stream that calls share.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LaneAccepted {
+    /// The stream's index.
+    #[prost(uint64, tag = "1")]
+    pub stream: u64,
+    /// How many calls were accepted, in the order of the stream.
     #[prost(uint64, tag = "2")]
-    pub running: u64,
+    pub calls: u64,
 }
 /// How busy the sender is.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -447,6 +473,9 @@ pub struct Providers {
 pub struct Published {
     #[prost(enumeration = "PublishOutcome", repeated, tag = "1")]
     pub outcomes: ::prost::alloc::vec::Vec<i32>,
+    /// For each record refused for its date, in their order: how far it is off by the sender's clock, in milliseconds.
+    #[prost(uint64, repeated, tag = "2")]
+    pub off_by_ms: ::prost::alloc::vec::Vec<u64>,
 }
 /// The node does not answer this request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -463,7 +492,7 @@ pub enum PublishOutcome {
     Stored = 1,
     /// A newer record of this provider is stored.
     Stale = 2,
-    /// The record is not valid: signature, form, size or dates.
+    /// The record is not valid: signature, form or size.
     Invalid = 3,
     /// The record has expired.
     Expired = 4,
@@ -477,6 +506,8 @@ pub enum PublishOutcome {
     NotResponsible = 8,
     /// This node checks as many signatures as it can; publish again later.
     Busy = 9,
+    /// The record is dated too far ahead.
+    FromTheFuture = 10,
 }
 impl PublishOutcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -495,6 +526,7 @@ impl PublishOutcome {
             Self::PublisherQuota => "PUBLISH_OUTCOME_PUBLISHER_QUOTA",
             Self::NotResponsible => "PUBLISH_OUTCOME_NOT_RESPONSIBLE",
             Self::Busy => "PUBLISH_OUTCOME_BUSY",
+            Self::FromTheFuture => "PUBLISH_OUTCOME_FROM_THE_FUTURE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -510,6 +542,7 @@ impl PublishOutcome {
             "PUBLISH_OUTCOME_PUBLISHER_QUOTA" => Some(Self::PublisherQuota),
             "PUBLISH_OUTCOME_NOT_RESPONSIBLE" => Some(Self::NotResponsible),
             "PUBLISH_OUTCOME_BUSY" => Some(Self::Busy),
+            "PUBLISH_OUTCOME_FROM_THE_FUTURE" => Some(Self::FromTheFuture),
             _ => None,
         }
     }

@@ -82,10 +82,10 @@ pub(crate) struct MeshArgs {
 pub(crate) struct NodeArgs {
     #[command(flatten)]
     pub(crate) mesh: MeshArgs,
-    /// Where to listen for QUIC: an IP address and a port; port 0 takes a free one.
-    #[arg(long, value_name = "ADDR", value_parser = address, default_value = "0.0.0.0:9443", env = "MACULA_LISTEN")]
+    /// Where to listen for QUIC: an IP address and a port; port 0 takes a free one. `[::]` is every address of both families.
+    #[arg(long, value_name = "ADDR", value_parser = address, default_value = "[::]:9443", env = "MACULA_LISTEN")]
     pub(crate) listen: SocketAddr,
-    /// What others should dial, when it is not the address listened at; may be given several times.
+    /// What others should dial; may be given several times [default: the addresses of the interfaces listened on].
     #[arg(long, value_name = "HOST:PORT", env = "MACULA_ADVERTISE", value_delimiter = ',')]
     pub(crate) advertise: Vec<Address>,
     /// The file that holds the node's secret key, made if missing; without it the key is in the data folder, or else a new one
@@ -101,11 +101,20 @@ pub(crate) struct NodeArgs {
     /// A service to provide: `NAME=echo`, or `NAME=exec:COMMAND` to run a shell command for each call; may be given several
     /// times.
     ///
-    /// A command reads the request from standard input and answers on standard output. When it exits with an error, the caller
-    /// gets the last line of its standard error: as the caller's own fault, which is not tried elsewhere, for the exit codes 64
-    /// and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied), and else as a failure that is.
+    /// A command reads the request from standard input. Its answer is what it has written to standard output when it exits; what it
+    /// leaves running is killed with its process group, as it is itself when the caller cancels or its time is up. Standard error goes to
+    /// the node's log. It finds the caller's node id in MACULA_CALLER, and the service and method in MACULA_SERVICE and MACULA_METHOD.
+    ///
+    /// When it exits with an error, the caller gets the last line of its standard output: as the caller's own fault, which is not tried
+    /// elsewhere, for the exit codes 64 and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied), and else as a
+    /// failure that is.
     #[arg(long, value_name = "NAME=echo|exec:COMMAND")]
     pub(crate) serve: Vec<Serve>,
+    /// A variable for the environment of `exec:` commands, with the node's own value or another; may be given several times.
+    ///
+    /// Without it they get PATH, HOME, LANG, LC_ALL, TMPDIR and TZ, and nothing else that the node was started with.
+    #[arg(long, value_name = "NAME[=VALUE]")]
+    pub(crate) exec_env: Vec<String>,
     /// Where the node runs, such as a data centre: callers of the same zone prefer it.
     #[arg(long, value_name = "NAME", env = "MACULA_ZONE")]
     pub(crate) zone: Option<String>,
@@ -118,6 +127,9 @@ pub(crate) struct NodeArgs {
     /// Prints the line that says the node is ready as JSON.
     #[arg(long)]
     pub(crate) json: bool,
+    /// Reaps orphans and passes signals on, as a container's first process has to; process 1 does so unasked.
+    #[arg(long)]
+    pub(crate) init: bool,
     /// Leaves when standard input is closed, so that the node does not outlive the program that started it.
     #[arg(long)]
     pub(crate) until_stdin_closes: bool,

@@ -5,9 +5,11 @@ mod bench;
 mod call;
 mod config;
 mod demo;
+mod exec;
 mod failure;
 mod health;
 mod id;
+mod init;
 mod mesh;
 mod node;
 mod providers;
@@ -30,7 +32,15 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(code) => return code,
     };
+    if let Command::Node(args) = &cli.command
+        && init::is_wanted(args.init)
+    {
+        return init::run().unwrap_or_else(|error| {
+            Failure::other(format!("the node could not be started under process 1: {error}")).report()
+        });
+    }
     start_logging(&cli.command);
+    keep_damage_quiet();
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
@@ -54,6 +64,20 @@ fn parse() -> Result<Cli, ExitCode> {
         Ok(_) => failure::usage_in(&file, &error),
         Err(error) => failure::usage(&error),
     })
+}
+
+/// redb asserts what a damaged file breaks. The directory takes that for damage and says so in its own words, so the panic itself is
+/// no news.
+fn keep_damage_quiet() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let is_redb = |place: &std::panic::Location<'_>| place.file().contains("/redb-");
+        if panic.location().is_some_and(is_redb) {
+            tracing::debug!(%panic, "a check of the directory's file failed");
+        } else {
+            say(panic);
+        }
+    }));
 }
 
 /// Logs go to standard error: what `RUST_LOG` asks for, or a node's warnings. Other commands say themselves what is wrong, in

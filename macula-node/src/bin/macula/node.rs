@@ -1,6 +1,6 @@
 //! `macula node`.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use macula_node::{Identity, MAX_BOOTSTRAP, MAX_ENDPOINTS, Node};
 use serde_json::json;
@@ -8,9 +8,10 @@ use tokio::io::AsyncReadExt;
 
 use crate::{
     args::NodeArgs,
+    exec::{self, Environment, Exec},
     failure::{Failure, chain, print_line, say},
     mesh,
-    serve::{Exec, Kind, echo},
+    serve::{Kind, echo},
     signals::Signals,
 };
 
@@ -39,7 +40,8 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
 }
 
 async fn start(args: &NodeArgs) -> Result<Node, Failure> {
-    check(args)?;
+    let environment = Arc::new(Environment::new(&args.exec_env));
+    check(args, &environment)?;
     let mut builder = Node::builder()
         .realm(args.mesh.realm.clone())
         .listen(args.listen)
@@ -60,7 +62,7 @@ async fn start(args: &NodeArgs) -> Result<Node, Failure> {
         builder = match &service.kind {
             Kind::Echo => builder.serve(service.name.clone(), echo),
             Kind::Exec(command) => {
-                let exec = Exec::new(command);
+                let exec = Exec::new(command, &environment);
                 builder.serve(service.name.clone(), move |request| exec.clone().call(request))
             }
         };
@@ -75,7 +77,7 @@ async fn start(args: &NodeArgs) -> Result<Node, Failure> {
 }
 
 /// What the command line's form alone does not rule out.
-fn check(args: &NodeArgs) -> Result<(), Failure> {
+fn check(args: &NodeArgs, environment: &Environment) -> Result<(), Failure> {
     let names: BTreeSet<_> = args.serve.iter().map(|service| &service.name).collect();
     if names.len() < args.serve.len() {
         return Err(Failure::usage("two --serve have the same name; give each service one"));
@@ -89,6 +91,12 @@ fn check(args: &NodeArgs) -> Result<(), Failure> {
         return Err(Failure::usage(format!(
             "{MAX_BOOTSTRAP} --bootstrap are enough; leave some out"
         )));
+    }
+    for service in &args.serve {
+        if let Kind::Exec(command) = &service.kind {
+            exec::check(command, environment)
+                .map_err(|error| Failure::usage(format!("--serve {}=exec:{command}: {error}", service.name)))?;
+        }
     }
     Ok(())
 }

@@ -104,7 +104,7 @@ fn later_contacts_are_the_ones_kept() {
 async fn what_is_handed_over_is_in_the_file_when_it_is_closed() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("directory.redb");
-    let mut keeper = Keeper::start(file.clone(), open_directory(&file).unwrap()).unwrap();
+    let mut keeper = Keeper::start(file.clone(), Some(open_directory(&file).unwrap())).unwrap();
     assert_eq!(keeper.load().unwrap(), Loaded::default());
     // More than one transaction's worth, so that the end waits for several.
     let records: Vec<_> = (0..=u8::MAX)

@@ -26,6 +26,8 @@ pub(super) enum Step {
     Rewind(u64),
     Update(BTreeSet<u32>),
     Link(u32, Link),
+    Renew(u32),
+    Dial(Link),
     Load(u32, f64),
 }
 
@@ -99,6 +101,16 @@ pub(super) fn options() -> impl Generator<Value = CallOptions> {
         )
 }
 
+fn links() -> impl Generator<Value = Link> {
+    prop_oneof![
+        1 => Just(Link::Idle),
+        3 => Just(Link::Up),
+        2 => Just(Link::Suspected),
+        2 => Just(Link::Down),
+        1 => Just(Link::Draining),
+    ]
+}
+
 pub(super) fn steps() -> impl Generator<Value = Step> {
     let (call, attempt) = (any::<Index>, any::<Index>);
     prop_oneof![
@@ -110,8 +122,9 @@ pub(super) fn steps() -> impl Generator<Value = Step> {
         3 => Just(Step::PassUntilDue),
         1 => (0u64..2_000).prop_map(Step::Rewind),
         1 => proptest::collection::btree_set(0u32..7, 0..7).prop_map(Step::Update),
-        1 => (0u32..7, prop_oneof![Just(Link::Up), Just(Link::Down), Just(Link::Draining)])
-            .prop_map(|(key, link)| Step::Link(key, link)),
+        4 => (0u32..7, links()).prop_map(|(key, link)| Step::Link(key, link)),
+        1 => (0u32..7).prop_map(Step::Renew),
+        2 => prop_oneof![2 => Just(Link::Up), 2 => Just(Link::Down), 1 => Just(Link::Idle)].prop_map(Step::Dial),
         1 => (0u32..7, any::<f64>()).prop_map(|(key, load)| Step::Load(key, load)),
     ]
 }
@@ -165,7 +178,9 @@ pub(super) fn walk(config: BalancerConfig, members: u32, seed: u64, steps: Vec<S
                 );
             }
             Step::Update(members) => world.update(members),
-            Step::Link(key, link) => world.set_link(key, link),
+            Step::Link(key, link) => world.link(key, link),
+            Step::Renew(key) => world.renew(key),
+            Step::Dial(outcome) => world.dial(outcome),
             Step::Load(key, load) => world.balancer.report_load(world.now, &key, load),
         }
     }

@@ -1,4 +1,7 @@
-//! What happens: a mesh comes up, is called, loses providers, gets them back, is parted, and heals.
+//! A fixed story, measured: a mesh comes up, is called, loses providers, gets them back, is parted, and heals.
+
+mod fleet;
+mod report;
 
 use std::{
     collections::BTreeSet,
@@ -14,8 +17,11 @@ use macula_transport::testing::{Link, Network, Traffic};
 use macula_wire::NodeId;
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::fleet::{Fleet, Part, Random, SERVICE};
+use crate::random::Random;
+use fleet::{Fleet, Part, SERVICE};
 
+/// The fewest nodes that can be parted and still have providers on both sides.
+const MIN_NODES: usize = 12;
 /// The time between two calls of one caller, on average.
 const CALL_EVERY: Duration = Duration::from_millis(25);
 /// A twentieth of a second is far away for packets and near for people: nodes of one continent.
@@ -26,7 +32,7 @@ const LOSS: f64 = 0.001;
 const SETTLING: Duration = Duration::from_secs(5);
 
 /// What the mesh goes through, and for how long.
-pub(super) const PHASES: [(&str, Duration); 5] = [
+const PHASES: [(&str, Duration); 5] = [
     ("all well", Duration::from_secs(20)),
     ("a third of the providers killed", Duration::from_secs(20)),
     ("restarted", Duration::from_secs(10)),
@@ -35,25 +41,25 @@ pub(super) const PHASES: [(&str, Duration); 5] = [
 ];
 
 /// One call, when it was over.
-pub(super) struct Sample {
-    pub(super) phase: usize,
+struct Sample {
+    phase: usize,
     /// Its start, since the first call.
-    pub(super) at: Duration,
-    pub(super) took: Duration,
-    pub(super) attempts: usize,
+    at: Duration,
+    took: Duration,
+    attempts: usize,
     /// Whether it tried a provider that had been killed.
-    pub(super) met_the_dead: bool,
-    pub(super) error: Option<&'static str>,
+    met_the_dead: bool,
+    error: Option<&'static str>,
 }
 
-pub(super) struct Outcome {
-    pub(super) samples: Vec<Sample>,
+struct Outcome {
+    samples: Vec<Sample>,
     /// From the start of the first node until every one had joined.
-    pub(super) joined: Duration,
-    pub(super) providers: usize,
-    pub(super) callers: usize,
-    pub(super) traffic: Traffic,
-    pub(super) trace: u64,
+    joined: Duration,
+    providers: usize,
+    callers: usize,
+    traffic: Traffic,
+    trace: u64,
 }
 
 /// What the callers share.
@@ -128,7 +134,23 @@ async fn call(node: Node, book: Arc<Book>, mut random: Random) {
     calls.join_all().await;
 }
 
-pub(super) async fn tell(nodes: usize, seed: u64) -> Result<Outcome, Box<dyn Error>> {
+/// Tells the story in virtual time, and shows what was measured.
+pub(super) fn show(nodes: usize, seed: u64) -> Result<(), Box<dyn Error>> {
+    if nodes < MIN_NODES {
+        return Err(format!("{nodes} nodes are too few to be parted; give --nodes {MIN_NODES} or more").into());
+    }
+    let started = std::time::Instant::now();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()?;
+    let outcome = runtime.block_on(tell(nodes, seed))?;
+    eprintln!("{:.1} s", started.elapsed().as_secs_f64());
+    println!("{}", report::document(nodes, seed, &outcome));
+    Ok(())
+}
+
+async fn tell(nodes: usize, seed: u64) -> Result<Outcome, Box<dyn Error>> {
     let link = Link::new(LATENCY).with_jitter(JITTER).with_loss(LOSS);
     let network = Network::new(seed).with_link(link);
     let mut fleet = Fleet::start(network.clone(), nodes, seed).await?;

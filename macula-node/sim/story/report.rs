@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 
-use crate::story::{Outcome, PHASES, Sample};
+use super::{Outcome, PHASES, Sample};
 
 /// In milliseconds, of a sorted list; none when there is nothing.
 #[expect(

@@ -12,33 +12,11 @@ use macula_rpc::{Request, Status};
 use macula_transport::{Identity, testing::Network};
 use macula_wire::SecretKey;
 
+use crate::random::Random;
+
 pub(super) const SERVICE: &str = "sim.work";
 /// How long a provider works on a call, on average; exponentially distributed.
 const WORK: Duration = Duration::from_millis(5);
-
-/// Numbers that a seed repeats (SplitMix64; Steele, Lea and Flood, 2014).
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A time with this mean, exponentially distributed.
-    #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
-    pub(super) fn exponential(&mut self, mean: Duration) -> Duration {
-        let fraction = ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64;
-        mean.mul_f64(-fraction.ln())
-    }
-}
 
 /// What a node does in the story.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,126 @@
+//! One publication: its record, its lookups, and the nodes that have answered.
+
+use std::collections::BTreeSet;
+
+use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
+
+use crate::{Contact, Distance, Event, Outcome, Point, QueryId, Refusal, RoutingTable, table::K};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum JobKind {
+    Advertise,
+    Withdraw,
+}
+
+/// A publication and how far it is.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) key: ServiceKey,
+    pub(super) kind: JobKind,
+    pub(super) record: VerifiedProvider,
+    /// Holders of earlier records. They are told of a withdrawal even if they are no longer among the closest.
+    pub(super) former: Vec<Contact>,
+    /// Lookups under way.
+    pub(super) running: BTreeSet<QueryId>,
+    /// The number of lookups that were started.
+    pub(super) lookups: u32,
+    /// The region whose nodes all get the record, because the k closest are a crowd.
+    pub(super) region: Option<Distance>,
+    /// The number of targets that have not answered.
+    pub(super) waiting: usize,
+    pub(super) holders: Vec<Contact>,
+    refused: Vec<(NodeId, Refusal)>,
+    unreachable: usize,
+}
+
+impl Job {
+    pub(super) fn new(key: ServiceKey, kind: JobKind, record: VerifiedProvider, former: Vec<Contact>) -> Self {
+        Self {
+            key,
+            kind,
+            record,
+            former,
+            running: BTreeSet::new(),
+            lookups: 0,
+            region: None,
+            waiting: 0,
+            holders: Vec::new(),
+            refused: Vec::new(),
+            unreachable: 0,
+        }
+    }
+
+    /// The nodes that get the record, each once: the closest and the former holders. The job waits for them from here on.
+    pub(super) fn targets(&mut self, closest: Vec<Contact>, table: &RoutingTable) -> Vec<Contact> {
+        let mut targets = closest;
+        targets.append(&mut self.former);
+        if self.kind == JobKind::Withdraw {
+            // Nodes that have come since, and were handed the record.
+            let point = Point::from(self.key);
+            let distance = |contact: &Contact| point.distance(&contact.node_id().into());
+            let farthest = targets.iter().map(distance).max();
+            let few = targets.len() < K;
+            let known = table.closest(&point, K).cloned();
+            targets.extend(known.filter(|c| few || farthest.is_some_and(|far| distance(c) < far)));
+        }
+        let mut seen = BTreeSet::new();
+        targets.retain(|target| seen.insert(*target.node_id()));
+        self.waiting = targets.len();
+        targets
+    }
+
+    /// Takes the outcome at one target; `None` when it did not answer.
+    pub(super) fn take(&mut self, contact: Contact, outcome: Option<Outcome>) {
+        self.waiting = self.waiting.saturating_sub(1);
+        match outcome {
+            Some(Outcome::Stored) => self.holders.push(contact),
+            Some(Outcome::Refused(refusal)) => self.refused.push((*contact.node_id(), refusal)),
+            None => self.unreachable += 1,
+        }
+    }
+}
+
+/// The end of a job.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) key: ServiceKey,
+    pub(super) kind: JobKind,
+    pub(super) holders: Vec<Contact>,
+    pub(super) refused: Vec<(NodeId, Refusal)>,
+    pub(super) unreachable: usize,
+}
+
+impl From<Job> for Ended {
+    fn from(job: Job) -> Self {
+        Self {
+            key: job.key,
+            kind: job.kind,
+            holders: job.holders,
+            refused: job.refused,
+            unreachable: job.unreachable,
+        }
+    }
+}
+
+impl Ended {
+    pub(super) fn was_refused_as(&self, refusal: Refusal) -> bool {
+        self.refused.iter().any(|(_, given)| *given == refusal)
+    }
+
+    pub(super) fn into_event(self) -> Event {
+        let (key, acknowledged) = (self.key, self.holders.len());
+        match self.kind {
+            JobKind::Advertise => Event::Advertised {
+                key,
+                acknowledged,
+                refused: self.refused,
+                unreachable: self.unreachable,
+            },
+            JobKind::Withdraw => Event::Withdrawn {
+                key,
+                acknowledged,
+                unacknowledged: self.refused.len() + self.unreachable,
+            },
+        }
+    }
+}

@@ -1,0 +1,109 @@
+use macula_wire::{ServiceKey, VerifiedProvider};
+
+use super::*;
+use crate::{
+    Want,
+    dht::testing::{EPOCH_MS, local, local_with},
+};
+
+const KEY: ServiceKey = ServiceKey::from_bytes([3; 32]);
+
+fn outputs(queries: &mut Queries) -> Vec<QueryOutput> {
+    std::iter::from_fn(|| queries.poll_output()).collect()
+}
+
+fn record(n: u8, local: &Local) -> SignedProvider {
+    let signer = macula_wire::SecretKey::from_bytes(&[n; 32]);
+    let advertisement = macula_wire::Advertisement::new(["10.0.0.9:4433".parse().unwrap()]);
+    let record = VerifiedProvider::sign(&signer, &local.realm_hash, &KEY, 1, EPOCH_MS, &advertisement);
+    record.unwrap().to_signed()
+}
+
+fn search(queries: &mut Queries, local: &mut Local, now: Instant, want: Want) -> QueryId {
+    let goal = Goal::Providers(Search::new(KEY, want));
+    let id = queries.start(local, now, KEY.into(), goal).unwrap();
+    queries.pump(local, now, id);
+    id
+}
+
+fn providers(records: Vec<SignedProvider>) -> Response {
+    Response::Providers {
+        records,
+        closest: Vec::new(),
+        more: false,
+    }
+}
+
+#[test]
+fn a_search_for_the_first_provider_ends_with_the_first_answer() {
+    let now = Instant::now();
+    let (mut queries, mut local) = (Queries::default(), local_with(now, 10));
+    let id = search(&mut queries, &mut local, now, Want::First);
+    let asked = outputs(&mut queries);
+    let [QueryOutput::Ask { step, to, .. }, ..] = &asked[..] else {
+        panic!("{asked:?}")
+    };
+    assert_eq!(asked.len(), crate::ALPHA);
+    let answer = providers(vec![record(1, &local)]);
+    assert!(queries.handle_answer(&mut local, now, *step, to, answer));
+    let ended = outputs(&mut queries);
+    assert!(
+        matches!(&ended[..], [
+            QueryOutput::Event(Event::Providers { .. }),
+            QueryOutput::Event(Event::Finished { query, result: QueryResult::Found(found), .. }),
+        ] if *query == id && found.len() == 1),
+        "{ended:?}"
+    );
+    // Answers that come later change nothing.
+    for output in &asked[1..] {
+        let QueryOutput::Ask { step, to, .. } = output else {
+            continue;
+        };
+        let answer = providers(vec![record(2, &local)]);
+        assert!(queries.handle_answer(&mut local, now, *step, to, answer));
+    }
+    assert!(outputs(&mut queries).is_empty());
+}
+
+#[test]
+fn a_forged_record_fails_its_peer_and_the_lookup_goes_on() {
+    let now = Instant::now();
+    let (mut queries, mut local) = (Queries::default(), local_with(now, 10));
+    search(&mut queries, &mut local, now, Want::All);
+    let asked = outputs(&mut queries);
+    let QueryOutput::Ask { step, to, .. } = &asked[0] else {
+        panic!("{asked:?}")
+    };
+    let mut forged = record(1, &local);
+    forged.signature = record(2, &local).signature;
+    assert!(!queries.handle_answer(&mut local, now, *step, to, providers(vec![forged])));
+    assert!(
+        matches!(outputs(&mut queries)[..], [QueryOutput::Ask { .. }]),
+        "another peer is asked"
+    );
+}
+
+#[test]
+fn a_lookup_without_a_contact_ends_at_once() {
+    let now = Instant::now();
+    let (mut queries, mut local) = (Queries::default(), local(now));
+    let errand = Goal::Errand(Errand::Join);
+    let id = queries.start(&mut local, now, Point::MIN, errand).unwrap();
+    queries.pump(&mut local, now, id);
+    let ended = outputs(&mut queries);
+    assert!(matches!(&ended[..], [QueryOutput::Done { query, answered: 0, .. }] if *query == id));
+}
+
+#[test]
+fn a_caller_cannot_drop_the_lookup_of_another_core() {
+    let now = Instant::now();
+    let (mut queries, mut local) = (Queries::default(), local_with(now, 10));
+    let errand = Goal::Errand(Errand::Refresh);
+    let id = queries.start(&mut local, now, Point::MIN, errand).unwrap();
+    queries.drop_caller(id);
+    queries.pump(&mut local, now, id);
+    assert_eq!(outputs(&mut queries).len(), crate::ALPHA);
+    queries.drop_errand(id);
+    queries.pump(&mut local, now, id);
+    assert!(outputs(&mut queries).is_empty());
+}

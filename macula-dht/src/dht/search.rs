@@ -1,0 +1,194 @@
+//! What a search for providers has found, and how much each peer may add to it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Instant,
+};
+
+use macula_wire::{NodeId, ServiceKey, SignedProvider, VerifiedProvider};
+
+use super::local::Local;
+use crate::{
+    K, Want,
+    clock::{Tick, nanos},
+    message::peek,
+    store::supersedes,
+};
+
+/// The most pages of one peer's list that a search reads.
+const MAX_PAGES: u8 = 32;
+/// The most providers that a search takes from one peer, or [`StoreLimits::providers_per_key`](crate::StoreLimits) when that is
+/// more.
+const LIST: usize = 256;
+
+/// What a search for providers has found.
+#[derive(Debug)]
+pub(super) struct Search {
+    key: ServiceKey,
+    want: Want,
+    /// The newest record of each provider, withdrawals included.
+    found: BTreeMap<NodeId, Seen>,
+    live: usize,
+    given: BTreeMap<NodeId, Given>,
+    /// The number of signatures checked.
+    checked: usize,
+    /// The step that found the first provider.
+    hop: u8,
+    pub(super) effort: Effort,
+}
+
+/// A record a search has seen.
+#[derive(Debug)]
+struct Seen {
+    record: VerifiedProvider,
+    /// The search shows it until then.
+    expires: Tick,
+}
+
+/// How much of its list a peer has given.
+#[derive(Debug, Default)]
+struct Given {
+    pages: u8,
+    records: usize,
+}
+
+/// How hard a search tries. A search that ends without a provider tries harder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Effort {
+    /// It asks the k closest.
+    Plain,
+    /// It asks the whole region that k nodes take up on average, because the k closest are crowded into a corner of it.
+    Region,
+    /// It goes on disjoint paths, none of which asks a node that another has asked (Baumgart and Mies, *S/Kademlia*, 2007).
+    Disjoint,
+}
+
+impl Search {
+    pub(super) fn new(key: ServiceKey, want: Want) -> Self {
+        Self {
+            key,
+            want,
+            found: BTreeMap::new(),
+            live: 0,
+            given: BTreeMap::new(),
+            checked: 0,
+            hop: 0,
+            effort: Effort::Plain,
+        }
+    }
+
+    pub(super) fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+
+    /// The number of live providers found.
+    pub(super) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// The step that found the first provider.
+    pub(super) fn hop(&self) -> u8 {
+        self.hop
+    }
+
+    pub(super) fn is_satisfied(&self) -> bool {
+        self.want.is_satisfied_by(self.live)
+    }
+
+    /// Checks the records of an answer that are not known yet; `None` when one is forged.
+    ///
+    /// One peer may give as many records as a list holds. A whole search looks at two versions of such a list from each of k
+    /// holders: made-up providers cost a peer nothing.
+    pub(super) fn verify(
+        &mut self,
+        local: &Local,
+        peer: &NodeId,
+        records: &[SignedProvider],
+    ) -> Option<Vec<VerifiedProvider>> {
+        let most = most_records(local);
+        let given = self.given.entry(*peer).or_default();
+        let records = &records[..records.len().min(most.saturating_sub(given.records))];
+        given.records += records.len();
+        let mut verified = Vec::new();
+        for record in records {
+            let known = peek(&record.body).and_then(|peek| self.found.get(&peek.node));
+            let is_same = |known: &VerifiedProvider| {
+                known.body() == &record.body && known.signature()[..] == record.signature[..]
+            };
+            if known.is_some_and(|known| is_same(&known.record)) {
+                continue;
+            }
+            if self.checked >= 2 * K * most {
+                break;
+            }
+            self.checked += 1;
+            verified.push(record.verify(&local.realm_hash, &self.key).ok()?);
+        }
+        Some(verified)
+    }
+
+    /// Merges records found at `hop`. Returns those that are news to the caller.
+    pub(super) fn merge(
+        &mut self,
+        local: &Local,
+        now: Instant,
+        hop: u8,
+        records: Vec<VerifiedProvider>,
+    ) -> Vec<VerifiedProvider> {
+        let tick = local.tick(now);
+        let mut batch = Vec::new();
+        for record in records {
+            let Ok(validity) = local.clock.validity(now, &record) else {
+                continue;
+            };
+            let known = self.found.get(record.node_id()).map(|known| &known.record);
+            if known.is_some_and(|known| !supersedes(&record, known)) {
+                continue;
+            }
+            let was_live = known.is_some_and(|known| !known.is_withdrawn());
+            let expires = tick.saturating_add(nanos(validity));
+            self.live = self.live + usize::from(!record.is_withdrawn()) - usize::from(was_live);
+            if !record.is_withdrawn() {
+                batch.push(record.clone());
+            }
+            self.found.insert(*record.node_id(), Seen { record, expires });
+        }
+        if !batch.is_empty() && self.hop == 0 {
+            self.hop = hop;
+        }
+        batch
+    }
+
+    /// Drops records that have expired since the search found them (D4).
+    pub(super) fn drop_expired(&mut self, local: &Local, now: Instant) {
+        let (tick, key) = (local.tick(now), self.key);
+        let shown: BTreeSet<_> = local.store.get(now, &key).map(|record| *record.node_id()).collect();
+        self.found.retain(|node, seen| {
+            let is_held = || local.store.held(&key, node) == Some(&seen.record);
+            // This node's own store received its records earlier, so they expire when they do there.
+            seen.record.is_withdrawn() || (seen.expires > tick && (shown.contains(node) || !is_held()))
+        });
+        let live = self.found.values().filter(|seen| !seen.record.is_withdrawn());
+        self.live = live.count();
+    }
+
+    /// Counts a page of `peer`'s list. Returns whether the search may ask for another.
+    pub(super) fn wants_next_page(&mut self, local: &Local, peer: &NodeId) -> bool {
+        let given = self.given.entry(*peer).or_default();
+        given.pages += 1;
+        given.pages < MAX_PAGES && given.records < most_records(local)
+    }
+
+    /// The live providers in the list's order (D1).
+    pub(super) fn into_providers(self) -> Vec<VerifiedProvider> {
+        let records = self.found.into_values().map(|seen| seen.record);
+        let mut live: Vec<_> = records.filter(|record| !record.is_withdrawn()).collect();
+        live.sort_by_cached_key(|record| self.key.rank(record.node_id()));
+        live
+    }
+}
+
+/// The most records that a search takes from one peer.
+fn most_records(local: &Local) -> usize {
+    local.config.store.providers_per_key.max(LIST)
+}

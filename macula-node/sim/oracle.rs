@@ -1,0 +1,469 @@
+//! The oracle: it knows what really happened, and says which rules of the specification a run has broken.
+//!
+//! A rule holds strictly, with two allowances: a provider counts as well only when nothing was wrong with it for [`GRACE`] before a call
+//! and during it, and what a rule does not promise (a call that may not run twice, or that has had its attempts at providers that answer
+//! badly) is not asked for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use macula_wire::{Address, NodeId};
+
+use crate::{
+    fault::{Kind, Schedule},
+    load::{Policy, Shape},
+    truth::{Called, Cause, End, Ended, Facts, Run},
+    world::{Part, TTL, part_of},
+};
+
+/// The rules by their names in the specification, and what of them is checked here.
+pub(super) const RULES: &[(&str, &str)] = &[
+    (
+        "D12",
+        "a call does not fail because its list is old: a well provider is found and tried",
+    ),
+    ("D14", "after a clock was wrong, every provider is listed again"),
+    ("D3", "what was withdrawn is not listed or used after its bound"),
+    ("D4", "no record is listed or used after it expired"),
+    ("D6", "when all has healed, the directory lists the living providers"),
+    ("D9", "no forged or foreign record is listed or used"),
+    (
+        "F1",
+        "a call fails only when no reachable provider of its service lived during it",
+    ),
+    ("F2", "no process of a provider runs a call twice"),
+    ("F5", "attempts at dead providers do not use up a call's attempts"),
+    ("F6", "a call that must not run twice runs once"),
+    (
+        "F7",
+        "a call ends by its deadline, its attempts start before it, and no run outlasts it",
+    ),
+    ("F8", "a run ends soon after its call"),
+    ("F9", "retries of errors and refusals keep within the budget"),
+    ("H2", "when all has healed, every caller reaches every living provider"),
+    ("L2", "silent providers do not use up a call's time"),
+    ("L5", "what dead providers cost is not charged to the retry budget"),
+    ("L6", "a dead provider costs round trips, not a timeout"),
+    ("N3", "a call does not fail because the directory cannot be reached"),
+    ("N4", "when every node has ended, nothing of it is left"),
+    (
+        "P4",
+        "an answer is one that a provider gave to this very call, and whole",
+    ),
+];
+
+/// For so long after a fault a node need not be as it was.
+const GRACE: Duration = Duration::from_secs(5);
+/// Timers count milliseconds.
+const SLACK: Duration = Duration::from_millis(100);
+/// What a cancellation takes to arrive, with packets that are lost.
+const CANCELLED_WITHIN: Duration = Duration::from_secs(3);
+/// What a dead provider may cost: five probe timeouts of this network and 100 ms, and a dial.
+const DEAD_COSTS: Duration = Duration::from_secs(1);
+/// The most attempts of a call that says nothing else.
+const ATTEMPTS: usize = 3;
+/// What a budget allows: a share of the calls, and so many a second beside.
+const BUDGET_SHARE: usize = 5;
+const BUDGET_PER_SECOND: usize = 10;
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+
+/// A rule that was broken, when, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Broken {
+    pub(super) rule: &'static str,
+    pub(super) at: Duration,
+    pub(super) text: String,
+}
+
+/// What a run has broken, in the order of time.
+pub(super) fn judge(schedule: &Schedule, facts: &Facts) -> Vec<Broken> {
+    let mut judge = Judge {
+        schedule,
+        facts,
+        runs: BTreeMap::new(),
+        broken: Vec::new(),
+    };
+    for run in &facts.runs {
+        judge.runs.entry(run.call).or_default().push(run);
+    }
+    for (number, call) in facts.calls.iter().enumerate() {
+        judge.call(number as u64, call);
+    }
+    judge.budgets();
+    judge.lists();
+    judge.rest();
+    judge.broken.sort_by_key(|broken| broken.at);
+    judge.broken
+}
+
+struct Judge<'a> {
+    schedule: &'a Schedule,
+    facts: &'a Facts,
+    /// By call, in the order of their starts.
+    runs: BTreeMap<u64, Vec<&'a Run>>,
+    broken: Vec<Broken>,
+}
+
+impl<'a> Judge<'a> {
+    fn breaks(&mut self, rule: &'static str, at: Duration, text: String) {
+        self.broken.push(Broken { rule, at, text });
+    }
+
+    /// Whether nothing was wrong with a node from some time before the one moment until the other.
+    fn is_well(&self, member: usize, from: Duration, to: Duration) -> bool {
+        let troubles = self.facts.troubles.iter().filter(|it| it.member == member);
+        let mut bad = troubles.filter(|it| !it.kind.is_harmless());
+        !bad.any(|it| it.from <= to && it.to.is_none_or(|end| end + GRACE > from))
+    }
+
+    /// The providers that were well all the time.
+    fn well_providers(&self, from: Duration, to: Duration) -> Vec<NodeId> {
+        let nodes = self.schedule.nodes;
+        let lives = self.facts.lives.iter();
+        let lives = lives.filter(|life| part_of(life.member, nodes) == Part::Provider);
+        let whole = lives.filter(|life| life.from + GRACE <= from && life.to.is_none_or(|end| end >= to));
+        let well = whole.filter(|life| self.is_well(life.member, from, to));
+        well.map(|life| life.id).collect()
+    }
+
+    fn are_all_well(&self, from: Duration, to: Duration) -> bool {
+        (0..self.schedule.nodes).all(|n| self.is_well(n, from, to))
+    }
+
+    /// Whether the run was at a provider whose handlers were slow, whose call waits as it should.
+    fn is_slow(&self, run: &Run) -> bool {
+        let member = self.facts.lives[run.life].member;
+        let to = run.end.map_or(Duration::MAX, |(end, _)| end);
+        self.facts.troubles.iter().any(|it| {
+            it.member == member
+                && matches!(it.kind, Kind::Slow(_) | Kind::Hang)
+                && it.from <= to
+                && it.to.is_none_or(|end| end + GRACE > run.from)
+        })
+    }
+
+    fn call(&mut self, number: u64, call: &'a Called) {
+        let runs = self.runs.get(&number).cloned().unwrap_or_default();
+        let deadline = call.from + call.plan.timeout;
+        self.twice(number, call, &runs);
+        for run in &runs {
+            let lasted = run.end.map(|(end, _)| end.saturating_sub(run.from));
+            if lasted.is_some_and(|lasted| lasted > call.plan.timeout + SLACK) {
+                let text = format!(
+                    "a run of call {number} took {lasted:?}, with a timeout of {:?}",
+                    call.plan.timeout
+                );
+                self.breaks("F7", run.from, text);
+            }
+        }
+        for attempt in &call.tries {
+            if attempt.from >= deadline {
+                let text = format!("an attempt of call {number} started at or after its deadline");
+                self.breaks("F7", attempt.from, text);
+            }
+            self.used(attempt.from, &attempt.id, attempt.endpoint.as_slice());
+        }
+        let Some((end, ended)) = &call.end else {
+            self.breaks("F7", deadline, format!("call {number} never ended"));
+            return;
+        };
+        if *end > deadline + SLACK {
+            let text = format!("call {number} ended {:?} after its deadline", *end - deadline);
+            self.breaks("F7", *end, text);
+        }
+        self.outlasts(number, call, *end, &runs);
+        match ended {
+            Ended::Answered {
+                runs: told,
+                messages,
+                by,
+            } => {
+                self.answer(number, call, *end, (told, *messages, *by));
+                self.is_prompt(number, call, *end, &runs);
+            }
+            Ended::Garbled(text) => self.breaks("P4", *end, format!("call {number} was answered with {text}")),
+            Ended::Failed { name, text } => self.failure(number, call, *end, (name, text), &runs),
+            Ended::Cancelled => {}
+        }
+    }
+
+    fn twice(&mut self, number: u64, call: &Called, runs: &[&Run]) {
+        let mut lives = BTreeSet::new();
+        for run in runs {
+            if !lives.insert(run.life) {
+                let id = self.facts.lives[run.life].id.short();
+                self.breaks("F2", run.from, format!("{id} ran call {number} twice"));
+            }
+        }
+        let honest = runs
+            .iter()
+            .filter(|run| !matches!(run.end, Some((_, End::Lied))))
+            .count();
+        if call.plan.policy == Policy::NeverProcessed && honest > 1 {
+            let text = format!("call {number} must not run twice and ran {honest} times");
+            self.breaks("F6", call.from, text);
+        }
+    }
+
+    /// A run ends soon after its call, when both ends are well.
+    fn outlasts(&mut self, number: u64, call: &Called, end: Duration, runs: &[&Run]) {
+        for run in runs {
+            let until = end + CANCELLED_WITHIN;
+            let life = &self.facts.lives[run.life];
+            let ended = run.end.map_or(Duration::MAX, |(at, _)| at);
+            let alive = life.to.is_none_or(|to| to > until);
+            if ended > until
+                && alive
+                && self.is_well_but_slow(life.member, run.from, until)
+                && self.is_well(call.caller, run.from, until)
+            {
+                let text = format!(
+                    "a run of call {number} went on at {} after the call had ended",
+                    life.id.short()
+                );
+                self.breaks("F8", end, text);
+            }
+        }
+    }
+
+    /// Whether the others could reach a node all the time, however its handlers were.
+    fn is_well_but_slow(&self, member: usize, from: Duration, to: Duration) -> bool {
+        let troubles = self.facts.troubles.iter().filter(|it| it.member == member);
+        let mut bad = troubles.filter(|it| it.kind.is_of_reach());
+        !bad.any(|it| it.from <= to && it.to.is_none_or(|end| end + GRACE > from))
+    }
+
+    fn answer(&mut self, number: u64, call: &Called, at: Duration, told: (&BTreeSet<u64>, usize, Option<NodeId>)) {
+        let (told, messages, by) = told;
+        let wanted = match call.plan.shape {
+            Shape::Unary | Shape::Stub => 1,
+            Shape::Stream(messages) => messages as usize,
+        };
+        if messages != wanted || told.len() != 1 {
+            let text = format!(
+                "call {number} had {messages} messages of {} runs for answers, and {wanted} of one are due",
+                told.len()
+            );
+            self.breaks("P4", at, text);
+        }
+        for &run in told {
+            let run = usize::try_from(run).ok().and_then(|run| self.facts.runs.get(run));
+            let text = match run {
+                None => Some("of no run".to_owned()),
+                Some(run) if run.call != number => Some(format!("of call {}", run.call)),
+                Some(run) if !matches!(run.end, Some((_, End::Answered))) => {
+                    Some("of a run that did not end so".to_owned())
+                }
+                Some(run) => {
+                    let id = self.facts.lives[run.life].id;
+                    let other = by.filter(|by| *by != id);
+                    other.map(|by| format!("of {} in the name of {}", id.short(), by.short()))
+                }
+            };
+            if let Some(text) = text {
+                self.breaks("P4", at, format!("call {number} was answered with the answer {text}"));
+            }
+        }
+    }
+
+    /// An answer does not come late when a provider was well all the time and no handler was slow.
+    fn is_prompt(&mut self, number: u64, call: &Called, end: Duration, runs: &[&Run]) {
+        let took = end - call.from;
+        let slow = runs.iter().any(|run| self.is_slow(run));
+        let once = call.plan.policy == Policy::NeverProcessed || matches!(call.plan.shape, Shape::Stream(_));
+        if took <= DEAD_COSTS || slow || once || !self.is_well(call.caller, call.from, end) {
+            return;
+        }
+        if !self.well_providers(call.from, end).is_empty() {
+            let text = format!("call {number} ({:?}) took {took:?}: {}", call.plan.shape, tries(call));
+            self.breaks("L6", call.from, text);
+        }
+    }
+
+    /// A call fails only when no reachable provider lived during it, or when its attempts or its policy were used up by what providers
+    /// answered.
+    fn failure(&mut self, number: u64, call: &Called, end: Duration, (name, text): (&str, &str), runs: &[&Run]) {
+        let well = self.well_providers(call.from, end);
+        if well.is_empty() || !self.is_well(call.caller, call.from, end) || name == "begun" {
+            return;
+        }
+        let may_have_run = name == "not_retried"
+            || runs.iter().any(|run| !matches!(run.end, Some((_, End::Lied))))
+            || call
+                .tries
+                .iter()
+                .any(|it| matches!(it.cause, Cause::TimedOut | Cause::Lost | Cause::Answered));
+        if call.plan.policy == Policy::NeverProcessed && may_have_run {
+            return;
+        }
+        let bad = runs.iter().filter(|run| {
+            let answered = matches!(run.end, Some((_, End::Failed | End::Lied)));
+            answered || self.is_slow(run)
+        });
+        let waited: Duration = bad
+            .clone()
+            .map(|run| run.end.map_or(end, |(at, _)| at).saturating_sub(run.from))
+            .sum();
+        if bad.clone().count() >= ATTEMPTS || waited + DEAD_COSTS >= call.plan.timeout {
+            return;
+        }
+        let all_well = self.are_all_well(call.from, end);
+        if call.plan.timeout < DEAD_COSTS && !all_well {
+            return;
+        }
+        let burst = self.facts.troubles.iter().any(|it| {
+            let lately = it.to.is_none_or(|to| to + BUDGET_WINDOW > call.from);
+            matches!(it.kind, Kind::Burst(_)) && it.member == call.caller && it.from <= end && lately
+        });
+        if burst && bad.count() > 0 {
+            return;
+        }
+        let rule = match name {
+            "budget_exhausted" => "L5",
+            "max_attempts_exceeded" => "F5",
+            "all_providers_failed" | "service_not_found" => "D12",
+            "unresolved" => "N3",
+            "deadline_exceeded" => "L2",
+            _ => "F1",
+        };
+        let well: Vec<String> = well.iter().map(|id| id.short().to_string()).collect();
+        let text = format!(
+            "call {number} ({:?}, {:?}) failed while {} was well: {name}: {text}",
+            call.plan.shape,
+            call.plan.policy,
+            well.join(", ")
+        );
+        self.breaks(rule, end, text);
+    }
+
+    /// Errors and refusals are made up for within the budget: a share of the calls, and so many a second.
+    fn budgets(&mut self) {
+        let mut made: BTreeMap<(usize, usize), Vec<Duration>> = BTreeMap::new();
+        let mut again: BTreeMap<(usize, usize), Vec<Duration>> = BTreeMap::new();
+        for (number, call) in self.facts.calls.iter().enumerate() {
+            let service = match call.plan.shape {
+                Shape::Unary => 0,
+                Shape::Stream(_) => 1,
+                Shape::Stub => 2,
+            };
+            let key = (call.caller, service);
+            made.entry(key).or_default().push(call.from);
+            let runs = self.runs.get(&(number as u64)).map_or(&[][..], Vec::as_slice);
+            let retries = runs
+                .windows(2)
+                .filter(|two| matches!(two[0].end, Some((_, End::Failed | End::Lied))));
+            again.entry(key).or_default().extend(retries.map(|two| two[1].from));
+        }
+        for (key, mut retries) in again {
+            retries.sort_unstable();
+            let made = &made[&key];
+            for (at, &from) in retries.iter().enumerate() {
+                let to = from + BUDGET_WINDOW;
+                let count = retries[at..].iter().take_while(|&&retry| retry < to).count();
+                let early = from.saturating_sub(BUDGET_WINDOW);
+                let calls = made.iter().filter(|&&call| call >= early && call < to).count();
+                let seconds = 2 * BUDGET_WINDOW.as_secs() as usize;
+                let allowed = calls / BUDGET_SHARE + BUDGET_PER_SECOND * seconds;
+                if count > allowed {
+                    let text = format!("node {} made {count} retries in 10 s, and {allowed} are allowed", key.0);
+                    self.breaks("F9", from, text);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// A record was used or listed at this time.
+    fn used(&mut self, at: Duration, id: &NodeId, places: &[Address]) {
+        let mut lives = self.facts.lives.iter().filter(|life| life.id == *id).peekable();
+        if lives.peek().is_none() {
+            self.breaks("D9", at, format!("{} never was a node", id.short()));
+            return;
+        }
+        let ended = lives
+            .map(|life| life.to.unwrap_or(Duration::MAX))
+            .max()
+            .unwrap_or_default();
+        if at > ended.saturating_add(TTL + SLACK) {
+            let text = format!("{} is used {:?} after its end", id.short(), at - ended);
+            self.breaks("D4", at, text);
+        }
+        for place in places {
+            if !self.facts.places.contains(&(*id, place.clone())) {
+                self.breaks("D9", at, format!("{} never was at {place}", id.short()));
+            }
+        }
+        for withdrawn in self.facts.withdrawn.iter().filter(|it| it.id == *id) {
+            let Some(from) = withdrawn.from else { continue };
+            if at > from + TTL + SLACK && withdrawn.to.is_none_or(|to| at < to) {
+                let text = format!("{} is used {:?} after it withdrew", id.short(), at - from);
+                self.breaks("D3", at, text);
+            }
+        }
+    }
+
+    fn lists(&mut self) {
+        for listed in &self.facts.lists {
+            for (id, places) in &listed.list {
+                self.used(listed.from, id, places);
+                // When no fault kept the withdrawal from anybody, it holds at once.
+                for withdrawn in self.facts.withdrawn.iter().filter(|it| it.id == *id) {
+                    let Some(from) = withdrawn.from else { continue };
+                    let during = listed.from > from + SLACK && withdrawn.to.is_none_or(|to| listed.from < to);
+                    if during && self.all_reach_all(from.saturating_sub(TTL), listed.from) {
+                        let text = format!("{} is listed {:?} after it withdrew", id.short(), listed.from - from);
+                        self.breaks("D3", listed.from, text);
+                    }
+                }
+            }
+        }
+    }
+
+    fn all_reach_all(&self, from: Duration, to: Duration) -> bool {
+        (0..self.schedule.nodes).all(|n| self.is_well_but_slow(n, from, to))
+    }
+
+    fn rest(&mut self) {
+        let rest = &self.facts.rest;
+        let clocks = self.schedule.faults.iter().any(|fault| fault.kind.is_of_clock());
+        let rule = if clocks { "D14" } else { "D6" };
+        for (caller, found) in &rest.found {
+            match found {
+                Ok(found) => {
+                    for missing in rest.live.difference(found) {
+                        let text = format!("node {caller} does not find {}", missing.short());
+                        self.breaks(rule, rest.from, text);
+                    }
+                }
+                Err(error) => self.breaks(rule, rest.from, format!("node {caller} finds nobody: {error}")),
+            }
+        }
+        let mut reached: BTreeMap<usize, BTreeSet<NodeId>> = BTreeMap::new();
+        for call in self.facts.calls.iter().filter(|call| call.from >= rest.from) {
+            let reached = reached.entry(call.caller).or_default();
+            if let Some((_, Ended::Answered { by: Some(by), .. })) = &call.end {
+                reached.insert(*by);
+            }
+        }
+        for (caller, reached) in reached {
+            for missing in rest.live.difference(&reached) {
+                let text = format!("node {caller} calls {} no more", missing.short());
+                self.breaks("H2", rest.from, text);
+            }
+        }
+        if rest.tasks > 0 {
+            let text = format!("{} tasks are left", rest.tasks);
+            self.breaks("N4", rest.from, text);
+        }
+    }
+}
+
+fn tries(call: &Called) -> String {
+    let tries = call.tries.iter();
+    let tries: Vec<String> = tries
+        .map(|it| format!("{} {:?} after {:?}", it.id.short(), it.cause, it.took))
+        .collect();
+    tries.join(", ")
+}

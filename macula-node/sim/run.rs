@@ -1,0 +1,211 @@
+//! One run: a mesh comes up, is called, suffers its schedule, heals, and is looked at when it rests.
+
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    sync::{OnceLock, PoisonError},
+    time::{Duration, Instant},
+};
+
+use macula_node::{Client, Node, Strategy};
+use macula_rpc::ResolveOptions;
+use macula_transport::testing::Network;
+use tokio::task::JoinSet;
+
+use crate::{
+    fault::Schedule,
+    load::{Caller, Plan, Policy, Shape},
+    oracle::{self, Broken},
+    random::Random,
+    schedule::FAULTS_TO,
+    truth::{Listed, Rest, Truth},
+    world::{Part, World, services},
+};
+
+/// How long a mesh that has come up is left alone before it is called.
+const SETTLING: Duration = Duration::from_secs(5);
+/// After this long without a fault everything is as it should be.
+pub(super) const HEALING: Duration = Duration::from_secs(10);
+/// How often each caller asks the directory itself.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Calls of each caller at rest: enough that each of a few providers has one, whatever the choice at random.
+const CALLS_AT_REST: usize = 64;
+/// After the end of every node, nothing of them is left.
+const FADING: Duration = Duration::from_secs(60);
+
+/// What came of a run.
+pub(super) struct Outcome {
+    pub(super) broken: Vec<Broken>,
+    pub(super) trace: u64,
+    pub(super) calls: usize,
+    pub(super) failed: usize,
+    pub(super) runs: usize,
+    /// Virtual time.
+    pub(super) lasted: Duration,
+    /// Processor time, or on systems that do not tell it real time.
+    pub(super) took: Duration,
+}
+
+/// Runs a schedule; the error is the bottle's own.
+pub(super) fn run(schedule: &Schedule) -> Result<Outcome, Box<dyn Error>> {
+    let started = processor_time();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()?;
+    let (facts, trace, lasted) = runtime.block_on(async {
+        let (truth, network) = live(schedule).await?;
+        tokio::time::sleep(FADING).await;
+        let (lasted, trace) = (truth.now(), network.trace_hash());
+        let mut facts = std::mem::take(&mut *truth.facts());
+        facts.rest.tasks = runtime.metrics().num_alive_tasks();
+        Ok::<_, Box<dyn Error>>((facts, trace, lasted))
+    })?;
+    drop(runtime);
+    let calls = facts.calls.iter();
+    let failed = calls.filter(|call| call.end.as_ref().is_some_and(|(_, ended)| ended.is_failure()));
+    Ok(Outcome {
+        trace,
+        calls: facts.calls.len(),
+        failed: failed.count(),
+        runs: facts.runs.len(),
+        broken: oracle::judge(schedule, &facts),
+        lasted,
+        took: processor_time().saturating_sub(started),
+    })
+}
+
+/// The time that this thread has had a processor.
+fn processor_time() -> Duration {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let told = std::fs::read_to_string("/proc/thread-self/schedstat").ok();
+    let nanos = told.and_then(|told| told.split(' ').next()?.parse().ok());
+    match nanos {
+        Some(nanos) => Duration::from_nanos(nanos),
+        None => START.get_or_init(Instant::now).elapsed(),
+    }
+}
+
+async fn live(schedule: &Schedule) -> Result<(Truth, Network), Box<dyn Error>> {
+    let network = Network::new(schedule.seed);
+    let truth = Truth::new();
+    let mut random = Random::new(!schedule.seed);
+    let mut world = World::start(network.clone(), truth.clone(), schedule.nodes, schedule.seed).await?;
+    let joining: Vec<Node> = world.nodes().map(|(_, _, node)| node.clone()).collect();
+    for joined in futures::future::join_all(joining.iter().map(Node::join)).await {
+        joined?;
+    }
+    drop(joining);
+    tokio::time::sleep(SETTLING).await;
+
+    let start = truth.now();
+    let healed = truth.at(start + FAULTS_TO);
+    let rests = healed + HEALING;
+    let mut calling = JoinSet::new();
+    let callers: Vec<(usize, Client)> = callers(&world);
+    for (n, client) in &callers {
+        let caller = caller(*n, client, &truth, &network);
+        let rate = world.rate(*n);
+        let rate = move || *rate.lock().unwrap_or_else(PoisonError::into_inner);
+        calling.spawn(caller.call_until(rests, Random::new(random.next()), rate));
+        calling.spawn(look_until(
+            rests,
+            client.clone(),
+            truth.clone(),
+            Random::new(random.next()),
+        ));
+    }
+    suffer(&mut world, schedule, &truth, start).await?;
+    tokio::time::sleep_until(rests).await;
+    calling.join_all().await;
+
+    rest(&world, &truth, &network).await;
+    drop(callers);
+    world.end().await;
+    Ok((truth, network))
+}
+
+fn callers(world: &World) -> Vec<(usize, Client)> {
+    let nodes = world.nodes().filter(|(_, part, _)| *part == Part::Caller);
+    nodes.map(|(n, _, node)| (n, node.client().clone())).collect()
+}
+
+fn caller(member: usize, client: &Client, truth: &Truth, network: &Network) -> Caller {
+    Caller {
+        member,
+        client: client.clone(),
+        truth: truth.clone(),
+        network: network.clone(),
+    }
+}
+
+/// Begins and ends each fault at its time.
+async fn suffer(world: &mut World, schedule: &Schedule, truth: &Truth, start: Duration) -> Result<(), Box<dyn Error>> {
+    let mut events: Vec<(Duration, bool, usize)> = Vec::new();
+    for (n, fault) in schedule.faults.iter().enumerate() {
+        let at = fault.at.min(FAULTS_TO);
+        events.push((at, false, n));
+        events.push(((at + fault.lasts).min(FAULTS_TO), true, n));
+    }
+    // The end of a fault comes after its start, and an event of an earlier fault before one of a later.
+    events.sort_by_key(|&(at, ends, n)| (at, n, ends));
+    for (at, ends, n) in events {
+        tokio::time::sleep_until(truth.at(start + at)).await;
+        if ends {
+            world.heal(&schedule.faults[n]).await?;
+        } else {
+            world.strike(&schedule.faults[n]).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Asks the directory itself for each service, now and then.
+async fn look_until(end: tokio::time::Instant, client: Client, truth: Truth, mut random: Random) {
+    loop {
+        tokio::time::sleep(random.exponential(LOOK_EVERY)).await;
+        if tokio::time::Instant::now() >= end {
+            return;
+        }
+        for service in services() {
+            let from = truth.now();
+            let options = ResolveOptions::default().with_force_refresh(true);
+            // A directory that cannot be reached lists nobody.
+            if let Ok(found) = client.providers(&service, options).await {
+                let list = found.iter().map(|it| (it.node_id, it.endpoints.to_vec())).collect();
+                truth.facts().lists.push(Listed { from, list });
+            }
+        }
+    }
+}
+
+/// What each caller finds and reaches when everything has healed.
+async fn rest(world: &World, truth: &Truth, network: &Network) {
+    let mut seen = Rest {
+        from: truth.now(),
+        ..Rest::default()
+    };
+    let providers = world.nodes().filter(|(_, part, _)| *part == Part::Provider);
+    seen.live = providers.map(|(_, _, node)| node.id()).collect();
+    for (n, client) in callers(world) {
+        for service in services() {
+            let options = ResolveOptions::default().with_force_refresh(true);
+            let found = client.providers(&service, options).await;
+            let found = found.map(|found| found.iter().map(|it| it.node_id).collect::<BTreeSet<_>>());
+            seen.found.push((n, found.map_err(|error| error.to_string())));
+        }
+        let caller = caller(n, &client, truth, network);
+        for _ in 0..CALLS_AT_REST {
+            let plan = Plan {
+                shape: Shape::Unary,
+                policy: Policy::Transient,
+                strategy: Strategy::LeastLoaded,
+                timeout: Duration::from_secs(10),
+                bytes: 8,
+                cancel_after: None,
+            };
+            caller.start(plan).await;
+        }
+    }
+    truth.facts().rest = seen;
+}

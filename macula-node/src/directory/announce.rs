@@ -1,0 +1,107 @@
+//! What this node says of itself under each of its services, and where others reach it (D13).
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use macula_transport::{Endpoint, PeerInfo};
+use macula_wire::{Address, Advertisement};
+use tokio::sync::watch;
+
+use crate::{
+    BootstrapAddr,
+    addresses::{Reach, interfaces, is_this_host_only},
+};
+
+/// What a node's records say beside its addresses.
+#[derive(Debug, Clone)]
+pub(crate) struct Offer {
+    pub(crate) ttl: Duration,
+    pub(crate) weight: u32,
+    pub(crate) zone: Option<String>,
+}
+
+impl Offer {
+    fn at(&self, addresses: &[Address]) -> Advertisement {
+        let plain = Advertisement::new(addresses.iter().cloned())
+            .with_ttl(self.ttl)
+            .with_weight(self.weight);
+        match &self.zone {
+            Some(zone) => plain.with_zone(zone),
+            None => plain,
+        }
+    }
+}
+
+/// What this node announces, and to whom beside the directory: its transport tells new peers, its owner asks.
+pub(crate) struct Announcement {
+    reach: Reach,
+    offer: Offer,
+    bootstrap: Vec<BootstrapAddr>,
+    addresses: watch::Sender<Arc<[Address]>>,
+    transport: Weak<Endpoint>,
+}
+
+impl Announcement {
+    /// The announcement of a node with this reach, and the addresses that it announces from now on.
+    pub(crate) fn new(
+        reach: Reach,
+        offer: Offer,
+        bootstrap: Vec<BootstrapAddr>,
+        transport: &Arc<Endpoint>,
+        now: Instant,
+    ) -> (Self, watch::Receiver<Arc<[Address]>>) {
+        let (addresses, watched) = watch::channel(Arc::default());
+        let mut announcement = Self {
+            reach,
+            offer,
+            bootstrap,
+            addresses,
+            transport: Arc::downgrade(transport),
+        };
+        announcement.look(now);
+        (announcement, watched)
+    }
+
+    /// The advertisement of every service.
+    pub(crate) fn advertisement(&self) -> Advertisement {
+        self.offer.at(&self.addresses.borrow())
+    }
+
+    /// Looks where the node can be reached now, and says whether that has changed.
+    pub(super) fn look(&mut self, now: Instant) -> bool {
+        if let Reach::Everywhere(everywhere) = &mut self.reach {
+            match interfaces::read(&self.bootstrap) {
+                Ok(found) => everywhere.set_interfaces(&found),
+                Err(error) => tracing::debug!(%error, "the network interfaces cannot be read"),
+            }
+        }
+        let addresses = self.reach.addresses(now);
+        if self.addresses.borrow()[..] == addresses[..] {
+            return false;
+        }
+        let shown: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        tracing::info!(addresses = shown.join(" "), "the node advertises these addresses");
+        if is_this_host_only(&addresses) {
+            tracing::warn!(
+                addresses = shown.join(" "),
+                "only this host can reach the node; listen on an address of the network, or set the address to advertise"
+            );
+        }
+        if let Some(transport) = self.transport.upgrade() {
+            transport.set_advertised(addresses.iter().cloned());
+        }
+        self.addresses.send_replace(addresses.into());
+        true
+    }
+
+    /// Notes where a peer sees this node.
+    pub(super) fn seen_by(&mut self, now: Instant, peer: &PeerInfo) {
+        if let (Reach::Everywhere(everywhere), Some(at)) = (&mut self.reach, peer.observed) {
+            let by: IpAddr = peer.remote_addr.ip();
+            everywhere.observed(now, by, at);
+        }
+    }
+}
