@@ -1,4 +1,4 @@
-//! What a million stored records weigh: resident memory before and after, on Linux.
+//! The weight of a million stored records: resident memory before and after, on Linux.
 
 #![expect(clippy::print_stdout, reason = "the report is this program's output")]
 
@@ -10,7 +10,7 @@ use macula_wire::{Advertisement, NodeId, Realm, ServiceKey, Signer, VerifiedProv
 const RECORDS: u32 = 1_000_000;
 const PROVIDERS_PER_KEY: u32 = 16;
 
-/// A signer whose signatures nobody checks.
+/// A signer whose signatures are not checked.
 struct Unchecked(NodeId);
 
 impl Signer for Unchecked {

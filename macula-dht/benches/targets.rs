@@ -1,4 +1,4 @@
-//! The operations the design sets targets for: see the README for the targets and what was measured.
+//! The operations that have targets: BENCHMARKS.md has the targets and the measurements.
 
 use std::{
     hint::black_box,

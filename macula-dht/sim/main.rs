@@ -15,7 +15,7 @@ use std::{error::Error, fs, time::Instant};
 use net::Net;
 use report::{Report, number, text};
 
-/// What was asked for on the command line.
+/// The options of the command line.
 struct Options {
     nodes: usize,
     seed: u64,
@@ -57,7 +57,7 @@ fn resident(line: &str) -> f64 {
     value.and_then(|kib| kib.trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
-/// The processor time this process has used, in seconds: what one core does is to be told, however busy the machine is.
+/// The processor time this process has used, in seconds: it measures the speed of one core on a busy machine, too.
 fn cpu_seconds() -> f64 {
     let stat = fs::read_to_string("/proc/self/schedstat").unwrap_or_default();
     stat.split(' ')

@@ -80,11 +80,11 @@ impl Hasher for IdHasher {
     }
 }
 
-/// Who a node is.
+/// The identity of a node.
 pub(crate) enum Identity {
-    /// Somebody who can sign.
+    /// A key that signs.
     Key(Box<SecretKey>),
-    /// Somebody who only has an id.
+    /// An id without a key.
     Id(NodeId),
 }
 
@@ -232,13 +232,13 @@ impl Net {
         net
     }
 
-    /// Adds a node that knows nobody.
+    /// Adds a node that knows no other.
     pub(crate) fn add(&mut self) -> usize {
         let secret = SecretKey::from_bytes(&self.rng.bytes());
         self.add_as(Identity::Key(Box::new(secret)))
     }
 
-    /// Adds a colluder under an id of its choice. Nobody holds the key to such an id, and nobody asks it to sign.
+    /// Adds a colluder under an id of its choice. No key belongs to such an id, and no test asks it to sign.
     pub(crate) fn add_sybil(&mut self, id: NodeId) {
         let node = self.add_as(Identity::Id(id));
         self.kinds[node] = Kind::Colluder;
@@ -452,7 +452,7 @@ impl Net {
         }
     }
 
-    /// What a colluder answers: nothing of use, and where to find more of the kind.
+    /// A colluder's answer: nothing of use, and contacts of its kind.
     fn lie(&self, request: &Request) -> Response {
         let friends = |target: &Point| -> Vec<Contact> {
             closest(&self.colluders, target, K)
@@ -469,7 +469,10 @@ impl Net {
                 more: false,
             },
             // It says that it keeps the record, and does not.
-            Request::Publish { records, .. } => Response::Published(vec![macula_dht::Outcome::Stored; records.len()]),
+            Request::Publish { records, .. } => Response::Published {
+                outcomes: vec![macula_dht::Outcome::Stored; records.len()],
+                newer: Vec::new(),
+            },
         }
     }
 

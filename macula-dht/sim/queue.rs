@@ -12,7 +12,7 @@ use std::{
 const SLOTS: usize = 4096;
 const SLOT_NANOS: u64 = 1_000_000;
 
-/// When, in which order among the same, and what.
+/// The time, the order among equal times, and the event.
 type Item = (u64, u64, u32);
 
 pub(crate) struct Queue {

@@ -1,4 +1,4 @@
-//! What is tried on the network, one after another.
+//! The scenarios, one after another.
 
 use std::{
     collections::HashMap,
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// The lookups of one measurement.
 const LOOKUPS: usize = 500;
 
-/// What lookups came to.
+/// The results of lookups.
 #[derive(Default)]
 struct Tally {
     found: usize,
@@ -125,7 +125,7 @@ fn finished(net: &mut Net, running: &HashMap<(u32, QueryId), ()>) -> Vec<(QueryR
 
 fn lookups(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
     let services = publish(net, 200, progress);
-    // What one core does, with nothing but lookups going on: the measure of the simulation's speed.
+    // The messages of one core while only lookups run: the measure of the simulation's speed.
     let (cpu, before) = (cpu_seconds(), net.messages);
     let (mut exact, mut tally) = (0, Tally::default());
     let mut running = HashMap::new();
@@ -314,7 +314,7 @@ fn kill(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
     let issued: Vec<_> = published.iter().map(|at| -(net.now - *at).as_secs_f64()).collect();
     let start = net.now;
     net.news.clear();
-    // Every second somebody asks for each of them, and hears of it until long after the last record is due.
+    // Every second a node looks each of them up, until long after the last record is due.
     let mut asked: HashMap<(u32, QueryId), (usize, f64)> = HashMap::new();
     let seconds = 310;
     for step in 0..seconds {
@@ -636,7 +636,7 @@ fn colluders(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
     let services = publish(net, 100, &mut |_, _| {});
     let mut rows = Vec::new();
     for (done, share) in [0.2, 0.3, 0.5].into_iter().enumerate() {
-        // From honest to colluding, keeping those who have already changed.
+        // From honest to colluding, keeping the nodes that have already changed.
         let living: Vec<_> = (0..net.nodes.len()).filter(|&n| net.kinds[n] != Kind::Dead).collect();
         let mut missing =
             (share * living.len() as f64) as usize - living.iter().filter(|&&n| net.kinds[n] == Kind::Colluder).count();
@@ -678,7 +678,7 @@ fn deaths(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
             let node = anyone(net);
             net.kinds[node] = Kind::Dead;
         }
-        // The dead do not publish anew, and nobody has time to repair anything.
+        // The dead do not publish anew, and there is no time to repair anything.
         let mut tally = look_up(net, &services, LOOKUPS.min(net.nodes.len() / 20).max(50), Want::First);
         rows.push(vec![
             number(share * 100.0),

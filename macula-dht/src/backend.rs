@@ -1,15 +1,15 @@
 //! Where records and contacts outlive the process.
 //!
-//! A backend is a cache, not an authority: what it gives back is verified like a stranger's bytes. The core works from memory
-//! and hands changes over in batches, so a slow or broken disk delays nothing but the commit.
+//! A backend is a cache, not an authority: its records are verified like a stranger's. The core works from memory
+//! and hands changes over in batches, so a slow or broken disk delays only the commit.
 
 use macula_wire::{NodeId, ServiceKey, SignedProvider};
 
 use crate::Contact;
 
-/// Keeps what a node would want back after a restart.
+/// Keeps the records and contacts that a node wants back after a restart.
 pub trait Backend {
-    /// Everything that was kept. Asked once, at the start.
+    /// Loads everything that was kept. Called once, at the start.
     ///
     /// # Errors
     /// When nothing can be read. The node then starts empty.
@@ -21,7 +21,7 @@ pub trait Backend {
     /// When they cannot be kept. They are not offered again.
     fn commit(&mut self, changes: &[Change]) -> Result<(), BackendError>;
 
-    /// Whether there is any point in gathering changes.
+    /// Whether the backend keeps nothing, so that changes need not be gathered.
     fn is_volatile(&self) -> bool {
         false
     }
@@ -34,7 +34,7 @@ pub enum BackendError {
     /// Reading or writing failed.
     #[error("the directory's file could not be read or written; check the disk and the file's permissions")]
     Io(#[source] std::io::Error),
-    /// What is kept cannot be understood.
+    /// The stored data cannot be read.
     #[error("the directory's file is damaged; remove it, and the node starts empty")]
     Corrupt(#[source] std::io::Error),
     /// More changes wait than may wait.
@@ -72,7 +72,7 @@ pub struct StoredRecord {
     pub record: SignedProvider,
     /// From then on it is not shown, in milliseconds since the Unix epoch.
     pub expires_ms: u64,
-    /// From then on its place is free, in milliseconds since the Unix epoch. Until then it hides what it superseded.
+    /// From then on its place is free, in milliseconds since the Unix epoch. Until then it hides the records it superseded.
     pub held_until_ms: u64,
 }
 
@@ -80,7 +80,7 @@ pub struct StoredRecord {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredContact(pub Contact);
 
-/// What was kept.
+/// The records and contacts that were kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Loaded {
     /// Records, unverified.

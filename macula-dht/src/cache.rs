@@ -1,16 +1,16 @@
-//! The directory cache: what lookups found, kept for a minute (D7).
+//! The directory cache: the answers of lookups, kept for a minute (D7).
 //!
 //! Usable alone; time is passed in. An answer is fresh for [`CacheLimits::fresh`] or the shortest remaining validity in it, if
 //! that is less; an empty one for [`CacheLimits::negative`]. For [`CacheLimits::stale`] after that it is still served while
-//! somebody refreshes it.
+//! a caller refreshes it.
 //!
-//! When there is no room for another key, the one goes that was used least recently, among those not used since they were last passed
-//! over (the second chance of the clock algorithm: a hit is noted and moves nothing).
+//! When there is no room for another key, the least recently used key goes that was not used again since it was last passed over
+//! (the second chance of the clock algorithm: a hit is noted and moves nothing).
 //!
 //! **Invariants:** no record is handed out at or after its expiry (D4); at most one caller a key is told to look it up
-//! (single flight), and a caller who never reports back blocks the key for [`CacheLimits::flight`] at most.
+//! (single flight), and a caller that never reports back blocks the key for [`CacheLimits::flight`] at most.
 //!
-//! What is left out: the lookup itself, and how those who wait for another's lookup hear of its end.
+//! What is left out: the lookup itself, and how callers that wait for the lookup of another hear of its end.
 
 use std::{
     collections::BTreeMap,
@@ -49,34 +49,34 @@ impl Default for CacheLimits {
     }
 }
 
-/// Who looks a key up.
+/// The caller that looks a key up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flight {
-    /// The caller: report with [`DirectoryCache::insert`] or [`DirectoryCache::abandon`].
+    /// This caller: report with [`DirectoryCache::insert`] or [`DirectoryCache::abandon`].
     Lead,
-    /// Somebody else does already; wait for that.
+    /// Another caller does already; wait for it.
     Follow,
 }
 
-/// What a cache knows of a key.
+/// The answer of a cache for a key.
 #[derive(Debug, Clone)]
 pub enum Cached {
     /// These providers, in the list's order; at least one.
     Hit(Arc<[VerifiedProvider]>),
     /// These providers, and the answer is due to be refreshed behind the call.
     Stale(Arc<[VerifiedProvider]>, Flight),
-    /// That there is no provider.
+    /// There is no provider.
     Negative,
-    /// Nothing.
+    /// The cache knows nothing of the key.
     Miss(Flight),
 }
 
-/// How often a cache answered how.
+/// How often a cache gave each answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheCounters {
     /// Fresh answers with providers.
     pub hits: u64,
-    /// Fresh answers without.
+    /// Fresh answers without providers.
     pub negative_hits: u64,
     /// Answers served while they are refreshed.
     pub stale: u64,
@@ -87,7 +87,7 @@ pub struct CacheCounters {
 }
 
 #[derive(Debug, Default)]
-struct Entry {
+struct CachedKey {
     answer: Option<Answer>,
     /// When the lookup under way, if any, was started.
     flight: Option<Instant>,
@@ -105,7 +105,7 @@ struct Answer {
     fresh_until: Instant,
 }
 
-/// What lookups found lately.
+/// The latest answers of lookups.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -118,7 +118,7 @@ struct Answer {
 /// let (realm, provider) = (Realm::default(), SecretKey::from_bytes(&[1; 32]));
 /// let key = ServiceKey::new(&realm, &"api.compute".parse()?);
 ///
-/// // Of those who ask at the same time one looks the key up, and the others wait for it.
+/// // Of callers that ask at the same time one looks the key up, and the others wait for it.
 /// assert!(matches!(cache.get(now, &key), Cached::Miss(Flight::Lead)));
 /// assert!(matches!(cache.get(now, &key), Cached::Miss(Flight::Follow)));
 /// let advertisement = Advertisement::new(["node1.example:4433".parse()?]);
@@ -137,7 +137,7 @@ struct Answer {
 pub struct DirectoryCache {
     clock: Clock,
     limits: CacheLimits,
-    entries: BTreeMap<ServiceKey, Entry>,
+    entries: BTreeMap<ServiceKey, CachedKey>,
     /// Keys by when they were last used.
     order: BTreeMap<u64, ServiceKey>,
     uses: u64,
@@ -158,15 +158,21 @@ impl DirectoryCache {
         }
     }
 
-    /// Goes by `clock` from now on, the old one tied anew. What is known stays at hand and is refreshed when it is asked for: answers
-    /// may lack what the old dates ruled out (D14).
+    /// The clock that this cache goes by.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.clock
+    }
+
+    /// Goes by `clock` from now on, the old one tied anew. Known answers stay at hand and are refreshed when they are asked for: they
+    /// may lack providers that the old dates ruled out (D14).
     pub fn set_clock(&mut self, now: Instant, clock: Clock) {
         self.clock = clock;
         let answers = self.entries.values_mut().filter_map(|entry| entry.answer.as_mut());
         answers.for_each(|answer| answer.fresh_until = answer.fresh_until.min(now));
     }
 
-    /// How often it answered how.
+    /// How often it gave each answer.
     #[must_use]
     pub fn counters(&self) -> CacheCounters {
         self.counters
@@ -184,7 +190,7 @@ impl DirectoryCache {
         self.entries.is_empty()
     }
 
-    /// What is known of `key`.
+    /// The answer for `key`.
     pub fn get(&mut self, now: Instant, key: &ServiceKey) -> Cached {
         if let Some(cached) = self.at_hand(now, key) {
             return cached;
@@ -196,8 +202,8 @@ impl DirectoryCache {
         Cached::Miss(take_off(&mut entry.flight, now, limit))
     }
 
-    /// What can be served of `key` without waiting; `None` where [`DirectoryCache::get`] says [`Cached::Miss`], and then nobody is
-    /// told to look it up and nothing is counted.
+    /// The answer for `key` that can be served without waiting. `None` where [`DirectoryCache::get`] says [`Cached::Miss`]; no caller
+    /// is then told to look the key up, and nothing is counted.
     pub fn at_hand(&mut self, now: Instant, key: &ServiceKey) -> Option<Cached> {
         let entry = self.entries.get_mut(key)?;
         let answer = entry.answer.as_mut()?;
@@ -217,7 +223,7 @@ impl DirectoryCache {
             return None;
         }
         answer.drop_expired(now);
-        // That there was no provider is not served beyond its time.
+        // An empty answer is not served beyond its time.
         if answer.providers.is_empty() {
             return None;
         }
@@ -227,7 +233,7 @@ impl DirectoryCache {
         Some(Cached::Stale(Arc::clone(&answer.providers), flight))
     }
 
-    /// Skips what is known of `key`: the caller wants a lookup.
+    /// Skips the answer for `key`: the caller wants a lookup.
     ///
     /// A lookup that is under way serves, since its answer will be as new.
     pub fn force_refresh(&mut self, now: Instant, key: &ServiceKey) -> Flight {
@@ -265,14 +271,14 @@ impl DirectoryCache {
         });
     }
 
-    /// Ends the key's flight without an answer: the lookup failed. What is known stays.
+    /// Ends the key's flight without an answer: the lookup failed. An earlier answer stays.
     pub fn abandon(&mut self, key: &ServiceKey) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.flight = None;
         }
     }
 
-    /// Forgets what is known of `key`: it turned out wrong.
+    /// Forgets the answer for `key`: it turned out wrong.
     pub fn forget(&mut self, key: &ServiceKey) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.answer = None;
@@ -280,7 +286,7 @@ impl DirectoryCache {
     }
 
     /// The key's entry, made the most recently used one.
-    fn touch(&mut self, key: &ServiceKey) -> &mut Entry {
+    fn touch(&mut self, key: &ServiceKey) -> &mut CachedKey {
         if let Some(entry) = self.entries.get(key) {
             self.order.remove(&entry.used);
         } else if self.entries.len() >= self.limits.keys.max(1) {
@@ -293,8 +299,8 @@ impl DirectoryCache {
         entry
     }
 
-    /// Removes the key that was not used for longest. One that was used again takes its new place only now, so that its use costs no
-    /// more than a note; it has no second one until then, and the search ends.
+    /// Removes the key that was not used for longest. A key that was used again takes its new place only now, so that its use costs
+    /// no more than a note. Its note is then gone, so the search ends.
     fn make_room(&mut self) {
         while let Some((_, oldest)) = self.order.pop_first() {
             match self.entries.get_mut(&oldest) {
@@ -333,7 +339,7 @@ impl Answer {
         self.providers = live.map(|(provider, _)| provider.clone()).collect();
         self.expiries.retain(|expiry| now < *expiry);
         if self.providers.is_empty() {
-            // The records ran out; that says nothing about who has come since.
+            // The records ran out. That says nothing about providers that have come since.
             self.fresh_until = self.fresh_until.min(now);
         }
     }

@@ -126,7 +126,7 @@ fn the_least_recently_used_key_makes_room() {
     assert!(matches!(cache.get(start, &key(2)), Cached::Miss(Flight::Lead)));
 }
 
-/// D7: whoever can be served is, the same as by `get`; and whoever cannot is not told to look the key up.
+/// D7: `at_hand` serves the same answers as `get`, and tells no caller to look the key up.
 #[test]
 fn d7_what_is_at_hand_is_counted_and_refreshed_and_what_is_not_leaves_no_trace() {
     let mut f = Fixture::new();

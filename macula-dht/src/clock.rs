@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use macula_wire::VerifiedProvider;
 
-/// How far into the future a record may be dated: the clock error between two nodes that is forgiven.
+/// How far into the future a record may be dated: the clock error between two nodes that is tolerated.
 pub const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 
 /// Nanoseconds since a clock's origin: compact, exact, and enough for five centuries.
@@ -55,7 +55,7 @@ impl Clock {
     /// How long `record` is still valid for a node that receives it at `now`: `min(ttl, issued + ttl - now)`.
     ///
     /// # Errors
-    /// When it is no longer valid, or dated too far ahead.
+    /// When the record is no longer valid, or dated too far ahead.
     pub fn validity(&self, now: Instant, record: &VerifiedProvider) -> Result<Duration, DateError> {
         self.check_dates(now, record.advertised_at_ms(), record.ttl())
     }
@@ -88,13 +88,13 @@ impl Clock {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DateError {
-    /// Its validity is over.
+    /// The record's validity is over.
     #[error("the record expired {by:?} ago; if it is fresh, the clock of its publisher or of this node is wrong")]
     Expired {
         /// How long ago.
         by: Duration,
     },
-    /// It is dated more than [`MAX_CLOCK_SKEW`] ahead.
+    /// The record is dated more than [`MAX_CLOCK_SKEW`] ahead.
     #[error("the record is dated {by:?} ahead; the clock of its publisher or of this node is wrong")]
     FromTheFuture {
         /// How far.

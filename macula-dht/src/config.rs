@@ -1,12 +1,12 @@
-//! What can be set.
+//! The settings of a node.
 
 use std::time::Duration;
 
 use crate::{Diversity, RateLimits, Role, StoreLimits};
 
-/// The shortest time that can be waited for: what is due in the moment it is begun would never be waited for at all.
+/// The shortest time that can be waited for: a timer of zero would be due before it is set.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// The longest.
+/// The longest time that can be waited for.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// The settings of a [`Dht`](crate::Dht). The defaults are meant for a service mesh on ordinary networks.
@@ -14,7 +14,7 @@ const LONGEST: Duration = Duration::from_secs(86_400);
 /// A time below a millisecond or above a day counts as that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// What this node does in the mesh.
+    /// This node's role in the mesh.
     pub role: Role,
     /// After this long without an answer, one more peer is asked in parallel.
     pub soft_timeout: Duration,
@@ -34,14 +34,14 @@ pub struct Config {
     pub join_backoff: Duration,
     /// The longest wait between two attempts to join.
     pub max_join_backoff: Duration,
-    /// How long a seed that is known by address only may take to say who it is.
+    /// How long a seed that is known by address only may take to tell its id.
     pub identify_timeout: Duration,
     /// How long changes are gathered before they are committed to the backend.
     pub commit_interval: Duration,
 }
 
 impl Config {
-    /// The same, with every time one that can be waited for.
+    /// The same settings, with every time within bounds.
     pub(crate) fn bounded(mut self) -> Self {
         for time in [
             &mut self.soft_timeout,

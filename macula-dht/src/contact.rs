@@ -1,10 +1,18 @@
-//! Who a peer is and how to reach it.
+//! A peer and how to reach it.
+//!
+//! A peer chooses the addresses it announces, and those it names for others. A node that dialed them all could be made to send
+//! packets to any host. So a stranger is dialed only at the address it was seen at ([`Contact::as_seen`]), and a peer on a public
+//! address names no private ones ([`Contact::named_by`]).
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use macula_wire::{Address, MAX_ENDPOINTS, NodeId};
 
-/// A node of the DHT and where it listens. One pointer: clones share what it points to, and tables hold hundreds.
+/// A node of the DHT and where it listens. One pointer: clones share the data, and tables hold hundreds.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Contact(Arc<Inner>);
 
@@ -13,19 +21,60 @@ struct Inner {
     node_id: NodeId,
     endpoints: Box<[Address]>,
     observed: Option<IpAddr>,
-    /// That of the address: it is asked for with every request, and an endpoint's host is text.
+    /// The subnet of the address. It is needed with every request, and an endpoint's host is text.
     subnet: Subnet,
-    /// The bytes of all the endpoints' hosts: what a contact takes in a message is asked for with every reply.
+    /// The bytes of all the endpoints' hosts: a contact's size in a message is asked for with every reply.
     host_bytes: usize,
+    /// The narrowest scope of the endpoints.
+    scope: Scope,
+    /// The narrowest scope it may name: that of its address. A peer with an unknown address may name all.
+    names: Scope,
+}
+
+/// How far an address means the same host, the widest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Scope {
+    /// Everywhere. A host name counts as public: the shell resolves it, and knows then.
+    Public,
+    /// Within one site.
+    Private,
+    /// On one host.
+    Loopback,
+    /// It is no address of a host.
+    None,
+}
+
+impl Scope {
+    fn of(ip: IpAddr) -> Self {
+        let ip = ip.to_canonical();
+        let is_broadcast = matches!(ip, IpAddr::V4(ip) if ip.is_broadcast());
+        if ip.is_unspecified() || ip.is_multicast() || is_broadcast {
+            Self::None
+        } else if ip.is_loopback() {
+            Self::Loopback
+        } else if Subnet::of(ip).is_limited() {
+            Self::Public
+        } else {
+            Self::Private
+        }
+    }
+
+    fn of_address(address: &Address) -> Self {
+        address.ip().map_or(Self::Public, Self::of)
+    }
 }
 
 impl Contact {
-    /// A contact that listens at `endpoints`, the preferred one first; what is beyond [`MAX_ENDPOINTS`] is left out.
+    /// A contact that listens at `endpoints`, the preferred one first; endpoints beyond [`MAX_ENDPOINTS`] are left out.
     #[must_use]
     pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Address>) -> Self {
         let endpoints: Box<[_]> = endpoints.into_iter().take(MAX_ENDPOINTS).collect();
         let claimed = endpoints.first().and_then(Address::ip);
+        let first = claimed.map_or(Scope::Public, Scope::of);
+        let others = endpoints.iter().skip(1).map(Scope::of_address);
         Self(Arc::new(Inner {
+            scope: others.fold(first, Scope::max),
+            names: claimed.map_or(Scope::Loopback, Scope::of),
             node_id,
             observed: None,
             subnet: claimed.map_or(Subnet::UNKNOWN, Subnet::of),
@@ -34,7 +83,7 @@ impl Contact {
         }))
     }
 
-    /// The same contact, seen at `ip`: what diversity limits go by, since a peer chooses its endpoints freely.
+    /// The same contact, seen at `ip`. Diversity limits go by that address, since a peer chooses its endpoints freely.
     #[must_use]
     pub fn observed_at(self, ip: IpAddr) -> Self {
         let ip = ip.to_canonical();
@@ -44,9 +93,48 @@ impl Contact {
         let inner = Arc::unwrap_or_clone(self.0);
         Self(Arc::new(Inner {
             observed: Some(ip),
+            names: Scope::of(ip),
             subnet: Subnet::of(ip),
             ..inner
         }))
+    }
+
+    /// The same peer with the endpoints at the address it was seen at only; a host name is taken for that address. `None` when no
+    /// endpoint is left. A contact whose address was not observed stays as it is.
+    pub(crate) fn as_seen(&self) -> Option<Self> {
+        let Some(seen) = self.0.observed else {
+            return Some(self.clone());
+        };
+        let mut endpoints = Vec::new();
+        for endpoint in self.endpoints() {
+            let is_there = endpoint.ip().is_none_or(|ip| ip.to_canonical() == seen);
+            let address = Address::try_from(SocketAddr::new(seen, endpoint.port()));
+            if is_there
+                && let Ok(address) = address
+                && !endpoints.contains(&address)
+            {
+                endpoints.push(address);
+            }
+        }
+        if endpoints == self.endpoints() {
+            return Some(self.clone());
+        }
+        (!endpoints.is_empty()).then(|| Self::new(*self.node_id(), endpoints).observed_at(seen))
+    }
+
+    /// The same contact without the endpoints that `namer` cannot know: private ones from a peer on a public address, loopback ones
+    /// from another host. `None` when no endpoint is left.
+    pub(crate) fn named_by(self, namer: &Contact) -> Option<Self> {
+        let narrowest = namer.0.names;
+        if self.0.scope <= narrowest {
+            return Some(self);
+        }
+        let fitting = self
+            .endpoints()
+            .iter()
+            .filter(|endpoint| Scope::of_address(endpoint) <= narrowest);
+        let fitting: Vec<_> = fitting.cloned().collect();
+        (!fitting.is_empty()).then(|| Self::new(*self.node_id(), fitting))
     }
 
     /// The node.
@@ -88,30 +176,30 @@ impl fmt::Debug for Contact {
     }
 }
 
-/// What a node does in the DHT.
+/// A node's role in the DHT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Looks up and publishes, but stores nothing for others and enters nobody's table.
+    /// It looks up and publishes, but stores nothing for others and enters no table.
     Client,
-    /// Stores records and answers lookups too.
+    /// It stores records and answers lookups, too.
     Node,
 }
 
-/// Who sent a request, as its connection proved.
+/// The sender of a request, as its connection proved.
 #[derive(Debug, Clone)]
 pub struct Peer {
     /// The peer; its endpoints as it announced them, its address as observed.
     pub contact: Contact,
-    /// What it does in the DHT.
+    /// Its role in the DHT.
     pub role: Role,
 }
 
 /// Where to find a mesh to join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Seed {
-    /// A node whose id is known.
+    /// A node with a known id.
     Known(Contact),
-    /// An address whose node is to be asked for its id, trusted on first use. A host name may stand for several addresses.
+    /// An address. The node there is asked for its id, and trusted on first use. A host name may stand for several addresses.
     At(Address),
 }
 
@@ -132,7 +220,7 @@ impl From<Address> for Seed {
 pub(crate) struct Subnet(u64);
 
 impl Subnet {
-    /// That of peers whose address is not known.
+    /// The subnet of peers with an unknown address.
     pub(crate) const UNKNOWN: Self = Self(0);
     const V4: u64 = 1 << 62;
     const V6: u64 = 2 << 62;
@@ -195,6 +283,54 @@ mod tests {
         }
         assert!(!Subnet::UNKNOWN.is_limited());
         assert!(subnet("8.8.8.8").is_limited() && subnet("2001:db8::1").is_limited());
+    }
+
+    fn at(endpoints: &[&str]) -> Contact {
+        Contact::new(
+            NodeId::from_bytes([1; 32]),
+            endpoints.iter().map(|e| e.parse().unwrap()),
+        )
+    }
+
+    fn shown(contact: Option<Contact>) -> Vec<String> {
+        let endpoints = contact.iter().flat_map(Contact::endpoints).map(Address::to_string);
+        endpoints.map(|e| e.trim_start_matches("https://").to_owned()).collect()
+    }
+
+    #[test]
+    fn x12_a_stranger_is_reached_only_where_it_was_seen() {
+        let announced = at(&["198.51.100.7:53", "203.0.113.5:4433", "node1.example:4434"]);
+        assert_eq!(
+            announced.as_seen(),
+            Some(announced.clone()),
+            "the shell does not say where it was seen"
+        );
+        let seen = announced.observed_at([203, 0, 113, 5].into()).as_seen();
+        assert_eq!(shown(seen), ["203.0.113.5:4433", "203.0.113.5:4434"]);
+        let elsewhere = at(&["198.51.100.7:53"]).observed_at([203, 0, 113, 5].into());
+        assert_eq!(elsewhere.as_seen(), None);
+    }
+
+    #[test]
+    fn x12_a_peer_names_no_addresses_of_other_networks() {
+        let named = || {
+            at(&[
+                "10.0.0.1:1",
+                "127.0.0.1:2",
+                "0.0.0.0:3",
+                "203.0.113.5:4",
+                "[fe80::1]:5",
+                "node1.example:6",
+            ])
+        };
+        let by = |ip: &str| shown(named().named_by(&at(&[]).observed_at(ip.parse().unwrap())));
+        assert_eq!(by("198.51.100.1"), ["203.0.113.5:4", "node1.example:6"]);
+        assert_eq!(
+            by("10.0.0.9"),
+            ["10.0.0.1:1", "203.0.113.5:4", "[fe80::1]:5", "node1.example:6"]
+        );
+        assert_eq!(by("127.0.0.1").len(), 5);
+        assert_eq!(at(&["10.0.0.1:1"]).named_by(&at(&["198.51.100.1:1"])), None);
     }
 
     #[test]

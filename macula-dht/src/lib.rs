@@ -24,8 +24,10 @@ pub use cache::{CacheCounters, CacheLimits, Cached, DirectoryCache, Flight};
 pub use clock::{Clock, DateError, MAX_CLOCK_SKEW};
 pub use config::Config;
 pub use contact::{Contact, Peer, Role, Seed};
-pub use dht::{AdvertiseError, Counters, Dht, MAX_JOBS, MAX_QUERIES, MAX_SEEDS, TooManyQueries};
-pub use limiter::RateLimits;
+pub use dht::{
+    AdvertiseError, Counters, Dht, MAX_JOBS, MAX_PEER_LOOKUPS, MAX_QUERIES, MAX_SEEDS, PeerLookupError, TooManyQueries,
+};
+pub use limiter::{PEER_LOOKUP_COST, RateLimits};
 pub use lookup::{ALPHA, MAX_CANDIDATES, MAX_OUTSTANDING};
 pub use message::{
     Declined, MAX_MESSAGE_BYTES, MAX_PUBLISH_RECORDS, MAX_REPLY_CONTACTS, MessageError, Outcome, Refusal, Request,

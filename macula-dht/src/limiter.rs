@@ -1,15 +1,16 @@
-//! How fast peers may ask: a token bucket for each, one for all unknown ones together, and one for signatures.
+//! The rates at which peers may ask: token buckets for each peer, and for signature checks.
 //!
-//! A request costs a token, and another for every kibibyte of its reply, so what a peer gets out of this node is bounded by
-//! its bucket whatever it asks (amplification). Signature checks, the one expensive thing a peer can cause, have a bucket of
-//! their own that all peers share; each costs the peer [`CHECKED`] tokens of its own too, and [`FORGED`] when the signature turns
-//! out wrong, so that no peer uses up what is everybody's.
+//! A request costs a token, and another for every kibibyte of its reply. So a peer's bucket bounds the bytes it gets out of this
+//! node (amplification). Signature checks are the one expensive thing that a peer can cause. All peers share a
+//! bucket for them, of which a network gets half at most. Each check costs the peer [`CHECKED`] tokens of its own too, or
+//! [`FORGED`] when the signature is wrong, so that no peer uses up the budget of all.
 //!
-//! **Invariant:** at most [`RateLimits::peers`] buckets are held. A bucket that is full again says nothing and is forgotten.
+//! **Invariant:** at most [`RateLimits::peers`] buckets of peers are held, and as many of networks. A full bucket says nothing and
+//! is forgotten.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, hash::Hash, time::Duration};
 
-use macula_wire::NodeId;
+use macula_wire::{Network, NodeId};
 
 use crate::{
     clock::{Tick, nanos},
@@ -19,15 +20,15 @@ use crate::{
 /// How fast peers may ask.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimits {
-    /// Tokens a peer gains in a second.
+    /// Tokens that a peer gains in a second.
     pub per_second: f64,
-    /// Tokens a peer can save up.
+    /// Tokens that a peer can save up.
     pub burst: f64,
     /// The most peers that are told apart; the others share one bucket.
     pub peers: usize,
-    /// Signatures checked in a second.
+    /// Signatures checked in a second, for one network half of it.
     pub signatures_per_second: f64,
-    /// Signatures checked at once after a quiet time.
+    /// Signatures checked at once after a quiet time, for one network half of it.
     pub signature_burst: f64,
 }
 
@@ -43,127 +44,184 @@ impl Default for RateLimits {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Bucket {
-    tokens: f32,
-    since: Tick,
-}
-
-impl Bucket {
-    fn full(burst: f64, tick: Tick) -> Self {
-        Self {
-            tokens: burst as f32,
-            since: tick,
-        }
-    }
-
-    fn refill(&mut self, rate: f64, burst: f64, tick: Tick) {
-        let gained = Duration::from_nanos(tick.saturating_sub(self.since)).as_secs_f64() * rate;
-        self.tokens = (f64::from(self.tokens) + gained).min(burst) as f32;
-        self.since = tick;
-    }
-
-    /// When it is full again.
-    fn full_at(&self, rate: f64, burst: f64) -> Tick {
-        let missing = (burst - f64::from(self.tokens)).max(0.0);
-        let wait = Duration::try_from_secs_f64(missing / rate.max(1e-9)).unwrap_or(Duration::MAX);
-        self.since.saturating_add(nanos(wait))
-    }
-}
-
-/// The buckets.
-#[derive(Debug)]
-pub(crate) struct Limiter {
-    limits: RateLimits,
-    /// By a keyed hash, since peers choose their ids. Nothing depends on the order.
-    peers: HashMap<NodeId, Bucket, Keyed>,
-    /// That of all peers beyond [`RateLimits::peers`].
-    others: Bucket,
-    signatures: Bucket,
-    /// The number of buckets at which full ones are looked for again.
-    sweep_at: usize,
-    swept: Option<Tick>,
-}
-
-/// What a record with a sound signature costs the peer that brought it, in tokens: a hand-over brings thousands.
+/// The cost of a lookup to the peer it is for, in tokens: about as many requests as this node sends for it.
+pub const PEER_LOOKUP_COST: u8 = 20;
+/// The cost of a record with a sound signature to the peer that brought it, in tokens: a hand-over brings thousands.
 const CHECKED: f32 = 0.25;
-/// What a forged one costs. Honest nodes check what they pass on.
+/// The cost of a forged record. Honest nodes check the records they pass on.
 const FORGED: f32 = 20.0;
+/// The part of the signature checks that one network may use.
+const NETWORK_PART: f64 = 0.5;
 /// The shortest time between two searches for full buckets when there is no room for another, in nanoseconds: a crowd of
 /// strangers does not make every request cost a walk through all buckets.
 const SWEEP_EVERY: Tick = 10_000_000;
 /// The least number of buckets at which full ones are looked for.
 const SWEEP_MIN: usize = 14;
 
-impl Limiter {
-    pub(crate) fn new(limits: RateLimits, seed: u64) -> Self {
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    per_second: f64,
+    burst: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct TokenBucket {
+    tokens: f32,
+    since: Tick,
+}
+
+impl TokenBucket {
+    fn full(rate: Rate, tick: Tick) -> Self {
         Self {
-            limits,
-            peers: HashMap::with_hasher(Keyed::new(seed)),
-            others: Bucket::full(limits.burst, 0),
-            signatures: Bucket::full(limits.signature_burst, 0),
+            tokens: rate.burst as f32,
+            since: tick,
+        }
+    }
+
+    fn refill(&mut self, rate: Rate, tick: Tick) {
+        let gained = Duration::from_nanos(tick.saturating_sub(self.since)).as_secs_f64() * rate.per_second;
+        self.tokens = (f64::from(self.tokens) + gained).min(rate.burst) as f32;
+        self.since = tick;
+    }
+
+    /// Takes a token if there is one.
+    fn take(&mut self, rate: Rate, tick: Tick) -> bool {
+        self.refill(rate, tick);
+        let has_one = self.tokens >= 1.0;
+        self.tokens -= if has_one { 1.0 } else { 0.0 };
+        has_one
+    }
+
+    /// When it is full again.
+    fn full_at(&self, rate: Rate) -> Tick {
+        let missing = (rate.burst - f64::from(self.tokens)).max(0.0);
+        let wait = Duration::try_from_secs_f64(missing / rate.per_second.max(1e-9)).unwrap_or(Duration::MAX);
+        self.since.saturating_add(nanos(wait))
+    }
+}
+
+/// A bucket for each `K`, all of one rate.
+#[derive(Debug)]
+struct Buckets<K> {
+    rate: Rate,
+    most: usize,
+    /// By a keyed hash, since peers choose their ids. Nothing depends on the order.
+    each: HashMap<K, TokenBucket, Keyed>,
+    /// The bucket of all beyond `most`.
+    others: TokenBucket,
+    /// The number of buckets at which full ones are looked for again.
+    sweep_at: usize,
+    swept: Option<Tick>,
+}
+
+impl<K: Eq + Hash + Copy> Buckets<K> {
+    fn new(rate: Rate, most: usize, seed: u64) -> Self {
+        Self {
+            rate,
+            most,
+            each: HashMap::with_hasher(Keyed::new(seed)),
+            others: TokenBucket::full(rate, 0),
             sweep_at: SWEEP_MIN,
             swept: None,
         }
     }
 
+    fn of(&mut self, tick: Tick, key: &K) -> &mut TokenBucket {
+        if !self.each.contains_key(key) {
+            let is_due = self.swept.is_none_or(|swept| tick.saturating_sub(swept) >= SWEEP_EVERY);
+            if self.each.len() >= self.sweep_at || (is_due && self.each.len() >= self.most) {
+                self.sweep(tick);
+            }
+            if self.each.len() >= self.most {
+                return &mut self.others;
+            }
+        }
+        let rate = self.rate;
+        self.each.entry(*key).or_insert_with(|| TokenBucket::full(rate, tick))
+    }
+
+    fn take(&mut self, tick: Tick, key: &K) -> bool {
+        let rate = self.rate;
+        self.of(tick, key).take(rate, tick)
+    }
+
+    fn sweep(&mut self, tick: Tick) {
+        let rate = self.rate;
+        self.each.retain(|_, bucket| bucket.full_at(rate) > tick);
+        self.swept = Some(tick);
+        self.sweep_at = (2 * self.each.len()).max(SWEEP_MIN);
+        if self.each.is_empty() || self.each.capacity() > 2 * self.sweep_at {
+            self.each.shrink_to(self.each.len());
+        }
+    }
+}
+
+/// The buckets.
+#[derive(Debug)]
+pub(crate) struct Limiter {
+    peers: Buckets<NodeId>,
+    /// The signature checks of each network.
+    networks: Buckets<Network>,
+    /// The signature checks of all networks.
+    signature_rate: Rate,
+    signatures: TokenBucket,
+}
+
+impl Limiter {
+    pub(crate) fn new(limits: RateLimits, seed: u64) -> Self {
+        let asking = Rate {
+            per_second: limits.per_second,
+            burst: limits.burst,
+        };
+        let signature_rate = Rate {
+            per_second: limits.signatures_per_second,
+            burst: limits.signature_burst,
+        };
+        let of_network = Rate {
+            per_second: NETWORK_PART * signature_rate.per_second,
+            burst: (NETWORK_PART * signature_rate.burst).max(1.0),
+        };
+        Self {
+            peers: Buckets::new(asking, limits.peers, seed),
+            networks: Buckets::new(of_network, limits.peers, seed),
+            signature_rate,
+            signatures: TokenBucket::full(signature_rate, 0),
+        }
+    }
+
     /// Whether `peer` may ask now.
     pub(crate) fn admit(&mut self, tick: Tick, peer: &NodeId) -> bool {
-        let (rate, burst) = (self.limits.per_second, self.limits.burst);
-        let bucket = self.bucket(tick, peer);
-        bucket.refill(rate, burst, tick);
-        if bucket.tokens < 1.0 {
-            return false;
+        self.peers.take(tick, peer)
+    }
+
+    /// Whether a lookup may be started for `peer` now.
+    pub(crate) fn admit_lookup(&mut self, tick: Tick, peer: &NodeId) -> bool {
+        let admitted = self.admit(tick, peer);
+        if admitted {
+            self.peers.of(tick, peer).tokens -= f32::from(PEER_LOOKUP_COST) - 1.0;
         }
-        bucket.tokens -= 1.0;
-        true
+        admitted
     }
 
     /// Charges `peer` for a reply of `bytes`; its bucket may go below zero.
     pub(crate) fn charge(&mut self, tick: Tick, peer: &NodeId, bytes: usize) {
-        self.bucket(tick, peer).tokens -= (bytes / 1024) as f32;
+        self.peers.of(tick, peer).tokens -= (bytes / 1024) as f32;
     }
 
     /// Charges `peer` for a signature that was checked.
     pub(crate) fn charge_signature(&mut self, tick: Tick, peer: &NodeId, sound: bool) {
-        self.bucket(tick, peer).tokens -= if sound { CHECKED } else { FORGED };
+        self.peers.of(tick, peer).tokens -= if sound { CHECKED } else { FORGED };
     }
 
-    /// Whether another signature may be checked now.
-    pub(crate) fn admit_signature(&mut self, tick: Tick) -> bool {
-        self.signatures
-            .refill(self.limits.signatures_per_second, self.limits.signature_burst, tick);
-        if self.signatures.tokens < 1.0 {
-            return false;
-        }
-        self.signatures.tokens -= 1.0;
-        true
+    /// Whether another signature may be checked now for a peer of `network`.
+    pub(crate) fn admit_signature(&mut self, tick: Tick, network: Network) -> bool {
+        self.networks.take(tick, &network) && self.signatures.take(self.signature_rate, tick)
     }
 
     /// Forgets buckets that are full again.
     pub(crate) fn sweep(&mut self, tick: Tick) {
-        let (rate, burst) = (self.limits.per_second, self.limits.burst);
-        self.peers.retain(|_, bucket| bucket.full_at(rate, burst) > tick);
-        self.swept = Some(tick);
-        self.sweep_at = (2 * self.peers.len()).max(SWEEP_MIN);
-        if self.peers.is_empty() || self.peers.capacity() > 2 * self.sweep_at {
-            self.peers.shrink_to(self.peers.len());
-        }
-    }
-
-    fn bucket(&mut self, tick: Tick, peer: &NodeId) -> &mut Bucket {
-        if !self.peers.contains_key(peer) {
-            let is_due = self.swept.is_none_or(|swept| tick.saturating_sub(swept) >= SWEEP_EVERY);
-            if self.peers.len() >= self.sweep_at || (is_due && self.peers.len() >= self.limits.peers) {
-                self.sweep(tick);
-            }
-            if self.peers.len() >= self.limits.peers {
-                return &mut self.others;
-            }
-        }
-        self.peers
-            .entry(*peer)
-            .or_insert_with(|| Bucket::full(self.limits.burst, tick))
+        self.peers.sweep(tick);
+        self.networks.sweep(tick);
     }
 }
 
@@ -179,8 +237,8 @@ mod tests {
                 per_second: 2.0,
                 burst: 4.0,
                 peers: 20,
-                signatures_per_second: 1.0,
-                signature_burst: 2.0,
+                signatures_per_second: 2.0,
+                signature_burst: 4.0,
             },
             1,
         )
@@ -215,19 +273,21 @@ mod tests {
         assert!((0..20).all(|n| limiter.admit(0, &peer(n))));
         let admitted = (100..200).filter(|&n| limiter.admit(0, &peer(n))).count();
         assert_eq!(admitted, 4);
-        assert_eq!(limiter.peers.len(), 20);
+        assert_eq!(limiter.peers.each.len(), 20);
         assert!(
             (100..120).all(|n| limiter.admit(SECOND, &peer(n))),
             "all are full again after a second"
         );
-        assert!(limiter.peers.len() <= 20);
+        assert!(limiter.peers.each.len() <= 20);
     }
 
+    /// One network uses half of the signature checks at most, and all networks together no more than there are.
     #[test]
-    fn signatures_have_a_budget_of_their_own() {
+    fn x12_a_network_does_not_use_up_the_signature_checks_of_all() {
         let mut limiter = limiter();
-        let admitted = |limiter: &mut Limiter, tick| (0..10).filter(|_| limiter.admit_signature(tick)).count();
-        assert_eq!(admitted(&mut limiter, 0), 2);
-        assert_eq!(admitted(&mut limiter, SECOND), 1);
+        let network = |n| Network::V4([203, 0, n]);
+        let mut admitted = |n, tick| (0..10).filter(|_| limiter.admit_signature(tick, network(n))).count();
+        assert_eq!((admitted(1, 0), admitted(2, 0), admitted(3, 0)), (2, 2, 0));
+        assert_eq!((admitted(1, SECOND), admitted(2, SECOND)), (1, 1));
     }
 }

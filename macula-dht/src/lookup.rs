@@ -1,12 +1,12 @@
 //! One iterative lookup: which candidates are known, which to ask next, and when the closest are found.
 //!
-//! The candidates are kept by distance. Those asked and not yet overdue are at most α. A candidate that has not answered
-//! within the soft timeout no longer counts against α and no longer holds up the end, but its answer still counts when it
-//! comes; at the hard timeout it has failed. The lookup is over when the k closest candidates that are neither failed nor
+//! The candidates are kept by distance. At most α of them are asked and not yet overdue. A candidate that has not answered
+//! within the soft timeout no longer counts against α and no longer delays the end, but its answer still counts when it
+//! comes. At the hard timeout it has failed. The lookup is over when the k closest candidates that are neither failed nor
 //! overdue have answered, which in a network without loss are exactly the k closest nodes.
 //!
 //! **Invariants:** at most α fresh requests and [`MAX_OUTSTANDING`] in all are in flight; each candidate is asked once; there
-//! are at most [`MAX_CANDIDATES`], so the lookup ends whatever peers answer.
+//! are at most [`MAX_CANDIDATES`], so the lookup ends for all answers of peers.
 
 use macula_wire::NodeId;
 
@@ -16,14 +16,14 @@ use crate::{Contact, Point, point::Distance, table::K};
 pub const ALPHA: usize = 3;
 /// The most candidates a lookup remembers.
 pub const MAX_CANDIDATES: usize = 128;
-/// The hop of candidates that this node itself knows. Those named by others never crowd them out, or a few peers that name nobody
-/// but the dead would decide whom a lookup asks.
+/// The hop of candidates that this node itself knows. Candidates named by peers never crowd them out: a few peers that name only
+/// dead nodes could otherwise decide which nodes a lookup asks.
 const OWN: u8 = 1;
 /// The most requests of one lookup that wait for an answer, overdue ones included.
 pub const MAX_OUTSTANDING: usize = 24;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Progress {
     /// Not asked yet.
     New,
     /// Asked, within the soft timeout.
@@ -39,8 +39,8 @@ struct Candidate {
     contact: Contact,
     /// The first 64 bits of its distance to the target, which almost always tell where it belongs.
     head: u64,
-    state: State,
-    /// 1 when it came from this node's own table, else one more than that of who named it.
+    state: Progress,
+    /// 1 for a contact of this node's own table, else one more than the hop of the peer that named it.
     hop: u8,
 }
 
@@ -81,7 +81,7 @@ impl Lookup {
         self.region = self.region.max(Some(region));
     }
 
-    /// Adds what is not known yet: contacts of this node's own table with `hop` 0, else those named by a peer at `hop`.
+    /// Adds contacts that are not known yet: of this node's own table with `hop` 0, else named by a peer at `hop`.
     pub(crate) fn add(&mut self, contacts: impl IntoIterator<Item = Contact>, hop: u8) {
         for contact in contacts {
             if *contact.node_id() == self.own {
@@ -95,7 +95,7 @@ impl Lookup {
                 let Some(drop) = self
                     .candidates
                     .iter()
-                    .rposition(|c| c.state == State::New && c.hop > OWN)
+                    .rposition(|c| c.state == Progress::New && c.hop > OWN)
                     .filter(|&drop| drop >= at)
                 else {
                     continue;
@@ -107,7 +107,7 @@ impl Lookup {
                 Candidate {
                     contact,
                     head: distance.head(),
-                    state: State::New,
+                    state: Progress::New,
                     hop: hop.saturating_add(1),
                 },
             );
@@ -118,8 +118,8 @@ impl Lookup {
     pub(crate) fn next(&mut self, mut skip: impl FnMut(&NodeId) -> bool) -> Option<(Contact, u8)> {
         let (mut fresh, mut waiting) = (0, 0);
         for candidate in &self.candidates {
-            fresh += usize::from(candidate.state == State::Asked);
-            waiting += usize::from(matches!(candidate.state, State::Asked | State::Overdue));
+            fresh += usize::from(candidate.state == Progress::Asked);
+            waiting += usize::from(matches!(candidate.state, Progress::Asked | Progress::Overdue));
         }
         if fresh >= ALPHA || waiting >= MAX_OUTSTANDING {
             return None;
@@ -131,28 +131,28 @@ impl Lookup {
                 break;
             }
             match candidate.state {
-                State::New if skip(candidate.contact.node_id()) => candidate.state = State::Failed,
-                State::New => {
-                    candidate.state = State::Asked;
+                Progress::New if skip(candidate.contact.node_id()) => candidate.state = Progress::Failed,
+                Progress::New => {
+                    candidate.state = Progress::Asked;
                     return Some((candidate.contact.clone(), candidate.hop));
                 }
-                State::Asked | State::Answered => ahead += 1,
-                State::Overdue | State::Failed => {}
+                Progress::Asked | Progress::Answered => ahead += 1,
+                Progress::Overdue | Progress::Failed => {}
             }
         }
         None
     }
 
     pub(crate) fn on_answer(&mut self, node: &NodeId) {
-        self.set(node, State::Answered);
+        self.set(node, Progress::Answered);
     }
 
     pub(crate) fn on_overdue(&mut self, node: &NodeId) {
-        self.set(node, State::Overdue);
+        self.set(node, Progress::Overdue);
     }
 
     pub(crate) fn on_failure(&mut self, node: &NodeId) {
-        self.set(node, State::Failed);
+        self.set(node, Progress::Failed);
     }
 
     /// Where the candidate at `distance` is, or would be. Distances to one target are unique.
@@ -163,10 +163,10 @@ impl Lookup {
         })
     }
 
-    fn set(&mut self, node: &NodeId, state: State) {
+    fn set(&mut self, node: &NodeId, state: Progress) {
         let distance = Point::from(node).distance(&self.target);
         if let Ok(at) = self.position(&distance)
-            && matches!(self.candidates[at].state, State::Asked | State::Overdue)
+            && matches!(self.candidates[at].state, Progress::Asked | Progress::Overdue)
         {
             self.candidates[at].state = state;
         }
@@ -184,10 +184,10 @@ impl Lookup {
                 return true;
             }
             match candidate.state {
-                State::Answered => answered += 1,
-                State::New | State::Asked => return false,
-                State::Overdue => overdue = true,
-                State::Failed => {}
+                Progress::Answered => answered += 1,
+                Progress::New | Progress::Asked => return false,
+                Progress::Overdue => overdue = true,
+                Progress::Failed => {}
             }
         }
         answered >= K || !overdue
@@ -196,7 +196,7 @@ impl Lookup {
     /// The k closest that answered, and those within the region; closest first.
     pub(crate) fn closest(&self) -> impl Iterator<Item = &Contact> {
         let (region, target) = (self.region, self.target);
-        let answered = self.candidates.iter().filter(|c| c.state == State::Answered);
+        let answered = self.candidates.iter().filter(|c| c.state == Progress::Answered);
         answered
             .enumerate()
             .take_while(move |(at, c)| *at < K || region.is_some_and(|region| c.distance(&target) <= region))
@@ -205,7 +205,7 @@ impl Lookup {
 
     /// The `count` closest that did not fail, whether they were asked or only named; closest first.
     pub(crate) fn nearby(&self, count: usize) -> impl Iterator<Item = &Contact> {
-        let living = self.candidates.iter().filter(|c| c.state != State::Failed);
+        let living = self.candidates.iter().filter(|c| c.state != Progress::Failed);
         living.take(count).map(|c| &c.contact)
     }
 
@@ -223,28 +223,28 @@ impl Lookup {
     pub(crate) fn distances(&self) -> impl Iterator<Item = Distance> {
         self.candidates
             .iter()
-            .filter(|c| c.state == State::Answered)
+            .filter(|c| c.state == Progress::Answered)
             .take(K)
             .map(|c| c.distance(&self.target))
     }
 
     /// The number of candidates that answered.
     pub(crate) fn answered(&self) -> usize {
-        self.candidates.iter().filter(|c| c.state == State::Answered).count()
+        self.candidates.iter().filter(|c| c.state == Progress::Answered).count()
     }
 
     /// The hop of the closest candidate that answered; 0 when none did.
     pub(crate) fn depth(&self) -> u8 {
         self.candidates
             .iter()
-            .find(|c| c.state == State::Answered)
+            .find(|c| c.state == Progress::Answered)
             .map_or(0, |c| c.hop)
     }
 
     /// Requests in flight that are not overdue.
     #[cfg(test)]
     pub(crate) fn fresh(&self) -> usize {
-        self.candidates.iter().filter(|c| c.state == State::Asked).count()
+        self.candidates.iter().filter(|c| c.state == Progress::Asked).count()
     }
 }
 

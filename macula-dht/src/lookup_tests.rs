@@ -66,7 +66,7 @@ proptest! {
                     lookup.on_answer(&peer);
                     lookup.add(contacts.iter().copied().map(contact), 1);
                 }
-                // Whoever stays silent after that has failed.
+                // A node that stays silent after that has failed.
                 Event::Overdue if !overdue.insert(waiting[at]) => lookup.on_failure(&waiting.remove(at)),
                 Event::Overdue => lookup.on_overdue(&waiting[at]),
                 Event::Fail => lookup.on_failure(&waiting.remove(at)),

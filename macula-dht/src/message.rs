@@ -1,7 +1,7 @@
-//! What DHT nodes say to each other: one request, one reply.
+//! The messages of DHT nodes: one request, one reply.
 //!
 //! A shell ferries the bytes: [`Request::encode`] and [`Response::encode`] here, [`Request::decode`] and [`Response::decode`]
-//! there. Decoding checks every length and drops what is beyond a limit, so a decoded message is bounded whatever the peer sent.
+//! there. Decoding checks every length and drops everything beyond a limit, so a decoded message is bounded.
 //!
 //! **Invariant:** an encoded message is at most [`MAX_MESSAGE_BYTES`] long when its parts were put together by this crate.
 
@@ -49,7 +49,7 @@ pub enum MessageError {
 /// A question to a DHT node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
-    /// Are you there?
+    /// Is the node there?
     Ping,
     /// Which contacts are closest to `target`?
     FindNode {
@@ -75,7 +75,7 @@ pub enum Request {
 /// The answer to a [`Request`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Response {
-    /// I am here.
+    /// This node is here.
     Pong,
     /// The contacts closest to the target, closest first.
     Nodes(Vec<Contact>),
@@ -88,13 +88,18 @@ pub enum Response {
         /// More records follow after the last one.
         more: bool,
     },
-    /// What became of each published record, in their order.
-    Published(Vec<Outcome>),
-    /// No answer, and why.
+    /// The outcomes for the published records.
+    Published {
+        /// One for each record, in their order.
+        outcomes: Vec<Outcome>,
+        /// The stored records of the publisher itself that are newer than published ones: the proof of [`Refusal::Stale`].
+        newer: Vec<SignedProvider>,
+    },
+    /// No answer, and the reason.
     Declined(Declined),
 }
 
-/// What became of a published record.
+/// The outcome for a published record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// Stored, or already there.
@@ -128,7 +133,7 @@ pub enum Refusal {
         by: Duration,
     },
     /// The key holds as many providers as it may.
-    #[error("the service has as many providers as one key holds; use several service names")]
+    #[error("the node holds as many providers of the service as it may; use several service names")]
     KeyFull,
     /// The node holds as many keys or bytes as it may.
     #[error("the node's store is full; add nodes to the mesh")]
@@ -288,12 +293,13 @@ impl Response {
                 closest: contacts(closest),
                 more: *more,
             }),
-            Self::Published(outcomes) => Kind::Published(proto::Published {
+            Self::Published { outcomes, newer } => Kind::Published(proto::Published {
                 off_by_ms: outcomes
                     .iter()
                     .filter_map(|outcome| outcome.off_by())
                     .map(millis)
                     .collect(),
+                newer: newer.iter().cloned().map(Into::into).collect(),
                 outcomes: outcomes
                     .iter()
                     .map(|&outcome| outcome_to_proto(outcome).into())
@@ -340,8 +346,12 @@ impl Response {
                 Kind::Published(published) => {
                     let mut amounts = published.off_by_ms.into_iter().map(Duration::from_millis);
                     let mut off_by = || amounts.next().unwrap_or_default();
-                    let codes = published.outcomes.into_iter().take(MAX_PUBLISH_RECORDS);
-                    Self::Published(codes.map(|code| outcome_from_proto(code, &mut off_by)).collect())
+                    let outcomes = published.outcomes.into_iter().take(MAX_PUBLISH_RECORDS);
+                    let newer = published.newer.into_iter().take(MAX_PUBLISH_RECORDS);
+                    Self::Published {
+                        outcomes: outcomes.map(|code| outcome_from_proto(code, &mut off_by)).collect(),
+                        newer: newer.map(Into::into).collect(),
+                    }
                 }
                 Kind::Declined(declined) => Self::Declined(match proto::DeclineReason::try_from(declined.reason) {
                     Ok(proto::DeclineReason::Malformed) => Declined::Malformed,
@@ -354,19 +364,19 @@ impl Response {
 }
 
 impl Response {
-    /// Whether this is what was asked for.
+    /// Whether this is the expected answer.
     pub(crate) fn answers(&self, expected: Expected) -> bool {
         match self {
             Self::Pong => expected == Expected::Pong,
             Self::Nodes(_) => expected == Expected::Nodes,
             Self::Providers { .. } => expected == Expected::Providers,
-            Self::Published(outcomes) => expected == Expected::Published(outcomes.len()),
+            Self::Published { outcomes, .. } => expected == Expected::Published(outcomes.len()),
             Self::Declined(_) => false,
         }
     }
 }
 
-/// What an unverified record says of itself, for what is looked at before its signature.
+/// The fields of an unverified record that are looked at before its signature.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peek {
     pub(crate) node: NodeId,
@@ -440,7 +450,7 @@ pub(crate) fn contact_from_proto(contact: proto::Contact) -> Option<Contact> {
     (!endpoints.is_empty()).then(|| Contact::new(node_id, endpoints))
 }
 
-/// At most the bytes a contact takes in a message.
+/// An upper bound of the bytes that a contact takes in a message.
 fn contact_size(contact: &Contact) -> usize {
     // `https://[` … `]:65535` around the host, tags and lengths for each endpoint, then those of the contact.
     contact.host_bytes() + 20 * contact.endpoints().len() + NodeId::LEN + 8
@@ -452,7 +462,7 @@ fn contact_size(contact: &Contact) -> usize {
 pub(crate) fn fit_contacts<'a>(contacts: impl Iterator<Item = &'a Contact>) -> (Vec<Contact>, usize) {
     let (mut fitting, mut used) = (Vec::with_capacity(MAX_REPLY_CONTACTS), 0);
     for contact in contacts.take(MAX_REPLY_CONTACTS) {
-        // Each gets an equal share of what is left, so one long list does not crowd out the rest.
+        // Each gets an equal share of the remaining bytes, so one long list does not crowd out the rest.
         let share = (MAX_CONTACT_BYTES - used) / (MAX_REPLY_CONTACTS - fitting.len());
         let size = contact_size(contact);
         if size <= share {

@@ -66,7 +66,11 @@ fn response() -> impl Strategy<Value = Response> {
         contacts().prop_map(Response::Nodes),
         (prop::collection::vec(signed(), 0..9), contacts(), any::<bool>())
             .prop_map(|(records, closest, more)| Response::Providers { records, closest, more }),
-        prop::collection::vec(refusal, 0..=MAX_PUBLISH_RECORDS).prop_map(Response::Published),
+        (
+            prop::collection::vec(refusal, 0..=MAX_PUBLISH_RECORDS),
+            prop::collection::vec(signed(), 0..3)
+        )
+            .prop_map(|(outcomes, newer)| Response::Published { outcomes, newer }),
         prop::sample::select(vec![Declined::Malformed, Declined::RateLimited, Declined::Unknown])
             .prop_map(Response::Declined),
     ]
@@ -90,7 +94,7 @@ proptest! {
         let _ = Response::decode(bytes);
     }
 
-    /// Replies are at most 16 KiB, whatever contacts and records they are made of.
+    /// Replies of any contacts and records are at most 16 KiB.
     #[test]
     fn replies_fit(contacts in prop::collection::vec(some_contact(), 0..30), metadata in 0..700_usize, count in 0..40_u8) {
         let (key, realm) = (ServiceKey::from_bytes([7; 32]), macula_wire::Realm::default().hash());

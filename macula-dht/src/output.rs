@@ -1,4 +1,4 @@
-//! What goes in besides requests, and everything that comes out.
+//! Replies that go in, and everything that comes out.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -38,9 +38,9 @@ impl Want {
 /// A peer's answer to a request of this node.
 #[derive(Debug, Clone)]
 pub struct Reply {
-    /// What it answered, as it was decoded.
+    /// The response, as it was decoded.
     pub response: Result<Response, MessageError>,
-    /// What the peer does in the mesh, by its connection's handshake. Clients do not enter the routing table.
+    /// The peer's role in the mesh, by its connection's handshake. Clients do not enter the routing table.
     pub role: Role,
     /// The address the answer came from, for diversity limits.
     pub ip: Option<IpAddr>,
@@ -56,15 +56,19 @@ pub enum RequestFailed {
     /// The connection was lost.
     #[error("the connection to the peer was lost before it answered")]
     Lost,
+    /// The request never left this node, which has too much to do. This says nothing about the peer, so it counts neither against
+    /// the peer nor towards the end of a lookup.
+    #[error("the request was not sent: this node is too busy; ask again later")]
+    NotSent,
     /// The shell gave up waiting.
     #[error("the peer did not answer in time")]
     TimedOut,
 }
 
-/// Something the shell has to do, or to know.
+/// Something for the shell to do, or to know.
 #[derive(Debug)]
 pub enum Output {
-    /// Send `request` to `to`, and report what comes of it with [`Dht::handle_response`](crate::Dht::handle_response).
+    /// Send `request` to `to`, and report how it ends with [`Dht::handle_response`](crate::Dht::handle_response).
     ///
     /// After [`Config::hard_timeout`](crate::Config::hard_timeout) the answer is no longer waited for.
     Send {
@@ -72,7 +76,7 @@ pub enum Output {
         id: RequestId,
         /// The peer; the connection must prove that it is this one.
         to: Contact,
-        /// What to send.
+        /// The request.
         request: Request,
     },
     /// Find out which nodes listen at `address`, whose host name may stand for several addresses, and report them with
@@ -91,20 +95,20 @@ pub enum Output {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A lookup found providers, or newer records of those it had found.
+    /// A lookup found providers, or newer records of providers it had found.
     Providers {
         /// The lookup.
         query: QueryId,
-        /// What is new, at least one.
+        /// The new records, at least one.
         batch: Vec<VerifiedProvider>,
     },
     /// A lookup is over. The last event of its query.
     Finished {
         /// The lookup.
         query: QueryId,
-        /// What it found.
+        /// The result.
         result: QueryResult,
-        /// What it took.
+        /// The effort.
         stats: Stats,
     },
     /// A service has been published, or published anew (D5).
@@ -137,24 +141,26 @@ pub enum Event {
         /// When the next attempt is due, counted from now.
         retry_in: Duration,
     },
-    /// The backend could not keep what it was given; everything goes on from memory.
+    /// The backend could not keep the changes; everything goes on from memory.
     BackendFailed(BackendError),
 }
 
-/// What a lookup found.
+/// The result of a lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueryResult {
     /// The closest nodes, closest first.
     Nodes(Vec<Contact>),
     /// Providers, in the list's order (D1); at least one.
     Found(Vec<VerifiedProvider>),
-    /// No provider: those who would know said so.
+    /// No provider: the nodes that would know said so.
     NotFound,
-    /// Nobody answered, so nothing is known.
+    /// No peer answered, so nothing is known.
     Unreachable,
+    /// This node is too busy: requests were not sent, or the lookup of a peer gave way to those of other peers. Nothing is known.
+    Busy,
 }
 
-/// What a lookup took.
+/// The effort of a lookup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
     /// How many steps away the answer was: 1 for a peer of this node's own table, 0 for this node itself.

@@ -169,7 +169,7 @@ impl Distance {
     /// The distance as a share of the key space, 0 to 1.
     #[must_use]
     pub fn fraction(&self) -> f64 {
-        // 53 bits of a 256-bit number are what a float holds anyway; the tail matters only for the tiniest shares.
+        // A float holds 53 bits of a 256-bit number; the tail matters only for the tiniest shares.
         const WORD: f64 = 18_446_744_073_709_551_616.0;
         self.0.iter().rev().fold(0.0, |tail, &word| (word as f64 + tail) / WORD)
     }

@@ -1,10 +1,9 @@
 //! A [`Backend`] in a file, with redb.
 //!
 //! One table of records, by key and provider, and one of contacts. A commit is one transaction: after a crash the file holds
-//! all of it or nothing. A file that is damaged is set aside under another name and a new one is made, since everything in it
-//! can be had again from the mesh.
+//! all of it or nothing. A damaged file is set aside under another name and a new one is made, since the mesh has everything in it.
 //!
-//! What is left out: trust. Records are verified by whoever loads them.
+//! What is left out: trust. The caller verifies the records it loads.
 
 use std::{
     ffi::OsString,
@@ -26,7 +25,7 @@ use crate::{
 
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records-v2");
 const CONTACTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("contacts-v1");
-/// What redb may keep of the file in memory, in bytes: it is written in batches and read once.
+/// The bytes of the file that redb may keep in memory: the file is written in batches and read once.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
 /// How many damaged files are kept before the oldest name is used again.
 const MAX_SET_ASIDE: u32 = 8;
@@ -42,7 +41,7 @@ pub struct RedbBackend {
 pub struct Opened {
     /// The backend.
     pub backend: RedbBackend,
-    /// Where a damaged file was moved to, to be made way for a new one. Worth a warning.
+    /// Where a damaged file was moved to. Worth a warning.
     pub set_aside: Option<PathBuf>,
 }
 
@@ -147,7 +146,7 @@ impl Backend for RedbBackend {
     }
 }
 
-/// Runs `act`, taking a panic for damage: what redb asserts of a file's pages does not hold for any bytes whatever.
+/// Runs `act`, taking a panic for damage: redb asserts things of a file's pages that damaged bytes break.
 fn guarded<T>(act: impl FnOnce() -> Result<T, BackendError>) -> Result<T, BackendError> {
     catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| {
         let error = io::Error::new(

@@ -1,6 +1,6 @@
 //! A small seeded generator for jitter and refresh targets.
 //!
-//! Nothing secret rests on it: whoever guesses its output learns which random point of the key space is refreshed next.
+//! Nothing secret rests on it: an attacker that guesses its output learns which random point of the key space is refreshed next.
 
 /// SplitMix64 (Steele, Lea and Flood, *Fast Splittable Pseudorandom Number Generators*, 2014).
 #[derive(Debug, Clone)]

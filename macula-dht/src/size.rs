@@ -4,7 +4,7 @@
 //! squares fit of that line through the k closest of a lookup gives one estimate of 1 / (n + 1); the mean over lookups, newer
 //! ones weighing more, gives the one used (the method of mainline and of go-libp2p-kad-dht's network size estimator).
 //!
-//! It serves to tell a crowd from a neighbourhood: ids ground to lie next to one key make it far denser than the others.
+//! The estimate tells a crowd from a neighbourhood: ids ground to lie next to one key make its neighbourhood far denser than others.
 
 use crate::{K, point::Distance};
 
@@ -54,7 +54,7 @@ impl SizeEstimate {
 
     /// Whether the k closest to a key, the farthest of them at `kth`, lie closer than chance would have it.
     pub(crate) fn is_crowded(&self, kth: Distance) -> bool {
-        // A few samples of a small network are too coarse to accuse anybody.
+        // A few samples of a small network are too coarse to call a neighbourhood a crowd.
         self.samples >= 8 && self.region(CROWDED).is_some_and(|region| kth < region)
     }
 }

@@ -10,7 +10,7 @@ use macula_dht::{Config, Contact, Outcome, Refusal, Response};
 use macula_wire::{Advertisement, Realm, SignedProvider, Signer, VerifiedProvider, proto};
 use prost::Message as _;
 
-/// What stands before the bytes that a publisher signs.
+/// The domain tag before the bytes that a publisher signs.
 const SIGNATURE_DOMAIN: &[u8] = b"macula/v1/provider\0";
 
 /// A record with more endpoints than it may have is refused, and a contact's list is cut.
@@ -49,7 +49,7 @@ fn unlimited_addresses_are_not_taken() {
     bench.answer(id, nodes);
 }
 
-/// A publisher that signs what it likes: one endpoint more than a record may have, and nobody holds it.
+/// A publisher signs a record with one endpoint more than it may have, and no node holds it.
 #[test]
 fn a_signed_record_with_too_many_addresses_is_refused() {
     let mut bench = Bench::new(Config::default());

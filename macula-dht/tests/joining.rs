@@ -51,7 +51,7 @@ fn a_seed_that_is_gone_does_not_make_a_joined_node_join_again_and_again() {
     assert!(asked <= 2 + 5, "{asked}");
 }
 
-/// Both halves started while the other was out of reach, so nobody remembers anybody; the list of seeds leads them together.
+/// Both halves started while the other was out of reach, so no node remembers one of the other half. The list of seeds leads them together.
 #[test]
 fn meshes_that_never_met_find_each_other_through_their_seeds() {
     let mut net = Net::new(21);

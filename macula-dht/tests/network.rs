@@ -91,7 +91,7 @@ fn d3_a_withdrawal_removes_one_provider_everywhere() {
     }
 }
 
-/// What a publication met lately is not all there is: who came since, and was handed the record, hears of its withdrawal too.
+/// A node that came after a publication, and was handed the record, hears of its withdrawal too.
 #[test]
 fn d3_a_newcomer_that_was_handed_a_record_hears_of_its_withdrawal() {
     let mut net = Net::joined(11, 3);
@@ -128,7 +128,7 @@ fn d5_the_living_are_kept_and_the_dead_forgotten() {
     assert!((3..=4).contains(&published), "{published}");
 }
 
-/// Half of a network dies at once: what was published is still found.
+/// Half of a network dies at once: published services are still found.
 #[test]
 fn providers_are_found_with_half_of_the_network_dead() {
     let mut net = Net::joined(5, 200);
@@ -185,7 +185,7 @@ fn a_client_looks_up_and_publishes_but_enters_no_table() {
     assert!(net.nodes.iter().all(|node| !node.dht.table().contains(&id)));
 }
 
-/// N3: a node that lost the mesh keeps what it has, and joins again by itself.
+/// N3: a node that lost the mesh keeps its records, and joins again by itself.
 #[test]
 fn n3_a_cut_off_node_rejoins_by_itself() {
     let mut net = Net::joined(8, 30);

@@ -1,4 +1,4 @@
-//! What survives a restart, and what becomes of a damaged file.
+//! Restarts, and damaged files.
 
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
@@ -62,10 +62,16 @@ fn publish(dht: &mut Dht<SecretKey, RedbBackend>, now: Instant, n: usize, record
         records: vec![record.to_signed()],
     };
     let response = dht.handle_request(now, &peer, Ok(request));
-    assert_eq!(response, Response::Published(vec![macula_dht::Outcome::Stored]));
+    assert_eq!(
+        response,
+        Response::Published {
+            outcomes: vec![macula_dht::Outcome::Stored],
+            newer: Vec::new()
+        }
+    );
 }
 
-/// A node that restarts serves and routes at once from what it kept, and shows nothing that has expired meanwhile.
+/// A node that restarts serves and routes at once from its kept records and contacts, and shows no record that has expired.
 #[test]
 fn a_restarted_node_serves_and_routes_from_what_it_kept() {
     let (home, now) = (Home::new(), Instant::now());
@@ -108,7 +114,7 @@ fn a_restarted_node_serves_and_routes_from_what_it_kept() {
         std::iter::from_fn(|| dht.poll_output())
             .any(|output| matches!(output, Output::Event(macula_dht::Event::Finished { query: q, .. }) if q == query))
     );
-    // Past the validity it had when it was received, whatever the restart.
+    // The validity counts from when the record was received, not from the restart.
     let later = now + Duration::from_secs(51);
     dht.handle_timeout(later);
     assert_eq!(dht.local_providers(later, &service).count(), 0);
@@ -126,7 +132,7 @@ fn drain(dht: &mut Dht<SecretKey, RedbBackend>) -> Vec<Output> {
     std::iter::from_fn(|| dht.poll_output()).collect()
 }
 
-/// A node that has no record of anybody still has to find its mesh after it was killed.
+/// A node without records still has to find its mesh after it was killed.
 #[test]
 fn contacts_are_kept_though_there_is_no_record() {
     let (home, now) = (Home::new(), Instant::now());
@@ -170,7 +176,7 @@ fn seeds_take_part_in_a_join_from_kept_contacts() {
     assert_eq!(nodes, [*contact_of(1).node_id(), *contact_of(2).node_id()]);
     let (id, at) = identified.unwrap();
     assert_eq!(at, address);
-    // Both fail; the address leads to a node that answers: joined, and nobody hears of a failure.
+    // Both fail; the address leads to a node that answers: joined, without an event of a failure.
     for (_, id) in asked {
         dht.handle_response(now, id, Err(macula_dht::RequestFailed::Unreachable));
     }
@@ -289,7 +295,10 @@ fn d9_a_superseded_record_does_not_come_back_after_a_restart() {
     let stale = macula_dht::Outcome::Refused(macula_dht::Refusal::Stale);
     assert_eq!(
         dht.handle_request(now, &peer, Ok(request)),
-        Response::Published(vec![stale])
+        Response::Published {
+            outcomes: vec![stale],
+            newer: Vec::new()
+        }
     );
     assert_eq!(dht.local_providers(now, &service).count(), 0);
 }
@@ -364,7 +373,7 @@ fn a_damaged_file_is_set_aside_and_the_next_one_works() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Reloading gives what was committed.
+    /// Reloading gives the committed changes.
     #[test]
     fn a_reload_equals_what_was_committed(
         steps in prop::collection::vec((1..8_usize, 0..3_u8, any::<bool>(), any::<u32>()), 1..40),
@@ -395,7 +404,7 @@ proptest! {
         prop_assert_eq!(loaded, Loaded { records: model.into_values().collect(), contacts });
     }
 
-    /// A file cut short or with bytes changed opens, or is set aside; it never crashes, and what it then gives is decodable.
+    /// A file cut short or with bytes changed opens, or is set aside; it never crashes, and its contents can be decoded.
     #[test]
     fn a_cut_or_changed_file_never_crashes(
         cut in prop::option::of(any::<prop::sample::Index>()),

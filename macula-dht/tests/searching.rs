@@ -38,7 +38,7 @@ fn acquainted(now: Instant, count: usize) -> Dht<SecretKey> {
     dht
 }
 
-/// Looks up what nobody provides. Returns how often each peer was asked, and the most requests that waited at a time.
+/// Looks up a service without a provider. Returns how often each peer was asked, and the most requests that waited at a time.
 fn search_in_vain(dht: &mut Dht<SecretKey>, now: Instant) -> (BTreeMap<String, usize>, usize) {
     let query = dht.start_lookup(now, key("no.such"), Want::First).unwrap();
     let (mut asked, mut waiting, mut most, mut ends) = (BTreeMap::new(), Vec::new(), 0, 0);
@@ -81,7 +81,7 @@ fn search_in_vain(dht: &mut Dht<SecretKey>, now: Instant) -> (BTreeMap<String, u
     (asked, most)
 }
 
-/// When k peers say that there is nothing, two further paths ask, and none of them asks whom the other has asked.
+/// When k peers say that there is nothing, two further paths ask, and neither asks a peer that the other has asked.
 #[test]
 fn a_search_in_vain_goes_again_on_disjoint_paths() {
     let now = Instant::now();
@@ -93,7 +93,7 @@ fn a_search_in_vain_goes_again_on_disjoint_paths() {
     assert!(most <= 2 * macula_dht::ALPHA, "{most}");
 }
 
-/// In a network no larger than k everybody has been asked, and nobody is asked twice.
+/// In a network no larger than k every node is asked once.
 #[test]
 fn a_small_network_is_asked_once() {
     let now = Instant::now();
@@ -130,7 +130,7 @@ fn providers(records: Vec<SignedProvider>, more: bool) -> Response {
     }
 }
 
-/// D4: what was valid when it was found may have expired when the slowest peer has been waited for.
+/// D4: a record that was valid when it was found may have expired when the slowest peer answers.
 #[test]
 fn d4_a_record_that_expires_during_a_search_is_not_in_its_result() {
     let mut bench = Bench::new(Config::default());
@@ -191,7 +191,7 @@ fn a_search_takes_no_more_providers_than_a_list_may_have_from_each_peer() {
     assert!(next <= 100 + 3 * (256 + 20), "{next}");
 }
 
-/// Peers that name nobody but the dead crowd everybody else out of one lookup, and not out of the search.
+/// Peers that name only dead nodes crowd the others out of one lookup, and not out of the search.
 #[test]
 fn a_search_that_is_led_to_the_dead_goes_another_way() {
     let mut bench = Bench::new(Config::default());

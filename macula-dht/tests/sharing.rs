@@ -4,12 +4,17 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{
-    bench::{Bench, record},
+    bench::{Bench, agreeable, peer, record},
     contact_of, key,
 };
-use macula_dht::{Config, Outcome, Peer, Refusal, Request, Response, Role};
-use macula_wire::{NodeId, ServiceKey, SignedProvider};
+use macula_dht::{
+    Config, Contact, Event, MAX_PEER_LOOKUPS, MAX_QUERIES, Outcome, Output, PEER_LOOKUP_COST, Peer, PeerLookupError,
+    QueryResult, Refusal, Request, RequestFailed, Response, Role, Want,
+};
+use macula_wire::{Address, NodeId, ServiceKey, SignedProvider};
 
 /// The bytes of a store that is soon full.
 const BYTES: usize = 64 * 1024;
@@ -25,7 +30,7 @@ fn deliver(bench: &mut Bench, by: usize, ip: [u8; 4], key: ServiceKey, record: S
         .dht
         .handle_request(bench.now, &peer, Ok(Request::Publish { key, records }))
     {
-        Response::Published(outcomes) => outcomes[0],
+        Response::Published { outcomes, .. } => outcomes[0],
         other => panic!("{other:?}"),
     }
 }
@@ -165,4 +170,150 @@ fn x7_a_store_without_a_free_key_takes_from_the_peers_that_delivered_most() {
     }
     assert_eq!(bench.dht.store().usage().keys, 20);
     assert!((1..10).all(|n| shows(&bench, key(&format!("honest{n}")), n)));
+}
+
+/// A node too busy to send its requests keeps its contacts, and says of a lookup that it knows nothing.
+#[test]
+fn x10_a_request_that_was_not_sent_is_no_failure_of_the_peer() {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..20);
+    for n in 0..200 {
+        let query = bench
+            .dht
+            .start_lookup(bench.now, key(&format!("made.up{n}")), Want::First)
+            .unwrap();
+        let mut result = None;
+        while result.is_none() {
+            for output in bench.outputs() {
+                match output {
+                    Output::Send { id, .. } => {
+                        bench.dht.handle_response(bench.now, id, Err(RequestFailed::NotSent));
+                    }
+                    Output::Event(Event::Finished {
+                        query: of,
+                        result: ended,
+                        ..
+                    }) if of == query => result = Some(ended),
+                    Output::Event(_) | Output::Identify { .. } => {}
+                }
+            }
+        }
+        assert_eq!(result, Some(QueryResult::Busy));
+    }
+    assert_eq!(bench.dht.table().len(), 19);
+    assert_eq!(
+        (bench.dht.counters().failed, bench.dht.counters().not_sent),
+        (0, 200 * 19)
+    );
+}
+
+/// Nine thousand lookups in six seconds for calls that a peer wants routed: it gets those that it may ask for.
+#[test]
+fn x10_lookups_for_a_peer_have_a_budget() {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..20);
+    let mut started = 0;
+    for n in 0..9000 {
+        let service = key(&format!("made.up{n}"));
+        let lookup = bench.dht.start_lookup_for(bench.now, &peer(50), service, Want::First);
+        started += usize::from(lookup.is_ok());
+        assert!(matches!(lookup, Ok(_) | Err(PeerLookupError::TooFast)));
+        bench.run(Duration::from_micros(667), |_, request| Some(agreeable(request)));
+    }
+    let most = (2000 + 6 * 500) / usize::from(PEER_LOOKUP_COST);
+    assert!((most - 10..=most + 10).contains(&started), "{started}");
+    assert_eq!(bench.dht.table().len(), 19);
+}
+
+/// One network asks under many ids. Another peer takes a lookup from it, and this node's own lookups have their reserve.
+#[test]
+fn x10_lookups_for_peers_leave_a_reserve_and_are_shared() {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..20);
+    let at = |n: usize, ip: [u8; 4]| Peer {
+        contact: contact_of(n).observed_at(ip.into()),
+        role: Role::Node,
+    };
+    let mut first = None;
+    for n in 0..2 * MAX_PEER_LOOKUPS {
+        let service = key(&format!("made.up{n}"));
+        let lookup = bench
+            .dht
+            .start_lookup_for(bench.now, &at(100 + n, [203, 0, 113, 1]), service, Want::All);
+        first = first.or(lookup.ok());
+        let refused = n >= MAX_PEER_LOOKUPS;
+        assert_eq!(lookup.err(), refused.then_some(PeerLookupError::ShareTaken));
+    }
+    bench.outputs();
+    let honest = at(50, [198, 51, 100, 1]);
+    assert!(
+        bench
+            .dht
+            .start_lookup_for(bench.now, &honest, key("a.b"), Want::All)
+            .is_ok()
+    );
+    let gave_way = bench.outputs().into_iter().find_map(|output| match output {
+        Output::Event(Event::Finished { query, result, .. }) => Some((query, result)),
+        _ => None,
+    });
+    assert_eq!(
+        gave_way.map(|(query, result)| (Some(query), result)),
+        Some((first, QueryResult::Busy))
+    );
+    for n in 0..MAX_QUERIES - MAX_PEER_LOOKUPS {
+        let own = bench
+            .dht
+            .start_lookup(bench.now, key(&format!("own.service{n}")), Want::All);
+        assert!(own.is_ok(), "{n}");
+    }
+}
+
+/// A stranger that announces the address of another host does not make this node send anything there.
+#[test]
+fn x12_a_stranger_is_probed_only_where_it_was_seen() {
+    let mut bench = Bench::new(Config::default());
+    let mut probes = |endpoints: &[&str]| {
+        let endpoints = endpoints.iter().map(|endpoint| endpoint.parse().unwrap());
+        let contact = Contact::new(*contact_of(1).node_id(), endpoints).observed_at([203, 0, 113, 5].into());
+        let stranger = Peer {
+            contact,
+            role: Role::Node,
+        };
+        let _ = bench.dht.handle_request(bench.now, &stranger, Ok(Request::Ping));
+        let sends = bench.sends();
+        sends
+            .iter()
+            .flat_map(|(_, to, _)| to.endpoints().iter().map(Address::port))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(probes(&["198.51.100.7:53"]), []);
+    assert_eq!(probes(&["198.51.100.7:53", "203.0.113.5:4433"]), [4433]);
+}
+
+/// A peer on a public address names a node on a private one: nothing is sent there.
+#[test]
+fn x12_private_addresses_named_by_a_public_peer_are_not_dialed() {
+    let mut bench = Bench::new(Config::default());
+    let namer = Contact::new(*contact_of(1).node_id(), ["203.0.113.5:4433".parse().unwrap()]);
+    bench.dht.add_contact(bench.now, namer);
+    let (id, ..) = bench.sends().remove(0);
+    bench.answer(id, Response::Pong);
+    bench.dht.start_lookup(bench.now, key("a.b"), Want::All).unwrap();
+    let (id, ..) = bench.sends().remove(0);
+    let at = |n: usize, address: &str| Contact::new(*contact_of(n).node_id(), [address.parse().unwrap()]);
+    let closest = vec![
+        at(2, "192.168.0.1:53"),
+        at(3, "127.0.0.1:53"),
+        at(4, "198.51.100.7:4433"),
+    ];
+    bench.answer(
+        id,
+        Response::Providers {
+            records: Vec::new(),
+            closest,
+            more: false,
+        },
+    );
+    let asked: Vec<_> = bench.sends().into_iter().map(|(_, to, _)| to).collect();
+    assert_eq!(asked, [at(4, "198.51.100.7:4433")]);
 }

@@ -33,12 +33,12 @@ fn publish_from(bench: &mut Bench, n: usize, ip: [u8; 4], key: ServiceKey, recor
         .dht
         .handle_request(bench.now, &peer, Ok(Request::Publish { key, records }))
     {
-        Response::Published(outcomes) => outcomes[0],
+        Response::Published { outcomes, .. } => outcomes[0],
         other => panic!("{other:?}"),
     }
 }
 
-/// So many Sybils of one subnet as a key has places take them all and renew every minute; an honest provider comes later.
+/// As many Sybils of one subnet as a key has places take them all and renew every minute. An honest provider comes later.
 fn squat(sybils: usize) {
     let mut config = Config::default();
     config.store.providers_per_key = sybils;
@@ -103,13 +103,13 @@ fn one_address_cannot_evict_a_key_by_varying_its_id() {
     assert_eq!(bench.dht.local_providers(bench.now, &service).count(), 20);
 }
 
-/// Nodes nearer to a key than anybody answer everything, store nothing and name only each other. The publication goes to the
+/// Nodes nearer to a key than all others answer everything, store nothing and name only each other. The publication goes to the
 /// region that k nodes take up on average, and a search asks there.
 fn surround(liars: usize) {
     let mut net = Net::joined(31, 120);
     let service = key("api.compute");
     let seekers = [0, 17, 40, 63, 99];
-    // Who has looked up a few points knows how large the network is.
+    // A node that has looked up a few points knows the size of the network.
     for node in seekers.into_iter().chain([5]) {
         for _ in 0..12 {
             let target = Point::from_bytes(&std::array::from_fn(|_| net.rng.next() as u8));
@@ -143,8 +143,8 @@ fn a_hundred_nodes_around_a_key_cannot_hide_its_providers() {
     surround(100);
 }
 
-/// Whoever knows a node's id can crowd the space around it, where it looks when it joins and when it refreshes its deepest buckets:
-/// what it learns there says nothing of the network's size, by which it tells crowds.
+/// An attacker that knows a node's id can crowd the space around it, where the node looks when it joins and when it refreshes its
+/// deepest buckets. So the density there does not count for the network's size, by which the node tells crowds.
 #[test]
 fn nodes_around_a_nodes_own_id_do_not_make_it_think_the_network_larger() {
     let mut net = Net::joined(31, 120);
@@ -166,7 +166,7 @@ fn nodes_around_a_nodes_own_id_do_not_make_it_think_the_network_larger() {
     );
 }
 
-/// D8: what is signed for one realm is nothing in another, even where its key is known there.
+/// D8: a record signed for one realm is not valid in another, even where its key is known there.
 #[test]
 fn d8_a_service_of_another_realm_is_invisible() {
     let mut bench = Bench::new(Config::default());

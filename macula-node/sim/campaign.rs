@@ -40,7 +40,10 @@ struct Report {
 /// Runs all; `true` when nothing is broken.
 pub(super) fn run(campaign: &Campaign) -> Result<bool, Box<dyn Error>> {
     let cases = cases(campaign)?;
-    let reports = run_all(cases)?;
+    let reports = run_all(campaign, cases)?;
+    if campaign.broken {
+        return Ok(true);
+    }
     if campaign.traces {
         for report in &reports {
             println!("{} {:016x}", report.case.name, report.outcome.trace);
@@ -84,7 +87,10 @@ fn cases(campaign: &Campaign) -> Result<Vec<Case>, Box<dyn Error>> {
         return Ok(vec![read(file)?]);
     }
     let mut kept = Vec::new();
-    if let Ok(files) = fs::read_dir(folder()) {
+    // Planted bugs are to be found by seeds alone.
+    if let Ok(files) = fs::read_dir(folder())
+        && !campaign.broken
+    {
         for file in files {
             kept.push(read(&file?.path())?);
         }
@@ -107,7 +113,7 @@ fn read(file: &Path) -> Result<Case, Box<dyn Error>> {
 }
 
 /// Runs each case once, on as many threads as there are processors. The reports are in the order of the cases.
-fn run_all(cases: Vec<Case>) -> Result<Vec<Report>, Box<dyn Error>> {
+fn run_all(campaign: &Campaign, cases: Vec<Case>) -> Result<Vec<Report>, Box<dyn Error>> {
     let bar =
         ProgressBar::new(cases.len() as u64).with_style(ProgressStyle::with_template("{bar:40} {pos}/{len} {msg}")?);
     let queue: Mutex<VecDeque<(usize, Case)>> = Mutex::new(cases.into_iter().enumerate().collect());
@@ -121,6 +127,9 @@ fn run_all(cases: Vec<Case>) -> Result<Vec<Report>, Box<dyn Error>> {
                     let Some((at, case)) = next else { return };
                     let outcome = run::run(&case.schedule).map_err(|error| format!("{}: {error}", case.name));
                     bar.inc(1);
+                    if campaign.broken {
+                        tell(campaign, &case, outcome.as_ref().map_or(&[], |it| &it.broken));
+                    }
                     lock(&done).insert(at, outcome.map(|outcome| Report { case, outcome }));
                 }
             });
@@ -129,6 +138,13 @@ fn run_all(cases: Vec<Case>) -> Result<Vec<Report>, Box<dyn Error>> {
     bar.finish_and_clear();
     let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(done.into_values().collect::<Result<_, _>>()?)
+}
+
+/// Prints the seed of a run that has broken a rule.
+fn tell(campaign: &Campaign, case: &Case, broken: &[Broken]) {
+    if broken.iter().any(|broken| campaign.rules.contains(broken.rule)) {
+        println!("{}", case.schedule.seed);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -181,7 +197,6 @@ fn show(campaign: &Campaign, rule: &str, report: &Report, broken: &Broken) -> Re
     Ok(())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a ratio")]
 fn document(campaign: &Campaign, reports: &[Report], failures: &BTreeMap<&str, Vec<(&Report, &Broken)>>) -> Value {
     let rules = RULES
         .iter()

@@ -9,6 +9,7 @@
 mod campaign;
 mod fault;
 mod load;
+mod mutants;
 mod options;
 mod oracle;
 mod random;
@@ -29,6 +30,7 @@ const NODES: usize = 10;
 fn run() -> Result<bool, Box<dyn Error>> {
     match options::read(std::env::args().skip(1))? {
         options::Task::Story { nodes, seed } => story::show(nodes, seed).map(|()| true),
+        options::Task::Mutants(campaign, name) => mutants::hunt_all(&campaign, &name),
         options::Task::Campaign(campaign) => campaign::run(&campaign),
     }
 }

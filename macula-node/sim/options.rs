@@ -14,6 +14,8 @@ The mesh in a bottle.
   --no-shrink       show failing schedules as they are
   --keep            keep shrunk schedules in the folder regressions
   --twice           run everything again in another process and compare the traces
+  --mutants [NAME]  look for planted bugs, or those whose names contain NAME
+  --broken          print the seeds that break a rule, as they are found
   --traces          print seeds and trace hashes only
   --story           measure a mesh through a fixed story instead, with --seed N";
 
@@ -22,7 +24,12 @@ const MIN_NODES: usize = 7;
 
 pub(super) enum Task {
     Campaign(Campaign),
-    Story { nodes: usize, seed: u64 },
+    /// Planted bugs whose names contain this.
+    Mutants(Campaign, String),
+    Story {
+        nodes: usize,
+        seed: u64,
+    },
 }
 
 /// Many runs, and how they are judged.
@@ -36,9 +43,10 @@ pub(super) struct Campaign {
     pub(super) keeps: bool,
     pub(super) twice: bool,
     pub(super) traces: bool,
+    pub(super) broken: bool,
 }
 
-pub(super) fn read(mut args: impl Iterator<Item = String>) -> Result<Task, Box<dyn Error>> {
+pub(super) fn read(args: impl Iterator<Item = String>) -> Result<Task, Box<dyn Error>> {
     let mut campaign = Campaign {
         seeds: 1..21,
         nodes: NODES,
@@ -48,8 +56,10 @@ pub(super) fn read(mut args: impl Iterator<Item = String>) -> Result<Task, Box<d
         keeps: false,
         twice: false,
         traces: false,
+        broken: false,
     };
-    let (mut story, mut nodes, mut seed) = (false, None, 1);
+    let (mut story, mut mutants, mut nodes, mut seed) = (false, None, None, 1);
+    let mut args = args.peekable();
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} needs a value"));
         match arg.as_str() {
@@ -62,6 +72,11 @@ pub(super) fn read(mut args: impl Iterator<Item = String>) -> Result<Task, Box<d
             "--keep" => campaign.keeps = true,
             "--twice" => campaign.twice = true,
             "--traces" => campaign.traces = true,
+            "--broken" => campaign.broken = true,
+            "--mutants" => {
+                let name = args.next_if(|name| !name.starts_with("--"));
+                mutants = Some(name.unwrap_or_default());
+            }
             "--story" => story = true,
             _ => return Err(format!("{arg} is not an option\n\n{HELP}").into()),
         }
@@ -74,7 +89,10 @@ pub(super) fn read(mut args: impl Iterator<Item = String>) -> Result<Task, Box<d
         Task::Story { nodes, seed }
     } else {
         campaign.nodes = nodes.unwrap_or(NODES);
-        Task::Campaign(campaign)
+        match mutants {
+            Some(name) => Task::Mutants(campaign, name),
+            None => Task::Campaign(campaign),
+        }
     })
 }
 

@@ -15,7 +15,7 @@ use crate::{
     fault::{Kind, Schedule},
     load::{Policy, Shape},
     truth::{Called, Cause, End, Ended, Facts, Run},
-    world::{Part, TTL, part_of},
+    world::{MAX_CONNECTIONS, Part, ROUTERS, TTL, part_of},
 };
 
 /// The rules by their names in the specification, and what of them is checked here.
@@ -48,6 +48,7 @@ pub(super) const RULES: &[(&str, &str)] = &[
     ("L6", "a dead provider costs round trips, not a timeout"),
     ("N3", "a call does not fail because the directory cannot be reached"),
     ("N4", "when every node has ended, nothing of it is left"),
+    ("P2", "a pool holds no more connections than it may"),
     (
         "P4",
         "an answer is one that a provider gave to this very call, and whole",
@@ -250,7 +251,7 @@ impl<'a> Judge<'a> {
         }
         for &run in told {
             let run = usize::try_from(run).ok().and_then(|run| self.facts.runs.get(run));
-            let text = match run {
+            let wrong = match run {
                 None => Some("of no run".to_owned()),
                 Some(run) if run.call != number => Some(format!("of call {}", run.call)),
                 Some(run) if !matches!(run.end, Some((_, End::Answered))) => {
@@ -258,14 +259,48 @@ impl<'a> Judge<'a> {
                 }
                 Some(run) => {
                     let id = self.facts.lives[run.life].id;
-                    let other = by.filter(|by| *by != id);
+                    let other = by.filter(|by| *by != id && !self.routes(by));
                     other.map(|by| format!("of {} in the name of {}", id.short(), by.short()))
                 }
             };
-            if let Some(text) = text {
-                self.breaks("P4", at, format!("call {number} was answered with the answer {text}"));
+            if let Some(wrong) = wrong {
+                let text = format!(
+                    "{} was answered at {at:?} with the answer {wrong}",
+                    self.story(number, call)
+                );
+                self.breaks("P4", at, text);
             }
         }
+    }
+
+    /// Whether a node may have passed a call on: one of those where others get in.
+    fn routes(&self, id: &NodeId) -> bool {
+        let mut lives = self.facts.lives.iter();
+        lives.any(|life| life.id == *id && life.member < ROUTERS)
+    }
+
+    /// A call in words: its plan, its runs and its attempts.
+    fn story(&self, number: u64, call: &Called) -> String {
+        use std::fmt::Write as _;
+        let plan = &call.plan;
+        let mut story = format!(
+            "call {number} of node {} at {:?} ({:?}, {:?}",
+            call.caller, call.from, plan.shape, plan.policy
+        );
+        for run in self.runs.get(&number).into_iter().flatten() {
+            let id = self.facts.lives[run.life].id;
+            let _ = write!(story, "; ran at {} from {:?} to {:?}", id.short(), run.from, run.end);
+        }
+        for attempt in &call.tries {
+            let _ = write!(
+                story,
+                "; {} {:?} after {:?}",
+                attempt.id.short(),
+                attempt.cause,
+                attempt.took
+            );
+        }
+        story + ")"
     }
 
     /// An answer does not come late when a provider was well all the time and no handler was slow.
@@ -277,7 +312,7 @@ impl<'a> Judge<'a> {
             return;
         }
         if !self.well_providers(call.from, end).is_empty() {
-            let text = format!("call {number} ({:?}) took {took:?}: {}", call.plan.shape, tries(call));
+            let text = format!("{} took {took:?}", self.story(number, call));
             self.breaks("L6", call.from, text);
         }
     }
@@ -330,9 +365,8 @@ impl<'a> Judge<'a> {
         };
         let well: Vec<String> = well.iter().map(|id| id.short().to_string()).collect();
         let text = format!(
-            "call {number} ({:?}, {:?}) failed while {} was well: {name}: {text}",
-            call.plan.shape,
-            call.plan.policy,
+            "{} failed while {} was well: {name}: {text}",
+            self.story(number, call),
             well.join(", ")
         );
         self.breaks(rule, end, text);
@@ -411,7 +445,7 @@ impl<'a> Judge<'a> {
                 // When no fault kept the withdrawal from anybody, it holds at once.
                 for withdrawn in self.facts.withdrawn.iter().filter(|it| it.id == *id) {
                     let Some(from) = withdrawn.from else { continue };
-                    let during = listed.from > from + SLACK && withdrawn.to.is_none_or(|to| listed.from < to);
+                    let during = listed.from > from + SLACK && withdrawn.to.is_none_or(|to| listed.to < to);
                     if during && self.all_reach_all(from.saturating_sub(TTL), listed.from) {
                         let text = format!("{} is listed {:?} after it withdrew", id.short(), listed.from - from);
                         self.breaks("D3", listed.from, text);
@@ -453,17 +487,14 @@ impl<'a> Judge<'a> {
                 self.breaks("H2", rest.from, text);
             }
         }
+        let most = self.facts.most_connections;
+        if most > MAX_CONNECTIONS {
+            let text = format!("a caller had {most} connections, and {MAX_CONNECTIONS} are allowed");
+            self.breaks("P2", rest.from, text);
+        }
         if rest.tasks > 0 {
             let text = format!("{} tasks are left", rest.tasks);
             self.breaks("N4", rest.from, text);
         }
     }
-}
-
-fn tries(call: &Called) -> String {
-    let tries = call.tries.iter();
-    let tries: Vec<String> = tries
-        .map(|it| format!("{} {:?} after {:?}", it.id.short(), it.cause, it.took))
-        .collect();
-    tries.join(", ")
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_node::{Client, Node, Strategy};
+use macula_node::{Node, Strategy};
 use macula_rpc::ResolveOptions;
 use macula_transport::testing::Network;
 use tokio::task::JoinSet;
@@ -102,38 +102,31 @@ async fn live(schedule: &Schedule) -> Result<(Truth, Network), Box<dyn Error>> {
     let healed = truth.at(start + FAULTS_TO);
     let rests = healed + HEALING;
     let mut calling = JoinSet::new();
-    let callers: Vec<(usize, Client)> = callers(&world);
-    for (n, client) in &callers {
-        let caller = caller(*n, client, &truth, &network);
-        let rate = world.rate(*n);
+    for (n, node) in callers(&world) {
+        let caller = caller(n, &node, &truth, &network);
+        let rate = world.rate(n);
         let rate = move || *rate.lock().unwrap_or_else(PoisonError::into_inner);
         calling.spawn(caller.call_until(rests, Random::new(random.next()), rate));
-        calling.spawn(look_until(
-            rests,
-            client.clone(),
-            truth.clone(),
-            Random::new(random.next()),
-        ));
+        calling.spawn(look_until(rests, node, truth.clone(), Random::new(random.next())));
     }
     suffer(&mut world, schedule, &truth, start).await?;
     tokio::time::sleep_until(rests).await;
     calling.join_all().await;
 
     rest(&world, &truth, &network).await;
-    drop(callers);
     world.end().await;
     Ok((truth, network))
 }
 
-fn callers(world: &World) -> Vec<(usize, Client)> {
+fn callers(world: &World) -> Vec<(usize, Node)> {
     let nodes = world.nodes().filter(|(_, part, _)| *part == Part::Caller);
-    nodes.map(|(n, _, node)| (n, node.client().clone())).collect()
+    nodes.map(|(n, _, node)| (n, node.clone())).collect()
 }
 
-fn caller(member: usize, client: &Client, truth: &Truth, network: &Network) -> Caller {
+fn caller(member: usize, node: &Node, truth: &Truth, network: &Network) -> Caller {
     Caller {
         member,
-        client: client.clone(),
+        client: node.client().clone(),
         truth: truth.clone(),
         network: network.clone(),
     }
@@ -160,20 +153,24 @@ async fn suffer(world: &mut World, schedule: &Schedule, truth: &Truth, start: Du
     Ok(())
 }
 
-/// Asks the directory itself for each service, now and then.
-async fn look_until(end: tokio::time::Instant, client: Client, truth: Truth, mut random: Random) {
+/// Asks the directory itself for each service, and looks at the node's connections, now and then.
+async fn look_until(end: tokio::time::Instant, node: Node, truth: Truth, mut random: Random) {
     loop {
         tokio::time::sleep(random.exponential(LOOK_EVERY)).await;
         if tokio::time::Instant::now() >= end {
             return;
         }
+        let open = node.connection_stats().open;
+        let most = truth.facts().most_connections.max(open);
+        truth.facts().most_connections = most;
         for service in services() {
             let from = truth.now();
             let options = ResolveOptions::default().with_force_refresh(true);
             // A directory that cannot be reached lists nobody.
-            if let Ok(found) = client.providers(&service, options).await {
+            if let Ok(found) = node.client().providers(&service, options).await {
                 let list = found.iter().map(|it| (it.node_id, it.endpoints.to_vec())).collect();
-                truth.facts().lists.push(Listed { from, list });
+                let to = truth.now();
+                truth.facts().lists.push(Listed { from, to, list });
             }
         }
     }
@@ -187,14 +184,14 @@ async fn rest(world: &World, truth: &Truth, network: &Network) {
     };
     let providers = world.nodes().filter(|(_, part, _)| *part == Part::Provider);
     seen.live = providers.map(|(_, _, node)| node.id()).collect();
-    for (n, client) in callers(world) {
+    for (n, node) in callers(world) {
         for service in services() {
             let options = ResolveOptions::default().with_force_refresh(true);
-            let found = client.providers(&service, options).await;
+            let found = node.client().providers(&service, options).await;
             let found = found.map(|found| found.iter().map(|it| it.node_id).collect::<BTreeSet<_>>());
             seen.found.push((n, found.map_err(|error| error.to_string())));
         }
-        let caller = caller(n, &client, truth, network);
+        let caller = caller(n, &node, truth, network);
         for _ in 0..CALLS_AT_REST {
             let plan = Plan {
                 shape: Shape::Unary,
@@ -208,4 +205,30 @@ async fn rest(world: &World, truth: &Truth, network: &Network) {
         }
     }
     truth.facts().rest = seen;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{Fault, Kind};
+
+    #[test]
+    fn the_same_schedule_gives_the_same_trace_and_another_seed_another() {
+        let of = |seed| {
+            let fault = Fault {
+                at: Duration::from_secs(3),
+                lasts: Duration::from_secs(2),
+                who: vec![2],
+                kind: Kind::Kill,
+            };
+            let schedule = Schedule {
+                seed,
+                nodes: 7,
+                faults: vec![fault],
+            };
+            run(&schedule).unwrap().trace
+        };
+        assert_eq!(of(1), of(1));
+        assert_ne!(of(1), of(2));
+    }
 }

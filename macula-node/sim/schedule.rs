@@ -36,6 +36,23 @@ pub(super) fn of_seed(seed: u64, nodes: usize) -> Schedule {
                 kind: Kind::Withdraw,
             });
         }
+        if matches!(fault.kind, Kind::Burst(_)) {
+            // Retries are counted when there is something to retry.
+            faults.push(Fault {
+                who: of(nodes, &[Part::Provider]),
+                kind: Kind::Fail,
+                ..fault.clone()
+            });
+        }
+        if fault.kind == Kind::Hang {
+            // A handler that hangs ends by its deadline, and not only because its caller says so.
+            faults.push(Fault {
+                at: at + Duration::from_millis(500),
+                lasts: Duration::from_secs(3),
+                who: of(nodes, &[Part::Caller]),
+                kind: Kind::Part,
+            });
+        }
         faults.push(fault);
     }
     faults.sort_by_key(|fault| fault.at);
@@ -122,7 +139,7 @@ fn draw(random: &mut Random, nodes: usize, at: Duration, lasts: Duration) -> Fau
         29 => (Kind::Lie, vec![one(random, nodes, &[Part::Provider])], lasts),
         30 => (Kind::Withdraw, vec![one(random, nodes, &[Part::Provider])], lasts),
         31 => (Kind::Forge, Vec::new(), LONGEST),
-        32 => (Kind::Burst(10), some(random, nodes, &[Part::Caller]), small),
+        32 => (Kind::Burst(100), some(random, nodes, &[Part::Caller]), small),
         _ => (Kind::Fail, of(nodes, &[Part::Provider]), small),
     };
     Fault { at, lasts, who, kind }

@@ -123,6 +123,7 @@ pub(super) struct Called {
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) from: Duration,
+    pub(super) to: Duration,
     pub(super) list: Vec<(NodeId, Vec<Address>)>,
 }
 
@@ -147,6 +148,8 @@ pub(super) struct Facts {
     pub(super) calls: Vec<Called>,
     pub(super) lists: Vec<Listed>,
     pub(super) rest: Rest,
+    /// The most connections that a caller was seen to have.
+    pub(super) most_connections: usize,
     /// Every address that each identity was at.
     pub(super) places: BTreeSet<(NodeId, Address)>,
 }

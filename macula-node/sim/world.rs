@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use macula_node::{BootstrapAddr, Node};
+use macula_node::{BootstrapAddr, Node, PoolConfig};
 use macula_transport::{
     Identity,
     testing::{Link, Network},
@@ -25,6 +25,12 @@ use crate::{
 
 /// How long provider records are valid: as short as may be, so that a run sees them end.
 pub(super) const TTL: Duration = MIN_TTL;
+
+/// The first nodes of the directory: where others get in, and what passes calls on when the directory gives no answer.
+pub(super) const ROUTERS: usize = 2;
+
+/// The most connections of a caller: enough for every node of a small mesh, and not for those that have gone beside.
+pub(super) const MAX_CONNECTIONS: usize = 8;
 
 const LATENCY: Duration = Duration::from_millis(10);
 const JITTER: Duration = Duration::from_millis(5);
@@ -145,30 +151,15 @@ impl World {
 
     /// Starts a node.
     async fn begin(&mut self, n: usize) -> Result<(), Box<dyn Error>> {
-        let bootstrap = self.members[..2].iter().enumerate().filter(|(at, _)| *at != n);
+        let bootstrap = self.members[..ROUTERS].iter().enumerate().filter(|(at, _)| *at != n);
         let bootstrap = bootstrap.map(|(_, member)| -> Result<BootstrapAddr, Box<dyn Error>> {
             Ok(BootstrapAddr::from(Address::try_from(member.addr)?))
         });
         let bootstrap = bootstrap.collect::<Result<Vec<_>, _>>()?;
         let seed = self.random.next();
+        let life = self.new_life(n)?;
         let member = &mut self.members[n];
-        // Whatever held the address before has lost it.
-        self.network.kill(member.addr);
-        let id = member.identity.node_id();
-        let from = self.truth.now();
-        let mut facts = self.truth.facts();
-        member.life = facts.lives.len();
-        facts.places.insert((id, Address::try_from(member.addr)?));
-        for withdrawn in facts.withdrawn.iter_mut().filter(|it| it.id == id) {
-            withdrawn.to.get_or_insert(from);
-        }
-        facts.lives.push(Life {
-            member: n,
-            id,
-            from,
-            to: None,
-        });
-        drop(facts);
+        member.life = life;
         let builder = Node::builder()
             .network(&member.clock)
             .identity(member.identity.clone())
@@ -178,7 +169,12 @@ impl World {
             .calls(move |client| client.seed(seed));
         let builder = match member.part {
             Part::Directory => builder,
-            Part::Caller => builder.client(),
+            Part::Caller => builder.client().transport(|config| {
+                config.with_pool(PoolConfig {
+                    max_connections: MAX_CONNECTIONS,
+                    ..PoolConfig::default()
+                })
+            }),
             Part::Provider => Provider {
                 truth: self.truth.clone(),
                 life: member.life,
@@ -189,6 +185,27 @@ impl World {
         };
         member.node = Some(builder.start().await?);
         Ok(())
+    }
+
+    /// The number of the life that a node is about to begin.
+    fn new_life(&self, n: usize) -> Result<usize, Box<dyn Error>> {
+        let member = &self.members[n];
+        // A process that had the address before has lost it.
+        self.network.kill(member.addr);
+        let id = member.identity.node_id();
+        let from = self.truth.now();
+        let mut facts = self.truth.facts();
+        facts.places.insert((id, Address::try_from(member.addr)?));
+        for withdrawn in facts.withdrawn.iter_mut().filter(|it| it.id == id) {
+            withdrawn.to.get_or_insert(from);
+        }
+        facts.lives.push(Life {
+            member: n,
+            id,
+            from,
+            to: None,
+        });
+        Ok(facts.lives.len() - 1)
     }
 
     /// A node has no life any more.

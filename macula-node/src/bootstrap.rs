@@ -4,10 +4,13 @@ use std::{fmt, str::FromStr};
 
 use macula_wire::{Address, AddressError, NodeId, ParseNodeIdError};
 
+/// The most bootstrap addresses a node is given.
+pub const MAX_BOOTSTRAP: usize = 64;
+
 /// Where to get into the mesh: `host:port`, or `NODEID@host:port` to accept that node only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BootstrapAddr {
-    /// Who must answer there; without it, whoever does is trusted on first use.
+    /// The node that must answer there. Without it, the node that answers is trusted on first use.
     pub node_id: Option<NodeId>,
     /// Where the node listens.
     pub endpoint: Address,

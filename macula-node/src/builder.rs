@@ -1,4 +1,4 @@
-//! What a node is told at its start.
+//! The settings of a node.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -10,19 +10,16 @@ use macula_transport::{BindError, Config, Identity, IdentityError};
 use macula_wire::{Address, DEFAULT_TTL, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName};
 
 use crate::{
-    BootstrapAddr, Node,
-    clocks::{Clocks, Source},
+    BootstrapAddr, MAX_BOOTSTRAP, Node,
+    clocks::{Clocks, TimeSource},
     data::Kept,
     directory::Offer,
 };
 
-/// The most bootstrap addresses a node is given.
-pub const MAX_BOOTSTRAP: usize = 64;
-
 /// Services and their handlers, before the node runs.
 pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<Vec<ServiceName>, ServeError> + Send>;
 
-/// What a user sets beside what the node sets.
+/// A user's changes to a configuration that the node also changes.
 pub(crate) type Configure<T> = Box<dyn FnOnce(T) -> T + Send>;
 
 /// Builds a [`Node`].
@@ -53,7 +50,7 @@ pub struct NodeBuilder {
     pub(crate) clock: crate::SimulatedClock,
 }
 
-/// What the node does for others.
+/// What the node does for other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Stores records and answers lookups.
@@ -97,7 +94,7 @@ pub enum StartError {
     /// More bootstrap addresses than [`MAX_BOOTSTRAP`].
     #[error("{0} bootstrap addresses are given; {MAX_BOOTSTRAP} are enough")]
     TooManyBootstrapAddresses(usize),
-    /// What [`NodeBuilder::reflect`] was given is not a descriptor set.
+    /// The schema given to [`NodeBuilder::reflect`] is not a descriptor set.
     #[cfg(feature = "tonic")]
     #[error("a schema for reflection is not a file descriptor set as protox and protoc write it")]
     Schema(#[from] tonic_reflection::server::Error),
@@ -132,11 +129,11 @@ impl NodeBuilder {
         }
     }
 
-    /// Keeps in this folder what the node would want back after a restart: its identity, unless [`NodeBuilder::identity`] gives
-    /// one, the records it holds for others, and the nodes it knows. The folder is made if there is none.
+    /// Keeps the node's state in this folder over a restart: its identity, unless [`NodeBuilder::identity`] gives one, the records it
+    /// holds for others, and the nodes it knows. The folder is made if there is none.
     ///
-    /// A node that starts again answers at once from what it kept, and finds its mesh without bootstrap addresses. What it
-    /// learns is written within two seconds and at [`Node::shutdown`](crate::Node::shutdown). A damaged file is set aside with a
+    /// A node that starts again answers at once from these records, and finds its mesh without bootstrap addresses. News is written
+    /// within two seconds and at [`Node::shutdown`](crate::Node::shutdown). A damaged file is set aside with a
     /// warning.
     #[cfg(feature = "redb")]
     pub fn data(mut self, folder: impl Into<std::path::PathBuf>) -> Self {
@@ -163,7 +160,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Sets what others should dial. Without it that is the address listened on; for a node that listens on every address, the
+    /// Sets the addresses that others dial. Without it that is the address listened on; for a node that listens on every address, the
     /// addresses of its interfaces as they change, and the address that peers in two networks see it at.
     pub fn advertise(mut self, endpoints: impl IntoIterator<Item = Address>) -> Self {
         self.advertise.extend(endpoints);
@@ -176,7 +173,7 @@ impl NodeBuilder {
         self
     }
 
-    /// Only calls, looks up and publishes: stores nothing for others, and enters nobody's routing table. For programs that come
+    /// Only calls, looks up and publishes: stores nothing for others, and enters no routing table. For programs that come
     /// and go.
     pub fn client(mut self) -> Self {
         self.mode = Mode::Client;
@@ -207,8 +204,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Sets what else holds for the calls this node makes, such as their timeouts and their retry budget. Its directory, its own
-    /// services and its routers are the node's to set.
+    /// Configures the client of this node's calls, such as timeouts and the retry budget. The node sets the directory, its own services
+    /// and the routers itself.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -220,8 +217,8 @@ impl NodeBuilder {
         self
     }
 
-    /// Sets what else holds for this node's connections: the limits of its pool and of its peers, its timers, its key exchange.
-    /// Its identity, realm, role and address are the node's to set.
+    /// Configures this node's connections: the limits of its pool and of its peers, its timers, its key exchange. The node sets its
+    /// identity, realm, role and address itself.
     ///
     /// ```
     /// use macula_node::PoolConfig;
@@ -267,12 +264,12 @@ impl NodeBuilder {
         #[cfg(feature = "testing")]
         if let Some(network) = self.network.clone() {
             let clock = self.clock.clone();
-            return Clocks::new(Source::Simulated { network, clock });
+            return Clocks::new(TimeSource::Simulated { network, clock });
         }
-        Clocks::new(Source::System)
+        Clocks::new(TimeSource::System)
     }
 
-    /// What keys the directory's hashes: unknown to everybody else, or a peer could choose keys that all collide.
+    /// The secret key of the directory's hashes: a peer that knew it could choose keys that all collide.
     pub(crate) fn seed(&self) -> Result<u64, StartError> {
         #[cfg(feature = "testing")]
         if let (Some(_), Some(identity)) = (&self.network, &self.identity) {
@@ -360,7 +357,7 @@ impl NodeBuilder {
         }
     }
 
-    /// What the node's records say beside its addresses.
+    /// The content of the node's records beside its addresses.
     pub(crate) fn offer(&self) -> Offer {
         Offer {
             ttl: self.ttl,
@@ -378,7 +375,7 @@ pub(crate) struct Keeping {
 }
 
 impl Keeping {
-    /// The node's identity, and what `make` makes of it and of what was kept.
+    /// Opens the data folder if there is one, and gives the node's identity and the result of `make`.
     #[cfg_attr(
         not(feature = "redb"),
         expect(clippy::unused_async, reason = "only a data folder is waited for")

@@ -9,15 +9,16 @@ mod directory;
 mod inspection;
 mod node;
 
-pub use bootstrap::{BootstrapAddr, ParseBootstrapError};
-pub use builder::{MAX_BOOTSTRAP, NodeBuilder, StartError};
+pub use bootstrap::{BootstrapAddr, MAX_BOOTSTRAP, ParseBootstrapError};
+pub use builder::{NodeBuilder, StartError};
 pub use bytes::Bytes;
 #[cfg(feature = "testing")]
 pub use clocks::SimulatedClock;
 #[cfg(feature = "redb")]
 pub use data::DataError;
 pub use directory::{
-    DirectoryStats, JoinCause, JoinError, JoinReport, PublishReport, TrustedPeer, WithdrawReport, WrongClock,
+    DirectoryStats, JoinCause, JoinError, JoinReport, ProviderRecord, PublishReport, TrustedPeer, WithdrawReport,
+    WrongClock,
 };
 pub use macula_dht::{AdvertiseError, Refusal};
 #[cfg(feature = "json")]

@@ -21,7 +21,9 @@ use crate::{
     JoinError, JoinReport, NodeBuilder, StartError,
     addresses::{Reach, interfaces},
     builder::Mode,
-    directory::{Announcement, Directory, DirectoryStats, Driver, Progress, PublishReport, WithdrawReport},
+    directory::{
+        Announcement, Directory, DirectoryStats, Driver, Progress, ProviderRecord, PublishReport, WithdrawReport,
+    },
     inspection::Inspection,
 };
 
@@ -30,12 +32,12 @@ pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
 
 /// How long a shutdown waits for the holders of this node's records to take its withdrawals.
 const WITHDRAW_WITHIN: Duration = Duration::from_secs(2);
-/// How long no node may answer until a shutdown takes those that are still to take a withdrawal for gone: as long as an exchange
-/// takes with one that is far away and has to be dialed.
+/// How long a shutdown waits for the next answer of a holder before it takes the silent ones for gone: enough for a dial and an exchange
+/// with a node that is far away.
 const SILENT_FOR: Duration = Duration::from_millis(500);
 /// How long a shutdown waits for running calls.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
-/// How long a shutdown waits until the directory is kept.
+/// How long a shutdown waits until the directory is written to disk.
 const KEEP_WITHIN: Duration = Duration::from_secs(3);
 
 /// A node of the mesh: it listens, finds, calls, and serves. Cheap to clone; clones are the same node.
@@ -211,7 +213,7 @@ impl Node {
         self.inner.transport.local_addr()
     }
 
-    /// What makes calls: cheap to clone, and to keep.
+    /// The client that makes this node's calls: cheap to clone and to keep.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.inner.client
@@ -220,7 +222,7 @@ impl Node {
     /// Calls `service` with `payload`; short for `node.client().call(…)`.
     ///
     /// # Errors
-    /// What became of the call, with everything that was tried.
+    /// When the call fails; the error lists every attempt.
     pub async fn call<S>(&self, service: S, payload: impl Into<Bytes>) -> Result<Bytes, CallError>
     where
         S: TryInto<ServiceName>,
@@ -277,7 +279,7 @@ impl Node {
         Ok(reports)
     }
 
-    /// Publishes this node as a provider of what its server serves already, which it stops when that is not possible.
+    /// Publishes this node as a provider of a service that its server has already, and removes it there when that fails.
     async fn published(&self, service: &ServiceName) -> Result<PublishReport, ServeError> {
         let published = self.inner.publisher.publish(service).await;
         match &published {
@@ -287,14 +289,14 @@ impl Node {
         Ok(published?)
     }
 
-    /// Stops providing `service`; running calls finish. Withdrawing what is not served is fine (D5).
+    /// Stops providing `service`; running calls finish. Withdrawing an unknown service is fine (D5).
     pub async fn withdraw(&self, service: &ServiceName) -> WithdrawReport {
         self.inner.server.withdraw(service);
         self.inner.inspection.withdrawn(service);
         self.inner.publisher.withdraw(service).await
     }
 
-    /// The providers of `service`, in the directory's order, from the cache while it is fresh (D7); none when nobody provides it.
+    /// The providers of `service`, in the directory's order, from the cache while it is fresh (D7); an empty list when there are none.
     ///
     /// # Errors
     /// When the directory gives no answer.
@@ -311,27 +313,35 @@ impl Node {
         Ok(self.inner.client.providers(service, options).await?)
     }
 
-    /// What the connection pool has counted.
+    /// The records of `service` in the DHT itself, with their age.
+    ///
+    /// # Errors
+    /// When the DHT gives no answer.
+    pub async fn records(&self, service: &ServiceName) -> Result<Vec<ProviderRecord>, LookupError> {
+        Ok(self.inner.directory.records(service).await?)
+    }
+
+    /// The counters of the connection pool.
     #[must_use]
     pub fn connection_stats(&self) -> PoolStats {
         self.inner.transport.pool().stats()
     }
 
-    /// What the transport has counted, rejected peers among it.
+    /// The counters of the transport, rejected peers among them.
     #[must_use]
     pub fn transport_stats(&self) -> macula_transport::Stats {
         self.inner.transport.stats()
     }
 
-    /// What the directory has counted.
+    /// The counters of the directory.
     #[must_use]
     pub fn directory_stats(&self) -> DirectoryStats {
         self.inner.directory.stats()
     }
 
     /// Leaves in order (N4): withdraws every service, refuses new calls so that their callers go elsewhere, finishes the running
-    /// ones, and keeps what is to be kept, and closes every connection. Takes 40 s at most, and a moment when
-    /// nothing runs, though others may have left before or be dead.
+    /// ones, writes the data folder, and closes every connection. Takes 40 s at most, and under a second when no call runs, even when
+    /// other nodes have died before.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         let services = inner.server.services();
@@ -369,7 +379,7 @@ impl std::fmt::Debug for Node {
     }
 }
 
-/// What peers reach: services and the directory.
+/// Answers peers: calls of services, and questions to the directory.
 struct NodeHandler {
     server: Server,
     inspection: Inspection,
@@ -379,7 +389,7 @@ struct NodeHandler {
 impl NodeHandler {
     fn server_of(&self, call: &IncomingCall) -> &Server {
         match self.inspection.server_of(call.service()) {
-            // What the application serves under the same name goes first.
+            // A service of the application with the same name goes first.
             Some(own) if !self.server.serves(call.service()) => own,
             _ => &self.server,
         }
@@ -437,7 +447,7 @@ impl Publisher {
     }
 
     async fn publish(&self, service: &ServiceName) -> Result<PublishReport, AdvertiseError> {
-        // First: whoever gives up waiting still has it withdrawn at the end.
+        // Listed before the wait: a caller that gives up waiting still has the service withdrawn at the end.
         self.services().push(service.clone());
         let published = self.directory.advertise(service).await;
         if published.is_err() {

@@ -1,4 +1,4 @@
-//! The command line's contract: what it prints, what it says of bad input, and its exit codes.
+//! The command line's contract: its output, its complaints about bad input, and its exit codes.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod support;
@@ -81,7 +81,14 @@ fn providers_lists_each_with_its_endpoint() {
     assert_eq!(found, started);
 
     let plain = run(&["providers", "demo.echo", "--bootstrap", &nodes[1].pinned()]);
-    assert_eq!(stdout(&plain).lines().count(), 3);
+    let plain = stdout(&plain);
+    let lines: Vec<Vec<_>> = plain.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["NODE", "STATE", "AGE", "ZONE", "ADDRESSES"]);
+    assert_eq!(lines.len(), 4);
+    assert!(
+        lines[1..].iter().all(|line| line[1] == "serving" && line[3] == "-"),
+        "{plain}"
+    );
 }
 
 #[test]
@@ -210,7 +217,7 @@ fn bad_words_are_usage_errors_of_one_line() {
     }
 }
 
-/// What starts a container often has no other way to leave a setting out.
+/// A container's settings often cannot leave a variable out.
 #[test]
 fn an_empty_variable_is_one_that_is_not_set() {
     let mut call = macula();
@@ -267,7 +274,7 @@ fn a_request_of_four_mebibytes_is_answered() {
 
 #[test]
 fn an_unreachable_bootstrap_node_is_named() {
-    // Bound and silent: nobody answers there.
+    // Bound and silent.
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap().to_string();
     let output = run(&["call", "demo.echo", "x", "--bootstrap", &address]);
@@ -350,7 +357,7 @@ fn n4_a_node_told_to_end_leaves_in_order() {
     let mut nodes = mesh(2, "demo.echo=echo");
     nodes[1].signal(rustix::process::Signal::TERM);
     assert_eq!(nodes[1].wait(), Some(0));
-    // It has withdrawn: nobody is sent to it any more.
+    // It has withdrawn: no call is sent to it any more.
     let output = run(&["providers", "demo.echo", "--json", "--bootstrap", &nodes[0].pinned()]);
     let list: Value = serde_json::from_str(&stdout(&output)).unwrap();
     assert_eq!(list["providers"].as_array().unwrap().len(), 1);
@@ -384,7 +391,7 @@ fn the_demonstration_loses_no_call() {
     assert_eq!(summary.as_object().unwrap().len(), 11);
 }
 
-/// Y7: joined through loopback, it advertises what others can dial, or the host has no network.
+/// Y7: joined through loopback, it advertises addresses that other hosts can dial, or the host has no network.
 #[test]
 fn d13_a_node_on_every_address_advertises_its_interfaces() {
     let first = NodeProcess::start(&["--serve", "demo.echo=echo"]);

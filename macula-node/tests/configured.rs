@@ -1,4 +1,4 @@
-//! What a builder is told of the transport holds, and what is the node's to set stays so.
+//! A builder's settings of the transport hold, and the node's own settings stay.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use macula_node::{Limits, Node, NodeBuilder, Request, Status};
@@ -17,7 +17,7 @@ async fn caller(of: &Node, builder: NodeBuilder) -> Node {
 #[tokio::test]
 async fn a_nodes_connections_have_what_it_was_built_with_and_stay_its_own() {
     let who = async |request: Request| {
-        let peer = request.peer().ok_or_else(|| Status::internal("nobody called"))?;
+        let peer = request.peer().ok_or_else(|| Status::internal("there is no caller"))?;
         Ok::<_, Status>(format!("{} takes {}", peer.agent, peer.max_concurrent_calls))
     };
     let provider = node().serve("who", who).start().await.unwrap();

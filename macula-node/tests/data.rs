@@ -1,4 +1,4 @@
-//! What a node keeps in its data folder, over real processes: killed, started again, and started on what is damaged.
+//! The data folder of a node, over real processes: killed, started again, and started on a damaged folder.
 #![cfg(feature = "redb")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
@@ -42,7 +42,7 @@ fn ids(nodes: &[NodeProcess]) -> BTreeSet<String> {
     nodes.iter().map(|node| node.id.clone()).collect()
 }
 
-/// Killed while it ran, without a farewell: what it had learnt a moment before is there.
+/// A node killed while it ran has what it learnt a moment before.
 #[test]
 fn n3_a_killed_node_finds_its_mesh_again_without_bootstrap() {
     let home = Home::new();
@@ -66,7 +66,7 @@ fn n3_a_killed_node_finds_its_mesh_again_without_bootstrap() {
     assert_eq!(providers(&again), all);
 }
 
-/// D4: nobody else is left; the records it held are, until they expire.
+/// D4: no other node is left; the records it held are, until they expire.
 #[test]
 fn n3_a_node_that_starts_alone_answers_from_what_it_kept() {
     let home = Home::new();
@@ -82,7 +82,7 @@ fn n3_a_node_that_starts_alone_answers_from_what_it_kept() {
     assert_eq!(providers(&again), all);
 }
 
-/// N4: whoever withdrew before the end is not brought back by the restart of a holder.
+/// N4: the restart of a holder does not bring back a provider that has withdrawn.
 #[test]
 fn d3_a_withdrawal_outlives_the_restart_of_its_holder() {
     let home = Home::new();
@@ -230,7 +230,7 @@ fn y17_the_first_start_on_a_full_disk_says_so_and_serves() {
     assert_eq!(stdout(&run(&["id", "--data", home.path()])).trim(), later.id);
 }
 
-/// Whatever byte of the file is wrong: what a person reads is a warning.
+/// For damage at any place of the file, a person reads a warning.
 #[test]
 fn y17_no_damage_prints_a_panic() {
     let home = Home::new();

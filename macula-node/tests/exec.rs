@@ -70,7 +70,7 @@ fn a_command_answers_with_its_output_and_fails_with_its_last_line() {
     assert!(complaint(&broken).contains("out of order"), "{}", stderr(&broken));
 }
 
-/// Y10: the answer is there when the shell exits, and what it left behind is killed.
+/// Y10: the answer comes when the shell exits, and its children are killed.
 #[test]
 fn y10_a_child_that_holds_the_pipe_delays_no_answer() {
     let node = NodeProcess::start(&["--serve", "leaves=exec:sleep 600 & echo $!"]);

@@ -35,7 +35,7 @@ async fn client(nodes: &[NodeProcess]) -> Node {
     node
 }
 
-/// Makes `count` calls, all of which must succeed, and counts who answered and what failed on the way.
+/// Makes `count` calls, all of which must succeed, and counts the answers of each provider and the failed attempts.
 async fn calls(
     client: &Node,
     count: usize,
@@ -175,7 +175,7 @@ async fn a_provider_that_comes_back_on_its_port_is_called_again() {
     client.shutdown().await;
 }
 
-/// N3: a node that was restarted has forgotten everybody; those who knew it find it again, and what it should hold.
+/// N3: a restarted node has forgotten all other nodes; those that knew it find it again, and hand it its records.
 #[tokio::test]
 async fn n3_a_restarted_bootstrap_node_learns_of_its_mesh_again() {
     let folder = tempfile::tempdir().unwrap();

@@ -25,9 +25,9 @@ fn every_provider_of_a_service_is_asked() {
     assert_eq!(ids, expected);
     assert!(reports.iter().all(|it| it["status"] == "SERVING"), "{reports:?}");
 
-    let nobody = run(&["health", "api.nowhere", "--bootstrap", &bootstrap]);
-    assert_eq!(nobody.status.code(), Some(3));
-    assert!(complaint(&nobody).contains("service_not_found"));
+    let unknown = run(&["health", "api.nowhere", "--bootstrap", &bootstrap]);
+    assert_eq!(unknown.status.code(), Some(3));
+    assert!(complaint(&unknown).contains("service_not_found"));
 }
 
 #[test]

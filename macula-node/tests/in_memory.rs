@@ -42,7 +42,7 @@ async fn node(network: &Network, n: u8) -> Node {
     node
 }
 
-/// Lets the mesh's time pass, which stands still otherwise: nobody waits for it.
+/// Lets the mesh's time pass, which stands still while no task waits for it.
 async fn pass(time: Duration) {
     tokio::time::sleep_until(tokio::time::Instant::now() + time).await;
 }
@@ -81,7 +81,7 @@ async fn n3_a_node_that_loses_the_mesh_calls_from_its_cache_and_comes_back_by_it
     for node in &nodes {
         call(node).await.unwrap();
     }
-    // The two on the far side have nobody to get in through, and each other.
+    // The two on the far side cannot reach the first node, and have each other.
     network.partition([addr(3), addr(4)]);
     call(&nodes[2]).await.unwrap();
     pass(Duration::from_secs(120)).await;
@@ -164,7 +164,7 @@ async fn n4_an_orderly_end_takes_a_moment_though_others_were_killed() {
     assert!(took < A_MOMENT, "{took:?}");
 }
 
-/// Who only calls owes nobody an answer.
+/// A client has no calls to finish.
 #[tokio::test(start_paused = true)]
 async fn a_client_leaves_at_once() {
     let network = Network::new(5);
@@ -181,7 +181,7 @@ async fn a_client_leaves_at_once() {
     assert_eq!(first.transport_stats().connections, 0);
 }
 
-/// S3, F7, F9, F5: what a client and a server can be told, a node is told.
+/// S3, F7, F9, F5: a node takes the settings of a client and of a server.
 #[tokio::test(start_paused = true)]
 async fn a_nodes_calls_and_services_are_as_it_was_told() {
     let network = Network::new(9);

@@ -103,7 +103,7 @@ async fn a_watcher_of_an_unknown_service_is_told_when_it_appears() {
     leaving.await.unwrap();
 }
 
-/// N4: who watches learns of a drain before its calls are refused, while the running ones finish.
+/// N4: a watcher learns of a drain before its calls are refused, while the running ones finish.
 #[tokio::test]
 async fn n4_a_watcher_learns_that_a_node_drains() {
     let (started, begun) = tokio::sync::oneshot::channel();
@@ -238,7 +238,7 @@ async fn reflection_lists_what_is_served_now_and_shows_its_schemas() {
         ["api.compute", "shop.Orders", "shop.Stock", own[0], own[1]]
     );
     assert!(matches!(&told[1], Ok(Told::FileDescriptorResponse(files)) if files.file_descriptor_proto.len() == 1));
-    assert_eq!(told[2], Err(Code::NotFound), "nobody has given its schema");
+    assert_eq!(told[2], Err(Code::NotFound), "its schema was not given");
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! What the facade costs over the bare transport, what a failover costs, and what a lookup costs that the cache saves.
+//! The cost of `Client` and `Server` over the bare transport, of a failover, and of a lookup that the cache saves.
 //!
 //! `cargo xtask bench facade`: caller and provider in one process, over real sockets; both sides of a comparison
 //! alternate within one run, because absolute times are the machine's. One JSON document on standard output. `calls`, `failover`
@@ -371,7 +371,7 @@ async fn reset(name: &ServiceName, good: &Provider, key: &Path) -> Result<f64, F
     Ok(time)
 }
 
-/// A directory without a cache, asked over the network: what a lookup of one hop costs.
+/// A directory without a cache, asked over the network: a lookup of one hop.
 struct Remote {
     connection: macula_transport::Connection,
     question: ServiceName,

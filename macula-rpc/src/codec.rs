@@ -1,9 +1,9 @@
-//! How typed messages become bytes and back.
+//! Typed messages as bytes.
 //!
-//! A message says its own format: [`Json<T>`], [`Prost<M>`], or bytes as they are. Both sides name the format in their types, so
-//! nothing about it travels; a peer that uses another one sends what cannot be read, which is an error and never a wrong value.
+//! The type of a message is its format: [`Json<T>`], [`Prost<M>`], text or bytes. The format does not travel; bytes of another format
+//! are an error and never a wrong value.
 //!
-//! Left out: negotiating a format, and compressing.
+//! Left out: negotiation of a format, and compression.
 
 use std::{convert::Infallible, error::Error, sync::Arc};
 
@@ -21,13 +21,13 @@ pub use self::prost::Prost;
 #[cfg(feature = "json")]
 pub use json::Json;
 
-/// Why a message could not be written or read, in the words of its format.
+/// A message could not be written or read. The text is the format's.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(transparent)]
 pub struct CodecError(Arc<dyn Error + Send + Sync>);
 
 impl CodecError {
-    /// An error of a format.
+    /// Wraps the error of a format.
     pub fn new(cause: impl Error + Send + Sync + 'static) -> Self {
         Self(Arc::new(cause))
     }
@@ -50,10 +50,10 @@ pub trait Encode {
 
 /// A message that can be read from a payload.
 pub trait Decode: Sized {
-    /// Reads a message; the bytes come from a peer and may be anything.
+    /// Reads a message. A peer sent the bytes, so they may be anything.
     ///
     /// # Errors
-    /// When the bytes are not such a message.
+    /// When the bytes are not a message of this type.
     fn decode(payload: Bytes) -> Result<Self, CodecError>;
 }
 
@@ -95,19 +95,19 @@ impl Decode for String {
     }
 }
 
-/// Whatever is sent is passed over.
+/// Any payload is ignored.
 impl Decode for () {
     fn decode(_payload: Bytes) -> Result<Self, CodecError> {
         Ok(())
     }
 }
 
-/// What a handler may answer with: a message, or a [`Response`] of one when metadata travels beside it.
+/// A handler's answer: a message, or a [`Response`] with a message and metadata.
 pub trait IntoResponse {
     /// The answer's bytes.
     ///
     /// # Errors
-    /// When the message cannot be written: the provider's fault.
+    /// When the message cannot be written, which is the provider's fault.
     fn into_response(self) -> Result<Response, Status>;
 }
 

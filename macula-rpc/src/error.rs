@@ -8,13 +8,20 @@ use macula_wire::{Address, NameError, NodeId, ServiceName};
 
 use crate::{CodecError, ResolveError, Status};
 
+/// The names of errors that several types share.
+pub(crate) mod name {
+    pub(crate) const ANSWERED: &str = "answered";
+    pub(crate) const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
+    pub(crate) const REQUEST_TOO_LARGE: &str = "request_too_large";
+}
+
 /// One try of a call at one provider, in the order of their starts (F4).
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Attempt {
     /// The provider tried.
     pub node_id: NodeId,
-    /// Where it was tried: the address connected to, or dialed in vain; its preferred endpoint when the attempt did not get so far.
+    /// The address that was connected to or dialed, or else the provider's preferred endpoint.
     pub endpoint: Option<Address>,
     /// When the attempt started, from the start of the call.
     pub started: Duration,
@@ -28,9 +35,17 @@ pub struct Attempt {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Cause {
-    /// The call never left: no connection, or no stream on it. Safe to try elsewhere.
+    /// The call was not sent: there was no connection, or no stream on it. Safe to try elsewhere.
     #[error("could not be reached")]
     NotSent(#[source] std::sync::Arc<dyn std::error::Error + Send + Sync>),
+    /// The request is larger than this provider takes, and was not sent. Another provider may take it.
+    #[error("takes requests of at most {limit} bytes, and this one has {size}")]
+    TooLarge {
+        /// The request's size, in bytes.
+        size: usize,
+        /// The most that the provider takes, in bytes.
+        limit: usize,
+    },
     /// The provider did not start the call. Safe to try elsewhere.
     #[error("refused the call ({0})")]
     Refused(Status),
@@ -43,7 +58,7 @@ pub enum Cause {
     /// The handler answered with an error.
     #[error("answered {0}")]
     Answered(Status),
-    /// The attempt was given up because the call was over.
+    /// The attempt was cancelled because the call was over.
     #[error("was cancelled")]
     Cancelled,
 }
@@ -54,10 +69,11 @@ impl Cause {
     pub const fn name(&self) -> &'static str {
         match self {
             Self::NotSent(_) => "not_sent",
+            Self::TooLarge { .. } => name::REQUEST_TOO_LARGE,
             Self::Refused(_) => "refused",
             Self::TimedOut(_) => "timed_out",
             Self::Lost(_) => "lost",
-            Self::Answered(_) => "answered",
+            Self::Answered(_) => name::ANSWERED,
             Self::Cancelled => "cancelled",
         }
     }
@@ -67,7 +83,7 @@ impl Cause {
     pub fn pushback(&self) -> Option<Pushback> {
         match self {
             Self::Refused(status) | Self::Answered(status) => status.pushback(),
-            Self::NotSent(_) | Self::TimedOut(_) | Self::Lost(_) | Self::Cancelled => None,
+            Self::NotSent(_) | Self::TooLarge { .. } | Self::TimedOut(_) | Self::Lost(_) | Self::Cancelled => None,
         }
     }
 }
@@ -76,9 +92,9 @@ impl Cause {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// Nobody provides the service (S5).
+    /// The directory lists no provider of the service (S5).
     #[error(
-        "service_not_found: nobody provides {service}; check the name and the realm, and that a provider is running"
+        "service_not_found: no node provides {service}; check the name and the realm, and that a provider is running"
     )]
     ServiceNotFound {
         /// The service called.
@@ -92,8 +108,8 @@ pub enum CallError {
         /// What was tried.
         attempts: Vec<Attempt>,
     },
-    /// As many providers as allowed were tried and failed, and others are left (F4).
-    #[error("max_attempts_exceeded: {service}: {}; others are left, allow more attempts to try them", Tried(.attempts))]
+    /// As many providers as the call may try failed, and untried ones are left (F4).
+    #[error("max_attempts_exceeded: {service}: {}; untried providers are left, allow more attempts to reach them", Tried(.attempts))]
     MaxAttemptsExceeded {
         /// The service called.
         service: ServiceName,
@@ -115,15 +131,15 @@ pub enum CallError {
     Answered {
         /// The service called.
         service: ServiceName,
-        /// The handler's answer.
+        /// The handler's status.
         status: Status,
         /// What was tried, the answering provider last; empty when a local handler answered.
         attempts: Vec<Attempt>,
     },
-    /// An attempt failed and was not followed by another, though other providers may be left: the call may have run and must
-    /// not run twice (F6), the provider asked not to be asked again, too many calls are being retried already (F9), or the call is
-    /// a stream of which too much was sent, or something received.
-    #[error("not_retried: {service}: {}; {}", Tried(.attempts), advice(*.reason))]
+    /// An attempt failed, and no other followed, though untried providers may be left: the call may have run and must not run
+    /// twice (F6), the provider asked for no further try, too many calls are being retried already (F9), or part of a stream was
+    /// already exchanged.
+    #[error("not_retried: {service}: {}; {}", Tried(.attempts), stop(*.reason).1)]
     NotRetried {
         /// The service called.
         service: ServiceName,
@@ -132,8 +148,8 @@ pub enum CallError {
         /// What was tried.
         attempts: Vec<Attempt>,
     },
-    /// The caller's own stream of requests failed. The call was cancelled, and not made elsewhere.
-    #[error("{service} was given up: the stream of requests failed before its end")]
+    /// The caller's own stream of requests failed. The call was cancelled and not tried elsewhere.
+    #[error("{service} was cancelled: the caller's stream of requests failed before its end")]
     RequestsFailed {
         /// The service called.
         service: ServiceName,
@@ -149,9 +165,9 @@ pub enum CallError {
     /// The service's name is not valid.
     #[error("not a service name: {0}")]
     InvalidName(#[from] NameError),
-    /// The call's metadata is larger than the head of a message may be, or has too many entries.
+    /// The call's metadata has more bytes or entries than a call may carry. Nothing was sent.
     #[error(
-        "the call's metadata is too large with {size} bytes: a message may have {} bytes and {} entries beside its payload",
+        "the call's metadata is too large: it makes a head of {size} bytes, and a call has at most {} bytes and {} entries beside its payload",
         macula_transport::MAX_HEAD_BYTES,
         macula_transport::MAX_METADATA_ENTRIES
     )]
@@ -159,13 +175,22 @@ pub enum CallError {
         /// The head's size, in bytes.
         size: usize,
     },
-    /// The request is larger than a message may be.
-    #[error("the request has {size} bytes, more than the {limit} a message may have; send it in parts")]
+    /// The request is larger than a message may be, or than every provider takes. Nothing was sent.
+    #[error("the request has {size} bytes, and a message at most {limit}; send it in parts, as a stream")]
     RequestTooLarge {
         /// The request's size, in bytes.
         size: usize,
         /// The most a request may have, in bytes.
         limit: usize,
+    },
+    /// The options ask for a hedge, and do not say that the call may run twice. Nothing was sent (F10).
+    #[error(
+        "{service} was not called: a hedged call may run twice; declare it idempotent, and choose a retry policy that \
+         allows a second run"
+    )]
+    NotHedged {
+        /// The service called.
+        service: ServiceName,
     },
     /// The request's message could not be written. Nothing was sent.
     #[error("{service} was not called: the request cannot be written: {source}")]
@@ -175,12 +200,12 @@ pub enum CallError {
         /// What the format says.
         source: CodecError,
     },
-    /// The call succeeded, and its answer is not the message expected.
-    #[error("{service} answered{} what is not the message expected: {source}; do both sides use one schema?", By(.node_id))]
+    /// The call ran, and its answer is not the expected message. It is not tried elsewhere.
+    #[error("{service} answered{}, and the message cannot be read: {source}; do both sides use one schema?", By(.node_id))]
     Undecodable {
         /// The service called.
         service: ServiceName,
-        /// Who answered; `None` for a handler of this process.
+        /// The provider; `None` for a handler of this process.
         node_id: Option<NodeId>,
         /// What the format says.
         source: CodecError,
@@ -188,7 +213,7 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// What was tried, in the order of the attempts' starts; empty when the call never got that far.
+    /// The attempts in the order of their starts; none when the call made none.
     #[must_use]
     pub fn attempts(&self) -> &[Attempt] {
         match self {
@@ -203,9 +228,18 @@ impl CallError {
             | Self::InvalidName(_)
             | Self::MetadataTooLarge { .. }
             | Self::RequestTooLarge { .. }
+            | Self::NotHedged { .. }
             | Self::Unencodable { .. }
             | Self::Undecodable { .. } => &[],
         }
+    }
+
+    /// The last status that a provider answered with, if one did: it says more than a provider that could not be reached.
+    pub(crate) fn last_answer(&self) -> Option<&Status> {
+        self.attempts().iter().rev().find_map(|attempt| match &attempt.cause {
+            Cause::Answered(status) => Some(status),
+            _ => None,
+        })
     }
 
     /// The error's name for programs, metrics and logs.
@@ -215,37 +249,49 @@ impl CallError {
             Self::ServiceNotFound { .. } => "service_not_found",
             Self::AllProvidersFailed { .. } => "all_providers_failed",
             Self::MaxAttemptsExceeded { .. } => "max_attempts_exceeded",
-            Self::DeadlineExceeded { .. } => "deadline_exceeded",
-            Self::Answered { .. } => "answered",
+            Self::DeadlineExceeded { .. } => name::DEADLINE_EXCEEDED,
+            Self::Answered { .. } => name::ANSWERED,
             Self::NotRetried { .. } => "not_retried",
             Self::RequestsFailed { .. } => "requests_failed",
             Self::Unresolved { .. } => "unresolved",
             Self::InvalidName(_) => "invalid_name",
             Self::MetadataTooLarge { .. } => "metadata_too_large",
-            Self::RequestTooLarge { .. } => "request_too_large",
+            Self::RequestTooLarge { .. } => name::REQUEST_TOO_LARGE,
+            Self::NotHedged { .. } => "not_hedged",
             Self::Unencodable { .. } => "unencodable",
             Self::Undecodable { .. } => "undecodable",
         }
     }
 }
 
-/// A measured time as a person reads it.
+/// A measured time without the digits that a person does not read.
 const fn to_millis(time: Duration) -> Duration {
     Duration::new(time.as_secs(), time.subsec_millis() * 1_000_000)
 }
 
-const fn advice(reason: StopReason) -> &'static str {
+/// The name of a reason to make no further attempt, and advice for a person.
+pub(crate) const fn stop(reason: StopReason) -> (&'static str, &'static str) {
     match reason {
-        StopReason::Pushback => "the provider asked that the call not be retried; wait before calling again",
-        StopReason::BudgetExhausted => {
-            "too many calls to this service are being retried already; look at its providers"
-        }
-        StopReason::Begun => "it had begun, and what was sent or received of it is not to be had again",
-        _ => "it may have run, and the retry policy forbids a second run",
+        StopReason::Pushback => (
+            "pushback",
+            "the provider asked that the call not be retried; wait before calling again",
+        ),
+        StopReason::BudgetExhausted => (
+            "budget_exhausted",
+            "too many calls to this service are being retried already; look at its providers",
+        ),
+        StopReason::Begun => (
+            "begun",
+            "part of the stream was already exchanged and cannot be replayed; call again to start over",
+        ),
+        _ => (
+            "definitive",
+            "it may have run, and the retry policy forbids a second run",
+        ),
     }
 }
 
-/// Who answered, when it was a peer.
+/// The peer that answered, if a peer did.
 struct By<'a>(&'a Option<NodeId>);
 
 impl fmt::Display for By<'_> {

@@ -1,4 +1,4 @@
-//! The guide: a page a topic. Pages hold prose and examples and no code.
+//! The guide: one page for each topic. The modules hold no items.
 
 #[doc = include_str!("../docs/discovery.md")]
 pub mod discovery {}

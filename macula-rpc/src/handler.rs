@@ -1,4 +1,4 @@
-//! What a service does with a call.
+//! The code of a service.
 
 use std::{fmt, future::Future, marker::PhantomData, sync::Arc};
 
@@ -8,8 +8,25 @@ use crate::{Decode, IntoResponse, Request, Response, Status, StatusCode};
 
 /// A service's code: an async function from [`Request`] to [`Response`] or [`Status`].
 ///
-/// Every `Fn(Request) -> impl Future<Output = Result<impl IntoResponse, Status>>` is one. The future is dropped when the
-/// caller cancels or the deadline passes, so work stops with it.
+/// Every `Fn(Request) -> impl Future<Output = Result<impl IntoResponse, Status>>` is a handler. The future is dropped when the caller
+/// cancels or the deadline passes.
+///
+/// Calls run side by side, so a closure with state clones it for each call. An `async move` closure that captures lends its state to the
+/// future and is not a handler; a closure that returns an `async move` block is:
+///
+/// ```
+/// use std::sync::{Arc, atomic::{AtomicU64, Ordering}};
+///
+/// use macula_rpc::{Request, Server, Status};
+///
+/// let count = Arc::new(AtomicU64::new(0));
+/// let handler = move |_: Request| {
+///     let count = Arc::clone(&count);
+///     async move { Ok::<_, Status>(count.fetch_add(1, Ordering::Relaxed).to_string()) }
+/// };
+/// Server::new().serve("calls.count".parse()?, handler)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait Handler: Send + Sync + 'static {
     /// Answers one call.
     fn handle(&self, request: Request) -> BoxFuture<'static, Result<Response, Status>>;
@@ -35,7 +52,7 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
 
 /// Makes a handler of an async function from a typed [`Request`] to a message.
 ///
-/// A request that cannot be read is answered with [`StatusCode::InvalidArgument`], before the function is called.
+/// The answer to a request that cannot be read is [`StatusCode::InvalidArgument`]; the function does not run.
 ///
 /// ```
 /// # #[cfg(feature = "json")]
@@ -66,7 +83,7 @@ where
     }
 }
 
-/// A typed handler; [`typed`] makes it.
+/// A typed handler, made by [`typed`].
 pub struct Typed<F, Req> {
     function: F,
     request: PhantomData<fn(Req)>,
@@ -98,6 +115,3 @@ where
         }
     }
 }
-
-/// A handler behind a pointer.
-pub(crate) type SharedHandler = Arc<dyn Handler>;

@@ -1,8 +1,8 @@
-//! Hashing for tables whose keys are names and node ids: fast for keys of some ten bytes, and seeded.
+//! A seeded hash for tables of names and node ids, fast for short keys.
 //!
-//! A key is folded in, a word at a time, by the high and low halves of a 64 by 64 bit product, as wyhash does
-//! (<https://github.com/wangyi-fudan/wyhash>). The seed is the process's own, so a peer cannot prepare names that collide; the
-//! tables are bounded besides. Iteration order is not part of any behaviour.
+//! Each word of a key is folded in by the high and low halves of a 64 by 64 bit product, as in wyhash
+//! (<https://github.com/wangyi-fudan/wyhash>). The seed is random for each process, so a peer cannot prepare colliding names, and the
+//! tables are bounded. No behaviour depends on the order of iteration.
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
@@ -29,11 +29,11 @@ impl BuildHasher for Keyed {
     }
 }
 
-/// A hash in the making.
+/// The state of a hash.
 #[derive(Debug)]
 pub(crate) struct Folding(u64);
 
-/// The fraction of the golden ratio, odd: its multiples are spread evenly.
+/// The odd fraction of the golden ratio, whose multiples are spread evenly.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 
 impl Folding {
@@ -54,7 +54,7 @@ impl Hasher for Folding {
         let rest = words.remainder();
         let mut word = [0; 8];
         word[..rest.len()].copy_from_slice(rest);
-        // The length keeps apart what differs in trailing zeros only.
+        // The length tells keys apart that differ only in trailing zeros.
         self.fold(u64::from_le_bytes(word) ^ (bytes.len() as u64) << 56);
     }
 
@@ -87,7 +87,7 @@ mod tests {
         let names = (0..20_000).map(|at| format!("service.{at}"));
         let hashes: HashSet<u64> = names.map(|name| keyed.hash_one(name.as_str())).collect();
         assert_eq!(hashes.len(), 20_000);
-        // Tables go by the lowest bits and the highest seven.
+        // Tables use the lowest bits and the highest seven.
         let (low, high): (HashSet<_>, HashSet<_>) = hashes.iter().map(|hash| (hash & 0xfff, hash >> 57)).unzip();
         assert!(low.len() > 4_000 && high.len() == 128, "{} {}", low.len(), high.len());
     }

@@ -29,7 +29,7 @@ pub use self::tonic::{Channel, TonicServices};
 pub use self::tower::TowerHandler;
 pub use client::{
     Answer, AnswerSource, CallBuilder, Client, ClientBuilder, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT,
-    MAX_REPLAY_BYTES, MAX_SERVICES, MAX_WHOLE_BYTES, Replies, Routers,
+    MAX_REPLAY_BYTES, MAX_SERVICES, Replies, Routers,
 };
 #[cfg(feature = "json")]
 pub use codec::Json;
@@ -44,9 +44,10 @@ pub use limit::Limited;
 pub use macula_select::{Backoff, BudgetConfig, Hedge, RetryPolicy, StopReason, Strategy};
 pub use macula_transport::{Metadata, Pushback};
 pub use macula_wire::{Address, NameError, NodeId, ServiceName, StatusCode};
+pub use observe::MAX_METHODS;
 pub use request::{Request, Response};
 pub use resolve::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
 pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, ServeError, Server};
 pub use status::Status;
-pub use streaming::{Requests, StreamHandler};
+pub use streaming::{MAX_WHOLE_BYTES, Requests, StreamHandler};
 pub use trace::{Propagate, TRACEPARENT, TraceContext, W3c};

@@ -1,7 +1,7 @@
-//! How many calls of one service run at a time.
+//! A limit on the running calls of one service.
 //!
-//! **Invariant:** a call over the limit has not reached the handler, so it is *refused* and safe to make elsewhere (F5); it
-//! never waits here, because a queue in front of a busy provider is time its caller could spend at another one.
+//! **Invariant.** A call over the limit has not reached the handler, so it is *refused* and safe to make elsewhere (F5). It never waits
+//! here, because its caller can use that time at another provider.
 
 use std::{
     fmt,
@@ -21,10 +21,9 @@ use macula_wire::ServiceName;
 
 use crate::{Handler, Request, Requests, Response, Status, StreamHandler};
 
-/// A handler that runs so many calls at a time, and refuses the rest.
+/// A handler that runs a limited number of calls at a time, and refuses the rest.
 ///
-/// The limit of the whole process is [`Server::with_max_concurrent_calls`](crate::Server::with_max_concurrent_calls); this one
-/// is a single service's.
+/// [`Server::with_max_concurrent_calls`](crate::Server::with_max_concurrent_calls) limits the whole process.
 ///
 /// ```
 /// use macula_rpc::{Limited, Request, Server, Status};
@@ -54,7 +53,7 @@ impl<H> Limited<H> {
         if place.before < self.max {
             return Ok(place);
         }
-        let words = format!("{service} runs {} calls already, as many as it may", self.max);
+        let words = format!("{service} runs {} calls already, which is its limit", self.max);
         Err(Status::refused(words))
     }
 
@@ -92,7 +91,7 @@ impl<H: StreamHandler> StreamHandler for Limited<H> {
         let answer = self.handler.handle(request);
         Box::pin(async move {
             let replies = answer.await?;
-            // The place goes with the last reply, not with whoever still has the stream.
+            // The last reply gives the place back, though the stream may live longer.
             let replies = stream::unfold(Some((replies, place)), async |running| {
                 let (mut replies, place) = running?;
                 let next = replies.next().await?;
@@ -112,7 +111,7 @@ impl<H> fmt::Debug for Limited<H> {
     }
 }
 
-/// One running call, counted while it lives: a call that is cancelled or panics gives its place back too.
+/// One running call. A call that is cancelled or panics gives its place back too.
 struct Place {
     running: Arc<AtomicUsize>,
     before: usize,

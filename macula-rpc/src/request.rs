@@ -1,4 +1,4 @@
-//! What a handler gets and gives.
+//! The request that a handler gets, and the response that it gives.
 
 use std::{sync::Arc, time::Instant};
 
@@ -61,17 +61,23 @@ impl Request {
 impl<T> Request<T> {
     /// The same call with another payload.
     pub(crate) fn with_payload<U>(self, payload: U) -> Request<U> {
-        Request {
+        self.replace_payload(payload).0
+    }
+
+    /// The same call with another payload, and its payload.
+    pub(crate) fn replace_payload<U>(self, payload: U) -> (Request<U>, T) {
+        let request = Request {
             payload,
             service: self.service,
             method: self.method,
             metadata: self.metadata,
             deadline: self.deadline,
             peer: self.peer,
-        }
+        };
+        (request, self.payload)
     }
 
-    /// The request's payload, to be changed or, when it is a stream, read.
+    /// The request's payload, to change it or, when it is a stream, to read it.
     #[must_use]
     pub fn payload_mut(&mut self) -> &mut T {
         &mut self.payload
@@ -83,13 +89,13 @@ impl<T> Request<T> {
         &self.service
     }
 
-    /// The method within the service; empty for services that have one only.
+    /// The method within the service; empty for a service with only one.
     #[must_use]
     pub fn method(&self) -> &str {
         &self.method
     }
 
-    /// What the caller sent beside the payload.
+    /// The metadata, which the caller sent beside the payload.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.metadata
@@ -107,21 +113,26 @@ impl<T> Request<T> {
         self.payload
     }
 
-    /// When the caller stops waiting. The handler's future is dropped then (F7); the calls that it makes itself take it as theirs
-    /// with [`CallBuilder::deadline`](crate::CallBuilder::deadline).
+    /// The time at which the caller stops waiting and the handler's future is dropped (F7). The handler's own calls take it over with
+    /// [`CallBuilder::deadline`](crate::CallBuilder::deadline).
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// Who calls, its identity proved by the connection; `None` for a call made in this process.
+    /// The caller, with the identity that the connection proved; `None` for a call made in this process.
     #[must_use]
     pub fn peer(&self) -> Option<&PeerInfo> {
         self.peer.as_deref()
     }
+
+    #[cfg(feature = "tonic")]
+    pub(crate) fn shared_peer(&self) -> Option<&Arc<PeerInfo>> {
+        self.peer.as_ref()
+    }
 }
 
-/// A handler's answer: its payload as bytes or as a message, and what travels beside it.
+/// A handler's answer: its payload as bytes or as a message, and the metadata beside it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Response<T = Bytes> {
     payload: T,
@@ -138,7 +149,7 @@ impl<T> Response<T> {
         }
     }
 
-    /// Sets what travels beside the payload.
+    /// Sets the metadata, which travels beside the payload.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
@@ -151,7 +162,7 @@ impl<T> Response<T> {
         &self.payload
     }
 
-    /// What travels beside the payload.
+    /// The metadata, which travels beside the payload.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         &self.metadata

@@ -1,9 +1,10 @@
-//! Where the providers of a service come from.
+//! The directory: it lists the providers of a service.
 //!
 //! The client knows discovery only through [`Resolve`], so a user with a fixed list never compiles a DHT.
 
 use std::{
     collections::{BTreeMap, HashMap},
+    error::Error,
     sync::Arc,
 };
 
@@ -17,15 +18,15 @@ use crate::keyed::Keyed;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Provider {
-    /// The provider's identity: the connection is refused unless the peer proves it.
+    /// The provider's identity. The client uses a connection only when the peer proves this identity.
     pub node_id: NodeId,
-    /// Where it listens, the preferred endpoint first.
+    /// The addresses where it listens, the preferred one first.
     pub endpoints: Vec<Address>,
     /// Relative capacity, at least 1.
     pub weight: u32,
-    /// Where it runs, when it says so.
+    /// The zone where it runs, if it names one.
     pub zone: Option<String>,
-    /// What it says of itself.
+    /// The metadata of its record.
     pub metadata: BTreeMap<String, Bytes>,
 }
 
@@ -64,7 +65,7 @@ impl Provider {
     }
 }
 
-/// What answered a resolution; it stands in the call's span.
+/// The origin of a list of providers, which the call's span shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Source {
@@ -76,6 +77,8 @@ pub enum Source {
     Dht,
     /// The domain name system.
     Dns,
+    /// A directory of the user's own.
+    Custom,
 }
 
 impl Source {
@@ -87,18 +90,19 @@ impl Source {
             Self::Cache => "cache",
             Self::Dht => "dht",
             Self::Dns => "dns",
+            Self::Custom => "custom",
         }
     }
 }
 
-/// The answer to a resolution: the providers in the directory's order, none when the service is not provided.
+/// The answer to a lookup: the providers in the directory's order, none when no node provides the service.
 ///
-/// Answers are shared: give the same `Arc` while nothing has changed, and the client has nothing to reconcile.
+/// Return the same `Arc` while nothing has changed, so that the client has nothing to compare.
 #[derive(Debug, Clone)]
 pub struct Resolved {
-    /// The providers, in the order that `first` goes by.
+    /// The providers, in the order that the strategy `first` uses.
     pub providers: Arc<[Provider]>,
-    /// What answered.
+    /// The origin of the list.
     pub source: Source,
 }
 
@@ -106,12 +110,12 @@ pub struct Resolved {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct ResolveOptions {
-    /// Ask the directory itself, not its cache.
+    /// Ask the directory itself and not its cache.
     pub force_refresh: bool,
 }
 
 impl ResolveOptions {
-    /// Sets whether the cache is passed over.
+    /// Sets whether the cache is skipped.
     #[must_use]
     pub const fn with_force_refresh(mut self, force: bool) -> Self {
         self.force_refresh = force;
@@ -119,7 +123,7 @@ impl ResolveOptions {
     }
 }
 
-/// The directory gave no answer: whether the service is provided is not known.
+/// The directory gave no answer, so it is not known whether any node provides the service.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
@@ -132,11 +136,21 @@ pub enum ResolveError {
     /// A name could not be looked up.
     #[error("a host name could not be looked up")]
     Lookup(#[source] Arc<std::io::Error>),
+    /// A directory of the user's own gave no answer.
+    #[error("the directory gave no answer: {0}")]
+    Custom(#[source] Arc<dyn Error + Send + Sync>),
+}
+
+impl ResolveError {
+    /// The error of a directory of the user's own.
+    pub fn custom(cause: impl Error + Send + Sync + 'static) -> Self {
+        Self::Custom(Arc::new(cause))
+    }
 }
 
 /// A directory of providers.
 ///
-/// "No provider" is an answer (an empty list); an error means that there is no answer, and sends the call to a router.
+/// An empty list is an answer: no node provides the service. An error means that there is no answer, and sends the call to a router.
 pub trait Resolve: Send + Sync + 'static {
     /// Finds the providers of `service`.
     fn resolve<'a>(
@@ -145,8 +159,8 @@ pub trait Resolve: Send + Sync + 'static {
         options: ResolveOptions,
     ) -> BoxFuture<'a, Result<Resolved, ResolveError>>;
 
-    /// The answer, when it is at hand and no waiting is needed, which spares the usual call a future. The client looks here
-    /// first. `None`, the default, says that it has to [`resolve`](Self::resolve).
+    /// The answer, if the directory has it without waiting, which spares the common call a future. The client looks here first. `None`,
+    /// the default, makes it [`resolve`](Self::resolve).
     fn at_hand(&self, service: &ServiceName, options: ResolveOptions) -> Option<Resolved> {
         let _ = (service, options);
         None
@@ -167,7 +181,7 @@ impl<R: Resolve + ?Sized> Resolve for Arc<R> {
     }
 }
 
-/// Providers known beforehand.
+/// A fixed list of providers.
 #[derive(Debug, Clone, Default)]
 pub struct StaticResolver {
     services: HashMap<ServiceName, Arc<[Provider]>, Keyed>,

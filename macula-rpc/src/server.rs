@@ -1,12 +1,11 @@
-//! The services of this process: handed to the transport for peers, and to the client for calls that need no network.
+//! The services of this process: the transport hands them the calls of peers, and the client the calls that need no network.
 //!
-//! **Invariant:** a call that is refused has not reached its handler, so it is safe to make elsewhere (F5); and every call
-//! that has reached one is counted until its future is gone, so a drain waits for all of them and for nothing else.
+//! **Invariant.** A refused call has not reached its handler, so it is safe to make elsewhere (F5). A call that has reached its handler
+//! is counted until its future is dropped, so a drain waits for exactly these calls.
 
 use std::{
-    borrow::Borrow,
     collections::HashMap,
-    future::{Future, poll_fn},
+    future::poll_fn,
     panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
@@ -25,14 +24,13 @@ use tracing::{Instrument as _, Span};
 use crate::{
     Handler, Request, Response, Status, StreamHandler,
     client::{Client, WeakClient},
-    handler::SharedHandler,
     keyed::Keyed,
-    observe::{self, ServedMeters},
-    streaming,
+    observe::{self, Method, MethodNames, Served, ServedMeters},
+    streaming::{self, Kind},
     trace::{Propagate, TraceContext},
 };
 
-/// Services running at a time in one process, unless told otherwise: more calls are refused, and go elsewhere.
+/// Calls that a server runs at a time by default. It refuses more, and their callers go elsewhere.
 pub const DEFAULT_MAX_CONCURRENT_CALLS: usize = 16_384;
 
 /// A service cannot be served.
@@ -42,7 +40,10 @@ pub enum ServeError {
     /// Another handler has the name.
     #[error("{0} is served already; withdraw it first")]
     AlreadyServed(ServiceName),
-    /// The name is not one of the mesh's.
+    /// The service whose methods are named is not served.
+    #[error("{0} is not served; serve it before its methods are named")]
+    NotServed(ServiceName),
+    /// The name is not a service name.
     #[error("the service cannot be served: {0}")]
     InvalidName(#[from] NameError),
 }
@@ -54,8 +55,8 @@ pub struct Server {
 }
 
 struct Shared {
-    services: RwLock<HashMap<ServiceName, Arc<Served>, Keyed>>,
-    /// Whether a service that streams was ever served: until then no call need be asked whether it does.
+    services: RwLock<HashMap<ServiceName, Arc<Entry>, Keyed>>,
+    /// Whether a streaming service was ever served. Until then every call is unary, and its kind needs no lookup.
     streams: AtomicBool,
     max_concurrent: usize,
     running: AtomicUsize,
@@ -65,27 +66,12 @@ struct Shared {
     propagate: OnceLock<Box<dyn Propagate>>,
 }
 
-/// A service and what is counted of it.
-struct Served {
+/// A service and its numbers.
+struct Entry {
     name: ServiceName,
     kind: Kind,
+    methods: MethodNames,
     meters: ServedMeters,
-}
-
-/// How a service exchanges its messages.
-enum Kind {
-    Unary(SharedHandler),
-    Streaming(Arc<dyn StreamHandler>),
-    #[cfg(feature = "tonic")]
-    Tonic(Arc<crate::tonic::Mounted>),
-}
-
-/// What answers a stream of this process.
-pub(crate) enum OpenHere {
-    /// Messages as they come, with messages as they come.
-    Streaming(Arc<dyn StreamHandler>),
-    /// The requests as one, with one reply: as over the network.
-    Unary(SharedHandler),
 }
 
 impl Default for Server {
@@ -141,27 +127,29 @@ impl Server {
         self.insert(services.map(|(service, mounted)| (service, Kind::Tonic(mounted))))
     }
 
-    /// The gRPC service of this name and leave to call it once, when it is one and takes calls.
-    #[cfg(feature = "tonic")]
-    pub(crate) fn mounted(&self, service: &ServiceName) -> Option<(Arc<crate::tonic::Mounted>, Admitted)> {
-        let served = self.served(service)?;
-        let mounted = match &served.kind {
-            Kind::Tonic(mounted) => Arc::clone(mounted),
-            Kind::Unary(_) | Kind::Streaming(_) => return None,
-        };
-        Some((mounted, Admitted::new(served, self.admit().ok()?)))
+    /// Names methods of a served service, so that metrics and spans show them. Methods without a name here are shown as `_OTHER`,
+    /// because callers choose the names in their calls; so are names beyond [`MAX_METHODS`] of a service.
+    ///
+    /// # Errors
+    /// When the service is not served.
+    pub fn name_methods<'a>(
+        &self,
+        service: &ServiceName,
+        methods: impl IntoIterator<Item = &'a str>,
+    ) -> Result<(), ServeError> {
+        let served = self.served(service);
+        let served = served.ok_or_else(|| ServeError::NotServed(service.clone()))?;
+        for method in methods {
+            let _label = served.methods.learn(method);
+        }
+        Ok(())
     }
 
-    /// The service of this name and leave to open it once as a stream, when it is no gRPC service and takes calls.
-    pub(crate) fn open(&self, service: &ServiceName) -> Option<(OpenHere, Admitted)> {
-        let served = self.served(service)?;
-        let open = match &served.kind {
-            Kind::Streaming(handler) => OpenHere::Streaming(Arc::clone(handler)),
-            Kind::Unary(handler) => OpenHere::Unary(Arc::clone(handler)),
-            #[cfg(feature = "tonic")]
-            Kind::Tonic(_) => return None,
-        };
-        Some((open, Admitted::new(served, self.admit().ok()?)))
+    /// Admits a call of this process, when the service is served here and there is room.
+    pub(crate) fn admit_here(&self, service: &ServiceName, method: &str) -> Option<Admitted> {
+        let mut admitted = Admitted::new(self.served(service)?, self.admit().ok()?);
+        admitted.method = admitted.served.methods.find(method);
+        Some(admitted)
     }
 
     fn insert(&self, kinds: impl IntoIterator<Item = (ServiceName, Kind)>) -> Result<(), ServeError> {
@@ -172,17 +160,26 @@ impl Server {
             if services.contains_key(&name) || fresh.contains_key(&name) {
                 return Err(ServeError::AlreadyServed(name));
             }
-            fresh.insert(name.clone(), Arc::new(Served { name, kind, meters }));
+            let methods = MethodNames::default();
+            fresh.insert(
+                name.clone(),
+                Arc::new(Entry {
+                    name,
+                    kind,
+                    methods,
+                    meters,
+                }),
+            );
         }
         if fresh.values().any(|served| !matches!(served.kind, Kind::Unary(_))) {
-            // Set before the services can be seen: a call of one of them is asked about.
+            // Set before a call can find the services.
             self.shared.streams.store(true, Ordering::SeqCst);
         }
         services.extend(fresh);
         Ok(())
     }
 
-    /// Stops serving `service`: running calls finish, new ones are refused. Withdrawing what is not served is fine (D5).
+    /// Stops serving `service`: running calls finish, new ones are refused. A service that is not served is no error (D5).
     pub fn withdraw(&self, service: &ServiceName) {
         self.shared
             .services
@@ -213,19 +210,19 @@ impl Server {
         self.shared.running.load(Ordering::SeqCst)
     }
 
-    /// Passes calls that peers ask to have routed, and that nobody serves here, on through `client`, once.
+    /// Forwards the calls that peers want routed, and that are not served here, through `client`, once.
     ///
-    /// The first client given stays. It is not kept alive by this.
+    /// The first client stays. The server does not keep it alive.
     pub fn route_through(&self, client: &Client) {
-        // A second router would be a misuse without consequence: calls are routed all the same.
+        // A second router changes nothing: calls are routed all the same.
         let _ = self.shared.router.set(client.downgrade());
     }
 
-    /// Tells the spans of served calls which trace they belong to, by `propagate`. The first one given stays.
+    /// Links the spans of served calls to their callers' traces by `propagate`. The first one stays.
     ///
-    /// Without it, too, the calls that a handler makes belong to the trace of the call it answers.
+    /// Without it, too, a handler's own calls belong to the trace of the call that it answers.
     pub fn propagate(&self, propagate: impl Propagate) {
-        // A second one would be a misuse without consequence: traces go on all the same.
+        // A second one changes nothing: traces are continued all the same.
         let _ = self.shared.propagate.set(Box::new(propagate));
     }
 
@@ -243,7 +240,7 @@ impl Server {
         }
     }
 
-    fn served(&self, service: &ServiceName) -> Option<Arc<Served>> {
+    fn served(&self, service: &ServiceName) -> Option<Arc<Entry>> {
         self.shared
             .services
             .read()
@@ -252,9 +249,9 @@ impl Server {
             .cloned()
     }
 
-    /// Admits a call, or says why not.
+    /// Admits a call, or refuses it.
     fn admit(&self) -> Result<Running, Status> {
-        // Counted before the flag is read: a drain either sees this call or has set the flag before it.
+        // Counted before the flag is read: either the drain sees this call, or this call sees the flag.
         let running = Running::start(&self.shared);
         if self.shared.draining.load(Ordering::SeqCst) {
             return Err(Status::refused_with(
@@ -265,45 +262,40 @@ impl Server {
         if self.running() > self.shared.max_concurrent {
             let limit = self.shared.max_concurrent;
             return Err(Status::refused(format!(
-                "the node runs {limit} calls already, as many as it may"
+                "the node runs {limit} calls already, which is its limit"
             )));
         }
         Ok(running)
     }
 
-    /// Runs a call of this process when the service is served here; `None` when it is not.
-    pub(crate) fn call_local<F: FnOnce() -> Request>(
-        &self,
-        service: &ServiceName,
-        request: F,
-    ) -> Option<impl Future<Output = Result<Response, Status>> + use<F>> {
-        let served = self.served(service).filter(|served| match served.kind {
-            Kind::Unary(_) | Kind::Streaming(_) => true,
-            #[cfg(feature = "tonic")]
-            Kind::Tonic(_) => false,
-        })?;
-        let admitted = self.admit();
-        let request = request();
-        Some(async move {
-            let _running = admitted?;
-            served.run(request, &Span::none(), None).await
-        })
-    }
-
-    /// The client that passes this call on, when it may be and somebody does, and how.
+    /// The client that forwards this call, and how: for a call that may be forwarded and is not served here.
     fn router_of(&self, call: &IncomingCall) -> Option<(Client, Route)> {
-        let route = call.route()?;
+        let route = call.route().filter(|_| !self.serves(call.service()))?;
         Some((self.shared.router.get()?.upgrade()?, route))
     }
 
-    /// The span of a peer's call, and the trace it belongs to.
-    fn seen(&self, call: &IncomingCall) -> (Span, Option<TraceContext>) {
-        let span = observe::serve_span(call);
+    /// The span of a peer's call, and its trace.
+    fn seen(&self, call: &IncomingCall, method: &Method) -> (Span, Option<TraceContext>) {
+        let span = observe::serve_span(call, method);
         let context = TraceContext::of(call.metadata());
         if let (Some(context), Some(propagate)) = (context, self.shared.propagate.get()) {
             propagate.incoming(&span, context);
         }
         (span, context)
+    }
+
+    /// Admits a peer's call to the service that it names.
+    fn admit_peer(&self, call: &IncomingCall) -> Result<PeerCall, Status> {
+        let running = self.admit()?;
+        let served = self.served(call.service()).ok_or_else(|| not_served(call.service()))?;
+        let mut admitted = Admitted::new(served, running);
+        admitted.method = admitted.served.methods.find(call.method());
+        let (span, context) = self.seen(call, &admitted.method);
+        Ok(PeerCall {
+            admitted,
+            span,
+            context,
+        })
     }
 }
 
@@ -311,136 +303,109 @@ fn not_served(service: &ServiceName) -> Status {
     Status::refused_with(StatusCode::Unimplemented, format!("{service} is not served here"))
 }
 
-impl Served {
-    /// Runs the handler in a span and a trace. Its panic is its own failure and nobody else's.
-    async fn run(&self, request: Request, span: &Span, context: Option<TraceContext>) -> Result<Response, Status> {
-        let mut counted = Counted::start(self);
-        let (mut request, mut answer) = (Some(request), None);
-        // One poll does what a stack of wrapping futures would: each of those is as large as all that it wraps, and is moved.
+/// A peer's call that runs, in its span and its trace.
+struct PeerCall {
+    admitted: Admitted,
+    span: Span,
+    context: Option<TraceContext>,
+}
+
+impl PeerCall {
+    /// Runs the handler's future. A panic is the handler's own failure and reaches no other call.
+    async fn run<T: Reported>(mut self, start: impl FnOnce(&Kind) -> BoxFuture<'static, T>) -> T {
+        let (mut start, mut answer) = (Some(start), None);
+        // One poll in place of a stack of wrapping futures, each as large as everything within it.
         let outcome = poll_fn(|cx| {
-            let _entered = span.enter();
+            let _entered = self.span.enter();
             let mut work = || {
-                if let Some(request) = request.take() {
-                    answer = Some(match &self.kind {
-                        Kind::Unary(handler) => handler.handle(request),
-                        Kind::Streaming(handler) => streaming::serve_one(handler, request),
-                        #[cfg(feature = "tonic")]
-                        Kind::Tonic(_) => Box::pin(std::future::ready(Err(not_served(&self.name)))),
-                    });
+                if let Some(start) = start.take() {
+                    answer = Some(start(self.admitted.kind()));
                 }
                 match &mut answer {
                     Some(answer) => answer.poll_unpin(cx),
                     None => Poll::Pending,
                 }
             };
-            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| match context {
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| match self.context {
                 None => work(),
                 Some(context) => context.sync_scope(work),
             }));
-            polled.unwrap_or_else(|panic| Poll::Ready(Err(panicked(&self.name, &panic))))
+            polled.unwrap_or_else(|panic| Poll::Ready(T::failed(panicked(self.admitted.service(), &panic))))
         })
         .await;
-        counted.outcome = match &outcome {
-            Ok(_) => observe::OK,
-            Err(status) if status.is_refused() => observe::REFUSED,
-            Err(_) => observe::ERROR,
-        };
+        let (code, refused) = outcome.status();
+        if code != StatusCode::Ok {
+            observe::record_served(&self.span, code);
+        }
+        self.admitted.settle(match code {
+            StatusCode::Ok => Served::Ok,
+            _ if refused => Served::Refused,
+            _ => Served::Error,
+        });
         outcome
     }
+}
 
-    /// Begins a peer's call that streams.
-    fn begin(
-        &self,
-        call: IncomingCall,
-        requests: IncomingMessages,
-        replies: OutgoingMessages,
-    ) -> BoxFuture<'static, Reply> {
-        match &self.kind {
-            Kind::Streaming(handler) => streaming::serve(Arc::clone(handler), call, requests, replies).boxed(),
-            #[cfg(feature = "tonic")]
-            Kind::Tonic(mounted) => mounted.open(call, requests, replies),
-            // It was replaced since the transport asked.
-            Kind::Unary(_) => std::future::ready(not_served(&self.name).into_reply()).boxed(),
+/// The outcome of a handler.
+trait Reported {
+    /// The status code, and whether the handler refused the call.
+    fn status(&self) -> (StatusCode, bool);
+
+    fn failed(status: Status) -> Self;
+}
+
+impl Reported for Result<Response, Status> {
+    fn status(&self) -> (StatusCode, bool) {
+        match self {
+            Ok(_) => (StatusCode::Ok, false),
+            Err(status) => (status.code(), status.is_refused()),
         }
     }
 
-    /// As [`Served::run`], for what was begun.
-    async fn stream(&self, mut answer: BoxFuture<'static, Reply>, span: &Span, context: Option<TraceContext>) -> Reply {
-        let mut counted = Counted::start(self);
-        let reply = poll_fn(|cx| {
-            let _entered = span.enter();
-            let mut work = || answer.poll_unpin(cx);
-            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| match context {
-                None => work(),
-                Some(context) => context.sync_scope(work),
-            }));
-            polled.unwrap_or_else(|panic| Poll::Ready(panicked(&self.name, &panic).into_reply()))
-        })
-        .await;
-        counted.outcome = match reply.status() {
-            StatusCode::Ok => observe::OK,
-            _ if reply.is_refused() => observe::REFUSED,
-            _ => observe::ERROR,
-        };
-        reply
+    fn failed(status: Status) -> Self {
+        Err(status)
     }
 }
 
-/// A call counted when it ends, however it does.
-struct Counted<S: Borrow<Served>> {
-    served: S,
-    since: Option<Instant>,
-    outcome: &'static str,
-}
+impl Reported for Reply {
+    fn status(&self) -> (StatusCode, bool) {
+        (Reply::status(self), self.is_refused())
+    }
 
-impl<S: Borrow<Served>> Counted<S> {
-    fn start(served: S) -> Self {
-        Self {
-            since: served.borrow().meters.start(),
-            served,
-            outcome: observe::CANCELLED,
-        }
+    fn failed(status: Status) -> Self {
+        status.into_reply()
     }
 }
 
-impl<S: Borrow<Served>> Drop for Counted<S> {
-    fn drop(&mut self) {
-        self.served.borrow().meters.served(self.outcome, self.since);
-    }
-}
-
+/// Logs a handler's panic, and gives the status for its caller. The panic's message stays in this process.
 pub(crate) fn panicked(service: &ServiceName, panic: &Box<dyn std::any::Any + Send>) -> Status {
-    let what = panic
+    let message = panic
         .downcast_ref::<&str>()
         .copied()
         .or(panic.downcast_ref::<String>().map(String::as_str));
-    tracing::error!(%service, panic = what.unwrap_or("without a message"), "a handler panicked");
-    panic_status()
-}
-
-/// What the caller of a handler that panicked is told: what the panic said may be nobody's business outside.
-pub(crate) fn panic_status() -> Status {
+    tracing::error!(%service, panic = message.unwrap_or("without a message"), "a handler panicked");
     Status::internal("the handler panicked")
 }
 
 impl macula_transport::Handler for Server {
     fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
-        let running = match self.admit() {
-            Ok(running) => running,
+        let admitted = match self.admit_peer(&call) {
+            Ok(admitted) => admitted,
             Err(status) => return std::future::ready(status.into_reply()).boxed(),
         };
-        let Some(served) = self.served(call.service()) else {
-            return std::future::ready(not_served(call.service()).into_reply()).boxed();
-        };
-        let (span, context) = self.seen(&call);
+        let limit = call.peer().max_message_bytes;
         let request = Request::remote(call);
         Box::pin(async move {
-            let _running = running;
-            let outcome = served.run(request, &span, context).await;
-            if let Err(status) = &outcome {
-                observe::record_served(&span, status.code());
+            match admitted.run(|kind| kind.call(request)).await {
+                Ok(response) if response.payload().len() > limit => {
+                    streaming::too_large(response.payload().len(), limit).into_reply()
+                }
+                Ok(response) => {
+                    let (payload, metadata) = response.into_parts();
+                    Reply::ok(payload).with_metadata(metadata)
+                }
+                Err(status) => status.into_reply(),
             }
-            reply(outcome)
         })
     }
 
@@ -453,8 +418,8 @@ impl macula_transport::Handler for Server {
     }
 
     fn kind(&self, call: &IncomingCall) -> CallKind {
-        // What is passed on has as many messages as it has, which its provider knows.
-        if call.route().is_some() && self.router_of(call).is_some() && !self.serves(call.service()) {
+        // Only its provider knows how many messages a forwarded call has.
+        if self.router_of(call).is_some() {
             return CallKind::Streaming;
         }
         if !self.shared.streams.load(Ordering::SeqCst) {
@@ -473,34 +438,40 @@ impl macula_transport::Handler for Server {
         requests: IncomingMessages,
         replies: OutgoingMessages,
     ) -> BoxFuture<'static, Reply> {
+        if let Some((client, route)) = self.router_of(&call) {
+            return self.forward(client, route, call, requests, replies);
+        }
+        let admitted = match self.admit_peer(&call) {
+            Ok(admitted) => admitted,
+            Err(status) => return std::future::ready(status.into_reply()).boxed(),
+        };
+        let work = admitted.run(|kind| kind.clone().serve(call, requests, replies).boxed());
+        work.boxed()
+    }
+}
+
+impl Server {
+    /// Forwards a peer's call through this node's client.
+    fn forward(
+        &self,
+        client: Client,
+        route: Route,
+        call: IncomingCall,
+        requests: IncomingMessages,
+        replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
         let running = match self.admit() {
             Ok(running) => running,
             Err(status) => return std::future::ready(status.into_reply()).boxed(),
         };
-        let Some(served) = self.served(call.service()) else {
-            let Some((client, route)) = self.router_of(&call) else {
-                return std::future::ready(not_served(call.service()).into_reply()).boxed();
-            };
-            let (span, context) = self.seen(&call);
-            return Box::pin(async move {
-                let _running = running;
-                let work = client.forward(call, route, requests, replies).instrument(span.clone());
-                let reply = match context {
-                    None => work.await,
-                    Some(context) => context.scope(work).await,
-                };
-                if reply.status() != StatusCode::Ok {
-                    observe::record_served(&span, reply.status());
-                }
-                reply
-            });
-        };
-        let (span, context) = self.seen(&call);
-        // Of a handler only its clone runs before the future does, and the transport takes care of what panics there.
-        let answer = served.begin(call, requests, replies);
+        let (span, context) = self.seen(&call, &MethodNames::default().find(call.method()));
         Box::pin(async move {
             let _running = running;
-            let reply = served.stream(answer, &span, context).await;
+            let work = client.forward(call, route, requests, replies).instrument(span.clone());
+            let reply = match context {
+                None => work.await,
+                Some(context) => context.scope(work).await,
+            };
             if reply.status() != StatusCode::Ok {
                 observe::record_served(&span, reply.status());
             }
@@ -509,33 +480,43 @@ impl macula_transport::Handler for Server {
     }
 }
 
-fn reply(outcome: Result<Response, Status>) -> Reply {
-    match outcome {
-        Ok(response) => {
-            let (payload, metadata) = response.into_parts();
-            Reply::ok(payload).with_metadata(metadata)
-        }
-        Err(status) => status.into_reply(),
-    }
-}
-
-/// A call of this process that may run, counted among those that do and, when it ends, among those that did.
+/// A call that may run. It counts as running while it lives, and as served, with its outcome, when it ends. Dropped before its end, it
+/// was cancelled.
 pub(crate) struct Admitted {
-    counted: Counted<Arc<Served>>,
+    served: Arc<Entry>,
+    method: Method,
+    since: Option<Instant>,
+    outcome: Served,
     _running: Running,
 }
 
 impl Admitted {
-    fn new(served: Arc<Served>, running: Running) -> Self {
+    fn new(served: Arc<Entry>, running: Running) -> Self {
         Self {
-            counted: Counted::start(served),
+            served,
+            method: Method::None,
+            since: ServedMeters::start(),
+            outcome: Served::Cancelled,
             _running: running,
         }
     }
 
-    /// Says what the call came to; one that is dropped before was cancelled.
-    pub(crate) fn settle(&mut self, outcome: &'static str) {
-        self.counted.outcome = outcome;
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.served.kind
+    }
+
+    pub(crate) fn service(&self) -> &ServiceName {
+        &self.served.name
+    }
+
+    pub(crate) fn settle(&mut self, outcome: Served) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.served.meters.served(&self.method, self.outcome, self.since);
     }
 }
 
@@ -551,7 +532,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Sequentially consistent with the drain's flag: one of the two sees the other.
+        // Sequentially consistent with the drain's flag, so one of the two sees the other.
         if self.0.running.fetch_sub(1, Ordering::SeqCst) == 1 && self.0.draining.load(Ordering::SeqCst) {
             self.0.idle.notify_waiters();
         }

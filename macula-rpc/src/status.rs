@@ -1,4 +1,4 @@
-//! How a handler says that a call failed.
+//! The error of a handler.
 
 use std::fmt::{self, Write as _};
 
@@ -8,18 +8,18 @@ use macula_wire::StatusCode;
 
 /// A handler's error: a gRPC status code, a message for a person, and details for a program.
 ///
-/// The code decides whether the caller tries another provider (F6): the caller's own faults (`invalid_argument`,
-/// `not_found` and their kind) are final under the default policy, everything else is tried elsewhere.
+/// The code decides whether the caller tries another provider (F6): the codes of a caller's own fault, such as `invalid_argument` and
+/// `not_found`, are final under the default policy, and other errors are tried elsewhere.
 #[derive(Clone, PartialEq)]
 pub struct Status {
     code: StatusCode,
     message: String,
-    /// What few statuses have; apart, so that results stay small.
+    /// Boxed because few statuses have one, and results stay small.
     extra: Option<Box<Extra>>,
     not_started: bool,
 }
 
-/// What may travel with a status.
+/// The optional parts of a status.
 #[derive(Clone, PartialEq, Default)]
 struct Extra {
     details: Bytes,
@@ -42,13 +42,13 @@ impl Status {
         }
     }
 
-    /// The request is wrong, whatever the provider.
+    /// The request is wrong at every provider.
     #[must_use]
     pub fn invalid_argument(message: impl Into<String>) -> Self {
         Self::new(StatusCode::InvalidArgument, message)
     }
 
-    /// What was asked for does not exist.
+    /// The requested thing does not exist.
     #[must_use]
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NotFound, message)
@@ -66,8 +66,8 @@ impl Status {
         Self::new(StatusCode::Unavailable, message)
     }
 
-    /// The provider did not start the call and another should have it: `resource_exhausted`, marked as refused, so that it
-    /// is safe to try elsewhere even for a call that must not run twice (F5).
+    /// The provider did not start the call, and another should: `resource_exhausted`, marked as refused. Even a call that must not run
+    /// twice is then tried elsewhere (F5).
     #[must_use]
     pub fn refused(message: impl Into<String>) -> Self {
         Self::refused_with(StatusCode::ResourceExhausted, message)
@@ -80,7 +80,7 @@ impl Status {
         }
     }
 
-    /// The status as it travels.
+    /// The status as a reply.
     pub(crate) fn into_reply(self) -> Reply {
         let reply = if self.not_started {
             Reply::refused(self.code, self.message)
@@ -97,7 +97,7 @@ impl Status {
         }
     }
 
-    /// Whether the provider says that it did not start the call.
+    /// Whether the provider did not start the call.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.not_started
@@ -113,7 +113,7 @@ impl Status {
         self
     }
 
-    /// Sets what travels beside the status.
+    /// Sets the metadata beside the status.
     #[must_use]
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         if !metadata.is_empty() || self.extra.is_some() {
@@ -122,9 +122,7 @@ impl Status {
         self
     }
 
-    /// Asks callers when to try again, or not to (F9): gRPC's `grpc-retry-pushback-ms`.
-    ///
-    /// The caller's own client does as it is asked.
+    /// Asks callers to try again later, or not at all (F9): gRPC's `grpc-retry-pushback-ms`. Clients honour it.
     #[must_use]
     pub fn with_pushback(self, asked: Pushback) -> Self {
         self.with_pushback_of(Some(asked))
@@ -157,13 +155,13 @@ impl Status {
         &self.message
     }
 
-    /// What travels beside the status.
+    /// The metadata beside the status.
     #[must_use]
     pub fn metadata(&self) -> &Metadata {
         self.extra.as_ref().map_or(&NO_METADATA, |extra| &extra.metadata)
     }
 
-    /// When to try again, if the provider says so.
+    /// The provider's wish for the next try, if it has one.
     #[must_use]
     pub fn pushback(&self) -> Option<Pushback> {
         self.extra.as_ref().and_then(|extra| extra.pushback)
@@ -182,7 +180,7 @@ impl fmt::Display for Status {
         if !self.message.is_empty() {
             f.write_str(": ")?;
         }
-        // The words are a peer's, and an error stays one line on a terminal and in a log.
+        // A peer wrote the message, and an error must stay one line on a terminal and in a log.
         self.message.chars().try_for_each(|c| match c.is_control() {
             true => write!(f, "{}", c.escape_default()),
             false => f.write_char(c),

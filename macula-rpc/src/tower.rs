@@ -1,6 +1,6 @@
-//! A `tower::Service` as a handler, so that its layers (limits, timeouts, buffers, one's own) stand before a service.
+//! A `tower::Service` as a handler, with its layers: limits, timeouts, buffers, or your own.
 //!
-//! **Invariant:** a service that is not ready has not started the call: its error is *refused*, and the call goes elsewhere.
+//! **Invariant.** A service that is not ready has not started the call, so its error is *refused*, and the call goes elsewhere.
 
 use std::{error::Error, fmt, future::poll_fn};
 
@@ -11,9 +11,8 @@ use crate::{Handler, IntoResponse, Request, Response, Status, StatusCode};
 
 /// A handler made of a `tower::Service`.
 ///
-/// Each call runs in a clone of the service, which is how tower's services share what they share. An error that is a
-/// [`Status`] is answered as it is; tower's own are answered as what they mean: overloaded is *refused*, elapsed is
-/// [`StatusCode::DeadlineExceeded`]; any other is [`StatusCode::Internal`].
+/// Each call runs in a clone of the service. A [`Status`] as the error is the answer. tower's overload error is *refused*, its timeout
+/// error is [`StatusCode::DeadlineExceeded`], and any other error is [`StatusCode::Internal`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -79,11 +78,10 @@ fn unready(error: impl Into<Box<dyn Error + Send + Sync>>) -> Status {
 fn failed(error: impl Into<Box<dyn Error + Send + Sync>>) -> Status {
     match error.into().downcast::<Status>() {
         Ok(status) => *status,
-        Err(error) if error.is::<Overloaded>() => Status::refused("the service runs as many calls as it may"),
-        Err(error) if error.is::<Elapsed>() => Status::new(
-            StatusCode::DeadlineExceeded,
-            "the service was not done in the time it gives itself",
-        ),
+        Err(error) if error.is::<Overloaded>() => Status::refused("the service runs as many calls as its limit allows"),
+        Err(error) if error.is::<Elapsed>() => {
+            Status::new(StatusCode::DeadlineExceeded, "the service ran into its own timeout")
+        }
         Err(error) => Status::internal(error.to_string()),
     }
 }

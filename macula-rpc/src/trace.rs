@@ -1,9 +1,9 @@
-//! The trace a call belongs to, as W3C Trace Context has it (<https://www.w3.org/TR/trace-context/>), carried in metadata.
+//! The trace of a call, as a W3C Trace Context (<https://www.w3.org/TR/trace-context/>) in the call's metadata.
 //!
-//! A provider continues the trace of the call it answers: calls that its handler makes belong to it. A caller sends a trace
-//! when it is told to ([`ClientBuilder::propagate`](crate::ClientBuilder::propagate)).
+//! A provider continues the trace of the call that it answers: its handler's own calls belong to it. A client sends traces with
+//! [`ClientBuilder::propagate`](crate::ClientBuilder::propagate).
 //!
-//! Left out: recording. Spans are `tracing`'s; whoever exports them implements [`Propagate`] so that both sides' spans meet.
+//! Left out: recording. Spans are `tracing`'s; an exporter implements [`Propagate`] to link the spans of both sides.
 
 use std::{fmt, future::Future, sync::Arc};
 
@@ -13,14 +13,14 @@ use tracing::Span;
 /// The metadata key of the trace, as in HTTP.
 pub const TRACEPARENT: &str = "traceparent";
 
-/// The flags that mean something so far: sampled, and random as level 2 has it. The others are not passed on, as the standard asks.
+/// The defined flags: sampled, and random of level 2. The standard asks that the others are not passed on.
 const KNOWN_FLAGS: u8 = 0x03;
 
 tokio::task_local! {
     static CURRENT: TraceContext;
 }
 
-/// Which trace, and which span of it is the parent: a `traceparent`.
+/// A trace, and the parent span in it: a `traceparent`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TraceContext {
     trace_id: u128,
@@ -29,7 +29,7 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// A context of these ids; `None` when one is zero, which the standard forbids.
+    /// A context of these ids; `None` when an id is zero, which the standard forbids.
     #[must_use]
     pub const fn new(trace_id: u128, parent_id: u64, sampled: bool) -> Option<Self> {
         if trace_id == 0 || parent_id == 0 {
@@ -42,7 +42,7 @@ impl TraceContext {
         })
     }
 
-    /// Reads a `traceparent`; `None` when it is none, as the standard asks.
+    /// Reads a `traceparent`; `None` when the text is not valid, as the standard asks.
     ///
     /// ```
     /// use macula_rpc::TraceContext;
@@ -64,7 +64,7 @@ impl TraceContext {
         let trace_id = u128::from_str_radix(hex(32)?, 16).ok()?;
         let parent_id = u64::from_str_radix(hex(16)?, 16).ok()?;
         let flags = u8::from_str_radix(hex(2)?, 16).ok()?;
-        // A later version may go on after the flags; this one may not.
+        // Only later versions may have more fields after the flags.
         if version == 0xff || (version == 0 && parts.next().is_some()) || trace_id == 0 || parent_id == 0 {
             return None;
         }
@@ -81,7 +81,7 @@ impl TraceContext {
         metadata.get(TRACEPARENT).and_then(|text| Self::parse(text))
     }
 
-    /// The trace of the call that the current task answers; `None` outside a handler, and when the caller sent none.
+    /// The trace of the call that the current task answers; `None` outside a handler, or when the caller sent no trace.
     #[must_use]
     pub fn current() -> Option<Self> {
         CURRENT.try_with(|context| *context).ok()
@@ -105,7 +105,7 @@ impl TraceContext {
         self.flags & 1 == 1
     }
 
-    /// Runs a future whose calls belong to this trace. Tasks it spawns do not: wrap them likewise.
+    /// Runs a future whose calls belong to this trace. Wrap the tasks that it spawns too: they do not inherit the trace.
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
         CURRENT.scope(self, work)
     }
@@ -134,13 +134,13 @@ impl fmt::Debug for TraceContext {
 
 /// How traces cross the wire.
 ///
-/// With an exporter of spans, such as OpenTelemetry's, implement this so that the ids sent are the exporter's: `outgoing` gives
-/// the context of the span, `incoming` makes the span a child of the context.
+/// Implement this for an exporter of spans, such as OpenTelemetry's, so that the sent ids are the exporter's: `outgoing` gives the context
+/// of the span, and `incoming` makes the span a child of the context.
 pub trait Propagate: Send + Sync + 'static {
     /// The context to send with an attempt whose span is `span`; `current` is the trace of the call being answered, if any.
     fn outgoing(&self, span: &Span, current: Option<TraceContext>) -> Option<TraceContext>;
 
-    /// Tells a served call's span where it belongs.
+    /// Links the span of a served call to its caller's trace.
     fn incoming(&self, span: &Span, context: TraceContext) {
         let _ = (span, context);
     }
@@ -156,15 +156,15 @@ impl<P: Propagate + ?Sized> Propagate for Arc<P> {
     }
 }
 
-/// Traces without an exporter: continues the trace of the call being answered, begins a new one otherwise, and gives every
-/// attempt an id of its own.
+/// Traces without an exporter. It continues the trace of the call being answered, or begins a new one, and gives every attempt an id of
+/// its own.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct W3c;
 
 impl Propagate for W3c {
     fn outgoing(&self, _span: &Span, current: Option<TraceContext>) -> Option<TraceContext> {
         let mut fresh = [0; 24];
-        // Without randomness the call goes without a trace, rather than not at all.
+        // Without randomness the call goes without a trace.
         getrandom::fill(&mut fresh).ok()?;
         let (trace, parent) = fresh.split_at(16);
         let trace_id = u128::from_le_bytes(trace.try_into().ok()?);

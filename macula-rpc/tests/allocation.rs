@@ -1,8 +1,8 @@
-//! What a call shows of itself is free while nobody looks: without a subscriber no span is made, without a recorder no number is
-//! kept, and neither allocates. With the feature `metrics` or without it, a call allocates as often.
+//! Observation is free without a subscriber and a recorder: no span is made, no number is kept, and neither allocates. A call allocates
+//! as often with the feature `metrics` as without it.
 //!
-//! A process of its own without a test harness: the counter counts the allocations of all threads. Caller and provider share it,
-//! and one thread.
+//! This is a process of its own without a test harness, because the counter counts the allocations of all threads. Caller and provider
+//! share one thread.
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -20,7 +20,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Calls of a batch, and batches. What QUIC does now and then is in some of them; the one with the least has the calls alone.
+/// Calls of a batch, and batches. Some batches hold QUIC's occasional work; the smallest holds only the calls.
 const CALLS: usize = 100;
 const BATCHES: usize = 40;
 
@@ -103,7 +103,7 @@ fn main() {
         .build()
         .unwrap();
     let silent = runtime.block_on(measure());
-    // Whole ones: what QUIC does now and then is less than one a call.
+    // Whole allocations: QUIC's occasional ones are less than one a call.
     let a_call = |more: usize, less: usize| more.saturating_sub(less) / CALLS;
     let (server, client, here) = (
         a_call(silent.served, silent.bare),
@@ -117,7 +117,7 @@ fn main() {
         "test free_when_nobody_looks ... ok: {server} at the server, {client} at the client, {here} in this process"
     );
 
-    // The counter would see them: whoever formats spans pays.
+    // A subscriber that formats spans allocates, which shows that the counter sees spans.
     let subscriber = tracing_subscriber::fmt().with_writer(std::io::sink).finish();
     let watched = tracing::subscriber::with_default(subscriber, || runtime.block_on(measure()));
     assert!(watched.served > silent.served && watched.called > silent.called && watched.here > silent.here);

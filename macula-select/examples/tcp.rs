@@ -22,7 +22,7 @@ async fn call(balancer: &Mutex<Balancer<SocketAddr>>, request: &str) -> Result<S
     let (mut running, mut handles, mut answer) = (JoinSet::new(), HashMap::new(), String::new());
     let mut call = Call::new(Instant::now(), CallOptions::default());
     loop {
-        let next = call.poll(Instant::now(), &mut balancer.lock().expect("nobody panics"));
+        let next = call.poll(Instant::now(), &mut balancer.lock().expect("no thread panics"));
         match next {
             Output::Dispatch { to, attempt: id, .. } => {
                 handles.insert(id, running.spawn(attempt(id, to, request.to_owned())));
@@ -32,7 +32,7 @@ async fn call(balancer: &Mutex<Balancer<SocketAddr>>, request: &str) -> Result<S
             Output::Wait(until) => tokio::select! {
                 Some(Ok((id, fate, reply))) = running.join_next() => {
                     answer = reply;
-                    call.on_result(Instant::now(), &mut balancer.lock().expect("nobody panics"), id, fate);
+                    call.on_result(Instant::now(), &mut balancer.lock().expect("no thread panics"), id, fate);
                 }
                 () = sleep_until(until.into()) => {}
             },
@@ -50,7 +50,10 @@ async fn main() -> io::Result<()> {
     );
     let balancer = Mutex::new(Balancer::new(BalancerConfig::default(), 42));
     let servers = [alive.local_addr()?, dead.local_addr()?].map(Provider::new);
-    balancer.lock().expect("nobody panics").update(Instant::now(), servers);
+    balancer
+        .lock()
+        .expect("no thread panics")
+        .update(Instant::now(), servers);
     drop(dead);
     let client = async { call(&balancer, "hi").await.map_err(io::Error::other) };
     let server = async { alive.accept().await?.0.write_all(b"hello").await };

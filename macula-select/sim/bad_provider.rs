@@ -28,6 +28,7 @@ pub(crate) fn setup(arguments: Arguments, strategy: Strategy, mode: Mode) -> Set
         },
         call: CallOptions::default(),
         aborts_arrive: true,
+        network: None,
     }
 }
 

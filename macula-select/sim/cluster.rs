@@ -20,8 +20,12 @@ pub(crate) enum Mode {
     Failing,
     /// Accepts it and never answers.
     BlackHole,
-    /// Cannot be reached.
+    /// Refuses every connection.
     Down,
+    /// Works, but is not heard, nor does it hear: its process is stopped, or the network is cut. Nothing is lost.
+    Silent,
+    /// Its process is gone without a word.
+    Killed,
 }
 
 /// What a server does with a request on arrival.
@@ -41,6 +45,9 @@ pub(crate) struct Server {
     queue_limit: usize,
     busy: u32,
     queue: VecDeque<Job>,
+    /// What is on its way while nothing arrives.
+    held_requests: Vec<Job>,
+    held_replies: Vec<(Job, Fate)>,
 }
 
 impl Server {
@@ -52,11 +59,52 @@ impl Server {
             queue_limit,
             busy: 0,
             queue: VecDeque::new(),
+            held_requests: Vec::new(),
+            held_replies: Vec::new(),
         }
     }
 
-    pub(crate) fn set_mode(&mut self, mode: Mode) {
-        self.mode = mode;
+    /// Changes the mode and returns the one before.
+    pub(crate) fn set_mode(&mut self, mode: Mode) -> Mode {
+        if mode == Mode::Killed {
+            self.queue.clear();
+            self.held_requests.clear();
+            self.held_replies.clear();
+        }
+        std::mem::replace(&mut self.mode, mode)
+    }
+
+    /// Whether nothing from it or to it arrives.
+    pub(crate) fn is_cut_off(&self) -> bool {
+        matches!(self.mode, Mode::Silent | Mode::Killed)
+    }
+
+    /// Requests that wait for a worker.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// Keeps a reply while nothing arrives; gives it back otherwise, unless the process that made it is gone.
+    pub(crate) fn reply(&mut self, job: Job, fate: Fate) -> Option<Fate> {
+        match self.mode {
+            Mode::Silent => {
+                self.held_replies.push((job, fate));
+                None
+            }
+            Mode::Killed => None,
+            Mode::Serving { .. } | Mode::Flaky { .. } | Mode::Failing | Mode::BlackHole | Mode::Down => Some(fate),
+        }
+    }
+
+    /// Requests and replies that arrive now because the silence is over.
+    pub(crate) fn what_was_held(&mut self) -> (Vec<Job>, Vec<(Job, Fate)>) {
+        if self.is_cut_off() {
+            return (Vec::new(), Vec::new());
+        }
+        (
+            std::mem::take(&mut self.held_requests),
+            std::mem::take(&mut self.held_replies),
+        )
     }
 
     pub(crate) fn arrive(&mut self, job: Job, random: &mut Random) -> Reception {
@@ -71,7 +119,11 @@ impl Server {
             }
             Mode::Serving { .. } | Mode::Flaky { .. } => Reception::Answer(Fate::refused(Refusal::Overloaded), 0),
             Mode::Failing => Reception::Answer(Fate::answered(Code::Unavailable), MILLISECOND),
-            Mode::BlackHole => Reception::Quiet,
+            Mode::BlackHole | Mode::Killed => Reception::Quiet,
+            Mode::Silent => {
+                self.held_requests.push(job);
+                Reception::Quiet
+            }
             Mode::Down => Reception::Answer(Fate::NotSent, 0),
         }
     }
@@ -80,8 +132,8 @@ impl Server {
     pub(crate) fn finish(&mut self, random: &mut Random) -> Option<(Job, Nanos)> {
         self.busy -= 1;
         match self.mode {
-            Mode::Serving { .. } | Mode::Flaky { .. } => {}
-            Mode::Failing | Mode::BlackHole | Mode::Down => {
+            Mode::Serving { .. } | Mode::Flaky { .. } | Mode::Silent => {}
+            Mode::Failing | Mode::BlackHole | Mode::Down | Mode::Killed => {
                 self.queue.clear();
                 return None;
             }
@@ -91,23 +143,30 @@ impl Server {
         Some((next, self.service_time(random)))
     }
 
-    /// Forgets a job that nobody waits for any more, if it was not begun.
+    /// Forgets a job whose client no longer waits for it, if it was not begun.
     pub(crate) fn cancel(&mut self, job: Job) {
         self.queue.retain(|queued| *queued != job);
+        self.held_requests.retain(|held| *held != job);
     }
 
     /// What a job that was served comes to.
     pub(crate) fn result(&self, random: &mut Random) -> Fate {
         match self.mode {
             Mode::Flaky { errors } if random.chance(errors) => Fate::answered(Code::Unavailable),
-            Mode::Serving { .. } | Mode::Flaky { .. } | Mode::Failing | Mode::BlackHole | Mode::Down => Fate::Ok,
+            Mode::Serving { .. }
+            | Mode::Flaky { .. }
+            | Mode::Failing
+            | Mode::BlackHole
+            | Mode::Down
+            | Mode::Silent
+            | Mode::Killed => Fate::Ok,
         }
     }
 
     fn service_time(&self, random: &mut Random) -> Nanos {
         let slowness = match self.mode {
             Mode::Serving { slowness } => slowness,
-            Mode::Flaky { .. } | Mode::Failing | Mode::BlackHole | Mode::Down => 1.0,
+            Mode::Flaky { .. } | Mode::Failing | Mode::BlackHole | Mode::Down | Mode::Silent | Mode::Killed => 1.0,
         };
         random.exponential(self.mean as f64 * slowness)
     }

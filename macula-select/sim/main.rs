@@ -15,6 +15,7 @@ mod herd;
 mod outage;
 mod overload;
 mod report;
+mod silence;
 mod world;
 
 use std::process::ExitCode;
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
     outage::all_failing(arguments, &mut report);
     herd::returning_provider(arguments, &mut report);
     overload::pulse(arguments, &mut report);
+    silence::silence(arguments, &mut report);
     println!("{}", report.into_json());
     ExitCode::SUCCESS
 }

@@ -1,6 +1,6 @@
 //! A pulse of load beyond capacity, and whether the system recovers from it.
 //!
-//! The servers here are the bad kind: unbounded queues, and they finish what nobody waits for any more. Retries without
+//! The servers here are the bad kind: unbounded queues, and they finish abandoned work. Retries without
 //! a budget then keep the overload alive after the pulse is gone (a metastable failure; Bronson et al., HotOS 2021).
 
 use std::time::Duration;
@@ -67,6 +67,7 @@ pub(crate) fn pulse(arguments: Arguments, report: &mut Report) {
                 ..CallOptions::default()
             },
             aborts_arrive,
+            network: None,
         };
         let outcome = world::run(setup);
         report.trace(outcome.trace);

@@ -3,6 +3,8 @@
 //! Discrete events in the order of time, then of creation. Everything is drawn from one seeded generator, and every
 //! event goes into the trace hash.
 
+mod network;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::{Duration, Instant};
@@ -11,7 +13,10 @@ use macula_select::{AttemptId, Balancer, BalancerConfig, Call, CallError, CallOp
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
-use crate::cluster::{Mode, Reception, SECOND, Server};
+use crate::cluster::{Mode, SECOND, Server};
+use network::Way;
+
+pub(crate) use network::Network;
 
 pub(crate) type Nanos = u64;
 
@@ -58,6 +63,8 @@ pub(crate) struct Setup {
     pub(crate) call: CallOptions,
     /// Whether an abort reaches a job that waits in a server's queue.
     pub(crate) aborts_arrive: bool,
+    /// Without one, every attempt arrives at once.
+    pub(crate) network: Option<Network>,
 }
 
 /// What came of it.
@@ -117,6 +124,10 @@ enum Event {
     Answer(Job, usize),
     /// A call wants to be polled.
     Timer(usize, u32),
+    /// A client's dial of a server is over.
+    Dialed(usize, u16),
+    /// A client looks whether a server was heard.
+    Look(usize, u16),
 }
 
 struct Active {
@@ -136,6 +147,8 @@ struct World {
     clients: Vec<Balancer<u16>>,
     calls: Vec<(u32, Option<Active>)>,
     vacant: Vec<usize>,
+    /// By client, then by server.
+    ways: Vec<Way>,
     /// Fates on their way to a client.
     fates: Vec<Fate>,
     outcome: Outcome,
@@ -164,6 +177,9 @@ pub(crate) fn run(setup: Setup) -> Outcome {
         clients: clients.collect(),
         calls: Vec::new(),
         vacant: Vec::new(),
+        ways: std::iter::repeat_with(Way::default)
+            .take(setup.clients * usize::from(setup.providers))
+            .collect(),
         fates: Vec::new(),
         outcome: Outcome {
             latencies: Vec::new(),
@@ -193,16 +209,20 @@ impl World {
                 Event::Arrival => self.arrive(),
                 Event::Fault(fault) => {
                     let (_, provider, mode) = self.setup.faults[fault];
-                    self.servers[usize::from(provider)].set_mode(mode);
+                    self.change(provider, mode);
                 }
                 Event::Served(provider, job) => {
                     if let Some((next, time)) = self.servers[usize::from(provider)].finish(&mut self.random) {
                         self.at(self.now + time, Event::Served(provider, next));
                     }
                     let fate = self.servers[usize::from(provider)].result(&mut self.random);
-                    self.answer(job, fate);
+                    if let Some(fate) = self.servers[usize::from(provider)].reply(job, fate) {
+                        self.answer(job, fate);
+                    }
                 }
                 Event::Answer(job, fate) => self.answer(job, self.fates[fate]),
+                Event::Dialed(client, provider) => self.dialed(client, provider),
+                Event::Look(client, provider) => self.look(client, provider),
                 Event::Timer(call, life) => {
                     if self.calls[call].0 == life {
                         self.drive(call);
@@ -246,9 +266,17 @@ impl World {
             return;
         }
         if let Some(active) = active {
+            let to = active
+                .call
+                .attempts()
+                .get(job.attempt)
+                .map(|attempt| *attempt.provider());
             active
                 .call
                 .on_result(now, &mut self.clients[active.client], job.attempt, fate);
+            if let Some(to) = to {
+                self.forget(to, job);
+            }
             self.drive(job.call);
         }
     }
@@ -268,15 +296,29 @@ impl World {
                         attempt,
                     },
                 ),
-                Output::Recall { .. } => {}
+                Output::Recall { attempt } => {
+                    let to = active.call.attempts().get(attempt).map(|attempt| *attempt.provider());
+                    let job = Job {
+                        call: index,
+                        life,
+                        attempt,
+                    };
+                    if to.is_some_and(|to| self.take_back(to, job)) {
+                        self.answer(job, Fate::NotSent);
+                    }
+                }
                 Output::Abort { attempt } => {
                     let to = active.call.attempts().get(attempt).map(|attempt| *attempt.provider());
-                    if let (Some(to), true) = (to, self.setup.aborts_arrive) {
-                        self.servers[usize::from(to)].cancel(Job {
-                            call: index,
-                            life,
-                            attempt,
-                        });
+                    let job = Job {
+                        call: index,
+                        life,
+                        attempt,
+                    };
+                    if let Some(to) = to {
+                        self.forget(to, job);
+                        if self.setup.aborts_arrive {
+                            self.servers[usize::from(to)].cancel(job);
+                        }
                     }
                 }
                 Output::Wait(until) => {
@@ -295,21 +337,42 @@ impl World {
     }
 
     fn dispatch(&mut self, to: u16, job: Job) {
+        self.note(u64::from(to));
+        self.send(to, job);
+        let client = self.client_of(job);
+        self.dial_behind(client);
+    }
+
+    /// The client whose attempt this is.
+    fn client_of(&self, job: Job) -> usize {
+        self.calls[job.call].1.as_ref().map_or(0, |active| active.client)
+    }
+
+    fn count_attempt(&mut self, to: u16) {
         self.outcome.attempts += 1;
         self.outcome.sent[usize::from(to)] += 1;
         let second = self.second();
         second.attempts += 1;
         second.to_first += u64::from(to == 0);
-        self.note(u64::from(to));
-        match self.servers[usize::from(to)].arrive(job, &mut self.random) {
-            Reception::Started(time) => self.at(self.now + time, Event::Served(to, job)),
-            Reception::Quiet => {}
-            Reception::Answer(fate, after) => {
-                let index = self.fates.iter().position(|known| *known == fate).unwrap_or_else(|| {
-                    self.fates.push(fate);
-                    self.fates.len() - 1
-                });
-                self.at(self.now + after, Event::Answer(job, index));
+    }
+
+    fn answer_later(&mut self, job: Job, fate: Fate, after: Nanos) {
+        let index = self.fates.iter().position(|known| *known == fate).unwrap_or_else(|| {
+            self.fates.push(fate);
+            self.fates.len() - 1
+        });
+        self.at(self.now + after, Event::Answer(job, index));
+    }
+
+    /// Polls every call of a client: a link of its has changed.
+    fn drive_all_of(&mut self, client: usize) {
+        for index in 0..self.calls.len() {
+            if self.calls[index]
+                .1
+                .as_ref()
+                .is_some_and(|active| active.client == client)
+            {
+                self.drive(index);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The providers of one service: who they are, how they do, and who is next.
+//! The providers of one service: which there are, how they do, and which is next.
 //!
 //! **Invariants.** Every lease is reported once, and a report of an earlier life of a provider touches nothing.
 //! At most [`HealthConfig::max_ejected`] of the providers are ejected, after every report and every update. Neither
@@ -9,6 +9,7 @@
 mod affinity;
 mod config;
 mod dial;
+mod dials;
 mod event;
 mod health;
 mod index;
@@ -22,6 +23,7 @@ mod roster;
 mod rotation;
 mod stats;
 mod timers;
+mod turns;
 mod update;
 
 use std::hash::Hash;
@@ -29,7 +31,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 pub use config::{AffinityConfig, BalancerConfig, HealthConfig, LocalityConfig};
-pub use dial::{DIAL_EVERY, MAX_DIALS_AT_ONCE, MAX_REDIAL};
+pub use dial::MAX_REDIAL;
+pub use dials::{DIAL_EVERY, MAX_DIALS_AT_ONCE};
 pub use event::{EjectionReason, Event, MAX_EVENTS, RestoreReason};
 pub use lease::{ForeignLease, Lease};
 pub use pick::{DEFAULT_LEASE, Locality, PickContext, PickError, ProbeConsent};
@@ -48,11 +51,11 @@ use crate::provider::Link;
 use crate::quantile::Quantile;
 use crate::rng::Rng;
 use crate::weights::Weights;
-use dial::Dials;
+use dials::Dials;
 use event::Events;
 use index::Index;
 use leases::Leases;
-use member::{Circuit, Cold, Hot};
+use member::{Circuit, Cold, Hot, WEIGHT_UNIT};
 use roster::{DOWN, DRAINING, HEALTHY, OPEN, Roster, SILENT, SUSPECTED, Tiers};
 use rotation::Rotation;
 
@@ -74,6 +77,8 @@ use rotation::Rotation;
 /// balancer.report(now, lease, Fate::Ok)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// It has many fields, because each part is borrowed by itself.
 #[derive(Debug, Clone)]
 pub struct Balancer<K> {
     /// Tells its leases from those of other balancers. Clones share it, with the leases of before.
@@ -276,7 +281,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                     };
                     self.quantile.record(elapsed);
                 } else {
-                    // Errors are answered fast; that is no reason to prefer who gives them.
+                    // Errors are answered fast; that is no reason to prefer the provider that gives them.
                     hot.latency
                         .observe_no_work(unit, &self.decay, now - cold.observed, elapsed, self.typical);
                     cold.observed = now;
@@ -438,7 +443,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
                 counts: cold.window.counts(now),
                 consecutive_failures: u32::from(cold.consecutive),
                 ejections: u32::from(cold.ejections),
-                ramp: f64::from(cold.effective) / (f64::from(cold.weight) * f64::from(timers::WEIGHT_UNIT)),
+                ramp: f64::from(cold.effective) / (f64::from(cold.weight) * f64::from(WEIGHT_UNIT)),
             })
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! **The contract.** [`Call::poll`] until it says [`Output::Wait`], performing what it asks; then sleep until that
 //! instant, the next result, or news of a provider's link, whichever is first; tell results with [`Call::on_result`]; begin
-//! again. It ends with one [`Output::Done`]. A caller who loses interest must [`Call::cancel`], or the providers look busy
+//! again. It ends with one [`Output::Done`]. A caller that loses interest must [`Call::cancel`], or the providers look busy
 //! until the attempts time out.
 //!
 //! **Invariants.** A provider is tried at most once. No attempt starts at or after the deadline. While a call that
@@ -159,6 +159,8 @@ enum State {
     InFlight,
     /// It ended, and the shell has to be told.
     Ended(End),
+    /// The shell was told that every provider was tried, and may resume the call.
+    Exhausted,
     /// The shell was told.
     Over,
 }
@@ -232,13 +234,20 @@ impl<K: Eq + Hash + Clone> Call<K> {
                 return Output::Abort { attempt };
             }
             match self.state {
-                State::Over => return Output::Over,
+                State::Exhausted | State::Over => return Output::Over,
                 State::Ended(End::Ok(attempt)) => {
                     self.state = State::Over;
                     return Output::Done(Ok(Success { attempt }));
                 }
                 State::Ended(End::Failed(failure)) => {
-                    self.state = State::Over;
+                    self.state = match failure {
+                        Failure::AllProvidersFailed => State::Exhausted,
+                        Failure::ServiceNotFound
+                        | Failure::MaxAttemptsExceeded(_)
+                        | Failure::DeadlineExceeded
+                        | Failure::NotRetried(..)
+                        | Failure::Cancelled => State::Over,
+                    };
                     return Output::Done(Err(self.conclude(failure)));
                 }
                 State::Ready | State::Waiting(_) | State::InFlight if now >= self.deadline => {
@@ -265,7 +274,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
     #[inline]
     fn go_on(&mut self, now: Instant, balancer: &mut Balancer<K>) -> Option<Output<K>> {
         match self.state {
-            State::Ended(_) | State::Over => None,
+            State::Ended(_) | State::Exhausted | State::Over => None,
             State::Waiting(at) if at > now => Some(Output::Wait(self.earliest(Some(at)))),
             State::Ready | State::Waiting(_) => {
                 let beside = !self.live.is_empty();
@@ -304,7 +313,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
     pub fn cancel(&mut self, now: Instant, balancer: &mut Balancer<K>) {
         let now = self.tick(now);
         match self.state {
-            State::Ended(_) | State::Over => {}
+            State::Ended(_) | State::Exhausted | State::Over => {}
             State::Ready | State::Waiting(_) | State::InFlight => self.fail(now, balancer, Failure::Cancelled),
         }
     }
@@ -415,6 +424,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
             elapsed: 0,
             fate: Fate::Cancelled,
             hedge,
+            renewed: false,
         });
         self.sent += 1;
         self.state = State::InFlight;
@@ -436,7 +446,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
 
     fn exclude_tried(&self, balancer: &mut Balancer<K>) -> Excluded {
         let mut excluded = Excluded::default();
-        for attempt in self.attempts.iter() {
+        for attempt in self.attempts.iter().filter(|attempt| !attempt.renewed) {
             balancer.exclude_tried(attempt.handle, &attempt.provider, &mut excluded);
         }
         excluded

@@ -1,7 +1,7 @@
 //! How an attempt ended (F5), in the terms that selection and failover need.
 //!
 //! The balancer reads a fate as a verdict about the *provider*, the call as a reason to try another one. Payloads and
-//! error texts stay with the caller, who finds them by attempt.
+//! error texts stay with the caller, which finds them by attempt.
 
 use std::fmt;
 use std::time::Duration;

@@ -172,7 +172,7 @@ impl Estimate {
     }
 
     /// An answer that was no work: a refusal, or an error that is the caller's own. It says nothing of how long the work
-    /// takes, and it comes fast. So it stops the decay, or who refuses everything would come to look like the fastest
+    /// takes, and it comes fast. So it stops the decay, or a provider that refuses everything would come to look like the fastest
     /// provider: the estimate is again what it was at the observation `since` ago, at least the typical one. Only up to
     /// twice the typical, though: an old spike is to be forgotten whatever comes after it.
     pub(crate) fn observe_no_work(&mut self, unit: Unit, decay: &Decay, since: Nanos, sample: Nanos, typical: f64) {

@@ -251,7 +251,7 @@ fn after(milliseconds: u64) -> Fate {
     }
 }
 
-/// Law 26: a pushback replaces the next wait, and only that. The call waits when everybody else is put aside.
+/// Law 26: a pushback replaces the next wait, and only that. The call waits when all others are put aside.
 #[test]
 fn f9_a_pushback_is_honoured_once() {
     let mut balancer = balancer(4);
@@ -270,7 +270,7 @@ fn f9_a_pushback_is_honoured_once() {
 }
 
 #[test]
-fn f9_a_pushback_beyond_the_deadline_ends_the_call_at_once_if_nobody_else_is_ready() {
+fn f9_a_pushback_beyond_the_deadline_ends_the_call_at_once_if_no_other_is_ready() {
     let mut balancer = balancer(2);
     balancer.link(start(), &1, Link::Down);
     let mut call = Call::new(start(), first());
@@ -423,7 +423,7 @@ fn f9_calls_share_the_retry_budget_of_their_service() {
     config.health.min_success_rate = 0.0;
     let mut balancer = balancer_with(config, 10);
     for _ in 0..200 {
-        let error = run(&mut balancer, FAILED).expect_err("everybody fails");
+        let error = run(&mut balancer, FAILED).expect_err("all fail");
         let budget = matches!(
             error,
             CallError::NotRetried {
@@ -446,7 +446,7 @@ fn f9_calls_share_the_retry_budget_of_their_service() {
         .filter(|event| *event == Event::BudgetExhausted)
         .count();
     assert!((1..200).contains(&told), "told {told} times");
-    let error = run(&mut balancer, Fate::NotSent).expect_err("nobody is reachable");
+    let error = run(&mut balancer, Fate::NotSent).expect_err("none is reachable");
     assert!(
         matches!(&error, CallError::AllProvidersFailed { attempts } if attempts.len() == 10),
         "{error:?}"
@@ -671,9 +671,46 @@ fn h3_a_call_carries_one_probe_and_not_with_its_last_attempt() {
 #[test]
 fn f4_a_call_gives_up_after_sixteen_that_were_not_sent() {
     let mut balancer = balancer(100);
-    let error = common::run(&mut balancer, CallOptions::default(), |_| Fate::NotSent).expect_err("nobody is reachable");
+    let error = common::run(&mut balancer, CallOptions::default(), |_| Fate::NotSent).expect_err("none is reachable");
     assert!(
         matches!(&error, CallError::AllProvidersFailed { attempts } if attempts.len() == MAX_FREE_ATTEMPTS as usize),
         "{error:?}"
     );
+}
+
+#[test]
+fn d12_a_call_whose_providers_are_all_tried_goes_on_with_new_ones() {
+    let mut balancer = balancer(1);
+    let mut call = Call::new(start(), first());
+    let (_, attempt) = dispatched(&mut call, &mut balancer, 0);
+    call.on_result(at(1), &mut balancer, attempt, FAILED);
+    let error = fails(&mut call, &mut balancer, 1);
+    assert!(matches!(error, CallError::AllProvidersFailed { .. }));
+    assert!(
+        !call.resume(at(2), &mut balancer, |_| true),
+        "the one that failed has answered"
+    );
+    balancer.update(at(3), [0, 7].map(macula_select::Provider::new));
+    assert!(call.resume(at(3), &mut balancer, |_| false));
+    let (to, attempt) = dispatched(&mut call, &mut balancer, 3);
+    assert_eq!(to, 7);
+    call.on_result(at(4), &mut balancer, attempt, Fate::Ok);
+    assert!(matches!(call.poll(at(4), &mut balancer), Output::Done(Ok(_))));
+    assert!(!call.resume(at(5), &mut balancer, |_| true), "it has succeeded");
+}
+
+#[test]
+fn d12_a_provider_that_nothing_was_sent_to_is_tried_again_when_its_record_is_fresh() {
+    let mut balancer = balancer(1);
+    let mut call = Call::new(start(), first());
+    let (to, attempt) = dispatched(&mut call, &mut balancer, 0);
+    call.on_result(at(1), &mut balancer, attempt, Fate::NotSent);
+    fails(&mut call, &mut balancer, 1);
+    assert!(!call.resume(at(2), &mut balancer, |_| false));
+    balancer.renew(at(3), &to);
+    assert!(call.resume(at(3), &mut balancer, |_| true));
+    let (again, attempt) = dispatched(&mut call, &mut balancer, 3);
+    assert_eq!(again, to);
+    call.on_result(at(4), &mut balancer, attempt, Fate::Ok);
+    assert!(matches!(call.poll(at(4), &mut balancer), Output::Done(Ok(_))));
 }

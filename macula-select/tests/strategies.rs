@@ -136,7 +136,7 @@ fn s2_with_one_dead_provider_the_survivors_differ_by_at_most_one_a_cycle() {
 }
 
 #[test]
-fn s2_whoever_leaves_or_joins_the_others_keep_their_turn() {
+fn s2_when_providers_leave_or_join_the_others_keep_their_turn() {
     let mut balancer = of(Strategy::RoundRobin, 5);
     assert_eq!([(); 2].map(|()| next(&mut balancer, &PickContext::default())), [0, 1]);
     balancer.update(start(), [1, 2, 3, 4].map(Provider::new));
@@ -490,7 +490,7 @@ fn s4_a_busy_zone_spills_and_a_tried_one_is_left() {
 }
 
 proptest! {
-    /// Law 28: the same set in another order changes nothing but who is first.
+    /// Law 28: the same set in another order changes nothing but the first.
     #[test]
     fn a_permuted_update_changes_nothing(
         seed in any::<u64>(), picks in 0usize..40, strategy in 1usize..8,
@@ -514,7 +514,7 @@ proptest! {
         prop_assert_eq!(next(&mut other, &first), order[0]);
     }
 
-    /// Updates against a plain list: who is in, in which order, and who was left out.
+    /// Updates against a plain list: which are in, in which order, and which were left out.
     #[test]
     fn updates_agree_with_a_plain_list(sets in proptest::collection::vec(proptest::collection::vec(0u32..30, 0..40), 1..12)) {
         let mut balancer = of(Strategy::First, 0);

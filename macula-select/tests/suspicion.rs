@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::{at, balancer, balancer_with, start};
 use macula_select::{
-    AttemptId, Balancer, BalancerConfig, BudgetConfig, Call, CallError, CallOptions, Code, Fate, FirstAttempt, Hedge,
-    Link, Loss, Output, RetryPolicy, StopReason, Strategy,
+    AttemptId, Backoff, Balancer, BalancerConfig, BudgetConfig, Call, CallError, CallOptions, Code, Fate, FirstAttempt,
+    Hedge, Link, Loss, Output, Pushback, RetryPolicy, StopReason, Strategy,
 };
 
 const LOST: Fate = Fate::Unknown(Loss::ConnectionLost);
@@ -220,7 +220,7 @@ fn f5_attempts_at_living_providers_count_beside_those_at_dead_ones() {
     assert_eq!(balancer.stats().spending.retries, 2);
 }
 
-/// With nobody left but the dead, they are tried, and count.
+/// With only the dead left, they are tried, and count.
 #[test]
 fn f5_attempts_at_dead_providers_count_when_no_living_one_is_untried() {
     let mut balancer = connected(6);
@@ -408,4 +408,60 @@ fn y20_a_small_service_whose_majority_fails_loses_no_call() {
             }
         }
     }
+}
+
+/// A retry that waits for its time is not made once the silent provider is heard again.
+#[test]
+fn l2_a_provider_that_is_heard_again_makes_the_next_attempt_superfluous() {
+    let mut balancer = connected(6);
+    let options = CallOptions {
+        backoff: Some(Backoff {
+            base: Duration::from_secs(1),
+            max: Duration::from_secs(1),
+        }),
+        max_attempts: Some(5),
+        ..first()
+    };
+    let mut call = Call::new(start(), options);
+    let (_, silent, _) = dispatched(&mut call, &mut balancer, 0);
+    balancer.link(at(100), &0, Link::Suspected);
+    for _ in 0..2 {
+        let (_, failed, _) = dispatched(&mut call, &mut balancer, 100);
+        call.on_result(at(100), &mut balancer, failed, FAILED);
+    }
+    waits(&mut call, &mut balancer, 100);
+    balancer.link(at(101), &0, Link::Up);
+    waits(&mut call, &mut balancer, 2_000);
+    call.on_result(at(2_001), &mut balancer, silent, Fate::Ok);
+    assert_eq!(ends(&mut call, &mut balancer, 2_001), Ok(silent));
+}
+
+/// A provider that asks for no retry is obeyed, also when another attempt's provider falls silent.
+#[test]
+fn f9_a_negative_pushback_stops_the_attempts_beside_a_silent_provider() {
+    let mut config = BalancerConfig::default();
+    config.budget.hedge_ratio = 1.0;
+    let mut balancer = connected_with(config, 4);
+    let options = CallOptions {
+        idempotent: true,
+        hedge: Some(Hedge::After(Duration::from_millis(5))),
+        ..first()
+    };
+    let mut call = Call::new(start(), options);
+    let (_, one, _) = dispatched(&mut call, &mut balancer, 0);
+    let (_, hedge, _) = dispatched(&mut call, &mut balancer, 5);
+    balancer.link(at(6), &1, Link::Suspected);
+    let stop = Fate::Answered {
+        code: Code::Unavailable,
+        pushback: Some(Pushback::Stop),
+    };
+    call.on_result(at(6), &mut balancer, one, stop);
+    waits(&mut call, &mut balancer, 6);
+    balancer.link(at(7), &1, Link::Down);
+    call.on_result(at(7), &mut balancer, hedge, LOST);
+    let error = ends(&mut call, &mut balancer, 7).expect_err("a provider asked for it");
+    assert!(
+        matches!(&error, CallError::NotRetried { attempt, reason: StopReason::Pushback, .. } if *attempt == one),
+        "{error:?}"
+    );
 }

@@ -1,4 +1,4 @@
-//! F4's table, S5, F3: how a call ends when nobody answers it well.
+//! F4's table, S5, F3: how a call ends when no provider answers it well.
 
 mod common;
 
@@ -36,7 +36,7 @@ fn f4_three_of_three_failing_is_all_providers_failed_and_three_of_five_is_max_at
             ..CallOptions::default()
         };
         let limit = attempts_limit.unwrap_or(3);
-        let error = run(&mut balancer(providers), options, |_| FAILED).expect_err("everybody fails");
+        let error = run(&mut balancer(providers), options, |_| FAILED).expect_err("all fail");
         let attempts = error.attempts().expect("some were made");
         assert_eq!(attempts.len() as u32, limit.min(providers));
         assert!(
@@ -72,7 +72,7 @@ fn f4_no_attempts_allowed_sends_nothing() {
 
 #[test]
 fn f5_what_was_not_sent_costs_no_attempt() {
-    let error = run(&mut balancer(10), CallOptions::default(), |_| Fate::NotSent).expect_err("nobody is reachable");
+    let error = run(&mut balancer(10), CallOptions::default(), |_| Fate::NotSent).expect_err("none is reachable");
     assert!(
         matches!(&error, CallError::AllProvidersFailed { attempts } if attempts.len() == 10),
         "{error:?}"
@@ -108,7 +108,7 @@ fn f6_a_call_that_must_not_run_twice_stops_at_the_first_doubt() {
 
 #[test]
 fn errors_say_what_happened_and_what_to_do() {
-    let error = run(&mut balancer(3), CallOptions::default(), |_| FAILED).expect_err("everybody fails");
+    let error = run(&mut balancer(3), CallOptions::default(), |_| FAILED).expect_err("all fail");
     assert_eq!(
         error.to_string(),
         "all_providers_failed: 3 attempts, the last answered unavailable; see each attempt for its cause"

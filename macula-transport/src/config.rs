@@ -4,20 +4,19 @@ use std::{net::SocketAddr, time::Duration};
 
 use macula_wire::Realm;
 
-use crate::{Identity, Role};
+use crate::{identity::Identity, peer::Role};
 
 /// The largest part of a call's opening frame that is not payload, in bytes: names, metadata, deadline.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 /// The most metadata entries of a call or reply.
-pub const MAX_METADATA_ENTRIES: usize = macula_wire::MAX_CALL_METADATA_ENTRIES;
+pub const MAX_METADATA_ENTRIES: usize = 128;
 /// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
-/// Replies of one peer that were expected to be [brief](crate::CallRequest::with_brief_reply), turned out otherwise and so have streams of
-/// their own, at a time. Further ones wait for their turn, within their deadlines. As many as calls may have streams by default, so
-/// that nothing is lost by the expectation.
+/// Replies to one peer that outgrew the stream which calls share and so have streams of their own, at a time, those of one message
+/// apart. Further ones wait for their turn, within their deadlines.
 pub const MAX_MOVED_REPLIES: usize = 256;
 
-/// The largest message anybody takes or is believed to take, in bytes.
+/// The largest message that any node takes, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 28;
 
 /// The longest time anything waits: what is longer is meant as never, and must not overflow the clock.
@@ -36,6 +35,7 @@ pub struct Config {
     pub(crate) timers: Timers,
     pub(crate) pool: PoolConfig,
     pub(crate) key_exchange: KeyExchange,
+    pub(crate) unreachable_hints: bool,
     #[cfg(feature = "testing")]
     pub(crate) network: Option<crate::testing::Network>,
 }
@@ -55,6 +55,7 @@ impl Config {
             timers: Timers::default(),
             pool: PoolConfig::default(),
             key_exchange: KeyExchange::default(),
+            unreachable_hints: true,
             #[cfg(feature = "testing")]
             network: None,
         }
@@ -120,6 +121,14 @@ impl Config {
     #[must_use]
     pub fn with_key_exchange(mut self, key_exchange: KeyExchange) -> Self {
         self.key_exchange = key_exchange;
+        self
+    }
+
+    /// Sets whether ICMP reports that a peer's address is unreachable are heeded: the peer is pinged at once, and suspected when it
+    /// is silent for a probe timeout. By default they are, where the system tells of them (Linux).
+    #[must_use]
+    pub fn with_unreachable_hints(mut self, heeded: bool) -> Self {
+        self.unreachable_hints = heeded;
         self
     }
 
@@ -228,6 +237,21 @@ pub struct Timers {
     pub dead_after: Duration,
     /// How long a silent peer's answer may take once a call's time is up, beside three round trips. Default 500 ms.
     pub probe_grace: Duration,
+    /// Silence of a peer, while a call of its runs here, after which it is asked for a sign of life; every [`Timers::probe_again`]
+    /// it is asked again, and given up after [`Timers::dead_after`] as always. Default 2 s.
+    pub serving_probe_after: Duration,
+    /// Silence of a peer after which it is suspected to be gone, in probe timeouts (RFC 9002, section 6.2.1), while it owes an
+    /// acknowledgement and a call waits. Default 3.
+    pub suspect_after_ptos: u32,
+    /// The least silence after which a peer is suspected. Default 100 ms.
+    pub suspect_after: Duration,
+    /// Silence of a peer that owes nothing, while a call waits, after which it is pinged, or a probe timeout where that is longer.
+    /// A call that has waited for long is pinged for less often, up to four fifths of [`Timers::probe_after`]. Default 50 ms.
+    pub ping_after: Duration,
+    /// A timer of this node that fires so late shows that the node itself stood still: silence counts from then. Default 20 ms.
+    pub stood_still_after: Duration,
+    /// For so long after a report that a peer's address is unreachable, others are not heeded. Default 250 ms.
+    pub hint_pause: Duration,
     /// From the start of one address's dial to the start of the next one's (RFC 8305, section 5). Default 250 ms.
     pub next_address: Duration,
 }
@@ -243,6 +267,12 @@ impl Timers {
             probe_again: to(self.probe_again),
             dead_after: to(self.dead_after),
             probe_grace: to(self.probe_grace),
+            serving_probe_after: to(self.serving_probe_after),
+            suspect_after_ptos: self.suspect_after_ptos,
+            suspect_after: to(self.suspect_after),
+            ping_after: to(self.ping_after),
+            stood_still_after: to(self.stood_still_after),
+            hint_pause: to(self.hint_pause),
             next_address: to(self.next_address),
         }
     }
@@ -259,6 +289,12 @@ impl Default for Timers {
             probe_again: Duration::from_secs(2),
             dead_after: Duration::from_secs(6),
             probe_grace: Duration::from_millis(500),
+            serving_probe_after: Duration::from_secs(2),
+            suspect_after_ptos: 3,
+            suspect_after: Duration::from_millis(100),
+            ping_after: Duration::from_millis(50),
+            stood_still_after: Duration::from_millis(20),
+            hint_pause: Duration::from_millis(250),
             next_address: Duration::from_millis(250),
         }
     }
@@ -275,7 +311,7 @@ pub struct PoolConfig {
     pub max_age: Duration,
     /// The first pause after a failed dial. Default 100 ms, growing by 1.6 each time.
     pub first_backoff: Duration,
-    /// The longest pause after a dial that nobody answered. Default 1 s, so that a peer that comes back is soon found.
+    /// The longest pause after a dial that no node answered. Default 1 s, so that a peer that comes back is soon found.
     pub max_backoff: Duration,
     /// The longest pause after a dial that the peer itself refused: another key, realm or version. Default 30 s.
     pub max_refused_backoff: Duration,

@@ -62,7 +62,7 @@ pub enum CloseCode {
     /// A code of a later version.
     #[error("for a reason this version does not know")]
     Other,
-    /// The node shut down; every call it had taken was answered.
+    /// The node shut down; every call that it had accepted was answered.
     #[error("the node shut down")]
     Shutdown,
     /// The connection was idle for too long, or made room for another.
@@ -109,8 +109,8 @@ pub enum DialError {
         /// The address.
         addr: SocketAddr,
     },
-    /// Nobody answered in time.
-    #[error("nobody answered at {addr} within {after:?}: is the node running, and the UDP port open?")]
+    /// No node answered in time.
+    #[error("no node answered at {addr} within {after:?}: is the node running, and the UDP port open?")]
     TimedOut {
         /// The last address tried.
         addr: SocketAddr,
@@ -122,9 +122,9 @@ pub enum DialError {
     WrongNode {
         /// The address.
         addr: SocketAddr,
-        /// Who was dialed.
+        /// The node that was dialed.
         expected: NodeId,
-        /// Who answered.
+        /// The node that answered.
         found: NodeId,
     },
     /// The node dialed itself.
@@ -200,7 +200,13 @@ impl DialError {
                         ..
                     }
             ),
-            _ => false,
+            Self::NoAddress
+            | Self::Resolve { .. }
+            | Self::TimedOut { .. }
+            | Self::Address { .. }
+            | Self::BackingOff { .. }
+            | Self::PoolFull { .. }
+            | Self::ShutDown => false,
         }
     }
 }
@@ -240,14 +246,14 @@ pub enum HelloError {
     Ended,
 }
 
-/// Why nothing of a call was sent.
+/// Why a call did not run, and never will.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotSent {
-    /// The connection had already ended.
+    /// The connection ended before the call was sent, or before the peer accepted it.
     #[error("the connection had ended")]
     Lost(#[from] Lost),
-    /// The peer takes no further calls on this connection.
+    /// The peer takes no further calls on this connection. It has named the calls that it accepted, and this one is not among them.
     #[error("the peer takes no further calls on this connection")]
     GoingAway,
     /// The peer allowed no further stream before the time was up.
@@ -289,7 +295,7 @@ pub enum Unknown {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum CallError {
-    /// Nothing was sent: always safe to try again elsewhere.
+    /// The call did not run, and never will: always safe to try again elsewhere.
     #[error("the call was not sent")]
     NotSent(#[source] NotSent),
     /// The provider did not start the call: safe to try again elsewhere.

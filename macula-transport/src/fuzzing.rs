@@ -13,10 +13,12 @@ use prost::Message as _;
 
 use crate::{
     CallRequest, LoadReport, PeerInfo, Reply,
-    codec::MAX_HEAD_FRAME,
+    call::{
+        frame::MAX_HEAD_FRAME,
+        lane::fuzzed::{Answered, Asked, CallerLane, ProviderLane, read_reply, read_request},
+    },
+    endpoint::hello::{self, MAX_AGENT_BYTES, MAX_CONTROL_BYTES},
     error::HelloError,
-    hello::{self, MAX_AGENT_BYTES, MAX_CONTROL_BYTES},
-    lane::fuzzed::{Asked, CallerLane, ProviderLane, read_reply, read_request},
 };
 
 /// Bytes from a peer, in chunks cut by their first byte, as either end of a lane reads them.
@@ -30,8 +32,8 @@ pub fn frames(data: &[u8]) {
         loop {
             match decoder.next_frame() {
                 Ok(Some(frame)) => {
-                    let _ = read_request(frame.clone());
-                    let _ = read_reply(frame);
+                    let _ = read_request(&frame);
+                    let _ = read_reply(&frame);
                 }
                 Ok(None) => break,
                 Err(_) => return,
@@ -57,7 +59,7 @@ pub fn control(data: &[u8]) {
                 Ok(Some(frame)) => {
                     assert!(frame.len() <= MAX_CONTROL_BYTES);
                     let Ok(message) = proto::Control::decode(frame.clone()) else {
-                        // Whatever it is, it is no introduction either.
+                        // No control message is no introduction either.
                         assert_eq!(introduced(frame), Err(HelloError::Malformed));
                         return;
                     };
@@ -91,7 +93,7 @@ fn introduced(frame: Bytes) -> Result<PeerInfo, HelloError> {
     read
 }
 
-/// Takes in a control message. An introduction is read as one of our realm and version, too: nobody guesses a hash.
+/// Takes in a control message. An introduction is read as one of our realm and version, too: no fuzzer guesses a hash.
 fn said(message: proto::Control) {
     match message.kind {
         Some(proto::control::Kind::Hello(said)) => {
@@ -129,7 +131,7 @@ pub fn lane(data: &[u8]) {
         let (what, how) = (pair[0], usize::from(pair[1]));
         match what % 7 {
             0 | 1 => {
-                let request = CallRequest::new(&name, vec![0; how * 60]).with_brief_reply(what % 7 == 1);
+                let request = CallRequest::new(&name, vec![0; how * 60]);
                 let deadline = now + Duration::from_millis(how as u64);
                 if let Ok(started) = caller.call(&request, 1, deadline, next) {
                     assert!(waiting.insert(next, started.id).is_none());
@@ -147,14 +149,14 @@ pub fn lane(data: &[u8]) {
                 for chunk in bytes.chunks(how + 1) {
                     there.push(Bytes::copy_from_slice(chunk));
                     while let Ok(Some(frame)) = there.next_frame() {
-                        match read_request(frame) {
-                            Ok(Asked::Call(id, request)) => {
+                        match read_request(&frame) {
+                            Ok(Asked::Call(id, _)) => {
                                 assert!(provider.started(id).is_ok(), "an id is used twice");
-                                running.push((id, request.several));
+                                running.push(id);
                             }
                             Ok(Asked::Cancel(id)) => {
                                 let _ = provider.cancelled(id);
-                                running.retain(|(of, _)| *of != id);
+                                running.retain(|of| *of != id);
                             }
                             Err(_) => panic!("a frame of ours cannot be read"),
                         }
@@ -163,11 +165,12 @@ pub fn lane(data: &[u8]) {
             }
             4 => {
                 if !running.is_empty() {
-                    let (id, several) = running.swap_remove(how % running.len());
+                    let id = running.swap_remove(how % running.len());
                     assert!(provider.ended(id));
-                    let _ = match several {
-                        true => provider.reply_several(id, &Reply::ok(""), &vec![Bytes::from_static(b"several"); how]),
-                        false => provider.reply(id, &Reply::ok(vec![1; how * 60])),
+                    let messages = vec![Bytes::from_static(b"several"); how];
+                    let _ = match how % 2 {
+                        0 => provider.reply(id, &messages, &Reply::ok("")),
+                        _ => provider.reply(id, &[], &Reply::ok(vec![1; how * 60])),
                     };
                 }
             }
@@ -176,11 +179,16 @@ pub fn lane(data: &[u8]) {
                 for chunk in bytes.chunks(how + 1) {
                     back.push(Bytes::copy_from_slice(chunk));
                     while let Ok(Some(frame)) = back.next_frame() {
-                        let Ok(answered) = read_reply(frame) else {
-                            panic!("a frame of ours cannot be read")
-                        };
-                        if let Some(number) = caller.replied(answered.id) {
-                            assert_eq!(waiting.remove(&number), Some(answered.id));
+                        match read_reply(&frame) {
+                            Ok(Answered::Message(id, message)) => {
+                                assert!(caller.message(id, message).is_ok(), "more than fits on a lane");
+                            }
+                            Ok(Answered::Outcome(id, _)) => {
+                                if let Some((number, _)) = caller.replied(id) {
+                                    assert_eq!(waiting.remove(&number), Some(id));
+                                }
+                            }
+                            Err(_) => panic!("a frame of ours cannot be read"),
                         }
                     }
                 }

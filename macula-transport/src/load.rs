@@ -1,4 +1,4 @@
-//! How many calls go through an endpoint at a time: above a few, whoever writes waits a moment for others to join.
+//! How many calls go through an endpoint at a time. Above a few, a task that writes waits a moment for others to join.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 

@@ -56,10 +56,6 @@ impl Metadata {
         self.entries().is_empty()
     }
 
-    pub(crate) fn from_wire(entries: Vec<MetadataEntry>) -> Self {
-        Self((!entries.is_empty()).then(|| Box::new(entries)))
-    }
-
     pub(crate) fn entries(&self) -> &[MetadataEntry] {
         self.0.as_deref().map_or(&[], Vec::as_slice)
     }

@@ -1,8 +1,8 @@
-//! Where a peer comes from, as far as that costs something: the address, or the network that one customer is given.
+//! Where a peer comes from: the address, or the network that one customer is given.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// An IPv4 address, or the 64 leading bits of an IPv6 address: within these anybody has as many addresses as they like
+/// An IPv4 address, or the 64 leading bits of an IPv6 address: its holder has as many addresses within it as it likes
 /// (RFC 6177).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Network(IpAddr);
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_has_one_address_of_a_network_has_them_all() {
+    fn a_holder_of_one_address_of_a_network_has_them_all() {
         let network = |text: &str| Network::of(text.parse().unwrap());
         assert_eq!(network("2001:db8:0:1::1"), network("2001:db8:0:1:ffff::2"));
         assert_ne!(network("2001:db8:0:1::1"), network("2001:db8:0:2::1"));

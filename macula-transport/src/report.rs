@@ -1,7 +1,7 @@
 //! How busy a node says it is: the reports that peers choose by.
 //!
 //! When one is sent is a core's matter, [`Reporter`]: no clock, no socket. **Invariants:** the same is not said twice within
-//! [`REPEAT`]; whoever was told that a node is busy is told so again while it is, for what it knows grows old.
+//! [`REPEAT`]; a peer that was told that a node is busy is told again while it is, because a report grows old.
 //!
 //! What is left out: what a load means. [`Handler::load`](crate::Handler::load) says it, and the layer that chooses weighs it.
 
@@ -70,7 +70,7 @@ impl Reporter {
     pub(crate) fn is_due(&mut self, now: Instant, load: LoadReport) -> bool {
         let percent = load.percent();
         let due = match self.told {
-            // Nobody believes a node busy that has said nothing.
+            // A node that has said nothing counts as idle.
             None => percent >= STEP,
             Some((at, told)) => {
                 let ends = percent != told && (percent == 0 || percent == 100);

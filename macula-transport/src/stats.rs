@@ -34,6 +34,10 @@ pub struct Stats {
     pub calls_dropped: u64,
     /// Handlers that panicked.
     pub handler_panics: u64,
+    /// Times a peer was suspected to be gone.
+    pub suspicions: u64,
+    /// Reports that a connected peer's address is unreachable.
+    pub unreachable_hints: u64,
 }
 
 macro_rules! counters {
@@ -63,7 +67,9 @@ counters!(
     calls_on_lanes,
     calls_refused,
     calls_dropped,
-    handler_panics
+    handler_panics,
+    suspicions,
+    unreachable_hints
 );
 
 /// A number that only grows.

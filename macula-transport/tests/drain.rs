@@ -10,6 +10,7 @@ use common::{PATIENCE, node, raw};
 use futures::{FutureExt as _, future::BoxFuture};
 use macula_transport::{Handler, IncomingCall, Reply};
 use macula_wire::{FrameDecoder, StatusCode, proto};
+use prost::Message as _;
 
 /// Blocks in the call itself until it is let go: the longest way to be ready at once.
 struct Blocking {
@@ -39,7 +40,7 @@ fn head(call: u64) -> Vec<u8> {
 async fn trailers(recv: &mut quinn::RecvStream, decoder: &mut FrameDecoder) -> proto::Trailers {
     loop {
         if let Some(frame) = decoder.next_frame().unwrap() {
-            match proto::CallFrame::read(frame).unwrap().kind {
+            match proto::CallFrame::decode(frame).unwrap().kind {
                 Some(proto::call_frame::Kind::Trailers(trailers)) => return trailers,
                 other => panic!("not a reply: {other:?}"),
             }

@@ -17,7 +17,8 @@ use std::{
 use common::{PATIENCE, client, clock::Clock, echoes, service, until};
 use futures::FutureExt as _;
 use macula_transport::{
-    CallError, CallRequest, CloseCode, Config, Connection, DialError, Endpoint, Identity, Lost, Timers, Unknown,
+    CallError, CallRequest, CloseCode, Config, Connection, DialError, Endpoint, Identity, Lost, Presence, Timers,
+    Unknown,
 };
 use macula_wire::NodeId;
 
@@ -265,4 +266,42 @@ async fn p3_a_killed_peer_ends_the_calls_that_wait_for_it() {
     // The silence counts from the last that was heard, which may have been under way when the peer was killed.
     let longest = timers.dead_after + 2 * timers.probe_after;
     assert!(began.elapsed() <= longest, "{:?}", began.elapsed());
+}
+
+/// L4: the host of a killed process says that nothing listens there, which the peer's silence confirms.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn l4_a_killed_process_is_suspected_by_its_hosts_word() {
+    let mut setup = Setup::new().await;
+    let connection = setup.get().await.unwrap();
+    echoes(&connection, "hello").await;
+    let mut watch = connection.watch_presence();
+    let name = service("hang");
+    let mut call = std::pin::pin!(connection.call(CallRequest::new(&name, "").with_timeout(PATIENCE)));
+    assert!(call.as_mut().now_or_never().is_none());
+    setup.provider.kill();
+    tokio::select! {
+        biased;
+        result = call => panic!("{result:?}"),
+        presence = watch.changed() => assert_eq!(presence, Presence::Suspected),
+    }
+    assert!(setup.client.stats().unreachable_hints > 0);
+}
+
+/// L2, L3: a stopped process is suspected while a call waits, and answers that call when it goes on.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn l3_a_stopped_process_is_suspected_until_it_goes_on() {
+    let setup = Setup::new().await;
+    let connection = setup.get().await.unwrap();
+    echoes(&connection, "hello").await;
+    let mut watch = connection.watch_presence();
+    setup.provider.stop();
+    let presence = async {
+        assert_eq!(watch.changed().await, Presence::Suspected);
+        setup.provider.signal("-CONT");
+        assert_eq!(watch.changed().await, Presence::Up);
+    };
+    tokio::join!(echoes(&connection, "are you there?"), presence);
+    assert_eq!(setup.client.stats().unreachable_hints, 0);
 }

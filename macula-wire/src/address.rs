@@ -9,7 +9,7 @@ use std::{
 
 /// Where a node listens: a host name or IP address, and a UDP port. Its text form is `https://node1:9443`.
 ///
-/// The scheme is the field's for HTTP/3 endpoints and carries no meaning of its own; it may be left out when parsing. Host
+/// The scheme is the field's for HTTP/3 endpoints. It carries no meaning of its own and may be left out when parsing. Host
 /// names are at most 253 bytes (RFC 1035). Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address {
@@ -17,18 +17,18 @@ pub struct Address {
     port: u16,
 }
 
-/// The text is not an endpoint.
+/// The text is not an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AddressError {
     /// There is no port.
-    #[error("an endpoint needs a port: write it like `node1:9443` or `[::1]:9443`")]
+    #[error("an address needs a port: write it like `node1:9443` or `[::1]:9443`")]
     NoPort,
     /// The port is not a number from 1 to 65535.
-    #[error("the port of an endpoint is a number from 1 to 65535")]
+    #[error("the port of an address is a number from 1 to 65535")]
     BadPort,
     /// The host is neither a host name nor an IP address.
-    #[error("the host of an endpoint is a name like `node1.example`, an IPv4 address, or an IPv6 address in brackets")]
+    #[error("the host of an address is a name like `node1.example`, an IPv4 address, or an IPv6 address in brackets")]
     BadHost,
 }
 

@@ -1,4 +1,4 @@
-//! Where a service lives in the DHT, and in which order its providers stand.
+//! The place of a service in the DHT, and the order of its providers.
 
 use std::fmt;
 

@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 mod address;
-mod call;
 mod frame;
 mod hash;
 mod key;
@@ -27,13 +26,12 @@ mod r#gen {
 
 /// The generated messages of the schemas in `proto/macula/v1`, for the crates that speak the protocol.
 ///
-/// They are the wire's form, unchecked; the types at the top of this crate are what a program works with.
+/// They are the unchecked form of the wire. A program works with the types at the top of this crate.
 pub mod proto {
     pub use crate::r#gen::v1::*;
 }
 
 pub use address::{Address, AddressError};
-pub use call::{CallFrameError, MAX_CALL_METADATA_ENTRIES};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
 pub use key::ServiceKey;
 pub use name::{MAX_NAME_BYTES, NameError, Realm, RealmHash, ServiceName};

@@ -62,7 +62,7 @@ macro_rules! name {
             /// Parses a name.
             ///
             /// # Errors
-            /// What is wrong with it, when it is not a valid name.
+            /// The reason it is not a valid name.
             pub fn new(text: &str) -> Result<Self, NameError> {
                 check(text).map(|()| Self(text.into()))
             }
@@ -122,18 +122,18 @@ name! {
 }
 
 name! {
-    /// The name of a realm: a mesh of its own, whose services nobody outside it sees.
+    /// The name of a realm: a mesh of its own, whose services no node outside it sees.
     Realm
 }
 
 impl Default for Realm {
-    /// The realm of those who do not choose one: `default`.
+    /// The realm that is used when none is chosen: `default`.
     fn default() -> Self {
         Self("default".into())
     }
 }
 
-/// The hash of a realm's name: what travels in its place.
+/// The hash of a realm's name, which travels in its place.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct RealmHash([u8; 32]);
 

@@ -1,7 +1,7 @@
-//! Signed provider records: what a provider publishes, and the proof that it did.
+//! Signed provider records: the advertisement of a provider, and the proof that it is the provider's.
 //!
 //! **Invariant:** a [`VerifiedProvider`] exists only where its signature was made or checked in this process, and its body is
-//! byte for byte what was signed. Everything that stores or shows providers takes this type, so an unchecked record cannot
+//! byte for byte the signed body. Everything that stores or shows providers takes this type, so an unchecked record cannot
 //! get there.
 //!
 //! What is left out: which of two records wins, and when one expires, is the directory's business.
@@ -77,7 +77,7 @@ pub enum RecordError {
     WithdrawalWithContent,
 }
 
-/// What a provider says of itself (D11).
+/// A provider's description of itself (D11).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advertisement {
     endpoints: Vec<Address>,
@@ -218,7 +218,7 @@ fn check_ttl(ttl: Duration) -> Result<(), RecordError> {
     }
 }
 
-/// A record and a signature that nobody has checked.
+/// A record with an unchecked signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedProvider {
     /// The encoded record, as it was signed.
@@ -432,7 +432,7 @@ impl VerifiedProvider {
         self.header.withdrawn
     }
 
-    /// What the provider says of itself; `None` for a withdrawal.
+    /// The provider's description of itself; `None` for a withdrawal.
     ///
     /// Decoded on every call: holders keep bytes, readers keep this.
     #[must_use]

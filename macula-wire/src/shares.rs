@@ -10,7 +10,7 @@
 //! Repeating that step leads to the allocation in which a holder can gain only from a holder that has no more than itself.
 //!
 //! **Laws**, for `n` networks and a capacity `c`:
-//! - the sum of what is held never exceeds `c`;
+//! - all holders together never hold more than `c`;
 //! - a request is refused only when no other network holds more than the newcomer's network would, and no other peer of that
 //!   network holds more than the newcomer would;
 //! - so a request that keeps its network within `c / n` is refused only for the sake of peers of the same network;
@@ -63,7 +63,7 @@ fn prefix(ip: Ipv6Addr) -> [u8; 8] {
 
 /// A holder: a peer within its network.
 ///
-/// `P` is what tells peers apart: a [`NodeId`](crate::NodeId) once it is proven, an address before.
+/// `P` tells peers apart: a [`NodeId`](crate::NodeId) once it is proven, an address before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Holder<P> {
     /// The network.
@@ -97,16 +97,16 @@ struct Held {
     amount: u64,
     /// When it last got something.
     at: u64,
-    /// Tells equal entries of the order apart.
+    /// Tells entries of the same amount and time apart.
     serial: u64,
 }
 
 /// The order of eviction: the largest is last, and of equals the one that got something longest ago.
-type Rank = (u64, Reverse<u64>, u64);
+type Rank = (u64, Reverse<u64>, Reverse<u64>);
 
 impl Held {
     fn rank(&self) -> Rank {
-        (self.amount, Reverse(self.at), self.serial)
+        (self.amount, Reverse(self.at), Reverse(self.serial))
     }
 }
 
@@ -167,7 +167,7 @@ impl<P: Ord + Clone> Shares<P> {
     ///
     /// After [`Admission::Evict`] the owner evicts, calls [`Shares::release`] and asks again. That ends: each round frees at
     /// least one unit. A request for much more than the newcomer's share may end with [`Admission::Refused`] after larger
-    /// holders were brought down to what it asked for.
+    /// holders were brought down to its size.
     pub fn admit(&mut self, holder: &Holder<P>, amount: u64, at: u64) -> Admission<P> {
         let amount = amount.max(1);
         if self.fits(amount) {
@@ -258,8 +258,8 @@ impl<P: Ord + Clone> Shares<P> {
     }
 
     fn largest_peer(&self, network: Network) -> Option<Holder<P>> {
-        let last = (network, (u64::MAX, Reverse(0), u64::MAX));
-        let first = (network, (0, Reverse(u64::MAX), 0));
+        let last = (network, (u64::MAX, Reverse(0), Reverse(0)));
+        let first = (network, (0, Reverse(u64::MAX), Reverse(u64::MAX)));
         let (_, peer) = self.peers_by_rank.range(first..=last).next_back()?;
         Some(Holder::new(network, peer.clone()))
     }

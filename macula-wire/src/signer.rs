@@ -6,7 +6,7 @@ use ed25519_dalek::{Signer as _, SigningKey};
 
 use crate::NodeId;
 
-/// Somebody who can sign as a node: a key in memory, or one held by an agent or a hardware module.
+/// Signs as a node: with a key in memory, or one held by an agent or a hardware module.
 pub trait Signer {
     /// The node it signs as.
     fn node_id(&self) -> NodeId;

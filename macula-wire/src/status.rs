@@ -12,13 +12,13 @@ pub enum StatusCode {
     Cancelled = 1,
     /// Something failed, and nothing more is known.
     Unknown = 2,
-    /// The request is wrong whatever the state of the system.
+    /// The request is wrong in every state of the system.
     InvalidArgument = 3,
     /// The deadline passed before the call was done.
     DeadlineExceeded = 4,
-    /// What was asked for does not exist.
+    /// The requested entity does not exist.
     NotFound = 5,
-    /// What should be made exists.
+    /// The entity to create exists.
     AlreadyExists = 6,
     /// The caller may not do this.
     PermissionDenied = 7,

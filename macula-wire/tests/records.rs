@@ -1,4 +1,4 @@
-//! What holds of signed provider records (D8, D9, D11).
+//! The laws of signed provider records (D8, D9, D11).
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::time::Duration;

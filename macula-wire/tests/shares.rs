@@ -11,7 +11,7 @@ type Peer = Holder<u8>;
 #[derive(Default)]
 struct Model {
     capacity: u64,
-    /// What each holder has, and when it last got something.
+    /// The amount of each holder.
     held: BTreeMap<Peer, u64>,
 }
 
@@ -54,7 +54,7 @@ impl Model {
         match admission {
             Admission::Granted => prop_assert!(fits, "granted without room"),
             Admission::Evict(victim) => {
-                prop_assert!(!fits, "somebody gives way though there is room");
+                prop_assert!(!fits, "a holder gives way though there is room");
                 if victim.network == newcomer.network {
                     prop_assert!(self.holds(victim) > peer_gets, "a smaller neighbour gives way");
                     prop_assert!(
@@ -178,13 +178,13 @@ proptest! {
         prop_assert_eq!(shares.holds(&holder), capacity / 4);
     }
 
-    /// Asking again and again, everybody ends within one unit of the others: no holder wins by asking more often.
+    /// Holders that always ask for more end with equal amounts: no holder wins by asking more often.
     #[test]
     fn greedy_holders_end_with_equal_shares(order in prop::collection::vec(0..5_u8, 300..400)) {
         let mut shares = Shares::new(20);
         let holders: Vec<_> = (0..5).map(|n| Holder::new(network(2 + n), n)).collect();
-        let everybody = (0..5_u8).cycle().take(200);
-        for (at, n) in order.into_iter().chain(everybody).enumerate() {
+        let all = (0..5_u8).cycle().take(200);
+        for (at, n) in order.into_iter().chain(all).enumerate() {
             while let Admission::Evict(victim) = shares.admit(&holders[usize::from(n)], 1, at as u64) {
                 shares.release(&victim, 1);
             }
@@ -226,7 +226,7 @@ fn x4_many_identities_of_one_network_share_one_share() {
     assert_eq!(taken, 50, "each network holds half in the end");
 }
 
-/// Behind one address a flooder gives way to its neighbours, who have less.
+/// In one network a flooder gives way to its neighbours, which hold less.
 #[test]
 fn x8_a_neighbour_within_one_network_takes_from_the_flooder() {
     let mut shares = Shares::new(64);

@@ -1,12 +1,12 @@
-//! Generated code: the schemas of each [`Target`] to `<package>.rs` in its folder.
+//! Generated code: from the schemas of each [`Target`] to `<package>.rs` in its folder.
 //!
 //! Invariants: the output depends on the schemas and the locked generator alone (inputs are sorted, maps are ordered,
 //! no paths or dates are written), and only files that carry the target's header are ever removed.
-//! The schemas are parsed by protox, so nobody needs `protoc`, and the result is checked in, so nobody who uses a crate
-//! needs this generator.
+//! protox parses the schemas, so no `protoc` is needed. The result is checked in, so users of a crate do not need this
+//! generator.
 //!
-//! Left out: service stubs for the wire's own schemas. A service there is refused, because prost alone would drop it without
-//! a word; where [`Stubs::Tonic`] says so, tonic's clients and servers are generated.
+//! Left out: service stubs for the wire's own schemas. prost alone would drop a service without a word, so a service there is
+//! refused. With [`Stubs::Tonic`] tonic's clients and servers are generated.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -26,7 +26,7 @@ struct Target {
     stubs: Stubs,
 }
 
-/// What a service in a schema becomes.
+/// The code that is generated for a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stubs {
     /// Nothing: it is refused.
@@ -70,7 +70,7 @@ impl Target {
     }
 }
 
-/// Generated files by name, content as it is written.
+/// The content of each generated file, by name.
 type Generated = BTreeMap<String, String>;
 
 /// Regenerates the checked-in code; files that already match keep their modification time.
@@ -95,7 +95,7 @@ pub(crate) fn write() -> Result<()> {
     Ok(())
 }
 
-/// Fails when [`write()`] would change anything, and leaves what it would write in `target/codegen` to compare with.
+/// Fails when [`write()`] would change a file, and leaves the new files in `target/codegen` for comparison.
 pub(crate) fn check() -> Result<()> {
     let scratch = target_dir().join("codegen");
     fs::create_dir_all(&scratch).with_context(|| format!("cannot create {}", display(&scratch)))?;
@@ -166,7 +166,7 @@ fn generate(proto: &Path, header: &str, stubs: Stubs) -> Result<Generated> {
         .collect()
 }
 
-/// The generated files in `dir`; hand-written ones beside them are none of ours.
+/// The generated files in `dir`, without the hand-written ones beside them.
 fn checked_in(dir: &Path, header: &str) -> Result<Generated> {
     let mut present = Generated::new();
     for path in files(dir, "rs")? {

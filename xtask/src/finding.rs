@@ -1,4 +1,4 @@
-//! What a check found: where, what is wrong, and what mends it.
+//! A broken rule that a check found: the place, the fault, and the remedy.
 
 use std::fmt;
 

@@ -1,9 +1,9 @@
 //! `cargo xtask fuzz`: coverage-guided fuzzing on stable Rust.
 //!
 //! A crate keeps its targets in `fuzz/`, an unpublished package of its own workspace with libfuzzer-sys as a dependency
-//! and one binary a target, the layout of `cargo fuzz`. That tool needs a nightly compiler for its sanitizers only, and
-//! code without `unsafe` gains nothing from those; coverage itself is a codegen option that stable has. So the targets
-//! are built with plain cargo and the flags below, and nothing but a C++ compiler, for libFuzzer, need be installed.
+//! and one binary for each target, as `cargo fuzz` does. That tool needs a nightly compiler for its sanitizers, which find
+//! nothing in code without `unsafe`; coverage is a codegen option of the stable compiler. So plain cargo builds the targets
+//! with the flags below, and only libFuzzer's C++ compiler has to be installed.
 //!
 //! Inputs that reached new code are kept in `target/fuzz/corpus`, inputs that crashed in `target/fuzz/crashes`; a
 //! crate's own `fuzz/seeds/TARGET` is read and never written. Turn a crash into a test of the crate.
@@ -19,13 +19,13 @@ use serde::Deserialize;
 
 use crate::workspace::{cargo, display, line, output, run, side_packages, target_dir};
 
-/// What a smoke run spends on each target, in seconds.
+/// The time of a smoke run for each target, in seconds.
 const SMOKE_SECONDS: u64 = 60;
-/// One input may take this long, in seconds: what takes longer is a hang.
+/// The longest that one input may take, in seconds. More is a hang.
 const INPUT_SECONDS: u64 = 10;
-/// A target may hold this much memory, in MiB: what needs more is a leak, or trusts a length too early.
+/// The most memory that a target may hold, in MiB. More is a leak, or a length that is trusted too early.
 const MEMORY_MIB: u64 = 2048;
-/// How much of a failed target's log is shown.
+/// The part of a failed target's log that is shown.
 const TAIL_LINES: usize = 40;
 
 /// Coverage counters at each edge and the operands of comparisons, as libFuzzer reads them; assertions on.
@@ -74,7 +74,7 @@ impl Target {
         format!("{}/{}", self.krate, self.name)
     }
 
-    /// Where `kind` of files of this target are kept.
+    /// The folder of this target's files of one kind.
     fn folder(&self, kind: &str) -> Result<PathBuf> {
         let dir = target_dir().join("fuzz").join(kind).join(&self.krate).join(&self.name);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", display(&dir)))?;
@@ -180,7 +180,7 @@ fn binaries(metadata: &str) -> Result<Vec<String>> {
     Ok(binaries.map(|it| it.name).collect())
 }
 
-/// The targets `name` stands for: all of them when it is `None`.
+/// The targets with this name, or all of them without a name.
 fn choose(all: &[Target], name: Option<&str>) -> Result<Vec<Target>> {
     let Some(name) = name else { return Ok(all.to_vec()) };
     let chosen: Vec<Target> = all
@@ -218,7 +218,7 @@ fn build(target: &Target) -> Result<PathBuf> {
     Ok(out.join(host).join("release").join(&target.name))
 }
 
-/// Holds a package to its lock file; one that is being written has none yet.
+/// Holds a package to its lock file, once it has one.
 fn locked(command: &mut Command, manifest: &Path) {
     if manifest.with_file_name("Cargo.lock").is_file() {
         command.arg("--locked");
@@ -275,7 +275,7 @@ fn smoke(targets: &[Target], seconds: u64) -> Result<()> {
     Ok(())
 }
 
-/// What libFuzzer's log says of how much was tried.
+/// The number of inputs tried, from libFuzzer's log.
 fn progress(log: &str) -> String {
     let number_after = |word: &str| {
         let rest = log.rsplit_once(word)?.1.trim_start();
@@ -289,7 +289,7 @@ fn progress(log: &str) -> String {
     }
 }
 
-/// The file libFuzzer put the offending input into.
+/// The file into which libFuzzer wrote the input that failed.
 fn crash(log: &str) -> Option<String> {
     let path = log.split_once("Test unit written to ")?.1.lines().next()?;
     Some(display(Path::new(path)))

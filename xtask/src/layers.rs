@@ -1,4 +1,4 @@
-//! The layers: who may depend on whom, and what the cores may reach.
+//! The layers: which package may depend on which, and what the cores may reach.
 //!
 //! Three checks. *Edges*: each dependency of one of our packages on another, of any kind, is an arrow of [`HOUSE`].
 //! *Reach*: the normal dependencies of a core, with every feature on and resolved for that package alone, hold nothing
@@ -20,18 +20,18 @@ use crate::modules;
 use crate::source::{self, Source, matches, pattern};
 use crate::workspace::{cargo, display, files, output, root};
 
-/// Unpublished packages inside a crate's folder that are built with the workspace, and what they may depend on: examples that
-/// need a build script, which no crate of the house has.
+/// Unpublished packages inside a crate's folder that are built with the workspace, and the packages they may use. They are
+/// examples that need a build script; no crate of the house has one.
 const GUESTS: &[(&str, &[&str])] = &[("macula-examples-tonic", &["macula-node"])];
 
 /// Packages that are a core from their first line to their last.
 const CORES: &[&str] = &["macula-select", "macula-dht"];
 
-/// Begins the line of a module's documentation that makes it a core inside a package that is none.
+/// Begins a line of a module's documentation. The module is then a core, though its package is not.
 const CORE_MODULE: &str = "A core:";
 
-/// What a core must not reach: runtimes, QUIC, TLS and everything that asks the system for randomness. Generators that
-/// take a seed (`rand_core`, `rand_chacha`, …) are none of these.
+/// Packages that a core must not reach: runtimes, QUIC, TLS and everything that asks the system for randomness. Generators
+/// that take a seed (`rand_core`, `rand_chacha`, …) are allowed.
 const UNREACHABLE: &[&str] = &[
     "async-std",
     "aws-lc-rs",
@@ -154,7 +154,7 @@ fn is_core(source: &Source) -> bool {
     source.module_docs().any(|line| line.starts_with(CORE_MODULE))
 }
 
-/// Words that give an effect away, and what to do instead.
+/// Words that show an effect, and the remedy.
 static WORDS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
     [
         (r"\b(?:Instant|SystemTime)::now\b", "take the time as an argument"),

@@ -10,6 +10,9 @@
 
 mod cluster;
 mod codegen;
+mod deny;
+mod english;
+mod examples;
 mod finding;
 mod fuzz;
 mod house;
@@ -41,9 +44,9 @@ struct Cli {
 enum Command {
     /// Everything the CI runs: check, docs, test.
     Ci,
-    /// Format, tidy, codegen --check, layers, package, clippy, each package compiled alone, fuzz --check.
+    /// Format, tidy, codegen --check, layers, package, deny, clippy, each package compiled alone, fuzz --check.
     Check,
-    /// Every test and doctest, with every feature.
+    /// Every example, test and doctest, with every feature.
     Test,
     /// Build the documentation; warnings are errors.
     Docs,
@@ -55,6 +58,14 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Check the licences, bans and sources of all dependencies.
+    Deny {
+        /// Check for advisories instead; this downloads their database.
+        #[arg(long)]
+        advisories: bool,
+    },
+    /// Run every program in the packages' `examples/`.
+    Examples,
     /// Check which package depends on which, and that the cores stay pure.
     Layers {
         /// Also check the modules inside each crate: no circle of more than two files, no large struct without a reason.
@@ -64,7 +75,11 @@ enum Command {
     /// Pack every published crate and check what is in it and what its manifest says.
     Package,
     /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
-    Tidy,
+    Tidy {
+        /// Also look for contorted English, and for files that ARCHITECTURE.md names and that are gone.
+        #[arg(long)]
+        papers: bool,
+    },
     /// Run a simulation in release: tables in the terminal, plots as SVG files.
     #[command(after_help = programs::sims())]
     Sim {
@@ -106,9 +121,11 @@ fn main() -> ExitCode {
         Command::Alone => steps::alone(),
         Command::Codegen { check: false } => codegen::write(),
         Command::Codegen { check: true } => codegen::check(),
+        Command::Deny { advisories } => deny::check(advisories),
+        Command::Examples => examples::check(),
         Command::Layers { modules } => layers::check(modules),
         Command::Package => package::check(),
-        Command::Tidy => tidy::check(),
+        Command::Tidy { papers } => tidy::check(papers),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),
         Command::Image { request } => image::image(&request),

@@ -1,4 +1,4 @@
-//! The workspace as `cargo metadata` tells it: packages, what they depend on, and what they build.
+//! The workspace as `cargo metadata` describes it: packages, their dependencies and their targets.
 
 use std::collections::BTreeMap;
 
@@ -45,6 +45,8 @@ pub(crate) struct Dependency {
 pub(crate) struct Target {
     pub(crate) name: String,
     pub(crate) kind: Vec<String>,
+    #[serde(default)]
+    pub(crate) src_path: String,
     #[serde(default, rename = "required-features")]
     pub(crate) required_features: Vec<String>,
 }
@@ -56,7 +58,7 @@ impl Package {
             .filter(move |it| it.kind.iter().any(|of| of == kind))
     }
 
-    /// Its features, the default set aside.
+    /// Its features, without `default`.
     pub(crate) fn features(&self) -> impl Iterator<Item = &str> {
         self.features.keys().map(String::as_str).filter(|it| *it != "default")
     }

@@ -8,7 +8,7 @@
 //! These programs are example targets, because they need dev-dependencies and take arguments; their files lie outside
 //! `examples/`, which holds programs that a user starts from.
 //!
-//! Left out: options. What follows the name goes to the program unread, `--out` apart.
+//! Left out: the programs' options. Words after the name go to the program unread, except `--out`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,13 +51,13 @@ pub(crate) enum Part {
     Compare,
 }
 
-/// What to run and where its files go.
+/// A program to run, and the folder for its files.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Request {
-    /// Which one.
+    /// The benchmark or simulation.
     #[arg(value_name = "NAME")]
     name: String,
-    /// Where the document and the plots go.
+    /// The folder for the document and the plots.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Given to the program as they are; `-- --help` asks it for its own.
@@ -66,8 +66,8 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// The folder for files, made if need be, and the program's arguments. `--out` is found among those too: a person
-    /// puts it last.
+    /// The name, the folder for files and the program's arguments. The folder is made if it is missing. People write `--out`
+    /// last, so it is also found among the arguments.
     fn settle(self, default: &str) -> Result<(String, PathBuf, Vec<String>)> {
         let (found, args) = take_out(self.args)?;
         let out = found.or(self.out).unwrap_or_else(|| target_dir().join(default));
@@ -76,7 +76,7 @@ impl Request {
     }
 }
 
-/// Runs a simulation and shows what it found.
+/// Runs a simulation and shows its report.
 pub(crate) fn sim(request: Request) -> Result<()> {
     let (name, out, args) = request.settle("sim")?;
     let Some((_, package)) = SIMS.iter().find(|(it, _)| *it == name) else {
@@ -92,7 +92,7 @@ pub(crate) fn sim(request: Request) -> Result<()> {
     show_program(program.args(args), &name, &out)
 }
 
-/// Runs a benchmark, or one part of it, and shows what it found.
+/// Runs a benchmark, or one part of it, and shows its report.
 pub(crate) fn bench(request: Request, part: Option<Part>) -> Result<()> {
     let (name, out, args) = request.settle("bench")?;
     let Some((_, package, parts)) = BENCHES.iter().find(|(it, _, _)| *it == name) else {
@@ -137,7 +137,7 @@ fn find<'a>(packages: &'a [Package], name: &str) -> Result<&'a Package> {
     found.with_context(|| format!("{name} is not in the workspace"))
 }
 
-/// How `part` of the benchmark `name` is started, when the package has it.
+/// The command for `part` of the benchmark `name`, when the package has it.
 fn program_of(part: Part, package: &Package, name: &str) -> Option<Command> {
     match part {
         Part::Micro => micro(package),
@@ -204,7 +204,7 @@ fn compare(package: &Package) -> Option<Command> {
     Some(command)
 }
 
-/// Runs a program that writes a report, keeps the document, and shows it; what a failing program found is shown too.
+/// Runs a program that writes a report, keeps the document, and shows it, even when the program fails afterwards.
 fn show_program(program: &mut Command, stem: &str, out: &Path) -> Result<()> {
     let shown = line(program);
     eprintln!("running {shown}");
@@ -223,7 +223,7 @@ fn show_program(program: &mut Command, stem: &str, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Splits `--out DIR` or `--out=DIR` from the rest; what follows `--` is the rest.
+/// Splits `--out DIR` or `--out=DIR` from the other words. Words after `--` are left alone.
 fn take_out(args: Vec<String>) -> Result<(Option<PathBuf>, Vec<String>)> {
     let mut out = None;
     let mut rest = Vec::new();
@@ -272,6 +272,7 @@ mod tests {
         let targets = targets.iter().map(|(kind, name, features)| Target {
             name: (*name).to_owned(),
             kind: vec![(*kind).to_owned()],
+            src_path: String::new(),
             required_features: features.iter().map(|it| (*it).to_owned()).collect(),
         });
         Package {

@@ -1,7 +1,7 @@
-//! What a simulation or a benchmark found, as it arrives on its standard output, and how it is shown.
+//! The report that a simulation or a benchmark writes to its standard output, and its form in a terminal.
 //!
 //! The program writes one JSON document ([`Report`]); it is printed as aligned tables and notes, and kept beside its
-//! plots as SVG files. Showing is a pure function of the document: the same one gives the same bytes.
+//! plots as SVG files. The same document always gives the same bytes.
 //!
 //! Left out: judging the numbers. A program that has goals says in its notes whether it met them.
 

@@ -1,4 +1,4 @@
-//! Rust source with everything blanked out that is not code: enough lexing to search for words without false alarms.
+//! Rust source without comments and literals, so that a search for words finds only code.
 //!
 //! Invariant: blanking replaces each byte by a space and keeps every line break, so offsets and line numbers stay true.
 //! Left out: parsing. Macros, paths behind `use … as`, and code built by macros are not understood.
@@ -13,7 +13,7 @@ use regex::Regex;
 
 use crate::workspace::display;
 
-/// Marks a file whose content is the generator's business.
+/// Marks a generated file.
 const GENERATED: &str = "// @generated";
 
 #[expect(clippy::unwrap_used, reason = "constant patterns, and the tests compile every one")]
@@ -24,12 +24,12 @@ pub(crate) fn pattern(text: &str) -> Regex {
 /// One Rust file, read and blanked.
 #[derive(Debug)]
 pub(crate) struct Source {
-    /// As messages show it.
+    /// The path as messages show it.
     pub(crate) path: String,
     pub(crate) text: String,
-    /// Without comments and literals.
+    /// The text without comments and literals.
     pub(crate) code: String,
-    /// [`Source::code`] without what only a test build compiles; all blank when that is the whole file.
+    /// [`Source::code`] without the items that only a test build compiles; blank when that is the whole file.
     pub(crate) shipped: String,
 }
 
@@ -154,7 +154,7 @@ fn without_tests(code: &str) -> String {
     shipped
 }
 
-/// How far the first item of `code` reaches: to its closing brace, or to its semicolon.
+/// The length of the first item of `code`, up to its closing brace or its semicolon.
 fn item_length(code: &str) -> usize {
     let mut depth = 0_usize;
     for (at, c) in code.char_indices() {
@@ -192,7 +192,7 @@ fn blank(text: &str) -> String {
     code
 }
 
-/// Where the comment or literal that starts at `at` ends; `at` itself when none starts there.
+/// The end of the comment or literal that starts at `at`; `at` itself when none starts there.
 fn literal_end(chars: &[char], at: usize) -> usize {
     let peek = |n: usize| chars.get(at + n).copied();
     match chars[at] {

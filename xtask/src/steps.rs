@@ -1,8 +1,8 @@
-//! What the CI runs, as named steps: each prints a header and how long it took, and the first failure ends the run with
-//! one line that says which step failed and how to run it again alone.
+//! The steps of the CI. Each prints a header and its time. The first failure ends the run with one line that names the step
+//! and the command that runs it alone.
 //!
-//! The order is cheap first. Tests come last, unit and integration tests after the doctests, and nothing is printed
-//! after them: a run ends with the test runner's own closing lines.
+//! Cheap steps come first. Unit and integration tests come last, and nothing is printed after them, so a run ends with the
+//! test runner's own closing lines.
 
 use std::process::Command;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result};
 use crate::house::published;
 use crate::metadata::packages;
 use crate::workspace::{cargo, run, side_packages};
-use crate::{codegen, fuzz, layers, package, tidy};
+use crate::{codegen, deny, examples, fuzz, layers, package, tidy};
 
 /// One thing to run.
 struct Step {
@@ -31,7 +31,7 @@ const CHECK: &[Step] = &[
     Step {
         name: "tidy",
         again: "cargo xtask tidy",
-        run: tidy::check,
+        run: || tidy::check(false),
     },
     Step {
         name: "codegen",
@@ -47,6 +47,11 @@ const CHECK: &[Step] = &[
         name: "package",
         again: "cargo xtask package",
         run: package::check,
+    },
+    Step {
+        name: "deny",
+        again: "cargo xtask deny",
+        run: || deny::check(false),
     },
     Step {
         name: "clippy",
@@ -75,6 +80,11 @@ const DOCS: &[Step] = &[Step {
 
 const TEST: &[Step] = &[
     Step {
+        name: "examples",
+        again: "cargo xtask examples",
+        run: examples::check,
+    },
+    Step {
         name: "doctests",
         again: "cargo test --workspace --all-features --doc",
         run: doctests,
@@ -88,12 +98,12 @@ const TEST: &[Step] = &[
 
 const TESTS_AGAIN: &str = "cargo test --workspace --all-features --lib --bins --tests --examples";
 
-/// Format, tidy, generated code, layers, packages, lints, each package on its own, and the fuzz targets' lints.
+/// Format, tidy, generated code, layers, packages, dependencies, lints, each package on its own, and the fuzz targets' lints.
 pub(crate) fn check() -> Result<()> {
     run_all(&[CHECK])
 }
 
-/// Every test and doctest.
+/// Every example, test and doctest.
 pub(crate) fn test() -> Result<()> {
     run_all(&[TEST])
 }
@@ -108,11 +118,11 @@ pub(crate) fn ci() -> Result<()> {
     run_all(&[CHECK, DOCS, TEST])
 }
 
-/// Each package by itself: its library with the default features, with none and with each one alone, its tests and examples
-/// with the default features and without a warning, and its doctests with none.
+/// Each package by itself: its library with the default features, with none and with each one alone; its tests and examples
+/// with the default features and without a warning; its doctests with no feature.
 ///
-/// The workspace's other members turn on features of shared dependencies, and every other step turns on all features; only
-/// this shows what a package forgot to ask for itself, and what of it forgot to ask for a feature.
+/// In the other steps, all features are on, and other members turn on features of shared dependencies. Only this step shows a
+/// dependency's feature that a package forgot to ask for, and code that lacks the `cfg` of its feature.
 pub(crate) fn alone() -> Result<()> {
     const NONE: &str = "--no-default-features";
 

@@ -1,39 +1,100 @@
 //! The rules of the tree that neither `rustfmt` nor `clippy` knows.
 //!
-//! The top level holds what it must and nothing else; files stay small; tests neither sleep nor hide; modules say what
-//! they are for; packages carry a readme and a changelog.
+//! The top level holds the files it needs and no others; files stay small; tests neither sleep nor hide; modules state their
+//! purpose; packages carry a readme and a changelog.
 
+use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
 use anyhow::{Context as _, Result};
 use regex::Regex;
 
+use crate::english::contorted;
 use crate::finding::{Finding, report};
 use crate::house::HOUSE;
 use crate::source::{self, Source, matches, pattern};
-use crate::workspace::{files, root};
+use crate::workspace::{display, files, root};
 
 /// The longest a hand-written file may be, tests included.
 const MAX_LINES: usize = 700;
 
-/// What else the top level holds, dotfiles and build output apart.
-const TOP_FILES: &[&str] = &["Cargo.toml", "Cargo.lock", "README.md", "LICENSE-APACHE", "LICENSE-MIT"];
+/// The longest a program in `examples/` may be.
+const MAX_EXAMPLE_LINES: usize = 80;
+
+/// The files of the top level, besides dotfiles.
+const TOP_FILES: &[&str] = &[
+    "ARCHITECTURE.md",
+    "Cargo.lock",
+    "Cargo.toml",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "README.md",
+    "deny.toml",
+];
 
 /// The packages; each is a folder of its own name.
 fn packages() -> impl Iterator<Item = &'static str> + Clone {
     HOUSE.iter().map(|(name, _)| *name)
 }
 
-/// Applies every rule to the tree.
-pub(crate) fn check() -> Result<()> {
+/// Whether every run also reads the papers and looks for contorted English, and not only a run that asks for it.
+const ALWAYS_READ: bool = false;
+
+/// Applies every rule to the tree; on request also [`contorted`] and [`lost_files`].
+pub(crate) fn check(read_papers: bool) -> Result<()> {
     let mut findings = top_level(&top_names()?);
     findings.extend(missing_papers(|path| root().join(path).is_file()));
     let sources = source::read(&rust_files()?)?;
     findings.extend(sources.iter().filter(|it| !it.is_generated()).flat_map(rules));
+    if read_papers || ALWAYS_READ {
+        let written = sources.iter().filter(|it| !it.is_generated());
+        findings.extend(written.flat_map(|it| contorted(&it.path, &it.text)));
+        for path in papers()? {
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", display(&path)))?;
+            findings.extend(contorted(&display(&path), &text));
+            if path.ends_with("ARCHITECTURE.md") {
+                findings.extend(lost_files(&display(&path), &text, &sources));
+            }
+        }
+    }
     report(findings)?;
     println!("{} Rust files are tidy", sources.len());
     Ok(())
+}
+
+/// The Rust files that a paper names and that no package has. A name may leave out the first folders.
+fn lost_files(path: &str, text: &str, sources: &[Source]) -> Vec<Finding> {
+    static NAMED: LazyLock<Regex> = LazyLock::new(|| pattern(r"`[\w./-]+\.rs`"));
+    let exists = |name: &str| {
+        let end = format!("/{name}");
+        sources.iter().any(|it| it.path == name || it.path.ends_with(&end))
+    };
+    let named = matches(text, &NAMED).map(|(line, name)| (line, name.trim_matches('`')));
+    let lost = named.filter(|(_, name)| !exists(name));
+    lost.map(|(line, name)| {
+        Finding::new(
+            format!("{path}:{line}"),
+            format!("there is no {name}"),
+            "name the file that does this now",
+        )
+    })
+    .collect()
+}
+
+/// Every Markdown file of the tree.
+fn papers() -> Result<Vec<PathBuf>> {
+    let mut all = files(&root().join(".github"), "md")?;
+    all.extend(
+        TOP_FILES
+            .iter()
+            .filter(|it| it.ends_with(".md"))
+            .map(|it| root().join(it)),
+    );
+    for package in packages() {
+        all.extend(files(&root().join(package), "md")?);
+    }
+    Ok(all)
 }
 
 /// Every Rust file of the packages, with those of the unpublished packages they hold.
@@ -70,7 +131,7 @@ fn top_level(names: &[String]) -> Vec<Finding> {
     extra.chain(missing).collect()
 }
 
-/// A published package is read before it is used.
+/// The readmes and changelogs that published packages lack.
 fn missing_papers(exists: impl Fn(&str) -> bool) -> Vec<Finding> {
     let published = packages().filter(|it| *it != "xtask");
     let papers = published.flat_map(|package| ["README.md", "CHANGELOG.md"].map(|it| format!("{package}/{it}")));
@@ -97,13 +158,16 @@ fn rules(source: &Source) -> Vec<Finding> {
 
 fn too_long(source: &Source) -> Option<Finding> {
     let lines = source.text.lines().count();
-    (lines > MAX_LINES).then(|| {
-        Finding::new(
-            &source.path,
-            format!("{lines} lines, the limit is {MAX_LINES}"),
+    let is_example = source.path.rsplit('/').nth(1) == Some("examples");
+    let (limit, mend) = if is_example {
+        (MAX_EXAMPLE_LINES, "an example is read at a glance: show one thing")
+    } else {
+        (
+            MAX_LINES,
             "one concept a file: split it, or move its tests into a `tests` module file",
         )
-    })
+    };
+    (lines > limit).then(|| Finding::new(&source.path, format!("{lines} lines, the limit is {limit}"), mend))
 }
 
 /// A module that ships opens with `//!`, or is its package's readme.
@@ -142,8 +206,8 @@ fn forbidden(source: &Source) -> Vec<Finding> {
     found.collect()
 }
 
-/// A test that waits for an amount of time is slow where it passes and fails where it is slow. Under tokio's paused
-/// clock sleeping takes no time and its order is fixed, so a file that pauses the clock may sleep on it.
+/// Tests that sleep. Such a test wastes time on a fast machine and fails on a slow one. Under tokio's paused clock sleeping
+/// takes no time, so a file that pauses the clock may sleep.
 fn sleeping_tests(source: &Source) -> Vec<Finding> {
     static THREAD: LazyLock<Regex> = LazyLock::new(|| pattern(r"\bthread::(?:sleep\b|\{[^}]*\bsleep\b)"));
     static TOKIO: LazyLock<Regex> = LazyLock::new(|| pattern(r"\btime::(?:sleep\b|\{[^}]*\bsleep\b)"));
@@ -218,6 +282,30 @@ mod tests {
             found("a/src/a.rs", &lines(701)),
             ["a/src/a.rs 701 lines, the limit is 700"]
         );
+    }
+
+    #[test]
+    fn a_file_that_a_paper_names_exists() {
+        let sources = [
+            Source::new("a/src/call/ask.rs", ""),
+            Source::new("xtask/src/main.rs", ""),
+        ];
+        let text = "see `call/ask.rs`, `ask.rs`,\n`a/src/call/ask.rs`, `k.rs` and `gone/main.rs`";
+        let lost = lost_files("P.md", text, &sources);
+        let lost: Vec<_> = lost.iter().map(|it| (it.place.as_str(), it.wrong.as_str())).collect();
+        let expected = [("P.md:2", "there is no k.rs"), ("P.md:2", "there is no gone/main.rs")];
+        assert_eq!(lost, expected);
+    }
+
+    #[test]
+    fn an_example_has_at_most_80_lines() {
+        let lines = |n: usize| format!("//! A.\n{}", "const A: u8 = 1;\n".repeat(n - 1));
+        assert_eq!(found("a/examples/a.rs", &lines(80)), [""; 0]);
+        assert_eq!(
+            found("a/examples/a.rs", &lines(81)),
+            ["a/examples/a.rs 81 lines, the limit is 80"]
+        );
+        assert_eq!(found("a/examples/big/src/main.rs", &lines(81)), [""; 0]);
     }
 
     #[test]

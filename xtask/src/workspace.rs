@@ -1,4 +1,4 @@
-//! Where things are, and how other programs are started.
+//! The folders of the workspace, and the programs that are started in it.
 //!
 //! Every path in a message is relative to the workspace root, so that the same mistake reads the same on every machine.
 
@@ -14,7 +14,7 @@ use crate::house::HOUSE;
 
 /// The workspace root: the folder that holds this package's folder.
 ///
-/// `cargo run` names that folder anew each time; the one known when this was compiled may have been moved since.
+/// `cargo run` names that folder each time. The folder may have moved since this was compiled.
 pub(crate) fn root() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
         let here = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -25,7 +25,7 @@ pub(crate) fn root() -> &'static Path {
     &ROOT
 }
 
-/// Where build output goes: `CARGO_TARGET_DIR` when set, else `target` in the workspace root.
+/// The folder of build output: `CARGO_TARGET_DIR` when set, else `target` in the workspace root.
 pub(crate) fn target_dir() -> PathBuf {
     match std::env::var_os("CARGO_TARGET_DIR") {
         Some(dir) => root().join(dir),
@@ -46,7 +46,7 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// Runs `command` to its end; its output goes where ours goes.
+/// Runs `command` to its end; its output goes to our terminal.
 ///
 /// # Errors
 ///
@@ -59,7 +59,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command` to its end and gives what it wrote to standard output.
+/// Runs `command` to its end and returns its standard output.
 ///
 /// # Errors
 ///
@@ -118,7 +118,7 @@ pub(crate) fn files(dir: &Path, extension: &str) -> Result<Vec<PathBuf>> {
 }
 
 /// The manifests of the unpublished packages that live inside a crate's folder, outside the workspace: fuzz targets and
-/// comparison benchmarks, whose dependencies nobody else should compile.
+/// comparison benchmarks, whose dependencies only they should compile.
 ///
 /// # Errors
 ///
@@ -154,7 +154,7 @@ pub(crate) fn rustfmt(source: &str) -> Result<String> {
         .context("cannot start rustfmt: install it with `rustup component add rustfmt`")?;
     let mut stdin = child.stdin.take().context("rustfmt has no standard input")?;
     let source = source.to_owned();
-    // Both pipes are bounded, so feeding and draining happen side by side.
+    // Both pipes are bounded, so one thread feeds while another drains.
     let feeder = std::thread::spawn(move || stdin.write_all(source.as_bytes()));
     let output = child.wait_with_output().context("rustfmt did not finish")?;
     if feeder.join().is_err() || !output.status.success() {

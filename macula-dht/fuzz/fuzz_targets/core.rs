@@ -98,14 +98,14 @@ enum Step {
     },
     Day,
     Flush,
-    /// The process ends, and starts again with what was kept; some of that may have been damaged.
+    /// The process ends, and starts again with the kept records and contacts; some may be damaged.
     Restart {
         damaged: Option<u8>,
         later: u16,
     },
 }
 
-/// Keeps what it is given, as a file would.
+/// Keeps changes as a file would.
 #[derive(Debug, Default, Clone)]
 struct Kept {
     records: BTreeMap<(ServiceKey, NodeId), StoredRecord>,
@@ -327,7 +327,7 @@ fuzz_target!(|steps: Vec<Step>| {
         }
         dht.handle_timeout(now);
         assert!(dht.poll_timeout().is_none_or(|at| at > now));
-        // D4: what is shown has not expired, D1: and is there once.
+        // D4: a shown record has not expired. D1: it is there once.
         let unix_ms = EPOCH_MS + (now - begin).as_millis() as u64;
         for key in (0..4).map(key) {
             let mut providers = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! Any bytes as a request, a response, a record: decoding never panics, and what was decoded encodes to what decodes alike.
+//! Any bytes as a request, a response, a record: decoding never panics, and a decoded message survives encoding and decoding.
 #![no_main]
 
 use bytes::Bytes;

@@ -56,7 +56,7 @@ fuzz_target!(|steps: Vec<Step>| {
     let mut store = ProviderStore::new(Clock::new(start, EPOCH_MS), limits, 7);
     let own = *POOL[0].node_id();
     let mut now = start;
-    // What was taken and has not been thrown out: the latest number, and when it ends.
+    // The records that were taken and not evicted: sequence number and end of each.
     let mut model: BTreeMap<(ServiceKey, NodeId), Vec<(u64, u64)>> = BTreeMap::new();
     for step in steps.into_iter().take(500) {
         match step {

@@ -1,16 +1,16 @@
-//! Which parts of the key space are known node by node, as lookups have just shown.
+//! The parts of the key space whose nodes are all known from recent lookups.
 //!
-//! A lookup that ends with k answers at distances up to `d` has met every node within `d` of its target; so the whole subtree
-//! that shares one bit more with the target than the farthest of them is known. With less than k answers all there is is known.
+//! A lookup that ends with k answers at distances up to `d` has met every node within `d` of its target. So it knows the whole
+//! subtree that shares one bit more with the target than the farthest of them. With fewer than k answers it knows all nodes.
 //! Where enough neighbouring subtrees are known, the k closest of any key in them follow without a lookup.
 //!
-//! What is known ages as nodes come and go: it is forgotten after [`MAX_AGE`], or when it has grown past [`MAX_NODES`].
+//! Knowledge ages as nodes come and go: it is forgotten after [`MAX_AGE`], or when it has grown past [`MAX_NODES`].
 
 use std::collections::BTreeMap;
 
 use crate::{Contact, Distance, K, Point, clock::Tick, point::BITS};
 
-/// How long what a lookup met counts as known, in nanoseconds.
+/// How long the nodes that a lookup met count as known, in nanoseconds.
 const MAX_AGE: Tick = 30_000_000_000;
 /// The most nodes remembered.
 const MAX_NODES: usize = 1024;
@@ -28,7 +28,7 @@ pub(super) struct Coverage {
 }
 
 impl Coverage {
-    /// Takes what a lookup for `target` met, closest first.
+    /// Takes the nodes that a lookup for `target` met, closest first.
     pub(super) fn add<'a>(&mut self, tick: Tick, target: &Point, met: impl Iterator<Item = &'a Contact>) {
         if self.nodes.len() > MAX_NODES || tick.saturating_sub(self.since) > MAX_AGE {
             *self = Self {
@@ -46,7 +46,7 @@ impl Coverage {
         }
         let bits = kth.map_or(0, |kth: Distance| kth.shared_bits() + 1);
         let (mut first, mut last) = (target.with_tail(bits, false), target.with_tail(bits, true));
-        // Join with what it overlaps or touches.
+        // Join it with the intervals that it overlaps or touches.
         while let Some((&start, &end)) = self.known.range(..=last.successor().unwrap_or(last)).next_back()
             && end.successor().is_none_or(|next| next >= first)
         {
@@ -86,10 +86,10 @@ impl Coverage {
         closest.map(|(_, (_, contact))| contact.clone()).collect()
     }
 
-    /// The k closest nodes to `key`, and all within `region`; or else the points to look up that are in the way of knowing, the
-    /// one with most behind it first, at most [`MAX_GAPS`].
+    /// The k closest nodes to `key`, and all within `region`. When they are not known, the points to look up first: at most
+    /// [`MAX_GAPS`], the point of the largest unknown part first.
     ///
-    /// Of a region only the first [`REGION_DEPTH`] halvings towards the key are asked for. What is left is so small a part of it
+    /// Of a region only the first [`REGION_DEPTH`] halvings towards the key are asked for. The rest is so small a part of it
     /// that an honest node is hardly in it, and may be so full of ids made for the purpose that asking has no end.
     pub(super) fn closest(
         &self,
@@ -145,7 +145,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
-        /// Whatever lookups were made before, what is said to be the closest is; and asking for the gaps gets there.
+        /// After any lookups the nodes named as the closest are the closest, and looking up the gaps leads to them.
         #[test]
         fn the_closest_are_exact_and_gaps_lead_to_them(
             ids in prop::collection::btree_set(any::<[u8; 32]>(), 0..200),
@@ -186,7 +186,7 @@ mod tests {
                 if region.is_none() {
                     prop_assert_eq!(closest, expected);
                 } else {
-                    // All but what lies in the innermost part of the region.
+                    // All but the innermost part of the region.
                     let innermost = |c: &Contact| {
                         let bits = region.unwrap_or(Distance::MAX).shared_bits() + REGION_DEPTH;
                         Point::from(c.node_id()).distance(&key).shared_bits() >= bits
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_forgotten_in_time() {
+    fn knowledge_is_forgotten_in_time() {
         let mut coverage = Coverage::default();
         coverage.add(5, &Point::MIN, [].iter());
         assert!(coverage.closest(5, &Point::MIN, None).is_ok());

@@ -19,9 +19,9 @@ const SENDERS: usize = 3;
 const MAX_WAITING: usize = 16;
 /// The most keys looked at in one step.
 const STEP_KEYS: usize = 256;
-/// What the requests of one step may cost this node at the newcomer, in quarters of a token; the last list may go beyond.
+/// The most that the requests of one step cost this node at the newcomer, in quarters of a token; the last list may go beyond.
 const STEP_COST: usize = 36;
-/// What a request costs there, besides one quarter for each record whose signature is checked.
+/// The cost of a request there, besides one quarter for each record whose signature is checked.
 const REQUEST_COST: usize = 4;
 /// The time from one step to the next, in nanoseconds. In it a peer gains 40 quarters of a token. With more than that the newcomer
 /// would decline requests, whose records are lost to it until the next round.

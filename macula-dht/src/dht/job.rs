@@ -29,6 +29,8 @@ pub(super) struct Job {
     /// The number of targets that have not answered.
     pub(super) waiting: usize,
     pub(super) holders: Vec<Contact>,
+    /// The largest sequence number of this node's own records that holders have shown.
+    pub(super) newer_seq: Option<u64>,
     refused: Vec<(NodeId, Refusal)>,
     unreachable: usize,
 }
@@ -45,6 +47,7 @@ impl Job {
             region: None,
             waiting: 0,
             holders: Vec::new(),
+            newer_seq: None,
             refused: Vec::new(),
             unreachable: 0,
         }
@@ -88,6 +91,7 @@ pub(super) struct Ended {
     pub(super) holders: Vec<Contact>,
     pub(super) refused: Vec<(NodeId, Refusal)>,
     pub(super) unreachable: usize,
+    pub(super) newer_seq: Option<u64>,
 }
 
 impl From<Job> for Ended {
@@ -98,6 +102,7 @@ impl From<Job> for Ended {
             holders: job.holders,
             refused: job.refused,
             unreachable: job.unreachable,
+            newer_seq: job.newer_seq,
         }
     }
 }

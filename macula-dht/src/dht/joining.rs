@@ -36,7 +36,7 @@ const SMALL: usize = 2 * K;
 /// The first number of a request to identify. Numbers of other requests grow from 0 and never get there.
 const FIRST_IDENTIFY: u64 = 1 << 63;
 
-/// What the node does to join.
+/// The work and the news of joining.
 #[derive(Debug)]
 pub(super) enum JoinOutput {
     /// Find out which nodes listen at an address, and report them with [`Joining::handle_identified`].
@@ -57,7 +57,7 @@ pub(super) enum JoinOutput {
     Failed { retry_in: Duration },
 }
 
-/// How far this node is with joining, and what it does to stay in.
+/// The progress of joining, and the maintenance after it.
 #[derive(Debug)]
 pub(super) struct Joining {
     rng: Rng,
@@ -225,7 +225,7 @@ impl Joining {
         }
     }
 
-    /// Does what is due. Returns whether a round of maintenance was.
+    /// Does everything that is due. Returns whether a round of maintenance was.
     pub(super) fn handle_timeout(&mut self, local: &Local, now: Instant) -> bool {
         let tick = local.tick(now);
         if self.identify_until.is_some_and(|until| until <= tick) {

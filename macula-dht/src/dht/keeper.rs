@@ -1,6 +1,6 @@
 //! Records and contacts on their way to the backend and back.
 //!
-//! Records are kept as they change. Contacts are kept when they differ from those kept last. What comes back is checked like a
+//! Records are kept as they change. Contacts are kept when they differ from those kept last. Loaded records are checked like a
 //! stranger's: signatures, dates, limits. Contacts are asked again before they enter the table, and until then lookups start from
 //! them.
 
@@ -21,7 +21,7 @@ use crate::{
 /// The most changes of one commit; more are committed in a row.
 const MAX_BATCH: usize = 4096;
 
-/// Keeps what a node wants back after a restart.
+/// Keeps the records and contacts that a node wants back after a restart.
 #[derive(Debug)]
 pub(super) struct Keeper<B> {
     backend: B,
@@ -40,7 +40,7 @@ impl<B: Backend> Keeper<B> {
         }
     }
 
-    /// Takes back what was kept.
+    /// Loads the records and contacts that were kept.
     pub(super) fn restore(&mut self, local: &mut Local, now: Instant) -> Result<(), BackendError> {
         if self.backend.is_volatile() {
             return Ok(());
@@ -81,7 +81,7 @@ impl<B: Backend> Keeper<B> {
         }
     }
 
-    /// Commits what is due.
+    /// Commits changes that are due.
     pub(super) fn handle_timeout(&mut self, local: &mut Local, now: Instant) -> Result<(), BackendError> {
         if self.commit_at.is_none_or(|at| at > local.tick(now)) {
             return Ok(());

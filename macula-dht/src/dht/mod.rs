@@ -19,6 +19,7 @@ mod job;
 mod joining;
 mod keeper;
 mod local;
+mod peer_lookups;
 mod probes;
 mod publisher;
 mod purpose;
@@ -39,6 +40,7 @@ use self::{
     joining::Joining,
     keeper::Keeper,
     local::{Local, WaysIn},
+    peer_lookups::{PeerLookups, Started},
     probes::Probes,
     publisher::Publisher,
     purpose::Purpose,
@@ -47,11 +49,12 @@ use self::{
 };
 pub use self::{
     local::MAX_SEEDS,
+    peer_lookups::{MAX_PEER_LOOKUPS, PeerLookupError},
     publisher::{AdvertiseError, MAX_JOBS},
     queries::{MAX_QUERIES, TooManyQueries},
 };
 use crate::{
-    Backend, Clock, Config, Contact, Event, Memory, Output, Point, ProviderStore, QueryId, Request, RequestId,
+    Backend, Clock, Config, Contact, Event, Memory, Output, Peer, Point, ProviderStore, QueryId, Request, RequestId,
     RoutingTable, Seed, Want, limiter::Limiter, rng::Rng, size::SizeEstimate,
 };
 
@@ -67,6 +70,8 @@ pub struct Counters {
     pub answered: u64,
     /// Requests that were not answered, or not as asked.
     pub failed: u64,
+    /// Requests that never left this node.
+    pub not_sent: u64,
     /// Answers that no request waits for.
     pub unexpected: u64,
     /// Answers of the wrong kind, and answers with forged records.
@@ -87,7 +92,7 @@ pub struct Counters {
 
 /// One node of the DHT.
 ///
-/// `S` signs this node's records. `B` keeps what the node wants back after a restart.
+/// `S` signs this node's records. `B` keeps records and contacts over a restart.
 #[derive(Debug)]
 pub struct Dht<S, B = Memory> {
     local: Local,
@@ -97,6 +102,7 @@ pub struct Dht<S, B = Memory> {
     publisher: Publisher<S>,
     joining: Joining,
     probes: Probes,
+    peer_lookups: PeerLookups,
     handovers: HandOvers,
     keeper: Keeper<B>,
     counters: Counters,
@@ -123,6 +129,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             publisher: Publisher::new(signer),
             joining: Joining::new(rng),
             probes: Probes::default(),
+            peer_lookups: PeerLookups::new(),
             handovers: HandOvers::default(),
             keeper: Keeper::new(backend),
             counters: Counters::default(),
@@ -242,7 +249,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         [due, self.local.store.poll_timeout()].into_iter().flatten().min()
     }
 
-    /// Advances time: fails requests, drops records, publishes and refreshes what is due.
+    /// Advances time: fails requests, drops records, publishes and refreshes.
     ///
     /// Early or repeated calls are harmless. Drain [`Dht::poll_output`] afterwards.
     pub fn handle_timeout(&mut self, now: Instant) {
@@ -311,6 +318,38 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         Ok(id)
     }
 
+    /// Looks for providers of `key` for a peer, such as one whose call this node routes. Events are those of
+    /// [`Dht::start_lookup`]; a lookup that gives way to those of other peers ends with [`QueryResult::Busy`](crate::QueryResult::Busy).
+    ///
+    /// A lookup costs the peer [`PEER_LOOKUP_COST`](crate::PEER_LOOKUP_COST) of the tokens it may ask with. At most [`MAX_PEER_LOOKUPS`] run for all peers
+    /// together, so that the rest of [`MAX_QUERIES`] is left to this node itself; they are shared as
+    /// [`Shares`](macula_wire::Shares) says.
+    ///
+    /// # Errors
+    /// When the peer asks too fast, or has its share of the lookups.
+    pub fn start_lookup_for(
+        &mut self,
+        now: Instant,
+        peer: &Peer,
+        key: ServiceKey,
+        want: Want,
+    ) -> Result<QueryId, PeerLookupError> {
+        let tick = self.local.tick(now);
+        if !self.limiter.admit_lookup(tick, peer.contact.node_id()) {
+            return Err(PeerLookupError::TooFast);
+        }
+        loop {
+            match self.peer_lookups.admit(tick, &peer.contact)? {
+                Started::Now => break,
+                Started::InsteadOf(query) => self.queries.give_way(&self.local, now, query),
+            }
+        }
+        let started = self.start_lookup(now, key, want);
+        self.peer_lookups.begin(&peer.contact, started.ok());
+        self.route(now);
+        Ok(started?)
+    }
+
     /// Looks for the nodes closest to `target`: one [`Event::Finished`].
     ///
     /// # Errors
@@ -325,6 +364,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     /// Ends a lookup without an event.
     pub fn drop_query(&mut self, query: QueryId) {
         self.queries.drop_caller(query);
+        self.peer_lookups.end(query);
     }
 }
 

@@ -4,7 +4,7 @@
 //! it. Due services are taken in the order of their time and then of their keys, [`MAX_JOBS`] at once and no faster than holders let
 //! a peer ask: thousands of services go out in one sweep that no holder declines.
 //!
-//! Many services are one sweep through the key space. [`Coverage`] remembers what the lookups of the last half minute met, and a
+//! Many services are one sweep through the key space. [`Coverage`] remembers the nodes that the lookups of the last half minute met, and a
 //! key whose surroundings are all known needs no lookup. Where services lie dense, the lookups go to the parts not yet known
 //! rather than to the keys. So there are as many lookups as there are neighbourhoods, about n / k, however many services there are.
 //!
@@ -30,9 +30,10 @@ use crate::{
     Contact, Event, InsertError, Origin, Outcome, Point, QueryId, Refusal,
     clock::{Tick, nanos},
     lookup::Lookup,
+    message::peek,
 };
 
-/// When more withdrawals than this wait, they go by what the sweep has met so far, as publications do.
+/// When more withdrawals than this wait, they go to the nodes that the sweep has met so far, as publications do.
 const MANY_WITHDRAWALS: usize = 64;
 /// The most publications that run at a time.
 pub const MAX_JOBS: usize = 16;
@@ -60,11 +61,6 @@ const DENSE: usize = 3;
 const MAX_LOOKUPS: u32 = 24;
 /// The most earlier holders of a service that are remembered, the latest; a withdrawal finds others by looking.
 const MAX_FORMER: usize = 256;
-/// By how much a sequence number grows when holders know a larger one, in milliseconds; each time in a row eight times as much.
-const SEQ_STEP: u64 = 60_000;
-/// How far ahead of the time holders may drive a sequence number, in milliseconds. Any holder can claim to know a larger number,
-/// and a number that has grown to the largest there is can never be superseded.
-const MAX_SEQ_AHEAD: u64 = 86_400_000;
 
 /// A service cannot be advertised.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -78,7 +74,7 @@ pub enum AdvertiseError {
     Store(#[from] InsertError),
 }
 
-/// What the node does for its publications.
+/// The work and the news of publications.
 #[derive(Debug)]
 pub(super) enum PublisherOutput {
     /// Start lookups for the nodes closest to each target, and report them with [`Publisher::handle_lookups`].
@@ -108,8 +104,6 @@ struct Service {
     job: Option<JobId>,
     /// When it is published next.
     next: Tick,
-    /// How often in a row holders knew a larger sequence number.
-    outdated: u32,
     /// How often in a row holders refused for the time being.
     refusals: u32,
 }
@@ -125,7 +119,7 @@ pub(super) struct Publisher<S> {
     withdrawals: BTreeMap<ServiceKey, (VerifiedProvider, Vec<Contact>)>,
     jobs: BTreeMap<JobId, Job>,
     next_job: u64,
-    /// What the lookups of this sweep have shown.
+    /// The nodes that the lookups of this sweep have met.
     coverage: Coverage,
     /// When the next publication would start if all had kept to the pace (GCRA, ITU-T I.371).
     paced: Tick,
@@ -194,7 +188,6 @@ impl<S: Signer> Publisher<S> {
             holders: Vec::new(),
             job: None,
             next: local.tick(now),
-            outdated: 0,
             refusals: 0,
         };
         if let Some(former) = self.services.remove(&key) {
@@ -271,7 +264,7 @@ impl<S: Signer> Publisher<S> {
         job.lookups += started.len() as u32;
         job.running.extend(started);
         if started.is_empty() {
-            // There is no room for a lookup. A refresh comes round again, and a withdrawal goes to those who hold the record.
+            // There is no room for a lookup. A refresh comes round again, and a withdrawal goes to the holders of the record.
             self.send_records(local, now, id, Vec::new());
         }
     }
@@ -333,6 +326,22 @@ impl<S: Signer> Publisher<S> {
         if let Some(job) = self.jobs.get_mut(&id) {
             job.take(contact, outcome);
             self.end_job_if_done(local, now, id);
+        }
+    }
+
+    /// A holder shows a newer record of this node than the one a job publishes.
+    ///
+    /// Only a record that this node signed moves its sequence number: a holder that merely claims to know a larger number could
+    /// drive it to the largest there is, which nothing supersedes.
+    pub(super) fn handle_newer(&mut self, local: &Local, id: JobId, newer: &SignedProvider) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        let claimed = peek(&newer.body).filter(|peek| peek.node == local.own);
+        let known = job.newer_seq.unwrap_or(0).max(job.record.seq());
+        if claimed.is_none_or(|claimed| claimed.seq < known) {
+            return;
+        }
+        if let Ok(record) = newer.verify(&local.realm_hash, &job.key) {
+            job.newer_seq = job.newer_seq.max(Some(record.seq()));
         }
     }
 
@@ -473,22 +482,15 @@ impl<S: Signer> Publisher<S> {
     fn settle_service(&mut self, local: &Local, now: Instant, ended: &Ended) {
         let expects_peers = ended.unreachable > 0 || !local.table.is_empty() || local.ways_in.has_seeds();
         let unheld = ended.holders.is_empty() && ended.refused.is_empty() && expects_peers;
-        let (tick, unix_ms) = (local.tick(now), local.clock.unix_ms(now));
+        let tick = local.tick(now);
         let Some(service) = self.services.get_mut(&ended.key) else {
             return;
         };
         service.job = None;
         service.holders.clone_from(&ended.holders);
-        let outdated = ended.was_refused_as(Refusal::Stale);
-        if outdated {
-            // This node's clock was set back since the last process of this identity. It is not known how far.
-            let step = SEQ_STEP << (3 * service.outdated.min(4));
-            let most = unix_ms.saturating_add(MAX_SEQ_AHEAD);
-            service.seq = service.seq.max(service.seq.saturating_add(step).min(most));
-            service.outdated += 1;
-        } else {
-            service.outdated = 0;
-        }
+        // An earlier process of this identity had a clock that was ahead, or another process uses the identity.
+        let outdated = ended.newer_seq >= Some(service.seq);
+        service.seq = service.seq.max(ended.newer_seq.unwrap_or(0));
         let refused = outdated || ended.was_refused_as(Refusal::Busy);
         let retry = tick + (nanos(RETRY) << service.refusals.min(MAX_DOUBLINGS));
         service.refusals = if refused { service.refusals + 1 } else { 0 };

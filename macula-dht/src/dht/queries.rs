@@ -1,4 +1,4 @@
-//! Lookups from start to end: whom to ask, what the answers add, and when it is enough.
+//! Lookups from start to end: the nodes to ask, the gain of each answer, and the end.
 //!
 //! Inputs are answers, failures and delays of the requests that [`QueryOutput::Ask`] wants sent. A lookup of a caller ends with
 //! [`Event::Finished`], a lookup of another core with [`QueryOutput::Done`].
@@ -15,7 +15,7 @@ use macula_wire::{NodeId, SignedProvider, VerifiedProvider};
 use super::{
     local::Local,
     purpose::{Errand, Step},
-    search::{Effort, Search},
+    search::{Effort, Search, Verified},
 };
 use crate::{
     Contact, Event, K, Point, QueryId, QueryResult, Request, Response, Stats, clock::Tick, lookup::Lookup,
@@ -44,7 +44,7 @@ pub(super) enum Goal {
     Errand(Errand),
 }
 
-/// What the node does for its lookups.
+/// The work and the news of lookups.
 #[derive(Debug)]
 pub(super) enum QueryOutput {
     /// Send `request` to `to`, and report how it ends.
@@ -70,6 +70,8 @@ struct Query {
     messages: u32,
     /// Whether there was a node to ask.
     had_contacts: bool,
+    /// Whether this node was too busy to send a request.
+    not_sent: bool,
 }
 
 /// The lookups of a node.
@@ -111,6 +113,7 @@ impl Queries {
             started: local.tick(now),
             messages: 0,
             had_contacts,
+            not_sent: false,
         };
         self.queries.insert(id, Box::new(query));
         Ok(id)
@@ -195,23 +198,23 @@ impl Queries {
         let (records, closest, more) = match response {
             Response::Nodes(closest) => (Vec::new(), closest, false),
             Response::Providers { records, closest, more } => (records, closest, more),
-            Response::Pong | Response::Published(_) | Response::Declined(_) => return true,
+            Response::Pong | Response::Published { .. } | Response::Declined(_) => return true,
         };
         let last = records.last().and_then(provider_of);
         let Some(verified) = self.verify(local, id, peer.node_id(), &records) else {
             self.handle_failure(local, now, step, peer.node_id());
             return false;
         };
-        self.merge(local, now, id, step.hop, verified);
+        self.merge(local, now, id, step.hop, verified.records);
         let Some(query) = self.queries.get_mut(&id) else {
             return true;
         };
-        let next = if more { last } else { None };
+        let next = verified.cut_after.or(if more { last } else { None });
         let next = next.and_then(|after| query.next_page(local, peer.node_id(), after));
         let Some(lookup) = query.paths.get_mut(usize::from(step.path)) else {
             return true;
         };
-        lookup.add(closest, step.hop);
+        lookup.add(closest.into_iter().filter_map(|named| named.named_by(peer)), step.hop);
         match next {
             Some(request) => {
                 query.messages += 1;
@@ -240,6 +243,26 @@ impl Queries {
         }
     }
 
+    /// This node was too busy to send a step. The lookup goes on without the peer.
+    pub(super) fn handle_not_sent(&mut self, local: &mut Local, now: Instant, step: Step, node: &NodeId) {
+        if let Some(query) = self.queries.get_mut(&step.query) {
+            query.not_sent = true;
+        }
+        self.handle_failure(local, now, step, node);
+    }
+
+    /// Ends a caller's lookup that gives way to others.
+    pub(super) fn give_way(&mut self, local: &Local, now: Instant, id: QueryId) {
+        let Some(query) = self.queries.remove(&id) else { return };
+        let (result, stats) = (QueryResult::Busy, query.stats(local, now));
+        let event = Event::Finished {
+            query: id,
+            result,
+            stats,
+        };
+        self.outputs.push_back(QueryOutput::Event(event));
+    }
+
     /// Gives unused memory back: an empty map keeps room for eleven entries.
     pub(super) fn give_back(&mut self) {
         if self.queries.is_empty() {
@@ -260,20 +283,14 @@ impl Queries {
     }
 
     /// Checks the records of an answer; `None` when one is forged.
-    fn verify(
-        &mut self,
-        local: &Local,
-        id: QueryId,
-        peer: &NodeId,
-        records: &[SignedProvider],
-    ) -> Option<Vec<VerifiedProvider>> {
+    fn verify(&mut self, local: &Local, id: QueryId, peer: &NodeId, records: &[SignedProvider]) -> Option<Verified> {
         match self.search(id) {
             Some(search) => search.verify(local, peer, records),
-            None => Some(Vec::new()),
+            None => Some(Verified::default()),
         }
     }
 
-    /// Merges records into what a search has found, and ends it when that is enough.
+    /// Merges records into a search, and ends it when it has enough.
     fn merge(&mut self, local: &mut Local, now: Instant, id: QueryId, hop: u8, records: Vec<VerifiedProvider>) {
         let Some(search) = self.search(id) else { return };
         let batch = search.merge(local, now, hop, records);
@@ -297,14 +314,13 @@ impl Queries {
         }
         let Some(query) = self.queries.remove(&id) else { return };
         query.observe_size(local);
-        let answered: usize = query.paths.iter().map(Lookup::answered).sum();
-        let mut stats = Stats {
-            hops: query.paths.iter().map(Lookup::depth).max().unwrap_or(0),
-            messages: query.messages,
-            answered: u32::try_from(answered).unwrap_or(u32::MAX),
-            elapsed: Duration::from_nanos(local.tick(now).saturating_sub(query.started)),
+        let mut stats = query.stats(local, now);
+        let answered = stats.answered as usize;
+        let unknown = match (answered, query.not_sent) {
+            (0, true) => Some(QueryResult::Busy),
+            (0, false) if query.had_contacts => Some(QueryResult::Unreachable),
+            (_, true | false) => None,
         };
-        let unreachable = answered == 0 && query.had_contacts;
         let Query { goal, mut paths, .. } = *query;
         let result = match goal {
             Goal::Errand(errand) => {
@@ -317,15 +333,13 @@ impl Queries {
                 };
                 return self.outputs.push_back(done);
             }
-            Goal::Nodes if unreachable => QueryResult::Unreachable,
-            Goal::Nodes => QueryResult::Nodes(closest(&paths)),
+            Goal::Nodes => unknown.unwrap_or_else(|| QueryResult::Nodes(closest(&paths))),
             Goal::Providers(search) => {
                 stats.hops = if search.live() > 0 { search.hop() } else { stats.hops };
                 let providers = search.into_providers();
                 match providers.is_empty() {
                     false => QueryResult::Found(providers),
-                    true if unreachable => QueryResult::Unreachable,
-                    true => QueryResult::NotFound,
+                    true => unknown.unwrap_or(QueryResult::NotFound),
                 }
             }
         };
@@ -376,6 +390,16 @@ impl Queries {
 }
 
 impl Query {
+    fn stats(&self, local: &Local, now: Instant) -> Stats {
+        let answered: usize = self.paths.iter().map(Lookup::answered).sum();
+        Stats {
+            hops: self.paths.iter().map(Lookup::depth).max().unwrap_or(0),
+            messages: self.messages,
+            answered: u32::try_from(answered).unwrap_or(u32::MAX),
+            elapsed: Duration::from_nanos(local.tick(now).saturating_sub(self.started)),
+        }
+    }
+
     fn request(&self) -> Request {
         let target = || self.paths.first().map_or(Point::MIN, |lookup| *lookup.target());
         match &self.goal {
@@ -400,7 +424,7 @@ impl Query {
 
     /// Learns from a complete lookup how dense the network is.
     ///
-    /// A target that an attacker can know beforehand may be crowded on purpose, and the estimate is what crowds are told by. So a
+    /// A target that an attacker can know beforehand may be crowded on purpose, and crowds are told by this estimate. So a
     /// service's key counts only where it is no crowd, and this node's own neighbourhood never counts: this node joins there, and
     /// refreshes its deepest buckets there. No attacker knows the other points that are refreshed.
     fn observe_size(&self, local: &mut Local) {

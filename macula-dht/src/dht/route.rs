@@ -28,7 +28,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         };
         match result {
             Ok(reply) => self.on_reply(now, inflight, reply),
-            Err(_) => self.fail(now, inflight),
+            Err(RequestFailed::NotSent) => self.not_sent(now, inflight),
+            Err(RequestFailed::Unreachable | RequestFailed::Lost | RequestFailed::TimedOut) => self.fail(now, inflight),
         }
         self.route(now);
     }
@@ -75,14 +76,19 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 }
             }
             (Purpose::Store(job), response) => {
-                let outcome = match response {
-                    Response::Published(outcomes) => outcomes.first().copied(),
-                    Response::Pong | Response::Nodes(_) | Response::Providers { .. } | Response::Declined(_) => None,
+                let (outcome, newer) = match response {
+                    Response::Published { outcomes, newer } => (outcomes.first().copied(), newer.into_iter().next()),
+                    Response::Pong | Response::Nodes(_) | Response::Providers { .. } | Response::Declined(_) => {
+                        (None, None)
+                    }
                 };
+                if let Some(newer) = newer {
+                    self.publisher.handle_newer(&self.local, job, &newer);
+                }
                 self.publisher
                     .handle_outcome(&mut self.local, now, job, contact, outcome);
             }
-            (Purpose::HandOver, Response::Published(outcomes)) => {
+            (Purpose::HandOver, Response::Published { outcomes, .. }) => {
                 let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
                 self.counters.handed_over += stored as u64;
             }
@@ -131,6 +137,17 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.counters.failed += 1;
         self.local.note_failure(inflight.to.node_id());
         self.end(now, inflight);
+    }
+
+    /// A request never left this node, which says nothing about the peer.
+    fn not_sent(&mut self, now: Instant, inflight: Inflight) {
+        self.counters.not_sent += 1;
+        let node = inflight.to.node_id();
+        match inflight.purpose {
+            Purpose::Step(step) => self.queries.handle_not_sent(&mut self.local, now, step, node),
+            Purpose::Check => self.local.table.note_unasked(node),
+            Purpose::Store(_) | Purpose::Probe | Purpose::HandOver => self.end(now, inflight),
+        }
     }
 
     /// A request ended without an answer.
@@ -204,7 +221,12 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     fn perform_query(&mut self, now: Instant, output: QueryOutput) {
         match output {
             QueryOutput::Ask { step, to, request } => self.send(now, to, Purpose::Step(step), request),
-            QueryOutput::Event(event) => self.report(event),
+            QueryOutput::Event(event) => {
+                if let Event::Finished { query, .. } = &event {
+                    self.peer_lookups.end(*query);
+                }
+                self.report(event);
+            }
             QueryOutput::Done {
                 query,
                 errand,

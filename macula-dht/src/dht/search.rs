@@ -1,4 +1,4 @@
-//! What a search for providers has found, and how much each peer may add to it.
+//! A search for providers: the records found, and how much each peer may add to them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use macula_wire::{NodeId, ServiceKey, SignedProvider, VerifiedProvider};
 
 use super::local::Local;
 use crate::{
-    K, Want,
+    Want,
     clock::{Tick, nanos},
     message::peek,
     store::supersedes,
@@ -20,8 +20,14 @@ const MAX_PAGES: u8 = 32;
 /// The most providers that a search takes from one peer, or [`StoreLimits::providers_per_key`](crate::StoreLimits) when that is
 /// more.
 const LIST: usize = 256;
+/// The most signatures that are checked for one answer: about a millisecond of work. The rest of a longer answer is asked for
+/// again, as its next page.
+pub(super) const MAX_CHECKS_PER_ANSWER: usize = 32;
+/// The signatures that are checked for each peer, independent of the others. Beyond them all peers of a search share as many as
+/// one list has.
+const CHECKS_PER_PEER: usize = 32;
 
-/// What a search for providers has found.
+/// A search for providers.
 #[derive(Debug)]
 pub(super) struct Search {
     key: ServiceKey,
@@ -30,8 +36,8 @@ pub(super) struct Search {
     found: BTreeMap<NodeId, Seen>,
     live: usize,
     given: BTreeMap<NodeId, Given>,
-    /// The number of signatures checked.
-    checked: usize,
+    /// The signatures checked beyond [`CHECKS_PER_PEER`], for all peers together.
+    shared_checks: usize,
     /// The step that found the first provider.
     hop: u8,
     pub(super) effort: Effort,
@@ -50,6 +56,16 @@ struct Seen {
 struct Given {
     pages: u8,
     records: usize,
+    checks: usize,
+}
+
+/// The part of an answer that was looked at.
+#[derive(Debug, Default)]
+pub(super) struct Verified {
+    /// The records that were not known.
+    pub(super) records: Vec<VerifiedProvider>,
+    /// The last provider looked at, when the answer was too long to look at all of it.
+    pub(super) cut_after: Option<NodeId>,
 }
 
 /// How hard a search tries. A search that ends without a provider tries harder.
@@ -71,7 +87,7 @@ impl Search {
             found: BTreeMap::new(),
             live: 0,
             given: BTreeMap::new(),
-            checked: 0,
+            shared_checks: 0,
             hop: 0,
             effort: Effort::Plain,
         }
@@ -97,32 +113,41 @@ impl Search {
 
     /// Checks the records of an answer that are not known yet; `None` when one is forged.
     ///
-    /// One peer may give as many records as a list holds. A whole search looks at two versions of such a list from each of k
-    /// holders: made-up providers cost a peer nothing.
-    pub(super) fn verify(
-        &mut self,
-        local: &Local,
-        peer: &NodeId,
-        records: &[SignedProvider],
-    ) -> Option<Vec<VerifiedProvider>> {
+    /// Made-up providers cost a peer nothing, so the work is bounded: for one answer by [`MAX_CHECKS_PER_ANSWER`], and for a peer
+    /// by [`CHECKS_PER_PEER`] and its part of one list's length that all peers share. A peer that uses up the shared part takes
+    /// nothing from the others' own.
+    pub(super) fn verify(&mut self, local: &Local, peer: &NodeId, records: &[SignedProvider]) -> Option<Verified> {
         let most = most_records(local);
         let given = self.given.entry(*peer).or_default();
-        let records = &records[..records.len().min(most.saturating_sub(given.records))];
-        given.records += records.len();
-        let mut verified = Vec::new();
+        let (mut checks, mut verified, mut last) = (0, Verified::default(), None);
         for record in records {
-            let known = peek(&record.body).and_then(|peek| self.found.get(&peek.node));
-            let is_same = |known: &VerifiedProvider| {
-                known.body() == &record.body && known.signature()[..] == record.signature[..]
-            };
-            if known.is_some_and(|known| is_same(&known.record)) {
-                continue;
-            }
-            if self.checked >= 2 * K * most {
+            if given.records == most {
                 break;
             }
-            self.checked += 1;
-            verified.push(record.verify(&local.realm_hash, &self.key).ok()?);
+            let provider = peek(&record.body).map(|peek| peek.node);
+            let known = provider.and_then(|provider| self.found.get(&provider));
+            let is_known = known.is_some_and(|Seen { record: known, .. }| {
+                known.body() == &record.body && known.signature()[..] == record.signature[..]
+            });
+            if !is_known {
+                if checks == MAX_CHECKS_PER_ANSWER {
+                    verified.cut_after = last;
+                    break;
+                }
+                if given.checks >= CHECKS_PER_PEER {
+                    if self.shared_checks >= most {
+                        // Nothing more is taken from this peer.
+                        given.records = most;
+                        break;
+                    }
+                    self.shared_checks += 1;
+                }
+                checks += 1;
+                given.checks += 1;
+                verified.records.push(record.verify(&local.realm_hash, &self.key).ok()?);
+            }
+            given.records += 1;
+            last = provider;
         }
         Some(verified)
     }

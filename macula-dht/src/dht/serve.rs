@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use macula_wire::{MAX_RECORD_BYTES, NodeId, ServiceKey, SignedProvider, Signer};
+use macula_wire::{MAX_RECORD_BYTES, Network, NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider};
 
 use super::Dht;
 use crate::{
@@ -55,13 +55,35 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                     taken.map_or_else(Outcome::Refused, |()| Outcome::Stored)
                 });
                 let outcomes: Vec<_> = outcomes.collect();
+                let newer = self.newer_records(from.contact.node_id(), &key, &records, &outcomes);
+                let bytes = newer.iter().map(|record| record.body.len() + 64).sum();
+                self.limiter.charge(tick, peer, bytes);
                 let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
                 self.counters.stored += stored as u64;
                 self.counters.refused += (outcomes.len() - stored) as u64;
                 self.keeper.note_changes(&self.local, now);
-                Response::Published(outcomes)
+                Response::Published { outcomes, newer }
             }
         }
+    }
+
+    /// The stored records that prove to a publisher that its own records are stale.
+    fn newer_records(
+        &self,
+        publisher: &NodeId,
+        key: &ServiceKey,
+        records: &[SignedProvider],
+        outcomes: &[Outcome],
+    ) -> Vec<SignedProvider> {
+        let outcomes = records.iter().zip(outcomes);
+        let mut stale = outcomes.filter(|(_, outcome)| **outcome == Outcome::Refused(Refusal::Stale));
+        let is_own = |record: &SignedProvider| peek(&record.body).is_some_and(|peek| peek.node == *publisher);
+        let held = if stale.any(|(record, _)| is_own(record)) {
+            self.local.store.held(key, publisher)
+        } else {
+            None
+        };
+        held.map(VerifiedProvider::to_signed).into_iter().collect()
     }
 
     fn closest_for(&self, peer: &NodeId, target: &Point) -> (Vec<Contact>, usize) {
@@ -69,7 +91,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         fit_contacts(closest.filter(|contact| contact.node_id() != peer))
     }
 
-    /// Asks a stranger whether it answers when the routing table has a use for it.
+    /// Asks a stranger whether it answers when the routing table has a use for it, and only where it was seen.
     fn meet(&mut self, now: Instant, from: &Peer) {
         let contact = &from.contact;
         if from.role == Role::Node
@@ -78,8 +100,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 .probes
                 .has_room(contact.subnet(), self.local.config.diversity.per_bucket)
             && self.local.table.wants(contact)
+            && let Some(contact) = contact.as_seen()
         {
-            self.probe(now, contact.clone());
+            self.probe(now, contact);
         }
     }
 
@@ -90,14 +113,14 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
         let peek = peek(&record.body).ok_or(Refusal::Invalid)?;
         if peek.node == self.local.own {
-            // This node knows best what it publishes itself.
+            // This node knows its own records best.
             return Ok(());
         }
         if self.local.store.precheck(now, key, record, &peek, from)? == Inserted::Unchanged {
             return Ok(());
         }
         let tick = self.local.tick(now);
-        if !self.limiter.admit_signature(tick) {
+        if !self.limiter.admit_signature(tick, Network::from(from.ip())) {
             return Err(Refusal::Busy);
         }
         let verified = record.verify(&self.local.realm_hash, key);

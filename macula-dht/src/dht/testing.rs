@@ -1,4 +1,4 @@
-//! What the tests of several cores set up.
+//! The setup that tests of several cores share.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! The peers that delivered the records, and how much of the store each takes.
 //!
 //! A record counts for the peer that first delivered it, and moves to its provider once the provider delivers it itself. So a
-//! peer that floods the store or a key holds what it has delivered, under however many made-up names, and gives way first
+//! peer that floods the store or a key holds everything it has delivered, under any number of made-up names, and gives way first
 //! ([`Shares`]). A peer that passes on the record of another takes nothing over.
 //!
 //! **Invariant:** every remote record is in the set of exactly one holder; a holder without records is forgotten.

@@ -2,7 +2,7 @@
 //!
 //! **Invariants:** at most three quarters of the cells are in use; a fingerprint is reached from its home cell without passing
 //! an empty one (removal shifts back what follows; Knuth, *The Art of Computer Programming* 6.4, algorithm R). Fingerprints come
-//! from a keyed hash, so that nobody chooses which cells are crowded.
+//! from a keyed hash, so that no peer chooses which cells are crowded.
 
 /// A cell: the fingerprint in the upper half, the place in the lower.
 const EMPTY: u64 = u64::MAX;
@@ -47,7 +47,7 @@ impl Index {
             if self.cells[at] == EMPTY {
                 break;
             }
-            // What has its home after the hole stays; what had to pass the hole fills it.
+            // A cell with its home after the hole stays. A cell that had to pass the hole fills it.
             let from_home = at.wrapping_sub(self.home(self.cells[at])) & mask;
             if from_home >= at.wrapping_sub(hole) & mask {
                 self.cells[hole] = self.cells[at];

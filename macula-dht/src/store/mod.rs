@@ -45,14 +45,14 @@ use crate::{
     message::Peek,
 };
 
-/// How much a store holds. Every limit is hard, and remote records share what there is between the peers that deliver them.
+/// The limits of a store. Every limit is hard. The peers that deliver remote records share them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreLimits {
     /// The most providers of one key, local ones included.
     pub providers_per_key: usize,
     /// The most keys that remote records are under.
     pub keys: usize,
-    /// The most bytes remote records take, counting for each its body and what holding it costs.
+    /// The most bytes of remote records: their bodies, and the structures that hold them.
     pub bytes: usize,
     /// The most remote records of one publisher.
     pub records_per_publisher: usize,
@@ -132,7 +132,7 @@ impl From<InsertError> for Refusal {
     }
 }
 
-/// What a store holds.
+/// The contents of a store, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Keys with at least one remote record.
@@ -158,7 +158,7 @@ pub struct Usage {
 /// let (realm, provider) = (Realm::default(), SecretKey::from_bytes(&[1; 32]));
 /// let key = ServiceKey::new(&realm, &"api.compute".parse()?);
 ///
-/// // What a provider signed and a peer delivered is verified, and then taken.
+/// // A record that a provider signed and a peer delivered is verified, and then taken.
 /// let endpoint: Address = "node1.example:4433".parse()?;
 /// let advertisement = Advertisement::new([endpoint.clone()]).with_ttl(Duration::from_secs(60));
 /// let signed = VerifiedProvider::sign(&provider, &realm.hash(), &key, 1, unix_ms, &advertisement)?.to_signed();
@@ -179,9 +179,9 @@ pub struct Usage {
 pub struct ProviderStore {
     clock: Clock,
     limits: StoreLimits,
-    /// Found by a hash that peers, who choose the keys, cannot predict.
+    /// By a hash that peers cannot predict, since they choose the keys.
     keys: HashMap<ServiceKey, KeyEntry, Keyed>,
-    /// What the lists of the keys are made of.
+    /// The records in the lists of the keys.
     records: Records,
     /// The same keys in ascending order.
     order: BTreeSet<ServiceKey>,
@@ -192,12 +192,12 @@ pub struct ProviderStore {
     /// When each key next has something to drop: one element a key.
     due: BTreeSet<(Tick, ServiceKey)>,
     usage: Usage,
-    /// Records that changed and are not committed, when somebody wants to know.
+    /// Records that changed and are not committed, when a backend keeps them.
     changes: Option<BTreeSet<(ServiceKey, NodeId)>>,
 }
 
 impl ProviderStore {
-    /// An empty store. `seed` keys its hashes; give each process another, which nobody else knows.
+    /// An empty store. `seed` keys its hashes: give each process a secret one of its own.
     #[must_use]
     pub fn new(clock: Clock, limits: StoreLimits, seed: u64) -> Self {
         let keyed = Keyed::new(seed);
@@ -215,7 +215,7 @@ impl ProviderStore {
         }
     }
 
-    /// What the store holds.
+    /// The contents, in numbers.
     #[must_use]
     pub fn usage(&self) -> Usage {
         self.usage
@@ -236,7 +236,7 @@ impl ProviderStore {
         self.place(tick, record, expires, retain, origin)
     }
 
-    /// Takes back what a backend kept: a record that was to be shown until `shown`, and its place held until `held`.
+    /// Takes back a record from a backend. It is shown until `shown`, and its place is held until `held`.
     ///
     /// Unlike [`ProviderStore::insert`] this starts no time anew, and holds the place of a record that is no longer shown.
     pub(crate) fn restore(
@@ -330,7 +330,7 @@ impl ProviderStore {
             .map(|stored| &stored.record)
     }
 
-    /// Like [`ProviderStore::get`], with withdrawals, and only what comes after the provider `after`: what is told to peers.
+    /// The records that peers are told of: like [`ProviderStore::get`], with withdrawals, and only after the provider `after`.
     pub fn page(
         &self,
         now: Instant,
@@ -376,7 +376,7 @@ impl ProviderStore {
         }
     }
 
-    /// Drops what has expired.
+    /// Drops expired records.
     pub fn expire(&mut self, now: Instant) {
         let tick = self.clock.tick(now);
         while let Some(&(due, key)) = self.due.first()
@@ -412,7 +412,7 @@ impl ProviderStore {
             let mut shortened = None;
             for place in places {
                 let stored = self.records.get_mut(place);
-                if stored.local || stored.record.is_withdrawn() || stored.expires <= tick {
+                if stored.is_local() || stored.record.is_withdrawn() || stored.expires <= tick {
                     continue;
                 }
                 let left = clock.validity(now, &stored.record).unwrap_or_default();
@@ -456,7 +456,7 @@ impl ProviderStore {
         if !record.is_withdrawn() {
             return Ok((expires, expires));
         }
-        // A withdrawal lasts for `issued + ttl` even if that is later than `received + ttl`: what it supersedes may arrive
+        // A withdrawal lasts for `issued + ttl` even if that is later than `received + ttl`: a record it supersedes may arrive
         // later than it did, and is then valid up to its own `issued + ttl`. The skew bounds it.
         let ahead = record
             .advertised_at_ms()
@@ -526,8 +526,8 @@ impl ProviderStore {
         self.usage.bytes = self.holders.bytes();
     }
 
-    /// Says of an unverified record, as far as can be seen without checking its signature, whether it would be taken, so that
-    /// nobody makes this node check signatures in vain. [`Inserted::Unchanged`] means that the very record is held already.
+    /// Whether an unverified record would be taken, as far as that shows without its signature: no peer makes this node check
+    /// signatures in vain. [`Inserted::Unchanged`] means that the very record is held already.
     pub(crate) fn precheck(
         &mut self,
         now: Instant,
@@ -616,7 +616,7 @@ impl ProviderStore {
         self.changes.get_or_insert_default();
     }
 
-    /// What has changed since the last call.
+    /// The records that have changed since the last call.
     pub(crate) fn take_changes(&mut self) -> BTreeSet<(ServiceKey, NodeId)> {
         self.changes.as_mut().map(std::mem::take).unwrap_or_default()
     }
@@ -625,7 +625,7 @@ impl ProviderStore {
         self.changes.as_ref().is_some_and(|changes| !changes.is_empty())
     }
 
-    /// Marks a record as changed, if anybody wants to know.
+    /// Marks a record as changed, if changes are tracked.
     pub(crate) fn note_change(&mut self, key: &ServiceKey, node: &NodeId) {
         if let Some(changes) = &mut self.changes {
             changes.insert((*key, *node));

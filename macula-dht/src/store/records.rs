@@ -18,8 +18,8 @@ use macula_wire::{NodeId, ServiceKey, VerifiedProvider};
 use super::index::Index;
 use crate::{clock::Tick, keyed::Keyed};
 
-/// The records of a block. Growing by blocks moves nothing and never holds twice what is needed; the list of blocks stays in
-/// a core's own cache.
+/// The records of a block. Growing by blocks moves nothing and never doubles the memory; the list of blocks stays in a core's own
+/// cache.
 const BLOCK: usize = 512;
 /// From this many records on, superseded ones are dropped together.
 const LARGE: usize = 8192;
@@ -90,7 +90,7 @@ pub(super) struct Records {
 }
 
 impl Records {
-    /// None; `keyed` is what fingerprints are made with.
+    /// No records; `keyed` makes the fingerprints.
     pub(super) fn new(keyed: Keyed) -> Self {
         Self {
             blocks: Vec::new(),

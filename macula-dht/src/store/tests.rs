@@ -31,7 +31,7 @@ fn record(n: u8, k: u8, seq: u8, ttl: u64, withdrawn: bool, metadata: &str) -> V
     VerifiedProvider::sign(&signer, &realm, &key(k), seq.into(), issued, &advertisement).unwrap()
 }
 
-/// Every record the properties draw from: signing is what takes time.
+/// Every record the properties draw from, signed once: signing takes most of the time.
 static POOL: LazyLock<Vec<VerifiedProvider>> = LazyLock::new(|| {
     let mut pool = Vec::new();
     for (n, k) in (0..NODES).flat_map(|n| (0..KEYS).map(move |k| (n, k))) {
@@ -259,7 +259,7 @@ fn d3_an_empty_list_frees_the_key() {
     assert!(store.keys.is_empty());
 }
 
-/// The owner's clock is ahead: its withdrawal still outlives whatever it supersedes, however late that arrives.
+/// The owner's clock is ahead: its withdrawal still outlives every record it supersedes, however late the record arrives.
 #[test]
 fn a_withdrawal_outlives_what_it_supersedes_despite_skew() {
     let start = Instant::now();
@@ -345,7 +345,7 @@ fn sybils_of_one_subnet_cannot_squat_a_key_by_renewing() {
     }
 }
 
-/// One address that publishes under ever new ids turns nobody out but itself.
+/// One address that publishes under ever new ids evicts only its own records.
 #[test]
 fn one_subnet_cannot_evict_others_by_varying_its_id() {
     let start = Instant::now();

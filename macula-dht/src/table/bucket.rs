@@ -7,7 +7,7 @@ use macula_wire::NodeId;
 use super::{K, REPLACEMENTS};
 use crate::{Contact, Point};
 
-/// A contact and what is remembered of it.
+/// A contact and its history.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) contact: Contact,
@@ -43,7 +43,7 @@ impl Entry {
     }
 }
 
-/// What stands in a [`Line`].
+/// An element of a [`Line`].
 pub(super) trait Standing {
     fn contact(&self) -> &Contact;
 }
@@ -54,7 +54,7 @@ impl Standing for Entry {
     }
 }
 
-/// A replacement is nothing but a contact: there are half as many of them as entries.
+/// A replacement is a bare contact: there are half as many replacements as entries.
 impl Standing for Contact {
     fn contact(&self) -> &Contact {
         self
@@ -65,8 +65,8 @@ impl Standing for Contact {
 #[derive(Debug)]
 pub(super) struct Line<E, const N: usize> {
     entries: Vec<E>,
-    /// The last byte of each one's id. Most requests come from contacts that are not here, and this says so without fetching
-    /// the entries, a cache line each.
+    /// The last byte of each contact's id. Most requests come from contacts that are not here, and this shows it without
+    /// fetching the entries, a cache line each.
     tags: [u8; N],
 }
 

@@ -1,13 +1,13 @@
-//! The routing table: which nodes this one knows, sorted into buckets by how much of its own id they share.
+//! The routing table: the nodes this one knows, sorted into buckets by how much of its own id they share.
 //!
-//! Usable alone. 256 buckets exist in principle and take memory only once something is in them. Each holds up to k contacts,
-//! the least recently seen first, and a replacement cache of contacts that would like to be in.
+//! Usable alone. There are 256 buckets, which take memory only once they have a contact. Each holds up to k contacts,
+//! the least recently seen first, and a replacement cache of contacts that wait for a place.
 //!
 //! **Invariants:** this node is never in its own table; a contact is in the one bucket its distance names, as an entry or as a
 //! replacement, never both; a contact that answers is never pushed out by a newcomer; per public /24 or /48 there are at most
 //! [`Diversity::per_bucket`] entries in a bucket and [`Diversity::per_table`] in the table.
 //!
-//! What is left out: who may enter. The caller inserts only nodes that answered a request of its own.
+//! What is left out: which nodes may enter. The caller inserts only nodes that answered a request of its own.
 
 mod bucket;
 #[cfg(test)]
@@ -28,7 +28,7 @@ use crate::{
 pub const K: usize = 20;
 /// The number of contacts that wait for a place in a bucket.
 pub const REPLACEMENTS: usize = 10;
-/// The number of requests in a row a contact may fail before it goes even if nobody waits for its place.
+/// The number of requests in a row that a contact may fail before it goes, even if no other waits for its place.
 pub const MAX_FAILURES: u8 = 3;
 
 /// How many contacts of one public subnet, an IPv4 /24 or an IPv6 /48, a table takes.
@@ -51,7 +51,7 @@ impl Default for Diversity {
     }
 }
 
-/// What became of a contact offered to a [`RoutingTable`].
+/// The outcome for a contact offered to a [`RoutingTable`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Insertion {
     /// It is a new entry.
@@ -81,20 +81,20 @@ pub enum Insertion {
 /// let now = Instant::now();
 /// let mut table = RoutingTable::new(NodeId::from_bytes([0; 32]), Diversity::default(), now);
 ///
-/// // These twenty answered requests of ours, and fill the bucket of those whose first bit is not our own.
+/// // These twenty nodes answered requests of this node. They fill the bucket of ids that differ in the first bit.
 /// for n in 128..148 {
 ///     assert_eq!(table.insert(now, contact(n), STALE), Insertion::Added);
 /// }
 /// let closest: Vec<_> = table.closest(&Point::from_bytes(&[140; 32]), 3).cloned().collect();
 /// assert_eq!(closest, [contact(140), contact(141), contact(142)]);
 ///
-/// // A newcomer waits while the one seen least recently is asked whether it is there, and takes its place if it is not.
+/// // A newcomer waits while the least recently seen entry is pinged, and takes its place when the entry does not answer.
 /// let newcomer = table.insert(now + STALE, contact(200), STALE);
 /// assert_eq!(newcomer, Insertion::Waiting { ping: Some(contact(128)) });
 /// assert_eq!(table.note_failure(contact(128).node_id()), Some(contact(128)));
 /// assert!(table.contains(contact(200).node_id()) && table.len() == K);
 ///
-/// // A bucket that no lookup went through for long is refreshed by one for a point in it.
+/// // A lookup for a point of a bucket refreshes a bucket that no lookup went through for long.
 /// let (bucket, age) = table.ages(now + STALE).next().unwrap();
 /// assert_eq!((bucket, age), (0, STALE));
 /// let target = table.point_in(bucket, &[7; 32]);
@@ -158,7 +158,7 @@ impl RoutingTable {
             .is_some_and(|bucket| bucket.position(node).is_some())
     }
 
-    /// Whether it is worth asking `node` for an answer, because [`RoutingTable::insert`] would then do something with it.
+    /// Whether `contact` is worth a ping, because [`RoutingTable::insert`] would take it after an answer.
     #[must_use]
     pub fn wants(&self, contact: &Contact) -> bool {
         let Some(index) = self.index_of(contact.node_id()) else {
@@ -185,7 +185,7 @@ impl RoutingTable {
         let position = self.ensure_bucket(index, seen);
         let bucket = &mut self.buckets[position];
         if let Some(at) = bucket.position(contact.node_id()) {
-            // The address may have changed; a subnet that has no room keeps the old one, which is known to answer too.
+            // The address may have changed. When its subnet has no room, keep the old address, which has answered too.
             let moved = bucket.entries[at].contact.subnet() != subnet;
             let admitted = !moved || self.admits(Some(&self.buckets[position]), subnet);
             let bucket = &mut self.buckets[position];
@@ -230,8 +230,17 @@ impl RoutingTable {
         }
     }
 
-    /// Notes that `node` did not answer. It goes when another waits that its place can be given to, or after [`MAX_FAILURES`]
-    /// in a row; the contact that went is returned.
+    /// Notes that `node` was not asked after all, although [`Insertion::Waiting`] named it. A later newcomer may have it asked.
+    pub fn note_unasked(&mut self, node: &NodeId) {
+        if let Some(bucket) = self.bucket_of_mut(node)
+            && let Some(at) = bucket.position(node)
+        {
+            bucket.entries[at].checking = false;
+        }
+    }
+
+    /// Notes that `node` did not answer. It goes when another contact waits for its place, or after [`MAX_FAILURES`] in a row.
+    /// Returns the contact that went.
     pub fn note_failure(&mut self, node: &NodeId) -> Option<Contact> {
         let index = self.index_of(node)?;
         let position = self.position(index)?;
@@ -273,7 +282,7 @@ impl RoutingTable {
             .count()
     }
 
-    /// For each bucket that is not empty, by ascending index, the time since a lookup went through it. What is too old is to be
+    /// For each bucket that is not empty, by ascending index, the time since a lookup went through it. An old bucket is to be
     /// refreshed by a lookup for a [`RoutingTable::point_in`] it.
     pub fn ages(&self, now: Instant) -> impl Iterator<Item = (usize, Duration)> {
         let now = self.seconds(now);
@@ -291,7 +300,7 @@ impl RoutingTable {
         }
     }
 
-    /// A point that falls into bucket `index`, from 0 for the farthest to 255; which one, `noise` decides.
+    /// A point that falls into bucket `index`, from 0 for the farthest to 255; `noise` chooses the point.
     #[must_use]
     pub fn point_in(&self, index: usize, noise: &[u8; 32]) -> Point {
         self.own
@@ -319,8 +328,8 @@ impl RoutingTable {
             && self.buckets.iter().map(count).sum::<usize>() < self.diversity.per_table
     }
 
-    /// Whether `contact` may wait in a full bucket: only what could be admitted does, and of one subnet no more than the bucket
-    /// takes, or a single party would fill the cache.
+    /// Whether `contact` may wait in a full bucket: it could be admitted, and no more of its subnet wait than the bucket takes, or a
+    /// single party would fill the cache.
     fn may_wait(&self, bucket: &Bucket, contact: &Contact) -> bool {
         let subnet = contact.subnet();
         if !subnet.is_limited() {
@@ -344,7 +353,7 @@ impl RoutingTable {
             if self.admits(Some(&self.buckets[position]), subnet) {
                 let bucket = &mut self.buckets[position];
                 let contact = bucket.replacements.remove(at);
-                // When it answered is not kept of those that wait: long ago, so it is the first to be pinged for a newcomer.
+                // The time of its last answer is not kept while it waits. It counts as long ago, so it is pinged first for a newcomer.
                 bucket.entries.push_front(Entry::new(contact, 0));
                 self.len += 1;
             }
@@ -431,7 +440,7 @@ struct Closest<'a> {
     distance: Distance,
     unvisited: [u64; BITS / 64],
     first: bool,
-    /// What is left of the bucket being walked, farthest first.
+    /// The rest of the bucket being walked, farthest first.
     sorted: [(u64, u8); K],
     left: usize,
     entries: &'a [Entry],
@@ -459,7 +468,7 @@ impl<'a> Closest<'a> {
             return Some(top);
         }
         for (word, (unvisited, bits)) in self.unvisited.iter().zip(self.distance.words()).enumerate() {
-            // Set bits after the first one: what is before it is clear.
+            // Set bits after the first one: the bits before it are clear.
             let ahead = unvisited & bits;
             if ahead != 0 {
                 return Some(64 * word + ahead.leading_zeros() as usize);

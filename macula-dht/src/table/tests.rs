@@ -256,7 +256,7 @@ fn one_subnet_does_not_fill_the_replacement_cache() {
     assert!(table.wants(&contact(far(150), Some([198, 51, 100, 1]))));
 }
 
-/// Nobody thins a bucket out with newcomers that the bucket does not take.
+/// Newcomers that a bucket does not take cannot thin it out.
 #[test]
 fn an_entry_stays_when_diversity_admits_none_of_those_that_wait() {
     let now = Instant::now();
@@ -315,7 +315,7 @@ fn a_lookup_refreshes_the_bucket_its_target_falls_into() {
     );
     table.note_lookup(start + Duration::from_secs(30), &table.point_in(11, &[0xff; 32]));
     assert_eq!(ages(&table, 40), [(0, 40), (11, 10)]);
-    // A bucket that nobody is in, and this node itself, have no age to be set back.
+    // An empty bucket, and this node itself, have no age to be set back.
     table.note_lookup(start + Duration::from_secs(40), &table.point_in(200, &[1; 32]));
     table.note_lookup(start + Duration::from_secs(40), &own().into());
     assert_eq!(ages(&table, 40), [(0, 40), (11, 10)]);
@@ -340,7 +340,7 @@ fn closest_is_exact_among_ids_that_share_their_first_half() {
 }
 
 proptest! {
-    /// A point of a bucket is one whose node would stand there, whatever the noise.
+    /// For any noise a point of a bucket is one whose node belongs there.
     #[test]
     fn a_point_in_a_bucket_belongs_to_it(own: [u8; 32], bucket in 0..256_usize, noise: [u8; 32]) {
         let table = RoutingTable::new(NodeId::from_bytes(own), Diversity::default(), Instant::now());

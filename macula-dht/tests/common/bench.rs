@@ -1,4 +1,4 @@
-//! One core on a bench: what it is asked, told and answered is up to the test.
+//! One core on a bench: the test makes its requests, its inputs and its answers.
 
 use std::time::{Duration, Instant};
 
@@ -81,7 +81,7 @@ impl Bench {
                 records: vec![record],
             },
         ) {
-            Response::Published(outcomes) => outcomes[0],
+            Response::Published { outcomes, .. } => outcomes[0],
             other => panic!("{other:?}"),
         }
     }
@@ -106,7 +106,7 @@ impl Bench {
         self.outputs();
     }
 
-    /// Lets `time` pass, answering what is asked as `peers` would; what they leave unanswered times out.
+    /// Lets `time` pass. `peers` answers requests; a request without an answer times out.
     pub(crate) fn run(
         &mut self,
         time: Duration,
@@ -136,7 +136,7 @@ impl Bench {
     }
 }
 
-/// What an honest node that knows nobody and takes everything says.
+/// The answer of an honest node that knows no other node and stores every record.
 pub(crate) fn agreeable(request: &Request) -> Response {
     match request {
         Request::Ping => Response::Pong,
@@ -146,6 +146,9 @@ pub(crate) fn agreeable(request: &Request) -> Response {
             closest: Vec::new(),
             more: false,
         },
-        Request::Publish { records, .. } => Response::Published(vec![Outcome::Stored; records.len()]),
+        Request::Publish { records, .. } => Response::Published {
+            outcomes: vec![Outcome::Stored; records.len()],
+            newer: Vec::new(),
+        },
     }
 }

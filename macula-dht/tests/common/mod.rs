@@ -164,7 +164,7 @@ impl Net {
         n
     }
 
-    /// Adds nodes whose ids were made to lie next to `key`, nearer than any other, and that everybody knows.
+    /// Adds nodes whose ids were made to lie next to `key`, nearer than any other, and makes them known to every node.
     pub(crate) fn add_liars(&mut self, key: ServiceKey, count: usize) {
         for at in 1..=count {
             let n = self.add(Config::default());
@@ -215,7 +215,7 @@ impl Net {
         }
     }
 
-    /// Does something with a node's core, and performs what comes of it.
+    /// Does something with a node's core, and performs its outputs.
     pub(crate) fn with<T>(&mut self, node: usize, act: impl FnOnce(&mut Dht<SecretKey>, Instant) -> T) -> T {
         let result = act(&mut self.nodes[node].dht, self.now);
         self.settle(node);

@@ -13,7 +13,7 @@ const ANYWHERE: [SocketAddr; 2] = [
     SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)), 9),
 ];
 
-/// What the operating system says of the interfaces that are up.
+/// The addresses of the interfaces that are up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Interfaces {
     /// The addresses that lead to the bootstrap nodes and along the default route, the best first.

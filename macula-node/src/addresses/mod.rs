@@ -1,7 +1,7 @@
 //! Where others can reach this node (D13).
 //!
-//! [`Reach`] decides which addresses the node advertises, from what [`interfaces`] reads and what peers report. It reads no clock
-//! and no socket.
+//! [`Reach`] decides which addresses the node advertises, from the interfaces and from peers' reports. It reads no clock
+//! and no socket; [`interfaces`] does.
 
 pub(crate) mod interfaces;
 mod reach;

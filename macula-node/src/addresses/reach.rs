@@ -28,7 +28,7 @@ const MAX_OBSERVED: usize = 2;
 /// Where others can reach a node.
 #[derive(Debug)]
 pub(crate) enum Reach {
-    /// At these addresses, whatever the interfaces are; nowhere, for a client.
+    /// At these addresses, which never change; at none, for a client.
     Fixed(Vec<Address>),
     /// At every address of the machine.
     Everywhere(Everywhere),
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(reach.addresses(Instant::now()), ["127.0.0.1:4000".parse().unwrap()]);
     }
 
-    /// Y7: it joins through 127.0.0.1 and advertises what others can dial.
+    /// Y7: it joins through 127.0.0.1 and advertises addresses that other hosts can dial.
     #[test]
     fn y7_a_node_that_joins_through_loopback_advertises_its_interfaces() {
         let mut node = everywhere("0.0.0.0:4000");
@@ -294,7 +294,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the interfaces are and peers report.
+        /// For any interfaces and any reports of peers.
         #[test]
         fn d13_what_is_advertised_keeps_the_invariants(
             both in any::<bool>(),

@@ -1,7 +1,7 @@
 //! The clocks of a node, held together over suspensions and jumps (D14).
 //!
 //! Rust's `Instant` stands still while a machine is suspended. A node's own time does not: it is the `Instant` plus the time that
-//! the machine has been suspended since the node started, so that everything with a lifetime ages in its sleep. [`Watch`] finds out
+//! the machine has been suspended since the node started, so that everything with a lifetime ages in its sleep. [`ClockWatch`] finds out
 //! from readings of the clocks how long that is, and whether the wall clock was set.
 
 #[cfg(feature = "testing")]
@@ -18,19 +18,19 @@ use std::{
 
 #[cfg(feature = "testing")]
 pub use self::simulated::SimulatedClock;
-pub(crate) use self::watch::{Jump, Reading, Watch};
+pub(crate) use self::watch::{ClockWatch, Jump, Reading};
 
 /// A node's clocks. Clones are the same.
 #[derive(Debug, Clone)]
 pub(crate) struct Clocks {
-    source: Source,
-    /// How long the machine has been suspended since the node started, in nanoseconds, as far as it was noticed.
+    source: TimeSource,
+    /// How long the machine has been suspended since the node started, in nanoseconds, at the last look.
     suspended: Arc<AtomicU64>,
 }
 
 /// Where readings come from.
 #[derive(Debug, Clone)]
-pub(crate) enum Source {
+pub(crate) enum TimeSource {
     System,
     #[cfg(feature = "testing")]
     Simulated {
@@ -40,7 +40,7 @@ pub(crate) enum Source {
 }
 
 impl Clocks {
-    pub(crate) fn new(source: Source) -> Self {
+    pub(crate) fn new(source: TimeSource) -> Self {
         Self {
             source,
             suspended: Arc::default(),
@@ -71,7 +71,7 @@ impl Clocks {
     }
 }
 
-impl Source {
+impl TimeSource {
     fn read(&self) -> Reading {
         match self {
             Self::System => read_system(),
@@ -120,7 +120,7 @@ mod tests {
 
     #[tokio::test]
     async fn d14_a_nodes_time_goes_on_while_its_machine_sleeps() {
-        let clocks = Clocks::new(Source::System);
+        let clocks = Clocks::new(TimeSource::System);
         let before = clocks.now();
         clocks.set_suspended(Duration::from_secs(600));
         let now = clocks.now();

@@ -1,7 +1,7 @@
-//! What readings of the clocks say: how long the machine has been suspended, and whether its wall clock was set.
+//! Finds out from readings of the clocks how long the machine has been suspended, and whether its wall clock was set.
 //!
-//! **Invariant:** after each [`Watch::look`] the wall clock is within [`MAX_DRIFT`] of what the last tie and the time passed since
-//! give, or the look has said [`Jump`] and tied the two anew.
+//! **Invariant:** after each [`ClockWatch::look`] the wall clock differs by less than [`MAX_DRIFT`] from the wall clock of the last tie plus
+//! the time passed since. A look that finds a larger difference reports a [`Jump`] and ties the two anew.
 
 use std::time::Duration;
 
@@ -37,18 +37,18 @@ pub(crate) struct Jump {
     pub(crate) stepped_ms: i64,
 }
 
-/// Watches the clocks. Time enters through [`Watch::look`] only.
+/// Watches the clocks. Time enters through [`ClockWatch::look`] only.
 #[derive(Debug, Clone)]
-pub(crate) struct Watch {
-    /// What the machine had slept before the watch began.
+pub(crate) struct ClockWatch {
+    /// The time that the machine had slept before the watch began.
     before: Duration,
-    /// What the machine has slept since then.
+    /// The time that the machine has slept since then.
     suspended: Duration,
     /// The reading at which wall clock and time passed were tied.
     tied: Reading,
 }
 
-impl Watch {
+impl ClockWatch {
     pub(crate) fn new(first: Reading) -> Self {
         Self {
             before: first.slept(),
@@ -137,10 +137,10 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever happens in whichever order: the watch knows the time slept, and the wall clock to a second.
+        /// After any series of events the watch knows the time slept, and the wall clock to a second.
         #[test]
         fn d14_the_watch_knows_the_time(events in prop::collection::vec(happens(), 0..40)) {
-            let (mut watch, mut reading, mut slept) = (Watch::new(START), START, Duration::ZERO);
+            let (mut watch, mut reading, mut slept) = (ClockWatch::new(START), START, Duration::ZERO);
             for event in events {
                 reading = after(reading, event);
                 if let Happens::Sleeps(ms) = event {
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn d14_a_sleep_is_no_step_and_a_step_no_sleep() {
-        let mut watch = Watch::new(START);
+        let mut watch = ClockWatch::new(START);
         let awake = after(START, Happens::Sleeps(600_000));
         let slept = Duration::from_secs(600);
         assert_eq!(watch.look(awake), Some(Jump { slept, stepped_ms: 0 }));

@@ -26,7 +26,7 @@ pub enum DataError {
     Make {
         /// The folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another process has it.

@@ -1,9 +1,9 @@
-//! Writing what the directory's core wants kept, in a thread of its own: a disk may be slow, and the core's task serves peers.
+//! Writes the directory's changes to disk, in a thread of its own: a disk may be slow, and the core's task serves peers.
 //!
-//! The core hands over batches about once a second. While one is written, later ones are merged: of a record only the last
-//! state is written. **Invariant:** at most [`MAX_WAITING`] records wait; a batch that does not fit is refused whole.
+//! The core hands over a batch about once a second. Batches that arrive during a write are merged, so that only the last state of a
+//! record is written. **Invariant:** at most [`MAX_WAITING`] records wait; a batch that does not fit is refused whole.
 //!
-//! When a write fails, the file is closed, and what failed waits for the next attempt, which opens the file anew.
+//! When a write fails, the file is closed. The failed batch waits for the next attempt, which opens the file anew.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -26,29 +26,30 @@ const MAX_BATCH: usize = 4096;
 /// How long after a failure the file is tried again.
 const TRY_AGAIN_AFTER: Duration = Duration::from_secs(30);
 
-/// Keeps the directory's records and contacts, as the [`Backend`] of its core. Dropped, it writes what waits and closes the file.
+/// Keeps the directory's records and contacts, as the [`Backend`] of its core. When it is dropped, the waiting changes are written and
+/// the file is closed.
 #[derive(Debug)]
 pub(crate) struct Keeper {
-    shared: Arc<Shared>,
-    /// What the file held, until the core takes it.
+    shared: Arc<Inbox>,
+    /// The content of the file, until the core takes it.
     loaded: Option<Result<Loaded, BackendError>>,
     /// Gone when the thread has ended.
     thread: watch::Receiver<()>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+struct Inbox {
     waiting: Mutex<Waiting>,
     changed: Condvar,
 }
 
-/// What is to be written next.
+/// The changes to write next.
 #[derive(Debug, Default)]
 struct Waiting {
     /// The last state of each record; `None` when it is gone.
     records: BTreeMap<(ServiceKey, NodeId), Option<StoredRecord>>,
     contacts: Option<Vec<StoredContact>>,
-    /// Nothing more will come.
+    /// The keeper was dropped: no more changes come.
     closing: bool,
 }
 
@@ -57,7 +58,7 @@ impl Waiting {
         self.records.is_empty() && self.contacts.is_none()
     }
 
-    /// Adds changes that are later than what waits.
+    /// Adds changes, which are later than the waiting ones.
     fn add(&mut self, changes: &[Change]) -> Result<(), BackendError> {
         if self.records.len() + changes.len() > MAX_WAITING {
             return Err(BackendError::Behind);
@@ -84,7 +85,7 @@ impl Waiting {
         batch
     }
 
-    /// Puts back what could not be written, beneath what has come since.
+    /// Puts back a batch that could not be written; changes that came since win.
     fn put_back(&mut self, batch: Vec<Change>) {
         for change in batch {
             let (place, record) = match change {
@@ -108,7 +109,7 @@ impl Keeper {
     /// Starts keeping in `file`, which `backend` has open; without it, the file could not be opened and is tried again.
     pub(super) fn start(file: PathBuf, mut backend: Option<RedbBackend>) -> io::Result<Self> {
         let loaded = backend.as_mut().map_or_else(|| Ok(Loaded::default()), Backend::load);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Inbox::default());
         let (running, thread) = watch::channel(());
         let writer = Writer {
             shared: Arc::clone(&shared),
@@ -127,7 +128,7 @@ impl Keeper {
         })
     }
 
-    /// Waits until the file is closed, which it is some time after this keeper is dropped.
+    /// Waits until the file is closed. That happens some time after this keeper is dropped.
     pub(super) fn closed(&self) -> impl Future<Output = ()> + use<> {
         let mut thread = self.thread.clone();
         async move { while thread.changed().await.is_ok() {} }
@@ -153,15 +154,15 @@ impl Drop for Keeper {
     }
 }
 
-impl Shared {
+impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the thread has.
+/// The state of the thread.
 struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<Inbox>,
     file: PathBuf,
     /// The file, while it is in order.
     backend: Option<RedbBackend>,
@@ -180,7 +181,7 @@ impl Writer {
                     tracing::debug!(changes = batch.len(), "kept");
                 }
                 Err(error) => {
-                    // Whatever is wrong with it: the next attempt opens it anew.
+                    // The next attempt opens the file anew.
                     self.backend = None;
                     if self.failed.replace(Instant::now()).is_none() {
                         let reason = error_chain(&error);
@@ -198,7 +199,7 @@ impl Writer {
         }
     }
 
-    /// What is to be written, as soon as there is something and it is time; `None` at the end. And whether the end is near.
+    /// Waits for the next batch, and says whether the keeper was dropped; `None` at the end.
     fn next(&self) -> Option<(Vec<Change>, bool)> {
         let mut waiting = self.shared.lock();
         loop {

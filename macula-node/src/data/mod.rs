@@ -1,8 +1,7 @@
-//! What a node keeps over a restart.
+//! The state that a node keeps over a restart.
 //!
-//! A data folder holds the node's key (`identity`) and, in `directory.redb`, the records of others and the contacts that the
-//! directory would want back. The folder belongs to one process at a time. What is in `directory.redb` can be had again from
-//! the mesh: a damaged file is set aside, and nothing that goes wrong with it later stops the node.
+//! A data folder holds the node's key (`identity`) and, in `directory.redb`, the records of others and the contacts of its
+//! directory. The folder belongs to one process at a time. The mesh can replace everything in `directory.redb`: a damaged file is set aside, and nothing that goes wrong with it later stops the node.
 
 #[cfg(feature = "redb")]
 mod folder;
@@ -30,8 +29,8 @@ pub(crate) enum Kept {
 impl Kept {
     pub(crate) const NOWHERE: Self = Self::Nowhere(Memory);
 
-    /// Waits until everything handed over is kept or given up, and the files are closed. To be asked before the core is dropped,
-    /// which ends the keeping.
+    /// Waits until every change is written or given up, and the files are closed. Call it before the core is dropped; the drop starts
+    /// the closing.
     pub(crate) fn closed(&self) -> BoxFuture<'static, ()> {
         match self {
             Self::Nowhere(_) => Box::pin(std::future::ready(())),

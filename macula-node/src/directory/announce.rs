@@ -1,4 +1,4 @@
-//! What this node says of itself under each of its services, and where others reach it (D13).
+//! The advertisement of this node's services, and the addresses in it (D13).
 
 use std::{
     net::IpAddr,
@@ -15,7 +15,7 @@ use crate::{
     addresses::{Reach, interfaces, is_this_host_only},
 };
 
-/// What a node's records say beside its addresses.
+/// The content of a node's records beside its addresses.
 #[derive(Debug, Clone)]
 pub(crate) struct Offer {
     pub(crate) ttl: Duration,
@@ -35,7 +35,10 @@ impl Offer {
     }
 }
 
-/// What this node announces, and to whom beside the directory: its transport tells new peers, its owner asks.
+/// The advertisement of this node. The directory publishes it, the transport tells new peers its addresses, and [`Node::endpoints`]
+/// shows them.
+///
+/// [`Node::endpoints`]: crate::Node::endpoints
 pub(crate) struct Announcement {
     reach: Reach,
     offer: Offer,

@@ -1,4 +1,4 @@
-//! The task that owns the DHT core: performs what the core asks for, and tells it what happened and when.
+//! The task that owns the DHT core: it performs the core's outputs, and tells it events with their time.
 //!
 //! **Invariant:** every effect is performed in the one match of [`Driver::perform`], and nothing else decides anything.
 
@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     BootstrapAddr,
-    clocks::{Clocks, Jump, Watch},
+    clocks::{ClockWatch, Clocks, Jump},
     data::Kept,
 };
 
@@ -36,19 +36,19 @@ const MAX_REQUESTS: usize = 1024;
 /// How often the driver looks after connections to neighbours and the clocks, and every [`LOOKS_A_ROUND`] times after its addresses.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_A_ROUND: u32 = 2;
-/// How long after the first provider a call waits for others: the nodes that hold a key's list hold all of it, and one that
-/// does not answer should not hold up a call.
+/// How long after the first provider a call waits for others. Every node that holds a key's list holds all of it, so one silent node
+/// should not delay a call.
 const ENOUGH_AFTER: Duration = Duration::from_millis(100);
 /// Commands taken before the core is drained.
 const COMMANDS_AT_ONCE: usize = 64;
 
 type Core = Dht<SecretKey, Kept>;
 
-/// The core, and who waits for what.
+/// The core, and the callers that wait for its answers.
 pub(crate) struct Driver {
     core: Core,
     clocks: Clocks,
-    watch: Watch,
+    watch: ClockWatch,
     commands: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
     joining: Joining,
@@ -61,16 +61,16 @@ pub(crate) struct Driver {
     requests: JoinSet<Done>,
     neighbours: Neighbours,
     timeouts: Timeouts,
-    /// Done when what was to be kept is kept.
+    /// Done when every change is written to disk.
     kept: BoxFuture<'static, ()>,
-    /// Whoever asked for the end.
+    /// The caller that asked for the end.
     closing: Option<oneshot::Sender<()>>,
 }
 
-/// A lookup under way, and who waits for it.
+/// A lookup under way, and the callers that wait for it.
 struct Lookup {
     key: ServiceKey,
-    /// Callers that take what has been found when [`Lookup::enough_at`] has come.
+    /// Callers that take the providers found by [`Lookup::enough_at`].
     hurried: Vec<LookupReply>,
     /// Callers that wait for the whole list.
     patient: Vec<LookupReply>,
@@ -80,7 +80,7 @@ struct Lookup {
 }
 
 impl Lookup {
-    /// What has been found, in the list's order.
+    /// The providers found so far, in the list's order.
     fn so_far(&self) -> Arc<[Provider]> {
         super::read(self.found.values())
     }
@@ -112,8 +112,8 @@ struct Timeouts {
 }
 
 impl Driver {
-    /// A directory for the node that is `identity`, and the task that is to run it. It starts from what `kept` has. `seed` is
-    /// nobody else's to know or guess: it keys the hashes of what peers choose.
+    /// A directory for the node that is `identity`, and the task that runs it. It starts with the records and contacts of `kept`. `seed`
+    /// is secret: it keys the hashes of values that peers choose.
     pub(crate) fn new(
         identity: &Identity,
         realm: &Realm,
@@ -132,7 +132,7 @@ impl Driver {
             identify: config.identify_timeout,
         };
         let closed = kept.closed();
-        let watch = Watch::new(clocks.read());
+        let watch = ClockWatch::new(clocks.read());
         let core = Dht::new(
             config,
             identity.secret().clone(),
@@ -180,7 +180,7 @@ impl Driver {
     /// Runs until it is closed, or every [`Directory`] is gone.
     pub(crate) async fn run(mut self, pool: Pool, announcement: Announcement) {
         self.work(pool, announcement).await;
-        // Whoever waits for something gets no answer from here on.
+        // Callers that still wait get no answer from here on.
         let Self {
             mut core,
             clocks,
@@ -192,7 +192,7 @@ impl Driver {
         drop(core);
         kept.await;
         if let Some(closing) = closing {
-            // Whoever asked may have stopped waiting.
+            // The caller may have stopped waiting.
             let _ = closing.send(());
         }
     }
@@ -266,7 +266,7 @@ impl Driver {
         );
         self.clocks.set_suspended(self.watch.suspended());
         let now = self.clocks.now();
-        // What ended in the meantime ends before anything new starts.
+        // Everything that ran out during the jump ends before new work starts.
         self.core.handle_timeout(now);
         self.core.set_clock(now, self.watch.unix_ms());
         self.shared.cache().found.set_clock(now, self.core.clock());
@@ -276,7 +276,7 @@ impl Driver {
         true
     }
 
-    /// Publishes every service again, with what is announced now and dated now.
+    /// Publishes every service again, with the present advertisement and date.
     fn publish_anew(&mut self, announcement: &Announcement) {
         let services: Vec<_> = self.core.advertised().copied().collect();
         for key in services {
@@ -301,7 +301,7 @@ impl Driver {
         }
     }
 
-    /// Gives the callers who wait for a provider those that have been found.
+    /// Gives the callers that need any provider the ones found so far.
     fn answer_the_hurried(&mut self, now: Instant) {
         for lookup in self.lookups.values_mut() {
             if !lookup.hurried.is_empty() && lookup.is_enough(now) {
@@ -313,7 +313,7 @@ impl Driver {
         }
     }
 
-    /// Does what the core asks for.
+    /// Performs an output of the core.
     fn perform(&mut self, output: Output, pool: &Pool) {
         match output {
             Output::Send { id, .. } if self.requests.len() >= MAX_REQUESTS => {
@@ -356,7 +356,7 @@ impl Driver {
                     tracing::warn!(service, %report, clock, "some nodes did not take this node's provider record");
                 }
                 self.joining.published(&key);
-                // Whoever asked may have stopped waiting.
+                // The caller may have stopped waiting.
                 for reply in self.advertising.remove(&key).into_iter().flatten() {
                     let _ = reply.send(Ok(report.clone()));
                 }
@@ -400,7 +400,7 @@ impl Driver {
                     self.neighbours.talked_to(to, connection);
                 }
                 self.core.handle_response(now, id, result);
-                // Nobody has to find this node, so whoever answered first is mesh enough.
+                // No other node has to find this one, so one node that answers is mesh enough.
                 if !self.core.table().is_empty() && self.core.advertised().next().is_none() {
                     self.joining.can_ask(self.core.table().len());
                 }
@@ -484,7 +484,7 @@ impl Driver {
         };
         let mut cache = self.shared.cache();
         let answer = match result {
-            QueryResult::Unreachable => {
+            QueryResult::Unreachable | QueryResult::Busy => {
                 cache.found.abandon(&key);
                 Err(ResolveError::Unreachable)
             }

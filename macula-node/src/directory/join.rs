@@ -1,7 +1,7 @@
-//! How far this node has got into the mesh, in terms a person understands.
+//! How far this node has got into the mesh, in a person's terms.
 //!
-//! Joining itself is the core's: it asks the seeds, looks for its neighbours, and starts again when it has lost everybody (N3).
-//! Here it is followed: who was reached, who was trusted on first use, and what the last failure was.
+//! The core does the joining: it asks the seeds, looks for its neighbours, and starts again when it has lost all of them (N3). This
+//! module follows it: which nodes were reached, which were trusted on first use, and how the last attempt failed.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ use crate::{BootstrapAddr, MAX_BOOTSTRAP};
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TrustedPeer {
-    /// Who answered.
+    /// The node that answered.
     pub node_id: NodeId,
     /// Where it answered.
     pub endpoint: Address,
@@ -68,7 +68,7 @@ pub enum JoinError {
     Unreachable {
         /// The last address that failed.
         address: BootstrapAddr,
-        /// What it met.
+        /// Why it failed.
         source: JoinCause,
     },
     /// The bootstrap nodes can be reached, and do not answer.
@@ -110,7 +110,7 @@ pub(super) struct Joining {
     reached: Reached,
     report: JoinReport,
     failure: Option<JoinError>,
-    /// Services that are to be published before this node calls itself ready.
+    /// Services to publish before this node calls itself ready.
     unpublished: Option<BTreeSet<ServiceKey>>,
     /// A bootstrap node has been lost, or could not be reached.
     try_again: bool,
@@ -136,7 +136,7 @@ impl Joining {
         }
     }
 
-    /// What the core starts from: nothing for a node that is its own mesh, or named in a list that all nodes share.
+    /// The seeds of the core. A list of bootstrap nodes that all nodes share names this node too, which is left out.
     pub(super) fn seeds(&self, own: &NodeId) -> Vec<Seed> {
         let seed = |address: &BootstrapAddr| match address.node_id {
             Some(id) if id == *own => None,
@@ -146,7 +146,7 @@ impl Joining {
         self.bootstrap.iter().filter_map(seed).collect()
     }
 
-    /// A node that nobody has to find can ask the mesh: it is in it.
+    /// A node without services is in the mesh as soon as one node has answered.
     pub(super) fn can_ask(&mut self, contacts: usize) {
         if !matches!(*self.progress.borrow(), Some(Ok(_))) {
             self.report.contacts = contacts;
@@ -168,8 +168,8 @@ impl Joining {
         }
     }
 
-    /// Whether the bootstrap addresses are to be tried again: a node that was lost may be there again under another key, and
-    /// know nobody. At most once in [`TRY_AGAIN_EVERY`], until every one has answered.
+    /// Whether to try the bootstrap addresses again: a node that was lost may have come back with another key and know no other
+    /// node. At most once in [`TRY_AGAIN_EVERY`], until every one has answered.
     pub(super) fn is_time_to_try(&mut self, now: Instant) -> bool {
         let due = self.tried.is_none_or(|tried| tried + TRY_AGAIN_EVERY <= now);
         if self.try_again && due {
@@ -210,7 +210,7 @@ impl Joining {
         self.progress.send_replace(Some(Err(error)));
     }
 
-    /// An endpoint was asked who listens there: the contacts for the core, none when nobody does.
+    /// Takes the nodes that listen at an endpoint, and gives the core's contacts for them; none when no node listens there.
     pub(super) fn identified(&mut self, endpoint: &Address, found: Result<Vec<Found>, JoinCause>) -> Vec<Contact> {
         let address = BootstrapAddr::from(endpoint.clone());
         match found {
@@ -252,8 +252,8 @@ impl Joining {
         }
     }
 
-    /// Notes who answered at an address without an id, and warns when it was somebody else before. A name may stand for several
-    /// nodes, of which not all answer each time.
+    /// Notes the nodes that answered at an address without an id, and warns when they are all others than before. A name may stand for
+    /// several nodes, and not all of them answer each time.
     fn trust(&mut self, endpoint: &Address, now: &BTreeSet<NodeId>) {
         let trusted = &mut self.report.trusted_on_first_use;
         let before: BTreeSet<_> = trusted

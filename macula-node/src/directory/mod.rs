@@ -37,21 +37,33 @@ pub use self::{
 };
 use crate::clocks::Clocks;
 
-/// Commands that wait for the task at a time; requests of peers beyond that are declined, everybody else waits.
+/// Commands that wait for the task at a time. Beyond it, requests of peers are declined and this node's own callers wait.
 const MAX_WAITING_COMMANDS: usize = 1024;
 
-/// What the directory of a node has counted and holds.
+/// The counters of a node's directory, and the size of its store.
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
 pub struct DirectoryStats {
     /// How the cache answered.
     pub cache: CacheCounters,
-    /// What the protocol has counted.
+    /// The counters of the protocol.
     pub dht: Counters,
     /// Nodes in the routing table.
     pub known_nodes: usize,
     /// Records of others held here.
     pub records: usize,
+}
+
+/// A provider as its record in the directory shows it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ProviderRecord {
+    /// The provider.
+    pub provider: Provider,
+    /// How long ago the record was published, by this node's clock.
+    pub age: Duration,
+    /// How long the record is valid from its publication on.
+    pub ttl: Duration,
 }
 
 /// The directory, to be asked. Cheap to clone.
@@ -62,7 +74,7 @@ pub(crate) struct Directory {
     shared: Arc<Shared>,
 }
 
-/// What callers and the task share.
+/// The state that callers and the task share.
 struct Shared {
     cache: Mutex<Cache>,
     stats: Mutex<DirectoryStats>,
@@ -74,12 +86,11 @@ struct Shared {
 struct Cache {
     found: DirectoryCache,
     realm: Realm,
-    /// Services lately found, at most as many as the cache has keys.
+    /// Services found lately; no more than the cache has keys.
     read: HashMap<ServiceName, Read>,
 }
 
-/// What a service's name and its last list read like: its key is hashed once, and an unchanged answer is decoded once and stays the
-/// same `Arc`.
+/// A service's key and its last list, decoded. The key is hashed once, and an unchanged answer stays the same `Arc`.
 struct Read {
     key: ServiceKey,
     found: Arc<[VerifiedProvider]>,
@@ -118,7 +129,7 @@ impl Cache {
     /// Takes in a list of a service that had none, and gives its providers.
     fn read(&mut self, service: &ServiceName, key: ServiceKey, found: Arc<[VerifiedProvider]>) -> Arc<[Provider]> {
         if self.read.len() >= CacheLimits::default().keys {
-            // One makes room, not all: names that peers make up must not cost this node what it knows.
+            // Only one makes room: names that peers make up must not empty the cache.
             let any = self.read.keys().next().cloned();
             any.and_then(|name| self.read.remove(&name));
         }
@@ -162,7 +173,7 @@ fn provider(record: &VerifiedProvider) -> Option<Provider> {
 
 pub(crate) type LookupReply = oneshot::Sender<Result<Arc<[Provider]>, ResolveError>>;
 
-/// What somebody who has a key looked up waits for.
+/// How much of a lookup its caller waits for.
 pub(crate) enum Wait {
     /// Some providers: a call is to be made.
     Enough(LookupReply),
@@ -172,7 +183,7 @@ pub(crate) enum Wait {
     Nothing,
 }
 
-/// What a caller asks of the task.
+/// A caller's request to the task.
 enum Command {
     /// Answer a peer's request.
     Answer {
@@ -180,7 +191,7 @@ enum Command {
         body: Bytes,
         reply: oneshot::Sender<Bytes>,
     },
-    /// Look a key up, and put what is found into the cache.
+    /// Look a key up, and put the answer into the cache.
     Lookup { key: ServiceKey, wait: Wait },
     /// Publish this node as a provider of a service.
     Advertise {
@@ -192,7 +203,7 @@ enum Command {
         key: ServiceKey,
         reply: oneshot::Sender<WithdrawReport>,
     },
-    /// Keep what is to be kept, and end.
+    /// Write the waiting changes to disk, and end.
     Close { reply: oneshot::Sender<()> },
 }
 
@@ -207,7 +218,7 @@ impl Shared {
 }
 
 impl Directory {
-    /// A directory of this realm whose core has this clock, and what its task takes commands from.
+    /// A directory of this realm whose core has this clock, and the queue of commands for its task.
     fn new(clock: Clock, clocks: Clocks, realm: Realm) -> (Self, mpsc::Receiver<Command>) {
         let (commands, waiting) = mpsc::channel(MAX_WAITING_COMMANDS);
         let found = DirectoryCache::new(clock, CacheLimits::default());
@@ -251,7 +262,7 @@ impl Directory {
         let (providers, due) = cache.at_hand(now, service)?;
         if let Some(key) = due {
             let wait = Wait::Nothing;
-            // Whoever asks next refreshes it, if there is no room for the command.
+            // Without room for the command, the next caller refreshes the list.
             if self.commands.try_send(Command::Lookup { key, wait }).is_err() {
                 cache.found.abandon(&key);
             }
@@ -262,6 +273,28 @@ impl Directory {
         })
     }
 
+    /// The records of a service as the DHT has them, each with its age by this node's clock.
+    pub(crate) async fn records(&self, service: &ServiceName) -> Result<Vec<ProviderRecord>, ResolveError> {
+        self.look_up(service, ResolveOptions::default().with_force_refresh(true))
+            .await?;
+        // Decodes the answer, unless an earlier call has.
+        self.known(service);
+        let now = self.clocks.now();
+        let cache = self.shared.cache();
+        let Some(read) = cache.read.get(service) else {
+            return Ok(Vec::new());
+        };
+        let unix_ms = cache.found.clock().unix_ms(now);
+        let record = |record: &VerifiedProvider| {
+            Some(ProviderRecord {
+                provider: provider(record)?,
+                age: Duration::from_millis(unix_ms.saturating_sub(record.advertised_at_ms())),
+                ttl: record.ttl(),
+            })
+        };
+        Ok(read.found.iter().filter_map(record).collect())
+    }
+
     /// The providers of a service as the DHT has them.
     async fn look_up(&self, service: &ServiceName, options: ResolveOptions) -> Result<Resolved, ResolveError> {
         let (reply, answer) = oneshot::channel();
@@ -269,7 +302,7 @@ impl Directory {
             let now = self.clocks.now();
             let mut cache = self.shared.cache();
             let key = cache.key(service);
-            // Counted as a lookup; the task starts no second one for a key, whoever leads.
+            // Counted as a lookup. The task runs one lookup a key, so every caller sends the command.
             let _ = cache.found.force_refresh(now, &key);
             key
         };
@@ -290,7 +323,7 @@ impl Directory {
     /// Publishes this node as a provider of a service, and keeps it published; answers when the nodes that should hold the record have.
     pub(crate) async fn advertise(&self, service: &ServiceName) -> Result<PublishReport, AdvertiseError> {
         let (reply, answer) = oneshot::channel();
-        // A directory that is closed publishes nothing, and nobody is left to hear of it.
+        // A closed directory publishes nothing.
         let service = service.clone();
         let sent = self.commands.send(Command::Advertise { service, reply }).await;
         if sent.is_err() {
@@ -300,7 +333,7 @@ impl Directory {
         }
     }
 
-    /// Withdraws this node from a key; answers when those who hold its record have been told.
+    /// Withdraws this node from a key; answers when the holders of its record have been told.
     pub(crate) async fn withdraw(&self, key: ServiceKey) -> WithdrawReport {
         let (reply, answer) = oneshot::channel();
         let sent = self.commands.send(Command::Withdraw { key, reply }).await;
@@ -319,11 +352,11 @@ impl Directory {
         {}
     }
 
-    /// Ends the task, once what is to be kept is kept. Afterwards the directory gives no answer.
+    /// Ends the task after the waiting changes are written. Afterwards the directory gives no answer.
     pub(crate) async fn close(&self) {
         let (reply, closed) = oneshot::channel();
         if self.commands.send(Command::Close { reply }).await.is_ok() {
-            // Fails when somebody else closes it.
+            // Fails when another caller closes it.
             let _ = closed.await;
         }
     }

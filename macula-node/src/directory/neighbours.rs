@@ -1,18 +1,18 @@
-//! Which nodes this one talks to, and whose connection broke.
+//! The nodes that this one talks to, and those whose connection broke.
 //!
-//! A node that was killed and started again answers under its old id and has forgotten everything it held, yet no request of
-//! the DHT fails. Its connection tells: it breaks, within a keep-alive interval while it is open. The core is then told to ask the
-//! node again, now and a few times later; when it answers, the core hands over what it should hold (N3). A node that does not
-//! answer leaves the core's routing table, and the core looks for it from then on.
+//! A node that was killed and started again has forgotten every record it held, and yet no request to it fails. Its connection
+//! breaks, though, within a keep-alive interval. The core is then told to ask the node again, at once and a few times later. When it
+//! answers, the core hands over the records that it should hold (N3). A node that does not answer leaves the core's routing table, and
+//! the core looks for it from then on.
 
 use std::time::{Duration, Instant};
 
 use macula_dht::Contact;
 use macula_transport::{CloseCode, Connection, Lost};
 
-/// The most connections that are watched; the one talked to longest ago makes room. As many nodes may be missing.
+/// The most connections that are watched; the one used longest ago makes room. The same limit holds for missing nodes.
 const MAX_WATCHED: usize = 64;
-/// When a node whose connection broke is asked, counted from the break: as often as the core needs to give it up.
+/// When a node is asked again after its connection broke: so often that the core gives up a node that never answers.
 const ASK_AFTER: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_secs(2),
@@ -20,7 +20,7 @@ const ASK_AFTER: [Duration; 4] = [
     Duration::from_secs(14),
 ];
 
-/// The nodes last talked to, and those that went missing.
+/// The nodes that this one talked to last, and those that went missing.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
     /// The latest last.
@@ -46,7 +46,7 @@ impl Neighbours {
         self.connected.push((to, connection));
     }
 
-    /// The nodes that are to be asked whether they are there.
+    /// The nodes to ask now whether they are there.
     pub(super) fn due(&mut self, now: Instant) -> Vec<Contact> {
         let missing = &mut self.missing;
         self.connected.retain(|(contact, connection)| match connection.lost() {
@@ -77,7 +77,7 @@ impl Neighbours {
     }
 }
 
-/// Whether a connection ended because nobody needed it: that says nothing about the node.
+/// Whether a connection ended because it was not needed, which says nothing about the node.
 fn is_retired(end: &Lost) -> bool {
     matches!(
         end,

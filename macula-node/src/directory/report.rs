@@ -1,29 +1,29 @@
-//! What became of a publication or a withdrawal, for the program that asked for it.
+//! The results of publications and withdrawals, for the program that asked for them.
 
 use std::fmt;
 
 use macula_dht::Refusal;
 use macula_wire::NodeId;
 
-/// What became of a publication (D10).
+/// The result of a publication (D10).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PublishReport {
     /// How many other nodes hold the record; 0 when this node is alone, and holds it itself.
     pub acknowledged: usize,
-    /// Who refused it, and why.
+    /// The nodes that refused it, and why.
     pub refused: Vec<(NodeId, Refusal)>,
-    /// How many nodes that should hold it did not answer.
+    /// How many of the nodes that should hold it did not answer.
     pub unreachable: usize,
 }
 
-/// What became of a withdrawal (D3).
+/// The result of a withdrawal (D3).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WithdrawReport {
     /// How many other nodes know of it.
     pub acknowledged: usize,
-    /// How many held the record and could not be told; they show it until it expires.
+    /// How many holders could not be told; they show the record until it expires.
     pub unacknowledged: usize,
 }
 

@@ -10,16 +10,16 @@ use macula_wire::Address;
 
 use super::JoinCause;
 
-/// What came of a request.
+/// The result of a request.
 pub(super) enum Done {
-    /// A reply, or why there is none; and the connection it came over, or for a person why there was none.
+    /// A reply, or why there is none; and its connection, or for a person why there was none.
     Replied {
         id: RequestId,
         result: Result<Reply, RequestFailed>,
         end: Result<Connection, JoinCause>,
         to: Contact,
     },
-    /// Who listens at the addresses of an endpoint, at least one node, or why nobody does.
+    /// The nodes that listen at an endpoint, at least one, or why there are none.
     Identified {
         id: RequestId,
         endpoint: Address,
@@ -38,7 +38,7 @@ pub(super) async fn send(pool: Pool, id: RequestId, to: Contact, body: Bytes, wi
     };
     let exchange = async {
         match once().await {
-            // The connection was dead and nobody had noticed, as after a suspension. Every request may be made twice.
+            // The connection was dead already, as after a suspension. Every request may be made twice.
             Err(Failed::Request(error)) if failure(&error) == RequestFailed::Lost => once().await,
             outcome => outcome,
         }
@@ -54,8 +54,8 @@ pub(super) async fn send(pool: Pool, id: RequestId, to: Contact, body: Bytes, wi
 
 /// The most addresses of one host name that are asked.
 const MAX_ADDRESSES: usize = 16;
-/// How long after the first node the others at a name are waited for: one address that is dead should not hold up the join, and
-/// the first node knows the others.
+/// How long after the first node the others at a name are waited for: one dead address should not delay the join, and the first node
+/// knows the others.
 const OTHERS_WITHIN: Duration = Duration::from_millis(250);
 
 /// A node that was found at an address.
@@ -66,7 +66,7 @@ pub(super) struct Found {
     pub(super) at: Address,
 }
 
-/// Finds out who listens at an endpoint: at its address, or at each of those that its host name stands for.
+/// Finds the nodes that listen at an endpoint: at its address, or at each address of its host name.
 pub(super) async fn identify(pool: Pool, id: RequestId, endpoint: Address, within: Duration) -> Done {
     let search = async {
         let addresses = addresses(&endpoint).await?;
@@ -77,7 +77,7 @@ pub(super) async fn identify(pool: Pool, id: RequestId, endpoint: Address, withi
     Done::Identified { id, endpoint, peers }
 }
 
-/// What is to be dialed for an endpoint.
+/// The addresses to dial for an endpoint.
 async fn addresses(endpoint: &Address) -> Result<Vec<Address>, JoinCause> {
     if endpoint.ip().is_some() {
         return Ok(vec![endpoint.clone()]);
@@ -103,7 +103,7 @@ async fn addresses(endpoint: &Address) -> Result<Vec<Address>, JoinCause> {
     }
 }
 
-/// Who listens at these addresses, as far as it is known soon after the first answer; why nobody does when none answers.
+/// The nodes at these addresses that answer with the first one or soon after it; an error when none answers.
 async fn identify_each(pool: &Pool, addresses: Vec<Address>) -> Result<Vec<Found>, JoinCause> {
     let mut dials: FuturesUnordered<_> = addresses
         .into_iter()
@@ -148,6 +148,7 @@ fn read(reply: Bytes, connection: &Connection) -> Reply {
 fn failure(error: &RequestError) -> RequestFailed {
     match error {
         RequestError::Timeout(_) => RequestFailed::TimedOut,
+        RequestError::TooLarge { .. } => RequestFailed::NotSent,
         _ => RequestFailed::Lost,
     }
 }
@@ -159,7 +160,7 @@ pub(super) fn role(peer: &PeerInfo) -> Role {
     }
 }
 
-/// A peer as the core knows it: what its connection proved, and where its packets come from.
+/// A peer as the core knows it: the id that its connection proved, and the address of its packets.
 pub(super) fn peer(info: &PeerInfo) -> Peer {
     Peer {
         contact: contact(info, None),
@@ -185,7 +186,7 @@ mod tests {
         macula_transport::Endpoint::bind(config, NoService).await.unwrap()
     }
 
-    /// A name may stand for several nodes, of which some are gone: those that are there are found.
+    /// Of several nodes at one name some are gone; the others are found.
     #[tokio::test]
     async fn every_address_of_a_name_is_asked() {
         let (own, one, other) = (listening().await, listening().await, listening().await);

@@ -4,7 +4,7 @@ use macula_wire::{Advertisement, SecretKey};
 use tokio::sync::mpsc::Receiver;
 
 use super::*;
-use crate::clocks::Source as ClockSource;
+use crate::clocks::TimeSource;
 
 struct Fixture {
     directory: Directory,
@@ -16,7 +16,7 @@ impl Fixture {
     fn new() -> Self {
         let realm = Realm::default();
         let now = tokio::time::Instant::now().into_std();
-        let (directory, commands) = Directory::new(Clock::new(now, 0), Clocks::new(ClockSource::System), realm.clone());
+        let (directory, commands) = Directory::new(Clock::new(now, 0), Clocks::new(TimeSource::System), realm.clone());
         Self {
             directory,
             commands,
@@ -92,7 +92,7 @@ async fn d7_a_known_list_is_at_hand_and_is_refreshed_behind_the_call_when_it_is_
     );
 }
 
-/// D7: the cache is passed over, and what is found then is what is at hand afterwards.
+/// D7: the lookup passes the cache over, and its answer is in the cache afterwards.
 #[tokio::test]
 async fn d7_a_forced_refresh_is_not_answered_from_what_is_at_hand() {
     let mut f = Fixture::new();
@@ -115,7 +115,7 @@ async fn d7_a_forced_refresh_is_not_answered_from_what_is_at_hand() {
     assert_eq!(f.directory.stats().cache.misses, 1);
 }
 
-/// Somebody who has to wait asks for the first providers, and is counted once.
+/// A caller that has to wait asks for the first providers, and is counted once.
 #[tokio::test]
 async fn what_is_not_at_hand_is_looked_up_once() {
     let mut f = Fixture::new();
@@ -131,7 +131,7 @@ async fn what_is_not_at_hand_is_looked_up_once() {
             ..
         })
     ));
-    assert!(matches!(lookup.await, Err(ResolveError::Closed)), "nobody answers");
+    assert!(matches!(lookup.await, Err(ResolveError::Closed)), "the task is gone");
     assert_eq!(f.directory.stats().cache.misses, 1);
 }
 
@@ -151,7 +151,7 @@ async fn an_unchanged_list_stays_the_same_and_a_changed_one_is_read_anew() {
     );
 }
 
-/// Whatever names peers have this node look up, it keeps as many as its cache.
+/// Peers can make this node look up any number of names; it keeps as many as its cache.
 #[tokio::test]
 async fn names_make_room_for_others() {
     let f = Fixture::new();

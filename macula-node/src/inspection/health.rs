@@ -1,4 +1,4 @@
-//! `grpc.health.v1` as its specification has it: who watches a service that is unknown is told so, and told when that changes.
+//! `grpc.health.v1` as its specification has it: a watch of an unknown service says so, and says when that changes.
 //!
 //! tonic's own answers such a watch with an error, and the withdrawal of a service with the end of the stream.
 
@@ -15,13 +15,13 @@ use tonic_health::pb::{
 /// The name of the node as a whole.
 const WHOLE: &str = "";
 
-/// What the node says of itself and of its services. Clones are the same.
+/// The health of the node and of its services. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Statuses(watch::Sender<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// What is not in here is unknown.
+    /// A service that is not in here is unknown.
     known: BTreeMap<String, ServingStatus>,
     ended: bool,
 }
@@ -69,7 +69,7 @@ impl Statuses {
     }
 }
 
-/// What is told of a service: what it is, and then each change.
+/// A watch of one service: it sends the present health, then each change.
 struct Watched {
     service: String,
     states: watch::Receiver<State>,

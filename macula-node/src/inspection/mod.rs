@@ -1,4 +1,4 @@
-//! What a node answers about itself: `grpc.health.v1.Health` and gRPC's server reflection, on every node with the feature
+//! The services about the node itself: `grpc.health.v1.Health` and gRPC's server reflection, on every node with the feature
 //! `tonic`.
 //!
 //! Both are questions to *one* node, and a name in the mesh is a question to any of its providers. So they are served and not

@@ -1,4 +1,4 @@
-//! Health, and reflection as tonic's own crate has it, told what this node serves.
+//! The health service, and tonic's reflection service with the names of this node's services.
 
 use std::{
     convert::Infallible,
@@ -26,7 +26,7 @@ use super::health::Statuses;
 /// Questions about itself that a node answers at a time, watched health among them: more are refused.
 pub(super) const MAX_CALLS: usize = 1024;
 
-/// What the node serves about itself.
+/// The services about the node itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Inspection {
     server: Server,
@@ -34,7 +34,7 @@ pub(crate) struct Inspection {
 }
 
 impl Inspection {
-    /// Answers for what `served` has; `schemas` are the encoded descriptor sets that reflection shows.
+    /// Answers about the services of `served`. Reflection shows `schemas`, which are encoded descriptor sets.
     pub(crate) fn new(served: &Server, schemas: Vec<Bytes>) -> Result<Self, Error> {
         let statuses = Statuses::new();
         let health_server = HealthServer::new(statuses.clone());
@@ -44,7 +44,7 @@ impl Inspection {
             own: Arc::new([HealthServer::<Statuses>::NAME, Reflection::NAME]),
             schemas: schemas.into(),
         };
-        // What is wrong with a schema is said at the start, and not to who asks.
+        // A wrong schema fails the start, and not a later question.
         reflection.builder().build_v1()?;
         let services = TonicServices::new().with_server(health_server).with_server(reflection);
         server
@@ -64,23 +64,23 @@ impl Inspection {
         self.statuses.serving(service);
     }
 
-    /// `service` is not served any more: unknown, which whoever watches it is told.
+    /// `service` is no longer served. Its watchers are told that it is unknown.
     pub(crate) fn withdrawn(&self, service: &ServiceName) {
         self.statuses.withdrawn(service);
     }
 
-    /// The node finishes what runs and takes nothing new (N4).
+    /// The node finishes its running calls and takes no new ones (N4).
     pub(crate) fn draining(&self, services: &[ServiceName]) {
         self.statuses.draining(services);
     }
 
-    /// The node is about to close its connections: ends what watches it.
+    /// The node is about to close its connections: ends every watch.
     pub(crate) fn ended(&self) {
         self.statuses.ended();
     }
 }
 
-/// Server reflection of what is served now: tonic's has a list of names for ever, so each stream of questions gets its own.
+/// Server reflection of the services of this moment. tonic's server keeps the list it was built with, so each stream gets a new one.
 #[derive(Clone)]
 struct Reflection {
     served: Server,
@@ -116,7 +116,7 @@ impl Service<Request<Body>> for Reflection {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         match self.builder().build_v1() {
             Ok(mut server) => Box::pin(async move { server.call(request).await }),
-            // They were good at the start.
+            // The schemas were checked at the start.
             Err(error) => {
                 let status = Status::internal(format!("the schemas of this node cannot be shown: {error}"));
                 Box::pin(std::future::ready(Ok(status.into_http())))

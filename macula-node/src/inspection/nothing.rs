@@ -1,9 +1,9 @@
-//! A node without the feature `tonic`: it says nothing of itself.
+//! A node without the feature `tonic`: it serves nothing about itself.
 
 use macula_rpc::Server;
 use macula_wire::ServiceName;
 
-/// What the node serves about itself: nothing.
+/// The services about the node itself: none.
 #[derive(Debug, Clone)]
 pub(crate) struct Inspection;
 

@@ -18,6 +18,8 @@ pub(crate) fn macula() -> Command {
             command.env_remove(name);
         }
     }
+    // No home folder, so that no test leaves state for another.
+    command.env("HOME", "/nonexistent");
     command
 }
 
@@ -184,7 +186,7 @@ pub(crate) fn mesh(count: usize, serve: &str) -> Vec<NodeProcess> {
     nodes
 }
 
-/// The one line a failed command says, checked for what no person should see.
+/// The one line of a failed command, checked for words that no person should see.
 pub(crate) fn complaint(output: &Output) -> String {
     let text = stderr(output);
     assert_eq!(text.lines().count(), 1, "more than one line, or none: {text}");

@@ -1,7 +1,7 @@
-//! Options: for a client, and for one call.
+//! The builders of a client and of a call.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -11,11 +11,14 @@ use macula_select::{Backoff, BudgetConfig, Hedge, MAX_CALL_TIMEOUT, RetryPolicy,
 use macula_transport::{Endpoint, Metadata, Pool};
 use macula_wire::{NameError, ServiceName};
 
-use super::{Answer, Client, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Replies, Routers, Services, Shared};
-use crate::{
-    CallError, Decode, Encode, Provider, Resolve, ResolveOptions, Server, observe::PoolMeters, streaming::Asking,
-    trace::Propagate,
+use super::{
+    answer::Answer,
+    duplex::Replies,
+    options::{DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, Defaults, Options},
+    services::Services,
+    shared::{Client, Routers, Shared, now},
 };
+use crate::{CallError, Decode, Encode, Provider, Resolve, Server, streaming::Asking, trace::Propagate};
 
 /// Builds a [`Client`].
 #[must_use = "a builder does nothing until it is built"]
@@ -31,7 +34,7 @@ pub struct ClientBuilder {
 
 impl ClientBuilder {
     pub(super) fn new(endpoint: &Endpoint, resolver: Arc<dyn Resolve>) -> Self {
-        // The endpoint's key is random: its bytes start the sequences of two clients in different places.
+        // The endpoint's key is random, so two clients start their random sequences in different places.
         let seed = endpoint
             .node_id()
             .as_bytes()
@@ -72,21 +75,20 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how providers are chosen; [`Strategy::Random`] without it.
+    /// Sets how providers are chosen. The default is [`Strategy::Random`].
     pub fn strategy(mut self, strategy: Strategy) -> Self {
         self.defaults.strategy = strategy;
         self
     }
 
-    /// Sets how long a call may take; [`DEFAULT_TIMEOUT`] without it. Streams and stubs' calls may last, and are given a timeout one by
-    /// one.
+    /// Sets how long a call may take. The default is [`DEFAULT_TIMEOUT`]. Streams and stubs' calls have no timeout unless each sets one.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.defaults.timeout = timeout.min(MAX_CALL_TIMEOUT);
         self
     }
 
-    /// Sets how long one provider is waited for; [`DEFAULT_ATTEMPT_TIMEOUT`] without it. For the first message of a stream's reply,
-    /// and of a stub's, one provider is waited for as long as the call may take without it.
+    /// Sets how long one provider may take. The default is [`DEFAULT_ATTEMPT_TIMEOUT`]; for the first message of the reply to a
+    /// stream or to a stub's call it is the time of the call.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.defaults.attempt_timeout = timeout.min(MAX_CALL_TIMEOUT);
         self.defaults.stream_attempt_timeout = Some(self.defaults.attempt_timeout);
@@ -99,24 +101,23 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how many retries calls may make beyond their first attempts; 20 % of the calls and ten a second without it (F9).
+    /// Sets how many retries calls may make beyond their first attempts. The default is 20 % of the calls and ten a second (F9).
     ///
-    /// The default bounds what an outage adds to the load. It also means that when a provider dies with very many calls in
-    /// flight, more than a fifth of those of the last ten seconds and ten besides, the rest fail and are not tried elsewhere.
-    /// A client whose providers can take such a burst raises [`BudgetConfig::per_second`].
+    /// The budget bounds the load that an outage adds. When a provider dies with more calls in flight than the budget allows, the
+    /// rest fail as `not_retried`. A client whose providers can take such a burst raises [`BudgetConfig::per_second`].
     pub fn retry_budget(mut self, budget: BudgetConfig) -> Self {
         self.defaults.budget = budget;
         self
     }
 
-    /// Sets the seed of every choice at random, for choices that can be replayed.
+    /// Sets the seed of all random choices, so that a run can be repeated.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self
     }
 
-    /// Sends with every call the trace it belongs to, as `traceparent`, unless the call's own metadata has one; without it no
-    /// trace is sent. [`W3c`](crate::W3c) does where no exporter has ids of its own.
+    /// Sends the trace of every call as `traceparent`, unless the call's own metadata has one. [`W3c`](crate::W3c) makes the ids
+    /// where no exporter does.
     pub fn propagate(mut self, propagate: impl Propagate) -> Self {
         self.propagate = Some(Arc::new(propagate));
         self
@@ -127,7 +128,7 @@ impl ClientBuilder {
     pub fn build(self) -> Client {
         Client {
             shared: Arc::new(Shared {
-                services: Services::new(self.seed, self.defaults.clone()),
+                services: Services::new(self.seed, self.defaults.clone(), self.pool.clone()),
                 kept_for_peers: Arc::default(),
                 pool: self.pool,
                 resolver: self.resolver,
@@ -135,59 +136,9 @@ impl ClientBuilder {
                 local: self.local,
                 defaults: self.defaults,
                 propagate: self.propagate,
-                pool_meters: PoolMeters::new(),
+                follows_links: AtomicBool::new(false),
             }),
         }
-    }
-}
-
-/// What one call says of itself.
-#[derive(Debug, Clone)]
-pub(crate) struct Options {
-    pub(crate) timeout: Option<Duration>,
-    pub(crate) attempt_timeout: Option<Duration>,
-    pub(crate) max_attempts: Option<u32>,
-    pub(crate) strategy: Option<Strategy>,
-    pub(crate) policy: RetryPolicy,
-    pub(crate) idempotent: bool,
-    pub(crate) hedge: Option<Hedge>,
-    pub(crate) backoff: Option<Backoff>,
-    pub(crate) affinity: Option<u64>,
-    pub(crate) method: String,
-    pub(crate) metadata: Option<Metadata>,
-    pub(super) resolve: ResolveOptions,
-    pub(crate) provider: Option<Box<Provider>>,
-    pub(super) may_run_here: bool,
-    pub(super) may_route: bool,
-    /// Whether it is a peer's call that is passed on.
-    pub(super) for_peer: bool,
-}
-
-impl Options {
-    /// What a call asks for that says nothing else.
-    pub(super) const USUAL: Self = Self {
-        timeout: None,
-        attempt_timeout: None,
-        max_attempts: None,
-        strategy: None,
-        policy: RetryPolicy::Transient,
-        idempotent: false,
-        hedge: None,
-        backoff: None,
-        affinity: None,
-        method: String::new(),
-        metadata: None,
-        resolve: ResolveOptions { force_refresh: false },
-        provider: None,
-        may_run_here: true,
-        may_route: true,
-        for_peer: false,
-    };
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self::USUAL
     }
 }
 
@@ -210,13 +161,19 @@ impl CallBuilder {
         }
     }
 
-    /// The call is made now: what is left until its deadline is its timeout.
-    fn start(&mut self) {
-        if let Some(deadline) = self.deadline {
-            let left = deadline.saturating_duration_since(super::engine::now());
-            let timeout = self.options.timeout.unwrap_or(MAX_CALL_TIMEOUT);
-            self.options.timeout = Some(timeout.min(left));
+    /// Checks the options, and makes the time left until the deadline the timeout.
+    fn start(&mut self) -> Result<ServiceName, CallError> {
+        let service = self.service.clone()?;
+        let options = &mut self.options;
+        let may_run_twice = options.idempotent && !matches!(options.policy, RetryPolicy::NeverProcessed);
+        if options.hedge.is_some() && !may_run_twice {
+            return Err(CallError::NotHedged { service });
         }
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(now());
+            options.timeout = Some(options.timeout.unwrap_or(MAX_CALL_TIMEOUT).min(left));
+        }
+        Ok(service)
     }
 
     /// Sets how long the whole call may take from its start, lookup and failover included; a day at most.
@@ -225,10 +182,10 @@ impl CallBuilder {
         self
     }
 
-    /// Sets when the whole call is over, whenever it starts; the earlier one holds if there is a [`CallBuilder::timeout`] too. A
-    /// call whose deadline has passed is not made.
+    /// Sets the time at which the whole call is over. With a [`CallBuilder::timeout`] too, the earlier of the two holds. A call whose
+    /// deadline has passed is not made.
     ///
-    /// A handler's own calls end with the call it answers:
+    /// A handler passes its caller's deadline on to its own calls:
     ///
     /// ```
     /// use macula_rpc::{CallError, Client, Request, Response};
@@ -243,13 +200,13 @@ impl CallBuilder {
         self
     }
 
-    /// Sets how long one provider is waited for before another is tried.
+    /// Sets how long one provider may take before another is tried.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.options.attempt_timeout = Some(timeout.min(MAX_CALL_TIMEOUT));
         self
     }
 
-    /// Sets how many providers are tried at most; without it 3, or all if there are fewer (F3).
+    /// Sets how many providers are tried at most. The default is 3, or all if there are fewer (F3).
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.options.max_attempts = Some(attempts);
         self
@@ -273,14 +230,15 @@ impl CallBuilder {
         self
     }
 
-    /// Sends a second attempt beside a slow first one (F10); heeded only for calls that are declared
-    /// [`CallBuilder::idempotent`], and not for streams of requests, of which there is one.
+    /// Sends a second attempt beside a slow first one (F10). The call must be declared [`CallBuilder::idempotent`] and its retry
+    /// policy must allow a second run; otherwise it fails with [`CallError::NotHedged`]. A call with a stream of requests is not
+    /// hedged, because there is only one such stream.
     pub fn hedge(mut self, hedge: Hedge) -> Self {
         self.options.hedge = Some(hedge);
         self
     }
 
-    /// Waits between attempts; without it the next one starts at once (F9).
+    /// Waits between attempts. By default the next one starts at once (F9).
     pub fn backoff(mut self, backoff: Backoff) -> Self {
         self.options.backoff = Some(backoff);
         self
@@ -298,25 +256,25 @@ impl CallBuilder {
         self
     }
 
-    /// Sets what travels beside the payload.
+    /// Sets the metadata, which travels beside the payload.
     pub fn metadata(mut self, metadata: Metadata) -> Self {
         self.options.metadata = Some(metadata);
         self
     }
 
-    /// Asks the directory itself, not its cache (D7).
+    /// Asks the directory itself and not its cache (D7).
     pub fn force_refresh(mut self) -> Self {
         self.options.resolve = self.options.resolve.with_force_refresh(true);
         self
     }
 
-    /// Passes over a handler of this process: the call goes to a provider that the directory gives.
+    /// Skips a handler of this process: the call goes to a provider that the directory gives.
     pub fn remote_only(mut self) -> Self {
         self.options.may_run_here = false;
         self
     }
 
-    /// Calls this provider and nobody else, whatever the directory says: for what concerns one node, such as its health.
+    /// Calls this provider and no other, without the directory: for questions about one node, such as its health.
     pub fn provider(mut self, provider: Provider) -> Self {
         self.options.provider = Some(Box::new(provider));
         self
@@ -325,18 +283,18 @@ impl CallBuilder {
     /// Makes the call. Dropping the future cancels it, on the wire too (F8).
     ///
     /// # Errors
-    /// What became of the call, with everything that was tried: see [`CallError`].
+    /// [`CallError`] says how the call failed, and lists every attempt.
     pub async fn send(mut self, payload: impl Into<Bytes>) -> Result<Answer, CallError> {
         let payload = payload.into();
-        self.start();
-        self.client.run(&self.service?, &self.options, &payload).await
+        let service = self.start()?;
+        self.client.run(&service, &self.options, &payload).await
     }
 
-    /// Makes a streaming call: sends the messages of `requests` as they come and as the provider has room, and gives the replies
-    /// once the first one is there. Without a timeout it may last a day.
+    /// Makes a streaming call: sends the messages of `requests` as they come and as the provider has room, and returns the replies
+    /// once the first one has arrived. Without a timeout the call may last a day.
     ///
-    /// Another provider is tried until the first message of the reply, as long as what was sent is at most
-    /// [`MAX_REPLAY_BYTES`](crate::MAX_REPLAY_BYTES).
+    /// Another provider is tried until the first message of the reply, as long as at most
+    /// [`MAX_REPLAY_BYTES`](crate::MAX_REPLAY_BYTES) were sent.
     ///
     /// ```no_run
     /// # async fn example(client: macula_rpc::Client) -> Result<(), macula_rpc::CallError> {
@@ -352,27 +310,20 @@ impl CallBuilder {
     /// ```
     ///
     /// # Errors
-    /// What became of the call, with everything that was tried: see [`CallError`].
+    /// [`CallError`] says how the call failed, and lists every attempt.
     pub async fn stream(mut self, requests: impl Stream<Item = Bytes> + Send + 'static) -> Result<Replies, CallError> {
-        self.start();
-        let Self {
-            client,
-            service,
-            mut options,
-            ..
-        } = self;
+        let service = self.start()?;
         let requests = Asking::Stream(Box::pin(requests.map(Ok).fuse()));
-        client.open(&service?, &mut options, requests).await
+        self.client.open(&service, &mut self.options, requests).await
     }
 
-    /// Makes the call with a message, and reads the answer as another: `send_typed::<Req, Res>`.
+    /// Makes the call with a message, and reads the answer as a message: `send_typed::<Req, Res>`.
     ///
     /// # Errors
     /// As [`CallBuilder::send`]; and [`CallError::Unencodable`] or [`CallError::Undecodable`] when a message cannot be written
     /// or read.
     pub async fn send_typed<Req: Encode, Res: Decode>(mut self, request: Req) -> Result<Answer<Res>, CallError> {
-        self.start();
-        let service = self.service?;
+        let service = self.start()?;
         let payload = match request.encode() {
             Ok(payload) => payload,
             Err(source) => return Err(CallError::Unencodable { service, source }),

@@ -1,11 +1,11 @@
-//! Calls whose request and reply are streams of messages, from the caller's side.
+//! Calls whose request and reply are streams of messages, at the caller.
 //!
-//! **Invariant:** failover applies until the first message of the reply (or the outcome, when there is none): up to then the
-//! messages sent are kept and sent again to the next provider, as long as they are not more than [`MAX_REPLAY_BYTES`]. After it,
-//! a provider that dies ends the call. To a call of one request the first message is here when all of the reply is, if its provider
-//! had all of it at once and it has no more than [`MAX_WHOLE_BYTES`].
+//! **Invariant.** Failover applies until the first message of the reply, or until the outcome when there is no message. Up to then the
+//! sent messages are kept for the next provider, [`MAX_REPLAY_BYTES`](super::MAX_REPLAY_BYTES) at most. After it, the death of the
+//! provider ends the call. With one request, the first message is handed out only once the whole reply has arrived, when its provider
+//! had all of it at once and it has at most [`MAX_WHOLE_BYTES`].
 //!
-//! Nothing is spawned: the requests flow while somebody waits for replies, and stop with them.
+//! Nothing is spawned: requests flow while the caller waits for replies.
 
 use std::{
     sync::Arc,
@@ -15,41 +15,32 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture, stream};
 use macula_select::StopReason;
-use macula_transport::{CallReply, CallRequest, Connection, Metadata, Unknown};
+use macula_transport::{CallRequest, Connection, Metadata, Unknown};
 use macula_wire::{ServiceName, StatusCode};
 use tracing::Instrument as _;
 
 use super::{
-    Client, Watched,
-    brief::Method,
-    builder::Options,
-    engine::{self, Exchange, Outcome},
-    here,
-    services::Service,
-    source::{Failed, Source},
+    attempt::{Exchange, Outcome},
+    local::{Elsewhere, LocalReplies},
+    options::Options,
+    replay::Replay,
+    shared::{Client, now},
+    watch::CallWatch,
 };
 use crate::{
     CallError, Cause, Decode, Provider, Status,
     error::Attempt,
-    streaming::{Asking, MessageStream},
+    observe::Ended,
+    streaming::{Asking, MAX_WHOLE_BYTES, MessageStream},
 };
 
-/// Bytes of a streaming call's requests that are kept for another provider, in case the first one fails before it has answered.
-/// Each message counts 64 bytes more.
-pub const MAX_REPLAY_BYTES: usize = 4 * 1024 * 1024;
-
-/// Bytes of a reply to one request that are waited for before any of it is handed out, when its provider says that it has all of it: a
-/// call whose provider dies on the way is then made elsewhere. It is gRPC's usual limit of a message, 4 MiB, and 64 KiB for what is
-/// around it. Each message counts 64 bytes more.
-pub const MAX_WHOLE_BYTES: usize = 4 * 1024 * 1024 + 64 * 1024;
-
-/// How long a streaming call may last, unless told otherwise.
+/// How long a streaming call may last by default.
 const STREAM_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Sends the requests that follow.
-type Pump = BoxFuture<'static, Result<(), Failed>>;
+/// Sends the requests; an error ends the call.
+type Pump = BoxFuture<'static, Result<(), CallError>>;
 
-/// A provider's stream, from its first message on.
+/// A provider's replies from the first on, which was taken.
 pub(super) struct Opened {
     first: Option<Bytes>,
     replies: macula_transport::Replies,
@@ -58,73 +49,89 @@ pub(super) struct Opened {
 
 /// Opens a stream at a provider.
 struct Duplex<'a> {
-    /// What follows the request in the head; `None` when nothing does.
-    source: Option<Arc<Source>>,
+    service: &'a ServiceName,
+    /// The requests after the one in the head, if any follow.
+    replay: Option<Replay>,
     deadline: Instant,
-    /// How much of a reply that is there as a whole is waited for.
+    /// Bytes of a whole reply that are awaited.
     whole_bytes: usize,
-    known: &'a Service,
-    method: Method,
 }
 
-/// A provider's replies from the first on, which is taken.
-type Started = (Option<Bytes>, Option<Pump>, macula_transport::Replies);
-
 impl Duplex<'_> {
-    /// Opens a call of one request, as most are.
+    /// Opens a call of one request.
     async fn ask(
         &self,
         connection: &Connection,
         request: CallRequest<'_>,
-    ) -> Result<Started, macula_transport::CallError> {
-        let request = request.with_brief_reply(self.known.brief.contains(self.method));
+    ) -> Result<Opened, macula_transport::CallError> {
         let mut replies = connection.open_with_only(request).await?;
         let first = replies.first(self.whole_bytes).await?;
-        Ok((first, None, replies))
+        Ok(Opened {
+            first,
+            replies,
+            pump: None,
+        })
     }
 
     /// Opens a call whose requests follow, and sends them until the first reply.
     async fn send(
         &self,
-        source: &Arc<Source>,
+        replay: &Replay,
         connection: &Connection,
         request: CallRequest<'_>,
-    ) -> Result<Result<Started, Failed>, macula_transport::CallError> {
+    ) -> Result<Result<Opened, CallError>, macula_transport::CallError> {
         let (requests, mut replies) = connection.open(request).await?.split();
-        let mut sending = Arc::clone(source).pump(requests).boxed();
-        tokio::select! {
-            biased;
-            first = replies.next() => {
-                let first = first?;
-                return Ok(Ok((first, Some(sending), replies)));
-            }
-            sent = &mut sending => if let Err(failed) = sent {
-                return Ok(Err(failed));
-            },
-        }
-        let first = replies.next().await?;
-        Ok(Ok((first, None, replies)))
+        let mut pump = Some(replay.clone().pump(requests, self.service.clone()).boxed());
+        let first = match next(&mut replies, &mut pump).await {
+            Next::Reply(first) => first?,
+            Next::Fault(error) => return Ok(Err(error)),
+        };
+        Ok(Ok(Opened { first, replies, pump }))
     }
 
-    /// Opens a call, for as long as the attempt has time.
+    /// Opens a call within the time of the attempt.
     async fn start(
         &self,
         connection: &Connection,
         request: CallRequest<'_>,
         until: Instant,
-    ) -> Result<Result<Started, Failed>, macula_transport::CallError> {
-        let allowed = self.deadline.saturating_duration_since(engine::now());
+    ) -> Result<Result<Opened, CallError>, macula_transport::CallError> {
+        let allowed = self.deadline.saturating_duration_since(now());
         let request = request.with_timeout(allowed);
         let start = async {
-            match &self.source {
+            match &self.replay {
                 None => self.ask(connection, request).await.map(Ok),
-                Some(source) => self.send(source, connection, request).await,
+                Some(replay) => self.send(replay, connection, request).await,
             }
         };
-        // A provider may have no room for the stream: the opening is a part of the attempt.
+        // The provider may have no room for the stream, so the opening is a part of the attempt.
         let started = tokio::time::timeout_at(until.into(), start).await;
         started.unwrap_or(Err(macula_transport::CallError::Unknown(Unknown::Timeout(allowed))))
     }
+}
+
+/// What comes first while replies are read and requests are sent.
+enum Next {
+    Reply(Result<Option<Bytes>, macula_transport::CallError>),
+    /// The requests failed.
+    Fault(CallError),
+}
+
+/// Waits for the next reply. Meanwhile the requests flow.
+async fn next(replies: &mut macula_transport::Replies, pump: &mut Option<Pump>) -> Next {
+    while let Some(sending) = pump {
+        tokio::select! {
+            biased;
+            next = replies.next() => return Next::Reply(next),
+            sent = sending => {
+                *pump = None;
+                if let Err(error) = sent {
+                    return Next::Fault(error);
+                }
+            }
+        }
+    }
+    Next::Reply(replies.next().await)
 }
 
 impl Exchange for Duplex<'_> {
@@ -136,161 +143,127 @@ impl Exchange for Duplex<'_> {
         request: CallRequest<'a>,
         until: Instant,
     ) -> Result<Outcome<Opened>, macula_transport::CallError> {
-        let started = match &self.source {
+        let started = match &self.replay {
             // The call's own end is the attempt's, and needs no other timer.
             None if until >= self.deadline => self.ask(connection, request).await.map(Ok),
-            // Boxed, so that an attempt that needs less is not as large.
+            // Boxed to keep the common attempt small.
             _ => self.start(connection, request, until).boxed().await,
         };
-        let (first, sending, replies) = match started? {
-            Ok(started) => started,
-            Err(failed) => return Ok(Outcome::NoRequests(failed)),
+        let opened = match started? {
+            Ok(opened) => opened,
+            Err(error) => return Ok(Outcome::Fault(error)),
         };
-        note(self.known, self.method, &replies);
-        match replies.reply() {
-            // What came before it is the caller's, whether or not it came with it.
-            Some(reply) if first.is_none() && reply.status != StatusCode::Ok => Ok(Outcome::Error(reply.clone())),
+        match opened.replies.reply() {
+            Some(reply) if opened.first.is_none() && reply.status != StatusCode::Ok => {
+                Ok(Outcome::Error(reply.clone()))
+            }
+            // Messages before an error are the caller's, whether or not they came with it.
             _ => {
-                if let Some(source) = &self.source {
-                    source.settle();
+                if let Some(replay) = &self.replay {
+                    replay.settle();
                 }
-                Ok(Outcome::Answer(Opened {
-                    first,
-                    replies,
-                    pump: sending,
-                }))
+                Ok(Outcome::Answer(opened))
             }
         }
     }
 
     fn may_repeat(&self) -> bool {
-        self.source.as_ref().is_none_or(|source| source.may_repeat())
+        self.replay.as_ref().is_none_or(Replay::may_repeat)
     }
-}
 
-/// Remembers how a method's reply was. One that failed may have been brief for that.
-fn note(known: &Service, method: Method, replies: &macula_transport::Replies) {
-    let succeeded = replies.reply().is_some_and(|reply| reply.status == StatusCode::Ok);
-    match replies.is_brief() {
-        Some(true) if succeeded => known.brief.note(method, true),
-        Some(false) => known.brief.note(method, false),
-        Some(true) | None => {}
+    /// A stream of requests has one reader.
+    fn may_run_beside(&self) -> bool {
+        self.replay.is_none()
     }
 }
 
 impl Client {
-    /// Opens a streaming call, and waits for the first message of its reply.
+    /// Opens a streaming call, and waits for the first message of the reply.
     pub(crate) async fn open(
         &self,
         service: &ServiceName,
         options: &mut Options,
-        requests: Asking,
+        mut requests: Asking,
     ) -> Result<Replies, CallError> {
         let allowed = *options.timeout.get_or_insert(STREAM_TIMEOUT);
-        if self.shared.local.as_ref().is_some_and(|server| server.serves(service)) {
-            // Boxed, so that calls of others are not as large.
-            match self.open_here(service, options, allowed, requests).boxed().await {
+        let mut watch = CallWatch::begin(self, service, options);
+        let start = watch.started();
+        let mut begun = start;
+        if self.serves_here(service) {
+            // Boxed to keep the futures of remote calls small.
+            match self.open_here(watch, service, options, allowed, requests).boxed().await {
                 Ok(opened) => {
                     return Ok(Replies {
                         service: service.clone(),
                         allowed,
-                        start: engine::now(),
-                        provider: None,
-                        opened: From::Here(opened?),
-                        seen: None,
+                        start,
+                        origin: Origin::Here(opened?),
                     });
                 }
-                Err(here::Elsewhere { requests, begun }) => {
-                    return self.open_there(service, options, allowed, requests, begun).await;
-                }
+                Err(elsewhere) => Elsewhere { watch, requests } = elsewhere,
             }
+            // The handler may have taken its time to refuse.
+            begun = now();
         }
-        self.open_there(service, options, allowed, requests, None).await
-    }
-
-    /// Opens a streaming call at one of the providers; it may have `begun` in this process, where it was refused.
-    async fn open_there(
-        &self,
-        service: &ServiceName,
-        options: &mut Options,
-        allowed: Duration,
-        requests: Asking,
-        begun: Option<Watched>,
-    ) -> Result<Replies, CallError> {
         let attempt = self.shared.defaults.stream_attempt_timeout.unwrap_or(allowed);
         options.attempt_timeout.get_or_insert(attempt);
-        let (watched, now) = match begun {
-            // A handler may have taken its time to refuse.
-            Some(watched) => (watched, engine::now()),
-            None => {
-                let watched = Watched::start(self, service, options);
-                let start = watched.start;
-                (watched, start)
-            }
-        };
-        let method = Method::new(&options.method);
-        let deadline = watched.start + allowed;
         let work = async {
             let (first, rest) = match requests {
                 Asking::Only(only) => (only, None),
-                Asking::Stream(requests) => at_hand(requests).map_err(|()| Failed::Stream.error(service))?,
+                Asking::Stream(requests) => at_hand(requests).map_err(|()| CallError::RequestsFailed {
+                    service: service.clone(),
+                })?,
             };
             if rest.is_some() {
-                // There is one stream of requests, and a second attempt beside the first would need another.
+                // A second attempt would need the one stream of requests too.
                 options.hedge = None;
             }
             let room = options.for_peer.then(|| Arc::clone(&self.shared.kept_for_peers));
             let duplex = Duplex {
-                source: rest.map(|rest| Arc::new(Source::new(&first, rest, room))),
-                deadline,
-                // Replies that are kept for peers would fill a router.
+                service,
+                replay: rest.map(|rest| Replay::new(&first, rest, room)),
+                deadline: start + allowed,
+                // Whole replies for peers would fill a router.
                 whole_bytes: if options.for_peer { 0 } else { MAX_WHOLE_BYTES },
-                known: &watched.known,
-                method,
             };
-            self.exchange(&watched, now, service, options, &first, &duplex).await
+            self.exchange(&watch, begun, service, options, &first, &duplex).await
         };
-        let result = if watched.span.is_disabled() {
+        let result = if watch.span().is_disabled() {
             work.await
         } else {
-            work.instrument(watched.span.clone()).boxed().await
+            work.instrument(watch.span().clone()).boxed().await
         };
-        let (done, _source) = match result {
-            Ok(opened) => opened,
-            Err(error) => {
-                watched.end(self, error.attempts().len(), Some(error.name()));
-                return Err(error);
-            }
-        };
-        Ok(Replies {
-            service: service.clone(),
-            allowed,
-            start: watched.start,
-            provider: done.provider,
-            opened: From::Provider {
-                opened: done.answer,
-                method,
-            },
-            seen: Some(Seen {
-                watched,
-                client: self.clone(),
-                attempts: done.failed_attempts.len() + 1,
+        match result {
+            Ok((done, _)) => Ok(Replies {
+                service: service.clone(),
+                allowed,
+                start,
+                origin: Origin::Provider {
+                    provider: done.provider,
+                    opened: done.answer,
+                    attempts: done.failed_attempts.len() + 1,
+                    watch: Some(watch),
+                },
             }),
-        })
+            Err(error) => {
+                watch.end(error.attempts().len(), Ended::of(&error));
+                Err(error)
+            }
+        }
     }
 }
 
-/// What travels with the head: a message that is there already; and what follows, `None` when that is surely nothing.
+/// The message that travels with the head, if one is ready, and the messages that follow; `None` when surely none follows.
 fn at_hand(mut requests: MessageStream) -> Result<(Bytes, Option<MessageStream>), ()> {
     let first = match requests.next().now_or_never() {
-        // In the head it would be taken for none.
+        // An empty message in the head would count as no message.
         Some(Some(first)) if first.as_ref().is_ok_and(Bytes::is_empty) => {
             return Ok((Bytes::new(), Some(stream::iter([first]).chain(requests).boxed())));
         }
         Some(Some(first)) => first?,
         Some(None) | None => return Ok((Bytes::new(), Some(requests))),
     };
-    // And so does the end after it, of which a unary call's only request is sure at once.
+    // Send the end in the head too; a unary call always knows it.
     Ok(match requests.next().now_or_never() {
         Some(None) => (first, None),
         Some(Some(second)) => (first, Some(stream::iter([second]).chain(requests).boxed())),
@@ -303,23 +276,19 @@ pub struct Replies {
     service: ServiceName,
     allowed: Duration,
     start: Instant,
-    provider: Option<Arc<Provider>>,
-    opened: From,
-    /// Until its end, for one that is not of this process, which sees to it itself.
-    seen: Option<Seen>,
-}
-
-/// A call that is over with its last reply, as it is seen from outside.
-struct Seen {
-    watched: Watched,
-    client: Client,
-    attempts: usize,
+    origin: Origin,
 }
 
 /// Where replies come from.
-enum From {
-    Provider { opened: Opened, method: Method },
-    Here(here::Replies),
+enum Origin {
+    Provider {
+        provider: Option<Arc<Provider>>,
+        opened: Opened,
+        attempts: usize,
+        /// Until the end of the call.
+        watch: Option<CallWatch>,
+    },
+    Here(LocalReplies),
 }
 
 impl Replies {
@@ -328,63 +297,51 @@ impl Replies {
     /// # Errors
     /// When the call failed, after the messages that came before it did.
     pub async fn next(&mut self) -> Result<Option<Bytes>, CallError> {
+        if let Origin::Here(replies) = &mut self.origin {
+            return replies.next().await;
+        }
         let next = self.read().await;
         match &next {
             Ok(Some(_)) => {}
-            Ok(None) => self.end(None),
-            Err(error) => self.end(Some(error.name())),
+            Ok(None) => self.end(Ended::Ok),
+            Err(error) => self.end(Ended::of(error)),
         }
         next
     }
 
-    /// Says how the call ended: nothing, or the error's name. What is dropped before its end was cancelled.
-    fn end(&mut self, error: Option<&'static str>) {
-        if let Some(seen) = self.seen.take() {
-            seen.watched.end(&seen.client, seen.attempts, error);
+    /// Records the end of a call at a provider.
+    fn end(&mut self, ended: Ended) {
+        if let Origin::Provider { watch, attempts, .. } = &mut self.origin
+            && let Some(watch) = watch.take()
+        {
+            watch.end(*attempts, ended);
         }
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, CallError> {
-        let (Opened { first, replies, pump }, method) = match &mut self.opened {
-            From::Provider { opened, method } => (opened, *method),
-            From::Here(replies) => return replies.next().await,
+        let Origin::Provider { opened, .. } = &mut self.origin else {
+            return Ok(None);
         };
-        if let Some(first) = first.take() {
+        if let Some(first) = opened.first.take() {
             return Ok(Some(first));
         }
-        let next = loop {
-            match pump {
-                None => break replies.next().await,
-                Some(sending) => tokio::select! {
-                    biased;
-                    next = replies.next() => break next,
-                    sent = sending => {
-                        *pump = None;
-                        if let Err(failed) = sent {
-                            return Err(failed.error(&self.service));
-                        }
+        let error = match next(&mut opened.replies, &mut opened.pump).await {
+            Next::Reply(Ok(Some(message))) => return Ok(Some(message)),
+            Next::Reply(Ok(None)) => {
+                opened.pump = None;
+                return match opened.replies.reply() {
+                    Some(reply) if reply.status != StatusCode::Ok => {
+                        let status = Status::from_reply(reply.clone());
+                        Err(self.answered(status))
                     }
-                },
+                    _ => Ok(None),
+                };
             }
+            Next::Reply(Err(error)) => error,
+            Next::Fault(error) => return Err(error),
         };
-        match next {
-            Ok(Some(message)) => return Ok(Some(message)),
-            Ok(None) => *pump = None,
-            Err(error) => {
-                *pump = None;
-                return Err(self.lost(error));
-            }
-        }
-        if let Some(seen) = &self.seen {
-            note(&seen.watched.known, method, replies);
-        }
-        match replies.reply() {
-            Some(reply) if reply.status != StatusCode::Ok => {
-                let reply = reply.clone();
-                Err(self.answered(&reply))
-            }
-            _ => Ok(None),
-        }
+        opened.pump = None;
+        Err(self.lost(error))
     }
 
     /// The messages as a stream, which ends with the call, or with its error.
@@ -408,7 +365,7 @@ impl Replies {
         messages.fuse()
     }
 
-    /// The messages as a stream of messages of their own type. One that cannot be read ends it, and the call.
+    /// The messages as a stream of a message type. A message that cannot be read ends the stream and the call.
     pub fn into_typed<T: Decode + Send>(self) -> impl Stream<Item = Result<T, CallError>> + Send {
         let messages = stream::unfold(Some(self), async |replies| {
             let mut replies = replies?;
@@ -426,34 +383,36 @@ impl Replies {
         messages.fuse()
     }
 
-    /// What travels beside the outcome; empty before [`Replies::next`] has given `None`.
+    /// The metadata of the outcome; empty before [`Replies::next`] has returned `None`.
     #[must_use]
     pub fn metadata(&self) -> Metadata {
-        match &self.opened {
-            From::Provider { opened, .. } => {
+        match &self.origin {
+            Origin::Provider { opened, .. } => {
                 let reply = opened.replies.reply();
                 reply.map(|reply| reply.metadata.clone()).unwrap_or_default()
             }
-            From::Here(replies) => replies.metadata(),
+            Origin::Here(replies) => replies.metadata(),
         }
     }
 
-    /// Whether all that is left of them has arrived.
+    /// Whether all remaining replies have arrived.
     pub(crate) fn are_whole(&self) -> bool {
-        match &self.opened {
-            From::Provider { opened, .. } => opened.replies.is_here(),
-            From::Here(_) => false,
+        match &self.origin {
+            Origin::Provider { opened, .. } => opened.replies.is_here(),
+            Origin::Here(_) => false,
         }
     }
 
-    /// Who answers; `None` for a handler of this process.
+    /// The provider that answers; `None` for a handler of this process.
     #[must_use]
     pub fn provider(&self) -> Option<&Provider> {
-        self.provider.as_deref()
+        match &self.origin {
+            Origin::Provider { provider, .. } => provider.as_deref(),
+            Origin::Here(_) => None,
+        }
     }
 
-    fn answered(&self, reply: &CallReply) -> CallError {
-        let status = Status::from_reply(reply.clone());
+    fn answered(&self, status: Status) -> CallError {
         CallError::Answered {
             service: self.service.clone(),
             attempts: self.attempt(Cause::Answered(status.clone())),
@@ -477,29 +436,27 @@ impl Replies {
     }
 
     fn attempt(&self, cause: Cause) -> Vec<Attempt> {
-        let provider = self.provider.iter();
-        provider
-            .map(|provider| Attempt {
-                node_id: provider.node_id,
-                endpoint: provider.endpoints.first().cloned(),
-                started: Duration::ZERO,
-                took: engine::now().saturating_duration_since(self.start),
-                cause: cause.clone(),
-            })
-            .collect()
+        let attempt = |provider: &Provider| Attempt {
+            node_id: provider.node_id,
+            endpoint: provider.endpoints.first().cloned(),
+            started: Duration::ZERO,
+            took: now().saturating_duration_since(self.start),
+            cause,
+        };
+        self.provider().map(attempt).into_iter().collect()
     }
 }
 
 impl Drop for Replies {
     fn drop(&mut self) {
-        // Whoever takes one reply of a call that has one may not ask whether there is another.
-        if let From::Provider { opened, .. } = &self.opened
+        // Unary callers never poll past the first reply, so a drop may follow a success.
+        if let Origin::Provider { opened, .. } = &self.origin
             && opened
                 .replies
                 .reply()
                 .is_some_and(|reply| reply.status == StatusCode::Ok)
         {
-            self.end(None);
+            self.end(Ended::Ok);
         }
     }
 }
@@ -508,7 +465,7 @@ impl std::fmt::Debug for Replies {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Replies")
             .field("service", &self.service)
-            .field("provider", &self.provider)
+            .field("provider", &self.provider())
             .finish_non_exhaustive()
     }
 }

@@ -1,8 +1,8 @@
-//! The router's part: a call that a peer asks to have passed on, once.
+//! The router's part: it forwards a peer's call, once.
 //!
-//! **Invariants.** A call is passed on message by message, whether it has one of them or many, so a stub's calls and streams go
-//! through a router as unary calls do; neither side gets ahead of the other. What peers make up costs this client nothing of what it
-//! knows of the services it calls itself.
+//! **Invariants.** A call is forwarded message by message, whether it has one or many, so streams and stubs' calls go through a router
+//! as unary calls do, and neither side gets ahead of the other. Service names that peers make up evict nothing that this client knows
+//! of the services it calls itself.
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -10,18 +10,21 @@ use macula_select::RetryPolicy;
 use macula_transport::{IncomingCall, IncomingMessages, OutgoingMessages, Repeat, Reply, Route};
 use macula_wire::StatusCode;
 
-use super::{Client, builder::Options};
+use super::{
+    options::Options,
+    shared::{Client, now},
+};
 use crate::{
     CallError, Cause, Status,
     streaming::{self, Asking},
 };
 
-/// The most providers tried for a peer, however many it asks for: its one call is this many here.
+/// The most providers tried for a peer's call, however many it asks for.
 const MAX_ROUTED_ATTEMPTS: u32 = 8;
 
 impl Client {
-    /// Passes a peer's call on to a provider that the directory gives, and to another when the first fails and the caller would
-    /// try another. It is not passed on again from there.
+    /// Forwards a peer's call to a provider that the directory gives, and to another when the first fails and the caller's policy
+    /// allows it. The provider does not forward the call again.
     pub(crate) async fn forward(
         &self,
         call: IncomingCall,
@@ -30,8 +33,8 @@ impl Client {
         mut replies: OutgoingMessages,
     ) -> Reply {
         let mut options = Options {
-            timeout: Some(call.deadline().saturating_duration_since(super::engine::now())),
-            // Whether it may run twice is the caller's to say.
+            timeout: Some(call.deadline().saturating_duration_since(now())),
+            // The caller says whether the call may run twice.
             policy: match route.repeat {
                 Repeat::Transient => RetryPolicy::Transient,
                 Repeat::AnyError => RetryPolicy::AnyError,
@@ -46,11 +49,11 @@ impl Client {
             for_peer: true,
             ..Options::default()
         };
-        let mut provider = match self.open(call.service(), &mut options, passed_on(requests)).await {
+        let mut provider = match self.open(call.service(), &mut options, forwarded(requests)).await {
             Ok(provider) => provider,
-            Err(error) => return verdict(error).into_reply(),
+            Err(error) => return status_of(error).into_reply(),
         };
-        // What is here as a whole is passed on as that. Of what is not, nothing is kept.
+        // A whole reply is forwarded as a whole. Of any other reply nothing is kept.
         let whole = provider.are_whole();
         let mut first = true;
         loop {
@@ -65,14 +68,14 @@ impl Client {
                     }
                 }
                 Ok(None) => return Reply::ok(Bytes::new()).with_metadata(provider.metadata()),
-                Err(error) => return verdict(error).into_reply(),
+                Err(error) => return status_of(error).into_reply(),
             }
         }
     }
 }
 
-/// The requests of a peer as this client's own.
-fn passed_on(mut requests: IncomingMessages) -> Asking {
+/// A peer's requests as this client's own.
+fn forwarded(mut requests: IncomingMessages) -> Asking {
     if let Some(only) = requests.take_only() {
         return Asking::Only(only);
     }
@@ -87,34 +90,32 @@ fn passed_on(mut requests: IncomingMessages) -> Asking {
     Asking::Stream(Box::pin(messages.fuse()))
 }
 
-/// What the caller is told of a call that could not be passed on; a provider's pushback with it, which is its caller's to honour too.
-fn verdict(error: CallError) -> Status {
+/// The status of a call that failed behind this router. A provider's pushback goes with it, because the caller must honour it too.
+fn status_of(error: CallError) -> Status {
     match error {
         CallError::Answered { status, .. } => status,
         CallError::ServiceNotFound { .. } => Status::refused_with(StatusCode::NotFound, error.to_string()),
         CallError::DeadlineExceeded { .. } => Status::new(StatusCode::DeadlineExceeded, error.to_string()),
-        // They name no attempts, and a provider may have begun with what there was.
+        // These errors list no attempts, and a provider may have begun with the first requests.
         CallError::RequestsFailed { .. } => Status::new(StatusCode::Cancelled, error.to_string()),
         CallError::RequestTooLarge { .. } | CallError::MetadataTooLarge { .. } => {
             Status::new(StatusCode::ResourceExhausted, error.to_string())
         }
         // Safe to try elsewhere only when no provider can have run it.
-        _ if error
-            .attempts()
-            .iter()
-            .all(|tried| matches!(tried.cause, Cause::NotSent(_) | Cause::Refused(_))) =>
+        _ if error.attempts().iter().all(|tried| {
+            matches!(
+                tried.cause,
+                Cause::NotSent(_) | Cause::TooLarge { .. } | Cause::Refused(_)
+            )
+        }) =>
         {
             let asked = error.attempts().last().and_then(|tried| tried.cause.pushback());
             Status::refused_with(StatusCode::Unavailable, error.to_string()).with_pushback_of(asked)
         }
-        // Of several providers the one that did answer says more than those that could not.
-        _ => {
-            let answered = error.attempts().iter().rev().find_map(|tried| match &tried.cause {
-                Cause::Answered(status) => Some(status.clone()),
-                _ => None,
-            });
-            answered.unwrap_or_else(|| Status::unavailable(error.to_string()))
-        }
+        _ => match error.last_answer() {
+            Some(status) => status.clone(),
+            None => Status::unavailable(error.to_string()),
+        },
     }
 }
 
@@ -122,7 +123,7 @@ fn verdict(error: CallError) -> Status {
 mod tests {
     use super::*;
 
-    /// F6: what ends a call that a provider may have begun is its end, too, for whoever asked the router.
+    /// F6: an error that ends a call which a provider may have begun ends it for the router's caller too.
     #[test]
     fn f6_what_may_have_run_is_not_passed_back_as_not_started() {
         let service: macula_wire::ServiceName = "api.upload".parse().unwrap();
@@ -134,7 +135,7 @@ mod tests {
             ),
             (CallError::MetadataTooLarge { size: 9 }, StatusCode::ResourceExhausted),
         ] {
-            let status = verdict(error);
+            let status = status_of(error);
             assert_eq!((status.code(), status.is_refused()), (code, false), "{status}");
         }
     }

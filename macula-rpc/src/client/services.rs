@@ -1,32 +1,34 @@
-//! The balancer of each service, and the provider list it goes by.
+//! The services that a client calls: the balancer of each, and its provider list.
 
 use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::{Duration, Instant},
 };
 
-use macula_select::{Balancer, BalancerConfig, LocalityConfig, Zone};
+use macula_select::{Balancer, BalancerConfig, Link, LocalityConfig, Zone};
 use macula_transport::{Connection, FoundConnection, Pool};
-use macula_wire::{NodeId, ServiceName};
+use macula_wire::{Address, NodeId, ServiceName};
+use tokio::sync::Notify;
 
-use super::{Defaults, brief::BriefMethods};
-use crate::{Provider, keyed::Keyed, observe::Meters};
+use super::{link, options::Defaults, refresh::Refresh};
+use crate::{
+    Provider,
+    keyed::Keyed,
+    observe::{Meters, OTHER, PoolMeters},
+};
 
-/// Services whose health and rotation are remembered at a time; a client that calls more of them forgets one that has no
-/// call running.
+/// Services whose health and rotation a client remembers. Beyond that it forgets a service without a running call for each new one.
 pub const MAX_SERVICES: usize = 4096;
 
-/// Services that this client passes calls of peers on to, and has not called itself, of which it remembers as much.
+/// Services that only peers call through this client, of which it remembers as much. They are counted under [`OTHER`], because peers
+/// choose the names and a recorder keeps each label for ever.
 const MAX_SERVICES_FOR_PEERS: usize = 1024;
 
-/// What calls of such services are counted as: the names are whatever peers make up, and a recorder keeps each for ever.
-const FOR_PEERS: &str = "_OTHER";
-
-/// How often a provider's report of its load is looked at while it is called; it makes one a second at most.
+/// How often a called provider's load report is read. A provider reports once a second at most.
 const LOAD_EVERY: Duration = Duration::from_millis(250);
-/// A report that is older than this says nothing any more.
+/// The age from which on a load report is ignored.
 const LOAD_AGE: Duration = Duration::from_secs(10);
 
 /// The services a client has called.
@@ -36,41 +38,45 @@ pub(super) struct Services {
     services: RwLock<Known>,
     for_peers: RwLock<Known>,
     peers_meters: Arc<Meters>,
+    pool_meters: Arc<PoolMeters>,
     routers: Balanced,
 }
 
 type Known = HashMap<ServiceName, Arc<Service>, Keyed>;
 
-/// What a client remembers of a service.
+/// A service as a client remembers it.
 pub(super) struct Service {
     pub(super) balanced: Balanced,
     pub(super) meters: Arc<Meters>,
-    pub(super) brief: BriefMethods,
+    pub(super) refresh: Refresh,
 }
 
 impl Services {
-    pub(super) fn new(seed: u64, defaults: Defaults) -> Self {
+    pub(super) fn new(seed: u64, defaults: Defaults, pool: Pool) -> Self {
         let routers = Balanced::new(&defaults, seed);
+        let pool_meters = Arc::new(PoolMeters::new(pool));
         Self {
             seed,
             defaults,
             services: RwLock::default(),
             for_peers: RwLock::default(),
-            peers_meters: Arc::new(Meters::new(&other())),
+            peers_meters: Arc::new(Meters::new(&other(), &pool_meters)),
+            pool_meters,
             routers,
         }
     }
 
-    /// What is remembered of `service`.
+    /// The remembered state of `service`.
     pub(super) fn of(&self, service: &ServiceName) -> Arc<Service> {
         if let Some(known) = get(&self.services, service) {
             return known;
         }
-        self.add(&self.services, MAX_SERVICES, service, || Arc::new(Meters::new(service)))
+        self.add(&self.services, MAX_SERVICES, service, || {
+            Arc::new(Meters::new(service, &self.pool_meters))
+        })
     }
 
-    /// What is remembered of `service` for a call of a peer that is passed on: as little as its name is worth, unless this client
-    /// calls it, too.
+    /// The remembered state of `service` for a forwarded call. It shares the state of this client's own calls, if there are any.
     pub(super) fn for_peers(&self, service: &ServiceName) -> Arc<Service> {
         let known = get(&self.services, service).or_else(|| get(&self.for_peers, service));
         known.unwrap_or_else(|| {
@@ -88,22 +94,21 @@ impl Services {
         meters: impl FnOnce() -> Arc<Meters>,
     ) -> Arc<Service> {
         let mut services = services.write().unwrap_or_else(PoisonError::into_inner);
-        // Somebody else may have been faster.
+        // Another thread may have added it meanwhile.
         if let Some(known) = services.get(service) {
             return Arc::clone(known);
         }
         if services.len() >= max {
-            // One makes room, not all.
             let idle = services.iter().find(|(_, service)| Arc::strong_count(service) == 1);
             let idle = idle.map(|(name, _)| name.clone());
             idle.and_then(|name| services.remove(&name));
         }
-        // Each service its own sequence: callers that start together do not pick in step.
+        // Each service has its own random sequence, so callers that start together do not pick in step.
         let seed = self.seed ^ (services.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let fresh = Arc::new(Service {
             balanced: Balanced::new(&self.defaults, seed),
             meters: meters(),
-            brief: BriefMethods::default(),
+            refresh: Refresh::default(),
         });
         if services.len() < max {
             services.insert(service.clone(), Arc::clone(&fresh));
@@ -111,9 +116,20 @@ impl Services {
         fresh
     }
 
-    /// A balancer for one call, of which nothing is remembered.
+    /// A balancer for one call, which leaves no state.
     pub(super) fn alone(&self) -> Balanced {
         Balanced::new(&self.defaults, self.seed)
+    }
+
+    /// Every balancer that outlives a call.
+    pub(super) fn balancers(&self) -> Vec<Balanced> {
+        let known = [&self.services, &self.for_peers];
+        let mut balancers = vec![self.routers.clone()];
+        for services in known {
+            let services = services.read().unwrap_or_else(PoisonError::into_inner);
+            balancers.extend(services.values().map(|service| service.balanced.clone()));
+        }
+        balancers
     }
 
     /// The balancer of the routers.
@@ -122,42 +138,52 @@ impl Services {
     }
 }
 
-/// Callers on other threads read at the same time.
 fn get(known: &RwLock<Known>, service: &ServiceName) -> Option<Arc<Service>> {
     let known = known.read().unwrap_or_else(PoisonError::into_inner);
     known.get(service).cloned()
 }
 
 fn other() -> ServiceName {
-    ServiceName::new(FOR_PEERS).unwrap_or_else(|error| unreachable!("a good name: {error}"))
+    ServiceName::new(OTHER).unwrap_or_else(|error| unreachable!("a valid name: {error}"))
 }
 
-/// A balancer behind a lock that is held for single steps only, never across an await.
-pub(super) struct Balanced {
-    state: Mutex<State>,
+/// A balancer behind a lock that is held for single steps only, never across an await. Clones share it.
+#[derive(Clone)]
+pub(super) struct Balanced(Arc<Shared>);
+
+/// A balancer that does not keep the balancer alive.
+pub(super) struct WeakBalanced(Weak<Shared>);
+
+struct Shared {
+    roster: Mutex<Roster>,
+    /// Woken when the link of a provider has changed: calls that wait look at their attempts anew.
+    news: Notify,
 }
 
-pub(super) struct State {
+/// A service's providers and the balancer that chooses among them.
+pub(super) struct Roster {
     pub(super) balancer: Balancer<Member>,
     list: Arc<[Provider]>,
-    /// Where each provider of the list stands in `peers`.
+    /// Each listed provider's index in `peers`.
     places: HashMap<NodeId, u32, Keyed>,
     peers: Vec<Option<Peer>>,
     free: Vec<u32>,
+    /// A task dials providers behind the calls.
+    pub(super) dialing: bool,
 }
 
-/// A provider as the balancer knows it: small, because a call copies it several times, and found without a lookup.
+/// A provider as the balancer knows it: small, because a call copies it several times, and an index, which spares a lookup.
 ///
 /// **Invariant:** while a provider is in the list it keeps its member, and no other provider of the list has it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Member {
     place: u32,
-    /// The start of the node's id: the place's next holder is another member.
+    /// The start of the node's id, which tells the holders of one place apart.
     identity: u64,
 }
 
-/// Whatever their places: who leaves the list and comes back is known to the calls that have tried it (F2). Keys that start alike
-/// are beyond what anybody can search for; a list that had two has the first of them.
+/// Equality ignores `place`: a provider that left the list and returned counts as tried (F2). Two keys with the same eight bytes at
+/// the start are out of reach of any search; of such a pair only the first would be called.
 impl PartialEq for Member {
     fn eq(&self, other: &Self) -> bool {
         self.identity == other.identity
@@ -167,7 +193,7 @@ impl PartialEq for Member {
 impl Eq for Member {}
 
 impl Hash for Member {
-    /// The same at every caller, or they would not agree whom an affinity key belongs to.
+    /// The same at every caller, so that all callers give an affinity key to one provider.
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.identity);
     }
@@ -184,13 +210,21 @@ impl Member {
     }
 }
 
-/// A provider, and where the connection to it was found last.
+/// How a provider came into the list.
+#[derive(Debug, Clone, Copy)]
+enum Came {
+    New,
+    /// It was listed before, with other addresses.
+    Moved,
+}
+
+/// A provider, and where the pool last had its connection.
 struct Peer {
     provider: Arc<Provider>,
     found: FoundConnection,
-    /// When its load is looked at next.
+    /// When its load report is read next.
     look_at: Option<Instant>,
-    /// When it made the last report that was taken in.
+    /// When it made the last report that was read.
     reported: Option<Instant>,
 }
 
@@ -206,43 +240,72 @@ impl Balanced {
             budget: defaults.budget,
             ..BalancerConfig::default()
         };
-        let state = State {
+        let roster = Roster {
             balancer: Balancer::new(config, seed),
             list: Arc::default(),
             places: HashMap::default(),
             peers: Vec::new(),
             free: Vec::new(),
+            dialing: false,
         };
-        Self {
-            state: Mutex::new(state),
-        }
+        Self(Arc::new(Shared {
+            roster: Mutex::new(roster),
+            news: Notify::new(),
+        }))
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> MutexGuard<'_, Roster> {
+        self.0.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Woken when the link of a provider has changed.
+    pub(super) fn news(&self) -> &Notify {
+        &self.0.news
+    }
+
+    pub(super) fn downgrade(&self) -> WeakBalanced {
+        WeakBalanced(Arc::downgrade(&self.0))
     }
 }
 
-impl State {
-    /// Takes over a provider list, unless it is the one already there.
-    pub(super) fn reconcile(&mut self, providers: &Arc<[Provider]>, now: Instant) {
+impl WeakBalanced {
+    pub(super) fn upgrade(&self) -> Option<Balanced> {
+        self.0.upgrade().map(Balanced)
+    }
+}
+
+impl Roster {
+    /// Takes over a provider list, unless it is the one already there. Connections that `pool` holds to new providers count from now on.
+    pub(super) fn reconcile(&mut self, providers: &Arc<[Provider]>, now: Instant, pool: &Pool) {
         if Arc::ptr_eq(&self.list, providers) {
             return;
         }
         if self.list != *providers {
-            self.place(providers);
+            let fresh = self.place(providers);
             let candidates = providers.iter().filter_map(|provider| {
                 let zone = provider.zone.as_deref().map(Zone::named);
                 let member = Member::new(*self.places.get(&provider.node_id)?, &provider.node_id);
                 Some(macula_select::Provider::new(member).weight(provider.weight).zone(zone))
             });
             self.balancer.update(now, candidates);
+            for (member, id, came) in fresh {
+                match came {
+                    Came::New => self.balancer.link(now, &member, link::of(pool, &id)),
+                    Came::Moved => self.balancer.renew(now, &member),
+                }
+            }
         }
         self.list = Arc::clone(providers);
     }
 
-    /// Gives every provider of the list its place, those that had one the same.
-    fn place(&mut self, providers: &[Provider]) {
+    /// Whether a task should dial providers behind the calls.
+    pub(super) fn wants_dial(&self) -> bool {
+        !self.dialing && self.balancer.next_dial().is_some()
+    }
+
+    /// Gives every listed provider a place; one that had a place keeps it. Returns those that are new or have other addresses.
+    fn place(&mut self, providers: &[Provider]) -> Vec<(Member, NodeId, Came)> {
+        let mut fresh = Vec::new();
         let mut left = std::mem::take(&mut self.places);
         for provider in providers {
             if let Some((id, place)) = left.remove_entry(&provider.node_id) {
@@ -254,12 +317,25 @@ impl State {
             self.free.push(place);
         }
         for provider in providers {
+            let mut came = None;
             let place = *self.places.entry(provider.node_id).or_insert_with(|| {
+                came = Some(Came::New);
                 self.free.pop().unwrap_or_else(|| {
                     self.peers.push(None);
                     self.peers.len() as u32 - 1
                 })
             });
+            let before = &self.peers[place as usize];
+            if before
+                .as_ref()
+                .is_some_and(|peer| peer.provider.endpoints != provider.endpoints)
+            {
+                came = came.or(Some(Came::Moved));
+            }
+            if let Some(came) = came {
+                let member = Member::new(place, &provider.node_id);
+                fresh.push((member, provider.node_id, came));
+            }
             self.peers[place as usize] = Some(Peer {
                 provider: Arc::new(provider.clone()),
                 found: FoundConnection::default(),
@@ -267,17 +343,34 @@ impl State {
                 reported: None,
             });
         }
+        fresh
     }
 
-    /// The provider that this member is, and the connection to it if one is open; `None` once it has left the list. What it says
-    /// of its load on that connection is taken in for the next choice.
-    pub(super) fn provider(
-        &mut self,
-        now: Instant,
-        member: Member,
-        pool: &Pool,
-    ) -> Option<(Arc<Provider>, Option<Connection>)> {
-        let peer = self.peers.get_mut(member.place as usize)?.as_mut()?;
+    /// The member of a listed node.
+    pub(super) fn member(&self, id: &NodeId) -> Option<Member> {
+        let place = self.places.get(id)?;
+        Some(Member::new(*place, id))
+    }
+
+    /// Tells the balancer the link of every listed provider.
+    pub(super) fn tell_all(&mut self, now: Instant, link: impl Fn(&NodeId) -> Link) {
+        for (id, place) in &self.places {
+            self.balancer.link(now, &Member::new(*place, id), link(id));
+        }
+    }
+
+    /// The node behind a member, and where it listens.
+    pub(super) fn peer(&self, member: Member) -> Option<(NodeId, Vec<Address>)> {
+        let peer = self.peers.get(member.place as usize)?.as_ref()?;
+        Some((peer.provider.node_id, peer.provider.endpoints.clone()))
+    }
+
+    /// The provider that the balancer has just chosen, and the connection to it if one is open. The provider's load report on that
+    /// connection counts for the next choice.
+    pub(super) fn chosen(&mut self, now: Instant, member: Member, pool: &Pool) -> (Arc<Provider>, Option<Connection>) {
+        let Some(Some(peer)) = self.peers.get_mut(member.place as usize) else {
+            unreachable!("the balancer chooses among the list's members");
+        };
         let open = pool.open_again(&peer.provider.node_id, &mut peer.found);
         if peer.look_at.is_none_or(|at| now >= at) {
             peer.look_at = Some(now + LOAD_EVERY);
@@ -286,12 +379,12 @@ impl State {
                 self.balancer.report_load(now, &member, load);
             }
         }
-        Some((Arc::clone(&peer.provider), open))
+        (Arc::clone(&peer.provider), open)
     }
 }
 
 impl Peer {
-    /// How busy the provider says it is, 0 to 1, when it has said so since this was asked last.
+    /// The load that the provider reported since the last read, 0 to 1.
     fn news(&mut self, now: Instant, connection: &Connection) -> Option<f64> {
         let (load, at) = connection.load()?;
         let fresh = self.reported != Some(at) && now.saturating_duration_since(at) < LOAD_AGE;
@@ -324,39 +417,47 @@ mod tests {
         NodeId::from_bytes([number; 32])
     }
 
-    /// The members of a list, in its order, after the state has taken it over.
-    fn members(state: &mut State, list: &[NodeId]) -> Vec<Member> {
+    /// The members of a list, in its order, after the roster has taken it over.
+    fn members(roster: &mut Roster, list: &[NodeId], pool: &Pool) -> Vec<Member> {
         let providers: Arc<[Provider]> = list.iter().map(|id| Provider::new(*id, [])).collect();
-        state.reconcile(&providers, Instant::now());
-        list.iter().map(|id| Member::new(state.places[id], id)).collect()
+        roster.reconcile(&providers, Instant::now(), pool);
+        list.iter().map(|id| Member::new(roster.places[id], id)).collect()
     }
 
-    #[test]
-    fn a_provider_keeps_its_member_while_it_is_listed_and_no_other_ever_has_it() {
+    #[tokio::test]
+    async fn a_provider_keeps_its_member_while_it_is_listed_and_no_other_ever_has_it() {
+        let pool = pool().await;
         let balanced = balanced();
-        let mut state = balanced.lock();
+        let mut roster = balanced.lock();
         let [a, b, c] = [1, 2, 3].map(id);
-        let before = members(&mut state, &[a, b]);
-        let after = members(&mut state, &[c, b]);
+        let before = members(&mut roster, &[a, b], &pool);
+        let after = members(&mut roster, &[c, b], &pool);
         assert_eq!(after[1], before[1], "it stayed");
         assert_ne!(after[0], before[0], "the place's next holder is another member");
         assert_eq!(after[0].place, before[0].place, "places are used again");
-        let back = members(&mut state, &[b, c, a]);
+        let back = members(&mut roster, &[b, c, a], &pool);
         assert_eq!((back[0], back[1]), (before[1], after[0]));
         assert!(
             back[2] == before[0] && back[2].place != before[0].place,
             "a call that has tried it knows it again (F2)"
         );
-        assert_eq!(state.peers.len(), 3);
+        assert_eq!(roster.peers.len(), 3);
         for (member, id) in back.iter().zip([b, c, a]) {
-            let peer = state.peers[member.place as usize].as_ref().unwrap();
+            let peer = roster.peers[member.place as usize].as_ref().unwrap();
             assert_eq!(peer.provider.node_id, id);
         }
     }
 
-    #[test]
-    fn names_that_peers_make_up_cost_nothing_of_what_is_known_of_ones_own() {
-        let services = Services::new(1, defaults());
+    async fn pool() -> Pool {
+        let identity = macula_transport::Identity::generate().unwrap();
+        let config = macula_transport::Config::new(identity).with_listen("127.0.0.1:0".parse().unwrap());
+        let endpoint = macula_transport::Endpoint::bind(config, macula_transport::NoService).await;
+        endpoint.unwrap().pool()
+    }
+
+    #[tokio::test]
+    async fn names_that_peers_make_up_evict_no_service_that_this_client_calls() {
+        let services = Services::new(1, defaults(), pool().await);
         let name = |text: String| ServiceName::new(&text).unwrap();
         let own: Vec<_> = (0..MAX_SERVICES).map(|n| name(format!("own.{n}"))).collect();
         let known: Vec<_> = own.iter().map(|name| Arc::downgrade(&services.of(name))).collect();
@@ -365,17 +466,18 @@ mod tests {
         }
         assert!(known.iter().all(|service| service.strong_count() == 1));
         assert_eq!(services.for_peers.read().unwrap().len(), MAX_SERVICES_FOR_PEERS);
-        // What this client calls, too, has one health, whoever it is called for.
+        // A service that this client calls itself has one health for both kinds of calls.
         assert!(Arc::ptr_eq(&services.of(&own[0]), &services.for_peers(&own[0])));
     }
 
-    #[test]
-    fn a_list_that_names_a_provider_twice_has_it_once() {
+    #[tokio::test]
+    async fn a_list_that_names_a_provider_twice_has_it_once() {
+        let pool = pool().await;
         let balanced = balanced();
-        let mut state = balanced.lock();
+        let mut roster = balanced.lock();
         let [a, b] = [1, 2].map(id);
-        let twice = members(&mut state, &[a, b, a]);
+        let twice = members(&mut roster, &[a, b, a], &pool);
         assert_eq!(twice[0], twice[2]);
-        assert_eq!((state.peers.len(), state.balancer.len()), (2, 2));
+        assert_eq!((roster.peers.len(), roster.balancer.len()), (2, 2));
     }
 }

@@ -1,48 +1,33 @@
-//! The end of a call in words: the core's verdict with the names, endpoints and causes that the shell knows.
+//! The end of a call in words: the core's error, with the names, addresses and causes of the attempts.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use macula_select::{Attempts, Fate, StopReason};
 use macula_wire::{Address, StatusCode};
 
 use super::{
-    AnswerSource,
-    engine::{Job, Log, Tried},
+    answer::AnswerSource,
+    attempt::{Exchange, Job, Tried},
     services::Member,
 };
 use crate::{CallError, Cause, error::Attempt};
 
-/// What the caller is told.
-pub(super) fn of<X>(
-    error: macula_select::CallError<Member>,
-    job: &Job<'_, X>,
-    log: &Log,
-    allowed: Duration,
-) -> CallError {
+/// The caller's error for the core's.
+pub(super) fn of<X: Exchange>(error: macula_select::CallError<Member>, job: &Job<'_, X>, tried: &[Tried]) -> CallError {
     use macula_select::CallError as Core;
 
     let service = job.service.clone();
-    let name = |attempts: &Attempts<Member>| named(attempts, log, job.start);
+    let name = |attempts: &Attempts<Member>| named(attempts, tried, job.start);
     match error {
         Core::ServiceNotFound => CallError::ServiceNotFound { service },
-        Core::AllProvidersFailed { attempts } => {
-            let attempts = name(&attempts);
-            let unknown =
-                |tried: &Attempt| matches!(&tried.cause, Cause::Refused(s) if s.code() == StatusCode::NotFound);
-            // Routers say so when the directory they reach knows nobody.
-            if job.source == AnswerSource::Router && attempts.iter().all(unknown) {
-                CallError::ServiceNotFound { service }
-            } else {
-                CallError::AllProvidersFailed { service, attempts }
-            }
-        }
+        Core::AllProvidersFailed { attempts } => exhausted(job, name(&attempts)),
         Core::MaxAttemptsExceeded { attempts, .. } => CallError::MaxAttemptsExceeded {
             service,
             attempts: name(&attempts),
         },
         Core::DeadlineExceeded { attempts } => CallError::DeadlineExceeded {
             service,
-            allowed,
+            allowed: job.allowed(),
             attempts: name(&attempts),
         },
         Core::NotRetried {
@@ -51,7 +36,7 @@ pub(super) fn of<X>(
             attempts,
         } => {
             let attempts = name(&attempts);
-            match log.get(attempt).and_then(|tried| tried.cause.as_ref()) {
+            match tried.get(attempt.index()).and_then(|tried| tried.cause.as_ref()) {
                 Some(Cause::Answered(status)) if reason == StopReason::Definitive => CallError::Answered {
                     service,
                     status: status.clone(),
@@ -64,12 +49,33 @@ pub(super) fn of<X>(
                 },
             }
         }
-        // Only dropping the call's future cancels it, and then nobody is told.
+        // Only dropping the call's future cancels it, and then nothing is returned.
         other => CallError::NotRetried {
             service,
             reason: StopReason::Definitive,
             attempts: other.attempts().map(name).unwrap_or_default(),
         },
+    }
+}
+
+/// The error of a call that every provider failed.
+fn exhausted<X: Exchange>(job: &Job<'_, X>, attempts: Vec<Attempt>) -> CallError {
+    let service = job.service.clone();
+    let not_found = |tried: &Attempt| matches!(&tried.cause, Cause::Refused(s) if s.code() == StatusCode::NotFound);
+    // A router refuses like this when its directory lists no provider.
+    if job.source == AnswerSource::Router && attempts.iter().all(not_found) {
+        return CallError::ServiceNotFound { service };
+    }
+    let too_large = attempts.iter().map(|tried| match tried.cause {
+        Cause::TooLarge { size, limit } => Some((limit, size)),
+        _ => None,
+    });
+    match too_large
+        .collect::<Option<Vec<_>>>()
+        .and_then(|limits| limits.into_iter().max())
+    {
+        Some((limit, size)) => CallError::RequestTooLarge { size, limit },
+        None => CallError::AllProvidersFailed { service, attempts },
     }
 }
 
@@ -79,11 +85,8 @@ fn endpoint(tried: &Tried) -> Option<Address> {
     at.or_else(|| tried.provider.endpoints.first().cloned())
 }
 
-/// The core's attempts with names, endpoints and causes; those that succeeded are left out.
-pub(super) fn named(attempts: &Attempts<Member>, log: &Log, start: Instant) -> Vec<Attempt> {
-    if attempts.iter().all(|attempt| attempt.fate() == Fate::Ok) {
-        return Vec::new();
-    }
+/// The attempts that failed, with names, addresses and causes.
+pub(super) fn named(attempts: &Attempts<Member>, tried: &[Tried], start: Instant) -> Vec<Attempt> {
     let name = |(attempt, tried): (&macula_select::Attempt<Member>, &Tried)| {
         let derived = match attempt.fate() {
             Fate::Ok => return None,
@@ -98,5 +101,5 @@ pub(super) fn named(attempts: &Attempts<Member>, log: &Log, start: Instant) -> V
             cause: tried.cause.clone().unwrap_or(derived),
         })
     };
-    attempts.iter().zip(log.iter()).filter_map(name).collect()
+    attempts.iter().zip(tried).filter_map(name).collect()
 }

@@ -1,4 +1,4 @@
-//! What the name servers are asked, and what their answers say.
+//! The questions to the name servers, and their answers as providers.
 
 use std::{net::SocketAddr, pin::pin, time::Duration};
 
@@ -13,23 +13,23 @@ use macula_wire::{Address, MAX_ENDPOINTS, NodeId};
 use super::{MAX_AGE, RETRY};
 use crate::Provider;
 
-/// The most targets of a service that are looked at.
+/// The most targets of a service that are looked up.
 const MAX_TARGETS: usize = 256;
 
-/// How long one address family's answer is waited for when the other's is there.
+/// How long the second address family may take after the first has answered.
 const OTHER_FAMILY: Duration = Duration::from_millis(500);
 
-/// Where a service's providers stand.
+/// The records that list a service's providers.
 pub(super) enum Origin {
     Srv(String),
     Hosts(Vec<(NodeId, Address)>),
 }
 
-/// A host as the records name it, and the provider it is.
+/// A host's name, and its provider.
 pub(super) type Host = (String, Provider);
 
 /// Providers, and how long they may be used.
-pub(super) struct Found {
+pub(super) struct HostList {
     pub(super) hosts: Vec<Host>,
     pub(super) ttl: Duration,
 }
@@ -37,14 +37,14 @@ pub(super) struct Found {
 /// Records, and how long each may be used.
 type Records = Vec<(RData, Duration)>;
 
-/// What one host's records say: nothing when they say of no provider.
+/// The provider in one host's records, if they have one.
 type Said = Result<(Option<Provider>, Duration), NetError>;
 
-/// Asks for a service's providers. A host that cannot be looked up while others can stays what it was `before`.
+/// Asks for a service's providers. A host that cannot be looked up, while others can, stays as it was `before`.
 ///
 /// # Errors
 /// When there is no answer at all.
-pub(super) async fn find(resolver: &TokioResolver, origin: &Origin, before: &[Host]) -> Result<Found, NetError> {
+pub(super) async fn find(resolver: &TokioResolver, origin: &Origin, before: &[Host]) -> Result<HostList, NetError> {
     let asking = Asking { resolver, before };
     match origin {
         Origin::Srv(name) => asking.srv(name).await,
@@ -58,7 +58,7 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    async fn srv(&self, name: &str) -> Result<Found, NetError> {
+    async fn srv(&self, name: &str) -> Result<HostList, NetError> {
         let mut ttl = MAX_AGE;
         let mut targets = Vec::new();
         for (data, seconds) in self.records(name, RecordType::SRV).await? {
@@ -79,7 +79,7 @@ impl Asking<'_> {
             });
             let found = self.gather(join_all(hosts).await, &mut failure);
             if !found.hosts.is_empty() {
-                return Ok(Found {
+                return Ok(HostList {
                     ttl: found.ttl.min(ttl),
                     ..found
                 });
@@ -87,14 +87,14 @@ impl Asking<'_> {
         }
         match failure {
             Some(error) => Err(error),
-            None => Ok(Found {
+            None => Ok(HostList {
                 hosts: Vec::new(),
                 ttl: RETRY,
             }),
         }
     }
 
-    async fn hosts(&self, hosts: &[(NodeId, Address)]) -> Result<Found, NetError> {
+    async fn hosts(&self, hosts: &[(NodeId, Address)]) -> Result<HostList, NetError> {
         let lookups = hosts.iter().map(async |(id, at)| {
             let said = match at.ip() {
                 Some(_) => Ok((Some(Provider::new(*id, [at.clone()])), MAX_AGE)),
@@ -113,10 +113,10 @@ impl Asking<'_> {
         }
     }
 
-    /// The hosts that are providers; those that could not be looked up as they were before. None, and the reason, when that is all of
-    /// them.
-    fn gather(&self, said: Vec<(String, Said)>, failure: &mut Option<NetError>) -> Found {
-        let mut found = Found {
+    /// The hosts that are providers. A host that could not be looked up stays as it was before; when no host could be looked up, the list
+    /// is empty and `failure` is the reason.
+    fn gather(&self, said: Vec<(String, Said)>, failure: &mut Option<NetError>) -> HostList {
+        let mut found = HostList {
             hosts: Vec::new(),
             ttl: MAX_AGE,
         };
@@ -129,7 +129,7 @@ impl Asking<'_> {
                     provider
                 }
                 Err(error) => {
-                    tracing::debug!(%host, %error, "the host cannot be looked up, and stays what it was");
+                    tracing::debug!(%host, %error, "the host cannot be looked up, and keeps its last addresses");
                     found.ttl = found.ttl.min(RETRY);
                     *failure = Some(error);
                     let before = self.before.iter().find(|(name, _)| *name == host);
@@ -144,7 +144,7 @@ impl Asking<'_> {
         found
     }
 
-    /// A host whose id is published beside its addresses; none when it is not, or there is no address.
+    /// The provider of a host that publishes its id beside its addresses.
     async fn published(&self, host: &str, port: u16, weight: u32) -> Said {
         let mut ttl = MAX_AGE;
         let mut id = None;
@@ -157,7 +157,7 @@ impl Asking<'_> {
             }
         }
         let Some(id) = id else {
-            tracing::warn!(host, "the host has no TXT record `macula=NODEID`, and is not called");
+            tracing::warn!(host, "the host has no TXT record `macula=NODEID`, so it is not called");
             return Ok((None, ttl));
         };
         let (endpoints, seconds) = self.addresses(host, port).await?;
@@ -165,7 +165,7 @@ impl Asking<'_> {
         Ok((provider, ttl.min(seconds)))
     }
 
-    /// A host's addresses, IPv6 first, at most as many as a provider may have.
+    /// A host's addresses, IPv6 first, up to the limit of a provider.
     async fn addresses(&self, host: &str, port: u16) -> Result<(Vec<Address>, Duration), NetError> {
         let mut ttl = MAX_AGE;
         let mut endpoints = Vec::new();
@@ -185,15 +185,15 @@ impl Asking<'_> {
         endpoints.truncate(MAX_ENDPOINTS);
         match failure {
             Some(error) if endpoints.is_empty() => Err(error),
-            // One family's name servers may not answer for long: the other's addresses do meanwhile.
+            // The other family's addresses serve until this family's servers answer again.
             Some(_) => Ok((endpoints, ttl.min(RETRY))),
             None if endpoints.is_empty() => Ok((endpoints, RETRY)),
             None => Ok((endpoints, ttl)),
         }
     }
 
-    /// The answers for IPv6 and IPv4, in the order they came. Once one has addresses, the other is not waited for long: some name
-    /// servers answer for one family only.
+    /// The answers for IPv6 and IPv4, in the order they came. Once one has addresses, the wait for the other is short, because some name
+    /// servers answer for only one family.
     async fn families(&self, host: &str) -> [Result<Records, NetError>; 2] {
         let v6 = pin!(self.records(host, RecordType::AAAA));
         let v4 = pin!(self.records(host, RecordType::A));
@@ -210,7 +210,7 @@ impl Asking<'_> {
 
     /// The records of a name; none when there is no such name.
     async fn records(&self, name: &str, kind: RecordType) -> Result<Records, NetError> {
-        // A name that is whole is not looked for in the system's search domains.
+        // The dot at the end keeps the system's search domains out.
         let whole = format!("{}.", name.trim_end_matches('.'));
         match self.resolver.lookup(whole, kind).await {
             Ok(lookup) => Ok(lookup

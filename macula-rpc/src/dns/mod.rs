@@ -1,15 +1,14 @@
-//! Providers from the domain name system: for a mesh, or a part of one, that is described there and nowhere else.
+//! Providers from the domain name system.
 //!
-//! A connection is accepted only from the node that was meant, so a provider's id must come from somewhere. It is either
-//! *configured* beside a host's name, or *published*: a host that an SRV record (RFC 2782) names has a TXT record
-//! `macula=NODEID`. Published ids are as trustworthy as the answers: who controls them decides who is called. Without DNSSEC, or
-//! a resolver on a trusted path, configure the ids.
+//! A client accepts a connection only from the intended node, so it needs each provider's id. The id is either *configured* beside a
+//! host's name, or *published*: the host of an SRV record (RFC 2782) has a TXT record `macula=NODEID`. Whoever controls the answers
+//! controls published ids. Configure the ids where there is neither DNSSEC nor a resolver on a trusted path.
 //!
-//! **Invariants.** Records are looked up again when they expire, at least every [`MAX_AGE`]; concurrent calls share one lookup;
-//! while nothing has changed the same list is given. When the name servers do not answer, or are slow, the last list is used
-//! further, and a host that cannot be looked up stays what it was: its id is still verified.
+//! **Invariants.** Records are looked up again when they expire, at least every [`MAX_AGE`]. Concurrent calls share one lookup. The list
+//! is the same while nothing has changed. When the name servers are silent or slow, the last list stays in use, and a host that cannot be
+//! looked up keeps its last addresses: the client still verifies its id.
 //!
-//! Left out: DNSSEC validation, and SRV weights as RFC 2782's draw; they become the providers' weights.
+//! Left out: DNSSEC validation, and RFC 2782's draw by weight; SRV weights become the providers' weights.
 
 mod asking;
 
@@ -31,19 +30,19 @@ use hickory_resolver::{
 };
 use macula_wire::{Address, NodeId, ServiceName};
 
-use self::asking::{Found, Host, Origin};
+use self::asking::{Host, HostList, Origin};
 use crate::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source};
 
-/// The longest that records are used, whatever they say of themselves.
+/// The longest time that records are used, whatever their own time to live.
 pub const MAX_AGE: Duration = Duration::from_secs(300);
-/// The shortest, so that records without a time to live do not make every call a lookup.
+/// The shortest, so that records with a time to live of 0 do not make every call a lookup.
 const MIN_AGE: Duration = Duration::from_secs(1);
-/// How long "no such name", and a failed lookup, are believed.
+/// How long "no such name", and a failed lookup, are remembered.
 const RETRY: Duration = Duration::from_secs(5);
-/// How long a call that has a list, though an old one, waits for a new one. The lookup goes on behind it, as RFC 8767 (section 5)
-/// advises for records that cannot be refreshed in time.
+/// How long a call with an old list waits for a new one. The lookup goes on behind the call, as RFC 8767 (section 5) advises for records
+/// that cannot be refreshed in time.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long one name server is waited for, and how often it is asked: a lookup is to end before a call does.
+/// How long one name server may take, and how often it is asked. A lookup must end before a call does.
 const ASKED_FOR: Duration = Duration::from_millis(1_500);
 const ASKED_TIMES: usize = 2;
 
@@ -57,7 +56,7 @@ const ASKED_TIMES: usize = 2;
 ///     // Published: `_compute._udp.example.com SRV 0 10 9443 node1.example.com`, and
 ///     // `node1.example.com TXT "macula=NODEID"`.
 ///     .with_srv("api.compute".parse()?, "_compute._udp.example.com.")
-///     // Configured: whatever addresses the host has, it is this node.
+///     // Configured: the host is this node, at any of its addresses.
 ///     .with_hosts("api.store".parse()?, [(id, "store.example.com:9443".parse()?)]);
 /// # Ok(())
 /// # }
@@ -74,32 +73,32 @@ pub struct DnsError(#[source] NetError);
 
 struct Named {
     origin: Origin,
-    state: Mutex<State>,
+    cache: Mutex<Cache>,
 }
 
 #[derive(Default)]
-struct State {
+struct Cache {
     known: Option<Known>,
-    /// Why nothing is known, and until when that is believed.
+    /// The last failure, and until when it is remembered.
     failed: Option<(ResolveError, Instant)>,
     running: Option<Lookup>,
 }
 
-/// What was found last.
+/// The last list.
 #[derive(Clone)]
 struct Known {
     providers: Arc<[Provider]>,
     hosts: Arc<[Host]>,
     until: Instant,
-    /// The name servers gave no answer since.
+    /// Whether a lookup has failed since.
     failing: bool,
 }
 
-/// A lookup under way, for all who wait for it.
+/// A lookup under way, shared by all waiting calls.
 #[derive(Clone)]
 struct Lookup {
     outcome: Shared<BoxFuture<'static, Result<Arc<[Provider]>, ResolveError>>>,
-    /// How long callers who have a list already wait for it.
+    /// Until when a call with an old list waits for it.
     patience: Instant,
 }
 
@@ -107,7 +106,7 @@ impl DnsResolver {
     /// A directory that asks the system's name servers.
     ///
     /// # Errors
-    /// When the system names none.
+    /// When the system names no server.
     pub fn system() -> Result<Self, DnsError> {
         let mut builder = TokioResolver::builder_tokio().map_err(DnsError)?;
         within_a_call(builder.options_mut());
@@ -117,7 +116,7 @@ impl DnsResolver {
     /// A directory that asks these name servers.
     ///
     /// # Errors
-    /// When they cannot be asked.
+    /// When the servers cannot be asked.
     pub fn asking(servers: impl IntoIterator<Item = SocketAddr>) -> Result<Self, DnsError> {
         let server = |addr: SocketAddr| {
             let at_port = |mut connection: ConnectionConfig| {
@@ -140,9 +139,8 @@ impl DnsResolver {
         }
     }
 
-    /// Finds a service's providers by the SRV records of `name`, their ids by the TXT records of the hosts that these name.
-    ///
-    /// Of several priorities the lowest that has a usable host counts.
+    /// Finds a service's providers by the SRV records of `name`, and their ids by the TXT records of the hosts in them. The lowest
+    /// priority with a usable host counts.
     #[must_use]
     pub fn with_srv(self, service: ServiceName, name: impl Into<String>) -> Self {
         self.with(service, Origin::Srv(name.into()))
@@ -155,8 +153,8 @@ impl DnsResolver {
     }
 
     fn with(mut self, service: ServiceName, origin: Origin) -> Self {
-        let state = Mutex::default();
-        self.services.insert(service, Arc::new(Named { origin, state }));
+        let cache = Mutex::default();
+        self.services.insert(service, Arc::new(Named { origin, cache }));
         self
     }
 
@@ -165,20 +163,20 @@ impl DnsResolver {
             return Ok(resolved(Arc::default(), Source::Static));
         };
         let (known, lookup) = {
-            let mut state = named.lock();
+            let mut cache = named.lock();
             let now = now();
-            if let Some(providers) = state.fresh(now, options) {
+            if let Some(providers) = cache.fresh(now, options) {
                 return Ok(resolved(providers, Source::Cache));
             }
-            let failed = state.failed.as_ref().filter(|(_, until)| now < *until);
-            if let (Some((error, _)), None, false) = (failed, &state.known, options.force_refresh) {
+            let failed = cache.failed.as_ref().filter(|(_, until)| now < *until);
+            if let (Some((error, _)), None, false) = (failed, &cache.known, options.force_refresh) {
                 return Err(error.clone());
             }
-            let known = state.known.clone();
-            // One that is over and is still here was cut short with its runtime.
-            let running = state.running.take().filter(|lookup| lookup.outcome.peek().is_none());
+            let known = cache.known.clone();
+            // A finished lookup that is still here was cut short with its runtime.
+            let running = cache.running.take().filter(|lookup| lookup.outcome.peek().is_none());
             let lookup = running.unwrap_or_else(|| self.look_up(service, named, now, known.as_ref()));
-            state.running = Some(lookup.clone());
+            cache.running = Some(lookup.clone());
             (known, lookup)
         };
         let Some(known) = known else {
@@ -188,7 +186,7 @@ impl DnsResolver {
         let outcome = if options.force_refresh {
             lookup.outcome.await
         } else if known.failing {
-            // Nobody waits again and again for who does not answer.
+            // Calls do not wait again for silent name servers.
             return Ok(last);
         } else {
             match tokio::time::timeout_at(lookup.patience.into(), lookup.outcome).await {
@@ -199,7 +197,7 @@ impl DnsResolver {
         Ok(outcome.map_or(last, |providers| resolved(providers, Source::Dns)))
     }
 
-    /// Begins a lookup, which goes on though nobody waits for it any more.
+    /// Begins a lookup, which goes on after its callers have left.
     fn look_up(&self, service: &ServiceName, named: &Arc<Named>, now: Instant, known: Option<&Known>) -> Lookup {
         let before = known.map(|known| Arc::clone(&known.hosts)).unwrap_or_default();
         let (resolver, service, named) = (self.resolver.clone(), service.clone(), Arc::clone(named));
@@ -218,27 +216,27 @@ impl DnsResolver {
 }
 
 impl Named {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl Cache {
     fn fresh(&self, now: Instant, options: ResolveOptions) -> Option<Arc<[Provider]>> {
         let known = self.known.as_ref()?;
         (now < known.until && !options.force_refresh).then(|| Arc::clone(&known.providers))
     }
 
-    /// What a lookup has brought.
+    /// Takes in the result of a lookup.
     fn take_in(
         &mut self,
         service: &ServiceName,
-        found: Result<Found, NetError>,
+        found: Result<HostList, NetError>,
     ) -> Result<Arc<[Provider]>, ResolveError> {
         self.running = None;
         let now = now();
         match found {
-            Ok(Found { hosts, ttl }) => {
+            Ok(HostList { hosts, ttl }) => {
                 let providers: Vec<Provider> = hosts.iter().map(|(_, provider)| provider.clone()).collect();
                 let providers = match &self.known {
                     Some(before) if *before.providers == *providers => Arc::clone(&before.providers),
@@ -255,7 +253,7 @@ impl State {
             }
             Err(error) => {
                 if let Some(known) = &mut self.known {
-                    tracing::warn!(%service, %error, "the name servers do not answer; the last list is used further");
+                    tracing::warn!(%service, %error, "the name servers do not answer; the last list stays in use");
                     known.until = now + RETRY;
                     known.failing = true;
                 }
@@ -268,7 +266,7 @@ impl State {
 }
 
 fn within_a_call(options: &mut ResolverOpts) {
-    // The list made of the records is what is kept.
+    // The directory caches the list itself.
     options.cache_size = 0;
     options.timeout = options.timeout.min(ASKED_FOR);
     options.attempts = options.attempts.min(ASKED_TIMES);

@@ -6,6 +6,7 @@ use macula_transport::IncomingCall;
 use macula_wire::{ServiceName, StatusCode};
 use tracing::{Span, field::Empty, info_span};
 
+use super::{Ended, Method};
 use crate::{Cause, Provider};
 
 /// The span of a call, from its start to its result.
@@ -24,19 +25,19 @@ pub(crate) fn call_span(service: &ServiceName, method: &str) -> Span {
     )
 }
 
-/// Says which step of the directory's order found who to call: `local`, `cache`, `dht`, `router`, `static`, `dns`.
+/// Records the step of the directory's order that gave the providers.
 pub(crate) fn record_step(span: &Span, step: &'static str) {
     span.record("macula.directory", step);
 }
 
-/// Says how a call ended: nothing, or the error's name.
-pub(crate) fn record_end(span: &Span, attempts: usize, error: Option<&'static str>) {
+/// Records how a call ended.
+pub(crate) fn record_end(span: &Span, attempts: usize, ended: Ended) {
     if span.is_disabled() {
         return;
     }
     span.record("macula.attempts", attempts);
-    if let Some(error) = error {
-        span.record("error.type", error);
+    if ended != Ended::Ok {
+        span.record("error.type", ended.name());
         span.record("otel.status_code", "ERROR");
     }
 }
@@ -66,7 +67,7 @@ pub(crate) fn attempt_span(provider: &Provider, number: usize, hedge: bool) -> S
     span
 }
 
-/// Says which address an attempt is made at.
+/// Records the address of an attempt.
 pub(crate) fn record_peer(span: &Span, at: SocketAddr) {
     if !span.is_disabled() {
         span.record("network.peer.address", tracing::field::display(at.ip()));
@@ -74,7 +75,7 @@ pub(crate) fn record_peer(span: &Span, at: SocketAddr) {
     }
 }
 
-/// Says how an attempt ended.
+/// Records how an attempt ended.
 pub(crate) fn record_attempt(span: &Span, cause: Option<&Cause>) {
     if span.is_disabled() {
         return;
@@ -90,16 +91,16 @@ pub(crate) fn record_attempt(span: &Span, cause: Option<&Cause>) {
     }
 }
 
-/// The span of a call at its provider, around the handler.
-pub(crate) fn serve_span(call: &IncomingCall) -> Span {
+/// The span of a call at its provider, around the handler. The peer chooses the method's name, so the span has its label.
+pub(crate) fn serve_span(call: &IncomingCall, method: &Method) -> Span {
     info_span!(
         "rpc.serve",
         otel.kind = "server",
-        otel.name = %Name(call.service(), call.method()),
+        otel.name = %Name(call.service(), method.as_str()),
         otel.status_code = Empty,
         rpc.system = "macula",
         rpc.service = %call.service(),
-        rpc.method = call.method(),
+        rpc.method = method.as_str(),
         network.transport = "quic",
         client.address = %call.peer().remote_addr.ip(),
         macula.peer = %call.peer().node_id,
@@ -108,14 +109,14 @@ pub(crate) fn serve_span(call: &IncomingCall) -> Span {
     )
 }
 
-/// Says that a served call failed.
+/// Records that a served call failed.
 pub(crate) fn record_served(span: &Span, code: StatusCode) {
     span.record("rpc.response.status_code", tracing::field::display(code));
     span.record("error.type", tracing::field::display(code));
     span.record("otel.status_code", "ERROR");
 }
 
-/// `service/method`, or the service alone when it has one method only.
+/// `service/method`, or the service alone when it has only one method.
 struct Name<'a>(&'a ServiceName, &'a str);
 
 impl std::fmt::Display for Name<'_> {

@@ -1,4 +1,4 @@
-//! The mesh: its nodes by name, and what is done to them.
+//! The mesh: its nodes by name, and the faults that a test gives them.
 
 use std::{
     collections::BTreeMap,
@@ -56,9 +56,9 @@ impl Node {
 #[derive(Debug)]
 pub(super) enum Presence {
     Running(Endpoint),
-    /// Gone without a word.
+    /// Ended by `kill`.
     Killed,
-    /// Gone in order.
+    /// Ended by `stop`.
     Left,
 }
 
@@ -76,7 +76,7 @@ impl Mesh {
         }
     }
 
-    /// Sets the link between nodes that have none of their own.
+    /// Sets the link between nodes without one of their own.
     #[must_use]
     pub fn with_link(self, link: Link) -> Self {
         self.shared.network.set_usual_link(link);
@@ -87,7 +87,7 @@ impl Mesh {
         self.shared.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The node of this name, which starts when it is first asked for. It serves nothing yet.
+    /// The node of this name. The first call starts it, without services.
     ///
     /// # Panics
     /// Outside a tokio runtime, and when there are [`MAX_HOSTS`](macula_transport::testing::MAX_HOSTS) nodes.
@@ -109,8 +109,8 @@ impl Mesh {
         MeshNode::new(self.clone(), name)
     }
 
-    /// Ends a node as `kill -9` does: it says nothing to anybody, what it runs is dropped, and the directory goes on listing it.
-    /// Its clients are dead with it. A node that does not run stays as it is.
+    /// Ends a node as `kill -9` does: it sends nothing more, its calls are dropped, and the directory still lists it. Its clients end with
+    /// it. A node that does not run stays as it is.
     ///
     /// # Panics
     /// When no node has the name.
@@ -122,12 +122,12 @@ impl Mesh {
             }
             Presence::Killed | Presence::Left => None,
         });
-        // Outside the lock: what runs there may hold clients.
+        // Dropped outside the lock, because its handlers may hold clients.
         drop(killed);
     }
 
-    /// Starts a node again, which is killed first if it runs: with its identity, its address and its services. It has no
-    /// connections, and new clients.
+    /// Kills a node if it runs, and starts it again with its identity, its address and its services. It has no connections and needs new
+    /// clients.
     ///
     /// # Panics
     /// As [`Mesh::kill`].
@@ -139,8 +139,8 @@ impl Mesh {
         });
     }
 
-    /// Ends a node in order (N4): the directory lists it no more, new calls are refused, running ones are finished, for at most
-    /// 30 s, and its connections are closed.
+    /// Ends a node in order (N4): the directory no longer lists it, it refuses new calls, finishes running ones for at most 30 s, and
+    /// closes its connections.
     ///
     /// # Panics
     /// As [`Mesh::kill`].
@@ -152,12 +152,36 @@ impl Mesh {
         }
     }
 
-    /// Keeps two nodes from hearing each other.
+    /// Cuts the link between two nodes.
     ///
     /// # Panics
     /// As [`Mesh::kill`].
     pub fn cut(&self, a: &str, b: &str) {
         self.shared.network.cut(self.addr(a), self.addr(b));
+    }
+
+    /// Keeps one node from being heard by another, which it still hears; [`Mesh::restore`] undoes it.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn cut_one_way(&self, from: &str, to: &str) {
+        self.shared.network.cut_one_way(self.addr(from), self.addr(to));
+    }
+
+    /// Stops a node as SIGSTOP does, as seen from outside: what it is sent waits, and what it sends leaves when it resumes.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn pause(&self, name: &str) {
+        self.shared.network.pause(self.addr(name));
+    }
+
+    /// Lets a paused node go on.
+    ///
+    /// # Panics
+    /// As [`Mesh::kill`].
+    pub fn resume(&self, name: &str) {
+        self.shared.network.resume(self.addr(name));
     }
 
     /// Undoes the cut between two nodes.
@@ -168,7 +192,7 @@ impl Mesh {
         self.shared.network.restore(self.addr(a), self.addr(b));
     }
 
-    /// Parts these nodes from all others; they still hear each other.
+    /// Separates these nodes from all others; they still reach each other.
     ///
     /// # Panics
     /// As [`Mesh::kill`].
@@ -177,7 +201,7 @@ impl Mesh {
         self.shared.network.partition(addrs);
     }
 
-    /// Leaves every client without a directory: its lookups fail as they do when no node of a DHT answers.
+    /// Takes the directory away: lookups fail as they do when no node of a DHT answers.
     pub fn lose_directory(&self) {
         self.nodes().directory_lost = true;
     }
@@ -196,7 +220,7 @@ impl Mesh {
         self.shared.network.set_link(self.addr(a), self.addr(b), link);
     }
 
-    /// The network below: its traffic and its trace.
+    /// The network, with its traffic and its trace.
     #[must_use]
     pub fn network(&self) -> &Network {
         &self.shared.network
@@ -220,7 +244,7 @@ impl Shared {
     /// The identity that follows from the seed and the name.
     fn identity(&self, name: &str) -> Identity {
         let mut secret = [0; SecretKey::LEN];
-        // Seeds and names that are close to each other are far apart from here on.
+        // Spreads seeds and names that differ little.
         let mut state = (self.seed ^ 0x6a09_e667_f3bc_c908).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         for (n, byte) in name.bytes().chain([0; SecretKey::LEN]).enumerate() {
             state = (state ^ u64::from(byte))
@@ -242,7 +266,7 @@ impl Shared {
         match Endpoint::bind(config, server.clone()).now_or_never() {
             Some(Ok(endpoint)) => endpoint,
             Some(Err(error)) => panic!("the node cannot start: {error}"),
-            None => unreachable!("nothing is waited for without a socket"),
+            None => unreachable!("without a socket the bind does not wait"),
         }
     }
 }

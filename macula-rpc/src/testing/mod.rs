@@ -1,9 +1,8 @@
-//! A mesh in memory, for tests of what is built on this crate.
+//! A mesh in memory, for tests of programs that use this crate.
 //!
-//! A [`Mesh`] has nodes that serve and call each other by name. Lookup, choice, failover, streams, the connection pool and QUIC are the
-//! real code; what is replaced is the wire, by a [`Network`] without sockets, and the directory, by one that knows the mesh's
-//! nodes. In a paused tokio runtime nothing waits: a timeout of 30 s is over at once, and so is the time a killed node takes
-//! to be noticed.
+//! The nodes of a [`Mesh`] serve and call each other by name. Lookup, choice, failover, streams, the connection pool and QUIC are the
+//! production code. Only the wire is replaced, by a [`Network`] without sockets, and the directory, by a list of the mesh's nodes. In a
+//! paused tokio runtime no test waits: a timeout of 30 s takes no time, nor does the detection of a killed node.
 //!
 //! ```
 //! use std::time::Duration;
@@ -21,20 +20,20 @@
 //! let client = mesh.node("caller").client();
 //! assert_eq!(client.call("text.upper", "hello").await?, "HELLO");
 //!
-//! // The directory still lists a killed provider, as it would for a while: failover is what answers.
+//! // The directory lists a killed provider for a while, so failover answers.
 //! mesh.kill("a");
 //! mesh.cut("caller", "b");
 //! for _ in 0..10 {
 //!     assert_eq!(client.call("text.upper", "hello").await?, "HELLO");
 //! }
 //!
-//! // Thirty seconds of silence, in no time.
+//! // Thirty seconds of silence take no time.
 //! mesh.node("d").serve("text.slow", async |_: Request| std::future::pending::<Result<String, Status>>().await);
 //! let patient = client.request("text.slow").timeout(Duration::from_secs(30)).attempt_timeout(Duration::from_secs(30));
 //! let error = patient.send("hello").await.unwrap_err();
 //! assert!(matches!(error.attempts()[0].cause, Cause::TimedOut(_)), "{error}");
 //!
-//! // What was lost comes back.
+//! // The lost nodes come back.
 //! mesh.heal();
 //! mesh.restart("a");
 //! assert_eq!(client.call("text.upper", "hello").await?, "HELLO");
@@ -44,19 +43,18 @@
 //! # runtime.enable_time().start_paused(true).build().unwrap().block_on(test).unwrap();
 //! ```
 //!
-//! Generated tonic clients and servers are on the mesh like everything else: `node.server().serve_tonic(…)`, and a
-//! `Channel` of `node.client()`. So are streams.
+//! Streams work too, and generated tonic clients and servers: `node.server().serve_tonic(…)`, and a `Channel` of `node.client()`.
 //!
-//! **The same seed** gives the same choices, delays and losses: [`Network`] says what is repeated, and
-//! [`Network::trace_hash`] shows it. Nodes are known by their names, and a node's identity follows from its name and the seed.
+//! **The same seed** gives the same choices, delays and losses: [`Network`] lists the details, and [`Network::trace_hash`] shows it. A
+//! node's identity follows from its name and the seed.
 //!
-//! **A paused clock** moves only when every task of the runtime waits. A handler that waits for the world outside, a socket
-//! or another process, sees timeouts pass before it is answered: leave the clock running there, or give the handler something
-//! in memory.
+//! **A paused clock** moves only when every task of the runtime waits. A handler that waits for a socket or another process sees its
+//! timeouts pass first: let the clock run in such a test, or replace the outside world by something in memory.
 
-mod directory;
 mod mesh;
 mod node;
+#[cfg(test)]
+mod tests;
 
 pub use macula_transport::testing::{Link, Network, Traffic};
 pub use mesh::Mesh;

@@ -1,11 +1,15 @@
 //! A node of the mesh, by name.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, Weak};
 
+use futures::future::{BoxFuture, ready};
 use macula_wire::{NameError, NodeId, ServiceName};
 
-use super::{Mesh, directory::MeshDirectory, mesh::Presence};
-use crate::{Client, ClientBuilder, Handler, Server, StreamHandler};
+use super::mesh::{Mesh, Presence, Shared};
+use crate::{
+    Client, ClientBuilder, Handler, Provider, Resolve, ResolveError, ResolveOptions, Resolved, Server, Source,
+    StreamHandler,
+};
 
 /// A node of a [`Mesh`]. Cheap to clone; it keeps the mesh alive, and is the same node after a restart.
 #[derive(Debug, Clone)]
@@ -28,23 +32,22 @@ impl MeshNode {
         &self.name
     }
 
-    /// The node's identity: what a call's answer and its attempts name it by.
+    /// The node's identity, as answers and attempts show it.
     #[must_use]
     pub fn id(&self) -> NodeId {
         self.mesh.with(&self.name, |node| node.id())
     }
 
-    /// The node's services: for what [`MeshNode::serve`] does not do, such as `serve_tonic` and `withdraw`. The directory
-    /// lists what is served.
+    /// The node's server, for `serve_tonic`, `withdraw` and the like. The directory lists the served services.
     #[must_use]
     pub fn server(&self) -> Server {
         self.mesh.with(&self.name, |node| node.server.clone())
     }
 
-    /// Serves `service` from now on, and for every client of the mesh to find.
+    /// Serves `service` from now on, where every client of the mesh finds it.
     ///
     /// # Panics
-    /// When the name is not one of a service, or is served already.
+    /// When the name is not a service name, or is served already.
     #[track_caller]
     pub fn serve<S>(&self, service: S, handler: impl Handler) -> &Self
     where
@@ -69,9 +72,8 @@ impl MeshNode {
         self
     }
 
-    /// A client that calls from this node, with the defaults of every client. A node does not dial itself, so what it serves is called at
-    /// others; one that is to serve its own calls, as a node of `macula-node` does, has
-    /// `client_builder().local_first(node.server())`.
+    /// A client that calls from this node, with default options. A node does not dial itself. Use
+    /// `client_builder().local_first(node.server())` for a node that serves its own calls, as nodes of `macula-node` do.
     ///
     /// # Panics
     /// When the node does not run.
@@ -113,5 +115,49 @@ where
 fn expect(served: Result<(), crate::ServeError>) {
     if let Err(error) = served {
         panic!("{error}");
+    }
+}
+
+/// The directory of the mesh: every node that serves a service is its provider. It does not keep the mesh alive, because a handler
+/// may hold a client.
+struct MeshDirectory(Weak<Shared>);
+
+impl Resolve for MeshDirectory {
+    fn resolve<'a>(
+        &'a self,
+        service: &'a ServiceName,
+        _: ResolveOptions,
+    ) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
+        let answer = match self.0.upgrade() {
+            Some(mesh) => mesh.providers(service),
+            None => Err(ResolveError::Closed),
+        };
+        Box::pin(ready(answer))
+    }
+}
+
+impl Shared {
+    fn providers(&self, service: &ServiceName) -> Result<Resolved, ResolveError> {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        if nodes.directory_lost {
+            return Err(ResolveError::Unreachable);
+        }
+        let listed = nodes.by_name.values().filter(|node| match node.presence {
+            // A killed provider has not withdrawn its services.
+            Presence::Running(_) | Presence::Killed => node.server.serves(service),
+            Presence::Left => false,
+        });
+        let providers: Vec<Provider> = listed
+            .filter_map(|node| Some(Provider::new(node.id(), [node.addr.try_into().ok()?])))
+            .collect();
+        let known = nodes.answers.entry(service.clone()).or_default();
+        if **known != *providers {
+            // The same list while nothing changes, because clients compare the pointers.
+            *known = providers.into();
+        }
+        Ok(Resolved {
+            providers: Arc::clone(known),
+            source: Source::Static,
+        })
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     pin::{Pin, pin},
-    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -16,7 +15,7 @@ use ::tonic::{
     },
 };
 use bytes::Bytes;
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures::{StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use macula_select::{Backoff, Hedge, MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
@@ -25,23 +24,23 @@ use macula_wire::ServiceName;
 use super::{
     convert,
     headers::{self, HeadersError},
-    here,
+    requests::{RequestsFailed, requests},
 };
 use crate::{
     CallError, Client, Provider,
     client::{Options, Replies},
 };
 
-/// A channel for clients that tonic has generated, in place of `tonic::transport::Channel`: calls go to the mesh's providers
-/// of the service that the client is for. One channel does for all services. Cheap to clone.
+/// A channel for clients that tonic has generated, in place of `tonic::transport::Channel`. Calls go to the mesh's providers of the
+/// client's service. One channel serves all services. Cheap to clone.
 ///
 /// ```text
 /// let mut greeter = GreeterClient::new(macula_rpc::Channel::new(client));
 /// let reply = greeter.say_hello(HelloRequest { name: "mesh".into() }).await?;
 /// ```
 ///
-/// As in tonic, a call has no deadline unless the request has a timeout. Without one of its own, or one that its client was given, an
-/// attempt has the call's time: a service that takes long is not called twice.
+/// As in tonic, a call has no deadline unless the request has a timeout. An attempt has the call's time unless an attempt timeout is
+/// set here or for the client, so a service that takes long is not called twice.
 #[derive(Clone)]
 pub struct Channel {
     client: Client,
@@ -58,15 +57,15 @@ impl Channel {
         }
     }
 
-    /// Sets how long calls whose request has no timeout may take.
+    /// Sets the timeout of calls whose request has none.
     #[must_use]
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = Some(timeout);
         self
     }
 
-    /// Sets how long a provider is waited for before another is tried: until all of a unary call's reply is here, up to
-    /// [`MAX_WHOLE_BYTES`](crate::MAX_WHOLE_BYTES), or the headers of a larger one or of a stream.
+    /// Sets how long one provider may take before another is tried: until the whole reply to a unary call has arrived, up to
+    /// [`MAX_WHOLE_BYTES`](crate::MAX_WHOLE_BYTES), or the headers of a larger reply or of a stream.
     #[must_use]
     pub fn with_attempt_timeout(mut self, timeout: Duration) -> Self {
         self.options.attempt_timeout = Some(timeout);
@@ -87,23 +86,24 @@ impl Channel {
         self
     }
 
-    /// Sets which failures are tried elsewhere (F6). Without it a call may run twice, as any other's:
-    /// [`RetryPolicy::NeverProcessed`] is for services whose calls must not.
+    /// Sets which failures are tried elsewhere (F6). By default a call may run twice; [`RetryPolicy::NeverProcessed`] is for services
+    /// whose calls must not.
     #[must_use]
     pub fn with_retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.options.policy = policy;
         self
     }
 
-    /// Waits between attempts (F9); without it the next one starts at once.
+    /// Waits between attempts (F9). By default the next one starts at once.
     #[must_use]
     pub fn with_backoff(mut self, backoff: Backoff) -> Self {
         self.options.backoff = Some(backoff);
         self
     }
 
-    /// Declares that calls may run twice at once without harm, and sends a second attempt beside a slow first one (F10). Calls with
-    /// more than one request are not hedged: there is one stream of requests.
+    /// Declares that calls may run twice at once without harm, and sends a second attempt beside a slow first one (F10). A call with
+    /// more than one request is not hedged, because there is only one stream of requests; nor is a call that the retry policy
+    /// forbids to run twice.
     #[must_use]
     pub fn with_hedge(mut self, hedge: Hedge) -> Self {
         self.options.idempotent = true;
@@ -118,7 +118,7 @@ impl Channel {
         self
     }
 
-    /// Calls this provider and nobody else, whatever the directory says: for what concerns one node, such as its health.
+    /// Calls this provider and no other, without the directory: for questions about one node, such as its health.
     #[must_use]
     pub fn with_provider(mut self, provider: Provider) -> Self {
         self.options.provider = Some(Box::new(provider));
@@ -134,20 +134,12 @@ impl Channel {
         options.method = method;
         let asked = convert::timeout(request.headers()).or(options.timeout);
         options.timeout = asked.map(|timeout| timeout.min(MAX_CALL_TIMEOUT));
-        let request = match client.local().filter(|server| server.serves(&service)) {
-            // Boxed, so that calls of others are not as large.
-            Some(_) => match here::call(&client, &service, &options, request).boxed().await {
-                Ok(answer) => return answer,
-                Err(request) => request,
-            },
-            None => request,
-        };
         let (parts, body) = request.into_parts();
         options.metadata = Some(headers::to_metadata(&parts.headers));
         let failed = RequestsFailed::default();
-        let requests = super::mount::requests(body, &failed);
+        let asking = requests(body, &failed);
         let mut replies = client
-            .open(&service, &mut options, requests)
+            .open(&service, &mut options, asking)
             .await
             .map_err(|error| failed.status(&error))?;
         let first = replies.next().await.map_err(|error| failed.status(&error))?;
@@ -175,26 +167,7 @@ fn path(path: &str) -> Result<(ServiceName, String), ::tonic::Status> {
     Ok((ServiceName::new(service).map_err(|_| wrong())?, method.to_owned()))
 }
 
-/// Why the application's own requests failed, such as a message that it may not send: what it is told then, as over HTTP/2.
-#[derive(Clone, Default)]
-pub(super) struct RequestsFailed(Arc<OnceLock<::tonic::Status>>);
-
-impl RequestsFailed {
-    pub(super) fn note(&self, status: ::tonic::Status) {
-        // The first one ends the call.
-        let _ = self.0.set(status);
-    }
-
-    /// What the application is told of a call that failed.
-    fn status(&self, error: &CallError) -> ::tonic::Status {
-        match (error, self.0.get()) {
-            (CallError::RequestsFailed { .. }, Some(status)) => status.clone(),
-            _ => convert::error(error),
-        }
-    }
-}
-
-/// A reply that is all there.
+/// A reply that has arrived as a whole.
 struct Whole(Option<Replies>, RequestsFailed);
 
 impl http_body::Body for Whole {

@@ -9,18 +9,18 @@ use ::tonic::{
 };
 use bytes::Bytes;
 use macula_select::MAX_CALL_TIMEOUT;
-use macula_transport::{Metadata, Pushback, Reply};
+use macula_transport::{Metadata, Pushback};
 use macula_wire::StatusCode;
 
 use super::headers::{self, HeadersError};
-use crate::{CallError, Cause, Status};
+use crate::{CallError, Status};
 
-/// The trailer that says when to try again, in milliseconds; what is negative or no number: not at all (gRFC A6).
+/// The trailer with the pause before the next try, in milliseconds. A negative number, or no number, forbids the next try (gRFC A6).
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
-/// The value of a header; faster than a lookup where there are few, as nearly always.
+/// The value of a header; faster than a lookup in the usual short list.
 fn find<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h HeaderValue> {
     if headers.len() > 4 {
         return headers.get(name);
@@ -31,26 +31,27 @@ fn find<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h HeaderValue> {
         .map(|(_, value)| value)
 }
 
-/// Whether these are the headers of a reply without a body: they have the outcome.
+/// Whether these are the headers of a reply without a body, which hold its outcome.
 pub(super) fn has_outcome(headers: &HeaderMap) -> bool {
     find(headers, GRPC_STATUS.as_str()).is_some()
 }
 
-/// gRPC's trailers (or the headers of a reply without a body) as the outcome.
-pub(super) fn outcome(trailers: &HeaderMap) -> Reply {
-    // The usual one, without the copies of a status.
+/// The metadata of gRPC's trailers, or of the headers of a reply without a body; an error unless their status is ok.
+pub(super) fn outcome(trailers: &HeaderMap) -> Result<Metadata, Status> {
+    // The common outcome, without the copies that a status makes.
     if trailers.len() == 1 && find(trailers, GRPC_STATUS.as_str()).is_some_and(|status| status == "0") {
-        return Reply::ok(Bytes::new());
+        return Ok(Metadata::new());
     }
-    let Some(status) = ::tonic::Status::from_header_map(trailers) else {
-        return Reply::error(StatusCode::Unknown, "the service ended without a status");
-    };
-    reply(&status)
+    match ::tonic::Status::from_header_map(trailers) {
+        None => Err(Status::new(StatusCode::Unknown, "the service ended without a status")),
+        Some(status) if status.code() == Code::Ok => Ok(headers::to_metadata(status.metadata().as_ref())),
+        Some(error) => Err(self::status(&error)),
+    }
 }
 
-/// What a reply without a gRPC status means by its HTTP status
+/// The outcome of a reply without a gRPC status, by its HTTP status
 /// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>).
-pub(super) fn http_outcome(status: http::StatusCode) -> Reply {
+pub(super) fn http_outcome(status: http::StatusCode) -> Status {
     let code = match status.as_u16() {
         400 => StatusCode::Internal,
         401 => StatusCode::Unauthenticated,
@@ -59,9 +60,9 @@ pub(super) fn http_outcome(status: http::StatusCode) -> Reply {
         429 | 502..=504 => StatusCode::Unavailable,
         _ => StatusCode::Unknown,
     };
-    Reply::error(
+    Status::new(
         code,
-        format!("the service answered with the HTTP status {status}, and none of gRPC"),
+        format!("the service answered with the HTTP status {status} and no gRPC status"),
     )
 }
 
@@ -69,21 +70,12 @@ pub(super) fn code_of(status: &::tonic::Status) -> StatusCode {
     u32::try_from(i32::from(status.code())).map_or(StatusCode::Unknown, StatusCode::from_u32)
 }
 
-/// A status as the outcome.
-pub(super) fn reply(status: &::tonic::Status) -> Reply {
-    let code = code_of(status);
+/// A gRPC status as the mesh's.
+pub(super) fn status(status: &::tonic::Status) -> Status {
     let mut trailers = status.metadata().clone().into_headers();
-    let reply = match code {
-        StatusCode::Ok => Reply::ok(Bytes::new()),
-        code => {
-            let reply = Reply::error(code, status.message());
-            match trailers.remove(PUSHBACK) {
-                Some(asked) => reply.with_pushback(pushback(&asked)),
-                None => reply,
-            }
-        }
-    };
-    reply
+    let asked = trailers.remove(PUSHBACK).map(|asked| pushback(&asked));
+    Status::new(code_of(status), status.message())
+        .with_pushback_of(asked)
         .with_details(Bytes::copy_from_slice(status.details()))
         .with_metadata(headers::to_metadata(&trailers))
 }
@@ -93,7 +85,7 @@ fn pushback(trailer: &HeaderValue) -> Pushback {
     asked.map_or(Pushback::Never, |ms| Pushback::After(Duration::from_millis(ms)))
 }
 
-/// Says it as a trailer, to callers that count milliseconds in 32 bits too.
+/// Writes the pushback as a trailer that fits callers which count milliseconds in 32 bits.
 fn put_pushback(asked: Option<Pushback>, trailers: &mut HeaderMap) {
     let ms = match asked {
         None => return,
@@ -134,38 +126,35 @@ pub(super) fn too_large(list: &str, error: HeadersError) -> ::tonic::Status {
     ::tonic::Status::resource_exhausted(format!("the reply's {list}: {error}"))
 }
 
-/// What a tonic application is told of a call that failed: the service's own status where there is one.
+/// The application's status for a call that failed: the service's own, if a provider answered.
 pub(super) fn error(error: &CallError) -> ::tonic::Status {
-    // Of several providers the one that did answer says more than those that could not.
-    let answered = error.attempts().iter().rev().find_map(|attempt| match &attempt.cause {
-        Cause::Answered(status) => Some(status),
-        _ => None,
-    });
-    match (error, answered) {
-        (CallError::Answered { status, .. }, _) => grpc_status(status),
-        // As a gRPC server that does not have the service.
-        (CallError::ServiceNotFound { .. } | CallError::InvalidName(_), _) => {
-            ::tonic::Status::unimplemented(error.to_string())
+    match error {
+        CallError::Answered { status, .. } => return grpc_status(status),
+        // As a gRPC server without the service.
+        CallError::ServiceNotFound { .. } | CallError::InvalidName(_) => {
+            return ::tonic::Status::unimplemented(error.to_string());
         }
-        (CallError::DeadlineExceeded { .. }, _) => ::tonic::Status::deadline_exceeded(error.to_string()),
-        (CallError::MetadataTooLarge { .. } | CallError::RequestTooLarge { .. }, _) => {
-            ::tonic::Status::resource_exhausted(error.to_string())
+        CallError::DeadlineExceeded { .. } => return ::tonic::Status::deadline_exceeded(error.to_string()),
+        CallError::MetadataTooLarge { .. } | CallError::RequestTooLarge { .. } => {
+            return ::tonic::Status::resource_exhausted(error.to_string());
         }
-        (_, Some(status)) => grpc_status(status),
-        _ => {
-            let mut trailers = HeaderMap::new();
-            let last = error.attempts().last();
-            put_pushback(last.and_then(|attempt| attempt.cause.pushback()), &mut trailers);
-            let trailers = MetadataMap::from_headers(trailers);
-            ::tonic::Status::with_metadata(Code::Unavailable, error.to_string(), trailers)
-        }
+        _ => {}
     }
+    if let Some(status) = error.last_answer() {
+        return grpc_status(status);
+    }
+    let mut trailers = HeaderMap::new();
+    let last = error.attempts().last();
+    put_pushback(last.and_then(|attempt| attempt.cause.pushback()), &mut trailers);
+    let trailers = MetadataMap::from_headers(trailers);
+    ::tonic::Status::with_metadata(Code::Unavailable, error.to_string(), trailers)
 }
 
-/// What a handler is told of a call that has no deadline of its own is nothing; the wire gives such a call the longest there is.
+/// A call with this much time left has no deadline of its own: the wire gives such a call the longest time there is, and its handler
+/// sees no timeout.
 const NO_DEADLINE: Duration = MAX_CALL_TIMEOUT.saturating_sub(Duration::from_secs(60));
 
-/// Tells a handler how much time its caller has, where tonic's handlers look for it.
+/// Tells a handler how much time its caller has, in the header that tonic's handlers read.
 pub(super) fn set_timeout(headers: &mut HeaderMap, left: Duration) {
     headers.remove("grpc-timeout");
     if left >= NO_DEADLINE {

@@ -1,8 +1,8 @@
 //! gRPC's headers and trailers on the mesh, written and read.
 //!
 //! **Invariant (X9).** A [`HeaderMap`] panics when it overflows, and a peer makes most of the lists that become one. So this file holds
-//! the only reader: it takes at most [`MAX_METADATA_ENTRIES`] entries and [`MAX_HEADER_BYTES`] of names and values, whatever
-//! their source, and it reads a list entry by entry, so a longer list takes no memory.
+//! the only reader. It takes at most [`MAX_METADATA_ENTRIES`] entries and [`MAX_HEADER_BYTES`] of names and values from any source, and it
+//! reads a list entry by entry, so a longer list takes no memory.
 
 use ::tonic::codegen::http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE as CONTENT_TYPE_KEY};
 use bytes::{Buf as _, Bytes};

@@ -1,12 +1,19 @@
 //! Calls over real connections, with providers known beforehand.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{future::BoxFuture, stream};
 use macula_rpc::{
-    AnswerSource, CallError, Cause, Client, Provider, Request, Resolve, ResolveError, ResolveOptions, Resolved,
-    RetryPolicy, Routers, Server, ServiceName, StaticResolver, Status, StatusCode, Strategy,
+    AnswerSource, CallError, Cause, Client, Provider, Request, Requests, Resolve, ResolveError, ResolveOptions,
+    Resolved, RetryPolicy, Routers, Server, ServiceName, StaticResolver, Status, StatusCode, Strategy,
 };
 use macula_transport::Endpoint;
 use tokio::sync::{Notify, mpsc};
@@ -84,7 +91,7 @@ async fn f3_f4_three_of_three_is_all_providers_failed_and_three_of_five_is_max_a
     let (_endpoint, builder) = caller(directory(&peers[..3])).await;
     let error = builder.build().call(name(), "").await.unwrap_err();
     assert!(matches!(error, CallError::AllProvidersFailed { .. }), "{error}");
-    // F4: every attempt is told: provider, endpoint, cause, time.
+    // F4: the error lists every attempt: provider, endpoint, cause, time.
     let tried: HashSet<_> = error.attempts().iter().map(|attempt| attempt.node_id).collect();
     assert_eq!(tried, peers[..3].iter().map(Peer::id).collect());
     for attempt in error.attempts() {
@@ -266,7 +273,7 @@ async fn a_local_handler_is_called_without_the_network() {
     let answer = client.request(name()).remote_only().send("x").await.unwrap();
     assert_eq!(answer.payload(), "x");
 
-    // What is withdrawn, or refused by a drain, is called elsewhere.
+    // Calls of a withdrawn service, or refused by a drain, go elsewhere.
     here.drain().await;
     assert_eq!(client.call(name(), "x").await.unwrap(), "x");
     here.withdraw(&name());
@@ -392,7 +399,7 @@ async fn with_the_directory_down_a_router_serves_the_call_or_passes_it_on_once()
     let error = client.call("no.such", "x").await.unwrap_err();
     assert!(matches!(error, CallError::ServiceNotFound { .. }), "{error}");
 
-    // Once: a router whose own directory is down does not pass the call to a further router.
+    // Once: a router whose own directory is down does not forward the call to another router.
     let lost = Peer::bare(Server::new()).await;
     let nowhere = Client::builder(&lost.endpoint, Down)
         .routers(Via(vec![router.provider()]))
@@ -467,13 +474,13 @@ fn a_name_is_served_once() {
             .contains("withdraw")
     );
     server.withdraw(&name());
-    // D5: withdrawing what is not served is fine.
+    // D5: withdrawing an unknown service is fine.
     server.withdraw(&name());
     server.serve(name(), handler).unwrap();
     assert_eq!(server.services(), [name()]);
 }
 
-/// F6: a router does not run twice what its caller may not have run twice.
+/// F6: a router does not run a call twice when its caller may not.
 #[tokio::test]
 async fn f6_a_routed_call_runs_once_and_its_answer_is_the_providers() {
     let providers = [
@@ -507,7 +514,7 @@ async fn routed(providers: &[Peer]) -> (Endpoint, Client, (Peer, Client)) {
     (endpoint, client, (router, onward))
 }
 
-/// F6: what the caller lets run at another provider, a router runs there.
+/// F6: a router retries the failures that its caller retries.
 #[tokio::test]
 async fn f6_a_router_fails_over_as_its_caller_would() {
     for (code, policy, calls) in [
@@ -515,7 +522,7 @@ async fn f6_a_router_fails_over_as_its_caller_would() {
         (StatusCode::InvalidArgument, RetryPolicy::Transient, [1, 0]),
         (StatusCode::InvalidArgument, RetryPolicy::AnyError, [1, 1]),
         (StatusCode::Internal, RetryPolicy::NeverProcessed, [1, 0]),
-        // A predicate does not travel: nothing is run twice for it.
+        // A predicate does not travel, so the router runs nothing twice.
         (StatusCode::Internal, RetryPolicy::custom(|_| true), [1, 0]),
     ] {
         let providers = [Peer::failing(code).await, Peer::echo().await];
@@ -539,7 +546,7 @@ async fn f6_a_router_fails_over_as_its_caller_would() {
     }
 }
 
-/// F3: one attempt is one attempt, whoever makes it.
+/// F3: a limit of one attempt holds at the router too.
 #[tokio::test]
 async fn f3_a_router_tries_no_more_providers_than_its_caller_allows() {
     let providers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
@@ -560,7 +567,7 @@ async fn f1_a_router_fails_over_from_a_provider_that_does_not_answer() {
     assert_eq!(call.send("x").await.unwrap().payload(), "x");
 }
 
-/// F4: an attempt names the address it was made at, not the one the provider likes best.
+/// F4: an attempt names the address it was made at, not the provider's preferred one.
 #[tokio::test]
 async fn f4_an_attempt_names_the_address_connected_to() {
     let peer = Peer::failing(StatusCode::Internal).await;
@@ -575,24 +582,101 @@ async fn f4_an_attempt_names_the_address_connected_to() {
     assert!(error.to_string().contains(&at.to_string()), "{error}");
 }
 
-/// A provider that takes less than the others is passed over.
-#[tokio::test]
-async fn a_provider_that_takes_only_small_requests_does_not_fail_the_call() {
+/// A node that serves nothing and takes messages of at most so many bytes.
+async fn takes_at_most(max_message_bytes: usize) -> (macula_transport::Endpoint, Provider) {
     let limits = macula_transport::Limits {
-        max_message_bytes: 16,
+        max_message_bytes,
         ..macula_transport::Limits::default()
     };
     let config = macula_transport::Config::new(macula_transport::Identity::generate().unwrap())
         .with_listen("127.0.0.1:0".parse().unwrap())
         .with_limits(limits);
-    let server = Server::new();
-    let small = macula_transport::Endpoint::bind(config, server.clone()).await.unwrap();
-    let known = Provider::new(small.node_id(), [small.local_addr().try_into().unwrap()]);
+    let small = macula_transport::Endpoint::bind(config, Server::new()).await.unwrap();
+    let provider = Provider::new(small.node_id(), [small.local_addr().try_into().unwrap()]);
+    (small, provider)
+}
+
+#[tokio::test]
+async fn y8_a_request_over_every_providers_limit_fails_with_the_largest_limit() {
+    let (small, larger) = (takes_at_most(64 << 10).await, takes_at_most(128 << 10).await);
+    let resolver = StaticResolver::new().with_service(name(), [small.1, larger.1]);
+    let (_endpoint, builder) = caller(resolver).await;
+    let nothing = macula_rpc::BudgetConfig {
+        ratio: 0.0,
+        per_second: 0.0,
+        ..macula_rpc::BudgetConfig::default()
+    };
+    let error = builder
+        .retry_budget(nothing)
+        .build()
+        .call(name(), vec![7; 1 << 20])
+        .await;
+    let error = error.unwrap_err();
+    assert!(
+        matches!(error, CallError::RequestTooLarge { size, limit } if (size, limit) == (1 << 20, 128 << 10)),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn y8_a_reply_over_the_limit_runs_its_handler_once() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let mut peers = Vec::new();
+    for _ in 0..3 {
+        let peer = Peer::bare(Server::new()).await;
+        let calls = Arc::clone(&calls);
+        let large = move |_: Request<Requests>| {
+            calls.fetch_add(1, SeqCst);
+            async { Ok::<_, Status>(stream::iter([Ok::<_, Status>(vec![0; (4 << 20) + 1])])) }
+        };
+        peer.server.serve_streaming(name(), large).unwrap();
+        peers.push(peer);
+    }
+    let (_endpoint, builder) = caller(directory(&peers)).await;
+    let client = builder.build();
+    let streamed = client.request(name()).stream(stream::empty()).await.unwrap_err();
+    let unary = client.call(name(), "").await.unwrap_err();
+    for error in [streamed, unary] {
+        assert!(
+            matches!(&error, CallError::Answered { status, .. } if status.code() == StatusCode::OutOfRange),
+            "{error}"
+        );
+        assert!(error.to_string().contains("at most 4194304"), "{error}");
+    }
+    assert_eq!(calls.load(SeqCst), 2);
+}
+
+#[tokio::test]
+async fn y23_the_error_of_a_users_own_directory_reaches_the_caller() {
+    struct Broken;
+
+    impl macula_rpc::Resolve for Broken {
+        fn resolve<'a>(
+            &'a self,
+            _: &'a macula_rpc::ServiceName,
+            _: macula_rpc::ResolveOptions,
+        ) -> futures::future::BoxFuture<'a, Result<macula_rpc::Resolved, macula_rpc::ResolveError>> {
+            let error = macula_rpc::ResolveError::custom(std::io::Error::other("the table is locked"));
+            Box::pin(std::future::ready(Err(error)))
+        }
+    }
+
+    let (_endpoint, builder) = caller(Broken).await;
+    let error = builder.build().call(name(), "").await.unwrap_err();
+    assert!(matches!(&error, CallError::Unresolved { .. }), "{error}");
+    assert!(error.to_string().contains("the table is locked"), "{error}");
+}
+
+/// A provider that takes less than the others is skipped.
+#[tokio::test]
+async fn a_provider_that_takes_only_small_requests_does_not_fail_the_call() {
+    let (_small, known) = takes_at_most(64 << 10).await;
     let peer = Peer::echo().await;
     let resolver = StaticResolver::new().with_service(name(), [known, peer.provider()]);
     let (_endpoint, builder) = caller(resolver).await;
     let client = builder.strategy(Strategy::First).build();
-    let answer = client.request(name()).send(vec![7; 1000]).await.unwrap();
+    let answer = client.request(name()).send(vec![7; 100_000]).await.unwrap();
+    assert_eq!(answer.failed_attempts()[0].cause.name(), "request_too_large");
     assert_eq!(answer.provider().unwrap().node_id, peer.id());
 }
 

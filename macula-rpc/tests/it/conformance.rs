@@ -1,11 +1,11 @@
 //! tonic's clients and servers on the mesh, after the public descriptions of gRPC's interoperability tests
 //! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), with a provider being killed between cases.
 
-mod brief;
 mod failing;
 #[cfg(feature = "testing")]
 mod hostile;
 mod killed;
+mod lane;
 mod mounting;
 mod pushback;
 mod trailers;
@@ -55,7 +55,7 @@ pub(crate) struct Service {
     pub(crate) events: Events,
 }
 
-/// Serves it on two nodes of a mesh in memory, `a` and `b`, and gives what happens in its handlers.
+/// Serves it on two nodes of a mesh in memory, `a` and `b`, and returns the events of its handlers.
 #[cfg(feature = "testing")]
 pub(crate) fn serve_on_two(mesh: &macula_rpc::testing::Mesh) -> mpsc::UnboundedReceiver<&'static str> {
     let (events, heard) = mpsc::unbounded_channel();
@@ -69,10 +69,10 @@ pub(crate) fn serve_on_two(mesh: &macula_rpc::testing::Mesh) -> mpsc::UnboundedR
     heard
 }
 
-/// What happens in a handler, for tests that wait for it.
+/// The events of handlers, for tests that wait for them.
 pub(crate) type Events = mpsc::UnboundedSender<&'static str>;
 
-/// Says when a handler's future or stream is dropped.
+/// Reports when a handler's future or stream is dropped.
 struct Dropped(Events);
 
 impl Drop for Dropped {
@@ -149,7 +149,7 @@ impl Conformance for Service {
             bytes += request.body.len() as i64;
             let _ = self.events.send("reading");
         }
-        // Which asks the stream once more.
+        // This polls the stream once more.
         requests.trailers().await?;
         Ok(Response::new(Sum {
             bytes,
@@ -198,7 +198,7 @@ impl Conformance for Service {
     }
 }
 
-/// The test's service as a generated server, with what the cases ask of it.
+/// The test's service as a generated server, with the layers that the cases need.
 fn server(service: Service) -> impl Into<macula_rpc::TonicServices> {
     let generated = ConformanceServer::new(service)
         .max_decoding_message_size(LARGEST)
@@ -239,16 +239,16 @@ impl Node {
         }
     }
 
-    /// Ends the provider as SIGKILL does: nobody is told, and whatever is sent to it is lost.
+    /// Ends the provider as SIGKILL does: it says nothing, and everything sent to it is lost.
     async fn kill(mut self) {
         let runtime = self.runtime.take().unwrap();
         let stopped = tokio::task::spawn_blocking(move || runtime.shutdown_timeout(Duration::from_secs(10)));
         stopped.await.unwrap();
-        // Without its drivers it has no way to say farewell; with it the socket goes.
+        // Without its drivers the endpoint cannot close its connections. The socket closes with the runtime.
         drop(self.endpoint.take());
     }
 
-    /// Ends the provider as a failing process does whose connections are closed.
+    /// Ends the provider as a failing process does that closes its connections.
     async fn stop(mut self) {
         self.endpoint.take().unwrap().shutdown(Duration::ZERO).await;
     }
@@ -256,7 +256,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // A runtime may not wait for its end in the code of another.
+        // A runtime must not be shut down within another one.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -288,6 +288,15 @@ impl Mesh {
         let service = "macula.conformance.v1.Conformance".parse().unwrap();
         let directory = StaticResolver::new().with_service(service, nodes.iter().map(|node| node.provider.clone()));
         let (endpoint, builder) = caller(directory).await;
+        // Every provider is connected, so that the strategy alone decides (H5).
+        for node in &nodes {
+            let provider = &node.provider;
+            endpoint
+                .pool()
+                .get(&provider.node_id, &provider.endpoints)
+                .await
+                .unwrap();
+        }
         let client = builder.strategy(strategy).build();
         Self {
             nodes,

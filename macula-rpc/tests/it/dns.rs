@@ -21,7 +21,7 @@ const SRV: u16 = 33;
 
 type Zone = HashMap<(String, u16), Vec<(u32, Vec<u8>)>>;
 
-/// A server of one zone (RFC 1035, section 4.1): answers what it has, and "no such name" otherwise.
+/// A server of one zone (RFC 1035, section 4.1). It answers "no such name" for names that it does not have.
 #[derive(Clone, Default)]
 struct Dns {
     zone: Arc<Mutex<Zone>>,
@@ -175,14 +175,14 @@ async fn a_wrong_id_is_not_called_and_a_host_without_one_is_passed_over() {
     let directory = DnsResolver::asking([dns.start().await])
         .unwrap()
         .with_srv(name(), "c.test");
-    // The lower priority has nobody whose id is known: the next one counts.
+    // No host of the lower priority has a known id, so the next priority counts.
     let found = directory.resolve(&name(), ResolveOptions::default()).await.unwrap();
     assert_eq!(
         found.providers.iter().map(|it| it.node_id).collect::<Vec<_>>(),
         [peers[1].id()]
     );
 
-    // Somebody else's id: the connection is refused.
+    // The host has another id, so the connection is refused.
     dns.id("two.test", peers[0].id());
     let (_endpoint, builder) = caller(directory).await;
     let error = builder
@@ -303,8 +303,7 @@ async fn a_host_has_the_addresses_of_one_family_when_the_other_is_not_answered_f
 
 // With `testing` the clock can be set.
 #[cfg(feature = "testing")]
-/// N3: name servers that say nothing, which is what they do when they or the way to them are down, delay a call now and then and
-/// fail none, as long as there is a list.
+/// N3: silent name servers delay some calls and fail none, as long as there is a list.
 #[tokio::test]
 async fn n3_silent_name_servers_fail_no_call_and_count_again_when_they_are_back() {
     use std::time::Duration;
@@ -326,7 +325,7 @@ async fn n3_silent_name_servers_fail_no_call_and_count_again_when_they_are_back(
     tokio::time::advance(Duration::from_secs(61)).await;
     for _ in 0..20 {
         let start = tokio::time::Instant::now();
-        // Whoever gives up sooner leaves the list to the others.
+        // A caller that gives up leaves the lookup to the others.
         let service = name();
         let _ = tokio::time::timeout(Duration::from_millis(10), directory.resolve(&service, usual)).await;
         let stale = directory.resolve(&name(), usual).await.unwrap();
@@ -364,7 +363,7 @@ async fn a_host_that_cannot_be_looked_up_does_not_keep_the_others_from_being_cal
         dns.id(host, peer.id());
         dns.address(host);
     }
-    // One has no id to be had, one no addresses, and a server that knows nothing of IPv6 says so for the third.
+    // The first host has no id, the second no addresses, and for the third the server refuses IPv6 questions.
     let broken = [
         ("one.test", TXT),
         ("two.test", A),

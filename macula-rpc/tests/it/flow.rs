@@ -1,5 +1,4 @@
-//! What a stream's two sides notice of each other: how fast they read, how they end, and that they are gone. Paused time: a
-//! second passes when nobody has anything left to do.
+//! The effects of one side of a stream on the other: its pace, its end, and its loss. Paused time: a second passes when no task has anything left to do.
 
 use std::{
     future::pending,
@@ -34,7 +33,7 @@ fn serving(handler: impl StreamHandler) -> (Mesh, Client) {
     (mesh, client)
 }
 
-/// Until nobody has anything left to do.
+/// Until no task has anything left to do.
 async fn settled() {
     tokio::time::sleep(Duration::from_secs(1)).await;
 }
@@ -133,7 +132,7 @@ async fn a_caller_that_does_not_read_holds_the_handlers_messages_back() {
     assert_eq!(rest(&mut replies).await, 256);
 }
 
-/// A stream that waits costs the connection nothing: others go on beside it.
+/// A stream that waits does not hold up others on its connection.
 #[tokio::test(start_paused = true)]
 async fn p5_streams_that_nobody_reads_do_not_hold_up_others() {
     let (mesh, client) = serving(async |_: Request<Requests>| {
@@ -192,7 +191,7 @@ async fn a_handler_that_has_said_all_ends_the_call_and_the_callers_messages_with
     let mut replies = client.request(name()).stream(endless).await.unwrap();
     assert_eq!(replies.next().await.unwrap().unwrap(), "enough");
     assert_eq!(replies.next().await.unwrap(), None);
-    // Its source is let go although the caller still holds the replies.
+    // Its source is dropped although the caller still holds the replies.
     dropped.await.unwrap();
     drop(replies);
 }
@@ -244,7 +243,7 @@ async fn f8_a_dropped_call_drops_the_handlers_work_whatever_it_waits_for() {
         }
     });
 
-    // A handler that sends to a caller who does not read, and one that waits for nothing that comes.
+    // A handler that sends to a caller that does not read, and one that waits for a message that never comes.
     let replies = client.request(name()).stream(stream::pending()).await.unwrap();
     let call = client.call("hangs", "");
     tokio::select! {
@@ -282,16 +281,16 @@ async fn a_message_above_the_limit_is_an_error_that_says_so_either_way() {
     assert!(
         error
             .to_string()
-            .contains("has 4194305 bytes; a message has at most 4194304"),
+            .contains("has 4194305 bytes; its caller takes messages of at most 4194304"),
         "{error}"
     );
-    // The connection has not suffered.
+    // The connection still works.
     let fits = stream::iter([Bytes::from(vec![0; 4 << 20])]);
     let mut replies = client.request(name()).stream(fits).await.unwrap();
     assert_eq!(replies.next().await.unwrap().unwrap(), "read");
 }
 
-/// An empty message is a message, wherever in the stream it stands.
+/// An empty message is a message, at any place in the stream.
 #[tokio::test(start_paused = true)]
 async fn empty_messages_arrive_as_such() {
     let (_mesh, client) = serving(async |request: Request<Requests>| {

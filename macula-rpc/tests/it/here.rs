@@ -1,4 +1,4 @@
-//! Streams that this process may serve itself, and what becomes of those that it does not take.
+//! Streams that this process serves itself, and those that it refuses.
 
 use bytes::Bytes;
 #[cfg(feature = "metrics")]
@@ -31,13 +31,13 @@ async fn refuse(mut request: Request<Requests>) -> Result<Answers, Status> {
     Err(Status::refused("not here"))
 }
 
-/// The same in place of the first reply.
+/// Refuses in place of the first reply.
 async fn refuse_late(request: Request<Requests>) -> Result<Answers, Status> {
     let refused = refuse(request).await.err().map(Err);
     Ok(stream::iter(refused).boxed())
 }
 
-/// A client of a process with this server, in a mesh with another provider that joins what it gets.
+/// A client of a process with this server, in a mesh with another provider that joins its requests.
 async fn at_home(here: &Server) -> (Client, Peer, Endpoint) {
     let elsewhere = Peer::bare(Server::new()).await;
     elsewhere.server.serve_streaming(name(), join).unwrap();
@@ -55,7 +55,7 @@ async fn said(replies: &mut Replies) -> Bytes {
     first
 }
 
-/// As over the network: the requests are one, and so is the reply, with what travels beside it.
+/// As over the network, the requests are joined, and there is one reply with its metadata.
 #[tokio::test]
 async fn a_stream_to_a_service_of_this_process_that_has_one_reply_needs_no_network() {
     let server = Server::new();
@@ -84,7 +84,7 @@ async fn a_stream_to_a_service_of_this_process_that_has_one_reply_needs_no_netwo
     );
 }
 
-/// F5: what is refused has not run, so it is safe elsewhere, and elsewhere gets all of it.
+/// F5: a refused call has not run, so it is safe elsewhere, with all of its requests.
 #[tokio::test]
 async fn f5_a_stream_that_this_process_refuses_is_opened_elsewhere_with_all_its_requests() {
     for handler in 0..3 {
@@ -105,7 +105,7 @@ async fn f5_a_stream_that_this_process_refuses_is_opened_elsewhere_with_all_its_
     }
 }
 
-/// What the handler has read and nobody has kept cannot be sent elsewhere.
+/// Requests that the handler read and that were not kept cannot be sent elsewhere.
 #[tokio::test]
 async fn a_stream_refused_after_more_than_is_kept_fails_with_the_refusal() {
     let server = Server::new();
@@ -136,8 +136,7 @@ async fn n4_a_process_that_is_full_or_drains_opens_its_streams_elsewhere() {
     }
 }
 
-/// A call is one call however many have refused it, and whoever answers has found it; what is served here is counted as what is
-/// served to others.
+/// A refused call that goes elsewhere counts once, under the step that answered it. Served calls of this process count as those of peers do.
 #[cfg(feature = "metrics")]
 #[tokio::test]
 async fn streams_of_this_process_are_counted_once_wherever_they_end() {
@@ -157,7 +156,7 @@ async fn streams_of_this_process_are_counted_once_wherever_they_end() {
         let mut replies = client.request(name()).stream(words()).await.unwrap();
         match handler {
             Some(_) => assert_eq!(said(&mut replies).await, "to be refused"),
-            // Whoever knows that there is one does not ask for another.
+            // A caller of one reply does not ask for another.
             None => assert_eq!(replies.next().await.unwrap().unwrap(), "one"),
         }
         drop(replies);

@@ -211,7 +211,7 @@ mod tower {
     }
 }
 
-/// F6: what a provider says beside its code must not decide whether the call runs again elsewhere.
+/// F6: only the code decides whether a call runs again elsewhere, not the size of the rest.
 #[tokio::test]
 async fn f6_a_final_status_that_says_too_much_is_final_all_the_same() {
     let mut peers = Vec::new();
@@ -249,7 +249,7 @@ async fn f6_a_final_status_that_says_too_much_is_final_all_the_same() {
     }
 }
 
-/// The caller asks in a way that the service does not answer, whoever provides it: one of them says so for all.
+/// F6: the caller asks in the wrong way for every provider, so one answer is final.
 #[tokio::test]
 async fn f6_a_call_of_a_service_that_streams_its_reply_runs_once() {
     let calls = Arc::new(AtomicUsize::new(0));

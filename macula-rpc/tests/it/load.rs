@@ -1,4 +1,4 @@
-//! What providers say of their load, and who is chosen then. Paused time.
+//! Reported load decides the choice. Paused time.
 
 use std::{collections::BTreeMap, future::pending, time::Duration};
 
@@ -63,7 +63,7 @@ async fn s4_p2c_picks_a_provider_less_that_says_it_is_busy() {
         let call = other.request(name()).timeout(Duration::from_secs(3600));
         waiting.spawn(call.attempt_timeout(Duration::from_secs(3600)).send("wait"));
     }
-    // Its caller is told within a second, and takes it in with its next call of that provider.
+    // The caller gets the report within a second, and reads it with its next call of that provider.
     answers(&p2c).await;
     let during = answers(&p2c).await;
     let busy = during.get("busy").copied().unwrap_or_default();
@@ -71,7 +71,7 @@ async fn s4_p2c_picks_a_provider_less_that_says_it_is_busy() {
     let unmoved = answers(&random).await;
     assert!(unmoved["busy"] > 30, "a strategy that asks for no load: {unmoved:?}");
 
-    // What it said grows old, and then it says that it is idle again.
+    // The report grows old, and then the provider reports that it is idle again.
     waiting.shutdown().await;
     tokio::time::sleep(Duration::from_secs(10)).await;
     let after = answers(&p2c).await;

@@ -1,4 +1,4 @@
-//! What a call shows of itself: spans, traces, numbers.
+//! The spans, traces and numbers of calls.
 
 use std::{
     collections::BTreeMap,
@@ -70,8 +70,8 @@ impl Spans {
     }
 }
 
-/// A second subscriber, for as long as the tests run. While there is only one, a span that another thread is the first to make
-/// is taken for one that nobody wants: whether anybody does is asked of that thread alone.
+/// A second subscriber, which lives as long as the tests. With only one subscriber, `tracing` asks just the thread that first makes a
+/// span, and may disable the span for all threads.
 static ANOTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(tracing_subscriber::registry()));
 
 /// Runs a test whose spans are recorded, on this thread alone. Spans are never closed, so that their ids are not used again.
@@ -321,7 +321,7 @@ mod metrics {
 
     use crate::mesh::{Peer, caller, directory, name, serving};
 
-    /// F9: what a retry budget has held back is counted.
+    /// F9: retries that the budget forbids are counted.
     #[tokio::test]
     async fn f9_calls_that_the_budget_does_not_let_repeat_are_counted() {
         let recorder = DebuggingRecorder::new();
@@ -343,7 +343,7 @@ mod metrics {
         assert!(matches!(held_back, Some((.., DebugValue::Counter(1)))), "{held_back:?}");
     }
 
-    /// F10: an attempt that is made beside another one is no failover.
+    /// F10: an attempt beside another one is no failover.
     #[tokio::test]
     async fn f10_a_hedge_is_not_counted_as_a_failover() {
         let recorder = DebuggingRecorder::new();
@@ -412,7 +412,7 @@ mod metrics {
         assert_eq!(durations["rpc.server.call.duration api.compute"], 2);
     }
 
-    /// A recorder keeps every label's value for ever, and peers may make up as many names as they like.
+    /// A recorder keeps every label for ever, and peers choose the names of services.
     #[cfg(feature = "testing")]
     #[tokio::test(start_paused = true)]
     async fn names_that_peers_make_up_are_no_labels() {
@@ -435,6 +435,45 @@ mod metrics {
         // The caller's own, and the router's.
         let both = [("_OTHER".to_owned(), 1), ("api.real".to_owned(), 1)];
         assert_eq!(attempts, BTreeMap::from(both));
+    }
+
+    /// A recorder keeps every label for ever, and callers choose the names of methods.
+    #[tokio::test]
+    async fn methods_are_labels_when_this_process_names_them() {
+        let recorder = DebuggingRecorder::new();
+        let snapshots = recorder.snapshotter();
+        let _guard = metrics::set_default_local_recorder(&recorder);
+        let peers = [Peer::echo().await];
+        peers[0].server.name_methods(&name(), ["Sum"]).unwrap();
+        let (_endpoint, builder) = caller(directory(&peers)).await;
+        let client = builder.build();
+        for method in ["Sum", "Made.Up", "Another", ""] {
+            client.request(name()).method(method).send("x").await.unwrap();
+        }
+        let mut counted = BTreeMap::new();
+        for (key, _, _, value) in snapshots.snapshot().into_vec() {
+            let method = key.key().labels().find(|label| label.key() == "rpc.method");
+            let method = method.map_or("", |label| label.value());
+            if let DebugValue::Counter(count) = value {
+                counted.insert(format!("{} {method}", key.key().name()), count);
+            }
+        }
+        for (served, count) in [("Sum", 1), ("_OTHER", 2), ("", 1)] {
+            assert_eq!(
+                counted.get(&format!("macula.rpc.served {served}")),
+                Some(&count),
+                "{counted:?}"
+            );
+        }
+        // The caller's own names are its own code's.
+        for called in ["Sum", "Made.Up", "Another", ""] {
+            assert_eq!(
+                counted.get(&format!("macula.rpc.calls {called}")),
+                Some(&1),
+                "{counted:?}"
+            );
+        }
+        assert!(!counted.contains_key("macula.rpc.served Made.Up"));
     }
 
     /// A stream is over with its last reply, and not with its first.
@@ -497,7 +536,7 @@ mod metrics {
         assert_eq!(calls().0, [("ok".to_owned(), 1)]);
     }
 
-    /// What a handler refuses is that in its own numbers, too, whether it streams or not.
+    /// A handler's refusal counts as refused in its own numbers too, for streams as for other calls.
     #[cfg(feature = "testing")]
     #[tokio::test(start_paused = true)]
     async fn a_peers_stream_that_is_refused_is_counted_as_refused() {
@@ -518,7 +557,7 @@ mod metrics {
         assert_eq!(served(&snapshots), [("refused".to_owned(), 1)]);
     }
 
-    /// What this node served, by outcome.
+    /// The served calls by outcome.
     #[cfg(any(feature = "testing", feature = "tonic"))]
     fn served(snapshots: &metrics_util::debugging::Snapshotter) -> Vec<(String, u64)> {
         let all = snapshots.snapshot().into_vec().into_iter();
@@ -560,10 +599,20 @@ mod metrics {
             let (_endpoint, builder) = caller(StaticResolver::new()).await;
             let mut channel = Channel::new(builder.local_first(server).build());
             let request = http::Request::post("/text.Plain/Say").body(Body::empty()).unwrap();
-            let response = channel.call(request).await.unwrap();
-            assert_eq!(response.status(), status);
-            let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
-            assert_eq!(body.to_bytes(), words);
+            let code = match channel.call(request).await {
+                Ok(response) => {
+                    let body = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+                    let status = tonic::Status::from_header_map(body.trailers().unwrap()).unwrap();
+                    assert_eq!(body.to_bytes(), words);
+                    status.code()
+                }
+                Err(status) => status.code(),
+            };
+            let expected = match status {
+                http::StatusCode::OK => tonic::Code::Unknown,
+                _ => tonic::Code::Unauthenticated,
+            };
+            assert_eq!(code, expected);
             assert_eq!(served(&snapshots), [("error".to_owned(), 1)], "{status}");
         }
     }

@@ -1,10 +1,10 @@
-//! What a call or a client can be told beside what to call: hedges, pauses, budgets, affinity, zones.
+//! Options of a call or a client: hedges, pauses, budgets, affinity, zones.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use macula_rpc::{
-    BudgetConfig, CallError, Client, NodeId, Pushback, Request, StaticResolver, Status, StatusCode, StopReason,
-    Strategy,
+    BudgetConfig, CallError, Client, NodeId, Pushback, Request, RetryPolicy, StaticResolver, Status, StatusCode,
+    StopReason, Strategy,
 };
 
 use crate::mesh::{Peer, caller, directory, name, serving};
@@ -44,7 +44,7 @@ async fn s4_a_key_stays_with_its_provider_and_only_the_keys_of_a_lost_one_move()
     }
 }
 
-/// S4: the providers of the client's zone are called while they are well.
+/// S4: the providers of the client's zone are called while they are healthy.
 #[tokio::test]
 async fn s4_the_clients_own_zone_is_preferred() {
     let peers = echoes(4).await;
@@ -80,7 +80,7 @@ async fn f9_without_a_budget_nothing_is_retried() {
     assert_eq!(peers[1].calls(), 0);
 }
 
-/// F9: a provider says when to come again, and is left in peace so long; or that nobody should try again, and nobody does.
+/// F9: a provider that asks for a pause is not called until it is over, and one that asks for no further try ends the call.
 #[tokio::test]
 async fn f9_a_providers_pushback_is_honoured() {
     let asking = |asked: Pushback| {
@@ -114,7 +114,7 @@ async fn f9_a_providers_pushback_is_honoured() {
     assert_eq!(peers[1].calls(), 0);
 }
 
-/// F7: a handler sees who calls, proved by the connection, and until when.
+/// F7: a handler sees its caller's proved identity and the deadline.
 #[tokio::test]
 async fn f7_a_handler_sees_its_caller_and_the_deadline() {
     let peer = serving(async |request: Request| {
@@ -145,12 +145,12 @@ mod in_paused_time {
 
     use super::*;
 
-    /// F10: a slow first attempt gets a second beside it, whose answer wins; the first is cancelled. Only for calls that may run
-    /// twice.
+    /// F10: a slow first attempt gets a second beside it, whose answer wins, and the first is cancelled. A call that is not declared to
+    /// allow that is not made, and says so.
     #[tokio::test(start_paused = true)]
     async fn f10_a_hedge_answers_for_a_slow_provider_and_only_when_the_call_may_run_twice() {
         let mesh = Mesh::new(1);
-        // Whichever is called first once this is set is slow.
+        // The first call after this is set is slow.
         let next_is_slow = Arc::new(AtomicBool::new(false));
         for node in ["a", "b"] {
             let next_is_slow = Arc::clone(&next_is_slow);
@@ -170,16 +170,16 @@ mod in_paused_time {
             client.call(name(), "").await.unwrap();
         }
         let hedge = Hedge::After(Duration::from_millis(50));
-        let mut answers = Vec::new();
-        for twice in [false, true] {
-            next_is_slow.store(true, SeqCst);
-            let call = client.request(name()).hedge(hedge);
-            let call = if twice { call.idempotent() } else { call };
-            let start = Instant::now();
-            let answer = call.send("").await.unwrap();
-            answers.push((answer.payload().clone(), start.elapsed() < Duration::from_millis(100)));
+        next_is_slow.store(true, SeqCst);
+        let call = || client.request(name()).hedge(hedge);
+        for undeclared in [call(), call().idempotent().retry_policy(RetryPolicy::NeverProcessed)] {
+            let error = undeclared.send("").await.unwrap_err();
+            assert!(matches!(error, CallError::NotHedged { .. }), "{error}");
         }
-        assert_eq!(answers, [(Bytes::from("slow"), false), (Bytes::from("fast"), true)]);
+        let start = Instant::now();
+        let answer = call().idempotent().send("").await.unwrap();
+        assert_eq!(answer.payload(), "fast");
+        assert!(start.elapsed() < Duration::from_millis(100));
         // The loser's handler is dropped.
         tokio::time::sleep(Duration::from_millis(10)).await;
         let running = ["a", "b"].map(|node| mesh.node(node).server().running());
@@ -246,7 +246,7 @@ mod in_paused_time {
         assert!(!calls.load(SeqCst));
     }
 
-    /// F7: a call that a handler makes ends with the one it answers, and the provider further on knows.
+    /// F7: a handler's own call ends with the call that it answers, and the next provider knows that deadline.
     #[tokio::test(start_paused = true)]
     async fn f7_a_handlers_own_call_takes_over_its_deadline() {
         let mesh = Mesh::new(1);

@@ -1,4 +1,4 @@
-//! What the predecessor's documentation promises its users, as tests: strategies, exclusion, the default number of attempts,
+//! The promises of the predecessor's documentation as tests: strategies, exclusion, the default number of attempts,
 //! both terminal errors, error replies retried, local-first, the cache, forced refresh, the directory down.
 
 use std::{
@@ -129,7 +129,7 @@ async fn the_default_is_three_attempts_or_all_if_fewer() {
     }
 }
 
-/// F4: exhaustion is looked at before the limit.
+/// F4: exhaustion is checked before the limit.
 #[tokio::test]
 async fn the_two_terminal_errors_are_told_apart() {
     for (providers, limit, expected) in [
@@ -213,7 +213,7 @@ fn cached(peers: &[Peer], fresh: bool, down: bool) -> (Cached, Arc<AtomicUsize>)
     (directory, asked)
 }
 
-/// Step 1: a service of this process is called without the network, whatever the directory says.
+/// Step 1: a call of a service of this process needs no network and no directory.
 #[tokio::test]
 async fn a_local_handler_goes_before_everything() {
     let peers = echoes(1).await;
@@ -235,7 +235,7 @@ async fn a_local_handler_goes_before_everything() {
     assert_eq!((asked.load(SeqCst), endpoint.pool().stats().opened), (0, 0));
 }
 
-/// Steps 2 and 3, D7: a fresh entry of the cache is used, and `force_refresh` passes over it.
+/// Steps 2 and 3, D7: a fresh entry of the cache is used, and `force_refresh` skips it.
 #[tokio::test]
 async fn the_cache_is_used_until_a_refresh_is_forced() {
     let peers = echoes(1).await;
@@ -262,7 +262,7 @@ impl Routers for Via {
     }
 }
 
-/// Step 4: with the directory down, what is cached is still called, and the rest goes to the router.
+/// Step 4: with the directory down, cached services are still called, and calls of others go to the router.
 #[tokio::test]
 async fn with_the_directory_down_the_cache_serves_and_then_the_router() {
     let peers = echoes(1).await;

@@ -1,4 +1,4 @@
-//! What a provider asks about the next try, on its way to whoever would make it (F9).
+//! A provider's pushback on its way to the caller (F9).
 
 use std::time::Duration;
 
@@ -44,8 +44,8 @@ impl Routed {
     }
 }
 
-/// A provider behind a router says so to the caller: no other router is asked, which would call it again at once. The router
-/// itself is called as before.
+/// The pushback of a provider behind a router reaches the caller. No other router is asked, because it would call the provider again at
+/// once. The router itself is called as before.
 #[tokio::test]
 async fn f9_a_providers_pushback_survives_a_router_and_does_not_hold_the_router_back() {
     let asking = |asked, refuses| {
@@ -78,14 +78,14 @@ async fn f9_a_providers_pushback_survives_a_router_and_does_not_hold_the_router_
         let [attempt] = error.attempts() else { panic!("{error}") };
         assert_eq!(attempt.cause.pushback(), Some(asked), "{error}");
         assert_eq!(providers[0].calls(), 1);
-        // A router that refuses, for whatever reason, is passed over for a moment.
+        // A router that refuses is skipped for a moment.
         if !refuses {
             assert_eq!(routed.first_choice().await, routed.routers[0].0.id());
         }
     }
 }
 
-/// An application that decides for itself when to call again is told as well.
+/// An application sees the pushback, to decide itself about the next call.
 #[tokio::test]
 async fn f9_a_pushback_stands_in_the_status() {
     let status = Status::new(StatusCode::InvalidArgument, "no").with_pushback(LATER);

@@ -11,10 +11,10 @@ use macula_rpc::{
     CallError, Client, Hedge, MAX_REPLAY_BYTES, Request, Requests, Status, StopReason, Strategy, testing::Mesh,
 };
 
-/// What each handler has read: its node, and the messages and bytes of a stream that came to its end.
+/// The streams that handlers have read to the end: the node, the messages and the bytes.
 type Read = Arc<Mutex<Vec<(&'static str, usize, usize)>>>;
 
-/// Nodes that read a stream to its end and then answer with `outcome`, which is told how many streams were read before.
+/// Nodes that read a stream to its end and then answer with `outcome` of the number of streams read before.
 fn readers(
     names: &[&'static str],
     outcome: impl Fn(usize) -> Result<(), Status> + Clone + Send + Sync + 'static,
@@ -48,7 +48,7 @@ fn readers(
     (mesh, client, read)
 }
 
-/// Messages that come one after another, none of them with the head, in a stream that must not be polled after its end.
+/// Messages that come one after another, none with the head, in a stream that must not be polled after its end.
 fn late(messages: usize, bytes: usize) -> impl Stream<Item = Bytes> + Send + 'static {
     stream::unfold(0, move |sent| async move {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -72,7 +72,7 @@ async fn a_stream_of_requests_is_not_asked_again_after_its_end() {
     assert_eq!(*read.lock().unwrap(), [("a", 3, 30), ("b", 3, 30)]);
 }
 
-/// As of a call of one request: it is the caller's to mend, and nothing that a provider said.
+/// As for a call of one request, the error is the caller's and not a provider's answer.
 #[tokio::test(start_paused = true)]
 async fn a_request_of_a_stream_larger_than_its_provider_takes_is_named_as_that() {
     let (_mesh, client, read) = readers(&["a", "b"], |_| Ok(()));
@@ -85,7 +85,7 @@ async fn a_request_of_a_stream_larger_than_its_provider_takes_is_named_as_that()
     assert_eq!(*read.lock().unwrap(), [], "and it completes nowhere");
 }
 
-/// F7: what a client is told of all its calls holds for streams; without it their first message may take long.
+/// F7: a client's attempt timeout holds for streams; without one the first message may take long.
 #[tokio::test(start_paused = true)]
 async fn f7_a_client_s_time_for_one_provider_is_that_of_its_streams() {
     let mesh = Mesh::new(13);
@@ -109,7 +109,7 @@ async fn f7_a_client_s_time_for_one_provider_is_that_of_its_streams() {
     }
 }
 
-/// F10: there is one stream of requests, and a second attempt beside the first would have the rest of it for all.
+/// F10: there is only one stream of requests, and a second attempt would take the rest of it.
 #[tokio::test(start_paused = true)]
 async fn f10_a_stream_of_requests_is_not_hedged() {
     let (_mesh, client, read) = readers(&["a", "b"], |_| Ok(()));
@@ -187,7 +187,7 @@ mod stubs {
         }
     }
 
-    /// What was sent before the failure is no request: nobody may take it for one, least of all another provider.
+    /// The messages before a failure are not a whole request, and no provider may take them for one.
     #[tokio::test(start_paused = true)]
     async fn requests_that_fail_midway_are_the_applications_own_error_and_complete_nowhere() {
         let (mesh, stub, mut heard) = stub();
@@ -233,7 +233,7 @@ mod stubs {
         assert_eq!(error.code(), Code::OutOfRange, "{error}");
     }
 
-    /// As bodies over HTTP/2: `Streaming::trailers` reads once more, and so does whoever polls a stream in a loop.
+    /// As bodies over HTTP/2: `Streaming::trailers` polls once more after the end, and so do loops.
     #[tokio::test(start_paused = true)]
     async fn a_stream_may_be_read_again_after_its_end_on_both_sides() {
         let (mesh, mut remote, _heard) = stub();

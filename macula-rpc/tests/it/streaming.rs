@@ -138,7 +138,7 @@ async fn f8_dropped_replies_cancel_the_call_at_the_provider() {
     let mut replies = builder.build().request(name()).stream(receiver).await.unwrap();
     assert_eq!(replies.next().await.unwrap().unwrap(), "one");
     drop(replies);
-    // The handler hears of it, or is dropped before it does.
+    // The handler gets the error, or is dropped first.
     assert!(events.recv().await.unwrap_or(true));
 }
 
@@ -154,7 +154,7 @@ async fn f7_a_streams_deadline_ends_it() {
     let mut replies = call.stream(stream::pending()).await.unwrap();
     assert_eq!(replies.next().await.unwrap().unwrap(), "one");
     let error = replies.next().await.unwrap_err();
-    // Whichever clock is first: the caller's, or the provider's, which says so.
+    // Either clock may be first: the caller's, or the provider's, which then answers.
     let late = match &error {
         CallError::DeadlineExceeded { .. } => true,
         CallError::Answered { status, .. } => status.code() == StatusCode::DeadlineExceeded,
@@ -189,7 +189,7 @@ async fn one_request_and_one_reply_is_a_stream_too() {
     assert_eq!(builder.build().call(name(), "x").await.unwrap(), "x");
 }
 
-/// A client in the process of a service that streams, which no directory knows.
+/// A client in the process of a streaming service that no directory lists.
 async fn at_home(handler: impl macula_rpc::StreamHandler) -> (Server, Client, Endpoint) {
     let server = Server::new();
     server.serve_streaming(name(), handler).unwrap();
@@ -251,7 +251,7 @@ async fn errors_of_a_stream_of_this_process_are_its_outcome() {
     assert_eq!(server.running(), 0);
 }
 
-/// F7, N4: as a stream from elsewhere, it ends at its deadline, and a drain waits for it.
+/// F7, N4: a stream of this process ends at its deadline, and a drain waits for it.
 #[tokio::test]
 async fn f7_n4_a_stream_of_this_process_has_a_deadline_and_holds_up_a_drain() {
     let (server, client, _endpoint) = at_home(echo).await;
@@ -281,7 +281,7 @@ async fn replies_are_a_stream_as_bytes_and_as_messages() {
     let all = client.request(name()).stream(words()).await.unwrap().into_stream();
     let all: Vec<Bytes> = all.map(Result::unwrap).collect().await;
     assert_eq!(all, [&b"one"[..], b"\xff", b"three"]);
-    // What is no message of the type ends the stream, and is said.
+    // Bytes that are no message of the type end the stream with an error.
     let typed = client
         .request(name())
         .stream(words())
@@ -295,7 +295,7 @@ async fn replies_are_a_stream_as_bytes_and_as_messages() {
     );
 }
 
-/// Nobody waits for a message that would be thrown away.
+/// A unary caller does not wait for messages that it would throw away.
 #[tokio::test]
 async fn a_typed_stream_ends_its_call_with_a_message_that_cannot_be_read() {
     let peer = streaming(async |_: Request<Requests>| {

@@ -1,4 +1,4 @@
-//! The mesh in memory, as its users have it: everything here takes place in paused time.
+//! The mesh in memory, as its users see it, in paused time.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -47,7 +47,7 @@ async fn nodes_find_each_other_and_a_killed_one_costs_a_failover_and_no_call() {
     let client = mesh.node("caller").client_builder().strategy(Strategy::First).build();
     assert_eq!(answers(&client, 2).await, ["a", "a"]);
     mesh.kill("a");
-    // The directory lists it still; what is known of it lets the next calls pass it over.
+    // The directory still lists it; its known failures make the next calls skip it.
     assert_eq!(
         client
             .providers(&name(), ResolveOptions::default())
@@ -138,7 +138,7 @@ async fn without_its_directory_a_client_says_so_until_it_is_back() {
     assert!(matches!(error, CallError::Unresolved { .. }), "{error}");
     mesh.heal();
     assert_eq!(answers(&client, 1).await, ["a"]);
-    // A service that is withdrawn is provided by nobody.
+    // A withdrawn service has no provider.
     mesh.node("a").server().withdraw(&name());
     let error = client.call("api.compute", "").await.unwrap_err();
     assert!(matches!(error, CallError::ServiceNotFound { .. }), "{error}");

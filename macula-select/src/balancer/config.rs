@@ -44,7 +44,7 @@ pub struct HealthConfig {
     /// serve: beyond that the fault is more likely an overload than the providers. All but one may be out while those
     /// that remain succeed and refuse nothing.
     pub max_ejected: f64,
-    /// When a probe that nobody reported is given up and another may be sent. 10 s by default.
+    /// When a probe that was not reported is given up and another may be sent. 10 s by default.
     pub probe_timeout: Duration,
     /// How long a provider waits for a call that can afford to be its probe (one that may be retried) before any call
     /// will do. 5 s by default.

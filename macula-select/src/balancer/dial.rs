@@ -4,10 +4,9 @@
 //! backoff; and, while no provider is connected, any that no call dials already, so that a list of mostly dead providers
 //! is searched by several dials at once.
 //!
-//! **Invariants.** At most [`MAX_DIALS_AT_ONCE`] dials at once and one every [`DIAL_EVERY`] after that; none while the
+//! **Invariants.** At most [`MAX_DIALS_AT_ONCE`](super::MAX_DIALS_AT_ONCE) dials at once and one every [`DIAL_EVERY`](super::DIAL_EVERY) after that; none while the
 //! service is not called.
 
-use std::collections::VecDeque;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
@@ -16,11 +15,7 @@ use super::roster::{DOWN, HEALTHY, OPEN};
 use crate::clock::{NEVER, Nanos, nanos};
 use crate::provider::Link;
 
-/// Dials of one balancer that [`Balancer::poll_dial`] asks for in a row.
-pub const MAX_DIALS_AT_ONCE: u32 = 8;
-/// The time between dials once that many were asked for.
-pub const DIAL_EVERY: Duration = Duration::from_millis(30);
-/// The longest time between two dials of a provider that is down, if [`DIAL_EVERY`] leaves room.
+/// The longest time between two dials of a provider that is down, if [`DIAL_EVERY`](super::DIAL_EVERY) leaves room.
 pub const MAX_REDIAL: Duration = Duration::from_secs(2);
 
 /// The wait before the first redial.
@@ -31,59 +26,8 @@ const REDIAL_FACTOR: f64 = 1.6;
 const REDIAL_JITTER: f64 = 0.2;
 /// Dials after which the wait grows no more.
 const MAX_COUNTED_DIALS: u8 = 16;
-/// Providers that picks would have taken and that still wait for their dial.
-const MAX_WANTED: usize = 16;
 /// Seconds until a provider that is not down is dialed again if the outcome was never told.
 const DIAL_SECONDS: u16 = 2;
-/// For so long after the last pick of the service, providers are dialed.
-const IN_USE: Duration = Duration::from_secs(10);
-
-#[derive(Debug, Clone)]
-pub(crate) struct Dials {
-    wanted: VecDeque<u32>,
-    /// No dial is due before this moment.
-    next: Nanos,
-    /// Dials are paced as cells are in a leaky bucket (GCRA, ITU-T I.371): the moment at which the bucket is empty.
-    drained: Nanos,
-    /// When the last pick was.
-    used: Nanos,
-}
-
-impl Dials {
-    pub(crate) fn new() -> Self {
-        Self {
-            wanted: VecDeque::with_capacity(MAX_WANTED),
-            next: NEVER,
-            drained: 0,
-            used: 0,
-        }
-    }
-
-    #[inline]
-    pub(crate) fn service_used(&mut self, now: Nanos) {
-        self.used = now;
-    }
-
-    /// A dial may be due then.
-    #[inline]
-    pub(crate) fn not_after(&mut self, at: Nanos) {
-        self.next = self.next.min(at);
-    }
-
-    pub(crate) fn forget(&mut self, slot: u32) {
-        self.wanted.retain(|wanted| *wanted != slot);
-    }
-
-    fn in_use(&self, now: Nanos) -> bool {
-        now.saturating_sub(self.used) <= nanos(IN_USE)
-    }
-
-    /// When the bucket has room for one more.
-    fn room_at(&self) -> Nanos {
-        self.drained
-            .saturating_sub(nanos(DIAL_EVERY) * u64::from(MAX_DIALS_AT_ONCE - 1))
-    }
-}
 
 impl<K: Eq + Hash + Clone> Balancer<K> {
     /// The next provider to dial, not for a call but behind the calls. Tell the outcome with [`Balancer::link`].
@@ -93,11 +37,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     #[must_use]
     pub fn poll_dial(&mut self, now: Instant) -> Option<K> {
         let now = self.clock.tick(now);
-        if now < self.dials.next || !self.dials.in_use(now) {
-            return None;
-        }
-        if self.dials.room_at() > now {
-            self.dials.next = self.dials.room_at();
+        if !self.dials.may_dial(now) {
             return None;
         }
         let next = self
@@ -105,10 +45,10 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             .or_else(|| self.next_down(now))
             .or_else(|| self.next_unconnected(now));
         let Some(slot) = next else {
-            self.dials.next = self.next_redial(now);
+            self.dials.not_before(self.next_redial(now));
             return None;
         };
-        self.dials.drained = self.dials.drained.max(now) + nanos(DIAL_EVERY);
+        self.dials.dialed(now);
         let cold = &mut self.cold[slot as usize];
         cold.dials = (cold.dials + 1).min(MAX_COUNTED_DIALS);
         cold.dialed_at = second(now);
@@ -122,17 +62,14 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// the next [`Balancer::link`].
     #[must_use]
     pub fn next_dial(&self) -> Option<Instant> {
-        if self.dials.next == NEVER || !self.dials.in_use(self.clock.latest()) {
-            return None;
-        }
-        self.clock.instant(self.dials.next)
+        let in_use = self.dials.in_use(self.clock.latest());
+        in_use.then(|| self.clock.instant(self.dials.next())).flatten()
     }
 
     /// A pick would have taken this provider were it connected.
     pub(super) fn want(&mut self, now: Nanos, slot: u32) {
-        if self.dials.wanted.len() < MAX_WANTED && self.may_dial(now, slot) && !self.dials.wanted.contains(&slot) {
-            self.dials.wanted.push_back(slot);
-            self.dials.not_after(now);
+        if self.dials.has_room_for(slot) && self.may_dial(now, slot) {
+            self.dials.push_wanted(now, slot);
         }
     }
 
@@ -145,7 +82,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     }
 
     fn next_wanted(&mut self, now: Nanos) -> Option<u32> {
-        while let Some(slot) = self.dials.wanted.pop_front() {
+        while let Some(slot) = self.dials.pop_wanted() {
             if self.may_dial(now, slot) {
                 return Some(slot);
             }

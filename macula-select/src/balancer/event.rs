@@ -1,6 +1,6 @@
 //! News for observers, in a short queue.
 //!
-//! Events report; they ask for nothing. Whoever does not read them loses the oldest, which is counted.
+//! Events report; they ask for nothing. If they are not read, the oldest are dropped and counted.
 
 use std::collections::VecDeque;
 use std::time::Instant;
@@ -14,7 +14,7 @@ pub const MAX_EVENTS: usize = 64;
 pub enum Event<K> {
     /// A provider was put aside for failing.
     Ejected {
-        /// Who.
+        /// The provider.
         provider: K,
         /// Until when, at least.
         until: Instant,
@@ -25,19 +25,19 @@ pub enum Event<K> {
     },
     /// A call was sent to an ejected provider to find out whether it works again.
     Probing {
-        /// Who.
+        /// The provider.
         provider: K,
     },
     /// An ejected provider is used again.
     Restored {
-        /// Who.
+        /// The provider.
         provider: K,
         /// Why.
         reason: RestoreReason,
     },
     /// A provider was found unreachable. It is dialed behind the calls until it answers.
     Unreachable {
-        /// Who.
+        /// The provider.
         provider: K,
     },
     /// No healthy provider is left; picks disregard health.

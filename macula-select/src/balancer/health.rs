@@ -132,7 +132,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         share.min(serving.saturating_sub(1))
     }
 
-    /// The providers that the cap is a share of. What is unreachable or going away serves nobody.
+    /// The providers that the cap is a share of. What is unreachable or going away does not serve.
     fn serving(&self) -> u32 {
         self.roster.count((Tier::IdleLocal, Tier::Suspected))
     }

@@ -16,7 +16,7 @@ pub(crate) struct Handle {
 ///
 /// It counts as a call in flight from the pick until [`Balancer::report`](crate::Balancer::report) consumes it. It
 /// cannot be copied, so it cannot be reported twice. One that is dropped counts as in flight until the deadline of its
-/// pick ([`PickContext::until`](crate::PickContext::until)), then as lost.
+/// pick ([`PickContext::timeout`](crate::PickContext::timeout)), then as lost.
 #[derive(Debug, PartialEq, Eq)]
 // Only the exhaustive tests copy leases, with the whole world they are part of.
 #[cfg_attr(test, derive(Clone))]

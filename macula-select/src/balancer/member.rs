@@ -7,6 +7,9 @@ use crate::latency::Estimate;
 use crate::provider::Link;
 use crate::window::Window;
 
+/// A weight of one, in the units of effective weights.
+pub(crate) const WEIGHT_UNIT: u32 = 16;
+
 /// What a pick reads.
 #[derive(Debug, Clone)]
 pub(crate) struct Hot {
@@ -49,6 +52,8 @@ pub(crate) enum Circuit {
 }
 
 /// What only reports, updates and timers touch.
+///
+/// All fields lie in one struct, so that a report reads two lines of memory.
 #[derive(Debug, Clone)]
 pub(crate) struct Cold<K> {
     /// `None` in a vacant slot.

@@ -76,7 +76,7 @@ impl<K> Default for PickContext<'_, K> {
     }
 }
 
-/// Why nobody was picked.
+/// Why no provider was picked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PickError {
@@ -101,12 +101,19 @@ pub(crate) struct Choice {
 
 /// How many providers of each tier are excluded from the current pick.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Excluded([u32; Tier::COUNT]);
+pub(crate) struct Excluded {
+    /// In all tiers: most picks exclude none, and need not add up any.
+    total: u32,
+    tiers: [u32; Tier::COUNT],
+}
 
 impl Excluded {
     #[inline]
     fn within(self, (first, last): Tiers) -> u32 {
-        self.0[first as usize..=last as usize].iter().sum()
+        if self.total == 0 {
+            return 0;
+        }
+        self.tiers[first as usize..=last as usize].iter().sum()
     }
 }
 
@@ -268,17 +275,26 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
         let mut region = self.region_of(LOCAL, excluded);
         if region.free() == 0 || self.roster.count(REMOTE) > 0 {
-            region = self.wider_region(choice.locality, excluded)?;
+            region = self.wider_region(choice.locality, &excluded)?;
         }
         let healthy = self.roster.span(HEALTHY).contains(region.start());
         let mut slot = self
             .choose_in(now, &choice, region, healthy)
             .ok_or(PickError::Exhausted)?;
-        if !self.roster.span(OPEN).contains(self.hot[slot as usize].position) {
-            slot = self.prefer_open(now, &choice, region, excluded, slot);
+        let open = self.roster.span(OPEN);
+        if open.len() == 0 {
+            // Others are dialed beside it, and the first that answers serves.
+            self.dials.not_after(now);
+        } else if !open.contains(self.hot[slot as usize].position) {
+            slot = self.prefer_open(now, &choice, region, &excluded, slot);
         }
-        let epoch = if healthy { 0 } else { self.panic_pick(now, slot) };
-        Ok(self.grant(now, slot, epoch, choice.timeout))
+        if healthy {
+            let connected = open.contains(self.hot[slot as usize].position);
+            return Ok(self.grant(now, slot, 0, connected, choice.timeout));
+        }
+        let epoch = self.panic_pick(now, slot);
+        let connected = self.is_connected(slot);
+        Ok(self.grant(now, slot, epoch, connected, choice.timeout))
     }
 
     #[inline(always)]
@@ -310,11 +326,9 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     /// Another provider in place of one that is not connected, if there is one that is: the call does not wait for the
     /// dial, which is made behind it.
     #[inline(never)]
-    fn prefer_open(&mut self, now: Nanos, choice: &Choice, region: Region, excluded: Excluded, slot: u32) -> u32 {
-        let open = self.region_of(OPEN, excluded);
+    fn prefer_open(&mut self, now: Nanos, choice: &Choice, region: Region, excluded: &Excluded, slot: u32) -> u32 {
+        let open = self.region_of(OPEN, *excluded);
         if open.free() == 0 {
-            // Others are dialed beside it, and the first that answers serves.
-            self.dials.not_after(now);
             return slot;
         }
         self.want(now, slot);
@@ -324,7 +338,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
             (Tier::OpenLocal, Tier::OpenLocal),
             (Tier::OpenRemote, Tier::OpenRemote),
         ]
-        .map(|tiers| self.region_of(tiers, excluded))
+        .map(|tiers| self.region_of(tiers, *excluded))
         .into_iter()
         .find(|part| part.free() > 0 && region.covers(*part));
         let other = self.choose_in(now, choice, here.unwrap_or(open), true);
@@ -333,7 +347,8 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
 
     /// Where to choose if not simply among all the healthy ones.
     #[inline(never)]
-    fn wider_region(&mut self, locality: Locality, excluded: Excluded) -> Result<Region, PickError> {
+    fn wider_region(&mut self, locality: Locality, excluded: &Excluded) -> Result<Region, PickError> {
+        let excluded = *excluded;
         let healthy = self.region_of(HEALTHY, excluded);
         if healthy.free() > 0 {
             let (local, remote) = (self.region_of(LOCAL, excluded), self.region_of(REMOTE, excluded));
@@ -379,7 +394,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     fn probe(&mut self, now: Nanos, consent: ProbeConsent, timeout: Duration) -> Option<Lease> {
         let slot = self.due_for_probe(now, consent == ProbeConsent::Willing)?;
         let epoch = self.start_probe(now, slot);
-        Some(self.grant(now, slot, epoch, timeout))
+        Some(self.grant(now, slot, epoch, self.is_connected(slot), timeout))
     }
 
     /// Counts a pick that disregards health. If its provider was due for a probe, this is the probe.
@@ -394,8 +409,15 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
     }
 
+    fn is_connected(&self, slot: u32) -> bool {
+        match self.cold[slot as usize].link {
+            Link::Up | Link::Suspected => true,
+            Link::Idle | Link::Down | Link::Draining => false,
+        }
+    }
+
     #[inline]
-    fn grant(&mut self, now: Nanos, slot: u32, probe: u16, timeout: Duration) -> Lease {
+    fn grant(&mut self, now: Nanos, slot: u32, probe: u16, connected: bool, timeout: Duration) -> Lease {
         self.counters.issued += 1;
         let hot = &mut self.hot[slot as usize];
         hot.in_flight += 1;
@@ -405,11 +427,6 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         let handle = Handle {
             slot,
             generation: hot.generation,
-        };
-        let connected = match self.roster.tier(hot.position) {
-            Tier::IdleLocal | Tier::IdleRemote | Tier::Down => false,
-            Tier::OpenLocal | Tier::OpenRemote | Tier::Suspected => true,
-            Tier::Sidelined | Tier::Draining => self.cold[slot as usize].link == Link::Up,
         };
         Lease {
             connected,
@@ -483,7 +500,8 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         let hot = &mut self.hot[slot as usize];
         if hot.mark != self.mark {
             hot.mark = self.mark;
-            excluded.0[self.roster.tier(hot.position) as usize] += 1;
+            excluded.total += 1;
+            excluded.tiers[self.roster.tier(hot.position) as usize] += 1;
         }
     }
 

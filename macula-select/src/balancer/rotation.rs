@@ -1,32 +1,28 @@
 //! Taking turns: round robin, and weighted round robin by static strides.
 //!
-//! **Round robin** rotates over the *whole* list and skips whoever cannot be used; the next turn begins after the
+//! **Round robin** rotates over the *whole* list and skips the providers that cannot be used; the next turn begins after the
 //! one chosen. A counter modulo the usable ones would jump whenever one drops out (S2).
 //!
 //! **Static stride** (gRPC proposal A58) walks the list round by round; in round *r* the provider of weight *w* is
 //! taken if `(w·r + offset) mod max ≥ max − w`, which happens in `w / max` of the rounds, evenly spread, and never more
 //! than one off. It needs no heap and no per-pick state but the place in the list.
 //!
-//! The ring's order is that of joining and nobody else's business: providers keep their place when the caller's list is
-//! permuted, and others leave or join.
+//! The ring is in the order of joining: providers keep their place when the caller's list is permuted, and when others
+//! leave or join.
 
-use std::hash::Hash;
-
-use super::Balancer;
-use super::pick::Region;
 use super::roster::Span;
 use crate::identity;
 
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Rotation {
     ring: Vec<u32>,
-    /// Whose turn it is in round robin.
+    /// The place whose turn it is in round robin.
     turn: u32,
-    /// Whose turn it is in weighted round robin, and in which round.
+    /// The place whose turn it is in weighted round robin, and in which round.
     stride: u32,
     round: u32,
     /// The largest effective weight of a region, `None` when it has to be looked up again.
-    heaviest: Option<(Span, u32)>,
+    pub(super) heaviest: Option<(Span, u32)>,
 }
 
 impl Rotation {
@@ -59,7 +55,7 @@ impl Rotation {
 
     /// The next one at or after the turn for which `usable` holds.
     #[inline]
-    fn next(&mut self, usable: impl Fn(u32) -> bool) -> Option<u32> {
+    pub(super) fn next(&mut self, usable: impl Fn(u32) -> bool) -> Option<u32> {
         let length = self.ring.len() as u32;
         let mut at = self.turn;
         for _ in 0..length {
@@ -76,9 +72,14 @@ impl Rotation {
         None
     }
 
-    /// The next one in proportion to its weight, at most `max`. `None` if two rounds found nobody: the heaviest ones
+    /// The next one in proportion to its weight, at most `max`. `None` if two rounds found none: the heaviest ones
     /// are excluded from this pick.
-    fn next_weighted(&mut self, max: u32, usable: impl Fn(u32) -> bool, weight: impl Fn(u32) -> u32) -> Option<u32> {
+    pub(super) fn next_weighted(
+        &mut self,
+        max: u32,
+        usable: impl Fn(u32) -> bool,
+        weight: impl Fn(u32) -> u32,
+    ) -> Option<u32> {
         let length = self.ring.len() as u32;
         for _ in 0..length.saturating_mul(2) {
             let slot = *self.ring.get(self.stride as usize)?;
@@ -98,40 +99,5 @@ impl Rotation {
             }
         }
         None
-    }
-}
-
-impl<K: Eq + Hash + Clone> Balancer<K> {
-    pub(super) fn take_turn(&mut self, region: Region) -> Option<u32> {
-        let (hot, mark) = (&self.hot, self.mark);
-        self.rotation.next(|slot| {
-            let hot = &hot[slot as usize];
-            hot.mark != mark && region.contains(hot.position)
-        })
-    }
-
-    #[inline(never)]
-    pub(super) fn take_weighted_turn(&mut self, region: Region) -> Option<u32> {
-        let max = match self.rotation.heaviest {
-            Some((of, max)) if of == region.span() => max,
-            Some(_) | None => {
-                let max = region
-                    .positions()
-                    .map(|at| self.cold[self.roster.slot(at) as usize].effective)
-                    .max()?;
-                self.rotation.heaviest = Some((region.span(), max));
-                max
-            }
-        };
-        let (hot, cold, mark) = (&self.hot, &self.cold, self.mark);
-        let turn = self.rotation.next_weighted(
-            max,
-            |slot| {
-                let hot = &hot[slot as usize];
-                hot.mark != mark && region.contains(hot.position)
-            },
-            |slot| cold[slot as usize].effective,
-        );
-        turn.or_else(|| self.draw_weighted(region))
     }
 }

@@ -28,7 +28,7 @@ pub struct Stats {
     pub issued: u64,
     /// Leases that were reported.
     pub reported: u64,
-    /// Leases whose deadline passed and that nobody has reported since: dropped, most likely.
+    /// Leases whose deadline passed without a report: dropped, most likely.
     pub lost: u64,
     /// Picks that disregarded health.
     pub panic_picks: u64,
@@ -38,7 +38,7 @@ pub struct Stats {
     pub ejections: u64,
     /// Ejections that the cap forbade.
     pub ejections_capped: u64,
-    /// Events that nobody read in time.
+    /// Events that were not read in time.
     pub events_lost: u64,
     /// Calls, retries and hedges of the last ten seconds.
     pub spending: Spending,
@@ -80,7 +80,7 @@ pub enum ProviderState {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct ProviderStats<'a, K> {
-    /// Who.
+    /// The provider.
     pub provider: &'a K,
     /// Where it stands.
     pub state: ProviderState,

@@ -4,14 +4,12 @@ use std::hash::Hash;
 
 use super::Balancer;
 use super::lease::Handle;
-use super::member::Circuit;
+use super::member::{Circuit, WEIGHT_UNIT};
 use super::roster::Tier;
 use crate::clock::{NEVER, Nanos, nanos};
 use crate::latency::Unit;
 use crate::provider::Link;
 
-/// A weight of one, in the units of effective weights.
-pub(super) const WEIGHT_UNIT: u32 = 16;
 /// The share that slow start begins with.
 const FIRST_SHARE: f64 = 0.1;
 /// How often slow starts and load reports are looked at.

@@ -1,4 +1,4 @@
-//! The log of a call's attempts: who, when, how long, how it ended (F4).
+//! The log of a call's attempts: provider, start, duration, fate (F4).
 //!
 //! Three fit without allocation, as many as a call makes by default.
 
@@ -42,10 +42,12 @@ pub struct Attempt<K> {
     pub(crate) elapsed: Nanos,
     pub(crate) fate: Fate,
     pub(crate) hedge: bool,
+    /// Nothing was sent, and the provider may be tried again: a fresh record of it came.
+    pub(crate) renewed: bool,
 }
 
 impl<K> Attempt<K> {
-    /// Whom it was sent to.
+    /// The provider that it was sent to.
     #[must_use]
     pub fn provider(&self) -> &K {
         &self.provider
@@ -110,6 +112,14 @@ impl<K> Attempts<K> {
         }
     }
 
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Attempt<K>> {
+        self.first.iter_mut().flatten().chain(&mut self.more)
+    }
+
+    pub(crate) fn last_id(&self) -> Option<AttemptId> {
+        self.length.checked_sub(1).map(AttemptId)
+    }
+
     /// The attempt with this id.
     #[must_use]
     pub fn get(&self, id: AttemptId) -> Option<&Attempt<K>> {
@@ -165,6 +175,7 @@ mod tests {
                 elapsed: 0,
                 fate: Fate::NotSent,
                 hedge: false,
+                renewed: false,
             });
             attempts.get_mut(id).unwrap().fate = Fate::Ok;
         }

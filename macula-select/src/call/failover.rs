@@ -8,7 +8,7 @@ use super::{
 };
 use crate::balancer::{Balancer, Excluded, Lease};
 use crate::clock::nanos;
-use crate::fate::{Fate, Loss, Pushback};
+use crate::fate::{Fate, Loss, Pushback, Refusal};
 use crate::provider::Link;
 
 impl Live {
@@ -76,7 +76,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
     fn fail_over(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId, fate: Fate) {
         match self.state {
             State::InFlight => {}
-            State::Ready | State::Waiting(_) | State::Ended(_) | State::Over => return,
+            State::Ready | State::Waiting(_) | State::Ended(_) | State::Exhausted | State::Over => return,
         }
         match fate.pushback() {
             Some(Pushback::Stop) => self.stopped = Some(attempt),
@@ -97,6 +97,42 @@ impl<K: Eq + Hash + Clone> Call<K> {
             Ok(at) => self.state = State::Waiting(at),
             Err(failure) => self.fail_unless_in_flight(now, balancer, failure),
         }
+    }
+
+    /// Goes on with a call that has failed with [`CallError::AllProvidersFailed`], after the directory was asked anew and the
+    /// balancer updated (D12). Returns whether it goes on; poll it then.
+    ///
+    /// A provider that was not tried may be, and so may one that started nothing, because it was not reached or was going away, and
+    /// of which `renewed` says that it is there again. The budget is charged as for any failover.
+    #[must_use]
+    pub fn resume(&mut self, now: Instant, balancer: &mut Balancer<K>, renewed: impl Fn(&K) -> bool) -> bool {
+        let now = self.tick(now);
+        match self.state {
+            State::Exhausted if now < self.deadline => {}
+            State::Exhausted | State::Ready | State::Waiting(_) | State::InFlight | State::Ended(_) | State::Over => {
+                return false;
+            }
+        }
+        for attempt in self.attempts.iter_mut() {
+            let started_nothing = matches!(
+                attempt.fate,
+                Fate::NotSent
+                    | Fate::Refused {
+                        reason: Refusal::Draining,
+                        ..
+                    }
+            );
+            attempt.renewed |= started_nothing && renewed(&attempt.provider);
+        }
+        let Some(last) = self.attempts.last_id() else {
+            return false;
+        };
+        match self.next_start(now, balancer, last) {
+            Ok(at) if at <= now => self.state = State::Ready,
+            Ok(at) => self.state = State::Waiting(at),
+            Err(_) => return false,
+        }
+        true
     }
 
     /// When the next attempt may start, paid for if it has to be.
@@ -190,7 +226,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
     /// Ends the call once; whatever is in flight is given up and meets this fate.
     pub(super) fn end_with(&mut self, now: Instant, balancer: &mut Balancer<K>, end: End, fate: Fate) {
         match self.state {
-            State::Ended(_) | State::Over => return,
+            State::Ended(_) | State::Exhausted | State::Over => return,
             State::Ready | State::Waiting(_) | State::InFlight => self.state = State::Ended(end),
         }
         while let Some(live) = self.live.take(|_| true) {

@@ -128,6 +128,7 @@ impl<K: Eq + Hash + Clone> FirstAttempt<K> {
             elapsed: 0,
             fate: Fate::Cancelled,
             hedge: false,
+            renewed: false,
         });
         debug_assert_eq!(attempt, AttemptId::FIRST);
         call.sent = 1;

@@ -54,7 +54,7 @@ pub struct Success {
 #[non_exhaustive]
 pub enum CallError<K> {
     /// There was no provider when the call began (S5).
-    #[error("service_not_found: no provider is known; check the service's name, or whether anybody serves it")]
+    #[error("service_not_found: no provider is known; check the service's name, and that a node serves it")]
     ServiceNotFound,
     /// Every provider was tried, or is shutting down; or [`MAX_FREE_ATTEMPTS`](crate::MAX_FREE_ATTEMPTS) could not be reached.
     #[error("all_providers_failed: {}; see each attempt for its cause", Failed(.attempts))]

@@ -1,4 +1,4 @@
-//! What happens to the pool's connections, for those who watch.
+//! What happens to the pool's connections, for its watchers.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub enum PoolEvent {
     },
     /// A dial failed.
     DialFailed {
-        /// Who was dialed; `None` for a first contact.
+        /// The node that was dialed; `None` for a first contact.
         node: Option<NodeId>,
         /// Why.
         error: Arc<DialError>,

@@ -5,7 +5,7 @@ mod state;
 mod successions;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
@@ -16,30 +16,53 @@ use std::{
     time::Instant,
 };
 
+use futures::future::BoxFuture;
 use macula_wire::NodeId;
 use tokio::sync::{Notify, broadcast, oneshot};
 
 use event::MAX_EVENTS;
 pub use event::{PoolEvent, PoolEvents};
-pub(crate) use state::{AcceptLimits, Activity, ConnectionId};
-use state::{Answer, Closing, DialFailure, Output, PoolState, Ticket};
+pub(crate) use state::ConnectionId;
+use state::{AcceptLimits, Activity, Answer, Closing, DialFailure, Output, PoolState, Ticket};
 use successions::Successions;
 
 use crate::{
-    Connection, PoolConfig, Succession,
-    connection::Link,
-    endpoint::{self, Inner},
+    call::ask::Caller,
+    connection::{handle::Connection, link::Link, shared::Shared},
+    endpoint::handshake::Established,
     error::{CloseCode, DialError, Lost},
-    handshake,
+    identity::successor::Succession,
     network::Network,
 };
+
+/// Makes the connections that the pool asks for: the endpoint.
+pub(crate) trait Dialer: Send + Sync + 'static {
+    /// Dials a node, or anyone, at the first of its addresses that answers.
+    fn dial<'a>(
+        &'a self,
+        node: Option<NodeId>,
+        at: &'a [macula_wire::Address],
+    ) -> BoxFuture<'a, Result<Established, DialError>>;
+
+    /// Starts the tasks of a connection, unless `register` gives it no id.
+    fn start(&self, established: Established, register: &mut dyn FnMut(&Arc<Caller>) -> Option<ConnectionId>) -> bool;
+}
 
 /// The connections of an endpoint: one for each peer, opened on demand, used again, closed when idle (P1, P2).
 ///
 /// A peer that dialed this node is called over its own connection. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Pool {
-    inner: Arc<Inner>,
+    shell: Arc<Shell>,
+    dialer: Arc<dyn Dialer>,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool")
+            .field("shell", &self.shell)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a pool has counted, and holds now.
@@ -67,8 +90,8 @@ pub struct PoolStats {
 }
 
 impl Pool {
-    pub(crate) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner }
+    pub(crate) fn new(shell: Arc<Shell>, dialer: Arc<dyn Dialer>) -> Self {
+        Self { shell, dialer }
     }
 
     /// A connection to a node, verified against its id: the open one, or a new one to whichever endpoint answers first.
@@ -77,70 +100,67 @@ impl Pool {
     /// gain.
     ///
     /// # Errors
-    /// When the node cannot be reached, is not who it should be, failed a moment ago, or the pool is full of connections in
+    /// When the node cannot be reached, has another id, failed a moment ago, or the pool is full of connections in
     /// use.
     pub async fn get(&self, node: &NodeId, at: &[macula_wire::Address]) -> Result<Connection, DialError> {
-        self.inner.pool.get(&self.inner, Whom::Node(*node), at)?.wait().await
+        self.shell.get(&self.dialer, Wanted::Node(*node), at)?.wait().await
     }
 
-    /// A connection to whichever node listens at an endpoint, trusted on first use: who it is, [`Connection::peer`] says.
+    /// A connection to whichever node listens at an endpoint, trusted on first use: [`Connection::peer`] says which it is.
     ///
-    /// For the first contact with a mesh only: nothing protects it from somebody in between. The connection is pooled under
-    /// the id found, and given again to whoever asks for this endpoint while it is open; concurrent requests make one dial.
+    /// For the first contact with a mesh only: nothing protects it from an attacker in between. The connection is pooled under
+    /// the id found, and given again for this endpoint while it is open; concurrent requests make one dial.
     ///
     /// # Errors
     /// As [`Pool::get`].
     pub async fn first_contact(&self, at: &macula_wire::Address) -> Result<Connection, DialError> {
-        let found = self
-            .inner
-            .pool
-            .get(&self.inner, Whom::Anyone, std::slice::from_ref(at))?;
+        let found = self.shell.get(&self.dialer, Wanted::Anyone, std::slice::from_ref(at))?;
         found.wait().await
     }
 
-    /// Learns that a node has a new key: whoever asks for the old one gets a connection to the new one.
+    /// Learns that a node has a new key: a request for the old one gets a connection to the new one.
     ///
-    /// From then on nobody is taken for the old key, so learn it when the node has changed over. At most 1 024 successions are
+    /// From then on no node is taken for the old key, so learn it when the node has changed over. At most 1 024 successions are
     /// remembered, beyond which the one longest known is forgotten, and 16 are followed one after another.
     pub fn learn(&self, succession: &Succession) {
-        self.inner.pool.learn(succession);
+        self.shell.learn(succession);
     }
 
     /// The open connection to a node, if there is one.
     #[must_use]
     pub fn open(&self, node: &NodeId) -> Option<Connection> {
-        self.inner.pool.open(node)
+        self.shell.open(node)
     }
 
     /// As [`Pool::open`], for a caller that asks for one node again and again: while nothing in the pool has changed, what was
     /// found last is given without a look into the pool. `found` is that caller's, and that node's.
     #[must_use]
     pub fn open_again(&self, node: &NodeId, found: &mut FoundConnection) -> Option<Connection> {
-        let shell = &self.inner.pool;
+        let shell = &self.shell;
         let version = shell.version.load(Acquire);
         if found.version != version {
             let open = self.open(node)?;
             *found = FoundConnection {
                 version,
-                link: open.downgrade(),
+                caller: open.downgrade(),
             };
             return Some(open);
         }
-        let link = found.link.upgrade()?;
+        let caller = found.caller.upgrade()?;
         shell.reused_again.fetch_add(1, Relaxed);
-        Some(Connection::new(link))
+        Some(Connection::new(caller))
     }
 
     /// What happens to connections from now on.
     #[must_use]
     pub fn events(&self) -> PoolEvents {
-        PoolEvents(self.inner.pool.events.subscribe())
+        PoolEvents(self.shell.events.subscribe())
     }
 
     /// What has been counted so far, and is open now.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
-        self.inner.pool.stats()
+        self.shell.stats()
     }
 }
 
@@ -149,7 +169,7 @@ impl Pool {
 pub struct FoundConnection {
     /// Of the pool, when it was found; 0 is none.
     version: u64,
-    link: Weak<Link>,
+    caller: Weak<Caller>,
 }
 
 enum Found {
@@ -166,8 +186,8 @@ impl Found {
     }
 }
 
-/// Who is wanted.
-enum Whom {
+/// Which node is wanted.
+enum Wanted {
     Node(NodeId),
     Anyone,
 }
@@ -177,6 +197,7 @@ type Waiter = oneshot::Sender<Result<Connection, DialError>>;
 /// The pool's state behind its lock, with what the core does not know: links and waiters.
 #[derive(Debug)]
 pub(crate) struct Shell {
+    shared: Arc<Shared>,
     table: Mutex<Table>,
     /// Changes whenever another connection may be the open one to some node.
     version: AtomicU64,
@@ -190,7 +211,7 @@ pub(crate) struct Shell {
 #[derive(Debug)]
 struct Table {
     state: PoolState<NodeId, Arc<DialError>>,
-    links: HashMap<ConnectionId, Arc<Link>>,
+    open: BTreeMap<ConnectionId, Arc<Caller>>,
     waiters: HashMap<Ticket, Vec<Waiter>>,
     lost: u64,
     reused: u64,
@@ -203,10 +224,15 @@ fn now() -> Instant {
 }
 
 impl Shell {
-    pub(crate) fn new(config: PoolConfig, limits: AcceptLimits, seed: u64) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, seed: u64) -> Self {
+        let (config, limits) = (shared.config.pool, shared.config.limits);
+        let limits = AcceptLimits {
+            all: limits.max_accepted,
+            each: limits.max_accepted_per_network,
+        };
         let table = Table {
             state: PoolState::new(config, limits, seed),
-            links: HashMap::new(),
+            open: BTreeMap::new(),
             waiters: HashMap::new(),
             lost: 0,
             reused: 0,
@@ -214,6 +240,7 @@ impl Shell {
             successions: Successions::default(),
         };
         Self {
+            shared,
             table: Mutex::new(table),
             version: AtomicU64::new(1),
             reused_again: AtomicU64::new(0),
@@ -237,21 +264,26 @@ impl Shell {
         self.outdate(&mut table);
     }
 
-    fn get(&self, inner: &Arc<Inner>, whom: Whom, at: &[macula_wire::Address]) -> Result<Found, DialError> {
+    fn get(
+        self: &Arc<Self>,
+        dialer: &Arc<dyn Dialer>,
+        wanted: Wanted,
+        at: &[macula_wire::Address],
+    ) -> Result<Found, DialError> {
         let mut table = self.lock();
         if table.stopped {
             return Err(DialError::ShutDown);
         }
         let now = now();
-        inner.saw_clock(now);
+        self.shared.saw_clock(now);
         let addresses = state::fingerprint(at);
-        let node = match whom {
-            Whom::Node(node) => Some(table.successions.current(node)),
-            Whom::Anyone => None,
+        let node = match wanted {
+            Wanted::Node(node) => Some(table.successions.current(node)),
+            Wanted::Anyone => None,
         };
         let (ticket, new) = loop {
-            let Table { state, links, .. } = &mut *table;
-            let activity = |id| activity(links, id, now);
+            let Table { state, open, .. } = &mut *table;
+            let activity = |id| activity(open, id, now);
             let answer = match &node {
                 Some(node) => state.get(now, node, addresses, activity),
                 None => state.get_anyone(addresses, activity),
@@ -259,7 +291,7 @@ impl Shell {
             match answer {
                 Answer::Ready(id) => match table.lease(id) {
                     Some(connection) => return Ok(Found::Ready(connection)),
-                    // It has ended, and nobody has taken it out yet.
+                    // It has ended, and is not taken out yet.
                     None => {
                         table.forget(id);
                         self.outdate(&mut table);
@@ -269,7 +301,7 @@ impl Shell {
                 Answer::Dial(ticket) => break (ticket, true),
                 Answer::Full => {
                     return Err(DialError::PoolFull {
-                        max: inner.config.pool.max_connections,
+                        max: self.shared.config.pool.max_connections,
                     });
                 }
                 Answer::BackOff(until) => {
@@ -283,7 +315,7 @@ impl Shell {
         };
         let waiter = table.wait(ticket);
         if new {
-            tokio::spawn(dial(inner.clone(), ticket, node, at.to_vec()));
+            tokio::spawn(dial(self.clone(), dialer.clone(), ticket, node, at.to_vec()));
         }
         self.perform(table);
         Ok(Found::Wait(waiter))
@@ -297,62 +329,55 @@ impl Shell {
     }
 
     /// Takes in a connection that a peer has dialed; `None` when there are too many, or no further calls are taken.
-    pub(crate) fn accepted(&self, link: &Arc<Link>) -> Option<ConnectionId> {
+    pub(crate) fn accepted(&self, caller: &Arc<Caller>) -> Option<ConnectionId> {
         let mut table = self.lock();
         // Asked while the table is held: a drain that begins after this finds the connection in it.
-        if table.stopped || link.inner.is_draining() {
+        let peer = &caller.link.peer;
+        if table.stopped || self.shared.is_draining() {
             return None;
         }
         let now = now();
-        let Table { state, links, .. } = &mut *table;
-        let id = state.accepted(now, link.peer.node_id, Network::of(link.peer.remote_addr.ip()), |id| {
-            activity(links, id, now)
+        let Table { state, open, .. } = &mut *table;
+        let id = state.accepted(now, peer.node_id, Network::of(peer.remote_addr.ip()), |id| {
+            activity(open, id, now)
         })?;
         self.tell(PoolEvent::Opened {
-            node: link.peer.node_id,
+            node: peer.node_id,
             dialed: false,
         });
-        table.links.insert(id, link.clone());
+        table.open.insert(id, caller.clone());
         self.perform(table);
         Some(id)
     }
 
     /// A connection takes no further calls.
-    pub(crate) fn retired(&self, link: &Link) {
-        if let Some(&id) = link.id.get() {
-            let mut table = self.lock();
-            table.state.retired(id);
-            self.outdate(&mut table);
-        }
+    pub(crate) fn retired(&self, id: ConnectionId) {
+        let mut table = self.lock();
+        table.state.retired(id);
+        self.outdate(&mut table);
     }
 
     fn tell(&self, event: PoolEvent) {
-        // Fails when nobody watches.
+        // Fails when there is no watcher.
         let _ = self.events.send(event);
     }
 
     /// A connection has ended.
-    pub(crate) fn ended(&self, link: &Link, reason: Lost) {
+    pub(crate) fn ended(&self, id: ConnectionId, node: NodeId, reason: Lost) {
         let ended_here = matches!(
             reason,
             Lost::ClosedHere(CloseCode::Retired | CloseCode::Shutdown | CloseCode::Aborted)
         );
-        self.tell(PoolEvent::Closed {
-            node: link.peer.node_id,
-            reason,
-        });
-        let Some(&id) = link.id.get() else { return };
+        self.tell(PoolEvent::Closed { node, reason });
         let mut table = self.lock();
         table.forget(id);
         table.lost += u64::from(!ended_here);
         self.outdate(&mut table);
     }
 
+    /// The open connections, in the order in which they were opened.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        let mut links: Vec<_> = self.lock().links.values().cloned().collect();
-        // In the order they were opened, so that what is said to all is said in the same order each time.
-        links.sort_unstable_by_key(|link| link.id.get().copied());
-        links
+        self.lock().open.values().map(|caller| caller.link.clone()).collect()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -379,7 +404,7 @@ impl Shell {
         self.lock().stopped
     }
 
-    /// Takes no further connections, and wakes whoever waits for one.
+    /// Takes no further connections, and wakes the callers that wait for one.
     pub(crate) fn stop(&self) {
         let mut table = self.lock();
         table.stopped = true;
@@ -393,19 +418,19 @@ impl Shell {
         while let Some(output) = table.state.poll_output() {
             match output {
                 Output::Retire(id) => {
-                    if let Some(link) = table.links.get(&id) {
+                    if let Some(Caller { link, .. }) = table.open.get(&id).map(|caller| &**caller) {
                         link.say_retired();
                         link.retire();
                     }
                 }
                 Output::Close(id, why) => {
-                    if let Some(link) = table.links.get(&id).cloned() {
+                    if let Some(link) = table.open.get(&id).map(|caller| caller.link.clone()) {
                         let words = match why {
                             Closing::Evicted => "the connection made room for another",
                             Closing::Idle => "the connection was idle",
                         };
                         if link.close_unused(words) {
-                            table.links.remove(&id);
+                            table.open.remove(&id);
                         } else {
                             // Something is under way. The link stays known until it has ended: a drain waits for it.
                             link.retire();
@@ -424,49 +449,58 @@ impl Table {
     /// Takes out a connection that has ended, if it is still there.
     fn forget(&mut self, id: ConnectionId) {
         self.state.closed(id);
-        self.links.remove(&id);
+        self.open.remove(&id);
     }
 
     /// A handle to a connection that was there already; `None` when it has ended.
     fn lease(&mut self, id: ConnectionId) -> Option<Connection> {
-        let link = self.links.get(&id).filter(|link| link.quic.close_reason().is_none())?;
+        let caller = self
+            .open
+            .get(&id)
+            .filter(|caller| caller.link.quic.close_reason().is_none())?;
         self.reused += 1;
-        Some(Connection::new(link.clone()))
+        Some(Connection::new(caller.clone()))
     }
 
     fn wait(&mut self, ticket: Ticket) -> oneshot::Receiver<Result<Connection, DialError>> {
         let (waiter, outcome) = oneshot::channel();
         let waiters = self.waiters.entry(ticket).or_default();
-        // Those who gave up make place, so the list is as long as the callers that wait.
+        // Callers that gave up make place, so the list is as long as the callers that wait.
         waiters.retain(|waiter| !waiter.is_closed());
         waiters.push(waiter);
         outcome
     }
 }
 
-fn activity(links: &HashMap<ConnectionId, Arc<Link>>, id: ConnectionId, now: Instant) -> Activity {
-    links.get(&id).map_or(Activity::IdleSince(now), |link| link.activity())
+fn activity(open: &BTreeMap<ConnectionId, Arc<Caller>>, id: ConnectionId, now: Instant) -> Activity {
+    match open.get(&id).map(|caller| caller.link.idle_since()) {
+        None => Activity::IdleSince(now),
+        Some(Some(since)) => Activity::IdleSince(since),
+        Some(None) => Activity::Busy,
+    }
 }
 
-async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<macula_wire::Address>) {
-    let dialed = handshake::dial(&inner, node, &at).await;
-    let shell = &inner.pool;
-    let result = match dialed {
+async fn dial(
+    shell: Arc<Shell>,
+    dialer: Arc<dyn Dialer>,
+    ticket: Ticket,
+    node: Option<NodeId>,
+    at: Vec<macula_wire::Address>,
+) {
+    let result = match dialer.dial(node, &at).await {
         Ok(established) => {
             let mut connection = None;
-            let _ = endpoint::start(&inner, established, |link| {
+            dialer.start(established, &mut |caller| {
                 let mut table = shell.lock();
                 if table.stopped {
                     return None;
                 }
-                let id = table.state.dialed(now(), ticket, link.peer.node_id);
-                table.links.insert(id, link.clone());
-                shell.tell(PoolEvent::Opened {
-                    node: link.peer.node_id,
-                    dialed: true,
-                });
-                // In use from the start: it must not make room for another before those who wait for it have it.
-                connection = Some(Connection::new(link.clone()));
+                let node = caller.link.peer.node_id;
+                let id = table.state.dialed(now(), ticket, node);
+                table.open.insert(id, caller.clone());
+                shell.tell(PoolEvent::Opened { node, dialed: true });
+                // In use from the start: it must not make room for another before the callers that wait for it have it.
+                connection = Some(Connection::new(caller.clone()));
                 Some(id)
             });
             connection.ok_or(DialError::ShutDown)
@@ -494,14 +528,13 @@ async fn dial(inner: Arc<Inner>, ticket: Ticket, node: Option<NodeId>, at: Vec<m
     let waiters = table.waiters.remove(&ticket).unwrap_or_default();
     shell.perform(table);
     for waiter in waiters {
-        // Whoever does not wait any more misses nothing.
+        // A caller that gave up misses nothing.
         let _ = waiter.send(result.clone());
     }
 }
 
 /// Keeps the core's time until the endpoint is closed.
-pub(crate) async fn keep(inner: Arc<Inner>) {
-    let shell = &inner.pool;
+pub(crate) async fn keep(shell: Arc<Shell>) {
     loop {
         let changed = shell.changed.notified();
         let (next, stopped) = {
@@ -524,8 +557,8 @@ pub(crate) async fn keep(inner: Arc<Inner>) {
         }
         let now = now();
         let mut table = shell.lock();
-        let Table { state, links, .. } = &mut *table;
-        state.handle_timeout(now, |id| activity(links, id, now));
+        let Table { state, open, .. } = &mut *table;
+        state.handle_timeout(now, |id| activity(open, id, now));
         shell.perform(table);
     }
 }

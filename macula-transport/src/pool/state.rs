@@ -1,4 +1,4 @@
-//! The pool's policy: who is dialed, which connection is handed out, which one makes room (P1, P2).
+//! The pool's policy: which node is dialed, which connection is handed out, which one makes room (P1, P2).
 //!
 //! A core: no clock, no lock, no socket. The shell asks, performs what [`PoolState::poll_output`] says, and reports back.
 //!
@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{PoolConfig, network::Network};
+use crate::{config::PoolConfig, network::Network};
 
 /// Names a connection within the pool; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,9 +45,9 @@ pub(crate) enum Origin {
 /// What is going on over a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Activity {
-    /// Somebody holds it, or calls are running.
+    /// A handle to it exists, or calls are running.
     Busy,
-    /// Nobody has used it since.
+    /// It is unused since then.
     IdleSince(Instant),
 }
 
@@ -71,7 +71,7 @@ pub(crate) enum Answer {
 pub(crate) enum Closing {
     /// It made room for another.
     Evicted,
-    /// Nobody used it for too long.
+    /// It was unused for too long.
     Idle,
 }
 
@@ -87,7 +87,7 @@ pub(crate) enum Output {
 /// How a dial ended badly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DialFailure {
-    /// Nobody answered.
+    /// No node answered.
     Unreachable,
     /// The peer said no.
     Refused,
@@ -104,11 +104,11 @@ pub(crate) struct Counts {
     pub(crate) aged: u64,
 }
 
-/// Who is dialed.
+/// Which node is dialed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Dialed<P> {
     Peer(P),
-    /// Whoever is at this address.
+    /// The node at this address.
     Anyone {
         at: u64,
     },
@@ -124,7 +124,7 @@ struct Entry<P> {
     check_at: Instant,
     /// When it is old.
     old_at: Option<Instant>,
-    /// The address it was made to when nobody knew who is there.
+    /// The address it was made to when the node there was not known.
     found_at: Option<u64>,
     /// Where an accepted one comes from.
     from: Option<Network>,
@@ -218,7 +218,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.current.get(peer).copied()
     }
 
-    /// A connection to whoever is at an address: the one that was made to it before, or what must happen first.
+    /// A connection to the node at an address: the one that was made to it before, or what must happen first.
     pub(crate) fn get_anyone(&mut self, at: u64, activity: impl Fn(ConnectionId) -> Activity) -> Answer {
         let found = self
             .entries
@@ -256,7 +256,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         Answer::Dial(ticket)
     }
 
-    /// A dial has succeeded. The connection is `peer`'s, whoever was dialed.
+    /// A dial has succeeded. The connection is `peer`'s, whichever node was dialed.
     ///
     /// When the peer dialed us in the meantime, both connections stay until one is idle; the older one is handed out.
     pub(crate) fn dialed(&mut self, now: Instant, ticket: Ticket, peer: P) -> ConnectionId {
@@ -320,7 +320,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         let accepted = self.entries.values().filter(|it| it.origin == Origin::Accepted).count();
         let from_there = self.entries.values().filter(|it| it.from == Some(from)).count();
         let room = if from_there >= self.limits.each {
-            // Whoever has its share makes room among its own.
+            // A network that has its share makes room among its own.
             self.make_room(activity, |it| it.from == Some(from))
         } else {
             accepted < self.limits.all || self.make_room(activity, |it| it.origin == Origin::Accepted)
@@ -341,7 +341,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         from: Option<Network>,
     ) -> ConnectionId {
         let connection = ConnectionId(self.fresh());
-        // Whoever is connected is there: it may be dialed again at once when this connection ends.
+        // A connected node is there: it may be dialed again at once when this connection ends.
         self.failing.remove(&peer);
         self.current.entry(peer.clone()).or_insert(connection);
         let check_at = now + self.config.idle_timeout;

@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 
 use macula_wire::NodeId;
 
-use crate::Succession;
+use crate::identity::successor::Succession;
 
 /// The most successions that are remembered.
 pub(super) const MAX_SUCCESSIONS: usize = 1024;
-/// How many are followed one after another: nobody changes keys so often that an older name is still in use.
+/// How many are followed one after another: no node changes keys so often that an older name is still in use.
 const MAX_HOPS: usize = 16;
 
 /// The successions that this node has learned.

@@ -5,7 +5,9 @@ use std::{net::Ipv4Addr, time::Duration};
 use futures::future::{BoxFuture, FutureExt as _};
 
 use super::*;
-use crate::{CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, Reply, connection::Direction};
+use crate::{
+    CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, Reply, connection::link::Direction,
+};
 
 struct Hang;
 
@@ -30,7 +32,7 @@ async fn n4_a_drain_waits_for_a_call_that_came_while_its_connection_was_being_cl
     let mut call = Box::pin(connection.call(CallRequest::new(&service, "").with_timeout(Duration::from_secs(3600))));
     assert!((&mut call).now_or_never().is_none());
     let pool = provider.pool();
-    let shell = &pool.inner.pool;
+    let shell = &pool.shell;
     let link = loop {
         tokio::task::yield_now().await;
         let links = shell.links();

@@ -10,7 +10,8 @@ use tokio::{sync::mpsc, time::Instant};
 use super::{Link, Network};
 use crate::{
     CallError, CallKind, CallRequest, Config, Connection, Endpoint, Handler, Identity, IncomingCall, IncomingMessages,
-    Limits, NoService, OutgoingMessages, Reply, Timers, Unknown, codec, stream::StreamKind,
+    Limits, NoService, OutgoingMessages, Reply, Timers, Unknown,
+    call::ask::{OpenWith, opening},
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -315,7 +316,8 @@ async fn requests_of_which_one_was_given_up_have_no_end() {
     let (_caller, _provider, connection) = pair(&network, service, limits).await;
     let count = name("count");
     let request = CallRequest::new(&count, "").with_timeout(PATIENCE);
-    let head: usize = codec::opening_frames(&request, 60_000_000, StreamKind::Call)
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let head: usize = opening(&request, deadline, OpenWith::First)
         .iter()
         .map(Bytes::len)
         .sum();

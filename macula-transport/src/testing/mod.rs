@@ -27,8 +27,8 @@
 //! ```
 //!
 //! **Faults** are of links (loss, duplicates, reordering, corruption, bandwidth), of ways (cuts, in one direction or both, and
-//! partitions) and of hosts: killed, [paused](Network::pause), [moved](Network::move_host) to another address, or
-//! with a [clock](Network::with_own_clock) that is wrong.
+//! partitions) and of hosts: [off](Network::kill), with their [process killed](Network::kill_process), [paused](Network::pause),
+//! [moved](Network::move_host) to another address, or with a [clock](Network::with_own_clock) that is wrong.
 //!
 //! Left out: fragmentation.
 
@@ -48,5 +48,9 @@ pub use trace::Traffic;
 mod bulk_tests;
 #[cfg(test)]
 mod call_tests;
+#[cfg(test)]
+mod fault_tests;
+#[cfg(test)]
+mod liveness_tests;
 #[cfg(test)]
 mod tests;

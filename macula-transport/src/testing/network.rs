@@ -51,6 +51,8 @@ pub(super) struct State {
     epoch: Option<Instant>,
     usual: Link,
     hosts: BTreeMap<SocketAddr, Host>,
+    /// Where a process was killed on a machine that lives.
+    refusing: BTreeSet<SocketAddr>,
     /// The address of each socket that is bound.
     places: BTreeMap<u64, SocketAddr>,
     addresses: u32,
@@ -64,7 +66,7 @@ pub(super) struct State {
     trace: Trace,
 }
 
-/// Whoever listens at an address.
+/// The host at an address.
 #[derive(Debug)]
 struct Host {
     /// Tells the socket that is bound now from one that was.
@@ -122,6 +124,7 @@ impl Network {
             epoch: None,
             usual: Link::default(),
             hosts: BTreeMap::new(),
+            refusing: BTreeSet::new(),
             places: BTreeMap::new(),
             addresses: 0,
             sockets: 0,
@@ -209,14 +212,22 @@ impl Network {
         state.sides.clear();
     }
 
-    /// Takes a host off the network as `kill -9` or a pulled plug does: it sends and receives nothing any more, and what is under
-    /// way to it is lost. Nobody is told. Its address is free for another.
+    /// Takes a host off the network as a pulled plug does: it sends and receives nothing any more, what is under way to it is lost,
+    /// and nothing tells of it. Its address is free for another.
     pub fn kill(&self, host: SocketAddr) {
         let mut state = self.lock();
         state.note(format_args!("kill {host}"));
-        if let Some(host) = state.hosts.remove(&host) {
-            state.places.remove(&host.socket);
-        }
+        state.remove(host);
+        state.refusing.remove(&host);
+    }
+
+    /// Kills a host's process on a machine that lives, as `kill -9` does: as [`Network::kill`], but what is sent there is answered with
+    /// ICMP's "port unreachable" after the link's time, until another takes the address.
+    pub fn kill_process(&self, host: SocketAddr) {
+        let mut state = self.lock();
+        state.note(format_args!("kill process {host}"));
+        state.remove(host);
+        state.refusing.insert(host);
     }
 
     /// Stops a host as SIGSTOP and a suspended machine do, as seen from outside: it receives nothing and sends nothing until
@@ -336,6 +347,7 @@ impl Network {
         };
         state.hosts.insert(addr, host);
         state.places.insert(socket, addr);
+        state.refusing.remove(&addr);
         state.note(format_args!("bind {addr}"));
         Ok((addr, socket))
     }
@@ -355,6 +367,12 @@ impl Network {
 }
 
 impl State {
+    fn remove(&mut self, host: SocketAddr) {
+        if let Some(host) = self.hosts.remove(&host) {
+            self.places.remove(&host.socket);
+        }
+    }
+
     fn free_address(&mut self, port: u16) -> SocketAddr {
         loop {
             self.addresses = self.addresses % 0x00ff_fffe + 1;
@@ -416,6 +434,9 @@ impl State {
         body: &[u8],
     ) -> Option<Fate> {
         if !self.hosts.contains_key(&to) {
+            if self.refusing.contains(&to) && self.passes(from, to) {
+                self.refuse(now, from, to);
+            }
             return Some(Fate::Nobody);
         }
         if !self.passes(from, to) {
@@ -458,13 +479,40 @@ impl State {
         None
     }
 
-    /// Hands what has arrived to `take`, at most `room` datagrams; when there is nothing yet, `waker` is woken by the next send.
+    /// Answers a datagram to where nothing listens.
+    fn refuse(&mut self, now: Instant, sender: SocketAddr, unreachable: SocketAddr) {
+        let usual = self.usual;
+        let latency = self.path(sender, unreachable).link.unwrap_or(usual).latency;
+        self.sent += 1;
+        let number = self.sent;
+        let Some(host) = self
+            .hosts
+            .get_mut(&sender)
+            .filter(|host| host.arriving.len() < MAX_IN_FLIGHT)
+        else {
+            return;
+        };
+        host.arriving.push(Reverse(Datagram {
+            at: now + 2 * latency,
+            number,
+            from: unreachable,
+            ecn: None,
+            fate: Fate::Unreachable,
+            body: Bytes::new(),
+        }));
+        if let Some(waker) = host.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// Hands what has arrived to `take`, at most `room` datagrams, and to `unreachable` where nothing listens; when there is nothing yet, `waker` is woken by the next send.
     pub(super) fn receive(
         &mut self,
         socket: u64,
         room: usize,
         waker: &Waker,
         mut take: impl FnMut(usize, &RecvFrom<'_>),
+        mut unreachable: impl FnMut(SocketAddr),
     ) -> Arrivals {
         let Some(&addr) = self.places.get(&socket) else {
             return Arrivals::Nothing;
@@ -481,7 +529,9 @@ impl State {
             };
             let at = self.since_epoch(now);
             self.trace.datagram(at, datagram.from, addr, datagram.body.len(), fate);
-            if fate != Fate::Cut {
+            if fate == Fate::Unreachable {
+                unreachable(datagram.from);
+            } else if fate != Fate::Cut {
                 let ecn = datagram.ecn.and_then(EcnCodepoint::from_bits);
                 let arrived = RecvFrom {
                     from: datagram.from,

@@ -79,15 +79,17 @@ impl Path {
         }
     }
 
-    /// Sends a datagram of `bytes` at `now`. Draws the same amount of randomness whatever happens.
+    /// Sends a datagram of `bytes` at `now`. A link always draws the same amount of randomness.
     pub(super) fn send(&mut self, now: Instant, usual: &Link, bytes: usize) -> Passage {
         let link = self.link.unwrap_or(*usual);
         let lost = self.random.fraction() < link.loss;
         let duplicated = self.random.fraction() < link.duplicate;
         let reordered = self.random.fraction() < link.reorder;
         let jitter = link.jitter.mul_f64(self.random.fraction());
-        let corrupted = self.random.fraction() < link.corruption;
-        let position = self.random.next() as usize;
+        // A link that corrupts nothing draws no numbers for it.
+        let corrupt = (link.corruption > 0.0)
+            .then(|| (self.random.fraction() < link.corruption, self.random.next() as usize))
+            .and_then(|(corrupt, position)| corrupt.then_some(position));
         if bytes > link.max_datagram_bytes {
             return Passage::TooLarge;
         }
@@ -114,7 +116,7 @@ impl Path {
         Passage::Arrives {
             at,
             again: duplicated.then(|| at + later),
-            corrupt: corrupted.then_some(position),
+            corrupt,
         }
     }
 }

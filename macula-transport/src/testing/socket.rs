@@ -12,9 +12,15 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use tokio::time::{Sleep, sleep_until};
+use tokio::{
+    sync::mpsc,
+    time::{Sleep, sleep_until},
+};
 
-use super::{Network, network::Arrivals};
+use super::{
+    Network,
+    network::{Arrivals, RecvFrom},
+};
 
 /// Datagrams sent in one go, as Linux takes them.
 const MAX_SEGMENTS: usize = 10;
@@ -27,17 +33,24 @@ pub(crate) struct MemorySocket {
     addr: SocketAddr,
     /// Which of the sockets that were ever bound it is.
     number: u64,
+    /// Is told of addresses that are unreachable.
+    hints: Option<mpsc::Sender<SocketAddr>>,
     /// Runs until the next datagram arrives.
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
 }
 
 impl MemorySocket {
-    pub(crate) fn bind(network: Network, asked: Option<SocketAddr>) -> io::Result<Self> {
+    pub(crate) fn bind(
+        network: Network,
+        asked: Option<SocketAddr>,
+        hints: Option<mpsc::Sender<SocketAddr>>,
+    ) -> io::Result<Self> {
         let (addr, number) = network.bind(asked)?;
         Ok(Self {
             network,
             addr,
             number,
+            hints,
             timer: Mutex::new(None),
         })
     }
@@ -72,7 +85,7 @@ impl AsyncUdpSocket for MemorySocket {
         let room = bufs.len().min(meta.len());
         loop {
             let mut state = self.network.lock();
-            let arrivals = state.receive(self.number, room, cx.waker(), |n, arrived| {
+            let take = |n: usize, arrived: &RecvFrom<'_>| {
                 // As the system does: what does not fit is cut off.
                 let len = arrived.body.len().min(bufs[n].len());
                 bufs[n][..len].copy_from_slice(&arrived.body[..len]);
@@ -83,7 +96,14 @@ impl AsyncUdpSocket for MemorySocket {
                     ecn: arrived.ecn,
                     dst_ip: Some(arrived.to.ip()),
                 };
-            });
+            };
+            let unreachable = |addr| {
+                if let Some(hints) = &self.hints {
+                    // As the system's error queue, it takes no more than it has room for.
+                    let _ = hints.try_send(addr);
+                }
+            };
+            let arrivals = state.receive(self.number, room, cx.waker(), take, unreachable);
             drop(state);
             let next = match arrivals {
                 Arrivals::Taken(count) => return Poll::Ready(Ok(count)),

@@ -20,12 +20,14 @@ pub struct Traffic {
     pub too_large: u64,
     /// Datagrams that a cut or a partition kept.
     pub cut: u64,
-    /// Datagrams to an address where nobody listens.
+    /// Datagrams to an address where no host listens.
     pub nobody: u64,
     /// Datagrams beyond [`MAX_IN_FLIGHT`](super::MAX_IN_FLIGHT), or beyond what the link carries.
     pub overflowed: u64,
     /// Datagrams that arrived changed.
     pub corrupted: u64,
+    /// Answers that nothing listens at an address.
+    pub unreachable: u64,
 }
 
 /// How a datagram ended.
@@ -41,6 +43,8 @@ pub(super) enum Fate {
     Cut,
     Nobody,
     Overflowed,
+    /// No datagram of the host it comes from, but ICMP's word that nothing listens there.
+    Unreachable,
 }
 
 pub(super) struct Trace {
@@ -75,6 +79,7 @@ impl Trace {
             Fate::Cut => &mut traffic.cut,
             Fate::Nobody => &mut traffic.nobody,
             Fate::Overflowed => &mut traffic.overflowed,
+            Fate::Unreachable => &mut traffic.unreachable,
         };
         *count += 1;
         if matches!(fate, Fate::Delivered | Fate::Duplicated | Fate::Corrupted) {

@@ -164,12 +164,12 @@ async fn attempt(caller: &Endpoint, n: u8, call: u32, attempt: u32) -> Attempt {
         return Attempt::NotRun;
     };
     let body = [call.to_le_bytes(), attempt.to_le_bytes()].concat();
-    let service: ServiceName = match if call % 3 == 0 { "stream" } else { "unary" }.parse() {
+    let service: ServiceName = match if call.is_multiple_of(3) { "stream" } else { "unary" }.parse() {
         Ok(service) => service,
         Err(_) => return Attempt::NotRun,
     };
     let request = CallRequest::new(&service, body).with_timeout(Duration::from_secs(10));
-    let answered = if call % 3 == 0 {
+    let answered = if call.is_multiple_of(3) {
         let read = async {
             let mut replies = connection.open_with_only(request).await?;
             while replies.next().await?.is_some() {}

@@ -10,8 +10,8 @@ pub struct MetadataEntry {
     #[prost(bytes = "bytes", tag = "2")]
     pub value: ::prost::bytes::Bytes,
 }
-/// One frame of a call. A call is HEAD, DATA*, END from the caller and DATA*, TRAILERS from the provider; a small unary
-/// call is one HEAD and one TRAILERS frame that carry the payload themselves.
+/// One frame of a call. A call is HEAD, DATA* from the caller and DATA*, TRAILERS from the provider; a small unary call is one HEAD
+/// and one TRAILERS frame that carry the payload themselves.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallFrame {
     /// Matches the frames of one call on a stream that calls share; 0 on a stream of the call's own.
@@ -67,10 +67,6 @@ pub struct Head {
     /// With route: how long one provider is waited for before another is tried, in microseconds; 0 leaves it to the receiver.
     #[prost(uint64, tag = "10")]
     pub attempt_timeout_us: u64,
-    /// On a stream that calls share: the caller takes a reply of several messages. They come together in TRAILERS, or, when they do
-    /// not come at once or are more than fits there, on a stream that the provider opens for them.
-    #[prost(bool, tag = "11")]
-    pub several: bool,
 }
 /// A piece of a request or response.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -109,13 +105,6 @@ pub struct Trailers {
     /// How long the caller should wait before it tries this provider again; negative: do not retry at all.
     #[prost(sint64, optional, tag = "7")]
     pub pushback_ms: ::core::option::Option<i64>,
-    /// All messages of a reply of several, to a caller that takes that here; then payload is empty. Before each message its length, as a
-    /// varint.
-    #[prost(bytes = "bytes", tag = "8")]
-    pub messages: ::prost::bytes::Bytes,
-    /// On a stream of a streaming call's own: the whole reply left together, and would have fit on a stream that calls share.
-    #[prost(bool, tag = "9")]
-    pub brief: bool,
 }
 /// Ends a call, from the caller.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -469,13 +458,16 @@ pub struct Providers {
     pub more: bool,
 }
 /// The answer to Publish, one outcome for each record in the same order.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Published {
     #[prost(enumeration = "PublishOutcome", repeated, tag = "1")]
     pub outcomes: ::prost::alloc::vec::Vec<i32>,
     /// For each record refused for its date, in their order: how far it is off by the sender's clock, in milliseconds.
     #[prost(uint64, repeated, tag = "2")]
     pub off_by_ms: ::prost::alloc::vec::Vec<u64>,
+    /// For outcomes that are STALE, the stored records of the peer itself: the proof, which the peer signed.
+    #[prost(message, repeated, tag = "3")]
+    pub newer: ::prost::alloc::vec::Vec<SignedProvider>,
 }
 /// The node does not answer this request.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

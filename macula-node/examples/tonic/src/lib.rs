@@ -24,8 +24,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 pub async fn start(node: NodeBuilder, bootstrap: Option<&Node>) -> Result<Node> {
     let known = bootstrap
         .into_iter()
-        .flat_map(Node::endpoints)
-        .cloned()
+        .flat_map(|node| node.endpoints().to_vec())
         .map(BootstrapAddr::from);
     let node = node.listen("127.0.0.1:0".parse()?).bootstrap(known).start().await?;
     node.join().await?;

@@ -1,8 +1,8 @@
-//! The command line: what can be typed, and what each word means.
+//! The command line: every command and option.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, builder::Resettable};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::Resettable};
 use macula_node::{Address, BootstrapAddr, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
 use crate::{bench::BenchArgs, serve::Serve};
@@ -13,7 +13,7 @@ use crate::{bench::BenchArgs, serve::Serve};
 pub(crate) struct Cli {
     /// A TOML file with options: each under its name, for every command that has it, or in a table named like its command.
     ///
-    /// What is typed goes before the environment, and that before the file.
+    /// The command line goes before the environment, and the environment before the file.
     #[arg(long, value_name = "FILE", env = "MACULA_CONFIG", global = true)]
     pub(crate) config: Option<PathBuf>,
     #[command(subcommand)]
@@ -37,16 +37,15 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Lists the providers of a service.
     Providers(ProvidersArgs),
-    /// Asks nodes how they are: every provider of a service, or the nodes named, with all that they serve.
+    /// Asks nodes for their health: every provider of a service, or the nodes named and each of their services.
     ///
     /// Exit codes: 0 all of them serve, 1 one does not or cannot be reached, 2 usage, 3 service_not_found.
     Health(HealthArgs),
-    /// Prints the node id of an identity file, and makes the file if there is none.
+    /// Prints the node id of an identity file, and makes the file if there is none: that of `macula node` by default.
     Id(IdArgs),
 }
 
-/// The command line, for which an environment variable without a value is one that is not set: what starts containers often
-/// has no other way to leave one out.
+/// The command line. An empty environment variable counts as unset: a container's settings often cannot leave a variable out.
 pub(crate) fn command() -> clap::Command {
     let heed = |arg: clap::Arg| {
         let is_empty = arg
@@ -65,7 +64,8 @@ pub(crate) fn command() -> clap::Command {
 pub(crate) struct MeshArgs {
     /// A node already in the mesh; may be given several times.
     ///
-    /// With the node's id in front, no other node is accepted there; without it, whoever answers first is trusted and shown.
+    /// With the node's id in front, no other node is accepted there; without it, the node that answers is trusted, which is said the
+    /// first time.
     #[arg(
         long,
         value_name = "[NODEID@]HOST:PORT",
@@ -85,34 +85,34 @@ pub(crate) struct NodeArgs {
     /// Where to listen for QUIC: an IP address and a port; port 0 takes a free one. `[::]` is every address of both families.
     #[arg(long, value_name = "ADDR", value_parser = address, default_value = "[::]:9443", env = "MACULA_LISTEN")]
     pub(crate) listen: SocketAddr,
-    /// What others should dial; may be given several times [default: the addresses of the interfaces listened on].
+    /// An address that others dial; may be given several times [default: the addresses of the interfaces listened on].
     #[arg(long, value_name = "HOST:PORT", env = "MACULA_ADVERTISE", value_delimiter = ',')]
     pub(crate) advertise: Vec<Address>,
-    /// The file that holds the node's secret key, made if missing; without it the key is in the data folder, or else a new one
-    /// at every start.
+    /// The file that holds the node's secret key, made if missing [default: the data folder's, or ~/.macula/identity if `macula id`
+    /// has made it, or else a new key at every start].
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
     /// A folder, made if missing, in which the node keeps its key, the records it holds for others and the nodes it knows.
     ///
-    /// A node that starts again with its folder has its old identity, answers at once from what it kept, and finds the mesh
+    /// A node that starts again with its folder has its old identity, answers at once from these records, and finds the mesh
     /// without --bootstrap. Each node needs a folder of its own.
     #[arg(long, value_name = "DIR", env = "MACULA_DATA")]
     pub(crate) data: Option<PathBuf>,
     /// A service to provide: `NAME=echo`, or `NAME=exec:COMMAND` to run a shell command for each call; may be given several
     /// times.
     ///
-    /// A command reads the request from standard input. Its answer is what it has written to standard output when it exits; what it
-    /// leaves running is killed with its process group, as it is itself when the caller cancels or its time is up. Standard error goes to
-    /// the node's log. It finds the caller's node id in MACULA_CALLER, and the service and method in MACULA_SERVICE and MACULA_METHOD.
+    /// A command reads the request from standard input. Its answer is its standard output up to its exit. Its process group is killed
+    /// then, and also when the caller cancels or the deadline passes. Standard error goes to the node's log. MACULA_CALLER holds the
+    /// caller's node id; MACULA_SERVICE and MACULA_METHOD name the service and the method.
     ///
     /// When it exits with an error, the caller gets the last line of its standard output: as the caller's own fault, which is not tried
-    /// elsewhere, for the exit codes 64 and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied), and else as a
-    /// failure that is.
+    /// elsewhere, for the exit codes 64 and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied); as a failure that
+    /// another provider may not have, for the others.
     #[arg(long, value_name = "NAME=echo|exec:COMMAND")]
     pub(crate) serve: Vec<Serve>,
     /// A variable for the environment of `exec:` commands, with the node's own value or another; may be given several times.
     ///
-    /// Without it they get PATH, HOME, LANG, LC_ALL, TMPDIR and TZ, and nothing else that the node was started with.
+    /// Of the node's own environment they get only PATH, HOME, LANG, LC_ALL, TMPDIR and TZ otherwise.
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) exec_env: Vec<String>,
     /// Where the node runs, such as a data centre: callers of the same zone prefer it.
@@ -144,14 +144,17 @@ pub(crate) struct CallArgs {
     pub(crate) data: String,
     #[command(flatten)]
     pub(crate) mesh: MeshArgs,
-    /// How a provider is chosen: `first`, `random`, `round_robin`, `weighted_round_robin`, `weighted_random`, `p2c` or
-    /// `least_loaded`.
-    #[arg(long, value_name = "STRATEGY", default_value = "random", env = "MACULA_STRATEGY")]
+    /// How a provider is chosen: `first`, `random`, `round_robin`, `weighted_round_robin`, `weighted_random`, `p2c`,
+    /// `least_loaded` or `affinity`.
+    #[arg(long, value_name = "STRATEGY", default_value = "random", value_parser = strategy, env = "MACULA_STRATEGY")]
     pub(crate) strategy: Strategy,
-    /// How long the whole call may take, like `2s` or `500ms`.
+    /// With `--strategy affinity`: calls with the same key go to the same provider.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) affinity_key: Option<String>,
+    /// How long each call may take, like `2s` or `500ms`; and joining the mesh before the first one.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
-    /// How long one provider is waited for before another is tried; the last one, too [default: 3s]
+    /// How long one provider is waited for before another is tried; the last one, too [default: a third of --timeout, at least 3s].
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub(crate) attempt_timeout: Option<Duration>,
     /// How many providers are tried at most [default: 3, or all if there are fewer].
@@ -178,7 +181,7 @@ pub(crate) struct ProvidersArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct HealthArgs {
-    /// The service whose health is asked for; without it, a node named is asked for its own and for that of all it serves.
+    /// The service whose health is asked for; without it, each node named is asked for its own health and that of its services.
     #[arg(required_unless_present = "on")]
     pub(crate) service: Option<ServiceName>,
     /// A node to ask, as `macula providers` and a node's own first line name it; may be given several times. Without it every
@@ -197,12 +200,24 @@ pub(crate) struct HealthArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct IdArgs {
+    /// The action; without it, the file is made if there is none, and its id is printed.
+    #[arg(value_enum)]
+    pub(crate) action: Option<IdAction>,
     /// The identity file [default: the data folder's, or ~/.macula/identity].
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
     /// The data folder of a node, whose identity is meant.
     #[arg(long, value_name = "DIR", env = "MACULA_DATA")]
     pub(crate) data: Option<PathBuf>,
+}
+
+/// An action of `macula id`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum IdAction {
+    /// Makes the file; an error when there is one.
+    New,
+    /// Prints the id; an error when there is no file.
+    Show,
 }
 
 #[derive(Debug, Args)]
@@ -214,7 +229,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "N", default_value_t = 3000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     pub(crate) calls: u32,
     /// How a provider is chosen, as for `macula call`.
-    #[arg(long, value_name = "STRATEGY", default_value = "round_robin")]
+    #[arg(long, value_name = "STRATEGY", default_value = "round_robin", value_parser = strategy)]
     pub(crate) strategy: Strategy,
     /// The size of each request, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=MAX_MESSAGE_BYTES as i64))]
@@ -242,6 +257,13 @@ fn pinned(text: &str) -> Result<BootstrapAddr, String> {
         ),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// Parses the name of a strategy, written with underscores or hyphens.
+fn strategy(text: &str) -> Result<Strategy, String> {
+    let name = text.replace('-', "_");
+    name.parse()
+        .map_err(|error: <Strategy as std::str::FromStr>::Err| error.to_string())
 }
 
 /// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.
@@ -272,7 +294,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Whatever is typed is taken or refused, and never a panic.
+        /// Any words are taken or refused, and never a panic.
         #[test]
         fn arbitrary_words_are_taken_or_refused(
             command in prop::sample::select(vec!["node", "call", "providers", "demo", "id", "x"]),
@@ -290,6 +312,13 @@ mod tests {
         fn arbitrary_text_is_no_panic(text in "\\PC{0,20}") {
             let _ = (duration(&text), address(&text), text.parse::<Serve>());
         }
+    }
+
+    #[test]
+    fn z10_a_strategy_may_be_written_with_hyphens() {
+        assert_eq!(strategy("round-robin"), Ok(macula_node::Strategy::RoundRobin));
+        assert_eq!(strategy("round_robin"), Ok(macula_node::Strategy::RoundRobin));
+        assert!(strategy("best").is_err_and(|error| error.contains("round_robin")));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_node::{Answer, Attempt, Bytes, CallError, MAX_MESSAGE_BYTES, Node};
+use macula_node::{Answer, Attempt, Bytes, CallError, MAX_MESSAGE_BYTES, Node, Strategy};
 use serde_json::{Value, json};
 
 use crate::{
@@ -15,11 +15,19 @@ use crate::{
     signals::Signals,
 };
 
+/// The shortest time that one provider is given, unless it is asked for less.
+const MIN_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+
 pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
+    if args.strategy == Strategy::Affinity && args.affinity_key.is_none() {
+        return Err(Failure::usage(
+            "--strategy affinity sends calls with one key to one provider: name the key with --affinity-key KEY",
+        ));
+    }
     let payload = read_payload(&args.data)?;
     let mut signals = Signals::new()?;
     let node = tokio::select! {
-        node = mesh::client(&args.mesh) => node?,
+        node = mesh::client(&args.mesh, Some(args.timeout)) => node?,
         ended = signals.next() => return Err(ended),
     };
     let outcome = tokio::select! {
@@ -36,7 +44,15 @@ async fn calls(node: &Node, args: &CallArgs, payload: Bytes) -> Result<(), Failu
     for _ in 0..args.count {
         let start = Instant::now();
         let outcome = call(node, args, payload.clone()).await;
-        show(args, &outcome, start.elapsed())?;
+        let took = start.elapsed();
+        match &outcome {
+            Ok(answer) => {
+                let provider = answer.provider().map(|provider| provider.node_id.short().to_string());
+                tracing::info!(service = %args.service, provider, ?took, "answered");
+            }
+            Err(error) => tracing::info!(service = %args.service, %error, ?took, "failed"),
+        }
+        show(args, &outcome, took)?;
         if let Err(error) = outcome {
             first_failure.get_or_insert(Failure::shown(call_code(&error)));
         }
@@ -49,14 +65,25 @@ async fn call(node: &Node, args: &CallArgs, payload: Bytes) -> Result<Answer, Ca
         .client()
         .request(&args.service)
         .strategy(args.strategy)
-        .timeout(args.timeout);
+        .timeout(args.timeout)
+        // Two others can still be tried when the first says nothing.
+        .attempt_timeout(
+            args.attempt_timeout
+                .unwrap_or((args.timeout / 3).max(MIN_ATTEMPT_TIMEOUT)),
+        );
+    if let Some(key) = &args.affinity_key {
+        call = call.affinity(fnv1a(key.as_bytes()));
+    }
     if let Some(attempts) = args.max_attempts {
         call = call.max_attempts(attempts);
     }
-    if let Some(timeout) = args.attempt_timeout {
-        call = call.attempt_timeout(timeout);
-    }
     call.send(payload).await
+}
+
+/// The 64-bit FNV-1a hash of a key: the same in every process, so that a key keeps its provider.
+fn fnv1a(key: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    key.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 fn read_payload(data: &str) -> Result<Bytes, Failure> {

@@ -1,7 +1,7 @@
 //! The configuration file: options of the command line, written down.
 //!
-//! **One schema.** A key is an option's long name, and a value is read as if it were typed there; this file names no option. What is
-//! typed goes before the environment, and that before the file.
+//! **One schema.** A key is an option's long name, and a value is read as if it were typed there; this file names no option. The
+//! command line goes before the environment, and the environment before the file.
 //!
 //! ```toml
 //! realm = "shop"                                # for every command that has the option
@@ -23,7 +23,7 @@ use toml::{Table, Value};
 /// The most bytes a configuration file may have.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// The file is of no use.
+/// The file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("the configuration file {path} cannot be read", path = .0.display())]
@@ -44,14 +44,14 @@ pub(crate) enum ConfigError {
     WrongKind(PathBuf, String, &'static str),
 }
 
-/// The file that is to be read, by the command line and the environment.
+/// The file that the command line or the environment names.
 pub(crate) fn named(command: &Command) -> Option<PathBuf> {
-    // Whatever else is wrong is said later.
+    // Other errors are reported when the whole command line is read.
     let matches = command.clone().ignore_errors(true).try_get_matches().ok()?;
     matches.get_one::<PathBuf>("config").cloned()
 }
 
-/// The command line, with what the file says where nothing is typed.
+/// The command line with the file's values as defaults.
 pub(crate) fn with_file(mut command: Command, path: &Path) -> Result<Command, ConfigError> {
     let is_command = |command: &Command, name: &str| command.find_subcommand(name).is_some();
     let (tables, everywhere): (Vec<_>, Vec<_>) = read(path)?

@@ -93,7 +93,26 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// Reports what is wrong with the command line; help and version are no failures.
+/// An error in one line, its first cause before the rest of the chain.
+pub(crate) fn cause_first(error: &dyn std::error::Error) -> String {
+    let mut texts = vec![error.to_string()];
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        // Transparent errors repeat their source.
+        if texts.last().is_none_or(|last| !last.ends_with(&text)) {
+            texts.push(text);
+        }
+        source = cause.source();
+    }
+    match texts.pop() {
+        Some(cause) if texts.is_empty() => cause,
+        Some(cause) => format!("{cause} ({})", texts.join(": ")),
+        None => String::new(),
+    }
+}
+
+/// Reports an error in the command line; help and version are no failures.
 pub(crate) fn usage(error: &clap::Error) -> ExitCode {
     if !error.use_stderr() || error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let shown = error.print();
@@ -104,22 +123,41 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         };
     }
     let what = what(error);
+    let help = help_of(std::env::args().skip(1));
     match variable_of(error) {
-        Some(variable) => Failure::usage(format!("{what} (the value is that of {variable}); see `macula --help`")),
-        None => Failure::usage(format!("{what}; see `macula --help`")),
+        Some(variable) => Failure::usage(format!("{what} (the value is that of {variable}); see `{help}`")),
+        None => Failure::usage(format!("{what}; see `{help}`")),
     }
     .report()
 }
 
-/// Reports what is wrong with a configuration file.
+/// The command that shows the help of the subcommand typed, or the general help.
+fn help_of(mut typed: impl Iterator<Item = String>) -> String {
+    let commands = crate::args::command();
+    match typed.find(|word| commands.find_subcommand(word).is_some()) {
+        Some(command) => format!("macula {command} --help"),
+        None => "macula --help".to_owned(),
+    }
+}
+
+/// Reports an error in a configuration file.
 pub(crate) fn usage_in(file: &Path, error: &clap::Error) -> ExitCode {
     Failure::usage(format!("{}: {}", file.display(), what(error))).report()
 }
 
+/// The error with clap's suggestions and without its usage.
 fn what(error: &clap::Error) -> String {
     let text = error.render().to_string();
-    let what = text.split("\n\n").next().unwrap_or(&text);
-    what.strip_prefix("error: ").unwrap_or(what).to_owned()
+    let is_usage = |part: &&str| part.starts_with("Usage:") || part.starts_with("For more information");
+    let parts = text.split("\n\n").map(str::trim).take_while(|part| !is_usage(part));
+    let parts: Vec<_> = parts
+        .map(|part| {
+            part.strip_prefix("error: ")
+                .or(part.strip_prefix("tip: "))
+                .unwrap_or(part)
+        })
+        .collect();
+    parts.join("; ")
 }
 
 /// The environment variable that the wrong value of an option comes from, when the option is not on the command line.
@@ -136,7 +174,7 @@ fn variable_of(error: &clap::Error) -> Option<String> {
     (!typed && std::env::var_os(&variable).is_some()).then_some(variable)
 }
 
-/// Says something on standard error, in one line. There is nobody to tell when that is closed.
+/// Says something on standard error, in one line. A closed standard error is no failure.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "macula: {}", one_line(line));
 }
@@ -149,7 +187,7 @@ pub(crate) fn print_line(line: impl Display) -> Result<(), Failure> {
         .map_err(|error| Failure::other(format!("standard output cannot be written: {error}")))
 }
 
-/// One line, without what could steer a terminal: some of it comes from other nodes.
+/// One line without control characters: some of it comes from other nodes, and must not steer a terminal.
 fn one_line(text: &str) -> String {
     let plain: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     plain.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -160,9 +198,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_is_said_is_one_line() {
+    fn a_complaint_is_one_line() {
         assert_eq!(one_line("a\n  b\tc "), "a b c");
         assert_eq!(one_line("\u{1b}[31mred\u{7}"), "[31mred");
+    }
+
+    #[test]
+    fn z10_help_is_that_of_the_command_typed() {
+        let help = |typed: &[&str]| help_of(typed.iter().map(|word| (*word).to_owned()));
+        assert_eq!(help(&["--config", "x.toml", "call", "node"]), "macula call --help");
+        assert_eq!(help(&["fly"]), "macula --help");
+    }
+
+    #[test]
+    fn z8_the_cause_comes_first() {
+        let lost = std::io::Error::other("the cable is cut");
+        let error = anyhow::Error::new(lost).context("no connection").context("no mesh");
+        assert_eq!(cause_first(error.as_ref()), "the cable is cut (no mesh: no connection)");
+        assert_eq!(cause_first(&std::fmt::Error), std::fmt::Error.to_string());
     }
 
     #[test]

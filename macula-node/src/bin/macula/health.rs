@@ -1,12 +1,12 @@
 //! `macula health`: gRPC's health and reflection, asked of nodes one by one.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use macula_node::{CallError, Channel, Node, Provider};
 use serde_json::{Value, json};
-use tonic::Status;
-use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tonic::{Code, Status};
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
@@ -26,7 +26,7 @@ const MAX_SERVICES: usize = 4096;
 
 pub(crate) async fn run(args: HealthArgs) -> Result<(), Failure> {
     let node = match args.on[..] {
-        [] => mesh::client(&args.mesh).await?,
+        [] => mesh::client(&args.mesh, None).await?,
         // The nodes are known: there is nothing to look up.
         _ => Node::builder().client().realm(args.mesh.realm.clone()).start().await?,
     };
@@ -69,10 +69,10 @@ async fn ask_all(node: &Node, args: &HealthArgs) -> Result<(), Failure> {
     }
 }
 
-/// What a node says of a service, or why it says nothing.
+/// A node's answer about a service, or why there is none.
 type Said = Result<&'static str, String>;
 
-/// What one node has said.
+/// The answers of one node.
 struct Report {
     provider: Provider,
     /// Of the service asked for, or of the node as a whole.
@@ -89,9 +89,9 @@ async fn ask(node: &Node, args: &HealthArgs, provider: Provider) -> Report {
     let health = health(&channel, name).await;
     let mut services = BTreeMap::new();
     if args.service.is_none() && health.is_ok() {
-        // A node without reflection has no list: what it said of itself is all.
+        // A node without reflection has no list, and answers only about itself.
         let names = list(&channel).await.unwrap_or_default();
-        // What the node has of its own is as it is.
+        // The services about the node itself are left out.
         let names: Vec<_> = names.into_iter().filter(|name| !name.starts_with("grpc.")).collect();
         let asked = stream::iter(names.into_iter().take(MAX_SERVICES)).map(async |name| {
             let health = self::health(&channel, &name).await;
@@ -103,6 +103,23 @@ async fn ask(node: &Node, args: &HealthArgs, provider: Provider) -> Report {
         provider,
         health,
         services,
+    }
+}
+
+/// The state of a service at a provider, in a word.
+pub(crate) async fn state(node: &Node, provider: Provider, service: &str, within: Duration) -> &'static str {
+    let channel = Channel::new(node.client().clone())
+        .with_provider(provider)
+        .with_timeout(within);
+    let service = service.to_owned();
+    let answer = HealthClient::new(channel).check(HealthCheckRequest { service }).await;
+    match answer.map(|answer| answer.into_inner().status()) {
+        Ok(ServingStatus::Serving) => "serving",
+        Ok(ServingStatus::NotServing) => "leaving",
+        Ok(ServingStatus::Unknown | ServingStatus::ServiceUnknown) => "unknown",
+        // It answers, and has no health to tell: the service is another program's, or was withdrawn.
+        Err(status) if matches!(status.code(), Code::Unimplemented | Code::NotFound) => "not served",
+        Err(_) => "unreachable",
     }
 }
 

@@ -1,44 +1,37 @@
 //! `macula id`.
 
-use std::{
-    fs::DirBuilder,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use macula_node::Identity;
 
 use crate::{
-    args::IdArgs,
+    args::{IdAction, IdArgs},
     failure::{Failure, chain, print_line},
+    identity::{default_file, make_folder_of},
 };
 
 pub(crate) fn run(args: &IdArgs) -> Result<(), Failure> {
-    let file = match (&args.identity, &args.data) {
-        (Some(file), _) => file.clone(),
-        (None, Some(folder)) => {
-            make(folder)?;
-            folder.join("identity")
+    let file = file(args)?;
+    let shown = file.display();
+    let identity = match args.action {
+        Some(IdAction::Show) => Identity::load(&file),
+        Some(IdAction::New) if file.exists() => {
+            return Err(Failure::other(format!(
+                "there is an identity in {shown} already: show it with `macula id show`, or name another file with --identity FILE"
+            )));
         }
-        (None, None) => default_file()?,
+        Some(IdAction::New) | None => {
+            make_folder_of(&file)?;
+            Identity::load_or_generate(&file)
+        }
     };
-    let identity = Identity::load_or_generate(&file).map_err(|error| Failure::other(chain(&error)))?;
-    print_line(identity.node_id())
+    print_line(identity.map_err(|error| Failure::other(chain(&error)))?.node_id())
 }
 
-fn default_file() -> Result<PathBuf, Failure> {
-    let home = std::env::home_dir().filter(|home| home.is_absolute());
-    let folder = home.map(|home| home.join(".macula")).ok_or_else(|| {
+fn file(args: &IdArgs) -> Result<PathBuf, Failure> {
+    let in_data = || args.data.as_ref().map(|folder| folder.join("identity"));
+    let file = args.identity.clone().or_else(in_data).or_else(default_file);
+    file.ok_or_else(|| {
         Failure::usage("there is no home folder to keep an identity in; name a file with --identity FILE")
-    })?;
-    make(&folder)?;
-    Ok(folder.join("identity"))
-}
-
-fn make(folder: &Path) -> Result<(), Failure> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(|error| Failure::other(format!("the folder {} could not be made: {error}", folder.display())))
+    })
 }

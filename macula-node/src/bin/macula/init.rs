@@ -1,7 +1,7 @@
 //! The first process of a container (N7).
 //!
 //! The kernel hands every orphan to process 1, which has to reap it. So a node that is process 1 starts itself once more as a child
-//! and does only that here: it reaps what ends, passes signals on to the child, and ends with the child's exit code.
+//! and does only this here: it reaps processes, passes signals on to the child, and ends with the child's exit code.
 
 use std::{
     io::{self, IsTerminal},
@@ -22,7 +22,7 @@ const PASSED_ON: [(SignalKind, Signal); 4] = [
     (SignalKind::user_defined1(), Signal::USR1),
 ];
 
-/// Whether this process is to be the first one of a container, and not the node itself.
+/// Whether this process acts as a container's first one, and not as the node itself.
 pub(crate) fn is_wanted(asked: bool) -> bool {
     std::env::var_os(UNDER_INIT).is_none() && (asked || getpid().is_init())
 }

@@ -9,7 +9,9 @@ mod exec;
 mod failure;
 mod health;
 mod id;
+mod identity;
 mod init;
+mod known;
 mod mesh;
 mod node;
 mod providers;
@@ -47,7 +49,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// What is asked for: by the command line, the environment, and the configuration file if there is one.
+/// Reads the command line, the environment, and the configuration file if there is one.
 fn parse() -> Result<Cli, ExitCode> {
     let typed = args::command();
     let read = |command: clap::Command| {
@@ -60,14 +62,13 @@ fn parse() -> Result<Cli, ExitCode> {
     let command = config::with_file(typed.clone(), &file);
     let command = command.map_err(|error| Failure::usage(failure::chain(&error)).report())?;
     read(command).map_err(|error| match read(typed) {
-        // What is typed is right: it is the file that is not.
+        // The command line is right, so the file is wrong.
         Ok(_) => failure::usage_in(&file, &error),
         Err(error) => failure::usage(&error),
     })
 }
 
-/// redb asserts what a damaged file breaks. The directory takes that for damage and says so in its own words, so the panic itself is
-/// no news.
+/// Keeps panics of redb from standard error: redb panics on some damaged files, and the directory reports those as damaged itself.
 fn keep_damage_quiet() {
     let say = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -80,8 +81,8 @@ fn keep_damage_quiet() {
     }));
 }
 
-/// Logs go to standard error: what `RUST_LOG` asks for, or a node's warnings. Other commands say themselves what is wrong, in
-/// one line.
+/// Logs to standard error at the levels of `RUST_LOG`; without it, a node logs warnings, and other commands only errors, since they
+/// print their failures themselves.
 fn start_logging(command: &Command) {
     let level = match command {
         Command::Node(_) => Level::WARN,
@@ -118,8 +119,8 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Id(args) => id::run(&args),
         }
     });
-    // Long enough for tasks to be dropped, and with them the commands that calls have started. Not for ever: a read of standard
-    // input cannot be cancelled, and nobody should have to press a key to leave.
+    // Long enough to drop the tasks, and to kill with them the commands of running calls. Not for ever: a read of standard input cannot
+    // be cancelled, and would wait for a key.
     runtime.shutdown_timeout(Duration::from_millis(300));
     result
 }

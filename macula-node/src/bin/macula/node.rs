@@ -2,14 +2,15 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use macula_node::{Identity, MAX_BOOTSTRAP, MAX_ENDPOINTS, Node};
+use macula_node::{MAX_BOOTSTRAP, MAX_ENDPOINTS, Node};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
 use crate::{
     args::NodeArgs,
     exec::{self, Environment, Exec},
-    failure::{Failure, chain, print_line, say},
+    failure::{Failure, cause_first, print_line, say},
+    identity::{self, Taken, default_file, user_folder},
     mesh,
     serve::{Kind, echo},
     signals::Signals,
@@ -19,12 +20,13 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
     // Before anything starts: a signal during the start ends the node in order, too.
     let mut signals = Signals::new()?;
     let serving = async {
-        let node = start(&args).await?;
+        let taken = take_identity(&args)?;
+        let node = start(&args, taken.as_ref()).await?;
         announce(&args, &node)?;
-        Ok::<_, Failure>(node)
+        Ok::<_, Failure>((node, taken))
     };
-    let node = tokio::select! {
-        node = serving => node?,
+    let (node, _taken) = tokio::select! {
+        started = serving => started?,
         _ = signals.next() => return Ok(()),
     };
     tokio::select! {
@@ -39,7 +41,14 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn start(args: &NodeArgs) -> Result<Node, Failure> {
+/// The key that the node is told to use, or the user's own if there is one; otherwise the data folder has it, or it is new.
+fn take_identity(args: &NodeArgs) -> Result<Option<Taken>, Failure> {
+    let of_user = || default_file().filter(|file| args.data.is_none() && file.exists());
+    let file = args.identity.clone().or_else(of_user);
+    file.as_deref().map(identity::take).transpose()
+}
+
+async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> {
     let environment = Arc::new(Environment::new(&args.exec_env));
     check(args, &environment)?;
     let mut builder = Node::builder()
@@ -52,8 +61,8 @@ async fn start(args: &NodeArgs) -> Result<Node, Failure> {
     if let Some(zone) = &args.zone {
         builder = builder.zone(zone);
     }
-    if let Some(file) = &args.identity {
-        builder = builder.identity(Identity::load_or_generate(file).map_err(|error| Failure::other(chain(&error)))?);
+    if let Some(taken) = taken {
+        builder = builder.identity(taken.identity.clone());
     }
     if let Some(folder) = &args.data {
         builder = builder.data(folder);
@@ -68,15 +77,19 @@ async fn start(args: &NodeArgs) -> Result<Node, Failure> {
         };
     }
     let node = builder.start().await?;
-    // A node whose bootstrap nodes are not up yet serves what it has and goes on trying.
+    // A node whose bootstrap nodes are not up yet serves its own services and goes on trying.
     match node.join().await {
-        Ok(report) => mesh::show_trusted(&report),
-        Err(error) => say(&format!("{}; trying on", chain(&error))),
+        Ok(report) => {
+            tracing::info!(contacts = report.contacts, "joined the mesh");
+            let folder = args.data.clone().or_else(user_folder);
+            mesh::show_trusted(&report, folder.as_deref());
+        }
+        Err(error) => say(&format!("{}; trying on", cause_first(&error))),
     }
     Ok(node)
 }
 
-/// What the command line's form alone does not rule out.
+/// Checks the options beyond their form.
 fn check(args: &NodeArgs, environment: &Environment) -> Result<(), Failure> {
     let names: BTreeSet<_> = args.serve.iter().map(|service| &service.name).collect();
     if names.len() < args.serve.len() {
@@ -103,10 +116,18 @@ fn check(args: &NodeArgs, environment: &Environment) -> Result<(), Failure> {
 
 fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
     let endpoints: Vec<_> = node.endpoints().iter().map(ToString::to_string).collect();
-    if !args.json {
-        return print_line(format!("ready: {} at {}", node.id(), endpoints.join(" ")));
-    }
     let services: Vec<_> = args.serve.iter().map(|service| service.name.as_str()).collect();
+    if !args.json {
+        let services = match services[..] {
+            [] => "no service".to_owned(),
+            _ => services.join(" "),
+        };
+        return print_line(format!(
+            "ready: {} at {} serves {services}",
+            node.id(),
+            endpoints.join(" ")
+        ));
+    }
     print_line(json!({
         "node_id": node.id().to_string(),
         "endpoint": endpoints.first(),
@@ -116,7 +137,7 @@ fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
     }))
 }
 
-/// Waits until standard input is closed, and discards what comes before.
+/// Waits until standard input is closed; its content is discarded.
 async fn stdin_closed() {
     let (mut stdin, mut buffer) = (tokio::io::stdin(), [0; 256]);
     while let Ok(1..) = stdin.read(&mut buffer).await {}

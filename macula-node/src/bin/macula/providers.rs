@@ -1,51 +1,106 @@
 //! `macula providers`.
 
-use macula_node::{CallError, LookupError, Provider};
+use std::time::Duration;
+
+use futures::future::join_all;
+use macula_node::{CallError, Node, ProviderRecord};
 use serde_json::json;
 
 use crate::{
     args::ProvidersArgs,
-    failure::{Failure, chain, print_line},
-    mesh,
+    failure::{Failure, cause_first, print_line},
+    health, mesh,
 };
 
+/// How long the answer of a provider to the question for its state is waited for.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
+/// A provider and its state.
+struct Listed {
+    record: ProviderRecord,
+    state: &'static str,
+}
+
 pub(crate) async fn run(args: ProvidersArgs) -> Result<(), Failure> {
-    let node = mesh::client(&args.mesh).await?;
-    let found = node.lookup(&args.service).await;
+    let node = mesh::client(&args.mesh, None).await?;
+    let listed = list(&node, &args).await;
     node.shutdown().await;
-    let providers = found.map_err(|error: LookupError| Failure::other(chain(&error)))?;
+    let listed = listed?;
     if args.json {
-        let list: Vec<_> = providers.iter().map(as_json).collect();
+        let list: Vec<_> = listed.iter().map(Listed::as_json).collect();
         print_line(json!({ "service": args.service.as_str(), "providers": list }))?;
-    } else {
-        providers
-            .iter()
-            .try_for_each(|provider| print_line(as_line(provider)))?;
+    } else if !listed.is_empty() {
+        print_table(&listed)?;
     }
-    match providers.is_empty() {
+    match listed.is_empty() {
         false => Ok(()),
         true if args.json => Err(Failure::shown(3)),
         true => Err(CallError::ServiceNotFound { service: args.service }.into()),
     }
 }
 
-fn as_json(provider: &Provider) -> serde_json::Value {
-    let endpoints: Vec<_> = provider.endpoints.iter().map(ToString::to_string).collect();
-    let metadata: serde_json::Map<_, _> = provider
-        .metadata
-        .iter()
-        .map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned().into()))
+async fn list(node: &Node, args: &ProvidersArgs) -> Result<Vec<Listed>, Failure> {
+    let records = node.records(&args.service).await;
+    let records = records.map_err(|error| Failure::other(cause_first(&error)))?;
+    let asked = records.into_iter().map(async |record| {
+        let provider = record.provider.clone();
+        let state = health::state(node, provider, args.service.as_str(), ANSWERS_WITHIN).await;
+        Listed { record, state }
+    });
+    Ok(join_all(asked).await)
+}
+
+/// A heading and a line for each provider, the columns under each other.
+fn print_table(listed: &[Listed]) -> Result<(), Failure> {
+    let heading = ["NODE", "STATE", "AGE", "ZONE", "ADDRESSES"].map(str::to_owned);
+    let rows: Vec<_> = std::iter::once(heading)
+        .chain(listed.iter().map(Listed::as_row))
         .collect();
-    json!({
-        "node_id": provider.node_id.to_string(),
-        "endpoints": endpoints,
-        "weight": provider.weight,
-        "zone": provider.zone,
-        "metadata": metadata,
+    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
+    let widths: Vec<_> = (0..4).map(width).collect();
+    rows.iter().try_for_each(|[node, state, age, zone, addresses]| {
+        print_line(format!(
+            "{node:a$}  {state:b$}  {age:>c$}  {zone:d$}  {addresses}",
+            a = widths[0],
+            b = widths[1],
+            c = widths[2],
+            d = widths[3],
+        ))
     })
 }
 
-fn as_line(provider: &Provider) -> String {
-    let endpoints: Vec<_> = provider.endpoints.iter().map(ToString::to_string).collect();
-    format!("{}  {}", provider.node_id, endpoints.join(" "))
+impl Listed {
+    fn addresses(&self) -> Vec<String> {
+        self.record.provider.endpoints.iter().map(ToString::to_string).collect()
+    }
+
+    fn as_row(&self) -> [String; 5] {
+        let provider = &self.record.provider;
+        [
+            provider.node_id.to_string(),
+            self.state.to_owned(),
+            format!("{}s", self.record.age.as_secs()),
+            provider.zone.clone().unwrap_or_else(|| "-".into()),
+            self.addresses().join(" "),
+        ]
+    }
+
+    fn as_json(&self) -> serde_json::Value {
+        let provider = &self.record.provider;
+        let metadata: serde_json::Map<_, _> = provider
+            .metadata
+            .iter()
+            .map(|(key, value)| (key.clone(), String::from_utf8_lossy(value).into_owned().into()))
+            .collect();
+        json!({
+            "node_id": provider.node_id.to_string(),
+            "endpoints": self.addresses(),
+            "state": self.state,
+            "age_secs": self.record.age.as_secs(),
+            "ttl_secs": self.record.ttl.as_secs(),
+            "weight": provider.weight,
+            "zone": provider.zone,
+            "metadata": metadata,
+        })
+    }
 }

@@ -1,10 +1,10 @@
-//! What `--serve` takes: a name, and echo or a command.
+//! The values of `--serve`: a name, and echo or a command.
 
 use std::str::FromStr;
 
 use macula_node::{NameError, Request, ServiceName, Status};
 
-/// A service and what it does.
+/// A service and its handler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Serve {
     pub(crate) name: ServiceName,

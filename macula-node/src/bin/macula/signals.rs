@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: whoever runs the program wants it to end, in order.
+//! SIGINT and SIGTERM, which end the program in order.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

@@ -44,7 +44,7 @@ fn apply(file: &mut BTreeMap<(ServiceKey, NodeId), StoredRecord>, changes: &[Cha
 }
 
 proptest! {
-    /// However batches are merged, and whichever writes fail and are made again later: in the end the file holds what the core
+    /// However batches are merged, and however many writes fail and are repeated: in the end the file holds the records that the core
     /// said last.
     #[test]
     fn merged_and_repeated_writes_end_in_the_last_state(

@@ -85,7 +85,7 @@ async fn f8_cancel_after_the_first_response_reaches_the_server() {
     empty_unary(&mut mesh.stub()).await;
 }
 
-/// F1: what was sent to the provider that died is sent again, from the first message on.
+/// F1: the messages sent to a provider that died are sent again, from the first one on.
 #[tokio::test]
 async fn f1_a_stream_fails_over_when_its_provider_dies_before_it_has_answered() {
     let mut mesh = Mesh::start(2).await;
@@ -110,12 +110,12 @@ async fn f1_after_the_first_message_a_streams_provider_is_not_replaced() {
     assert_eq!(replies.message().await.unwrap().unwrap().provider, "0");
     mesh.nodes.remove(0).stop().await;
     assert_eq!(replies.message().await.unwrap_err().code(), Code::Unavailable);
-    // The next one goes to who is left.
+    // The next call goes to the provider that is left.
     let reply = mesh.stub().unary_call(request(0, 0)).await.unwrap();
     assert_eq!(reply.into_inner().provider, "1");
 }
 
-/// F6: a status that another provider could better is not the last word.
+/// F6: a status that another provider may not give is tried elsewhere.
 #[tokio::test]
 async fn f6_a_status_is_final_or_tried_elsewhere_by_its_code() {
     let mesh = Mesh::start(2).await;

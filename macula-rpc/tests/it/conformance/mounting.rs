@@ -65,7 +65,7 @@ fn several_services_are_served_all_or_none() {
     assert_eq!(names(&server), ["a.B", "a.C"]);
 }
 
-/// A layer whose error is its own and no status.
+/// A layer whose error is not a status.
 #[derive(Clone)]
 struct Closed<S>(S);
 
@@ -103,7 +103,7 @@ async fn the_error_of_a_layer_is_the_outcome_of_the_call() {
 async fn f5_what_a_layer_sheds_is_refused_and_goes_elsewhere() {
     use macula_rpc::RetryPolicy;
 
-    // No place at all: every call is shed.
+    // A limit of 0, so every call is shed.
     let none = tower::ServiceBuilder::new().load_shed().concurrency_limit(0);
     let full = TonicServices::new().with_routes([NAME], none.service(ConformanceServer::new(service("full"))));
     let mesh = mesh_of(full).await;
@@ -113,7 +113,7 @@ async fn f5_what_a_layer_sheds_is_refused_and_goes_elsewhere() {
     assert!(error.message().contains("refused"), "{error}");
 }
 
-/// A layer that speaks HTTP and not gRPC: it lets through what looks as over HTTP/2 and is signed, and refuses the rest.
+/// A layer that speaks HTTP and not gRPC: it lets signed HTTP/2 requests through, and refuses the rest.
 #[derive(Clone)]
 struct Signed<S>(S);
 
@@ -188,7 +188,7 @@ async fn an_interceptor_of_the_server_sees_the_peer_and_may_refuse() {
     mesh.stub().empty_call(known).await.unwrap();
 }
 
-/// F7: over HTTP/2 the deadline is in the metadata. Here it is what is left of it, and nothing for a call without.
+/// F7: as over HTTP/2, the metadata has the remaining time of a call with a deadline.
 #[tokio::test]
 async fn f7_a_handler_sees_how_much_time_its_caller_has() {
     let (told, mut seen) = mpsc::unbounded_channel();
@@ -303,7 +303,7 @@ async fn a_stub_of_this_process_needs_no_network() {
     assert_eq!(endpoint.pool().stats().opened, 0);
 }
 
-/// F7: tonic leaves the deadline to its HTTP/2 server, and here there is none.
+/// F7: the mesh enforces the deadline, which tonic leaves to its HTTP/2 server.
 #[tokio::test]
 async fn f7_a_deadline_holds_in_this_process_too() {
     let (_server, client, _endpoint, mut events) = alone().await;
@@ -319,7 +319,7 @@ async fn f7_a_deadline_holds_in_this_process_too() {
     assert_eq!(events.recv().await, Some("dropped"));
 }
 
-/// N4: calls of this process are running calls as well, and a server that drains takes no more of them.
+/// N4: calls of this process count as running too, and a server that drains takes no more of them.
 #[tokio::test]
 async fn n4_a_drain_waits_for_the_streams_of_this_process() {
     let (server, client, _endpoint, _events) = alone().await;

@@ -1,4 +1,4 @@
-//! gRPC's word for when to try again, `grpc-retry-pushback-ms` (gRFC A6), either way.
+//! gRPC's pushback, `grpc-retry-pushback-ms` (gRFC A6), in both directions.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
@@ -10,7 +10,7 @@ use super::*;
 
 const TRAILER: &str = "grpc-retry-pushback-ms";
 
-/// A generated server that is unavailable and says this of the next try; and how often it was called.
+/// A generated server that is unavailable with this pushback, and the number of its calls.
 async fn unavailable(asked: &'static str) -> (Node, Arc<AtomicUsize>) {
     let calls = Arc::new(AtomicUsize::new(0));
     let refuse = {
@@ -30,7 +30,7 @@ async fn unavailable(asked: &'static str) -> (Node, Arc<AtomicUsize>) {
     (node, calls)
 }
 
-/// That server first, and then one that answers.
+/// That server first, and then a server that answers.
 async fn mesh(asked: &'static str) -> (Mesh, Arc<AtomicUsize>) {
     let (events, received) = mpsc::unbounded_channel();
     let (first, calls) = unavailable(asked).await;
@@ -75,7 +75,7 @@ async fn f9_a_generated_server_that_forbids_the_next_try_ends_the_call() {
     }
 }
 
-/// A provider that is no tonic application may answer a stub with an error, and a refusal.
+/// A provider that is not a tonic application answers a stub with an error, and with a refusal.
 #[tokio::test]
 async fn f9_a_providers_pushback_reaches_a_generated_client_as_its_trailer() {
     use macula_rpc::Status;

@@ -1,5 +1,4 @@
-//! A layer, as an application would write one: it sends a header of the request back in the trailers, which a generated server
-//! has no word for.
+//! A layer as an application would write it. It sends a header of the request back in the trailers, which a generated server cannot do.
 
 use std::task::{Context, Poll};
 

@@ -90,7 +90,7 @@ impl Far {
     }
 }
 
-/// Has the connections opened and the method known, for what follows to take the time of its reply alone.
+/// Has the connections opened, for the calls that follow to take the time of its reply alone.
 async fn teach(far: &Far) {
     stub(far.channel()).unary_call(request(0, 0)).await.unwrap();
     far.ran();
@@ -103,7 +103,7 @@ async fn f1_a_unary_call_is_made_elsewhere_when_its_provider_dies_halfway_throug
         let mut stub = stub(far.channel());
         teach(&far).await;
         let beside = match on_lane {
-            true => Some(super::brief::beside(&mut stub).await),
+            true => Some(super::lane::beside(&mut stub).await),
             false => None,
         };
         far.ran();

@@ -162,7 +162,7 @@ fn every_story_with_one_provider_on_probation_keeps_the_laws() {
     let first = world.calls[0].live[0];
     world.result(0, first, Fate::answered(Code::Unavailable));
     world.cancel(0);
-    let due = world.balancer.poll_timeout().expect("somebody is ejected");
+    let due = world.balancer.poll_timeout().expect("a provider is ejected");
     world.set_clock(due);
     world.balancer.handle_timeout(due);
     world.calls.clear();

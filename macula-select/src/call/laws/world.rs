@@ -475,7 +475,7 @@ impl Watched {
     fn has_ended(&self) -> bool {
         matches!(
             self.call.state,
-            super::super::State::Ended(_) | super::super::State::Over
+            super::super::State::Ended(_) | super::super::State::Exhausted | super::super::State::Over
         )
     }
 
@@ -488,7 +488,7 @@ impl Watched {
         &self,
         result: &Result<super::super::Success, CallError<u32>>,
         usable: &BTreeSet<u32>,
-        nobody: bool,
+        no_providers: bool,
         now: Instant,
     ) {
         let limit = self.options.max_attempts.unwrap_or(3);
@@ -517,10 +517,10 @@ impl Watched {
             Err(CallError::Cancelled { .. }) => {
                 assert!(self.cancelled || matches!(self.last, Some((_, Fate::Cancelled))));
             }
-            Err(CallError::ServiceNotFound) => assert!(nobody && self.tried.is_empty(), "S5"),
+            Err(CallError::ServiceNotFound) => assert!(no_providers && self.tried.is_empty(), "S5"),
             Err(CallError::AllProvidersFailed { .. }) => {
                 assert!(usable.is_empty(), "law 5: {usable:?} are left");
-                assert!(!nobody || !self.tried.is_empty(), "S5");
+                assert!(!no_providers || !self.tried.is_empty(), "S5");
             }
             Err(CallError::MaxAttemptsExceeded { limit: said, .. }) => {
                 assert!(!usable.is_empty(), "law 5: exhaustion is checked first");

@@ -57,7 +57,7 @@ async fn main() -> Result<()> {
     }
     println!("greeted by {greeted_by:?}");
 
-    // A greeter that leaves is not noticed by who calls.
+    // The caller does not notice that a greeter leaves.
     if let Some(leaving) = greeters.pop() {
         leaving.shutdown().await;
     }
@@ -72,6 +72,6 @@ async fn main() -> Result<()> {
         "without a name: {:?}",
         refused.map_err(|status| status.message().to_owned())
     );
-    // The rest of the mesh ends with this program; who leaves a mesh that goes on shuts down, as one of them has.
+    // The rest of the mesh ends with this program. A node that leaves a running mesh shuts down, as one of them has.
     Ok(())
 }

@@ -13,7 +13,7 @@ use tokio::{
 /// How long a provider may take until it says that it is ready.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
-/// What a node prints when it is ready, with `--json`.
+/// The line that a node prints with `--json` when it is ready.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Ready {
     pub(crate) node_id: String,
@@ -66,7 +66,7 @@ impl Fleet {
     /// Ends every provider that runs.
     pub(crate) async fn stop(mut self) {
         for provider in &mut self.providers {
-            // Best effort: a process that is gone already is what is wanted.
+            // A process that is gone already needs no kill.
             let _ = provider.child.kill().await;
         }
     }
@@ -78,7 +78,7 @@ impl ProviderProcess {
         format!("{}@{}:{}", self.node_id, self.endpoint.host(), self.endpoint.port())
     }
 
-    /// Kills the process with SIGKILL: it says goodbye to nobody.
+    /// Kills the process with SIGKILL: it cannot withdraw.
     pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
         self.child.kill().await.context("the provider could not be killed")
     }
@@ -134,6 +134,10 @@ async fn spawn(
         "MACULA_CONFIG",
     ] {
         command.env_remove(variable);
+    }
+    if std::env::var_os("RUST_LOG").is_none() {
+        // Nodes on loopback warn that only this host can reach them, which is intended here.
+        command.env("RUST_LOG", "error");
     }
     let mut child = command.spawn().context("the program could not be started")?;
     let stdout = child.stdout.take().context("the program has no standard output")?;

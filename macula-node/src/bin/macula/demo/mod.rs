@@ -50,7 +50,12 @@ const DISCOVERED_WITHIN: Duration = Duration::from_secs(15);
 pub(crate) async fn run(args: DemoArgs) -> Result<(), Failure> {
     if args.providers == 1 && !args.no_kill {
         return Err(Failure::usage(
-            "with one provider nobody is left when it is killed; start more, or add --no-kill",
+            "with one provider none is left when it is killed; start more, or add --no-kill",
+        ));
+    }
+    if args.strategy == Strategy::Affinity {
+        return Err(Failure::usage(
+            "--strategy affinity goes by a key, which these calls have not; choose another strategy",
         ));
     }
     let mut signals = Signals::new()?;
@@ -151,7 +156,7 @@ async fn join(fleet: &Fleet) -> anyhow::Result<Node> {
     Ok(client)
 }
 
-/// What the callers share.
+/// The state that the callers share.
 struct Work {
     client: Client,
     service: ServiceName,
@@ -163,7 +168,7 @@ struct Work {
     spread_over: Duration,
 }
 
-/// Which call is next, and when it is due.
+/// The next call and its time.
 struct Schedule {
     next: u32,
     due: Instant,
@@ -234,7 +239,7 @@ impl Work {
     }
 }
 
-/// What became of the calls, and of the provider that was to be killed.
+/// The results of the calls and of the kill.
 struct Made {
     tally: Tally,
     stage: Stage,
@@ -329,7 +334,7 @@ async fn make_calls(
     })
 }
 
-/// What has been done to the provider that is killed.
+/// The state of the provider that is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
     Alive,
@@ -352,7 +357,7 @@ impl Stage {
 
 fn progress_bar(args: &DemoArgs) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} calls  {msg}");
-    // The template is a constant: an error here would be a bug that the plain style does not hide from anybody.
+    // The template is a constant. If it were wrong, the plain style would show that.
     ProgressBar::new(args.calls.into()).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 

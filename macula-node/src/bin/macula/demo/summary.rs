@@ -1,4 +1,4 @@
-//! What the demonstration showed: a table for a person, or one JSON object.
+//! The result of the demonstration: a table for a person, or one JSON object.
 
 use std::fmt;
 

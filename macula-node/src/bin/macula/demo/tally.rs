@@ -1,4 +1,4 @@
-//! What happened to the calls: counted as they end, summed up at the end.
+//! Counts the calls as they end, and sums them up.
 
 use std::{collections::BTreeMap, time::Duration};
 

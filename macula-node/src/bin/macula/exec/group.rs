@@ -17,7 +17,7 @@ use tokio::{
 
 /// The end of a command's standard error that is logged, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;
-/// What is read at once.
+/// The most bytes of one read.
 const CHUNK_BYTES: usize = 16 * 1024;
 
 /// A command that runs, its process the leader of the group.
@@ -30,9 +30,9 @@ pub(super) struct Group {
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) exit: ExitStatus,
-    /// What it wrote to standard output: a little more than allowed when it wrote more.
+    /// Its standard output; one byte more than allowed when it wrote too much.
     pub(super) output: Vec<u8>,
-    /// The end of what it wrote to standard error.
+    /// The end of its standard error.
     pub(super) errors: String,
 }
 
@@ -57,7 +57,7 @@ impl Group {
         Ok(Self { child, id })
     }
 
-    /// Feeds the command and collects what it writes until it exits, or has written more than `max_output` bytes.
+    /// Feeds the command and collects its output until it exits, or has written more than `max_output` bytes.
     pub(super) async fn run(mut self, input: Bytes, max_output: usize) -> io::Result<Ended> {
         let missing = || io::Error::other("a pipe to the command is missing");
         let mut stdin = self.child.stdin.take().ok_or_else(missing)?;
@@ -87,7 +87,7 @@ impl Group {
                 break self.child.wait().await?;
             }
         };
-        // Children that it left behind end with it; what is in the pipes by now is all.
+        // Children that it left behind end with it. Only the bytes that are in the pipes by now count.
         self.kill();
         stdout.drain();
         stderr.drain();
@@ -141,7 +141,7 @@ impl<P: AsyncRead + AsFd + Unpin> Pipe<P> {
         self.bytes.len() >= self.max
     }
 
-    /// Reads what comes next. Loses nothing when it is dropped before.
+    /// Reads the next bytes. A dropped read loses none.
     async fn read(&mut self) -> io::Result<()> {
         let room = self.max.saturating_sub(self.bytes.len()).min(CHUNK_BYTES);
         let mut next = (&mut self.from).take(room as u64);
@@ -152,7 +152,7 @@ impl<P: AsyncRead + AsFd + Unpin> Pipe<P> {
         Ok(())
     }
 
-    /// Reads what is in the pipe without waiting: the runtime may not have heard of it yet.
+    /// Empties the pipe without waiting: the runtime may not have noticed its last bytes yet.
     fn drain(&mut self) {
         let mut chunk = [0; CHUNK_BYTES];
         while self.open && !self.is_full() {

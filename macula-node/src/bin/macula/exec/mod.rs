@@ -1,7 +1,7 @@
 //! `exec:` services: a shell command for each call (N8).
 //!
-//! A command reads the request from its standard input. The answer is what it has written to standard output when it exits; a
-//! child that it left behind and that still holds the pipe delays nothing. The command ends with its call: when the caller cancels,
+//! A command reads the request from its standard input. The answer is its standard output up to its exit; a child that it left
+//! behind and that still holds the pipe delays nothing. The command ends with its call: when the caller cancels,
 //! its connection is lost or the deadline passes, the call's future is dropped and the command's process group is killed.
 //!
 //! Callers are strangers, so a command gets an environment of its own and not the node's, and its standard error goes to the log.
@@ -31,7 +31,7 @@ const PASSED_ON: [&str; 6] = ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ"];
 pub(crate) struct Environment(BTreeMap<OsString, OsString>);
 
 impl Environment {
-    /// What every command gets, and these further variables: `NAME=VALUE`, or `NAME` for the node's own value.
+    /// The variables that every command gets, and these further ones: `NAME=VALUE`, or `NAME` for the node's own value.
     pub(crate) fn new(further: &[String]) -> Self {
         let own = |name: &str| Some((name.into(), std::env::var_os(name)?));
         let further = further.iter().filter_map(|text| match text.split_once('=') {
@@ -87,7 +87,7 @@ impl Exec {
             return Err(Status::new(StatusCode::OutOfRange, message));
         }
         if exit.success() {
-            tracing::debug!(service, stderr = errors, "a command has answered");
+            tracing::info!(service, caller, stderr = errors, "a command has answered");
             return Ok(output);
         }
         tracing::warn!(service, %exit, stderr = errors, "a command failed");
@@ -96,8 +96,8 @@ impl Exec {
     }
 }
 
-/// What an exit code says to the caller, after BSD's `sysexits.h`: the caller's own faults are final, everything else is
-/// tried at another provider (F6).
+/// The status of an exit code, after BSD's `sysexits.h`: the caller's own faults are final, the others are tried at another provider
+/// (F6).
 fn status_code(exit: Option<i32>) -> StatusCode {
     match exit {
         // EX_USAGE, EX_DATAERR
@@ -145,7 +145,7 @@ mod tests {
         assert!(names.clone().all(|name| name == "A" || PASSED_ON.contains(&&*name)));
     }
 
-    /// Y18: what did not begin may go elsewhere, even when it must not run twice.
+    /// Y18: a call that did not begin may go elsewhere, even when it must not run twice.
     #[tokio::test]
     async fn y18_a_command_that_cannot_be_started_is_refused() {
         use macula_node::{Node, RetryPolicy};

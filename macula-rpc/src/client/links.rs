@@ -1,0 +1,201 @@
+//! Tells the balancers what the connection pool learns of the way to each provider, and dials providers behind the calls (H5, L2).
+//!
+//! One task a client follows the pool: a connection opens, falls silent, is heard again, ends. A service whose balancer wants dials has
+//! one more task, which ends when the service is no longer called.
+//!
+//! **Invariant.** The calls that wait are woken after the balancer was told, so they see the news.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
+
+use futures::{
+    StreamExt as _,
+    future::{AbortHandle, Abortable},
+    stream::FuturesUnordered,
+};
+use macula_select::Link;
+use macula_transport::{Pool, PoolEvent, PoolEvents, Presence, PresenceWatch};
+use macula_wire::NodeId;
+
+use super::{
+    link,
+    services::{Balanced, Member, Roster, WeakBalanced},
+    shared::{Client, WeakClient, now},
+};
+use crate::keyed::Keyed;
+
+/// How long a dial behind the calls may take. A provider that is down is dialed again soon.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Client {
+    /// Follows the pool from now on, as long as the client lives. Calls ask for it, because they run within a runtime.
+    pub(super) fn follow_links(&self) {
+        if !self.shared.follows_links.swap(true, Relaxed) {
+            tokio::spawn(follow(self.downgrade(), self.shared.pool.events()));
+        }
+    }
+
+    fn tell_each(&self, tell: impl Fn(&mut Roster) -> bool) {
+        for balanced in self.shared.services.balancers() {
+            let told = tell(&mut balanced.lock());
+            if told {
+                balanced.news().notify_waiters();
+                dial_behind(&balanced, &self.shared.pool);
+            }
+        }
+    }
+
+    fn tell_link(&self, node: &NodeId, link: Link) {
+        let now = now();
+        self.tell_each(|roster| {
+            let member = roster.member(node);
+            if let Some(member) = &member {
+                roster.balancer.link(now, member, link);
+            }
+            member.is_some()
+        });
+    }
+}
+
+/// The presence of each connected peer, until its connection ends.
+#[derive(Default)]
+struct Peers {
+    changes: FuturesUnordered<Abortable<Change>>,
+    ends: HashMap<NodeId, AbortHandle, Keyed>,
+}
+
+type Change = futures::future::BoxFuture<'static, (NodeId, Presence, PresenceWatch)>;
+
+impl Peers {
+    fn follow(&mut self, node: NodeId, mut watch: PresenceWatch) {
+        let (end, registration) = AbortHandle::new_pair();
+        let change: Change = Box::pin(async move {
+            let presence = watch.changed().await;
+            (node, presence, watch)
+        });
+        self.changes.push(Abortable::new(change, registration));
+        if let Some(before) = self.ends.insert(node, end) {
+            before.abort();
+        }
+    }
+
+    fn forget(&mut self, node: &NodeId) {
+        if let Some(end) = self.ends.remove(node) {
+            end.abort();
+        }
+    }
+
+    /// The next change; pending while no peer is connected.
+    async fn next(&mut self) -> (NodeId, Presence, PresenceWatch) {
+        loop {
+            match self.changes.next().await {
+                Some(Ok(change)) => return change,
+                // Its connection has ended.
+                Some(Err(_)) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+/// Follows the pool until its endpoint or the client is gone.
+async fn follow(client: WeakClient, mut events: PoolEvents) {
+    let mut peers = Peers::default();
+    loop {
+        let event = tokio::select! {
+            biased;
+            event = events.next() => event,
+            (node, presence, watch) = peers.next() => {
+                let Some(client) = client.upgrade() else { return };
+                peers.follow(node, watch);
+                client.tell_link(&node, match presence {
+                    Presence::Up => Link::Up,
+                    Presence::Suspected => Link::Suspected,
+                });
+                continue;
+            }
+        };
+        let (Some(event), Some(client)) = (event, client.upgrade()) else {
+            return;
+        };
+        let pool = &client.shared.pool;
+        match event {
+            PoolEvent::Opened { node, .. } => {
+                if let Some(connection) = pool.open(&node) {
+                    peers.follow(node, connection.watch_presence());
+                    client.tell_link(&node, Link::Up);
+                }
+            }
+            PoolEvent::Closed { node, reason } => match pool.open(&node) {
+                // The pool has kept the better of two connections.
+                Some(connection) => peers.follow(node, connection.watch_presence()),
+                None => {
+                    peers.forget(&node);
+                    client.tell_link(&node, link::after(&reason));
+                }
+            },
+            PoolEvent::DialFailed { node: Some(node), .. } if pool.open(&node).is_none() => {
+                client.tell_link(&node, Link::Down);
+            }
+            PoolEvent::Missed(_) => {
+                client.tell_each(|roster| {
+                    roster.tell_all(now(), |node| link::of(pool, node));
+                    true
+                });
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Makes sure that the dials that the balancer wants are made.
+pub(super) fn dial_behind(balanced: &Balanced, pool: &Pool) {
+    let mut roster = balanced.lock();
+    if roster.dialing || roster.balancer.next_dial().is_none() {
+        return;
+    }
+    roster.dialing = true;
+    tokio::spawn(dial(balanced.downgrade(), pool.clone()));
+}
+
+async fn dial(balanced: WeakBalanced, pool: Pool) {
+    loop {
+        let next = {
+            let Some(balanced) = balanced.upgrade() else { return };
+            let mut roster = balanced.lock();
+            let now = now();
+            while let Some(member) = roster.balancer.poll_dial(now) {
+                tokio::spawn(dial_one(balanced.downgrade(), pool.clone(), member));
+            }
+            let next = roster.balancer.next_dial();
+            roster.dialing = next.is_some();
+            next
+        };
+        match next {
+            Some(at) => tokio::time::sleep_until(at.max(now() + Duration::from_millis(1)).into()).await,
+            None => return,
+        }
+    }
+}
+
+async fn dial_one(balanced: WeakBalanced, pool: Pool, member: Member) {
+    let peer = balanced.upgrade().and_then(|balanced| balanced.lock().peer(member));
+    let Some((node, endpoints)) = peer else { return };
+    let dialed = tokio::time::timeout(DIAL_TIMEOUT, pool.get(&node, &endpoints)).await;
+    let link = match dialed {
+        Ok(Ok(_)) => Link::Up,
+        Ok(Err(_)) | Err(_) => Link::Down,
+    };
+    if let Some(balanced) = balanced.upgrade() {
+        tell(&balanced, now(), &member, link);
+    }
+}
+
+/// Tells one balancer of a link, and wakes the calls that wait.
+pub(super) fn tell(balanced: &Balanced, now: Instant, member: &Member, link: Link) {
+    balanced.lock().balancer.link(now, member, link);
+    balanced.news().notify_waiters();
+}

@@ -1,0 +1,76 @@
+//! The options of calls: those of one call, and the client's.
+
+use std::time::Duration;
+
+use macula_select::{Backoff, Hedge, RetryPolicy, Strategy, Zone};
+use macula_transport::Metadata;
+
+use crate::{Provider, ResolveOptions};
+
+/// How long a call may take by default (F7).
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one provider may take before another is tried, by default. A third of [`DEFAULT_TIMEOUT`], so that three attempts fit.
+pub const DEFAULT_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The options of a call that does not set its own (S3).
+#[derive(Debug, Clone)]
+pub(super) struct Defaults {
+    pub(super) strategy: Strategy,
+    pub(super) timeout: Duration,
+    pub(super) attempt_timeout: Duration,
+    /// The same for streams, if it was set. The first message of a stream may take long by its nature.
+    pub(super) stream_attempt_timeout: Option<Duration>,
+    pub(super) zone: Option<Zone>,
+    pub(super) budget: macula_select::BudgetConfig,
+}
+
+/// The options of one call.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) attempt_timeout: Option<Duration>,
+    pub(crate) max_attempts: Option<u32>,
+    pub(crate) strategy: Option<Strategy>,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) idempotent: bool,
+    pub(crate) hedge: Option<Hedge>,
+    pub(crate) backoff: Option<Backoff>,
+    pub(crate) affinity: Option<u64>,
+    pub(crate) method: String,
+    pub(crate) metadata: Option<Metadata>,
+    pub(crate) resolve: ResolveOptions,
+    pub(crate) provider: Option<Box<Provider>>,
+    pub(crate) may_run_here: bool,
+    pub(crate) may_route: bool,
+    /// Whether the call is a peer's and is forwarded.
+    pub(crate) for_peer: bool,
+}
+
+impl Options {
+    /// The options of a call that sets none.
+    pub(crate) const USUAL: Self = Self {
+        timeout: None,
+        attempt_timeout: None,
+        max_attempts: None,
+        strategy: None,
+        policy: RetryPolicy::Transient,
+        idempotent: false,
+        hedge: None,
+        backoff: None,
+        affinity: None,
+        method: String::new(),
+        metadata: None,
+        resolve: ResolveOptions { force_refresh: false },
+        provider: None,
+        may_run_here: true,
+        may_route: true,
+        for_peer: false,
+    };
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::USUAL
+    }
+}

@@ -1,0 +1,78 @@
+//! A client's state, which its calls share.
+
+use std::{
+    sync::{Arc, Weak, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use macula_transport::Pool;
+use macula_wire::ServiceName;
+
+use super::{options::Defaults, replay::KeptForPeers, services::Services};
+use crate::{CallError, Propagate, Provider, Resolve, Server};
+
+/// Calls services by name. Cheap to clone; clones share connections, provider health and rotation.
+#[derive(Clone)]
+pub struct Client {
+    pub(super) shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    pub(super) pool: Pool,
+    pub(super) resolver: Arc<dyn Resolve>,
+    pub(super) routers: Option<Arc<dyn Routers>>,
+    pub(super) local: Option<Server>,
+    pub(super) services: Services,
+    pub(super) kept_for_peers: Arc<KeptForPeers>,
+    pub(super) defaults: Defaults,
+    pub(super) propagate: Option<Arc<dyn Propagate>>,
+    /// A task tells the balancers of the pool's connections.
+    pub(super) follows_links: AtomicBool,
+}
+
+/// The nodes that forward a call when the directory gives no answer: the bootstrap nodes that this node is connected to.
+pub trait Routers: Send + Sync + 'static {
+    /// The routers to ask, the best first.
+    fn routers(&self) -> Vec<Provider>;
+}
+
+/// A client that does not keep the client alive.
+pub(crate) struct WeakClient(Weak<Shared>);
+
+impl WeakClient {
+    pub(crate) fn upgrade(&self) -> Option<Client> {
+        self.0.upgrade().map(|shared| Client { shared })
+    }
+}
+
+impl Client {
+    /// Whether this process serves `service` itself.
+    pub(super) fn serves_here(&self, service: &ServiceName) -> bool {
+        self.shared.local.as_ref().is_some_and(|server| server.serves(service))
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakClient {
+        WeakClient(Arc::downgrade(&self.shared))
+    }
+}
+
+/// The time on the clock that calls are timed by, which tests may pause.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+pub(super) fn late(service: &ServiceName, allowed: Duration) -> CallError {
+    CallError::DeadlineExceeded {
+        service: service.clone(),
+        allowed,
+        attempts: Vec::new(),
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("defaults", &self.shared.defaults)
+            .finish_non_exhaustive()
+    }
+}

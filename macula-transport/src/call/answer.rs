@@ -1,0 +1,468 @@
+//! The provider's side of a connection: what a peer's stream asks, answered by the handler.
+//!
+//! Every call is let in by [`Provider::admit`] and begun by [`Provider::begin`], from a stream of its own or from a lane.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use futures::{FutureExt as _, future::BoxFuture};
+use macula_wire::{NameError, ServiceName, StatusCode};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    MAX_CALL_TIMEOUT,
+    frame::{self, Frame, Head, MAX_HEAD_FRAME},
+    handler::{Handler, Protocol},
+    lane::provider::InboundLane,
+    messages::{CallKind, IncomingMessages, OutgoingMessages},
+    reply::{Ended, ReplyPlaces, ReplyStream, ReplyWriter},
+    types::{IncomingCall, Reply},
+};
+use crate::{
+    config::MAX_REQUEST_BYTES,
+    connection::{
+        link::{Direction, InFlight, Link},
+        stream::{FRAME_OVERHEAD, Incoming, Outgoing, ResetCode, StreamKind, Unserved, body_frame},
+    },
+};
+
+/// How many large requests of one peer are put together at a time: each takes up to a whole message of memory.
+const MAX_LARGE_REQUESTS: usize = 16;
+/// How many lanes a peer may have open: each may hold as much as a lane may queue. A node uses a few.
+const MAX_PEER_LANES: usize = 16;
+
+/// The provider's side of a connection.
+pub(crate) struct Provider {
+    pub(crate) link: Arc<Link>,
+    pub(crate) handler: Arc<dyn Handler>,
+    /// How many further lanes the peer may open.
+    pub(crate) lanes: Semaphore,
+    /// How many further large requests of the peer are put together at a time.
+    large_requests: Semaphore,
+    pub(crate) places: Arc<ReplyPlaces>,
+}
+
+/// Why a call is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum NotAdmitted {
+    Draining,
+    Busy,
+    TooLate,
+}
+
+impl From<NotAdmitted> for Reply {
+    fn from(why: NotAdmitted) -> Self {
+        match why {
+            NotAdmitted::Draining => Self::refused(
+                StatusCode::Unavailable,
+                "the node takes no further calls on this connection",
+            ),
+            NotAdmitted::TooLate => Self::refused(
+                StatusCode::DeadlineExceeded,
+                "the deadline had passed when the call came",
+            ),
+            NotAdmitted::Busy => Self::refused(
+                StatusCode::ResourceExhausted,
+                "the node runs as many calls of this peer as it takes",
+            ),
+        }
+    }
+}
+
+/// A call whose handler was started.
+pub(crate) struct Begun {
+    pub(crate) answer: BoxFuture<'static, Reply>,
+    /// Where a handler that streams puts its messages; `None` for a unary one.
+    pub(crate) writer: Option<Arc<ReplyWriter>>,
+}
+
+impl Provider {
+    pub(crate) fn new(link: Arc<Link>, handler: Arc<dyn Handler>) -> Self {
+        Self {
+            link,
+            handler,
+            lanes: Semaphore::new(MAX_PEER_LANES),
+            large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
+            places: Arc::default(),
+        }
+    }
+
+    /// Takes a call that was let in, or gives the reply that says why not. `inside` counts as one of those that run: the call's own
+    /// place, or that of all that were read with it.
+    pub(crate) fn admit<T>(
+        &self,
+        head: Head,
+        now: Instant,
+        inside: Option<T>,
+        name: impl FnOnce(&str) -> Result<ServiceName, NameError>,
+    ) -> Result<(IncomingCall, T), Reply> {
+        let counters = &self.link.shared.counters;
+        let limit = self.link.shared.config.limits.max_concurrent_calls;
+        let inside = match inside {
+            None => Err(NotAdmitted::Draining),
+            Some(_) if head.timeout_us == 0 => Err(NotAdmitted::TooLate),
+            Some(_) if self.link.unanswered() > limit => Err(NotAdmitted::Busy),
+            Some(inside) => Ok(inside),
+        };
+        let inside = inside.inspect_err(|_| counters.calls_refused.add())?;
+        counters.calls_taken.add();
+        let service = name(head.service());
+        let service = service.map_err(|error| Reply::error(StatusCode::InvalidArgument, error.to_string()))?;
+        let deadline = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
+        let call = IncomingCall {
+            peer: self.link.peer.clone(),
+            service,
+            method: head.method,
+            metadata: head.metadata,
+            route: head.route,
+            deadline: deadline.into_std(),
+            body: head.payload,
+        };
+        Ok((call, inside))
+    }
+
+    /// How the handler exchanges the messages of a call, or the reply of one that panicked.
+    pub(crate) fn kind(&self, call: &IncomingCall) -> Result<CallKind, Reply> {
+        std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.kind(call))).map_err(|_| self.panicked())
+    }
+
+    /// Starts the handler. One that streams takes its requests and puts its messages where it is told. One that panics has answered so.
+    pub(crate) fn begin(&self, call: IncomingCall, streams: Option<(IncomingMessages, ReplyWriter)>) -> Begun {
+        let (requests, writer) = match streams {
+            Some((requests, writer)) => (Some(requests), Some(Arc::new(writer))),
+            None => (None, None),
+        };
+        let replies = writer.clone().map(OutgoingMessages::new);
+        let start = || match (requests, replies) {
+            (Some(requests), Some(replies)) => self.handler.stream(call, requests, replies),
+            _ => self.handler.call(call),
+        };
+        let answer = std::panic::catch_unwind(AssertUnwindSafe(start));
+        Begun {
+            answer: answer.unwrap_or_else(|_| std::future::ready(self.panicked()).boxed()),
+            writer,
+        }
+    }
+
+    /// Runs a handler that streams until its reply has ended, and says what is left to do on a lane; `None` when the caller gave the
+    /// call up. `has_stream` is called when the reply has a stream, which says from then on whether the call is wanted.
+    pub(crate) async fn finish_streaming(
+        &self,
+        answer: BoxFuture<'static, Reply>,
+        writer: &ReplyWriter,
+        deadline: Instant,
+        in_flight: &mut InFlight,
+        has_stream: impl FnOnce(),
+    ) -> Option<Ended> {
+        let stopped = async {
+            writer.streams().await;
+            has_stream();
+            writer.stopped().await;
+        };
+        let reply = tokio::select! {
+            biased;
+            reply = self.finish(answer, deadline) => reply,
+            () = stopped => {
+                self.link.shared.counters.calls_dropped.add();
+                writer.reset().await;
+                return None;
+            }
+        };
+        in_flight.answered();
+        Some(writer.end(reply).await)
+    }
+
+    /// Runs a handler's future to its answer, its panic or the deadline.
+    pub(crate) async fn finish(&self, answer: BoxFuture<'static, Reply>, deadline: Instant) -> Reply {
+        match timeout_at(deadline, AssertUnwindSafe(answer).catch_unwind()).await {
+            Ok(Ok(reply)) => reply,
+            Ok(Err(_)) => self.panicked(),
+            Err(_) => {
+                self.link.shared.counters.calls_dropped.add();
+                Reply::error(
+                    StatusCode::DeadlineExceeded,
+                    "the deadline passed before the handler was done",
+                )
+            }
+        }
+    }
+
+    pub(crate) fn panicked(&self) -> Reply {
+        self.link.shared.counters.handler_panics.add();
+        Reply::error(StatusCode::Internal, "the handler panicked")
+    }
+}
+
+/// The first frame of a stream, whole within the time a peer has for it.
+async fn first_frame(incoming: &mut Incoming, by: Instant) -> Result<Bytes, Unserved> {
+    match timeout_at(by, incoming.next()).await {
+        Ok(frame) => frame?.ok_or(Unserved::Broken),
+        Err(_) => Err(Unserved::Slow),
+    }
+}
+
+/// Ends a stream that brings no answer.
+fn refuse(link: &Link, unserved: Unserved, outgoing: &mut Outgoing, incoming: &mut Incoming) {
+    let code = link.unserved(unserved);
+    outgoing.reset(code);
+    incoming.stop(code);
+}
+
+/// Serves a stream that the peer opened.
+pub(crate) async fn stream(provider: Arc<Provider>, send: quinn::SendStream, recv: quinn::RecvStream) {
+    let link = &provider.link;
+    let mut outgoing = Outgoing::new(send).beside(&link.flight);
+    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
+    let now = Instant::now();
+    link.shared.saw_clock(now.into_std());
+    let timers = &link.shared.config.timers;
+    // A stream may be here before its first byte: QUIC opens it with any later one, while its own bytes wait behind large messages.
+    let kind = match timeout_at(now + timers.idle, incoming.kind()).await {
+        Ok(Ok(kind)) => kind.and_then(StreamKind::from_byte).ok_or(Unserved::Broken),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(Unserved::Slow),
+    };
+    let head_by = Instant::now() + timers.head;
+    let served = match kind {
+        Ok(StreamKind::Call) => return call(&provider, outgoing, incoming, head_by).await,
+        Ok(StreamKind::Lane) => match provider.lanes.try_acquire() {
+            // Boxed to keep the task of a call small.
+            Ok(_place) => {
+                InboundLane::serve(&provider, &mut outgoing, &mut incoming)
+                    .boxed()
+                    .await
+            }
+            Err(_) => Err(Unserved::Broken),
+        },
+        Ok(StreamKind::Dht) => {
+            request(&provider, Protocol::Dht, &mut outgoing, &mut incoming, head_by)
+                .boxed()
+                .await
+        }
+        Ok(StreamKind::Control | StreamKind::Reply) => Err(Unserved::Broken),
+        Err(unserved) => Err(unserved),
+    };
+    if let Err(unserved) = served {
+        refuse(link, unserved, &mut outgoing, &mut incoming);
+    }
+}
+
+/// Serves a call on a stream of its own.
+async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: Incoming, head_by: Instant) {
+    let link = &provider.link;
+    let head = match first_frame(&mut incoming, head_by)
+        .await
+        .map(|frame| frame::read(&frame))
+    {
+        Ok(Ok((_, Frame::Head(head)))) => Ok(head),
+        Ok(Ok((_, Frame::Data(_) | Frame::Trailers(_) | Frame::Cancel)) | Err(frame::Malformed)) => {
+            Err(Unserved::Broken)
+        }
+        Err(unserved) => Err(unserved),
+    };
+    let head = match head {
+        Ok(head) => head,
+        Err(unserved) => return refuse(link, unserved, &mut outgoing, &mut incoming),
+    };
+    let (now, ended) = (Instant::now(), head.end);
+    let until = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
+    let inside = link.let_in_from(outgoing.index());
+    let admitted = provider.admit(head, now, inside, ServiceName::new);
+    let admitted = admitted.and_then(|(call, inside)| {
+        link.shared.load.arrived(1);
+        Ok((provider.kind(&call)?, call, inside))
+    });
+    let (kind, call, mut in_flight) = match admitted {
+        Ok(admitted) => admitted,
+        Err(reply) => {
+            let _in_flight = link.enter_answered();
+            incoming.stop(ResetCode::Cancelled);
+            return ReplyStream::own(outgoing, until).send(link, reply).await;
+        }
+    };
+    match kind {
+        CallKind::Unary => match unary(provider, &outgoing, &mut incoming, call, ended, until).await {
+            Ok(reply) => {
+                in_flight.answered();
+                ReplyStream::own(outgoing, until).send(link, reply).await;
+            }
+            Err(unserved) => refuse(link, unserved, &mut outgoing, &mut incoming),
+        },
+        CallKind::Streaming => {
+            streaming(provider, outgoing, incoming, call, ended, until, in_flight)
+                .boxed()
+                .await;
+        }
+    }
+}
+
+/// Runs a call of one request, once that is here, and one reply.
+async fn unary(
+    provider: &Provider,
+    outgoing: &Outgoing,
+    incoming: &mut Incoming,
+    mut call: IncomingCall,
+    ended: bool,
+    deadline: Instant,
+) -> Result<Reply, Unserved> {
+    let link = &provider.link;
+    if !ended {
+        // So many large requests at a time are put together for one peer; the others wait in its send buffers.
+        let put_together = async {
+            let _place = provider.large_requests.acquire().await;
+            body(link, incoming, std::mem::take(&mut call.body)).await
+        };
+        let body = timeout_at(deadline, put_together).await;
+        call.body = body.map_err(|_| Unserved::Slow)??;
+    }
+    let begun = provider.begin(call, None);
+    tokio::select! {
+        biased;
+        reply = provider.finish(begun.answer, deadline) => Ok(reply),
+        () = outgoing.stopped() => {
+            link.shared.counters.calls_dropped.add();
+            Err(Unserved::Gone)
+        }
+    }
+}
+
+/// Runs a call whose messages the handler takes and gives one by one.
+async fn streaming(
+    provider: &Arc<Provider>,
+    outgoing: Outgoing,
+    mut incoming: Incoming,
+    mut call: IncomingCall,
+    ended: bool,
+    deadline: Instant,
+    mut in_flight: InFlight,
+) {
+    let link = &provider.link;
+    incoming.set_limit(link.shared.config.limits.max_message_bytes + FRAME_OVERHEAD);
+    let requests = IncomingMessages::stream(link.clone(), incoming, std::mem::take(&mut call.body), ended);
+    let writer = ReplyWriter::on_stream(link.clone(), provider.places.clone(), outgoing, deadline);
+    let Begun { answer, writer } = provider.begin(call, Some((requests, writer)));
+    let Some(writer) = writer else { return };
+    let in_flight = &mut in_flight;
+    match provider
+        .finish_streaming(answer, &writer, deadline, in_flight, || ())
+        .await
+    {
+        // On a stream of its own nothing is left to do.
+        Some(Ended::OnLane(..) | Ended::OnStream | Ended::CutShort(_)) | None => {}
+    }
+}
+
+/// The whole request: what the head carries, and the frames after it.
+async fn body(link: &Link, incoming: &mut Incoming, first: Bytes) -> Result<Bytes, Unserved> {
+    let limit = link.shared.config.limits.max_message_bytes;
+    incoming.set_limit(limit + FRAME_OVERHEAD);
+    let mut pieces = Pieces::default();
+    pieces.push(first);
+    loop {
+        // A caller that streams ends its requests with the stream.
+        let Some(frame) = incoming.next().await? else {
+            return Ok(pieces.join());
+        };
+        match frame::read(&frame) {
+            Ok((_, Frame::Data(data))) if pieces.len() + data.payload.len() <= limit => {
+                pieces.push(data.payload);
+                if data.end {
+                    return Ok(pieces.join());
+                }
+            }
+            Ok((_, Frame::Data(_) | Frame::Head(_) | Frame::Trailers(_) | Frame::Cancel)) | Err(frame::Malformed) => {
+                return Err(Unserved::Broken);
+            }
+        }
+    }
+}
+
+/// Pieces of a payload put together; one piece is not copied.
+#[derive(Debug, Default)]
+struct Pieces {
+    first: Bytes,
+    rest: BytesMut,
+}
+
+impl Pieces {
+    fn len(&self) -> usize {
+        self.first.len() + self.rest.len()
+    }
+
+    fn push(&mut self, piece: Bytes) {
+        if self.len() == 0 {
+            self.first = piece;
+        } else {
+            self.rest.extend_from_slice(&piece);
+        }
+    }
+
+    fn join(self) -> Bytes {
+        if self.rest.is_empty() {
+            return self.first;
+        }
+        let mut whole = BytesMut::with_capacity(self.len());
+        whole.extend_from_slice(&self.first);
+        whole.extend_from_slice(&self.rest);
+        whole.freeze()
+    }
+}
+
+/// Answers a request of another protocol.
+async fn request(
+    provider: &Provider,
+    protocol: Protocol,
+    outgoing: &mut Outgoing,
+    incoming: &mut Incoming,
+    head_by: Instant,
+) -> Result<(), Unserved> {
+    let link = &provider.link;
+    incoming.set_limit(MAX_REQUEST_BYTES);
+    let body = first_frame(incoming, head_by).await?;
+    let _in_flight = link.enter(Direction::Inbound);
+    let handler = &provider.handler;
+    let asked = std::panic::catch_unwind(AssertUnwindSafe(|| handler.request(&link.peer, protocol, body)));
+    let answer = match asked {
+        Ok(answer) => tokio::select! {
+            biased;
+            answer = AssertUnwindSafe(answer).catch_unwind() => answer,
+            () = outgoing.stopped() => return Err(Unserved::Gone),
+        },
+        Err(panic) => Err(panic),
+    };
+    let answer = answer.unwrap_or_else(|_| {
+        link.shared.counters.handler_panics.add();
+        None
+    });
+    let Some(answer) = answer.filter(|answer| answer.len() <= MAX_REQUEST_BYTES) else {
+        outgoing.reset(ResetCode::Declined);
+        return Ok(());
+    };
+    let give_up = Instant::now() + link.shared.config.timers.head;
+    match timeout_at(give_up, outgoing.send(&mut body_frame(answer))).await {
+        Ok(Ok(())) => {
+            outgoing.finish();
+            let _ = timeout_at(give_up, outgoing.stopped()).await;
+            Ok(())
+        }
+        Ok(Err(_)) => Err(Unserved::Gone),
+        Err(_) => Err(Unserved::Slow),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_join_in_order() {
+        let mut pieces = Pieces::default();
+        for piece in ["", "a", "", "bc", "d"] {
+            pieces.push(Bytes::from_static(piece.as_bytes()));
+        }
+        assert_eq!((pieces.len(), pieces.join()), (4, Bytes::from_static(b"abcd")));
+    }
+}

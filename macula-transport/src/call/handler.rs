@@ -1,0 +1,103 @@
+//! What a node does with what its peers ask.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _};
+use macula_wire::StatusCode;
+
+use super::{
+    messages::{CallKind, IncomingMessages, OutgoingMessages},
+    types::{IncomingCall, Reply},
+};
+use crate::{peer::PeerInfo, report::LoadReport};
+
+/// A protocol beside calls: one request, one reply, both opaque here and at most [`MAX_REQUEST_BYTES`](crate::MAX_REQUEST_BYTES).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Protocol {
+    /// Messages of the DHT.
+    Dht,
+}
+
+/// What a node does with what its peers ask, on every connection, whichever side dialed it.
+///
+/// A returned future is polled once where the request was read, so a handler that is ready at once costs no task; one that
+/// blocks its thread holds up every other call of that connection. The future is dropped when the caller cancels, when the
+/// connection ends and when the deadline passes. A panic is caught and answered as [`StatusCode::Internal`].
+pub trait Handler: Send + Sync + 'static {
+    /// Answers a call.
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply>;
+
+    /// How a call's messages are exchanged; asked before the call is answered. The default is unary.
+    ///
+    /// A streaming handler serves callers of one request and one reply, too.
+    fn kind(&self, call: &IncomingCall) -> CallKind {
+        let _ = call;
+        CallKind::Unary
+    }
+
+    /// Answers a streaming call: its outcome is what the future gives, its body, unless empty, the last message. The call's own
+    /// body is empty. The default refuses.
+    fn stream(
+        &self,
+        call: IncomingCall,
+        requests: IncomingMessages,
+        replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
+        drop((requests, replies));
+        let message = format!("{} does not stream here", call.service());
+        std::future::ready(Reply::refused(StatusCode::Unimplemented, message)).boxed()
+    }
+
+    /// Answers a request of another protocol; `None` declines it. The default declines all.
+    fn request(&self, peer: &Arc<PeerInfo>, protocol: Protocol, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
+        let _ = (peer, protocol, body);
+        std::future::ready(None).boxed()
+    }
+
+    /// How busy the node is, for the peers that call it: they choose by it, as
+    /// [`Connection::load`](crate::Connection::load) tells them. Asked once a second; `None`, the default, tells nothing. A
+    /// handler that gives `None` when its endpoint is bound is not asked again.
+    fn load(&self) -> Option<LoadReport> {
+        None
+    }
+}
+
+impl<H: Handler + ?Sized> Handler for Arc<H> {
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
+        (**self).call(call)
+    }
+
+    fn kind(&self, call: &IncomingCall) -> CallKind {
+        (**self).kind(call)
+    }
+
+    fn stream(
+        &self,
+        call: IncomingCall,
+        requests: IncomingMessages,
+        replies: OutgoingMessages,
+    ) -> BoxFuture<'static, Reply> {
+        (**self).stream(call, requests, replies)
+    }
+
+    fn request(&self, peer: &Arc<PeerInfo>, protocol: Protocol, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
+        (**self).request(peer, protocol, body)
+    }
+
+    fn load(&self) -> Option<LoadReport> {
+        (**self).load()
+    }
+}
+
+/// The handler of a node that only calls: it refuses every call and declines every request.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoService;
+
+impl Handler for NoService {
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
+        let message = format!("this node does not serve {}", call.service());
+        std::future::ready(Reply::refused(StatusCode::Unimplemented, message)).boxed()
+    }
+}

@@ -1,0 +1,425 @@
+//! Drives the provider's end of a lane over a stream: ready handlers answer where their call was read.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use macula_wire::{ServiceName, StatusCode};
+use tokio::{
+    sync::Notify,
+    task::AbortHandle,
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    super::{
+        answer::{Begun, Provider},
+        frame::{Head, INLINE_BYTES},
+        messages::{CallKind, IncomingMessages},
+        outbox::Flush,
+        reply::{Ended, Gone, LanePlace, ReplyStream, ReplyWriter, fitting},
+        types::Reply,
+    },
+    calls::CallId,
+    state::{self, Asked, Broken, ProviderLane},
+};
+use crate::{
+    connection::{
+        gate::LaneEntry,
+        link::{Direction, InFlight},
+        stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, ResetCode, Unserved},
+    },
+    load::SMALL_LOAD,
+};
+
+/// A handler that takes longer than this where its call was read makes those after it run beside the lane.
+const SLOW_HANDLER: Duration = Duration::from_micros(200);
+/// For so many calls.
+const SLOW_CALLS: usize = 64;
+/// With large replies of as many bytes under way as so many of the largest messages have, no further call is read.
+const MAX_LARGE_REPLIES: usize = 16;
+/// How long replies may wait for a peer that does not take them, before the lane is given up.
+const CLOGGED: Duration = Duration::from_secs(30);
+
+/// A lane that the peer opened.
+pub(crate) struct InboundLane {
+    core: Mutex<ProviderLane<AbortHandle>>,
+    entry: Arc<LaneEntry>,
+    /// Calls that were read and are not begun, or have ended and are not answered.
+    in_hand: AtomicUsize,
+    /// Woken when replies were taken to be written.
+    unclogged: Notify,
+    /// Large replies under way, in bytes.
+    large_bytes: AtomicUsize,
+    /// How many of these are held. They are counted in bytes, so that many that are far from the largest do not keep the small calls
+    /// behind them waiting.
+    max_large_bytes: usize,
+    /// So many replies wait that no further call is begun; looked at again before one is.
+    clogged: AtomicBool,
+    /// Which of the peer's streams it is.
+    stream: u64,
+    provider: Arc<Provider>,
+}
+
+/// A call that runs on beside the lane, and what it needs.
+struct Running {
+    id: CallId,
+    begun: Begun,
+    deadline: Instant,
+    in_flight: InFlight,
+}
+
+impl InboundLane {
+    /// Serves a lane until the peer ends it, or this side leaves and the peer has acknowledged the last reply.
+    pub(crate) async fn serve(
+        provider: &Arc<Provider>,
+        outgoing: &mut Outgoing,
+        incoming: &mut Incoming,
+    ) -> Result<(), Unserved> {
+        let link = &provider.link;
+        outgoing.carry_small_calls();
+        let entry = link.lane_opened(outgoing.index());
+        let lane = Arc::new(Self {
+            core: Mutex::new(ProviderLane::new()),
+            entry: entry.clone(),
+            in_hand: AtomicUsize::new(0),
+            unclogged: Notify::new(),
+            large_bytes: AtomicUsize::new(0),
+            max_large_bytes: MAX_LARGE_REPLIES.saturating_mul(link.shared.config.limits.max_message_bytes),
+            clogged: AtomicBool::new(false),
+            stream: outgoing.index(),
+            provider: provider.clone(),
+        });
+        let end = tokio::select! {
+            biased;
+            // A peer that ends its half waits for no reply.
+            end = lane.read(incoming) => Err(end.map_or_else(Unserved::from, |()| Unserved::Gone)),
+            end = lane.write(outgoing) => end,
+        };
+        if end.is_ok() {
+            incoming.stop(ResetCode::Cancelled);
+            outgoing.finish();
+            outgoing.stopped().await;
+        }
+        let running = lane.lock().close();
+        for stop in running {
+            stop.abort();
+            link.shared.counters.calls_dropped.add();
+        }
+        link.lane_over(&entry);
+        end
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ProviderLane<AbortHandle>> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes replies, until no further call is taken and the last reply is written.
+    async fn write(&self, outgoing: &mut Outgoing) -> Result<(), Unserved> {
+        loop {
+            if self.provider.link.shared.load.is_above(SMALL_LOAD) {
+                tokio::task::yield_now().await;
+            }
+            let (mut chunks, idle) = {
+                let mut core = self.lock();
+                (core.take_output(), core.is_idle())
+            };
+            if chunks.is_empty() {
+                if idle && self.provider.link.is_shut() && self.in_hand.load(SeqCst) == 0 {
+                    return Ok(());
+                }
+                self.entry.writable.notified().await;
+                continue;
+            }
+            self.unclogged.notify_one();
+            match timeout_at(Instant::now() + CLOGGED, outgoing.send(&mut chunks)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(Unserved::Gone),
+                Err(_) => return Err(Unserved::Slow),
+            }
+        }
+    }
+
+    async fn read(self: &Arc<Self>, incoming: &mut Incoming) -> Result<(), ReceiveError> {
+        let mut chunks = [const { Bytes::new() }; READ_BATCH];
+        let mut asked = Vec::new();
+        let mut names = Names::default();
+        let mut beside = 0_usize;
+        loop {
+            self.room().await;
+            let mut calls = 0;
+            let more = incoming.fill(&mut chunks, |frame| {
+                let read = state::read_request(&frame).map_err(|Broken| ReceiveError::Broken)?;
+                calls += usize::from(matches!(read, Asked::Call(..)));
+                asked.push(read);
+                Ok(())
+            });
+            if !more.await? {
+                return Ok(());
+            }
+            self.provider.link.shared.counters.calls_on_lanes.add_many(calls);
+            self.provider.link.shared.load.arrived(asked.len());
+            self.in_hand.fetch_add(calls, SeqCst);
+            // A call that is answered where it was read is inside, too.
+            let inside = self.provider.link.let_in_on(&self.entry, calls);
+            let now = Instant::now();
+            self.provider.link.shared.saw_clock(now.into_std());
+            self.provider.link.flight.saw_small_calls(now.into_std());
+            let frames = asked.len() as u32;
+            for asked in asked.drain(..) {
+                match asked {
+                    Asked::Call(id, head) => {
+                        // What was read together may be many calls, and each may have a large answer.
+                        if self.clogged.load(SeqCst) || self.holds_enough() {
+                            self.room().await;
+                        }
+                        let inline = beside == 0;
+                        beside = beside.saturating_sub(1);
+                        self.call(id, head, now, &mut names, inline, inside.as_ref())?;
+                        self.in_hand.fetch_sub(1, SeqCst);
+                    }
+                    Asked::Cancel(id) => {
+                        let running = self.lock().cancelled(id);
+                        if let Some(stop) = running {
+                            stop.abort();
+                            self.provider.link.shared.counters.calls_dropped.add();
+                            self.call_left();
+                        }
+                    }
+                }
+            }
+            drop(inside);
+            if now.elapsed() > SLOW_HANDLER * frames.max(1) {
+                beside = SLOW_CALLS;
+            }
+        }
+    }
+
+    /// A call left the lane without a reply on it: a lane that waits for its last call is over.
+    fn call_left(&self) {
+        if self.provider.link.is_shut() {
+            self.entry.writable.notify_one();
+        }
+    }
+
+    /// Whether as many large replies wait for the peer as are held for it.
+    fn holds_enough(&self) -> bool {
+        self.large_bytes.load(SeqCst) >= self.max_large_bytes
+    }
+
+    /// Waits until the peer has taken enough of the replies that another call may be begun.
+    async fn room(&self) {
+        while self.lock().is_clogged() || self.holds_enough() {
+            self.unclogged.notified().await;
+        }
+        self.clogged.store(false, SeqCst);
+    }
+
+    fn call(
+        self: &Arc<Self>,
+        id: CallId,
+        head: Head,
+        now: Instant,
+        names: &mut Names,
+        inline: bool,
+        inside: Option<&InFlight>,
+    ) -> Result<(), ReceiveError> {
+        let provider = &self.provider;
+        let admitted = provider.admit(head, now, inside, |name| names.get(name));
+        let (call, deadline, kind) = match admitted.and_then(|(call, _)| Ok((provider.kind(&call)?, call))) {
+            Ok((kind, call)) => {
+                let deadline = Instant::from_std(call.deadline);
+                (call, deadline, kind)
+            }
+            Err(reply) => {
+                self.reply(id, Vec::new(), reply, now);
+                return Ok(());
+            }
+        };
+        let mut begun = match kind {
+            CallKind::Unary => provider.begin(call, None),
+            CallKind::Streaming => {
+                let mut call = call;
+                let requests = IncomingMessages::one(std::mem::take(&mut call.body));
+                let place = LanePlace {
+                    lane: self.stream,
+                    call: id.to_wire(),
+                };
+                let writer = ReplyWriter::on_lane(provider.link.clone(), provider.places.clone(), place, deadline);
+                provider.begin(call, Some((requests, writer)))
+            }
+        };
+        if inline {
+            // What it waits for is asked again, with a waker, by the task below.
+            let mut cx = Context::from_waker(Waker::noop());
+            let polled = std::panic::catch_unwind(AssertUnwindSafe(|| begun.answer.as_mut().poll(&mut cx)));
+            let ready = match polled {
+                Ok(Poll::Ready(reply)) => Some(reply),
+                Ok(Poll::Pending) => None,
+                Err(_) => Some(provider.panicked()),
+            };
+            let ended = ready.map(|reply| match &begun.writer {
+                None => Ok((reply, Vec::new())),
+                Some(writer) => writer.end_on_lane(reply),
+            });
+            match ended {
+                Some(Ok((reply, messages))) => {
+                    self.reply(id, messages, reply, deadline);
+                    return Ok(());
+                }
+                // It takes a stream.
+                Some(Err(reply)) => begun.answer = Box::pin(std::future::ready(reply)),
+                None => {}
+            }
+        }
+        let in_flight = provider.link.enter(Direction::Inbound);
+        self.lock().started(id).map_err(|Broken| ReceiveError::Broken)?;
+        let running = Running {
+            id,
+            begun,
+            deadline,
+            in_flight,
+        };
+        let task = tokio::spawn(self.clone().finish(running));
+        // A task that has ended already needs no stopping.
+        let _ = self.lock().stop_with(id, task.abort_handle());
+        Ok(())
+    }
+
+    /// Runs a handler that was not ready at once, or whose reply needs a stream.
+    async fn finish(self: Arc<Self>, running: Running) {
+        let Running {
+            id,
+            begun,
+            deadline,
+            mut in_flight,
+        } = running;
+        let provider = &self.provider;
+        let Some(writer) = begun.writer else {
+            let reply = provider.finish(begun.answer, deadline).await;
+            self.end(id, Vec::new(), reply, deadline);
+            return;
+        };
+        let has_stream = || self.leave(id);
+        let ended = provider.finish_streaming(begun.answer, &writer, deadline, &mut in_flight, has_stream);
+        match ended.await {
+            Some(Ended::OnLane(reply, messages)) => self.end(id, messages, reply, deadline),
+            Some(Ended::CutShort(reply)) => {
+                self.leave(id);
+                self.reply(id, Vec::new(), reply, deadline);
+            }
+            Some(Ended::OnStream) | None => self.leave(id),
+        }
+    }
+
+    /// A call goes by its stream, or is not wanted: the lane knows nothing of it any more.
+    fn leave(&self, id: CallId) {
+        let _ = self.lock().ended(id);
+        self.call_left();
+    }
+
+    /// Answers a call that ran beside the lane, unless it was cancelled.
+    fn end(self: &Arc<Self>, id: CallId, messages: Vec<Bytes>, reply: Reply, deadline: Instant) {
+        // In hand, so that the lane is not over between the two.
+        self.in_hand.fetch_add(1, SeqCst);
+        if self.lock().ended(id) {
+            self.reply(id, messages, reply, deadline);
+        }
+        self.in_hand.fetch_sub(1, SeqCst);
+        self.call_left();
+    }
+
+    /// Sends a reply: on the lane, or, when its only message is large, on a stream of its own.
+    fn reply(self: &Arc<Self>, id: CallId, messages: Vec<Bytes>, reply: Reply, deadline: Instant) {
+        let reply = fitting(&self.provider.link, reply);
+        if reply.body.len() > INLINE_BYTES {
+            let large = Large::new(self.clone(), reply.body.len());
+            // From here on, so that it is under way before its call has ended.
+            let in_flight = self.provider.link.enter_answered();
+            tokio::spawn(self.clone().reply_apart(id, reply, deadline, large, in_flight));
+            return;
+        }
+        let flush = {
+            let mut core = self.lock();
+            let flush = core.reply(id, &messages, &reply);
+            if core.is_clogged() {
+                self.clogged.store(true, SeqCst);
+            }
+            flush
+        };
+        match flush {
+            Flush::Wake => self.entry.writable.notify_one(),
+            Flush::AlreadyDue => {}
+        }
+    }
+
+    async fn reply_apart(
+        self: Arc<Self>,
+        id: CallId,
+        reply: Reply,
+        deadline: Instant,
+        _large: Large,
+        _in_flight: InFlight,
+    ) {
+        let provider = &self.provider;
+        // Those before it are given up when they are not taken: its turn comes.
+        let _turn = provider.places.turn(reply.body.len()).await;
+        let place = LanePlace {
+            lane: self.stream,
+            call: id.to_wire(),
+        };
+        match ReplyStream::open(&provider.link, place, deadline).await {
+            Ok(mut stream) => stream.send(&provider.link, reply).await,
+            Err(Gone) => {
+                provider.link.unserved(Unserved::Slow);
+                // Without it the call would wait for what never comes.
+                let words = "the caller did not take the reply in time";
+                let late = Reply::error(StatusCode::ResourceExhausted, words);
+                self.reply(id, Vec::new(), late, deadline);
+            }
+        }
+    }
+}
+
+/// One large reply under way, of so many bytes.
+struct Large(Arc<InboundLane>, usize);
+
+impl Large {
+    fn new(lane: Arc<InboundLane>, bytes: usize) -> Self {
+        lane.large_bytes.fetch_add(bytes, SeqCst);
+        Self(lane, bytes)
+    }
+}
+
+impl Drop for Large {
+    fn drop(&mut self) {
+        self.0.large_bytes.fetch_sub(self.1, SeqCst);
+        self.0.unclogged.notify_one();
+    }
+}
+
+/// The names of services called lately: one that is called again is not checked and copied again.
+#[derive(Debug, Default)]
+struct Names {
+    last: Option<ServiceName>,
+}
+
+impl Names {
+    fn get(&mut self, name: &str) -> Result<ServiceName, macula_wire::NameError> {
+        match &self.last {
+            Some(last) if last.as_str() == name => Ok(last.clone()),
+            _ => {
+                let service = ServiceName::new(name)?;
+                self.last = Some(service.clone());
+                Ok(service)
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! The messages of a streaming call, from its handler's side.
+//!
+//! **Invariant:** each side reads only as fast as it is asked to, so QUIC's flow control reaches the sender.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{
+    frame::{self, Frame},
+    reply::{Gone, ReplyWriter},
+};
+use crate::connection::{
+    link::Link,
+    stream::{Incoming, ReceiveError},
+};
+
+/// How the messages of a call are exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CallKind {
+    /// One request, one reply.
+    #[default]
+    Unary,
+    /// Any number of requests, any number of replies.
+    Streaming,
+}
+
+/// The requests of a streaming call, from the handler's side.
+#[derive(Debug)]
+pub struct IncomingMessages {
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    /// The stream of the call, its first message apart.
+    Stream {
+        link: Arc<Link>,
+        incoming: Incoming,
+        first: Option<Bytes>,
+        ended: bool,
+    },
+    /// The call's only message.
+    One(Option<Bytes>),
+}
+
+impl IncomingMessages {
+    pub(crate) fn stream(link: Arc<Link>, incoming: Incoming, first: Bytes, ended: bool) -> Self {
+        // An empty request that is the only one is a message; an empty head of a stream is none.
+        let first = (ended || !first.is_empty()).then_some(first);
+        Self {
+            source: Source::Stream {
+                link,
+                incoming,
+                first,
+                ended,
+            },
+        }
+    }
+
+    pub(crate) fn one(message: Bytes) -> Self {
+        Self {
+            source: Source::One(Some(message)),
+        }
+    }
+
+    /// The only message, when it is known to be that, as of a caller that sent it together with the end; `None` otherwise.
+    pub fn take_only(&mut self) -> Option<Bytes> {
+        match &mut self.source {
+            Source::One(message) => message.take(),
+            Source::Stream { first, ended: true, .. } => first.take(),
+            Source::Stream { .. } => None,
+        }
+    }
+
+    /// The next message; `None` when the caller has sent its last.
+    ///
+    /// # Errors
+    /// When the caller cancelled, or sent something that is no message.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
+        let (link, incoming, first, ended) = match &mut self.source {
+            Source::One(message) => return Ok(message.take()),
+            Source::Stream {
+                link,
+                incoming,
+                first,
+                ended,
+            } => (link, incoming, first, ended),
+        };
+        if let Some(first) = first.take() {
+            return Ok(Some(first));
+        }
+        if *ended {
+            return Ok(None);
+        }
+        let frame = match incoming.next().await {
+            Ok(Some(frame)) => frame::read(&frame).map_err(|_| ReceiveError::Broken),
+            Ok(None) => {
+                *ended = true;
+                return Ok(None);
+            }
+            Err(error) => Err(error),
+        };
+        let limit = link.shared.config.limits.max_message_bytes;
+        match frame {
+            Ok((_, Frame::Data(data))) if data.payload.len() <= limit => {
+                *ended = data.end;
+                Ok(Some(data.payload))
+            }
+            Err(ReceiveError::Reset(_) | ReceiveError::Lost(_)) => Err(Gone),
+            Ok((_, Frame::Data(_) | Frame::Head(_) | Frame::Trailers(_) | Frame::Cancel))
+            | Err(ReceiveError::Frame(_) | ReceiveError::Broken) => {
+                link.shared.counters.rejected_frames.add();
+                Err(Gone)
+            }
+        }
+    }
+}
+
+/// The replies of a streaming call, from the handler's side; the outcome is what the handler returns.
+#[derive(Debug)]
+pub struct OutgoingMessages {
+    writer: Arc<ReplyWriter>,
+}
+
+impl OutgoingMessages {
+    pub(crate) fn new(writer: Arc<ReplyWriter>) -> Self {
+        Self { writer }
+    }
+
+    /// The most a message may have, in bytes.
+    #[must_use]
+    pub fn max_message_bytes(&self) -> usize {
+        self.writer.limit()
+    }
+
+    /// Sends a message, waiting until the caller has room for it.
+    ///
+    /// # Errors
+    /// When the caller does not wait any more, or the message is larger than it may be: 4 MiB unless configured otherwise.
+    pub async fn send(&mut self, message: Bytes) -> Result<(), Gone> {
+        self.gather(message).await?;
+        self.flush().await
+    }
+
+    /// Takes a message to be sent with what follows: with the next that is sent, with [`OutgoingMessages::flush`], with the
+    /// outcome, or when 16 or 64 KiB wait. So messages that are ready at once cost one write; a handler that then waits for more
+    /// flushes first.
+    ///
+    /// # Errors
+    /// As [`OutgoingMessages::send`].
+    pub async fn gather(&mut self, message: Bytes) -> Result<(), Gone> {
+        self.writer.gather(message, false).await
+    }
+
+    /// As [`OutgoingMessages::gather`], of the first message of a reply that is there already, with all its messages and the outcome.
+    /// The caller is told, and may wait for all of it before it takes any: so a call whose provider dies on the way can be made
+    /// elsewhere, as one with a single reply. A reply that is not sent without a pause has its caller wait.
+    ///
+    /// # Errors
+    /// As [`OutgoingMessages::send`].
+    pub async fn gather_whole(&mut self, first: Bytes) -> Result<(), Gone> {
+        self.writer.gather(first, true).await
+    }
+
+    /// Sends what was gathered, waiting until the caller has room for it.
+    ///
+    /// # Errors
+    /// When the caller does not wait any more.
+    pub async fn flush(&mut self) -> Result<(), Gone> {
+        self.writer.flush().await
+    }
+}

@@ -1,0 +1,46 @@
+//! # How a call travels
+//!
+//! A call is HEAD, DATA* from the caller, and DATA*, TRAILERS from the provider: see [`frame`]. A reply is messages and an outcome,
+//! always; TRAILERS are the outcome, with the last message in them.
+//!
+//! ```text
+//!   caller                                                       provider
+//!
+//!   ask ── lone call, or large request ──▶ stream of its own ──▶ answer ──▶ handler
+//!    │                                       ◀── reply ─────────────┘
+//!    │
+//!    └─── small request beside others ───▶ lane ─────────────▶ lane/provider ──▶ handler
+//!                                           ◀── small reply ────────┤
+//!         ask::reply_stream ◀── stream that the provider opens ◀────┘ a reply that outgrows the lane
+//! ```
+//!
+//! - [`ask`] checks a call against the limits and the peer's credit, and chooses its way.
+//! - A **stream of its own** carries one call. The caller ends its half with its last request, the provider with TRAILERS.
+//! - A **lane** carries small calls, one after another, in frames that name their call: see [`lane`].
+//! - [`answer`] lets a call in, at the [gate](crate::connection::gate), and begins its handler; streams and lanes alike.
+//! - [`reply`] takes the handler's messages. A reply to a call on a lane starts there, when it may, and continues on a stream when it
+//!   outgrows the lane: one that starts with the lane and the call it belongs to.
+//! - [`replies`] and [`messages`] are the halves that callers and handlers hold.
+//! - [`outcome`] says what a call came to that got no reply.
+
+use std::time::Duration;
+
+pub(crate) mod answer;
+pub(crate) mod ask;
+pub(crate) mod frame;
+pub(crate) mod handler;
+pub(crate) mod lane;
+pub(crate) mod messages;
+mod outbox;
+mod outcome;
+pub(crate) mod replies;
+pub(crate) mod reply;
+pub(crate) mod types;
+
+/// The longest that a call waits: longer timeouts are cut to it, so that no deadline overflows.
+const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+/// A request or reply of more bytes than this is large: as many smaller ones as there may be streams do not fill a connection's window.
+const LARGE_BYTES: usize = 66 * 1024;
+/// How many large requests, and how many large replies, are written to a peer at a time: fewer than a peer puts together. Were there
+/// more, those that wait for their turn there could fill the connection's window, and those whose turn it is would never be whole.
+const MAX_LARGE_SENDS: usize = 12;

@@ -1,0 +1,171 @@
+//! What a call came to when no reply of it came. This is the only place that decides it (F5).
+//!
+//! A peer that leaves names the calls that it accepted (see [`Gate`](crate::connection::gate::Gate)), in GOAWAY and again as it closes the
+//! connection. It never starts a call beyond these. [`outcome`] goes by that name alone:
+//!
+//! | end of the call's connection or stream | unsent | sent | accepted | beyond |
+//! |---|---|---|---|---|
+//! | turned away: busy, another realm, another version | not sent | not sent | unknown | not sent |
+//! | left in order: shut down, evicted, idle, old | not sent | unknown | unknown | not sent |
+//! | left with calls unfinished | not sent | unknown | unknown | not sent |
+//! | closed by the peer for another reason | not sent | unknown | unknown | not sent |
+//! | closed here | not sent | unknown | unknown | not sent |
+//! | restarted: a stateless reset | not sent | unknown | unknown | not sent |
+//! | silent, or a failure of the transport | not sent | unknown | unknown | not sent |
+//! | the stream was reset, cut short, or brought no reply | not sent | unknown | unknown | not sent |
+//! | the deadline passed | not sent | unknown | unknown | not sent |
+//!
+//! - **unsent**: none of its bytes were given to the connection, nor will be. A call that still waits in a lane's outbox is sent.
+//! - **sent**: some may have been, and the peer has named nothing.
+//! - **accepted**: it is among those that the peer named.
+//! - **beyond**: the peer has named others, and it is not among them.
+//!
+//! Streams may overtake each other, so a call on a stream below the last accepted one may not have been read. It counts as accepted all
+//! the same: the name errs on the side of *unknown*. On a lane calls come in their order, and the name is exact.
+//!
+//! A peer turns a connection away before it reads a call, so what was sent did not run. A *refused* call needs no row: TRAILERS say
+//! so, which is a reply.
+//!
+//! **Invariant:** a call that is not sent, or refused, never ran and never will. A model of both ends and of the network between them
+//! holds it, below.
+
+use macula_wire::proto;
+
+use crate::{
+    connection::link::Link,
+    error::{CallError, CloseCode, Lost, NotSent, Unknown},
+};
+
+/// How the connection of a call ended, or its stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum End {
+    TurnedAway,
+    Left,
+    Aborted,
+    ClosedByPeer,
+    ClosedHere,
+    Restarted,
+    Failed,
+    StreamEnded,
+    Deadline,
+}
+
+/// How far a call was when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Progress {
+    Unsent,
+    Sent,
+    Accepted,
+    Beyond,
+}
+
+/// What a call came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    /// It did not run and never will.
+    NotSent,
+    /// It may have run.
+    Unknown,
+}
+
+/// What a call came to: the table above.
+pub(crate) fn outcome(end: End, progress: Progress) -> Outcome {
+    match (end, progress) {
+        (_, Progress::Unsent | Progress::Beyond) | (End::TurnedAway, Progress::Sent) => Outcome::NotSent,
+        (
+            End::TurnedAway
+            | End::Left
+            | End::Aborted
+            | End::ClosedByPeer
+            | End::ClosedHere
+            | End::Restarted
+            | End::Failed
+            | End::StreamEnded
+            | End::Deadline,
+            Progress::Sent | Progress::Accepted,
+        ) => Outcome::Unknown,
+    }
+}
+
+/// Where a call is on its connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// On a stream of its own, with this index.
+    Stream(u64),
+    /// On the lane with this index. Its calls are numbered from 1.
+    Lane { stream: u64, number: u64 },
+    /// The peer has begun to reply, apart from the lane that the call was on.
+    Answering,
+}
+
+impl Progress {
+    /// How far a call is whose bytes were given to the connection.
+    pub(crate) fn of(place: Place, accepted: Option<&proto::Accepted>) -> Self {
+        let Some(accepted) = accepted else { return Self::Sent };
+        match place {
+            Place::Stream(stream) if stream >= accepted.streams => Self::Beyond,
+            Place::Stream(_) | Place::Answering => Self::Accepted,
+            Place::Lane { stream, number } => match accepted_on(accepted, stream) {
+                Some(calls) if number > calls => Self::Beyond,
+                Some(_) => Self::Accepted,
+                // The peer had given the lane up.
+                None => Self::Sent,
+            },
+        }
+    }
+}
+
+/// What a call at this place came to; of one without a place nothing was sent.
+pub(crate) fn over(link: &Link, unknown: Unknown, place: Option<Place>) -> CallError {
+    let unknown = match unknown {
+        Unknown::Lost(lost) => Unknown::Lost(link.refine(lost)),
+        unknown => unknown,
+    };
+    let progress = place.map_or(Progress::Unsent, |place| Progress::of(place, link.peer_accepted()));
+    match (outcome((&unknown).into(), progress), unknown) {
+        (Outcome::Unknown, unknown) => CallError::Unknown(unknown),
+        (Outcome::NotSent, Unknown::Lost(lost)) => CallError::NotSent(NotSent::Lost(lost)),
+        (Outcome::NotSent, _) => CallError::NotSent(NotSent::GoingAway),
+    }
+}
+
+/// How many calls of a lane the peer accepted; `None` when it does not say. Of a lane opened beyond those streams it accepted none.
+pub(crate) fn accepted_on(accepted: &proto::Accepted, stream: u64) -> Option<u64> {
+    if stream >= accepted.streams {
+        return Some(0);
+    }
+    let lane = accepted.lanes.iter().find(|lane| lane.stream == stream)?;
+    Some(lane.calls)
+}
+
+impl From<&Lost> for End {
+    fn from(lost: &Lost) -> Self {
+        match lost {
+            Lost::TimedOut | Lost::Transport(_) => Self::Failed,
+            Lost::Restarted => Self::Restarted,
+            Lost::ClosedHere(_) => Self::ClosedHere,
+            Lost::ClosedByPeer { code, .. } => match code {
+                CloseCode::Realm | CloseCode::Version | CloseCode::Busy => Self::TurnedAway,
+                CloseCode::Shutdown | CloseCode::Retired => Self::Left,
+                CloseCode::Aborted => Self::Aborted,
+                CloseCode::Protocol | CloseCode::Unresponsive | CloseCode::Other => Self::ClosedByPeer,
+            },
+        }
+    }
+}
+
+impl From<&Unknown> for End {
+    fn from(unknown: &Unknown) -> Self {
+        match unknown {
+            Unknown::Timeout(_) => Self::Deadline,
+            Unknown::Lost(lost) => lost.into(),
+            Unknown::Reset(_) | Unknown::Incomplete | Unknown::Frame(_) | Unknown::Malformed | Unknown::Streamed => {
+                Self::StreamEnded
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "outcome_tests.rs"]
+mod tests;

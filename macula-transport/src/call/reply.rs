@@ -1,0 +1,511 @@
+//! The reply to a call, on its way from the handler to the caller: messages, and then an outcome.
+//!
+//! The reply to a call on a lane waits here for its outcome, and goes over the lane when all of it is small. A reply that outgrows the
+//! lane, or has something to send before its outcome is known, continues on a stream that the provider opens: see
+//! [`ReplyStream::open`]. The reply to a call on a stream of its own has that stream from the start.
+//!
+//! **Invariants:** a reply goes one of the two ways, never both. On a stream it is the caller that stops the handler, by stopping the
+//! stream. A message is sent whole, or the outcome is an error.
+
+use std::{
+    mem::size_of,
+    sync::{Arc, PoisonError},
+};
+
+use bytes::{BufMut as _, Bytes};
+use futures::future::{BoxFuture, FutureExt as _};
+use macula_wire::StatusCode;
+use tokio::{
+    sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    time::{Duration, Instant, timeout_at},
+};
+
+use super::{
+    LARGE_BYTES, MAX_LARGE_SENDS,
+    frame::{self, INLINE_BYTES, Part},
+    outbox::Outbox,
+    types::Reply,
+};
+use crate::{
+    config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_MOVED_REPLIES},
+    connection::{
+        link::Link,
+        stream::{Outgoing, ResetCode, StreamKind, Unserved},
+    },
+};
+
+/// How long after the deadline a reply may still take to leave: its caller reads slowly, or not at all.
+const REPLY_GRACE: Duration = Duration::from_secs(1);
+/// How much is sent of the message of a failure that says too much.
+const MAX_SHORTENED_BYTES: usize = 1024;
+/// The most that waits for the outcome of a call on a lane, in bytes of memory: what fits on the lane, of a few messages.
+const MAX_HELD_BYTES: usize = INLINE_BYTES + 64 * size_of::<Bytes>();
+/// Gathered messages of so many bytes are written, whether or not more is ready.
+const MAX_GATHERED_BYTES: usize = 64 * 1024;
+
+/// The peer, the connection or the deadline ended the call: nothing that the handler sends from here on arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the caller does not wait any more")]
+#[non_exhaustive]
+pub struct Gone;
+
+/// How many replies to one peer take a stream at a time.
+#[derive(Debug)]
+pub(crate) struct ReplyPlaces {
+    /// Replies of handlers that stream.
+    streaming: Arc<Semaphore>,
+    /// Large messages that are written.
+    large: Semaphore,
+}
+
+impl Default for ReplyPlaces {
+    fn default() -> Self {
+        Self {
+            streaming: Arc::new(Semaphore::new(MAX_MOVED_REPLIES)),
+            large: Semaphore::new(MAX_LARGE_SENDS),
+        }
+    }
+}
+
+impl ReplyPlaces {
+    /// Waits until a message of so many bytes may be written; its turn lasts until what is given is dropped.
+    pub(crate) async fn turn(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        match bytes > LARGE_BYTES {
+            true => self.large.acquire().await.ok(),
+            false => None,
+        }
+    }
+}
+
+/// Where a call on a lane is: what a stream for its reply starts with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LanePlace {
+    pub(crate) lane: u64,
+    pub(crate) call: u64,
+}
+
+/// A stream that carries a reply, and the messages that wait to be written to it.
+#[derive(Debug)]
+pub(crate) struct ReplyStream {
+    outgoing: Outgoing,
+    waiting: Outbox,
+    /// The next message is the first of a reply that is there as a whole.
+    whole: bool,
+    /// The call's deadline. A handler that gave its messages to a task of its own is not dropped then.
+    until: Instant,
+}
+
+impl ReplyStream {
+    /// On the call's own stream.
+    pub(crate) fn own(outgoing: Outgoing, until: Instant) -> Self {
+        Self {
+            outgoing,
+            waiting: Outbox::brief(),
+            whole: false,
+            until,
+        }
+    }
+
+    /// On a stream that is opened for a reply which has outgrown its lane.
+    pub(crate) async fn open(link: &Link, place: LanePlace, until: Instant) -> Result<Self, Gone> {
+        let opened = timeout_at(until, link.quic.open_uni()).await;
+        let outgoing = Outgoing::new(opened.map_err(|_| Gone)?.map_err(|_| Gone)?).beside(&link.flight);
+        let mut stream = Self::own(outgoing, until);
+        let _ = stream.waiting.write(|buffer| {
+            buffer.put_u8(StreamKind::Reply.byte());
+            buffer.put_u64(place.lane);
+            buffer.put_u64(place.call);
+        });
+        Ok(stream)
+    }
+
+    /// Takes a message to be written with what follows.
+    fn put(&mut self, message: &Bytes) {
+        let part = match std::mem::take(&mut self.whole) {
+            true => Part::FirstOfWhole,
+            false => Part::Some,
+        };
+        let _ = frame::put_data(&mut self.waiting, 0, message, part);
+    }
+
+    /// Writes what waits when that is much.
+    async fn relieve(&mut self) -> Result<(), Gone> {
+        match self.waiting.bytes() < MAX_GATHERED_BYTES {
+            true => Ok(()),
+            false => self.flush().await,
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Gone> {
+        let mut chunks = self.waiting.take();
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        match timeout_at(self.until, self.outgoing.send(&mut chunks)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Gone),
+        }
+    }
+
+    /// Sends the last messages and the outcome in one write, ends the stream, and waits until the peer has acknowledged all of it. The
+    /// call is under way until then, and the connection stays open for it.
+    pub(crate) async fn send(&mut self, link: &Link, reply: Reply) {
+        let reply = fitting(link, reply);
+        if reply.body.len() <= INLINE_BYTES {
+            let _ = frame::put_trailers(&mut self.waiting, 0, &reply, &reply.body);
+        } else {
+            let _ = frame::put_data(&mut self.waiting, 0, &reply.body, Part::Some);
+            let _ = frame::put_trailers(&mut self.waiting, 0, &reply, &Bytes::new());
+        }
+        let mut frames = self.waiting.take();
+        let give_up = self.until.max(Instant::now()) + REPLY_GRACE;
+        match timeout_at(give_up, self.outgoing.send(&mut frames)).await {
+            Ok(Ok(())) => {
+                self.outgoing.finish();
+                // A caller that has not acknowledged the reply by then does not wait for it any more.
+                let _ = timeout_at(give_up, self.outgoing.stopped()).await;
+            }
+            Ok(Err(_)) => self.outgoing.reset(link.unserved(Unserved::Gone)),
+            Err(_) => self.outgoing.reset(link.unserved(Unserved::Slow)),
+        }
+    }
+}
+
+/// A reply as it may be sent to this peer. One that is too large becomes the error that says so. A failure that says too much keeps
+/// its status, which tells whether it is final.
+pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
+    let limit = link.message_limit();
+    let head = frame::reply_head_bytes(&reply);
+    if reply.body.len() > limit {
+        too_large(reply.body.len(), limit)
+    } else if head > MAX_HEAD_BYTES || reply.metadata.len() > MAX_METADATA_ENTRIES {
+        let words = format!(
+            "the reply's message, details and metadata have {head} bytes and {} entries; at most {MAX_HEAD_BYTES} bytes and \
+             {MAX_METADATA_ENTRIES} entries are sent",
+            reply.metadata.len()
+        );
+        match reply.status {
+            StatusCode::Ok => Reply::error(StatusCode::ResourceExhausted, words),
+            _ => reply.shortened(MAX_SHORTENED_BYTES, &words),
+        }
+    } else {
+        reply
+    }
+}
+
+/// The reply of a handler that streams, while it gives its messages.
+pub(crate) struct ReplyWriter {
+    link: Arc<Link>,
+    places: Arc<ReplyPlaces>,
+    /// Where the call is, on a lane; `None` on a stream of its own.
+    place: Option<LanePlace>,
+    /// Bytes of one message.
+    limit: usize,
+    /// The call's deadline.
+    until: Instant,
+    state: Mutex<WriterState>,
+    /// Woken when the reply has a stream.
+    streams: Notify,
+    /// Waits until the caller stops that.
+    stopped: std::sync::Mutex<Option<BoxFuture<'static, ()>>>,
+}
+
+/// How far a reply is.
+struct WriterState {
+    way: Way,
+    /// A message is missing: the outcome instead of the handler's.
+    failed: Option<Reply>,
+}
+
+/// Which way a reply goes.
+enum Way {
+    /// The lane, as it seems: nothing has left.
+    Lane(Held),
+    /// A stream.
+    Stream {
+        stream: Box<ReplyStream>,
+        _place: Option<OwnedSemaphorePermit>,
+    },
+    /// The reply ended.
+    Over,
+}
+
+/// The messages that wait for the outcome.
+#[derive(Default)]
+struct Held {
+    messages: Vec<Bytes>,
+    /// What they take in memory.
+    bytes: usize,
+    /// They are all of the reply's messages.
+    whole: bool,
+}
+
+impl Held {
+    fn fits(&self, message: &Bytes) -> bool {
+        self.bytes_with(message) <= MAX_HELD_BYTES
+    }
+
+    fn bytes_with(&self, message: &Bytes) -> usize {
+        self.bytes + message.len() + size_of::<Bytes>()
+    }
+
+    fn push(&mut self, message: Bytes) {
+        self.bytes = self.bytes_with(&message);
+        self.messages.push(message);
+    }
+}
+
+/// What is left to do for a call on a lane whose reply has ended.
+pub(crate) enum Ended {
+    /// These messages and this outcome go over the lane.
+    OnLane(Reply, Vec<Bytes>),
+    /// The reply has gone over a stream.
+    OnStream,
+    /// A message was cut short on the stream, whose reset may not say which call it is of: this goes over the lane.
+    CutShort(Reply),
+}
+
+impl ReplyWriter {
+    /// For a call on a lane.
+    pub(crate) fn on_lane(link: Arc<Link>, places: Arc<ReplyPlaces>, place: LanePlace, until: Instant) -> Self {
+        Self::new(link, places, Some(place), until, Way::Lane(Held::default()))
+    }
+
+    /// For a call on a stream of its own.
+    pub(crate) fn on_stream(link: Arc<Link>, places: Arc<ReplyPlaces>, outgoing: Outgoing, until: Instant) -> Self {
+        let stopped = outgoing.stopped().boxed();
+        let stream = Box::new(ReplyStream::own(outgoing, until));
+        let writer = Self::new(link, places, None, until, Way::Stream { stream, _place: None });
+        writer.has_stream(stopped);
+        writer
+    }
+
+    fn new(link: Arc<Link>, places: Arc<ReplyPlaces>, place: Option<LanePlace>, until: Instant, way: Way) -> Self {
+        Self {
+            limit: link.message_limit(),
+            link,
+            places,
+            place,
+            until,
+            state: Mutex::new(WriterState { way, failed: None }),
+            streams: Notify::new(),
+            stopped: std::sync::Mutex::default(),
+        }
+    }
+
+    fn has_stream(&self, stopped: BoxFuture<'static, ()>) {
+        *self.stopped.lock().unwrap_or_else(PoisonError::into_inner) = Some(stopped);
+        self.streams.notify_one();
+    }
+
+    /// The most a message may have, in bytes.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Takes a message to be sent with what follows; with `whole`, the first of a reply that is there already.
+    pub(crate) async fn gather(&self, message: Bytes, whole: bool) -> Result<(), Gone> {
+        if let Ok(mut state) = self.state.try_lock()
+            && let WriterState {
+                way: Way::Lane(held),
+                failed: None,
+            } = &mut *state
+            && message.len() <= self.limit
+            && held.fits(&message)
+        {
+            held.whole |= whole;
+            held.push(message);
+            return Ok(());
+        }
+        // Boxed to keep the common future small.
+        self.gather_more(message, whole).boxed().await
+    }
+
+    async fn gather_more(&self, message: Bytes, whole: bool) -> Result<(), Gone> {
+        let mut state = self.state.lock().await;
+        if state.failed.is_some() {
+            return Err(Gone);
+        }
+        if message.len() > self.limit {
+            state.failed = Some(too_large(message.len(), self.limit));
+            return Err(Gone);
+        }
+        match &mut state.way {
+            Way::Lane(held) => {
+                held.whole |= whole;
+                // Until the message has left: the handler may give this up while it waits.
+                state.failed = Some(given_up());
+                self.open(&mut state).await?;
+            }
+            Way::Stream { stream, .. } => {
+                stream.whole |= whole;
+                state.failed = Some(given_up());
+            }
+            Way::Over => return Err(Gone),
+        }
+        let Way::Stream { stream, .. } = &mut state.way else {
+            return Err(Gone);
+        };
+        stream.put(&message);
+        stream.relieve().await?;
+        state.failed = None;
+        Ok(())
+    }
+
+    /// Sends what was gathered.
+    pub(crate) async fn flush(&self) -> Result<(), Gone> {
+        let mut state = self.state.lock().await;
+        if state.failed.is_some() {
+            return Err(Gone);
+        }
+        match &state.way {
+            Way::Lane(held) if held.messages.is_empty() => return Ok(()),
+            Way::Lane(_) => self.open(&mut state).await?,
+            Way::Stream { .. } => {}
+            Way::Over => return Err(Gone),
+        }
+        state.failed = Some(given_up());
+        if let Way::Stream { stream, .. } = &mut state.way {
+            stream.flush().await?;
+        }
+        state.failed = None;
+        Ok(())
+    }
+
+    /// Moves what was gathered to a stream, when it is this reply's turn.
+    async fn open(&self, state: &mut WriterState) -> Result<(), Gone> {
+        let (Some(at), Way::Lane(_)) = (self.place, &state.way) else {
+            return Err(Gone);
+        };
+        let opened = async {
+            // Where the call was read other calls wait behind it, which a reply of any size would hold up.
+            tokio::task::yield_now().await;
+            let place = self.places.streaming.clone().acquire_owned().await.map_err(|_| Gone)?;
+            Ok((ReplyStream::open(&self.link, at, self.until).await?, place))
+        };
+        // A handler that gave its messages to a task of its own is not dropped at the deadline.
+        let (mut stream, place) = timeout_at(self.until, opened).await.map_err(|_| Gone)??;
+        let stopped = stream.outgoing.stopped().boxed();
+        if let Way::Lane(held) = std::mem::replace(&mut state.way, Way::Over) {
+            stream.whole = held.whole;
+            held.messages.iter().for_each(|message| stream.put(message));
+        }
+        state.way = Way::Stream {
+            stream: Box::new(stream),
+            _place: Some(place),
+        };
+        self.has_stream(stopped);
+        Ok(())
+    }
+
+    /// Waits until the reply has a stream: from then on the stream says whether the call is wanted.
+    pub(crate) async fn streams(&self) {
+        self.streams.notified().await;
+    }
+
+    /// Waits until the caller stops the stream that the reply has.
+    pub(crate) async fn stopped(&self) {
+        let stopped = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match stopped {
+            Some(stopped) => stopped.await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The messages and the outcome that go over the lane, when all of it fits there: then the reply has ended.
+    ///
+    /// # Errors
+    /// Gives the outcome back when it does not fit, or another task has the messages in hand at this moment.
+    pub(crate) fn end_on_lane(&self, reply: Reply) -> Result<(Reply, Vec<Bytes>), Reply> {
+        match self.state.try_lock() {
+            Ok(mut state) => self.fit_lane(&mut state, reply),
+            Err(_) => Err(reply),
+        }
+    }
+
+    fn fit_lane(&self, state: &mut WriterState, mut reply: Reply) -> Result<(Reply, Vec<Bytes>), Reply> {
+        let Way::Lane(held) = &mut state.way else {
+            return Err(reply);
+        };
+        if let Some(failed) = state.failed.take() {
+            reply = failed;
+        }
+        if !held.messages.is_empty() && reply.body.len() > self.limit {
+            reply = too_large(reply.body.len(), self.limit);
+        }
+        // By itself a message goes as a unary handler's does.
+        let bytes = held.messages.iter().map(Bytes::len).sum::<usize>() + reply.body.len();
+        if !held.messages.is_empty() && (bytes > INLINE_BYTES || held.bytes > MAX_HELD_BYTES) {
+            return Err(reply);
+        }
+        let messages = std::mem::take(&mut held.messages);
+        state.way = Way::Over;
+        Ok((reply, messages))
+    }
+
+    /// Sends what was gathered and the outcome, or says what goes over the lane.
+    pub(crate) async fn end(&self, reply: Reply) -> Ended {
+        let mut state = self.state.lock().await;
+        let mut reply = match self.fit_lane(&mut state, reply) {
+            Ok((reply, messages)) => return Ended::OnLane(reply, messages),
+            Err(reply) => state.failed.take().unwrap_or(reply),
+        };
+        if let Way::Lane(_) = state.way
+            && self.open(&mut state).await.is_err()
+        {
+            state.way = Way::Over;
+            // An error says more by itself than messages without an end.
+            if reply.status == StatusCode::Ok {
+                reply = no_room();
+            }
+            return Ended::OnLane(reply, Vec::new());
+        }
+        let Way::Stream { stream, .. } = &mut state.way else {
+            return Ended::OnStream;
+        };
+        if stream.outgoing.is_halfway() {
+            stream.outgoing.reset(ResetCode::Cancelled);
+            state.way = Way::Over;
+            return match self.place {
+                Some(_) => Ended::CutShort(given_up()),
+                None => Ended::OnStream,
+            };
+        }
+        stream.send(&self.link, reply).await;
+        state.way = Way::Over;
+        Ended::OnStream
+    }
+
+    /// The caller does not wait any more.
+    pub(crate) async fn reset(&self) {
+        let mut state = self.state.lock().await;
+        if let Way::Stream { stream, .. } = &mut state.way {
+            stream.outgoing.reset(ResetCode::Cancelled);
+        }
+        state.way = Way::Over;
+    }
+}
+
+fn too_large(bytes: usize, limit: usize) -> Reply {
+    let words = format!("the reply has {bytes} bytes; a message has at most {limit}");
+    Reply::error(StatusCode::ResourceExhausted, words)
+}
+
+fn given_up() -> Reply {
+    Reply::error(StatusCode::Internal, "the handler gave up sending a message")
+}
+
+fn no_room() -> Reply {
+    Reply::error(
+        StatusCode::ResourceExhausted,
+        "the caller has no room for the stream that the reply needs",
+    )
+}
+
+impl std::fmt::Debug for ReplyWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReplyWriter")
+            .field("place", &self.place)
+            .finish_non_exhaustive()
+    }
+}

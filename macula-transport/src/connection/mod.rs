@@ -1,0 +1,15 @@
+//! A connection: QUIC streams that carry frames, what is under way on them, and how it ends. It knows neither calls nor the pool, apart
+//! from the [`handle`] that a caller holds.
+
+pub(crate) mod congestion;
+pub(crate) mod control;
+mod flight;
+pub(crate) mod gate;
+pub(crate) mod handle;
+mod health;
+pub(crate) mod link;
+pub(crate) mod pulse;
+pub(crate) mod shared;
+pub(crate) mod stream;
+mod suspicion;
+pub(crate) mod watch;

@@ -1,0 +1,311 @@
+//! From an address, or an arriving handshake, to a connection whose peer has introduced itself.
+//!
+//! A TLS 1.3 client is done before the server has judged its key, so neither side uses a connection before the other's HELLO.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use macula_wire::{
+    NodeId, RealmHash,
+    proto::{Hello, control},
+};
+use tokio::time::{Instant, timeout_at};
+
+use super::{hello, tls};
+use crate::{
+    connection::{
+        shared::Shared,
+        stream::{Incoming, Outgoing, ReceiveError, SendError, StreamKind, control_frame, kind_bytes},
+    },
+    error::{CloseCode, DialError, HelloError, Lost, TlsError},
+    network::Network,
+    peer::PeerInfo,
+};
+
+/// The most addresses one dial tries.
+const MAX_ADDRESSES: usize = 16;
+
+/// What a handshake needs of the endpoint.
+pub(crate) struct Introducer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) node_id: NodeId,
+    pub(crate) realm: RealmHash,
+    pub(crate) quic: quinn::Endpoint,
+    pub(crate) tls: tls::Tls,
+    pub(crate) transport: Arc<quinn::TransportConfig>,
+    /// Where new peers are told that this node listens.
+    pub(crate) advertised: RwLock<Vec<macula_wire::Address>>,
+}
+
+impl Introducer {
+    fn hello(&self, peer_addr: SocketAddr) -> Hello {
+        let advertised = self.advertised.read().unwrap_or_else(PoisonError::into_inner);
+        hello::ours(&self.shared.config, &advertised, peer_addr)
+    }
+
+    fn client_config(&self, expected: Option<NodeId>) -> Result<(quinn::ClientConfig, Arc<tls::FoundKey>), TlsError> {
+        let (tls, found) = self.tls.client(expected)?;
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(self.transport.clone());
+        Ok((config, found))
+    }
+}
+
+/// A connection after both introductions, with its control stream.
+#[derive(Debug)]
+pub(crate) struct Established {
+    pub(crate) quic: quinn::Connection,
+    pub(crate) peer: PeerInfo,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) incoming: Incoming,
+}
+
+/// The handshakes of peers under way, by where they come from.
+#[derive(Debug, Default)]
+pub(crate) struct Handshakes(Mutex<BTreeMap<Network, usize>>);
+
+impl Handshakes {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Network, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many there are, and how many of these come from one network. The table is no longer than they are many.
+    pub(crate) fn under_way(&self, from: Network) -> (usize, usize) {
+        let table = self.lock();
+        (table.values().sum(), table.get(&from).copied().unwrap_or_default())
+    }
+
+    pub(crate) fn begin(&self, from: Network) {
+        *self.lock().entry(from).or_default() += 1;
+    }
+
+    pub(crate) fn end(&self, from: Network) {
+        let mut table = self.lock();
+        if let Some(count) = table.get_mut(&from) {
+            *count -= 1;
+            if *count == 0 {
+                table.remove(&from);
+            }
+        }
+    }
+}
+
+/// Dials a peer at whichever of its endpoints answers first (RFC 8305, section 5): the next address is tried when one has
+/// failed, or has not answered for a while.
+pub(crate) async fn dial(
+    introducer: &Introducer,
+    expected: Option<NodeId>,
+    endpoints: &[macula_wire::Address],
+) -> Result<Established, DialError> {
+    let start = Instant::now();
+    let deadline = start + introducer.shared.config.timers.connect;
+    let (addresses, mut error) = timeout_at(deadline, resolve(endpoints)).await.unwrap_or_default();
+    let mut waiting = addresses.into_iter();
+    let mut dials = FuturesUnordered::new();
+    let mut next_at = start;
+    loop {
+        if Instant::now() >= next_at || dials.is_empty() {
+            if let Some(addr) = waiting.next() {
+                dials.push(attempt(introducer, expected, addr, deadline));
+                next_at = Instant::now() + introducer.shared.config.timers.next_address;
+            } else if dials.is_empty() {
+                return Err(error.unwrap_or(DialError::NoAddress));
+            }
+        }
+        let more = waiting.len() > 0;
+        tokio::select! {
+            biased;
+            Some(result) = dials.next() => match result {
+                Ok(established) => return Ok(established),
+                Err(new) => {
+                    next_at = Instant::now();
+                    // The word of a peer that refuses says more than the silence of its other addresses.
+                    if error.as_ref().is_none_or(|old: &DialError| !old.is_refusal()) {
+                        error = Some(new);
+                    }
+                }
+            },
+            () = tokio::time::sleep_until(next_at), if more => {}
+        }
+    }
+}
+
+/// The addresses of the endpoints in their order, IPv6 and IPv4 taking turns.
+async fn resolve(endpoints: &[macula_wire::Address]) -> (Vec<SocketAddr>, Option<DialError>) {
+    let mut addresses = Vec::new();
+    let mut error = None;
+    for endpoint in endpoints.iter().take(macula_wire::MAX_ENDPOINTS) {
+        if let Some(ip) = endpoint.ip() {
+            addresses.push(SocketAddr::new(ip, endpoint.port()));
+            continue;
+        }
+        match tokio::net::lookup_host((endpoint.host(), endpoint.port())).await {
+            Ok(found) => addresses.extend(found),
+            Err(source) => {
+                error = Some(DialError::Resolve {
+                    endpoint: endpoint.clone(),
+                    source: Arc::new(source),
+                })
+            }
+        }
+    }
+    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (first, second): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|addr| addr.is_ipv6() == first_is_v6);
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    let mut mixed = Vec::with_capacity(MAX_ADDRESSES);
+    while mixed.len() < MAX_ADDRESSES {
+        let before = mixed.len();
+        for addr in [first.next(), second.next()].into_iter().flatten() {
+            if !mixed.contains(&addr) {
+                mixed.push(addr);
+            }
+        }
+        if mixed.len() == before && first.len() == 0 && second.len() == 0 {
+            break;
+        }
+    }
+    (mixed, error)
+}
+
+async fn attempt(
+    introducer: &Introducer,
+    expected: Option<NodeId>,
+    addr: SocketAddr,
+    deadline: Instant,
+) -> Result<Established, DialError> {
+    let (config, found) = introducer.client_config(expected).map_err(DialError::Tls)?;
+    let connecting = introducer
+        .quic
+        .connect_with(config, addr, "macula.invalid")
+        .map_err(|_| DialError::Address { addr })?;
+    let timed_out = || DialError::TimedOut {
+        addr,
+        after: introducer.shared.config.timers.connect,
+    };
+    let quic = match timeout_at(deadline, connecting).await {
+        Err(_) => return Err(timed_out()),
+        Ok(Ok(quic)) => quic,
+        Ok(Err(error)) => {
+            return Err(match (expected, found.get(), Lost::from(error)) {
+                (_, _, Lost::TimedOut) => timed_out(),
+                (Some(expected), Some(found), _) if expected != found => DialError::WrongNode { addr, expected, found },
+                (_, _, source) => DialError::Refused { addr, source },
+            });
+        }
+    };
+    let refused = |quic: &quinn::Connection, error: HelloError| {
+        quic.close(error.close_code().to_wire(), error.to_string().as_bytes());
+        match error {
+            HelloError::Lost(Lost::ClosedByPeer {
+                code: CloseCode::Realm, ..
+            }) => DialError::Hello {
+                addr,
+                source: HelloError::Realm,
+            },
+            HelloError::Lost(source) => DialError::Refused { addr, source },
+            source => DialError::Hello { addr, source },
+        }
+    };
+    let Some(node_id) = tls::peer_id(quic.peer_identity()) else {
+        return Err(refused(&quic, HelloError::Malformed));
+    };
+    if node_id == introducer.node_id {
+        quic.close(CloseCode::Protocol.to_wire(), b"the node dialed itself");
+        return Err(DialError::Myself { addr });
+    }
+    match timeout_at(deadline, open_control(introducer, &quic, node_id)).await {
+        Ok(Ok((peer, outgoing, incoming))) => Ok(Established {
+            quic,
+            peer,
+            outgoing,
+            incoming,
+        }),
+        Ok(Err(error)) => Err(refused(&quic, error)),
+        Err(_) => {
+            quic.close(CloseCode::Protocol.to_wire(), b"no introduction came in time");
+            Err(timed_out())
+        }
+    }
+}
+
+async fn open_control(
+    introducer: &Introducer,
+    quic: &quinn::Connection,
+    node_id: NodeId,
+) -> Result<(PeerInfo, Outgoing, Incoming), HelloError> {
+    let (send, recv) = quic.open_bi().await.map_err(Lost::from)?;
+    let mut outgoing = Outgoing::new(send);
+    say_hello(introducer, quic, &mut outgoing, Some(StreamKind::Control)).await?;
+    let mut incoming = Incoming::new(recv, hello::MAX_CONTROL_BYTES);
+    let peer = hear_hello(introducer, quic, node_id, &mut incoming).await?;
+    Ok((peer, outgoing, incoming))
+}
+
+/// Takes an arriving connection to the point where both sides have introduced themselves.
+///
+/// The caller bounds the time.
+pub(crate) async fn accept(introducer: &Introducer, quic: &quinn::Connection) -> Result<Established, HelloError> {
+    let node_id = tls::peer_id(quic.peer_identity()).ok_or(HelloError::Malformed)?;
+    let (send, recv) = quic.accept_bi().await.map_err(Lost::from)?;
+    let mut outgoing = Outgoing::new(send);
+    let mut incoming = Incoming::new(recv, hello::MAX_CONTROL_BYTES);
+    match incoming.kind().await.map_err(hello_error)? {
+        Some(byte) if byte == StreamKind::Control.byte() => {}
+        _ => return Err(HelloError::Malformed),
+    }
+    let peer = hear_hello(introducer, quic, node_id, &mut incoming).await?;
+    say_hello(introducer, quic, &mut outgoing, None).await?;
+    Ok(Established {
+        quic: quic.clone(),
+        peer,
+        outgoing,
+        incoming,
+    })
+}
+
+async fn say_hello(
+    introducer: &Introducer,
+    quic: &quinn::Connection,
+    outgoing: &mut Outgoing,
+    kind: Option<StreamKind>,
+) -> Result<(), HelloError> {
+    let hello = control_frame(control::Kind::Hello(introducer.hello(remote_addr(quic))));
+    let sent = match kind {
+        Some(kind) => outgoing.send(&mut [kind_bytes(kind), hello]).await,
+        None => outgoing.send(&mut [hello]).await,
+    };
+    sent.map_err(|error| match error {
+        SendError::Stopped => HelloError::Ended,
+        SendError::Lost(lost) => HelloError::Lost(lost),
+    })
+}
+
+async fn hear_hello(
+    introducer: &Introducer,
+    quic: &quinn::Connection,
+    node_id: NodeId,
+    incoming: &mut Incoming,
+) -> Result<PeerInfo, HelloError> {
+    let frame = incoming.next().await.map_err(hello_error)?.ok_or(HelloError::Ended)?;
+    hello::read(frame, &introducer.realm, node_id, remote_addr(quic))
+}
+
+/// Where the peer's packets come from; an IPv4 address as one, although the socket takes both families.
+fn remote_addr(quic: &quinn::Connection) -> SocketAddr {
+    let mut remote = quic.remote_address();
+    remote.set_ip(remote.ip().to_canonical());
+    remote
+}
+
+fn hello_error(error: ReceiveError) -> HelloError {
+    match error {
+        ReceiveError::Reset(_) => HelloError::Ended,
+        ReceiveError::Lost(lost) => HelloError::Lost(lost),
+        ReceiveError::Frame(error) => HelloError::Frame(error),
+        ReceiveError::Broken => HelloError::Malformed,
+    }
+}

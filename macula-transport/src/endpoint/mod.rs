@@ -1,0 +1,388 @@
+//! The endpoint: a UDP socket, an identity, and every connection made from or to it.
+
+mod batching;
+pub(crate) mod handshake;
+pub(crate) mod hello;
+mod memory;
+pub(crate) mod quic;
+mod tls;
+#[cfg(target_os = "linux")]
+mod unreachable;
+
+use std::{
+    net::{Ipv6Addr, SocketAddr},
+    sync::{Arc, PoisonError, RwLock, Weak},
+    time::Duration,
+};
+
+use futures::future::{BoxFuture, FutureExt as _, join_all};
+use macula_wire::{NodeId, proto};
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::{
+    call::{
+        answer::{self, Provider},
+        ask::{self, Caller},
+        handler::Handler,
+    },
+    config::{Config, MAX_MOVED_REPLIES},
+    connection::{
+        control::{self, Events},
+        link::Link,
+        shared::Shared,
+    },
+    error::{BindError, CloseCode, DialError, HelloError, Lost, TlsError},
+    identity::Identity,
+    load::Load,
+    network::Network,
+    pool::{self, ConnectionId, Dialer, Pool},
+    report::REPORT_EVERY,
+    stats::{Counters, Stats},
+};
+use batching::Batching;
+use handshake::{Established, Handshakes, Introducer};
+use tls::Tls;
+
+/// How long a shut-down endpoint waits for its last packets to leave, and repeats to peers that missed it that it closes; one that
+/// is far away or gone finds out by itself.
+const FAREWELL: Duration = Duration::from_millis(250);
+
+/// Reports of unreachable addresses that wait to be heeded; further ones are dropped.
+const MAX_HINTS: usize = 64;
+/// How often such reports are heeded, together.
+const HINTS_EVERY: Duration = Duration::from_millis(5);
+
+/// A node's place on the network: a UDP socket, an identity, and the connections made from and to it.
+///
+/// Dropping it closes everything at once; [`Endpoint::shutdown`] leaves without failing a call.
+#[derive(Debug)]
+pub struct Endpoint {
+    inner: Arc<Inner>,
+}
+
+/// What the endpoint's tasks share.
+struct Inner {
+    shared: Arc<Shared>,
+    introducer: Introducer,
+    handler: Arc<dyn Handler>,
+    pool: Arc<pool::Shell>,
+    local_addr: SocketAddr,
+    handshakes: Handshakes,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner")
+            .field("node_id", &self.introducer.node_id)
+            .field("local_addr", &self.local_addr)
+            .finish()
+    }
+}
+
+impl Endpoint {
+    /// Starts an endpoint, which serves its peers from now on.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on, or there is no tokio runtime.
+    pub async fn bind(config: Config, handler: impl Handler) -> Result<Self, BindError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(BindError::NoRuntime);
+        }
+        let tls = Tls::new(&config.identity, config.key_exchange)
+            .map_err(TlsError::from)
+            .map_err(BindError::Tls)?;
+        memory::keep_pages(config.limits.max_message_bytes);
+        let counters = Arc::new(Counters::default());
+        let load = Arc::new(Load::default());
+        let transport = Arc::new(quic::transport_config(&config));
+        let server = tls.server().map_err(TlsError::from).map_err(BindError::Tls)?;
+        let server = quic::server_config(server, transport.clone(), &config);
+        let seed = config.next_seed();
+        let runtime = Arc::new(Batching::new(load.clone()));
+        let addr = config.listen.unwrap_or((Ipv6Addr::UNSPECIFIED, 0).into());
+        let (hints, reports) = mpsc::channel(MAX_HINTS);
+        let bound = quic::open_socket(&config, &*runtime, hints).and_then(|socket| {
+            let local = socket.local_addr()?;
+            let endpoint_config = quic::endpoint_config(&config.identity, counters.clone(), seed);
+            let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)?;
+            Ok((local, quic))
+        });
+        let (mut local_addr, quic) = bound.map_err(|source| BindError::Socket { addr, source })?;
+        local_addr.set_ip(local_addr.ip().to_canonical());
+        let (node_id, realm) = (config.identity.node_id(), config.realm.hash());
+        let advertised = RwLock::new(config.advertise.clone());
+        let shared = Arc::new(Shared::new(config, counters, load));
+        let inner = Arc::new(Inner {
+            pool: Arc::new(pool::Shell::new(shared.clone(), seed.unwrap_or_else(random_seed))),
+            introducer: Introducer {
+                shared: shared.clone(),
+                node_id,
+                realm,
+                quic,
+                tls,
+                transport,
+                advertised,
+            },
+            shared,
+            handler: Arc::new(handler),
+            local_addr,
+            handshakes: Handshakes::default(),
+        });
+        tokio::spawn(accept_all(inner.clone()));
+        tokio::spawn(pool::keep(inner.pool.clone()));
+        tokio::spawn(heed_hints(Arc::downgrade(&inner), reports));
+        if inner.handler.load().is_some() {
+            tokio::spawn(report_load(Arc::downgrade(&inner)));
+        }
+        Ok(Self { inner })
+    }
+
+    /// The address the socket is bound to, its port chosen.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.inner.local_addr
+    }
+
+    /// What this node is known by.
+    #[must_use]
+    pub fn node_id(&self) -> NodeId {
+        self.inner.introducer.node_id
+    }
+
+    /// The node's identity.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.inner.shared.config.identity
+    }
+
+    /// The connections to other nodes.
+    #[must_use]
+    pub fn pool(&self) -> Pool {
+        Pool::new(self.inner.pool.clone(), self.inner.clone())
+    }
+
+    /// Sets where new peers are told this node listens, as [`Config::with_advertised`].
+    pub fn set_advertised(&self, endpoints: impl IntoIterator<Item = macula_wire::Address>) {
+        let endpoints = endpoints.into_iter().take(macula_wire::MAX_ENDPOINTS).collect();
+        let advertised = &self.inner.introducer.advertised;
+        *advertised.write().unwrap_or_else(PoisonError::into_inner) = endpoints;
+    }
+
+    /// What has been counted so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.inner.shared.counters.snapshot(self.inner.pool.len())
+    }
+
+    /// Takes no further calls and waits until those under way are answered: peers are told, and what they send all the same
+    /// is refused as not started (N4).
+    ///
+    /// There is no way back. This node may call others until it is shut down: what it still runs may have to.
+    pub async fn drain(&self) {
+        self.inner.shared.drain();
+        let links = self.inner.pool.links();
+        for link in &links {
+            link.shut(proto::GoAwayReason::Draining);
+        }
+        for link in links {
+            link.drained().await;
+        }
+    }
+
+    /// Drains, waits until the peers have acknowledged every reply, and closes every connection: all within `grace`. After that what
+    /// is not finished is given up, and its callers are told that it may have run.
+    pub async fn shutdown(&self, grace: Duration) {
+        let left = async {
+            self.drain().await;
+            let links = self.inner.pool.links();
+            join_all(links.iter().map(|link| link.leave(CloseCode::Shutdown, ""))).await;
+        };
+        let code = match timeout(grace, left).await {
+            Ok(()) => CloseCode::Shutdown,
+            Err(_) => CloseCode::Aborted,
+        };
+        self.inner.close(code);
+        let _ = timeout(FAREWELL, self.inner.introducer.quic.wait_idle()).await;
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.inner.close(CloseCode::Aborted);
+    }
+}
+
+impl Inner {
+    fn close(&self, code: CloseCode) {
+        self.shared.drain();
+        for link in self.pool.links() {
+            link.close_naming(code, "");
+        }
+        self.introducer.quic.close(code.to_wire(), b"");
+        self.pool.stop();
+    }
+}
+
+impl Dialer for Inner {
+    fn dial<'a>(
+        &'a self,
+        node: Option<NodeId>,
+        at: &'a [macula_wire::Address],
+    ) -> BoxFuture<'a, Result<Established, DialError>> {
+        handshake::dial(&self.introducer, node, at).boxed()
+    }
+
+    /// Starts the tasks of a connection that both sides have accepted. False when the pool does not take it.
+    fn start(&self, established: Established, register: &mut dyn FnMut(&Arc<Caller>) -> Option<ConnectionId>) -> bool {
+        let Established {
+            quic,
+            peer,
+            outgoing,
+            incoming,
+        } = established;
+        let limits = &self.shared.config.limits;
+        quic.set_max_concurrent_bi_streams(limits.max_streams.into());
+        // However many replies stream, large ones have their streams.
+        let uni = limits.max_streams.saturating_add(MAX_MOVED_REPLIES as u32);
+        quic.set_max_concurrent_uni_streams(uni.into());
+        quic.set_receive_window(limits.connection_window.into());
+        self.shared.saw_clock(tokio::time::Instant::now().into_std());
+        let (link, queue) = Link::new(quic, peer, self.shared.clone());
+        let caller = Arc::new(Caller::new(link.clone()));
+        let Some(id) = register(&caller) else { return false };
+        if self.shared.is_draining() {
+            // A drain that began before finds it no more. What this node still asks for is answered here, and nothing else.
+            link.shut(proto::GoAwayReason::Draining);
+        }
+        let events = Arc::new(Served {
+            provider: Arc::new(Provider::new(link.clone(), self.handler.clone())),
+            caller,
+            pool: self.pool.clone(),
+            id,
+        });
+        tokio::spawn(control::run(link, events, outgoing, incoming, queue));
+        true
+    }
+}
+
+/// A connection, from the end of its handshake on.
+struct Served {
+    caller: Arc<Caller>,
+    provider: Arc<Provider>,
+    pool: Arc<pool::Shell>,
+    id: ConnectionId,
+}
+
+impl Events for Served {
+    fn stream(&self, send: quinn::SendStream, recv: quinn::RecvStream) {
+        tokio::spawn(answer::stream(self.provider.clone(), send, recv));
+    }
+
+    fn reply(&self, recv: quinn::RecvStream) {
+        tokio::spawn(ask::reply_stream(self.caller.clone(), recv));
+    }
+
+    fn peer_leaves(&self) {
+        self.pool.retired(self.id);
+    }
+
+    fn ended(&self, reason: Lost) {
+        self.pool.ended(self.id, self.caller.link.peer.node_id, reason);
+    }
+}
+
+/// Tells the peers that call how busy this node is, until the endpoint is gone.
+async fn report_load(inner: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(REPORT_EVERY).await;
+        let Some(inner) = inner.upgrade().filter(|inner| !inner.pool.is_stopped()) else {
+            return;
+        };
+        let Some(load) = inner.handler.load() else { continue };
+        let now = tokio::time::Instant::now().into_std();
+        for link in inner.pool.links() {
+            link.report(now, load);
+        }
+    }
+}
+
+/// Asks the peers whose addresses are reported as unreachable whether they are there (L4), until the socket is gone.
+async fn heed_hints(inner: Weak<Inner>, mut reports: mpsc::Receiver<SocketAddr>) {
+    let mut unreachable = Vec::new();
+    while reports.recv_many(&mut unreachable, MAX_HINTS).await > 0 {
+        let Some(inner) = inner.upgrade() else { return };
+        for link in inner.pool.links() {
+            if unreachable.contains(&link.peer.remote_addr) {
+                inner.shared.counters.unreachable_hints.add();
+                link.watch.hint();
+            }
+        }
+        drop(inner);
+        unreachable.clear();
+        tokio::time::sleep(HINTS_EVERY).await;
+    }
+}
+
+async fn accept_all(inner: Arc<Inner>) {
+    while let Some(arriving) = inner.introducer.quic.accept().await {
+        let (limits, from) = (&inner.shared.config.limits, Network::of(arriving.remote_address().ip()));
+        let (all, from_there) = inner.handshakes.under_way(from);
+        if inner.shared.is_draining() || all >= limits.max_handshakes {
+            inner.shared.counters.rejected_busy.add();
+            arriving.refuse();
+        } else if all >= limits.retry_above && arriving.may_retry() && !arriving.remote_address_validated() {
+            inner.shared.counters.retried.add();
+            // Cannot fail: it was just asked whether it may.
+            let _ = arriving.retry();
+        } else if from_there >= limits.max_handshakes_per_network {
+            inner.shared.counters.rejected_busy.add();
+            arriving.refuse();
+        } else {
+            inner.handshakes.begin(from);
+            let inner = inner.clone();
+            tokio::spawn(async move {
+                accept_one(&inner, arriving).await;
+                inner.handshakes.end(from);
+            });
+        }
+    }
+}
+
+async fn accept_one(inner: &Arc<Inner>, arriving: quinn::Incoming) {
+    let limit = inner.shared.config.timers.connect;
+    let from = arriving.remote_address();
+    let quic = match arriving.accept() {
+        Ok(connecting) => match timeout(limit, connecting).await {
+            Ok(Ok(quic)) => quic,
+            Ok(Err(error)) => return rejected_handshake(inner, from, &error.to_string()),
+            Err(_) => return rejected_handshake(inner, from, "it took too long"),
+        },
+        Err(error) => return rejected_handshake(inner, from, &error.to_string()),
+    };
+    let hello = timeout(limit, handshake::accept(&inner.introducer, &quic)).await;
+    match hello.unwrap_or(Err(HelloError::TimedOut)) {
+        Ok(established) => {
+            if !inner.start(established, &mut |caller| inner.pool.accepted(caller)) {
+                inner.shared.counters.rejected_busy.add();
+                quic.close(CloseCode::Busy.to_wire(), b"");
+            }
+        }
+        Err(error) => {
+            inner.shared.counters.rejected_hellos.add();
+            tracing::info!(%from, %error, "a peer was turned away");
+            quic.close(error.close_code().to_wire(), error.to_string().as_bytes());
+        }
+    }
+}
+
+fn rejected_handshake(inner: &Inner, from: SocketAddr, error: &str) {
+    inner.shared.counters.rejected_handshakes.add();
+    tracing::info!(%from, error, "a handshake failed");
+}
+
+fn random_seed() -> u64 {
+    let mut seed = [0; 8];
+    // Only jitter depends on it.
+    let _ = getrandom::fill(&mut seed);
+    u64::from_le_bytes(seed)
+}

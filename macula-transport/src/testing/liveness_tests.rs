@@ -1,0 +1,324 @@
+//! What a dead, silent or slow peer costs, in the network's time (L1 to L6, N8).
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::{BoxFuture, FutureExt as _, join_all};
+use macula_wire::StatusCode;
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::{
+    Link, Network,
+    tests::{PATIENCE, Service, call, connect, host, identity},
+};
+use crate::{
+    CallRequest, Config, Connection, Endpoint, Handler, IncomingCall, NoService, Presence, Reply, Timers,
+    connection::pulse::{MAX_ACK_DELAY, pto},
+};
+
+/// A path's round trip.
+fn link(rtt: Duration) -> Link {
+    Link::new(rtt / 2)
+}
+
+/// Answers after as many milliseconds as its request has bytes.
+struct Slow;
+
+impl Handler for Slow {
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
+        async move {
+            let body = call.into_body();
+            tokio::time::sleep(Duration::from_millis(body.len() as u64)).await;
+            Reply::ok(body)
+        }
+        .boxed()
+    }
+}
+
+async fn caller(network: &Network, hints: bool) -> Endpoint {
+    let config = Config::new(identity(1))
+        .with_network(network)
+        .with_listen(([10, 0, 0, 1], 9443).into())
+        .with_unreachable_hints(hints);
+    Endpoint::bind(config, NoService).await.unwrap()
+}
+
+/// How a peer goes.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// `kill -9`, with ICMP heeded or not.
+    Killed { hints: bool },
+    /// The host is off.
+    Vanished,
+    /// SIGSTOP.
+    Stopped,
+}
+
+/// How long after the peer's end the calls in flight learn that it is suspected.
+async fn noticed_after(end: End, rtt: Duration, waited: Duration) -> Duration {
+    let network = Network::new(31).with_link(link(rtt));
+    let hints = !matches!(end, End::Killed { hints: false });
+    let (caller, provider) = (caller(&network, hints).await, host(&network, 2, Service).await);
+    let connection = connect(&caller, &provider).await;
+    for _ in 0..20 {
+        call(&connection, "echo", "hello".into(), PATIENCE).await.unwrap();
+    }
+    let waiting = call(&connection, "hang", Bytes::new(), PATIENCE);
+    let at_the_end = async {
+        tokio::time::sleep(waited).await;
+        match end {
+            End::Killed { .. } => network.kill_process(provider.local_addr()),
+            End::Vanished => network.kill(provider.local_addr()),
+            End::Stopped => network.pause(provider.local_addr()),
+        }
+        let ended = Instant::now();
+        let mut watch = connection.watch_presence();
+        assert_eq!(watch.changed().await, Presence::Suspected);
+        ended.elapsed()
+    };
+    tokio::select! {
+        biased;
+        result = waiting => panic!("{result:?}"),
+        noticed = at_the_end => noticed,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn l6_calls_in_flight_to_a_peer_that_is_gone_learn_it_in_a_few_round_trips() {
+    for millis in [0, 2, 30] {
+        let rtt = Duration::from_millis(millis);
+        // The least of it, so that nothing hides in its variance.
+        let bound = 5 * pto(rtt, Duration::ZERO) + Duration::from_millis(100);
+        for waited in [0, 1, 20, 45, 50, 77, 200, 1_000, 2_900].map(Duration::from_millis) {
+            for end in [End::Killed { hints: false }, End::Vanished, End::Stopped] {
+                let took = noticed_after(end, rtt, waited).await;
+                assert!(took < bound, "{end:?}, {rtt:?}, {waited:?}: {took:?}");
+            }
+            let took = noticed_after(End::Killed { hints: true }, rtt, waited).await;
+            let bound = Duration::from_millis(100).max(bound / 2);
+            assert!(took < bound, "killed, with a hint, {rtt:?}, {waited:?}: {took:?}");
+        }
+    }
+}
+
+/// A long wait is not asked for as often: it adds its 64th part at most, and half a second.
+#[tokio::test(start_paused = true)]
+async fn l6_a_call_that_has_waited_for_long_learns_it_in_proportion() {
+    let waited = Duration::from_secs(20);
+    let took = noticed_after(End::Vanished, Duration::from_millis(2), waited).await;
+    assert!(took < waited / 64 + Duration::from_millis(250), "{took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn l1_a_handler_that_takes_minutes_is_not_suspected_and_costs_few_packets() {
+    let network = Network::new(32);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+    let connection = connect(&caller, &provider).await;
+    let minutes = Duration::from_secs(300);
+    call(&connection, "hang", Bytes::new(), minutes).await.unwrap_err();
+    assert_eq!((caller.stats().suspicions, connection.presence()), (0, Presence::Up));
+    assert_eq!(connection.lost(), None);
+    // Two pings a second at the end, each with its answer and what acknowledges that.
+    let delivered = network.traffic().delivered;
+    assert!(delivered < 300 * 12, "{delivered}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn l3_a_suspected_peer_that_is_heard_again_is_up_and_its_call_goes_on() {
+    let network = Network::new(33);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Slow).await);
+    let connection = connect(&caller, &provider).await;
+    let body = Bytes::from(vec![0; 1_000]);
+    let slow = call(&connection, "slow", body, PATIENCE);
+    let cut = async {
+        let mut watch = connection.watch_presence();
+        network.cut(caller.local_addr(), provider.local_addr());
+        assert_eq!(watch.changed().await, Presence::Suspected);
+        assert_eq!(
+            (watch.now(), connection.presence()),
+            (Presence::Suspected, Presence::Suspected)
+        );
+        network.heal();
+        let healed = Instant::now();
+        assert_eq!(watch.changed().await, Presence::Up);
+        // A ping goes at least each half a second.
+        assert!(
+            healed.elapsed() < Timers::default().probe_after + MAX_ACK_DELAY,
+            "{:?}",
+            healed.elapsed()
+        );
+    };
+    let (answer, ()) = tokio::join!(slow, cut);
+    assert_eq!(answer.unwrap().len(), 1_000);
+    assert_eq!(connection.presence(), Presence::Up);
+}
+
+/// The call that waited goes elsewhere; the peer is found dead all the same, and leaves the pool.
+#[tokio::test(start_paused = true)]
+async fn p3_a_suspected_peer_that_stays_silent_is_given_up_without_a_call_that_waits() {
+    let network = Network::new(34);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+    let connection = connect(&caller, &provider).await;
+    network.kill(provider.local_addr());
+    let mut watch = connection.watch_presence();
+    tokio::select! {
+        biased;
+        result = call(&connection, "hang", Bytes::new(), PATIENCE) => panic!("{result:?}"),
+        presence = watch.changed() => assert_eq!(presence, Presence::Suspected),
+    }
+    let suspected = Instant::now();
+    while connection.lost().is_none() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(
+        suspected.elapsed() <= Timers::default().dead_after,
+        "{:?}",
+        suspected.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn l4_an_idle_connection_to_a_killed_process_is_suspected_before_a_call_needs_it() {
+    let network = Network::new(35);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+    let connection = connect(&caller, &provider).await;
+    call(&connection, "echo", Bytes::new(), PATIENCE).await.unwrap();
+    network.kill_process(provider.local_addr());
+    let mut watch = connection.watch_presence();
+    // The next packet of its keep-alive is answered with a report.
+    let next = 2 * Timers::default().keep_alive;
+    assert_eq!(
+        tokio::time::timeout(next, watch.changed()).await,
+        Ok(Presence::Suspected)
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn l4_forged_reports_cost_a_bounded_number_of_pings_and_suspect_nothing() {
+    let network = Network::new(36);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+    let connection = connect(&caller, &provider).await;
+    let shared = connection.downgrade().upgrade().unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let before = network.traffic().delivered;
+    let flood = async {
+        for _ in 0..5_000 {
+            shared.link.watch.hint();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    flood.await;
+    assert_eq!((caller.stats().suspicions, connection.lost()), (0, None));
+    // One ping each 250 ms, with its answer and what acknowledges that.
+    let packets = network.traffic().delivered - before;
+    assert!(packets <= 20 * 5, "{packets}");
+}
+
+/// Some of everything: calls alone and together, answered at once and late.
+async fn attempts(seed: u64, rtt: Duration, rounds: usize) -> (u64, u64) {
+    let network = Network::new(seed).with_link(link(rtt).with_loss(0.05));
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Slow).await);
+    let at = [provider.local_addr().try_into().unwrap()];
+    let mut attempts = 0;
+    let slow = "slow".parse().unwrap();
+    let mut connection: Option<Connection> = None;
+    for round in 0..rounds {
+        let connection = match &mut connection {
+            Some(connection) if connection.lost().is_none() => connection,
+            gone => match caller.pool().get(&provider.node_id(), &at).await {
+                Ok(open) => gone.insert(open),
+                Err(_) => continue,
+            },
+        };
+        let together = if round % 4 == 0 { 8 } else { 1 };
+        let calls = (0..together).map(|n| {
+            let millis = match (round + n) % 10 {
+                0 => 150,
+                1 => 40,
+                _ => 0,
+            };
+            let request = CallRequest::new(&slow, vec![0; millis]).with_timeout(PATIENCE);
+            connection.call(request)
+        });
+        for reply in join_all(calls).await {
+            assert_eq!(reply.unwrap().status, StatusCode::Ok);
+            attempts += 1;
+        }
+    }
+    (attempts, caller.stats().suspicions)
+}
+
+#[test]
+fn l6_under_five_percent_loss_fewer_than_one_attempt_in_10_000_is_suspected() {
+    let (mut all, mut suspected) = (0, 0);
+    for seed in 0..6 {
+        for rtt in [2, 30].map(Duration::from_millis) {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_time()
+                .start_paused(true)
+                .build()
+                .unwrap();
+            let (attempts, suspicions) = runtime.block_on(attempts(seed, rtt, 800));
+            all += attempts;
+            suspected += suspicions;
+        }
+    }
+    assert!(all >= 20_000, "{all}");
+    assert!(suspected * 10_000 < all, "{suspected} of {all}");
+}
+
+/// Tells when a call's handler is dropped.
+struct Dropped(Arc<Semaphore>);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.add_permits(1);
+    }
+}
+
+struct Hanging {
+    began: Arc<Semaphore>,
+    dropped: Arc<Semaphore>,
+}
+
+impl Handler for Hanging {
+    fn call(&self, _: IncomingCall) -> BoxFuture<'static, Reply> {
+        let guard = Dropped(self.dropped.clone());
+        self.began.add_permits(1);
+        async move {
+            let _guard = guard;
+            std::future::pending().await
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn n8_a_provider_drops_the_handlers_of_a_caller_that_is_gone_within_seconds() {
+    for calls in [1, 20] {
+        let network = Network::new(38);
+        let (began, dropped) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+        let handler = Hanging {
+            began: began.clone(),
+            dropped: dropped.clone(),
+        };
+        let (caller, provider) = (caller(&network, true).await, host(&network, 2, handler).await);
+        let connection = connect(&caller, &provider).await;
+        let waiting = tokio::spawn(async move {
+            join_all((0..calls).map(|_| call(&connection, "hang", Bytes::new(), 4 * PATIENCE))).await
+        });
+        let killed = async {
+            // While the caller is there, they run.
+            began.acquire_many(calls).await.unwrap().forget();
+            tokio::time::sleep(PATIENCE).await;
+            assert!(!waiting.is_finished());
+            network.kill(caller.local_addr());
+            let killed = Instant::now();
+            dropped.acquire_many(calls).await.unwrap().forget();
+            killed.elapsed()
+        };
+        let took = tokio::time::timeout(3 * PATIENCE, killed).await.unwrap();
+        let timers = Timers::default();
+        assert!(took <= timers.dead_after + timers.serving_probe_after, "{took:?}");
+    }
+}
