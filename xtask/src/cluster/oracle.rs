@@ -24,6 +24,8 @@ pub(crate) struct Call {
     pub(crate) provider: Option<String>,
     /// Why it failed.
     pub(crate) error: Option<String>,
+    /// The causes of the attempts that failed, in order.
+    pub(crate) causes: Vec<String>,
 }
 
 impl Call {
@@ -36,13 +38,22 @@ impl Call {
                 .with_context(|| format!("{line:?} has no number {name:?}"))
         };
         let text = |name: &str| value[name].as_str().map(str::to_owned);
-        let failed = value["failed_attempts"].as_array().map_or(0, Vec::len) as u64;
+        let failed = value["failed_attempts"]
+            .as_array()
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let cause = |attempt: &Value| {
+            let cause = attempt["cause"].as_str().unwrap_or_default();
+            let (started, took) = (&attempt["started_us"], &attempt["us"]);
+            format!("from {started} µs for {took} µs: {cause}")
+        };
         Ok(Self {
             at_us: number("unix_us")?,
             took_us: number("us")?,
-            attempts: failed + u64::from(value["ok"] == true),
+            attempts: failed.len() as u64 + u64::from(value["ok"] == true),
             provider: text("provider"),
             error: text("message").or_else(|| text("error")),
+            causes: failed.iter().map(cause).collect(),
         })
     }
 
@@ -105,6 +116,8 @@ pub(crate) struct Seen {
     pub(crate) attempts: u64,
     /// The longest call during all of which a provider could be reached.
     pub(crate) longest_us: u64,
+    /// What the attempts of that call met.
+    pub(crate) longest_causes: Vec<String>,
     /// From the last fault until every living provider has answered; `None` when one never did.
     pub(crate) recovered_us: Option<u64>,
     pub(crate) providers_seen: usize,
@@ -123,8 +136,9 @@ pub(crate) fn judge(calls: &[Call], truth: &Truth) -> Seen {
     for call in calls {
         seen.attempts += call.attempts;
         let served = truth.was_served(call.at_us, call.ended_us());
-        if served {
-            seen.longest_us = seen.longest_us.max(call.took_us);
+        if served && call.took_us > seen.longest_us {
+            seen.longest_us = call.took_us;
+            seen.longest_causes.clone_from(&call.causes);
         }
         match (&call.error, served) {
             (Some(error), true) => {
@@ -162,7 +176,11 @@ pub(crate) fn broken(seen: &Seen, promise: &Promise) -> Vec<String> {
     }
     if seen.longest_us > promise.longest_ms * 1_000 {
         let longest = seen.longest_us / 1_000;
-        broken.push(format!("a call took {longest} ms ({} may)", promise.longest_ms));
+        let causes = seen.longest_causes.join("; ");
+        broken.push(format!(
+            "a call took {longest} ms ({} may): {causes}",
+            promise.longest_ms
+        ));
     }
     match seen.recovered_us {
         None => broken.push("a living provider never answered after the last fault".to_owned()),
@@ -192,6 +210,7 @@ mod tests {
             attempts: 1,
             provider: provider.map(str::to_owned),
             error: provider.is_none().then(|| "all_providers_failed".to_owned()),
+            causes: Vec::new(),
         }
     }
 

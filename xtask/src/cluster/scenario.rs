@@ -225,6 +225,11 @@ pub(crate) const ALL: &[Scenario] = &[
         rules: "D13",
         lasts: 16,
         steps: &[(3.0, Fault::Move(2))],
+        // 5 s to publish the address, and the next question of each caller.
+        promise: Promise {
+            recovered_s: 10.0,
+            ..PLAIN.promise
+        },
         ..PLAIN
     },
     Scenario {

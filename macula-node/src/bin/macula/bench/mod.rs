@@ -76,7 +76,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut log = args.calls.as_deref().map(CallLog::create).transpose()?;
     let node = tokio::select! {
-        node = mesh::client(&args.mesh) => node?,
+        node = mesh::client(&args.mesh, None) => node?,
         ended = signals.next() => return Err(ended),
     };
     let outcome = measure(&args, &node, log.as_mut(), &mut signals).await;
