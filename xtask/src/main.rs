@@ -8,6 +8,7 @@
     reason = "the terminal is the interface of this tool"
 )]
 
+mod cluster;
 mod codegen;
 mod deny;
 mod english;
@@ -15,6 +16,7 @@ mod examples;
 mod finding;
 mod fuzz;
 mod house;
+mod image;
 mod layers;
 mod metadata;
 mod modules;
@@ -93,6 +95,16 @@ enum Command {
         #[command(flatten)]
         request: programs::Request,
     },
+    /// Build the program's container image, from scratch.
+    Image {
+        #[command(flatten)]
+        request: image::Request,
+    },
+    /// Run the scenarios of faults on processes, network namespaces or containers.
+    Cluster {
+        #[command(flatten)]
+        request: cluster::Request,
+    },
     /// Fuzz a target, or all of them for a while.
     Fuzz {
         #[command(flatten)]
@@ -116,6 +128,8 @@ fn main() -> ExitCode {
         Command::Tidy { papers } => tidy::check(papers),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),
+        Command::Image { request } => image::image(&request),
+        Command::Cluster { request } => cluster::cluster(&request),
         Command::Fuzz { request } => fuzz::fuzz(request),
     };
     match result {

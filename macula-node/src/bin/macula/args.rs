@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::Resettable};
 use macula_node::{Address, BootstrapAddr, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
-use crate::serve::Serve;
+use crate::{bench::BenchArgs, serve::Serve};
 
 /// A QUIC service mesh: call a service by name, and a provider that dies is not noticed.
 #[derive(Debug, Parser)]
@@ -31,6 +31,10 @@ pub(crate) enum Command {
     /// Exit codes: 0 answered, 1 the mesh could not be joined, 2 usage, 3 service_not_found, 4 all_providers_failed,
     /// 5 max_attempts_exceeded, 6 deadline passed, 7 the service's own definitive error.
     Call(CallArgs),
+    /// Calls a service at a rate, or as fast as it answers, and shows latencies, failures and each provider's share.
+    ///
+    /// Exit codes: 0 every call was answered, 1 a call failed or the mesh could not be joined, 2 usage.
+    Bench(BenchArgs),
     /// Lists the providers of a service.
     Providers(ProvidersArgs),
     /// Asks nodes for their health: every provider of a service, or the nodes named and each of their services.
@@ -263,7 +267,7 @@ fn strategy(text: &str) -> Result<Strategy, String> {
 }
 
 /// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const HELP: &str = "write a time like `2s`, `500ms` or `1m`, more than 0 and at most 24h";
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

@@ -157,7 +157,7 @@ fn as_json(args: &CallArgs, outcome: &Result<Answer, CallError>, took: Duration)
     }
 }
 
-fn attempts(attempts: &[Attempt]) -> Vec<Value> {
+pub(crate) fn attempts(attempts: &[Attempt]) -> Vec<Value> {
     let one = |attempt: &Attempt| {
         json!({
             "provider": attempt.node_id.to_string(),

@@ -1,6 +1,7 @@
 //! `macula`: runs a node of the mesh, and calls, lists and shows from the command line.
 
 mod args;
+mod bench;
 mod call;
 mod config;
 mod demo;
@@ -85,9 +86,12 @@ fn keep_damage_quiet() {
 fn start_logging(command: &Command) {
     let level = match command {
         Command::Node(_) => Level::WARN,
-        Command::Demo(_) | Command::Call(_) | Command::Providers(_) | Command::Health(_) | Command::Id(_) => {
-            Level::ERROR
-        }
+        Command::Demo(_)
+        | Command::Call(_)
+        | Command::Bench(_)
+        | Command::Providers(_)
+        | Command::Health(_)
+        | Command::Id(_) => Level::ERROR,
     };
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())
@@ -109,6 +113,7 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Node(args) => node::run(args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Call(args) => call::run(args).await,
+            Command::Bench(args) => bench::run(args).await,
             Command::Providers(args) => providers::run(args).await,
             Command::Health(args) => health::run(args).await,
             Command::Id(args) => id::run(&args),

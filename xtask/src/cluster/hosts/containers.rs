@@ -1,0 +1,138 @@
+//! Containers of the image, on a network of Docker's.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{Hosts, NetFault, PORT, Place, Started, net, net::Link, tool};
+use crate::image;
+
+/// How long Docker may take to start a container.
+const STARTED_WITHIN: Duration = Duration::from_secs(20);
+
+#[derive(Debug)]
+pub(super) struct Containers {
+    /// The name of the network, with which the names of the containers begin.
+    network: String,
+    image: String,
+    /// The folder that every container sees at the same path.
+    folder: PathBuf,
+    hosts: u16,
+    /// Containers started, so that each has a name of its own.
+    started: u32,
+    /// The process of the newest container of each host.
+    pids: Vec<i32>,
+}
+
+impl Containers {
+    pub(super) fn new(program: &Path, folder: &Path) -> Result<Self> {
+        let network = format!("macula-cluster-{}", std::process::id());
+        let image = image::build(program, "macula:cluster")?;
+        tool(&["docker", "network", "create", "--subnet", "10.78.0.0/16", &network])?;
+        Ok(Self {
+            network,
+            image,
+            folder: folder.to_path_buf(),
+            hosts: 0,
+            started: 0,
+            pids: Vec::new(),
+        })
+    }
+
+    fn ip(number: u16) -> IpAddr {
+        let [high, low] = (number + 1).to_be_bytes();
+        Ipv4Addr::new(10, 78, high, low).into()
+    }
+
+    fn pid(&self, place: &Place) -> Result<i32> {
+        let pid = self.pids.get(usize::from(place.number) - 1);
+        pid.copied()
+            .filter(|&pid| pid > 0)
+            .context("the host has no container yet")
+    }
+}
+
+impl Hosts for Containers {
+    fn add(&mut self) -> Result<Place> {
+        self.hosts += 1;
+        self.pids.push(0);
+        let ip = Self::ip(self.hosts);
+        Ok(Place {
+            number: self.hosts,
+            ip,
+            listen: net::unspecified(ip, PORT),
+        })
+    }
+
+    fn start(&mut self, place: &Place, args: &[String]) -> Result<Started> {
+        self.started += 1;
+        let name = format!("{}-{}", self.network, self.started);
+        let folder = self.folder.to_str().context("the folder's name is no text")?;
+        let mut command = Command::new("docker");
+        command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--name", &name]);
+        command.args(["--network", &self.network, "--ip", &place.ip.to_string()]);
+        command
+            .args(["--volume", &format!("{folder}:{folder}"), &self.image])
+            .args(args);
+        let mut started = Started::spawn(&mut command)?;
+        let until = Instant::now() + STARTED_WITHIN;
+        started.pid = loop {
+            let pid = tool(&["docker", "inspect", "--format", "{{.State.Pid}}", &name]);
+            match pid.ok().and_then(|pid| pid.parse().ok()) {
+                Some(pid) if pid > 0 => break pid,
+                Some(_) | None if Instant::now() > until => bail!("the container {name} did not start"),
+                Some(_) | None => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
+        self.pids[usize::from(place.number) - 1] = started.pid;
+        Ok(started)
+    }
+
+    fn afflict(&mut self, place: &mut Place, fault: NetFault) -> Result<()> {
+        let pid = self.pid(place)?.to_string();
+        let inside: Vec<String> = ["nsenter", "-t", &pid, "-n", "ip"].map(str::to_owned).into();
+        let link = Link {
+            peer: peer_of(&pid)?,
+            inside,
+            outside: vec!["ip".to_owned()],
+        };
+        let next = Self::ip(place.number + 1_000);
+        link.afflict(fault, &format!("{}/16", place.ip), &format!("{next}/16"))?;
+        if fault == NetFault::Move {
+            place.ip = next;
+        }
+        Ok(())
+    }
+}
+
+/// The name of the host's end of a container's link.
+fn peer_of(pid: &str) -> Result<String> {
+    let index = tool(&["nsenter", "-t", pid, "-n", "ip", "-o", "link", "show", "dev", "eth0"])?;
+    // `2: eth0@if17: <…`: the index of the other end follows `@if`.
+    let index = index.split("@if").nth(1).and_then(|rest| rest.split(':').next());
+    let index = index.context("a container's link names no other end")?;
+    for entry in fs::read_dir("/sys/class/net").context("cannot list the network interfaces")? {
+        let path = entry?.path();
+        if fs::read_to_string(path.join("ifindex")).is_ok_and(|it| it.trim() == index) {
+            let name = path.file_name().context("an interface has a name")?;
+            return Ok(name.to_string_lossy().into_owned());
+        }
+    }
+    bail!("no interface has the index {index}")
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        for number in 1..=self.started {
+            // Those that have ended have removed themselves.
+            let _ = tool(&["docker", "rm", "--force", &format!("{}-{number}", self.network)]);
+        }
+        let _ = tool(&["docker", "network", "rm", &self.network]);
+    }
+}

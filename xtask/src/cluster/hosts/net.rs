@@ -1,0 +1,70 @@
+//! Faults of a link: the same `ip` commands for a namespace and for a container.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::{NetFault, tool};
+
+/// An address of the link layer that no host of the bridge has: packets sent there are lost without a word.
+const NO_HOST: &str = "02:00:00:00:00:01";
+
+/// How `ip` is called on either end of a host's link.
+#[derive(Debug)]
+pub(super) struct Link {
+    /// `ip` within the host.
+    pub(super) inside: Vec<String>,
+    /// `ip` where the other end of the link is.
+    pub(super) outside: Vec<String>,
+    /// The name of the other end.
+    pub(super) peer: String,
+}
+
+impl Link {
+    fn inside(&self, args: &[&str]) -> Result<String> {
+        let inside = self.inside.iter().map(String::as_str);
+        tool(&inside.chain(args.iter().copied()).collect::<Vec<_>>())
+    }
+
+    fn outside(&self, args: &[&str]) -> Result<String> {
+        let outside = self.outside.iter().map(String::as_str);
+        tool(&outside.chain(args.iter().copied()).collect::<Vec<_>>())
+    }
+
+    /// Does the fault. A host that moves has `to` afterwards, written with its prefix length, instead of `from`.
+    pub(super) fn afflict(&self, fault: NetFault, from: &str, to: &str) -> Result<()> {
+        match fault {
+            NetFault::Cut => self.outside(&["link", "set", &self.peer, "down"])?,
+            NetFault::Heal => self.outside(&["link", "set", &self.peer, "up"])?,
+            NetFault::Block(ip) => {
+                let ip = ip.to_string();
+                self.inside(&[
+                    "neigh",
+                    "replace",
+                    &ip,
+                    "lladdr",
+                    NO_HOST,
+                    "nud",
+                    "permanent",
+                    "dev",
+                    "eth0",
+                ])?
+            }
+            NetFault::Unblock(ip) => self.inside(&["neigh", "del", &ip.to_string(), "dev", "eth0"])?,
+            NetFault::Move => {
+                self.inside(&["address", "add", to, "dev", "eth0"])?;
+                self.inside(&["address", "del", from, "dev", "eth0"])?
+            }
+            NetFault::Mtu(bytes) => self.outside(&["link", "set", &self.peer, "mtu", &bytes.to_string()])?,
+        };
+        Ok(())
+    }
+}
+
+/// An address as a URL and `--listen` write it.
+pub(super) fn unspecified(ip: IpAddr, port: u16) -> String {
+    match ip {
+        IpAddr::V4(_) => format!("0.0.0.0:{port}"),
+        IpAddr::V6(_) => format!("[::]:{port}"),
+    }
+}

@@ -1,0 +1,52 @@
+//! Processes on the loopback interface.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, bail};
+
+use super::{Hosts, NetFault, Place, Started};
+use crate::cluster::scenario::Family;
+
+#[derive(Debug)]
+pub(super) struct Processes {
+    program: PathBuf,
+    ip: IpAddr,
+    count: u16,
+}
+
+impl Processes {
+    pub(super) fn new(program: &Path, family: Family) -> Self {
+        Self {
+            program: program.to_path_buf(),
+            ip: match family {
+                Family::V4 => Ipv4Addr::LOCALHOST.into(),
+                Family::V6 => Ipv6Addr::LOCALHOST.into(),
+            },
+            count: 0,
+        }
+    }
+}
+
+impl Hosts for Processes {
+    fn add(&mut self) -> Result<Place> {
+        self.count += 1;
+        Ok(Place {
+            number: self.count,
+            ip: self.ip,
+            // A free port, which the node keeps when it starts again.
+            listen: SocketAddr::new(self.ip, 0).to_string(),
+        })
+    }
+
+    fn start(&mut self, _place: &Place, args: &[String]) -> Result<Started> {
+        Started::spawn(Command::new(&self.program).args(args))
+    }
+
+    fn afflict(&mut self, _place: &mut Place, fault: NetFault) -> Result<()> {
+        bail!("processes share one loopback interface, on which {fault:?} is not possible")
+    }
+}

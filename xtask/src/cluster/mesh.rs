@@ -1,0 +1,421 @@
+//! Plays a scenario: starts the nodes and the callers, does the faults at their times, and gathers the calls.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _},
+    net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::ChildStdout,
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::{
+    hosts::{Backend, Hosts, NetFault, Place, Started},
+    oracle::{self, Call, Reachable, Truth},
+    scenario::{Fault, Scenario},
+    table::{Measured, Row},
+};
+
+const SERVICE: &str = "demo.echo";
+/// How long a mesh may take until a caller sees every provider.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long a node may take to leave in order.
+const LEAVES_WITHIN: Duration = Duration::from_secs(30);
+/// How long after its load a caller may take to end: a call's deadline, and some time to leave.
+const CALLER_ENDS_WITHIN: Duration = Duration::from_secs(20);
+/// How long a node that has moved may take to publish its new address (D13).
+const PUBLISHES_WITHIN_US: u64 = 5_000_000;
+
+/// A node of the mesh.
+struct Node {
+    place: Place,
+    /// The node's key and store.
+    data: PathBuf,
+    running: Option<Started>,
+    node_id: String,
+}
+
+struct Mesh {
+    // Before the hosts: processes end before their host is taken away.
+    nodes: Vec<Node>,
+    callers: Vec<Started>,
+    hosts: Box<dyn Hosts>,
+    bootstrap: String,
+    truth: Truth,
+    rss_bytes: u64,
+    folder: PathBuf,
+}
+
+/// Plays `scenario` and says what was seen.
+pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path) -> Result<Row> {
+    let folder = tempfile::Builder::new()
+        .prefix("macula-cluster-")
+        .tempdir()
+        .context("no temporary folder")?;
+    // A container's user is another than the one who runs this.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).context("cannot share the folder")?;
+    let mut mesh = Mesh {
+        nodes: Vec::new(),
+        callers: Vec::new(),
+        hosts: backend.open(program, scenario.family, folder.path())?,
+        bootstrap: String::new(),
+        truth: Truth::default(),
+        rss_bytes: 0,
+        folder: folder.path().to_path_buf(),
+    };
+    mesh.start_nodes(scenario)?;
+    let places = (0..scenario.callers)
+        .map(|_| mesh.hosts.add())
+        .collect::<Result<Vec<_>>>()?;
+    mesh.wait_for_providers(&places[0], scenario.providers)?;
+    let begun = Instant::now();
+    mesh.truth.last_fault_us = unix_us();
+    mesh.start_callers(scenario, &places)?;
+    for &(at, fault) in scenario.steps {
+        thread::sleep(Duration::from_secs_f64(at).saturating_sub(begun.elapsed()));
+        mesh.afflict(fault, &places)
+            .with_context(|| format!("{fault:?} after {at} s"))?;
+        mesh.truth.last_fault_us = unix_us();
+    }
+    let (calls, connections) = mesh.gather(begun + Duration::from_secs(scenario.lasts.into()))?;
+    mesh.weigh();
+    Ok(Row {
+        scenario,
+        result: Some(Measured {
+            seen: oracle::judge(&calls, &mesh.truth),
+            connections,
+            rss_bytes: mesh.rss_bytes,
+        }),
+    })
+}
+
+impl Mesh {
+    /// Starts the bootstrap node, and then every provider at once.
+    fn start_nodes(&mut self, scenario: &Scenario) -> Result<()> {
+        for number in 0..=scenario.providers {
+            let place = self.hosts.add()?;
+            self.nodes.push(Node {
+                place,
+                data: self.folder.join(format!("node-{number}")),
+                running: None,
+                node_id: String::new(),
+            });
+        }
+        let ready = self.spawn(0)?;
+        self.wait_ready(0, ready)?;
+        let starting = (1..=scenario.providers).map(|node| Ok((node, self.spawn(node)?)));
+        for (node, ready) in starting.collect::<Result<Vec<_>>>()? {
+            self.wait_ready(node, ready)?;
+        }
+        Ok(())
+    }
+
+    /// Starts a node's process; the line that says that it is ready is still to come.
+    fn spawn(&mut self, node: usize) -> Result<BufReader<ChildStdout>> {
+        let it = &mut self.nodes[node];
+        let mut args = words(&["node", "--json", "--listen", &it.place.listen, "--data"]);
+        args.push(it.data.to_string_lossy().into_owned());
+        if node > 0 {
+            args.extend(words(&[
+                "--serve",
+                &format!("{SERVICE}=echo"),
+                "--bootstrap",
+                &self.bootstrap,
+            ]));
+        }
+        let mut started = self.hosts.start(&it.place, &args)?;
+        let stdout = started.child.stdout.take().context("a node has no standard output")?;
+        it.running = Some(started);
+        Ok(BufReader::new(stdout))
+    }
+
+    fn wait_ready(&mut self, node: usize, mut stdout: BufReader<ChildStdout>) -> Result<()> {
+        let it = &mut self.nodes[node];
+        let mut line = String::new();
+        stdout.read_line(&mut line).context("a node's output cannot be read")?;
+        if line.is_empty() {
+            let mut said = String::new();
+            if let Some(stderr) = it.running.as_mut().and_then(|it| it.child.stderr.as_mut()) {
+                let _ = stderr.read_to_string(&mut said);
+            }
+            bail!("node {node} ended before it was ready: {}", said.trim());
+        }
+        let ready: Value = serde_json::from_str(&line).with_context(|| format!("node {node} printed {line:?}"))?;
+        let text = |name: &str| ready[name].as_str().with_context(|| format!("{line:?} has no {name}"));
+        it.node_id = text("node_id")?.to_owned();
+        let endpoint = text("endpoint")?.trim_start_matches("https://").to_owned();
+        if it.place.listen.ends_with(":0") {
+            it.place.listen.clone_from(&endpoint);
+        }
+        if node == 0 {
+            self.bootstrap = format!("{}@{endpoint}", it.node_id);
+        } else {
+            let reachable = Reachable {
+                from_us: unix_us(),
+                until_us: None,
+            };
+            self.truth
+                .providers
+                .entry(it.node_id.clone())
+                .or_default()
+                .push(reachable);
+        }
+        Ok(())
+    }
+
+    /// The provider cannot be reached from now on.
+    fn unreachable(&mut self, node: usize) {
+        let spans = self.truth.providers.get_mut(&self.nodes[node].node_id);
+        if let Some(span) = spans.and_then(|spans| spans.last_mut()) {
+            span.until_us.get_or_insert_with(unix_us);
+        }
+    }
+
+    /// The provider can be reached again after `in_us`.
+    fn reachable(&mut self, node: usize, in_us: u64) {
+        let spans = self.truth.providers.get_mut(&self.nodes[node].node_id);
+        if let Some(spans) = spans.filter(|spans| spans.last().is_some_and(|span| span.until_us.is_some())) {
+            spans.push(Reachable {
+                from_us: unix_us() + in_us,
+                until_us: None,
+            });
+        }
+    }
+
+    fn wait_for_providers(&mut self, place: &Place, count: usize) -> Result<()> {
+        let until = Instant::now() + READY_WITHIN;
+        loop {
+            let args = words(&["providers", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
+            let asked = self.hosts.start(place, &args)?;
+            let output = asked
+                .child
+                .wait_with_output()
+                .context("`macula providers` cannot be waited for")?;
+            let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let found = list["providers"].as_array().map_or(0, Vec::len);
+            if found == count {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < until,
+                "a caller sees {found} of {count} providers after {READY_WITHIN:?}: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    fn start_callers(&mut self, scenario: &Scenario, places: &[Place]) -> Result<()> {
+        let rate = (scenario.rate / places.len() as u32).max(1).to_string();
+        let (lasts, payload) = (format!("{}s", scenario.lasts), scenario.payload.to_string());
+        for (number, place) in places.iter().enumerate() {
+            let calls = self.calls_of(number);
+            let mut args = words(&[
+                "bench",
+                SERVICE,
+                "--json",
+                "--bootstrap",
+                &self.bootstrap,
+                "--rate",
+                &rate,
+            ]);
+            args.extend(words(&["--duration", &lasts, "--payload", &payload, "--calls"]));
+            args.push(calls.to_string_lossy().into_owned());
+            let caller = self.hosts.start(place, &args)?;
+            self.callers.push(caller);
+        }
+        Ok(())
+    }
+
+    fn calls_of(&self, caller: usize) -> PathBuf {
+        self.folder.join(format!("calls-{caller}"))
+    }
+
+    fn afflict(&mut self, fault: Fault, callers: &[Place]) -> Result<()> {
+        // Callers' hosts follow the nodes'.
+        let ip_of = |number: usize| -> IpAddr {
+            match self.nodes.get(number) {
+                Some(node) => node.place.ip,
+                None => callers[number - self.nodes.len()].ip,
+            }
+        };
+        if let Some((node, fault)) = NetFault::of(fault, ip_of) {
+            match fault {
+                NetFault::Cut | NetFault::Block(_) | NetFault::Move => self.unreachable(node),
+                NetFault::Heal | NetFault::Unblock(_) | NetFault::Mtu(_) => {}
+            }
+            self.hosts.afflict(&mut self.nodes[node].place, fault)?;
+            match fault {
+                NetFault::Heal | NetFault::Unblock(_) => self.reachable(node, 0),
+                NetFault::Move => self.reachable(node, PUBLISHES_WITHIN_US),
+                NetFault::Cut | NetFault::Block(_) | NetFault::Mtu(_) => {}
+            }
+            return Ok(());
+        }
+        match fault {
+            Fault::Kill(node) => {
+                self.unreachable(node);
+                self.signal(node, Signal::KILL)?;
+                self.wait_end(node)
+            }
+            Fault::Leave(node) => {
+                self.unreachable(node);
+                self.signal(node, Signal::TERM)?;
+                self.wait_end(node)
+            }
+            Fault::Pause(node) => {
+                self.unreachable(node);
+                self.signal(node, Signal::STOP)
+            }
+            Fault::Resume(node) => {
+                self.signal(node, Signal::CONT)?;
+                self.reachable(node, 0);
+                Ok(())
+            }
+            Fault::Restart(node) => {
+                let ready = self.spawn(node)?;
+                self.wait_ready(node, ready)
+            }
+            Fault::Replace(node) => self.replace(node),
+            Fault::Cut(_)
+            | Fault::Heal(_)
+            | Fault::Block(..)
+            | Fault::Unblock(..)
+            | Fault::Move(_)
+            | Fault::Mtu(..) => {
+                unreachable!("a fault of the network was done above")
+            }
+        }
+    }
+
+    /// Starts a node with a new key at a new place, and lets the old one leave.
+    fn replace(&mut self, node: usize) -> Result<()> {
+        let place = self.hosts.add()?;
+        let data = self.folder.join(format!("node-{node}-{}", place.number));
+        let next = Node {
+            place,
+            data,
+            running: None,
+            node_id: String::new(),
+        };
+        let old = std::mem::replace(&mut self.nodes[node], next);
+        let ready = self.spawn(node)?;
+        self.wait_ready(node, ready)?;
+        let new = std::mem::replace(&mut self.nodes[node], old);
+        self.unreachable(node);
+        self.signal(node, Signal::TERM)?;
+        self.wait_end(node)?;
+        self.nodes[node] = new;
+        Ok(())
+    }
+
+    fn signal(&mut self, node: usize, signal: Signal) -> Result<()> {
+        let running = self.nodes[node]
+            .running
+            .as_ref()
+            .with_context(|| format!("node {node} does not run"))?;
+        let pid = Pid::from_raw(running.pid).context("a process has an id")?;
+        kill_process(pid, signal).with_context(|| format!("node {node} cannot be signalled"))
+    }
+
+    fn wait_end(&mut self, node: usize) -> Result<()> {
+        self.weigh();
+        let Some(mut running) = self.nodes[node].running.take() else {
+            return Ok(());
+        };
+        let until = Instant::now() + LEAVES_WITHIN;
+        while running
+            .child
+            .try_wait()
+            .context("a node cannot be waited for")?
+            .is_none()
+        {
+            ensure!(
+                Instant::now() < until,
+                "node {node} has not ended after {LEAVES_WITHIN:?}"
+            );
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
+    /// Waits for the callers, and gives their calls and the number of connections that they opened.
+    fn gather(&mut self, loaded_until: Instant) -> Result<(Vec<Call>, u64)> {
+        let until = loaded_until + CALLER_ENDS_WITHIN;
+        let (mut calls, mut connections) = (Vec::new(), 0);
+        for (number, mut caller) in std::mem::take(&mut self.callers).into_iter().enumerate() {
+            while caller
+                .child
+                .try_wait()
+                .context("a caller cannot be waited for")?
+                .is_none()
+            {
+                if Instant::now() > until {
+                    let _ = caller.child.kill();
+                    bail!("a caller has not ended {CALLER_ENDS_WITHIN:?} after its load");
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            let output = caller
+                .child
+                .wait_with_output()
+                .context("a caller's output cannot be read")?;
+            let summary: Value = serde_json::from_slice(&output.stdout).with_context(|| {
+                format!(
+                    "a caller printed no summary: {}",
+                    String::from_utf8_lossy(&output.stderr).trim()
+                )
+            })?;
+            connections += summary["connections_opened"].as_u64().unwrap_or_default();
+            let path = self.calls_of(number);
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            for line in text.lines() {
+                calls.push(Call::read(line)?);
+            }
+        }
+        calls.sort_by_key(|call| call.at_us);
+        Ok((calls, connections))
+    }
+
+    /// Notes the largest resident memory of a node so far.
+    fn weigh(&mut self) {
+        for node in self.nodes.iter().filter_map(|node| node.running.as_ref()) {
+            let status = fs::read_to_string(format!("/proc/{}/status", node.pid)).unwrap_or_default();
+            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+            let kib: u64 = peak
+                .and_then(|line| line.split_whitespace().next())
+                .and_then(|kib| kib.parse().ok())
+                .unwrap_or_default();
+            self.rss_bytes = self.rss_bytes.max(kib * 1024);
+        }
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        let running = self.nodes.iter_mut().filter_map(|node| node.running.as_mut());
+        for started in running.chain(&mut self.callers) {
+            // A process that has ended needs no signal, and one that stands still needs this one.
+            if let Some(pid) = Pid::from_raw(started.pid) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            let _ = started.child.wait();
+        }
+    }
+}
+
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+/// The wall clock, in microseconds.
+fn unix_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
