@@ -442,7 +442,7 @@ impl<'a> Judge<'a> {
         for listed in &self.facts.lists {
             for (id, places) in &listed.list {
                 self.used(listed.from, id, places);
-                // When no fault kept the withdrawal from anybody, it holds at once.
+                // A withdrawal that reached every node holds at once.
                 for withdrawn in self.facts.withdrawn.iter().filter(|it| it.id == *id) {
                     let Some(from) = withdrawn.from else { continue };
                     let during = listed.from > from + SLACK && withdrawn.to.is_none_or(|to| listed.to < to);
@@ -471,7 +471,7 @@ impl<'a> Judge<'a> {
                         self.breaks(rule, rest.from, text);
                     }
                 }
-                Err(error) => self.breaks(rule, rest.from, format!("node {caller} finds nobody: {error}")),
+                Err(error) => self.breaks(rule, rest.from, format!("node {caller} finds no provider: {error}")),
             }
         }
         let mut reached: BTreeMap<usize, BTreeSet<NodeId>> = BTreeMap::new();

@@ -166,7 +166,7 @@ async fn look_until(end: tokio::time::Instant, node: Node, truth: Truth, mut ran
         for service in services() {
             let from = truth.now();
             let options = ResolveOptions::default().with_force_refresh(true);
-            // A directory that cannot be reached lists nobody.
+            // An unreachable directory yields no list to judge.
             if let Ok(found) = node.client().providers(&service, options).await {
                 let list = found.iter().map(|it| (it.node_id, it.endpoints.to_vec())).collect();
                 let to = truth.now();

@@ -154,7 +154,7 @@ pub(super) struct Facts {
     pub(super) places: BTreeSet<(NodeId, Address)>,
 }
 
-/// The facts, shared by everybody in the bottle. Cheap to clone.
+/// The facts, shared by all nodes of the simulation. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Truth {
     start: Instant,

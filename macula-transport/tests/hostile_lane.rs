@@ -165,7 +165,7 @@ async fn messages_and_their_outcome_come_together_or_on_a_stream() {
 
 /// P4: what belongs to no call that waits for it is counted, and stopped.
 #[tokio::test]
-async fn p4_streams_for_replies_that_nobody_waits_for_are_stopped() {
+async fn p4_streams_of_replies_to_no_waiting_call_are_stopped() {
     let mut test = Test::start().await;
     let (cancelled, id) = test.open().await;
     drop(cancelled);
@@ -173,13 +173,13 @@ async fn p4_streams_for_replies_that_nobody_waits_for_are_stopped() {
     let (mut twice, again) = test.open().await;
     let mut first = test.moved(again, [data(b"the first")]).await;
     assert_eq!(twice.next().await.unwrap().unwrap(), "the first");
-    for (n, nobody) in [id, u64::MAX, again, again ^ 1 << 40].into_iter().enumerate() {
-        let stream = test.moved(nobody, [data(b"for nobody")]).await;
+    for (n, stray) in [id, u64::MAX, again, again ^ 1 << 40].into_iter().enumerate() {
+        let stream = test.moved(stray, [data(b"stray")]).await;
         assert_eq!(stopped(&stream).await, CANCELLED);
         until("it is counted", || test.caller.stats().dropped_replies == n as u64 + 1).await;
     }
     // An outcome on the lane, too, for a call whose replies have moved.
-    test.answer(again, trailers(b"for nobody")).await;
+    test.answer(again, trailers(b"stray")).await;
     until("it is counted", || test.caller.stats().dropped_replies == 5).await;
     first.write_all(&frame(0, trailers(b"the last"))).await.unwrap();
     assert_eq!(twice.next().await.unwrap().unwrap(), "the last");

@@ -1,4 +1,4 @@
-//! Providers that answer with more than a caller takes, or answer no call: it reaches nobody.
+//! Providers that send too large a reply, or a reply to no call: no call receives it.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -123,9 +123,9 @@ impl Lane {
     }
 }
 
-/// P4: a large reply is its call's, whole and no larger than was said; anything else is counted, and reaches nobody.
+/// P4: a call receives its large reply whole and at most as large as announced; any other is counted and dropped.
 #[tokio::test]
-async fn p4_large_replies_that_nobody_asked_for_or_takes_reach_nobody() {
+async fn p4_large_replies_that_are_unasked_or_too_large_are_dropped() {
     let caller = caller().await;
     let provider = RawProvider::new();
     let (connection, raw, _control) = provider.connected(&caller).await;
@@ -216,7 +216,7 @@ async fn p5_fewer_large_requests_are_written_at_a_time_than_are_put_together() {
     }
 }
 
-/// P4: a reply on the lane that answers no call, or one that is over, is counted and reaches nobody.
+/// P4: a reply on the lane to no call, or to a call that has ended, is counted and dropped.
 #[tokio::test]
 async fn p4_replies_that_match_no_call_are_counted_and_dropped() {
     let caller = caller().await;
@@ -224,7 +224,7 @@ async fn p4_replies_that_match_no_call_are_counted_and_dropped() {
     let (connection, raw, _control) = provider.connected(&caller).await;
     let mut lane = Lane::open(connection.clone(), raw).await;
     let (calls, ids) = lane.call_all(PATIENCE).await;
-    // Of nobody, of a later call in the same place, and one's own twice.
+    // To no call, to a later call in the same slot, and to one call twice.
     let replies = [u64::MAX, ids[0] ^ 1 << 40, ids[0], ids[0]];
     lane.streams.0.write_all(&replies.map(trailers).concat()).await.unwrap();
     until("three are dropped", || caller.stats().dropped_replies == 3).await;

@@ -34,7 +34,7 @@ impl Handler for Busy {
 const LOOK: Duration = Duration::from_millis(1050);
 
 #[tokio::test]
-async fn a_busy_node_tells_those_who_call_it_and_nobody_else() {
+async fn a_busy_node_tells_its_callers_alone() {
     let clock = Clock::stop();
     let (service, _events) = Service::new();
     let running = Arc::new(AtomicU32::new(0));

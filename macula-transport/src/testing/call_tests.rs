@@ -338,7 +338,7 @@ async fn n4_what_a_handler_left_to_a_task_of_its_own_ends_at_the_deadline() {
     let (_caller, provider, connection) = pair(&network, service, Limits::default()).await;
     let leave = name("leave");
     let request = CallRequest::new(&leave, "").with_timeout(Duration::from_secs(5));
-    // Nobody reads what comes.
+    // The caller reads no reply.
     let _stream = connection.open(request).await.unwrap();
     assert!(matches!(seen.recv().await, Some(Seen::Began(_))));
     let drained = tokio::time::timeout(PATIENCE, provider.drain()).await;

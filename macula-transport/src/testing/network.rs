@@ -437,7 +437,7 @@ impl State {
             if self.refusing.contains(&to) && self.passes(from, to) {
                 self.refuse(now, from, to);
             }
-            return Some(Fate::Nobody);
+            return Some(Fate::NoHost);
         }
         if !self.passes(from, to) {
             return Some(Fate::Cut);

@@ -21,7 +21,7 @@ pub struct Traffic {
     /// Datagrams that a cut or a partition kept.
     pub cut: u64,
     /// Datagrams to an address where no host listens.
-    pub nobody: u64,
+    pub no_host: u64,
     /// Datagrams beyond [`MAX_IN_FLIGHT`](super::MAX_IN_FLIGHT), or beyond what the link carries.
     pub overflowed: u64,
     /// Datagrams that arrived changed.
@@ -41,7 +41,7 @@ pub(super) enum Fate {
     Lost,
     TooLarge,
     Cut,
-    Nobody,
+    NoHost,
     Overflowed,
     /// No datagram of the host it comes from, but ICMP's word that nothing listens there.
     Unreachable,
@@ -77,7 +77,7 @@ impl Trace {
             Fate::Lost => &mut traffic.lost,
             Fate::TooLarge => &mut traffic.too_large,
             Fate::Cut => &mut traffic.cut,
-            Fate::Nobody => &mut traffic.nobody,
+            Fate::NoHost => &mut traffic.no_host,
             Fate::Overflowed => &mut traffic.overflowed,
             Fate::Unreachable => &mut traffic.unreachable,
         };

@@ -142,7 +142,7 @@ pub(crate) async fn provider() -> (Endpoint, mpsc::UnboundedReceiver<Seen>) {
     (node(service).await, events)
 }
 
-/// Somebody else is served.
+/// Asserts that the provider serves a new client.
 pub(crate) async fn still_serves(provider: &Endpoint) {
     let client = client().await;
     echoes(&connect(&client, provider).await.unwrap(), "still here").await;

@@ -199,7 +199,7 @@ pub(crate) async fn introduced(endpoint: &quinn::Endpoint, to: &Endpoint) -> (qu
     (connection, send)
 }
 
-/// A TLS server that takes any raw key of whoever dials it.
+/// A TLS server that accepts any raw key from a client.
 pub(crate) fn server_builder() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::WantsServerCert> {
     rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -245,7 +245,7 @@ impl RawProvider {
             let connection = self.endpoint.accept().await.unwrap().await.unwrap();
             let (mut send, mut recv) = connection.accept_bi().await.unwrap();
             recv.read_chunk(1, true).await.unwrap().unwrap();
-            // Whoever was dialed names no kind of stream.
+            // The accepting side sends HELLO without the stream's kind.
             send.write_all(&hello(&Realm::default(), 1)[1..]).await.unwrap();
             (connection, (send, recv))
         });
