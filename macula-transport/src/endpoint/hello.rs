@@ -1,4 +1,4 @@
-//! The introduction: the first message each side sends on the control stream, and what is made of the peer's.
+//! The introduction: the first message of each side on the control stream, and the check of the peer's.
 
 use std::net::SocketAddr;
 

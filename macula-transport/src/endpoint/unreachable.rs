@@ -119,7 +119,7 @@ impl Shared {
         while taken < MAX_REPORTS {
             match take_report(&self.io, &mut space) {
                 Ok(Some(addr)) => {
-                    // Too many at once are as good as one: the peer is asked.
+                    // A dropped report does no harm when there are many: one makes this side ask the peer.
                     let _ = self.hints.try_send(addr);
                 }
                 Ok(None) => {}
