@@ -83,6 +83,7 @@ pub(crate) struct Data {
 pub(crate) struct Malformed;
 
 /// Reads a frame: the call it belongs to, 0 on a stream of the call's own, and what it says.
+#[inline]
 pub(crate) fn read(frame: &Bytes) -> Result<(u64, Frame), Malformed> {
     let (mut call, mut kind) = (0, None);
     let mut fields = Fields(frame);
@@ -103,6 +104,7 @@ pub(crate) fn read(frame: &Bytes) -> Result<(u64, Frame), Malformed> {
     Ok((call, kind.ok_or(Malformed)?))
 }
 
+#[inline]
 fn read_head(frame: &Bytes, bytes: &[u8]) -> Result<Head, Malformed> {
     let mut head = Head {
         service: Bytes::new(),
@@ -151,6 +153,7 @@ fn read_data(frame: &Bytes, bytes: &[u8]) -> Result<Data, Malformed> {
     Ok(data)
 }
 
+#[inline]
 fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallError>, Malformed> {
     let (mut status, mut refused, mut body) = (0, false, Bytes::new());
     let (mut metadata, mut failing) = (Metadata::new(), None::<Failing>);
@@ -276,6 +279,7 @@ impl<'f> Fields<'f> {
 }
 
 impl<'f> Value<'f> {
+    #[inline]
     fn number(self) -> Result<u64, Malformed> {
         match self {
             Self::Number(number) => Ok(number),
@@ -283,10 +287,12 @@ impl<'f> Value<'f> {
         }
     }
 
+    #[inline]
     fn flag(self) -> Result<bool, Malformed> {
         Ok(self.number()? != 0)
     }
 
+    #[inline]
     fn bytes(self) -> Result<&'f [u8], Malformed> {
         match self {
             Self::Bytes(bytes) => Ok(bytes),
@@ -294,6 +300,7 @@ impl<'f> Value<'f> {
         }
     }
 
+    #[inline]
     fn text(self) -> Result<&'f str, Malformed> {
         std::str::from_utf8(self.bytes()?).map_err(|_| Malformed)
     }
