@@ -308,7 +308,7 @@ async fn f8_dropping_the_replies_stops_the_handler_wherever_they_are() {
         drop(replies);
         test.seen(Seen::Dropped).await;
     }
-    // Moved, and not looked at yet; looked at; full of what is not read.
+    // Moved and not read yet; read once; full of unread messages.
     let replies = test.open("5 flush hang").await;
     test.seen(Seen::Started).await;
     drop(replies);
@@ -410,7 +410,7 @@ async fn n4_a_drain_waits_for_replies_wherever_they_are() {
     drain.await.unwrap();
 }
 
-/// What streams on the lane's behalf does not keep large replies from their streams; and waits for its own.
+/// Moved replies have a limit of their own: a further one waits for a place, and large replies still get their streams.
 #[tokio::test]
 async fn so_many_replies_have_moved_at_a_time_and_large_ones_have_room_beside_them() {
     let limits = Limits {
@@ -551,7 +551,7 @@ async fn a_message_given_up_before_its_turn_to_move_is_not_left_out_of_a_success
     }
 }
 
-/// P5: what moves is not sent where calls are read.
+/// P5: a reply that moves is not sent by the task that reads the calls.
 #[tokio::test]
 async fn p5_a_reply_that_moves_leaves_the_lane_before_it_goes_on() {
     let test = Test::start().await;
@@ -621,7 +621,7 @@ async fn f8_calls_given_up_anywhere_leave_nothing_behind() {
         };
         futures::future::join_all((0..calls).map(run)).await;
     }
-    // What never began has no end.
+    // A call cancelled before its handler began reports neither a start nor an end.
     let (mut started, mut ended) = (0, 0);
     while started == 0 || started != ended || !test.events.is_empty() {
         match tokio::time::timeout(PATIENCE, test.events.recv()).await.unwrap() {

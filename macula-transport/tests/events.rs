@@ -184,7 +184,7 @@ async fn p3_a_dead_peer_is_told_by_its_silence_and_a_restarted_one_by_its_word()
     assert!(start.elapsed() <= Timers::default().idle + Duration::from_secs(1));
     drop(provider);
 
-    // One that is there again under its old name.
+    // The node restarts with its old key.
     let provider = host(&network, 2).await;
     let connection = connect(&caller, 2).await.unwrap();
     opened(&mut here, 2, true).await;

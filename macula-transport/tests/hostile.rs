@@ -1,4 +1,4 @@
-//! Peers that send what they must not, or more than is taken: rejected, counted, and the node keeps serving.
+//! Peers that send forbidden frames, or more than the limits: they are rejected and counted, and the node keeps serving.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -380,7 +380,7 @@ async fn many_calls_in_one_packet_do_not_make_as_many_large_replies() {
     still_serves(&provider).await;
 }
 
-/// A peer that does not keep to what it was told is refused what is beyond it, as not started, on a lane and on streams alike.
+/// Calls beyond the limit that the peer was told are refused as not started, on a lane and on streams alike.
 #[tokio::test]
 async fn calls_beyond_what_a_node_takes_are_refused_as_not_started() {
     let limits = Limits {
@@ -427,7 +427,7 @@ async fn calls_beyond_what_a_node_takes_are_refused_as_not_started() {
     }
 }
 
-/// A peer has as many streams as it was told, before and after it has introduced itself, and no further one.
+/// A peer may open the streams that it was told, before and after its HELLO, and no more.
 #[tokio::test]
 async fn a_peer_has_no_more_streams_than_it_is_permitted() {
     let clock = Clock::stop();
@@ -500,7 +500,7 @@ async fn more_handshakes_than_are_taken_are_refused() {
     still_serves(&provider).await;
 }
 
-/// What the readme says of newcomers; the tests around this one hold each of these limits to what it does.
+/// The limits on newcomers that the readme names; the tests around this one check the effect of each.
 #[test]
 fn newcomers_share_as_much_room_as_the_readme_says() {
     let limits = Limits::default();

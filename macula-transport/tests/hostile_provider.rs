@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 /// The largest message the caller takes, in bytes.
 const MESSAGE: usize = 512 * 1024;
-/// What the caller lets be under way to it on a connection, in bytes.
+/// The caller's receive window for a connection, in bytes.
 const WINDOW: u32 = 1 << 20;
 /// Large requests that a caller writes at a time.
 const WRITTEN: usize = 12;
@@ -66,7 +66,7 @@ struct Lane {
     connection: Connection,
     streams: (quinn::SendStream, quinn::RecvStream),
     decoder: FrameDecoder,
-    /// Keeps the others from being alone: it has a stream of its own, and is never answered.
+    /// An unanswered call on a stream of its own, so that the calls after it are not alone and take the lane.
     _alone: (Called, quinn::SendStream, quinn::RecvStream),
 }
 
@@ -82,7 +82,7 @@ impl Lane {
     async fn open(connection: Connection, raw: quinn::Connection) -> Self {
         let alone = call(&connection, PATIENCE);
         let (send, recv) = raw.accept_bi().await.unwrap();
-        // Whatever it is, it opens the lane.
+        // A second call opens the lane.
         drop(call(&connection, PATIENCE));
         let mut streams = raw.accept_bi().await.unwrap();
         let mut kind = [0];
@@ -134,7 +134,7 @@ async fn p4_large_replies_that_are_unasked_or_too_large_are_dropped() {
     let here = lane.streams.1.id().index();
     let send = async |opening: Vec<u8>, frames: &[Bytes]| {
         let mut reply = raw.open_uni().await.unwrap();
-        // The caller may stop it before it has it all.
+        // The caller may stop the stream before it has read all of it.
         let _ = reply.write_all(&[opening, frames.concat()].concat()).await;
         let _ = reply.finish();
     };
@@ -146,7 +146,7 @@ async fn p4_large_replies_that_are_unasked_or_too_large_are_dropped() {
         send(opening(lane, call), &[data(0, 20_000), trailers(0)]).await;
         until("it is dropped", || caller.stats().dropped_replies == n as u64 + 1).await;
     }
-    // Those of its own: too large, ended early, no reply at all.
+    // Replies to waiting calls: too large, ended early, no reply at all.
     let cancel = frame(0, proto::call_frame::Kind::Cancel(proto::Cancel::default()));
     let broken = [
         vec![data(0, MESSAGE + 1024)],

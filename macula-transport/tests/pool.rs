@@ -127,7 +127,7 @@ async fn a_new_key_is_believed_for_the_word_of_the_old_one_only() {
     let client = client().await;
     let (old, stranger) = (common::identity(), common::identity());
     let new = provider.identity();
-    // A stranger's word for it, made of what the keys did sign.
+    // A stranger's forgery, put together from parts that the keys did sign.
     let (true_one, foreign) = (
         Succession::new(&old, new).unwrap().to_bytes(),
         Succession::new(&stranger, new).unwrap().to_bytes(),
@@ -175,7 +175,7 @@ async fn a_connection_found_again_is_the_one_that_the_pool_has_now() {
         let connection = pool.open_again(&id, &mut found).unwrap();
         assert_eq!(connection.peer().node_id, id);
     }
-    // Another key in the place of this one: what was found before is not given any more.
+    // Another key succeeds this one, so the remembered connection is no longer valid.
     let (other, _events) = self::provider().await;
     drop(pool.get(&other.node_id(), &at(&other)).await.unwrap());
     pool.learn(&Succession::new(provider.identity(), other.identity()).unwrap());

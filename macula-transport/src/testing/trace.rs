@@ -1,10 +1,10 @@
-//! What has happened on a network: counted, and hashed in order.
+//! The events of a network: counted, and hashed in order.
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
 use ring::digest::{Context, SHA256};
 
-/// What became of the datagrams that were sent on a network.
+/// The fates of the datagrams sent on a network, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
@@ -16,7 +16,7 @@ pub struct Traffic {
     pub lost: u64,
     /// Datagrams that arrived a second time.
     pub duplicated: u64,
-    /// Datagrams larger than the link carries: path discovery sends such.
+    /// Datagrams larger than the link carries, such as path discovery's probes.
     pub too_large: u64,
     /// Datagrams that a cut or a partition kept.
     pub cut: u64,

@@ -1,4 +1,4 @@
-//! What the tests share: nodes on loopback, and waiting for a condition.
+//! Helpers of the tests: nodes on loopback, and waiting for a condition.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
 pub(crate) mod clock;
@@ -74,7 +74,7 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// What a [`Service`] tells about a call.
+/// An event of a call at a [`Service`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
     Started,
