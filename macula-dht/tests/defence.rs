@@ -95,7 +95,7 @@ fn times_of_zero_count_as_the_shortest() {
 }
 
 #[test]
-fn replies_nobody_asked_for_change_nothing() {
+fn unasked_replies_change_nothing() {
     let mut bench = Bench::new(Config::default());
     bench.befriend(1..4);
     let query = bench.dht.start_lookup(bench.now, key("a.b"), Want::All).unwrap();

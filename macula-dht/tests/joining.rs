@@ -97,7 +97,7 @@ fn every_node_at_the_address_of_a_seed_is_asked() {
 
 /// Every bucket that no lookup went through is looked through after a quarter of an hour, and none before.
 #[test]
-fn buckets_nobody_looked_through_are_refreshed() {
+fn buckets_without_a_lookup_are_refreshed() {
     let mut bench = Bench::new(Config::default());
     bench.befriend(1..=60);
     let buckets: BTreeSet<_> = bench.dht.table().bucket_sizes().map(|(bucket, _)| bucket).collect();

@@ -149,7 +149,7 @@ fn providers_are_found_with_half_of_the_network_dead() {
 }
 
 #[test]
-fn nobody_answering_is_unreachable_and_nobody_to_ask_is_not_found() {
+fn silent_nodes_are_unreachable_and_an_empty_table_is_not_found() {
     let mut net = Net::new(6);
     let lone = net.add(Config::default());
     let service = key("api.compute");

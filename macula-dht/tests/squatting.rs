@@ -197,13 +197,13 @@ fn d8_a_service_of_another_realm_is_invisible() {
                 ..
             }]
         ),
-        "nobody said anything that counts: {events:?}"
+        "the lookup counted an answer that it must ignore: {events:?}"
     );
 }
 
 /// D4: however late a record is passed on, to a holder, a searcher or a cache, it is over when its publisher said.
 #[test]
-fn d4_whoever_passes_a_record_on_does_not_prolong_it() {
+fn d4_passing_a_record_on_does_not_prolong_it() {
     let start = Instant::now();
     let service = key("api.compute");
     let advertisement = advertisement(1).with_ttl(Duration::from_secs(20));

@@ -1,4 +1,4 @@
-//! Many runs on every core, and what they have shown.
+//! Many runs on every core, and their summary.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,7 +22,7 @@ use crate::{
     schedule, shrink,
 };
 
-/// The most failures that are shrunk and shown: of each rule one.
+/// The most failures that are shrunk and shown, one for each rule.
 const SHOWN: usize = 12;
 
 /// A schedule, and the name that a person knows it by.
@@ -87,7 +87,7 @@ fn cases(campaign: &Campaign) -> Result<Vec<Case>, Box<dyn Error>> {
         return Ok(vec![read(file)?]);
     }
     let mut kept = Vec::new();
-    // Planted bugs are to be found by seeds alone.
+    // Only seeds may find the planted bugs.
     if let Ok(files) = fs::read_dir(folder())
         && !campaign.broken
     {

@@ -171,7 +171,7 @@ impl Kind {
         }
     }
 
-    /// Whether a node that this happens to still does what is expected of it.
+    /// Whether a node with this fault still keeps its promises.
     pub(super) fn is_harmless(self) -> bool {
         matches!(self, Self::Forge | Self::Burst(_))
     }

@@ -1,4 +1,4 @@
-//! The workload: calls of every kind, policy and strategy, made at random moments whether earlier ones are over or not.
+//! The workload: calls of every kind, policy and strategy, made at random moments, beside earlier calls that still run.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -27,7 +27,7 @@ pub(super) enum Shape {
     Stub,
 }
 
-/// What a call is allowed to do when an attempt fails.
+/// How a call may go on when an attempt fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Policy {
     Transient,
@@ -284,7 +284,7 @@ fn name_of(status: &tonic::Status) -> &'static str {
     }
 }
 
-/// The run that an answer is of.
+/// The run that gave an answer.
 fn read(payload: &Bytes, ask: Ask, at: u32) -> Result<u64, String> {
     match Told::decode(payload.clone()) {
         Some(told) if told.call == ask.call && told.at == at => Ok(told.run),

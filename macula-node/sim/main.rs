@@ -1,7 +1,7 @@
-//! The whole mesh in a bottle: dozens of nodes over real QUIC on a network in memory, in virtual time, under faults that a seed draws, and
-//! judged by an oracle: `cargo xtask sim mesh -- --seeds 1..100`.
+//! The whole mesh in one process: dozens of nodes over real QUIC on a network in memory, in virtual time. A seed draws the faults, and an
+//! oracle judges the run: `cargo xtask sim mesh -- --seeds 1..100`.
 //!
-//! Every node is a [`macula_node::Node`] with its directory, pool, selection and transport; only the wire is not there. The same seed
+//! Every node is a [`macula_node::Node`] with its directory, pool, selection and transport; only the wire is missing. The same seed
 //! gives the same trace hash. `--help` shows the rest.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]

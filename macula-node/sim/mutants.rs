@@ -3,7 +3,8 @@
 //! The workspace is copied, the copy is patched, and this program is built from it. Each patch is behind a switch in the environment, so one
 //! build has all of the bugs and each run has one. A bug is found when a seed breaks the bug's rule with it and does not without it.
 //!
-//! A patch names the text that it changes. When the text is not there exactly once, the mutant has to be written anew, and that is a failure.
+//! A patch names the text that it changes. The text must stand exactly once in the file; otherwise the run fails, and the mutant needs a
+//! new text.
 
 use std::{
     error::Error,
@@ -19,7 +20,7 @@ use crate::{options::Campaign, run, schedule};
 
 /// Says in the environment which bug a run has.
 const SWITCH: &str = "MACULA_MUTANT";
-/// Within so many seeds each is to be found.
+/// The seeds within which each bug must be found.
 const SEEDS: u64 = 200;
 
 struct Mutant {
@@ -159,7 +160,7 @@ pub(super) fn hunt_all(campaign: &Campaign, name: &str) -> Result<bool, Box<dyn 
     Ok(all)
 }
 
-/// Copies what has changed, so that little has to be built.
+/// Copies only the changed files, so that little is built.
 fn copy_tree(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {
@@ -180,7 +181,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Patches the copy; the error says what has to be written anew.
+/// Patches the copy; the error names the file and the text that it lacks.
 fn plant(mutant: &Mutant, copy: &Path) -> Result<(), String> {
     let switch = format!(
         "({{ static ON: ::std::sync::OnceLock<bool> = ::std::sync::OnceLock::new(); \
@@ -205,7 +206,7 @@ fn plant(mutant: &Mutant, copy: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Builds this program from the copy, quickly rather than well.
+/// Builds this program from the copy, with settings for a short build.
 fn build(home: &Path, copy: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let target = home.join("target/mutants");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -223,7 +224,7 @@ fn build(home: &Path, copy: &Path) -> Result<PathBuf, Box<dyn Error>> {
         "--features",
         "testing",
     ]);
-    // Patches need not be without warnings.
+    // A patch may leave unused code behind.
     let built = cargo.arg("--target-dir").arg(&target).output()?;
     if !built.status.success() {
         let told = String::from_utf8_lossy(&built.stderr);

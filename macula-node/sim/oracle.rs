@@ -1,8 +1,8 @@
-//! The oracle: it knows what really happened, and says which rules of the specification a run has broken.
+//! The oracle: from the facts of a run it tells which rules of the specification the run has broken.
 //!
-//! A rule holds strictly, with two allowances: a provider counts as well only when nothing was wrong with it for [`GRACE`] before a call
-//! and during it, and what a rule does not promise (a call that may not run twice, or that has had its attempts at providers that answer
-//! badly) is not asked for.
+//! A rule holds strictly, with two allowances. A provider counts as well only when it had no fault during a call and for [`GRACE`] before
+//! it. A failure that a rule permits is not held against it: of a call that may not run twice, or that has used its attempts up at
+//! providers that answer badly.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,17 +55,17 @@ pub(super) const RULES: &[(&str, &str)] = &[
     ),
 ];
 
-/// For so long after a fault a node need not be as it was.
+/// The time that a node has to recover after a fault.
 const GRACE: Duration = Duration::from_secs(5);
 /// Timers count milliseconds.
 const SLACK: Duration = Duration::from_millis(100);
-/// What a cancellation takes to arrive, with packets that are lost.
+/// The time that a cancellation takes to arrive, lost packets included.
 const CANCELLED_WITHIN: Duration = Duration::from_secs(3);
-/// What a dead provider may cost: five probe timeouts of this network and 100 ms, and a dial.
+/// The delay that a dead provider may cost: five probe timeouts of this network and 100 ms, and a dial.
 const DEAD_COSTS: Duration = Duration::from_secs(1);
-/// The most attempts of a call that says nothing else.
+/// The most attempts of a call by default.
 const ATTEMPTS: usize = 3;
-/// What a budget allows: a share of the calls, and so many a second beside.
+/// The retries that a budget allows: a share of the calls, and a number each second.
 const BUDGET_SHARE: usize = 5;
 const BUDGET_PER_SECOND: usize = 10;
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
@@ -78,7 +78,7 @@ pub(super) struct Broken {
     pub(super) text: String,
 }
 
-/// What a run has broken, in the order of time.
+/// The rules that a run has broken, in the order of time.
 pub(super) fn judge(schedule: &Schedule, facts: &Facts) -> Vec<Broken> {
     let mut judge = Judge {
         schedule,
@@ -112,7 +112,7 @@ impl<'a> Judge<'a> {
         self.broken.push(Broken { rule, at, text });
     }
 
-    /// Whether nothing was wrong with a node from some time before the one moment until the other.
+    /// Whether a node had no fault between two moments, nor shortly before the first.
     fn is_well(&self, member: usize, from: Duration, to: Duration) -> bool {
         let troubles = self.facts.troubles.iter().filter(|it| it.member == member);
         let mut bad = troubles.filter(|it| !it.kind.is_harmless());
@@ -372,7 +372,7 @@ impl<'a> Judge<'a> {
         self.breaks(rule, end, text);
     }
 
-    /// Errors and refusals are made up for within the budget: a share of the calls, and so many a second.
+    /// Calls are retried after errors and refusals within the budget: a share of the calls, and a number each second.
     fn budgets(&mut self) {
         let mut made: BTreeMap<(usize, usize), Vec<Duration>> = BTreeMap::new();
         let mut again: BTreeMap<(usize, usize), Vec<Duration>> = BTreeMap::new();
@@ -442,7 +442,7 @@ impl<'a> Judge<'a> {
         for listed in &self.facts.lists {
             for (id, places) in &listed.list {
                 self.used(listed.from, id, places);
-                // When no fault kept the withdrawal from anybody, it holds at once.
+                // A withdrawal that reached every node holds at once.
                 for withdrawn in self.facts.withdrawn.iter().filter(|it| it.id == *id) {
                     let Some(from) = withdrawn.from else { continue };
                     let during = listed.from > from + SLACK && withdrawn.to.is_none_or(|to| listed.to < to);
@@ -471,7 +471,7 @@ impl<'a> Judge<'a> {
                         self.breaks(rule, rest.from, text);
                     }
                 }
-                Err(error) => self.breaks(rule, rest.from, format!("node {caller} finds nobody: {error}")),
+                Err(error) => self.breaks(rule, rest.from, format!("node {caller} finds no provider: {error}")),
             }
         }
         let mut reached: BTreeMap<usize, BTreeSet<NodeId>> = BTreeMap::new();

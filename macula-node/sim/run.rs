@@ -1,4 +1,4 @@
-//! One run: a mesh comes up, is called, suffers its schedule, heals, and is looked at when it rests.
+//! One run: a mesh starts, serves calls, goes through its schedule of faults, heals, and is inspected at rest.
 
 use std::{
     collections::BTreeSet,
@@ -24,16 +24,16 @@ use crate::{
 
 /// How long a mesh that has come up is left alone before it is called.
 const SETTLING: Duration = Duration::from_secs(5);
-/// After this long without a fault everything is as it should be.
+/// The time in which the mesh heals after the last fault.
 pub(super) const HEALING: Duration = Duration::from_secs(10);
 /// How often each caller asks the directory itself.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Calls of each caller at rest: enough that each of a few providers has one, whatever the choice at random.
 const CALLS_AT_REST: usize = 64;
-/// After the end of every node, nothing of them is left.
+/// The time after the last node's end in which its tasks must end too.
 const FADING: Duration = Duration::from_secs(60);
 
-/// What came of a run.
+/// The result of a run.
 pub(super) struct Outcome {
     pub(super) broken: Vec<Broken>,
     pub(super) trace: u64,
@@ -46,7 +46,7 @@ pub(super) struct Outcome {
     pub(super) took: Duration,
 }
 
-/// Runs a schedule; the error is the bottle's own.
+/// Runs a schedule; an error is a failure of the simulation itself.
 pub(super) fn run(schedule: &Schedule) -> Result<Outcome, Box<dyn Error>> {
     let started = processor_time();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -166,7 +166,7 @@ async fn look_until(end: tokio::time::Instant, node: Node, truth: Truth, mut ran
         for service in services() {
             let from = truth.now();
             let options = ResolveOptions::default().with_force_refresh(true);
-            // A directory that cannot be reached lists nobody.
+            // An unreachable directory yields no list to judge.
             if let Ok(found) = node.client().providers(&service, options).await {
                 let list = found.iter().map(|it| (it.node_id, it.endpoints.to_vec())).collect();
                 let to = truth.now();

@@ -28,7 +28,7 @@ pub(super) fn of_seed(seed: u64, nodes: usize) -> Schedule {
         let lasts = Duration::from_millis(lasts.as_millis() as u64);
         let fault = draw(&mut random, nodes, at, lasts);
         if fault.kind == Kind::Forge {
-            // What was withdrawn is what a stranger would bring back.
+            // A stranger tries to bring back withdrawn records.
             faults.push(Fault {
                 at: at + Duration::from_secs(2),
                 lasts: Duration::from_secs(12),

@@ -1,4 +1,4 @@
-//! The services of the bottle: unary, streaming, and as tonic would have generated it. Each answers with the number of its run, so that the
+//! The services of the simulated mesh: unary, streaming, and one as tonic generates it. Each answers with the number of its run, so that the
 //! oracle can tell whose answer it is.
 
 use std::{

@@ -1,4 +1,4 @@
-//! What really happened: each life of a node, each fault, each run of a handler, each call, each list that the directory gave.
+//! The facts of a run: each life of a node, each fault, each run of a handler, each call, each list that the directory gave.
 //!
 //! Times are from the start of the run, in virtual time.
 
@@ -127,7 +127,7 @@ pub(super) struct Listed {
     pub(super) list: Vec<(NodeId, Vec<Address>)>,
 }
 
-/// What was found after everything had healed.
+/// The state of the mesh after it healed.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
     pub(super) from: Duration,
@@ -154,7 +154,7 @@ pub(super) struct Facts {
     pub(super) places: BTreeSet<(NodeId, Address)>,
 }
 
-/// The facts, shared by everybody in the bottle. Cheap to clone.
+/// The facts, shared by all nodes of the simulation. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Truth {
     start: Instant,

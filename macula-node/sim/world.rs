@@ -1,4 +1,4 @@
-//! The mesh in the bottle, and the performing of faults on it.
+//! The simulated mesh, and the faults that it performs.
 
 use std::{
     collections::BTreeSet,
@@ -29,7 +29,7 @@ pub(super) const TTL: Duration = MIN_TTL;
 /// The first nodes of the directory: where others get in, and what passes calls on when the directory gives no answer.
 pub(super) const ROUTERS: usize = 2;
 
-/// The most connections of a caller: enough for every node of a small mesh, and not for those that have gone beside.
+/// The most connections of a caller: enough for every living node of a small mesh, but not for dead ones as well.
 pub(super) const MAX_CONNECTIONS: usize = 8;
 
 const LATENCY: Duration = Duration::from_millis(10);
@@ -43,7 +43,7 @@ pub(super) enum Part {
     /// Keeps a part of the directory; the first two are where others get in.
     Directory,
     Provider,
-    /// Calls, and is in nobody's table.
+    /// Calls, and stands in no routing table.
     Caller,
 }
 
@@ -222,7 +222,7 @@ impl World {
         drop(self.end_life(n));
     }
 
-    /// Ends a node in order, behind what else happens.
+    /// Ends a node in order, in a task of its own.
     fn leave(&mut self, n: usize) {
         let (truth, life) = (self.truth.clone(), self.members[n].life);
         if let Some(node) = self.members[n].node.take() {
@@ -436,7 +436,7 @@ impl World {
         tokio::spawn(async move { provider.serve_on(&node).await });
     }
 
-    /// Gives each way from one node to another what the faults that last make of it.
+    /// Applies the current faults to the path from each node to each other.
     fn set_links(&mut self) {
         let mut cuts = BTreeSet::new();
         for (a, one) in self.members.iter().enumerate() {
@@ -471,7 +471,8 @@ impl World {
     }
 }
 
-/// Whether the fault keeps datagrams of a node from another, by which of the two it happens to. Those it happens to hear each other.
+/// Whether the fault drops datagrams from one node to another, by which of the two have the fault. Nodes that both have it hear each
+/// other.
 fn cuts_way(kind: Kind, from: bool, to: bool) -> bool {
     match kind {
         Kind::Part => from != to,
@@ -481,7 +482,7 @@ fn cuts_way(kind: Kind, from: bool, to: bool) -> bool {
     }
 }
 
-/// The link with a fault more.
+/// The link with one more fault.
 fn changed(link: Link, kind: Kind) -> Link {
     let chance = |percent: u32| f64::from(percent) / 100.0;
     match kind {

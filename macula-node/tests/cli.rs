@@ -317,7 +317,7 @@ fn an_identity_without_a_file_is_kept_in_the_home_folder() {
 }
 
 #[test]
-fn an_identity_file_others_can_read_or_nobody_can_use_is_refused() {
+fn an_identity_file_that_others_can_read_or_that_is_broken_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("identity");
     let name = file.to_str().unwrap();

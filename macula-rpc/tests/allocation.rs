@@ -114,7 +114,7 @@ fn main() {
     assert_eq!(client, CLIENT, "at the client");
     assert!(here <= HERE, "{here} in this process");
     println!(
-        "test free_when_nobody_looks ... ok: {server} at the server, {client} at the client, {here} in this process"
+        "test free_when_unobserved ... ok: {server} at the server, {client} at the client, {here} in this process"
     );
 
     // A subscriber that formats spans allocates, which shows that the counter sees spans.

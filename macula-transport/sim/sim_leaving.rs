@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     let rows = [
         ("answered", all.answered),
         ("unknown", all.unknown),
-        ("served by nobody", all.unserved),
+        ("served by no provider", all.unserved),
         ("attempts reported not sent or refused", all.promised),
         ("of these, ran all the same", all.broken_promises),
         ("calls that ran twice", all.ran_twice),

@@ -1,4 +1,4 @@
-//! What a connection's peer is and has said of itself.
+//! The peer of a connection: its proven id, and its own word about itself.
 
 use std::net::SocketAddr;
 

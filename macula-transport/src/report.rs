@@ -114,7 +114,7 @@ mod tests {
         let (start, mut reporter) = (Instant::now(), Reporter::default());
         let after = |millis| start + Duration::from_millis(millis);
         let told = [
-            (0, 0, false, "idle, as everybody believes"),
+            (0, 0, false, "idle, which peers assume"),
             (1000, 50, true, "busy"),
             (2000, 52, false, "about the same"),
             (3000, 57, true, "busier"),

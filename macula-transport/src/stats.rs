@@ -18,7 +18,7 @@ pub struct Stats {
     pub retried: u64,
     /// Datagrams that belong to no connection and start none.
     pub foreign_datagrams: u64,
-    /// Streams ended because of what the peer sent: frames too large, cut short, or not what they should be.
+    /// Streams ended because of a frame that was too large, cut short or malformed.
     pub rejected_frames: u64,
     /// Streams ended because the peer was too slow to say what it wants.
     pub slow_streams: u64,

@@ -85,7 +85,7 @@ impl Handler for Script {
                     number => replies.gather(message(number.parse().unwrap())).await,
                 };
                 if sent.is_err() {
-                    return Reply::error(StatusCode::Cancelled, "nobody waits");
+                    return Reply::error(StatusCode::Cancelled, "the caller has left");
                 }
             }
             Reply::ok("")
@@ -204,7 +204,7 @@ async fn replies_are_the_same_alone_and_beside_others_whether_or_not_they_fit_on
     }
     test.beside = None;
     for (script, sizes, status) in cases {
-        // Whoever is answered has not yet ended, maybe.
+        // The handler of an answered call may still run, so each script gets a call of its own.
         let mut alone = test.open(script).await;
         assert_eq!(rest(&mut alone).await.unwrap(), (sizes.to_vec(), status), "{script}");
     }
@@ -258,7 +258,7 @@ async fn unary_ends_meet_with_calls_that_take_several() {
         assert_eq!(first.len(), bytes, "{name}");
         assert_eq!(replies.next().await.unwrap(), None);
     }
-    for name in ["refuse", "nobody"] {
+    for name in ["refuse", "unknown"] {
         let name = service(name);
         let request = CallRequest::new(&name, "").with_timeout(PATIENCE);
         let mut replies = test.connection.open_with_only(request).await.unwrap();
@@ -308,7 +308,7 @@ async fn f8_dropping_the_replies_stops_the_handler_wherever_they_are() {
         drop(replies);
         test.seen(Seen::Dropped).await;
     }
-    // Moved, and not looked at yet; looked at; full of what is not read.
+    // Moved and not read yet; read once; full of unread messages.
     let replies = test.open("5 flush hang").await;
     test.seen(Seen::Started).await;
     drop(replies);
@@ -320,7 +320,7 @@ async fn f8_dropping_the_replies_stops_the_handler_wherever_they_are() {
         drop(replies);
         test.seen(Seen::Dropped).await;
     }
-    // The last handler has learned from its sending that nobody waits, and ended by itself.
+    // The last handler's send failed because its caller had left, and it ended by itself.
     until("the others are counted", || test.provider.stats().calls_dropped == 5).await;
     echoes(&test.connection, "the connection is as good as before").await;
 }
@@ -410,7 +410,7 @@ async fn n4_a_drain_waits_for_replies_wherever_they_are() {
     drain.await.unwrap();
 }
 
-/// What streams on the lane's behalf does not keep large replies from their streams; and waits for its own.
+/// Moved replies have a limit of their own: a further one waits for a place, and large replies still get their streams.
 #[tokio::test]
 async fn so_many_replies_have_moved_at_a_time_and_large_ones_have_room_beside_them() {
     let limits = Limits {
@@ -473,7 +473,7 @@ async fn f7_a_reply_that_finds_no_room_to_move_ends_at_the_deadline() {
     assert_eq!(rest(&mut again).await.unwrap(), (vec![9, 10], StatusCode::Ok));
 }
 
-/// P5, backpressure: what is not read stops its handler and nobody else's.
+/// P5, backpressure: an unread reply stops its own handler and no other.
 #[tokio::test]
 async fn p5_a_moved_reply_is_read_as_it_is_asked_for() {
     let mut test = Test::start().await;
@@ -551,7 +551,7 @@ async fn a_message_given_up_before_its_turn_to_move_is_not_left_out_of_a_success
     }
 }
 
-/// P5: what moves is not sent where calls are read.
+/// P5: a reply that moves is not sent by the task that reads the calls.
 #[tokio::test]
 async fn p5_a_reply_that_moves_leaves_the_lane_before_it_goes_on() {
     let test = Test::start().await;
@@ -577,7 +577,7 @@ async fn many_small_messages_move() {
     assert_eq!(rest(&mut replies).await.unwrap(), (vec![1; 5_000], StatusCode::Ok));
 }
 
-/// Whatever calls come to, and whoever gives them up where: every handler ends, and every place to move to is there again.
+/// A call may be given up at any point of its reply: its handler ends, and its place for a moved reply is free again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f8_calls_given_up_anywhere_leave_nothing_behind() {
     const SCRIPTS: [&str; 12] = [
@@ -621,7 +621,7 @@ async fn f8_calls_given_up_anywhere_leave_nothing_behind() {
         };
         futures::future::join_all((0..calls).map(run)).await;
     }
-    // What never began has no end.
+    // A call cancelled before its handler began reports neither a start nor an end.
     let (mut started, mut ended) = (0, 0);
     while started == 0 || started != ended || !test.events.is_empty() {
         match tokio::time::timeout(PATIENCE, test.events.recv()).await.unwrap() {

@@ -149,7 +149,7 @@ async fn messages_beyond_the_limit_are_refused_where_they_are_made() {
 }
 
 #[tokio::test]
-async fn a_panic_is_the_calls_error_and_nobody_elses() {
+async fn a_panic_fails_its_call_and_no_other() {
     let (provider, _events) = provider().await;
     let client = client().await;
     let connection = connect(&client, &provider).await.unwrap();

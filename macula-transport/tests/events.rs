@@ -1,4 +1,4 @@
-//! What whoever watches the pool is told, every kind of it: in the network's time, so that nothing comes early or late.
+//! Every kind of pool event, in simulated time, so that each comes at its exact moment.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -147,7 +147,7 @@ async fn p2_an_idle_connection_is_told_when_its_time_is_up_and_an_old_one_when_i
     let reason = closed(&mut there, 1).await;
     assert_eq!(by_peer(&reason), (CloseCode::Retired, "the connection was idle"));
 
-    // One that somebody holds gets old instead, and ends when it is let go.
+    // A connection in use gets old instead, and ends when its last handle is dropped.
     let held = connect(&caller, 2).await.unwrap();
     opened(&mut here, 2, true).await;
     opened(&mut there, 1, false).await;
@@ -184,7 +184,7 @@ async fn p3_a_dead_peer_is_told_by_its_silence_and_a_restarted_one_by_its_word()
     assert!(start.elapsed() <= Timers::default().idle + Duration::from_secs(1));
     drop(provider);
 
-    // One that is there again under its old name.
+    // The node restarts with its old key.
     let provider = host(&network, 2).await;
     let connection = connect(&caller, 2).await.unwrap();
     opened(&mut here, 2, true).await;
@@ -224,11 +224,11 @@ async fn the_end_of_an_endpoint_is_told_to_its_peers_and_ends_its_own_events() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_dial_that_fails_is_told_with_whom_it_was_to_reach_and_one_that_is_not_made_is_not() {
+async fn a_failed_dial_is_reported_with_its_node_and_a_dial_never_made_is_not() {
     let network = Network::new(1);
     let (caller, _other) = (host(&network, 1).await, host(&network, 3).await);
     let mut here = caller.pool().events();
-    // Nobody is there.
+    // No host is at the address.
     connect(&caller, 2).await.unwrap_err();
     let (node, error) = dial_failed(&mut here).await;
     assert_eq!(node, Some(identity(2).node_id()));
@@ -236,12 +236,12 @@ async fn a_dial_that_fails_is_told_with_whom_it_was_to_reach_and_one_that_is_not
     let error = connect(&caller, 2).await.unwrap_err();
     assert!(matches!(error, DialError::BackingOff { .. }), "{error:?}");
     silence(&mut here).await;
-    // Somebody else is there.
+    // Another node is at the address.
     caller.pool().get(&identity(4).node_id(), &at(3)).await.unwrap_err();
     let (node, error) = dial_failed(&mut here).await;
     assert_eq!(node, Some(identity(4).node_id()));
     assert!(matches!(*error, DialError::WrongNode { .. }), "{error:?}");
-    // Whoever is there, nobody is.
+    // A first contact expects no particular node, and no host is at the address.
     let [nowhere] = at(5);
     caller.pool().first_contact(&nowhere).await.unwrap_err();
     let (node, error) = dial_failed(&mut here).await;
@@ -255,18 +255,18 @@ async fn a_dial_that_fails_is_told_with_whom_it_was_to_reach_and_one_that_is_not
     silence(&mut here).await;
 }
 
-/// Whoever watches slowly is told how much it missed, and holds up nobody.
+/// A slow watcher learns how many events it missed, and holds up no dial.
 #[tokio::test(start_paused = true)]
 async fn a_slow_watcher_is_told_how_much_it_missed() {
     let network = Network::new(1);
     let caller = host(&network, 1).await;
     let (mut slow, pool) = (caller.pool().events(), caller.pool());
-    let nobodys = (0..300_u16).map(|n| {
+    let absent = (0..300_u16).map(|n| {
         let mut bytes = [9; SecretKey::LEN];
         bytes[..2].copy_from_slice(&n.to_le_bytes());
         Identity::from_secret(SecretKey::from_bytes(&bytes)).node_id()
     });
-    for node in nobodys {
+    for node in absent {
         // Without an address, a dial fails at once.
         pool.get(&node, &[]).await.unwrap_err();
     }

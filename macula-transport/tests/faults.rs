@@ -212,8 +212,7 @@ async fn p3_a_dead_peer_is_out_of_the_pool_with_one_attempt() {
     }
 }
 
-/// P3: while this process stood still, stopped or asleep, it heard nobody. That is not its peers' fault: they are asked before they
-/// are given up.
+/// P3: a process that was stopped or asleep heard no peer. The silence is its own, so it probes its peers before it gives them up.
 #[tokio::test]
 async fn p3_a_process_that_stood_still_keeps_its_connections() {
     let clock = Clock::stop();

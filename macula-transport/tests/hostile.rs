@@ -1,4 +1,4 @@
-//! Peers that send what they must not, or more than is taken: rejected, counted, and the node keeps serving.
+//! Peers that send forbidden frames, or more than the limits: they are rejected and counted, and the node keeps serving.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -216,7 +216,7 @@ async fn above_a_limit_peers_must_prove_their_address_first() {
     assert_eq!(provider.stats().retried, 1);
 }
 
-/// Calls on a lane, over and over, whose replies nobody reads. Ends only if the provider takes calls without end.
+/// Makes call after call on a lane and reads no reply. Ends only if the provider accepts calls without limit.
 async fn call_and_never_read(connection: quinn::Connection, written: Arc<AtomicUsize>) {
     let (mut lane, _unread) = connection.open_bi().await.unwrap();
     lane.write_all(&[3]).await.unwrap();
@@ -251,7 +251,7 @@ async fn under_a_flood_honest_peers_are_served() {
         send.write_all(&[2, 100, 1]).await.unwrap();
         streams.push((send, recv));
     }
-    // Datagrams of nobody, all the time.
+    // Garbage from an unknown address, without pause.
     let garbage = tokio::spawn({
         let to = provider.local_addr();
         async move {
@@ -313,7 +313,7 @@ async fn a_peer_that_never_reads_its_replies_loses_its_lane() {
     still_serves(&provider).await;
 }
 
-/// Before it has introduced itself a peer may send a little, whatever it opens: nobody reads it.
+/// A peer may send only a little before its HELLO, on any stream, because the provider does not read it yet.
 #[tokio::test]
 async fn a_stranger_fills_no_memory() {
     let _clock = Clock::stop();
@@ -380,7 +380,7 @@ async fn many_calls_in_one_packet_do_not_make_as_many_large_replies() {
     still_serves(&provider).await;
 }
 
-/// A peer that does not keep to what it was told is refused what is beyond it, as not started, on a lane and on streams alike.
+/// Calls beyond the limit that the peer was told are refused as not started, on a lane and on streams alike.
 #[tokio::test]
 async fn calls_beyond_what_a_node_takes_are_refused_as_not_started() {
     let limits = Limits {
@@ -427,7 +427,7 @@ async fn calls_beyond_what_a_node_takes_are_refused_as_not_started() {
     }
 }
 
-/// A peer has as many streams as it was told, before and after it has introduced itself, and no further one.
+/// A peer may open the streams that it was told, before and after its HELLO, and no more.
 #[tokio::test]
 async fn a_peer_has_no_more_streams_than_it_is_permitted() {
     let clock = Clock::stop();
@@ -479,7 +479,7 @@ async fn a_peer_has_no_more_lanes_than_it_needs() {
     still_serves(&provider).await;
 }
 
-/// Whoever comes when too many handshakes are under way is told so at once, and served when there is room.
+/// A client that dials during too many handshakes is refused at once, and served when there is room.
 #[tokio::test]
 async fn more_handshakes_than_are_taken_are_refused() {
     let clock = Clock::stop();
@@ -500,7 +500,7 @@ async fn more_handshakes_than_are_taken_are_refused() {
     still_serves(&provider).await;
 }
 
-/// What the readme says of newcomers; the tests around this one hold each of these limits to what it does.
+/// The limits on newcomers that the readme names; the tests around this one check the effect of each.
 #[test]
 fn newcomers_share_as_much_room_as_the_readme_says() {
     let limits = Limits::default();

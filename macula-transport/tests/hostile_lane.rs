@@ -39,7 +39,7 @@ struct Test {
     _control: (quinn::SendStream, quinn::RecvStream),
     lane: (quinn::SendStream, quinn::RecvStream),
     decoder: FrameDecoder,
-    /// Keeps the others from being alone: it has a stream of its own, and is never answered.
+    /// An unanswered call on a stream of its own, so that the calls after it are not alone and take the lane.
     _alone: (Replies, quinn::SendStream, quinn::RecvStream),
     /// Its call is the lane's first.
     first: Option<Replies>,
@@ -163,9 +163,9 @@ async fn messages_and_their_outcome_come_together_or_on_a_stream() {
     assert_eq!(test.caller.stats().rejected_frames, 0);
 }
 
-/// P4: what belongs to no call that waits for it is counted, and stopped.
+/// P4: a stream with a reply to no waiting call is counted and stopped.
 #[tokio::test]
-async fn p4_streams_for_replies_that_nobody_waits_for_are_stopped() {
+async fn p4_streams_of_replies_to_no_waiting_call_are_stopped() {
     let mut test = Test::start().await;
     let (cancelled, id) = test.open().await;
     drop(cancelled);
@@ -173,13 +173,13 @@ async fn p4_streams_for_replies_that_nobody_waits_for_are_stopped() {
     let (mut twice, again) = test.open().await;
     let mut first = test.moved(again, [data(b"the first")]).await;
     assert_eq!(twice.next().await.unwrap().unwrap(), "the first");
-    for (n, nobody) in [id, u64::MAX, again, again ^ 1 << 40].into_iter().enumerate() {
-        let stream = test.moved(nobody, [data(b"for nobody")]).await;
+    for (n, stray) in [id, u64::MAX, again, again ^ 1 << 40].into_iter().enumerate() {
+        let stream = test.moved(stray, [data(b"stray")]).await;
         assert_eq!(stopped(&stream).await, CANCELLED);
         until("it is counted", || test.caller.stats().dropped_replies == n as u64 + 1).await;
     }
     // An outcome on the lane, too, for a call whose replies have moved.
-    test.answer(again, trailers(b"for nobody")).await;
+    test.answer(again, trailers(b"stray")).await;
     until("it is counted", || test.caller.stats().dropped_replies == 5).await;
     first.write_all(&frame(0, trailers(b"the last"))).await.unwrap();
     assert_eq!(twice.next().await.unwrap().unwrap(), "the last");
@@ -269,7 +269,7 @@ async fn several_messages_fail_a_unary_call_alone() {
     assert_eq!(test.caller.stats().rejected_frames, 0);
 }
 
-/// What no version of the protocol sends on a lane ends it, and every call on it has an end.
+/// A frame that no version sends on a lane ends the lane, and every call on it.
 #[tokio::test]
 async fn what_a_lane_does_not_carry_ends_the_lane_and_not_the_connection() {
     static LARGE: [u8; 8 * 1024] = [7; 8 * 1024];

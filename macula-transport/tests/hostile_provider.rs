@@ -1,4 +1,4 @@
-//! Providers that answer with more than a caller takes, or answer no call: it reaches nobody.
+//! Providers that send too large a reply, or a reply to no call: no call receives it.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 /// The largest message the caller takes, in bytes.
 const MESSAGE: usize = 512 * 1024;
-/// What the caller lets be under way to it on a connection, in bytes.
+/// The caller's receive window for a connection, in bytes.
 const WINDOW: u32 = 1 << 20;
 /// Large requests that a caller writes at a time.
 const WRITTEN: usize = 12;
@@ -66,7 +66,7 @@ struct Lane {
     connection: Connection,
     streams: (quinn::SendStream, quinn::RecvStream),
     decoder: FrameDecoder,
-    /// Keeps the others from being alone: it has a stream of its own, and is never answered.
+    /// An unanswered call on a stream of its own, so that the calls after it are not alone and take the lane.
     _alone: (Called, quinn::SendStream, quinn::RecvStream),
 }
 
@@ -82,7 +82,7 @@ impl Lane {
     async fn open(connection: Connection, raw: quinn::Connection) -> Self {
         let alone = call(&connection, PATIENCE);
         let (send, recv) = raw.accept_bi().await.unwrap();
-        // Whatever it is, it opens the lane.
+        // A second call opens the lane.
         drop(call(&connection, PATIENCE));
         let mut streams = raw.accept_bi().await.unwrap();
         let mut kind = [0];
@@ -123,9 +123,9 @@ impl Lane {
     }
 }
 
-/// P4: a large reply is its call's, whole and no larger than was said; anything else is counted, and reaches nobody.
+/// P4: a call receives its large reply whole and at most as large as announced; any other is counted and dropped.
 #[tokio::test]
-async fn p4_large_replies_that_nobody_asked_for_or_takes_reach_nobody() {
+async fn p4_large_replies_that_are_unasked_or_too_large_are_dropped() {
     let caller = caller().await;
     let provider = RawProvider::new();
     let (connection, raw, _control) = provider.connected(&caller).await;
@@ -134,7 +134,7 @@ async fn p4_large_replies_that_nobody_asked_for_or_takes_reach_nobody() {
     let here = lane.streams.1.id().index();
     let send = async |opening: Vec<u8>, frames: &[Bytes]| {
         let mut reply = raw.open_uni().await.unwrap();
-        // The caller may stop it before it has it all.
+        // The caller may stop the stream before it has read all of it.
         let _ = reply.write_all(&[opening, frames.concat()].concat()).await;
         let _ = reply.finish();
     };
@@ -146,7 +146,7 @@ async fn p4_large_replies_that_nobody_asked_for_or_takes_reach_nobody() {
         send(opening(lane, call), &[data(0, 20_000), trailers(0)]).await;
         until("it is dropped", || caller.stats().dropped_replies == n as u64 + 1).await;
     }
-    // Those of its own: too large, ended early, no reply at all.
+    // Replies to waiting calls: too large, ended early, no reply at all.
     let cancel = frame(0, proto::call_frame::Kind::Cancel(proto::Cancel::default()));
     let broken = [
         vec![data(0, MESSAGE + 1024)],
@@ -216,7 +216,7 @@ async fn p5_fewer_large_requests_are_written_at_a_time_than_are_put_together() {
     }
 }
 
-/// P4: a reply on the lane that answers no call, or one that is over, is counted and reaches nobody.
+/// P4: a reply on the lane to no call, or to a call that has ended, is counted and dropped.
 #[tokio::test]
 async fn p4_replies_that_match_no_call_are_counted_and_dropped() {
     let caller = caller().await;
@@ -224,7 +224,7 @@ async fn p4_replies_that_match_no_call_are_counted_and_dropped() {
     let (connection, raw, _control) = provider.connected(&caller).await;
     let mut lane = Lane::open(connection.clone(), raw).await;
     let (calls, ids) = lane.call_all(PATIENCE).await;
-    // Of nobody, of a later call in the same place, and one's own twice.
+    // To no call, to a later call in the same slot, and to one call twice.
     let replies = [u64::MAX, ids[0] ^ 1 << 40, ids[0], ids[0]];
     lane.streams.0.write_all(&replies.map(trailers).concat()).await.unwrap();
     until("three are dropped", || caller.stats().dropped_replies == 3).await;

@@ -1,4 +1,4 @@
-//! What a busy node tells the peers that call it.
+//! A busy node reports its load to the peers that call it.
 
 #![expect(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
@@ -16,7 +16,7 @@ use common::{Service, client, clock::Clock, connect, echoes, node, provider, unt
 use futures::future::BoxFuture;
 use macula_transport::{Handler, IncomingCall, LoadReport, Reply};
 
-/// As busy as it is told to be, of 100.
+/// Reports the given load, in percent.
 struct Busy(Service, Arc<AtomicU32>);
 
 impl Handler for Busy {
@@ -34,7 +34,7 @@ impl Handler for Busy {
 const LOOK: Duration = Duration::from_millis(1050);
 
 #[tokio::test]
-async fn a_busy_node_tells_those_who_call_it_and_nobody_else() {
+async fn a_busy_node_tells_its_callers_alone() {
     let clock = Clock::stop();
     let (service, _events) = Service::new();
     let running = Arc::new(AtomicU32::new(0));

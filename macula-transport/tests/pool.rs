@@ -34,7 +34,7 @@ async fn p1_concurrent_dials_are_one_dial() {
 }
 
 #[tokio::test]
-async fn p1_the_peer_is_who_was_dialed_or_nobody() {
+async fn p1_a_dial_reaches_the_intended_node_or_fails() {
     let (provider, _events) = provider().await;
     let client = client().await;
     let wrong = common::identity().node_id();
@@ -127,7 +127,7 @@ async fn a_new_key_is_believed_for_the_word_of_the_old_one_only() {
     let client = client().await;
     let (old, stranger) = (common::identity(), common::identity());
     let new = provider.identity();
-    // A stranger's word for it, made of what the keys did sign.
+    // A stranger's forgery, put together from parts that the keys did sign.
     let (true_one, foreign) = (
         Succession::new(&old, new).unwrap().to_bytes(),
         Succession::new(&stranger, new).unwrap().to_bytes(),
@@ -148,9 +148,9 @@ async fn a_new_key_is_believed_for_the_word_of_the_old_one_only() {
     echoes(&connection, "hello").await;
 }
 
-/// Whoever still shows the old key is not the node any more: the key may have been stolen.
+/// A peer that still shows the old key is no longer the node: the key may have been stolen.
 #[tokio::test]
-async fn the_old_key_is_nobody_once_its_successor_is_known() {
+async fn the_old_key_is_refused_once_its_successor_is_known() {
     let (provider, _events) = provider().await;
     let client = client().await;
     let (old, new) = (provider.identity(), common::identity());
@@ -175,7 +175,7 @@ async fn a_connection_found_again_is_the_one_that_the_pool_has_now() {
         let connection = pool.open_again(&id, &mut found).unwrap();
         assert_eq!(connection.peer().node_id, id);
     }
-    // Another key in the place of this one: what was found before is not given any more.
+    // Another key succeeds this one, so the remembered connection is no longer valid.
     let (other, _events) = self::provider().await;
     drop(pool.get(&other.node_id(), &at(&other)).await.unwrap());
     pool.learn(&Succession::new(provider.identity(), other.identity()).unwrap());
@@ -229,11 +229,7 @@ async fn p2_unused_connections_are_closed() {
     let connection = connect(&client, &provider).await.unwrap();
     echoes(&connection, "hello").await;
     clock.pass(pool.idle_timeout * 2).await;
-    assert_eq!(
-        client.pool().stats().open,
-        1,
-        "a connection that somebody holds is not idle"
-    );
+    assert_eq!(client.pool().stats().open, 1, "a connection with a handle is not idle");
     echoes(&connection, "hello").await;
     drop(connection);
     clock.pass(pool.idle_timeout / 2).await;
@@ -328,15 +324,15 @@ async fn p2_all_is_closed_at_shutdown() {
 }
 
 #[tokio::test]
-async fn nobody_at_the_address_is_told_so() {
+async fn an_address_without_a_host_times_out() {
     let clock = Clock::stop();
     let unused = std::net::UdpSocket::bind(common::loopback()).unwrap();
     let client = Endpoint::bind(Config::new(common::identity()), NoService)
         .await
         .unwrap();
-    let (pool, nobody) = (client.pool(), common::identity().node_id());
+    let (pool, absent) = (client.pool(), common::identity().node_id());
     let address = [unused.local_addr().unwrap().try_into().unwrap()];
-    let dial = pool.get(&nobody, &address);
+    let dial = pool.get(&absent, &address);
     let error = clock.run(Duration::from_millis(100), dial).await.unwrap_err();
     assert!(matches!(error, DialError::TimedOut { .. }), "{error}");
     assert_eq!(pool.stats().dial_failures, 1);

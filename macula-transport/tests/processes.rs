@@ -141,7 +141,7 @@ impl Setup {
 /// Lets less than 2 s pass on this side's clock, and at each step as much real time as the other process needs.
 async fn within_two_seconds<T>(clock: &Clock, done: impl Future<Output = T>) -> T {
     let mut done = std::pin::pin!(done);
-    // It begins before any time passes: what is sent is sent to a peer of which nothing was heard yet.
+    // Start before any time passes, so that the packets leave before the peer has been heard.
     if let Some(done) = done.as_mut().now_or_never() {
         return done;
     }

@@ -15,8 +15,8 @@ use macula_transport::{
 use macula_wire::StatusCode;
 use tokio::sync::mpsc;
 
-/// `each` answers every message with itself, `count` with how many came, `first` with the first one and an end, `flood` with
-/// more than anybody reads; everything else is unary.
+/// `each` answers every message with itself, `count` with the number of messages, `first` with the first one and an end, `flood`
+/// without end; every other method is unary.
 struct Streams(common::Service);
 
 impl Handler for Streams {
@@ -198,7 +198,7 @@ async fn unary_and_streaming_ends_meet() {
     assert_eq!(replies.next().await.unwrap(), None);
 }
 
-/// F8, for streams: whoever sends to nobody is stopped.
+/// F8, for streams: a handler whose caller has left is stopped.
 #[tokio::test]
 async fn f8_dropping_a_stream_cancels_it_at_the_provider() {
     let (provider, mut events) = streams().await;

@@ -84,7 +84,7 @@ impl Test {
     }
 }
 
-/// How many messages of so many bytes are left, and the outcome.
+/// Reads the rest of a reply: the number of its messages, and its outcome.
 async fn rest(replies: &mut Replies, bytes: usize) -> (usize, StatusCode) {
     let mut count = 0;
     while let Some(message) = replies.next().await.unwrap() {
@@ -127,7 +127,7 @@ async fn a_reply_without_the_end_it_was_to_have_fails_as_if_it_had_not_begun() {
     }
 }
 
-/// What more there is than the caller has room for is read as it is asked for, whatever its provider says.
+/// A reply above the caller's room is read message by message, although its provider calls it whole.
 #[tokio::test]
 async fn a_whole_reply_of_more_than_there_is_room_for_goes_on_as_any_other() {
     let test = Test::start().await;
@@ -142,7 +142,7 @@ async fn a_whole_reply_of_more_than_there_is_room_for_goes_on_as_any_other() {
             }
         }
     }
-    // Without any room it begins at once, as one of which nothing is said.
+    // Without room the reply begins at once, like one that is not called whole.
     for (name, room) in [("breaks", 0), ("plain", 1 << 20)] {
         let mut replies = test.open(name, "3x20000", PATIENCE, false).await;
         assert_eq!(replies.first(room).await.unwrap().unwrap().len(), 20_000);

@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bottom_depends_on_nothing_of_ours_and_nobody_on_xtask() {
+    fn the_bottom_depends_on_nothing_of_ours_and_nothing_on_xtask() {
         let found = edges(&[
             package("macula-wire", &[("macula-select", Some("dev"))]),
             package("xtask", &[("macula-wire", None)]),

@@ -47,7 +47,7 @@ impl Rng {
     }
 }
 
-/// A signer whose signatures nobody checks: they are not what is compared.
+/// Signs with constant bytes: no signature is verified here, because signing is not part of the comparison.
 struct Unchecked(NodeId);
 
 impl Signer for Unchecked {

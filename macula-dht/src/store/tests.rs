@@ -391,8 +391,8 @@ fn d10_own_records_are_reserved() {
     assert_eq!(store.usage().local, 2);
     for n in 10..30 {
         let _ = store.insert(start, record(n, 0, 1, 300, false, "a"), Origin::Remote(&from(n)));
-        let forged_by_nobody = record(4, 0, 9, 300, false, "a");
-        let _ = store.insert(start, forged_by_nobody, Origin::Remote(&from(n)));
+        let forged = record(4, 0, 9, 300, false, "a");
+        let _ = store.insert(start, forged, Origin::Remote(&from(n)));
     }
     assert_eq!(
         store.held(&key(0), &node(4).node_id()).map(VerifiedProvider::seq),

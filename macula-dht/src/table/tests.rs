@@ -203,7 +203,7 @@ fn the_least_recently_seen_is_pinged_once_before_it_goes() {
 }
 
 #[test]
-fn a_failing_contact_stays_for_three_failures_when_nobody_waits() {
+fn a_failing_contact_without_a_replacement_stays_for_three_failures() {
     let now = Instant::now();
     let mut table = RoutingTable::new(own(), Diversity::default(), now);
     table.insert(now, contact(far(1), None), STALE);

@@ -24,7 +24,7 @@ pub(super) enum Part {
     /// Keeps a part of the directory; the first two are where others get in.
     Directory,
     Provider,
-    /// Calls, and is in nobody's table.
+    /// Calls, and stands in no routing table.
     Caller,
 }
 

@@ -1,4 +1,4 @@
-//! A fixed story, measured: a mesh comes up, is called, loses providers, gets them back, is parted, and heals.
+//! A fixed story, measured: a mesh starts, serves calls, loses providers, gets them back, is partitioned, and heals.
 
 mod fleet;
 mod report;
@@ -115,7 +115,7 @@ impl Book {
     }
 }
 
-/// Calls until the story is over; a slow call does not keep the next one back.
+/// Calls until the story is over; a slow call does not delay the next one.
 async fn call(node: Node, book: Arc<Book>, mut random: Random) {
     let mut calls = JoinSet::new();
     loop {
@@ -134,7 +134,7 @@ async fn call(node: Node, book: Arc<Book>, mut random: Random) {
     calls.join_all().await;
 }
 
-/// Tells the story in virtual time, and shows what was measured.
+/// Runs the story in virtual time, and prints the measurements.
 pub(super) fn show(nodes: usize, seed: u64) -> Result<(), Box<dyn Error>> {
     if nodes < MIN_NODES {
         return Err(format!("{nodes} nodes are too few to be parted; give --nodes {MIN_NODES} or more").into());

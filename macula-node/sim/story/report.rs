@@ -98,7 +98,7 @@ fn mesh(outcome: &Outcome) -> Value {
             ["MiB delivered", traffic.delivered_bytes >> 20],
             ["datagrams lost by chance", traffic.lost],
             ["datagrams kept by the partition", traffic.cut],
-            ["datagrams to nobody", traffic.nobody],
+            ["datagrams to an address without a host", traffic.no_host],
         ],
     })
 }

@@ -34,7 +34,7 @@ fn main() -> Result<()> {
         ["serve", stack] => runtime()?.block_on(async {
             println!("{}", Stack::named(stack)?.serve().await?);
             std::io::stdout().flush()?;
-            // Until whoever started this has ended.
+            // The parent holds the other end of standard input, so its end stops this server.
             tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
             Ok(())
         }),

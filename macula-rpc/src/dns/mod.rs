@@ -1,8 +1,8 @@
 //! Providers from the domain name system.
 //!
 //! A client accepts a connection only from the intended node, so it needs each provider's id. The id is either *configured* beside a
-//! host's name, or *published*: the host of an SRV record (RFC 2782) has a TXT record `macula=NODEID`. Whoever controls the answers
-//! controls published ids. Configure the ids where there is neither DNSSEC nor a resolver on a trusted path.
+//! host's name, or *published*: the host of an SRV record (RFC 2782) has a TXT record `macula=NODEID`. An attacker who
+//! controls the answers controls published ids: configure the ids where there is neither DNSSEC nor a resolver on a trusted path.
 //!
 //! **Invariants.** Records are looked up again when they expire, at least every [`MAX_AGE`]. Concurrent calls share one lookup. The list
 //! is the same while nothing has changed. When the name servers are silent or slow, the last list stays in use, and a host that cannot be

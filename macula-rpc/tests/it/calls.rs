@@ -55,7 +55,7 @@ async fn s3_the_strategy_of_a_call_goes_before_the_clients() {
 }
 
 #[tokio::test]
-async fn s5_a_service_nobody_provides_is_not_found() {
+async fn s5_a_service_without_a_provider_is_not_found() {
     let (_endpoint, builder) = caller(StaticResolver::new()).await;
     let error = builder.build().call("no.such", "").await.unwrap_err();
     assert!(matches!(error, CallError::ServiceNotFound { .. }), "{error}");
@@ -572,9 +572,9 @@ async fn f1_a_router_fails_over_from_a_provider_that_does_not_answer() {
 async fn f4_an_attempt_names_the_address_connected_to() {
     let peer = Peer::failing(StatusCode::Internal).await;
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let nobody = silent.local_addr().unwrap().try_into().unwrap();
+    let unanswered = silent.local_addr().unwrap().try_into().unwrap();
     let at = peer.provider().endpoints[0].clone();
-    let provider = Provider::new(peer.id(), [nobody, at.clone()]);
+    let provider = Provider::new(peer.id(), [unanswered, at.clone()]);
     let resolver = StaticResolver::new().with_service(name(), [provider]);
     let (_endpoint, builder) = caller(resolver).await;
     let error = builder.build().call(name(), "x").await.unwrap_err();

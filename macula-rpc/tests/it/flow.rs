@@ -111,7 +111,7 @@ async fn a_handler_that_does_not_read_holds_the_callers_messages_back() {
     let sent = taken.load(SeqCst) * MESSAGE;
     assert!(
         sent <= UNDER_WAY,
-        "{sent} bytes were taken of a caller whose messages nobody reads"
+        "the provider took {sent} bytes from the caller although the handler reads none"
     );
     goes_on.notify_one();
     assert_eq!(next.await.unwrap().unwrap(), "256");
@@ -134,7 +134,7 @@ async fn a_caller_that_does_not_read_holds_the_handlers_messages_back() {
 
 /// A stream that waits does not hold up others on its connection.
 #[tokio::test(start_paused = true)]
-async fn p5_streams_that_nobody_reads_do_not_hold_up_others() {
+async fn p5_unread_streams_do_not_hold_up_others() {
     let (mesh, client) = serving(async |_: Request<Requests>| {
         let (_taken, messages) = megabytes(4);
         Ok::<_, Status>(messages.map(Ok::<_, Status>).boxed())

@@ -285,7 +285,7 @@ async fn with_the_directory_down_the_cache_serves_and_then_the_router() {
 
 /// S5: no provider is an error before anything is selected.
 #[tokio::test]
-async fn nobody_provides_it_is_service_not_found() {
+async fn a_service_without_a_provider_is_service_not_found() {
     let (resolver, _) = cached(&[], true, false);
     let (_endpoint, builder) = caller(resolver).await;
     let error = builder.build().call(name(), "").await.unwrap_err();

@@ -129,8 +129,8 @@ async fn f6_what_a_provider_says_through_a_router_is_what_it_says() {
         matches!(&error, CallError::Answered { status, .. } if status.message() == "lost it" && status.details() == "rich"),
         "{error}"
     );
-    let nobody = client.request("no.such").stream(stream::empty()).await.unwrap_err();
-    assert!(matches!(nobody, CallError::ServiceNotFound { .. }), "{nobody}");
+    let missing = client.request("no.such").stream(stream::empty()).await.unwrap_err();
+    assert!(matches!(missing, CallError::ServiceNotFound { .. }), "{missing}");
 }
 
 /// An error comes after the messages before it, even when a router has both at once, and no other provider is asked.

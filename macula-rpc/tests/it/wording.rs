@@ -34,7 +34,7 @@ async fn hangs(_: Request) -> Result<String, Status> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_provides_it() {
+async fn a_service_without_a_provider() {
     says(
         &failing(&[], Status::internal("")).await,
         "service_not_found: no node provides api.compute; check the name and the realm, and that a provider is running",

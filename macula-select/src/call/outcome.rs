@@ -121,7 +121,7 @@ pub enum StopReason {
     Pushback,
     /// Too large a share of calls is being retried already.
     BudgetExhausted,
-    /// The call has begun, and what was sent or received of it is not to be had again.
+    /// The call has begun, and the messages exchanged so far cannot be replayed to another provider.
     Begun,
 }
 

@@ -92,7 +92,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Waits for the end of standard input: whoever started this has ended.
+/// Waits for the end of standard input, which comes when the parent process ends.
 async fn wait_for_end() {
     let (ended, end) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {

@@ -29,9 +29,9 @@ use crate::{
     },
 };
 
-/// How many large requests of one peer are put together at a time: each takes up to a whole message of memory.
+/// How many large requests of one peer are assembled at a time. Each holds up to a whole message in memory.
 const MAX_LARGE_REQUESTS: usize = 16;
-/// How many lanes a peer may have open: each may hold as much as a lane may queue. A node uses a few.
+/// How many lanes a peer may have open. Each may hold a full queue in memory; a node needs a few.
 const MAX_PEER_LANES: usize = 16;
 
 /// The provider's side of a connection.
@@ -40,7 +40,7 @@ pub(crate) struct Provider {
     pub(crate) handler: Arc<dyn Handler>,
     /// How many further lanes the peer may open.
     pub(crate) lanes: Semaphore,
-    /// How many further large requests of the peer are put together at a time.
+    /// Permits to assemble a large request.
     large_requests: Semaphore,
     pub(crate) places: Arc<ReplyPlaces>,
 }
@@ -90,8 +90,8 @@ impl Provider {
         }
     }
 
-    /// Takes a call that was let in, or gives the reply that says why not. `inside` counts as one of those that run: the call's own
-    /// place, or that of all that were read with it.
+    /// Admits a call, or gives the reply that refuses it. `inside` is the call's place behind the gate, or the place that it shares with
+    /// the calls read together with it; `None` when the gate is closed.
     pub(crate) fn admit<T>(
         &self,
         head: Head,
@@ -129,7 +129,7 @@ impl Provider {
         std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.kind(call))).map_err(|_| self.panicked())
     }
 
-    /// Starts the handler. One that streams takes its requests and puts its messages where it is told. One that panics has answered so.
+    /// Starts the handler; a streaming one with the given halves. A panic counts as an answer, [`StatusCode::Internal`].
     pub(crate) fn begin(&self, call: IncomingCall, streams: Option<(IncomingMessages, ReplyWriter)>) -> Begun {
         let (requests, writer) = match streams {
             Some((requests, writer)) => (Some(requests), Some(Arc::new(writer))),
@@ -147,8 +147,8 @@ impl Provider {
         }
     }
 
-    /// Runs a handler that streams until its reply has ended, and says what is left to do on a lane; `None` when the caller gave the
-    /// call up. `has_stream` is called when the reply has a stream, which says from then on whether the call is wanted.
+    /// Runs a streaming handler until its reply has ended, and returns the rest of the reply for the lane; `None` when the caller
+    /// cancelled. Calls `has_stream` once the reply has a stream: from then on the stream tells of a cancel.
     pub(crate) async fn finish_streaming(
         &self,
         answer: BoxFuture<'static, Reply>,
@@ -204,7 +204,7 @@ async fn first_frame(incoming: &mut Incoming, by: Instant) -> Result<Bytes, Unse
     }
 }
 
-/// Ends a stream that brings no answer.
+/// Ends a stream without an answer.
 fn refuse(link: &Link, unserved: Unserved, outgoing: &mut Outgoing, incoming: &mut Incoming) {
     let code = link.unserved(unserved);
     outgoing.reset(code);
@@ -219,7 +219,7 @@ pub(crate) async fn stream(provider: Arc<Provider>, send: quinn::SendStream, rec
     let now = Instant::now();
     link.shared.saw_clock(now.into_std());
     let timers = &link.shared.config.timers;
-    // A stream may be here before its first byte: QUIC opens it with any later one, while its own bytes wait behind large messages.
+    // A stream may arrive before its first byte: a later stream opens it too, while its own bytes wait behind large messages.
     let kind = match timeout_at(now + timers.idle, incoming.kind()).await {
         Ok(Ok(kind)) => kind.and_then(StreamKind::from_byte).ok_or(Unserved::Broken),
         Ok(Err(error)) => Err(error.into()),
@@ -310,7 +310,7 @@ async fn unary(
 ) -> Result<Reply, Unserved> {
     let link = &provider.link;
     if !ended {
-        // So many large requests at a time are put together for one peer; the others wait in its send buffers.
+        // Further large requests of this peer wait in its own send buffers.
         let put_together = async {
             let _place = provider.large_requests.acquire().await;
             body(link, incoming, std::mem::take(&mut call.body)).await
@@ -329,7 +329,7 @@ async fn unary(
     }
 }
 
-/// Runs a call whose messages the handler takes and gives one by one.
+/// Runs a call of a streaming handler.
 async fn streaming(
     provider: &Arc<Provider>,
     outgoing: Outgoing,
@@ -380,7 +380,7 @@ async fn body(link: &Link, incoming: &mut Incoming, first: Bytes) -> Result<Byte
     }
 }
 
-/// Pieces of a payload put together; one piece is not copied.
+/// Joins the pieces of a payload; a single piece is not copied.
 #[derive(Debug, Default)]
 struct Pieces {
     first: Bytes,

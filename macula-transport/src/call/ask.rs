@@ -52,7 +52,7 @@ pub(crate) struct Caller {
 /// A call that may be sent: within the limits, and with the peer's permission.
 struct Cleared {
     timeout: Duration,
-    /// What is left of it: the peer may have had no room for a while.
+    /// The rest of the call's time, after the wait for the peer's credit.
     left: Duration,
     deadline: Instant,
     credit: OwnedSemaphorePermit,
@@ -95,7 +95,7 @@ impl Caller {
         self.lock_lane().clone().filter(|lane| lane.stream() == Some(stream))
     }
 
-    /// Waits until a request of so many bytes may be written; its turn lasts until what is given is dropped.
+    /// Waits for the turn of a request of so many bytes. The turn ends when the permit is dropped.
     async fn turn(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
         match bytes > LARGE_BYTES {
             true => self.large_sends.acquire().await.ok(),
@@ -186,7 +186,7 @@ pub(crate) async fn call(caller: &Arc<Caller>, request: CallRequest<'_>) -> Resu
             }
             Err(error) => Err(error),
         },
-        // More waits on the lane than a stream of its own costs.
+        // The lane's queue is so long that a stream of its own is faster.
         Err(NotTaken::Full | NotTaken::Over) => call_apart(caller, &request, timeout, deadline).boxed().await,
     };
     drop((in_flight, credit));
@@ -276,7 +276,7 @@ pub(crate) async fn open_with_only(caller: &Arc<Caller>, request: CallRequest<'_
     let in_flight = link.enter(Direction::Outbound);
     if !alone && request.body.len() <= INLINE_BYTES {
         let taken = caller.lane().call(&request, cleared.left, cleared.deadline);
-        // Where more waits on the lane than a stream of its own costs, or the lane is over, the call takes that.
+        // The lane is over, or its queue is so long that a stream of its own is faster.
         if let Ok(waiting) = taken {
             return Ok(Replies::on_lane(
                 cleared.hold(link, Place::Answering, in_flight),
@@ -302,7 +302,7 @@ impl Cleared {
     }
 }
 
-/// Opens a call that streams on a stream of its own; what is known of its requests travels in one write.
+/// Opens a streaming call on a stream of its own; the requests known so far travel in one write.
 async fn open_apart(
     caller: &Arc<Caller>,
     request: CallRequest<'_>,
@@ -313,9 +313,9 @@ async fn open_apart(
     let (link, timeout, deadline) = (&caller.link, cleared.timeout, cleared.deadline);
     let turn = async {
         match requests {
-            // The provider may put such a request together, so it waits its turn like a unary call's.
+            // The provider may assemble such a request, so it waits its turn like a unary call's.
             OpenWith::All => caller.turn(request.body.len()).await,
-            // Requests that follow may be waited for, and a call that waits must not keep others from their turn.
+            // The application may pause between requests, and a paused call must not hold up the turn of others.
             OpenWith::First => None,
         }
     };
@@ -329,7 +329,7 @@ async fn open_apart(
     let all = bytes(&frames);
     let sent = timeout_at(deadline, outgoing.send(&mut frames)).await;
     drop(turn);
-    // The provider starts with the head: the call may run as soon as some of this is written.
+    // The provider starts at the head, so the call may run as soon as part of this is written.
     let nothing_sent = bytes(&frames) == all;
     let sent_at = (!nothing_sent).then_some(place);
     match sent {

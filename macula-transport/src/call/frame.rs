@@ -191,7 +191,7 @@ fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallEr
     }))
 }
 
-/// The one place where a list of a peer's is read: an entry beyond the limit is not built.
+/// Reads a metadata entry. Only this list can grow with the peer's bytes, so an entry beyond the limit is refused before it is built.
 fn read_entry(frame: &Bytes, bytes: &[u8], metadata: &mut Metadata) -> Result<(), Malformed> {
     if metadata.len() >= MAX_METADATA_ENTRIES {
         return Err(Malformed);
@@ -209,7 +209,7 @@ fn read_entry(frame: &Bytes, bytes: &[u8], metadata: &mut Metadata) -> Result<()
     Ok(())
 }
 
-/// Fields of no interest, which must be fields all the same.
+/// Checks that unread bytes are well-formed fields.
 fn skip(bytes: &[u8]) -> Result<(), Malformed> {
     let mut fields = Fields(bytes);
     while fields.next()?.is_some() {}

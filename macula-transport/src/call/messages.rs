@@ -46,7 +46,7 @@ enum Source {
 
 impl IncomingMessages {
     pub(crate) fn stream(link: Arc<Link>, incoming: Incoming, first: Bytes, ended: bool) -> Self {
-        // An empty request that is the only one is a message; an empty head of a stream is none.
+        // An empty payload counts as a message only in a call of one request.
         let first = (ended || !first.is_empty()).then_some(first);
         Self {
             source: Source::Stream {
@@ -64,7 +64,7 @@ impl IncomingMessages {
         }
     }
 
-    /// The only message, when it is known to be that, as of a caller that sent it together with the end; `None` otherwise.
+    /// The only message, when the caller sent it together with the end of its requests; `None` otherwise.
     pub fn take_only(&mut self) -> Option<Bytes> {
         match &mut self.source {
             Source::One(message) => message.take(),
@@ -153,9 +153,9 @@ impl OutgoingMessages {
         self.writer.gather(message, false).await
     }
 
-    /// As [`OutgoingMessages::gather`], of the first message of a reply that is there already, with all its messages and the outcome.
-    /// The caller is told, and may wait for all of it before it takes any: so a call whose provider dies on the way can be made
-    /// elsewhere, as one with a single reply. A reply that is not sent without a pause has its caller wait.
+    /// As [`OutgoingMessages::gather`], for the first message of a reply whose messages and outcome are all ready. The caller learns
+    /// of it and may wait for the whole reply before it takes the first message: if the provider dies halfway, the call can then be
+    /// made elsewhere, like a unary one. A handler that pauses all the same makes its caller wait.
     ///
     /// # Errors
     /// As [`OutgoingMessages::send`].

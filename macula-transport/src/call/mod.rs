@@ -21,7 +21,7 @@
 //! - [`reply`] takes the handler's messages. A reply to a call on a lane starts there, when it may, and continues on a stream when it
 //!   outgrows the lane: one that starts with the lane and the call it belongs to.
 //! - [`replies`] and [`messages`] are the halves that callers and handlers hold.
-//! - [`outcome`] says what a call came to that got no reply.
+//! - [`outcome`] decides how a call without a reply ended: not sent, refused or unknown.
 
 use std::time::Duration;
 
@@ -37,10 +37,11 @@ pub(crate) mod replies;
 pub(crate) mod reply;
 pub(crate) mod types;
 
-/// The longest that a call waits: longer timeouts are cut to it, so that no deadline overflows.
+/// The longest timeout of a call. Longer ones are cut to it, so that no deadline overflows.
 const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
-/// A request or reply of more bytes than this is large: as many smaller ones as there may be streams do not fill a connection's window.
+/// A request or reply above this size, in bytes, is large. Smaller ones fit in a connection's window together, on as many streams as a
+/// peer may open.
 const LARGE_BYTES: usize = 66 * 1024;
-/// How many large requests, and how many large replies, are written to a peer at a time: fewer than a peer puts together. Were there
-/// more, those that wait for their turn there could fill the connection's window, and those whose turn it is would never be whole.
+/// How many large requests, and how many large replies, are written to a peer at a time: fewer than the peer assembles. With more, the
+/// messages that wait at the peer could fill the connection's window, and those being assembled would never complete.
 const MAX_LARGE_SENDS: usize = 12;

@@ -1,4 +1,4 @@
-//! What waits to be written to a stream: small things copied together, large ones on their own.
+//! Bytes that wait to be written to a stream. Small pieces are copied together, large ones are passed on uncopied.
 //!
 //! **Invariant:** the bytes come out in the order they went in.
 
@@ -8,10 +8,10 @@ use bytes::{Bytes, BytesMut};
 pub(crate) const COPY_BYTES: usize = 4 * 1024;
 /// How much room a new buffer gets.
 const BUFFER_BYTES: usize = 32 * 1024;
-/// A buffer with less room left than this is not begun again.
+/// A buffer with less room than this is replaced by a new one.
 const MIN_ROOM_BYTES: usize = 2 * 1024;
 
-/// Whether the writer must be woken: it is once for each time the outbox turns non-empty.
+/// Whether the writer must be woken. One wake-up is enough each time the outbox turns non-empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Flush {
@@ -20,7 +20,7 @@ pub(crate) enum Flush {
 }
 
 impl Flush {
-    /// What two writes call for together.
+    /// The wake-up that two writes need together.
     pub(crate) fn or(self, other: Self) -> Self {
         match (self, other) {
             (Self::AlreadyDue, Self::AlreadyDue) => Self::AlreadyDue,
@@ -39,7 +39,7 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// For the few frames of one stream: with no more room than those usually need.
+    /// An outbox for the few frames of one stream, with as little room as they usually need.
     pub(crate) fn brief() -> Self {
         Self {
             buffer: BytesMut::with_capacity(MIN_ROOM_BYTES),
@@ -65,7 +65,7 @@ impl Outbox {
         flush
     }
 
-    /// Adds a payload after what is there: copied when it is small.
+    /// Appends a payload; copies it when it is small.
     pub(crate) fn payload(&mut self, payload: &Bytes) {
         if payload.len() <= COPY_BYTES {
             self.buffer.extend_from_slice(payload);

@@ -1,4 +1,4 @@
-//! What a call came to when no reply of it came. This is the only place that decides it (F5).
+//! The outcome of a call that got no reply. No other place decides it (F5).
 //!
 //! A peer that leaves names the calls that it accepted (see [`Gate`](crate::connection::gate::Gate)), in GOAWAY and again as it closes the
 //! connection. It never starts a call beyond these. [`outcome`] goes by that name alone:
@@ -15,19 +15,19 @@
 //! | the stream was reset, cut short, or brought no reply | not sent | unknown | unknown | not sent |
 //! | the deadline passed | not sent | unknown | unknown | not sent |
 //!
-//! - **unsent**: none of its bytes were given to the connection, nor will be. A call that still waits in a lane's outbox is sent.
-//! - **sent**: some may have been, and the peer has named nothing.
+//! - **unsent**: the connection never gets a byte of it. A call that waits in a lane's outbox counts as sent.
+//! - **sent**: the connection may have bytes of it, and the peer has named no calls.
 //! - **accepted**: it is among those that the peer named.
 //! - **beyond**: the peer has named others, and it is not among them.
 //!
 //! Streams may overtake each other, so a call on a stream below the last accepted one may not have been read. It counts as accepted all
 //! the same: the name errs on the side of *unknown*. On a lane calls come in their order, and the name is exact.
 //!
-//! A peer turns a connection away before it reads a call, so what was sent did not run. A *refused* call needs no row: TRAILERS say
-//! so, which is a reply.
+//! A peer turns a connection away before it reads a call, so a call sent on it did not run. A *refused* call needs no row: its TRAILERS
+//! are a reply.
 //!
-//! **Invariant:** a call that is not sent, or refused, never ran and never will. A model of both ends and of the network between them
-//! holds it, below.
+//! **Invariant:** a call that is not sent, or refused, never ran and never will. The tests check it on a model of both ends and the
+//! network between them.
 
 use macula_wire::proto;
 
@@ -59,7 +59,7 @@ pub(crate) enum Progress {
     Beyond,
 }
 
-/// What a call came to.
+/// The outcome of a call without a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
     /// It did not run and never will.
@@ -68,7 +68,7 @@ pub(crate) enum Outcome {
     Unknown,
 }
 
-/// What a call came to: the table above.
+/// The outcome of a call, by the table above.
 pub(crate) fn outcome(end: End, progress: Progress) -> Outcome {
     match (end, progress) {
         (_, Progress::Unsent | Progress::Beyond) | (End::TurnedAway, Progress::Sent) => Outcome::NotSent,
@@ -99,7 +99,7 @@ pub(crate) enum Place {
 }
 
 impl Progress {
-    /// How far a call is whose bytes were given to the connection.
+    /// The progress of a call whose bytes the connection has.
     pub(crate) fn of(place: Place, accepted: Option<&proto::Accepted>) -> Self {
         let Some(accepted) = accepted else { return Self::Sent };
         match place {
@@ -115,7 +115,7 @@ impl Progress {
     }
 }
 
-/// What a call at this place came to; of one without a place nothing was sent.
+/// The outcome of the call at this place. A call without a place is unsent.
 pub(crate) fn over(link: &Link, unknown: Unknown, place: Option<Place>) -> CallError {
     let unknown = match unknown {
         Unknown::Lost(lost) => Unknown::Lost(link.refine(lost)),
@@ -129,7 +129,7 @@ pub(crate) fn over(link: &Link, unknown: Unknown, place: Option<Place>) -> CallE
     }
 }
 
-/// How many calls of a lane the peer accepted; `None` when it does not say. Of a lane opened beyond those streams it accepted none.
+/// How many calls of a lane the peer accepted; `None` when it does not say. On a lane beyond the streams that it named it accepted none.
 pub(crate) fn accepted_on(accepted: &proto::Accepted, stream: u64) -> Option<u64> {
     if stream >= accepted.streams {
         return Some(0);

@@ -26,10 +26,10 @@ use crate::{
     error::{CallError, Unknown},
 };
 
-/// What a message counts beside its bytes where a reply is read ahead: one of empty messages takes no more memory than another.
+/// Bytes that a message read ahead counts beside its own, so that many empty messages reach the limit too.
 const KEPT_OVERHEAD: usize = 64;
 
-/// What a call holds while it lasts, shared by its two halves.
+/// The state that the two halves of a call share.
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub(crate) link: Arc<Link>,
@@ -144,7 +144,7 @@ impl Requests {
 
 /// The replies of a call, from the caller's side: messages, and then an outcome.
 ///
-/// Small, because it is moved several times before it is where it is read.
+/// Kept small, because it is moved several times before it is read.
 #[derive(Debug)]
 pub struct Replies {
     hold: Arc<Hold>,
@@ -212,7 +212,7 @@ impl Replies {
         Ok(Some(first.payload))
     }
 
-    /// Reads a message that is not kept. A whole reply from the lane is kept but for its first message.
+    /// Reads a message past those read ahead. A whole reply from the lane is read ahead after its first message.
     async fn read(&mut self) -> Result<Option<Data>, CallError> {
         loop {
             match &mut self.source {
@@ -262,14 +262,14 @@ impl Replies {
         }
     }
 
-    /// Whether all that is left of the reply has arrived, the outcome too: [`Replies::next`] waits for nothing.
+    /// Whether the rest of the reply has arrived, with its outcome: [`Replies::next`] does not wait.
     #[must_use]
     pub fn is_here(&self) -> bool {
         self.reply.is_some()
     }
 }
 
-/// A message that says nothing of those after it.
+/// A message without flags: others may follow.
 fn message_alone(payload: Bytes) -> Data {
     Data {
         payload,
@@ -327,7 +327,7 @@ pub(crate) async fn read_only(link: &Link, place: Place, incoming: &mut Incoming
     }
 }
 
-/// The reply whose only message is either in it, or before it.
+/// Joins a unary reply and its message, which comes before the outcome or with it.
 pub(crate) fn one_message(mut messages: Vec<Bytes>, mut reply: CallReply) -> Result<CallReply, CallError> {
     match (messages.pop(), messages.is_empty()) {
         (None, _) => Ok(reply),

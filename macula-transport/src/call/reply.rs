@@ -4,7 +4,7 @@
 //! lane, or has something to send before its outcome is known, continues on a stream that the provider opens: see
 //! [`ReplyStream::open`]. The reply to a call on a stream of its own has that stream from the start.
 //!
-//! **Invariants:** a reply goes one of the two ways, never both. On a stream it is the caller that stops the handler, by stopping the
+//! **Invariants:** a reply takes one of the two ways, never both. Once it has a stream, the caller stops the handler by stopping the
 //! stream. A message is sent whole, or the outcome is an error.
 
 use std::{
@@ -36,9 +36,9 @@ use crate::{
 
 /// How long after the deadline a reply may still take to leave: its caller reads slowly, or not at all.
 const REPLY_GRACE: Duration = Duration::from_secs(1);
-/// How much is sent of the message of a failure that says too much.
+/// The most bytes of a failure's message that are sent when the whole is too large.
 const MAX_SHORTENED_BYTES: usize = 1024;
-/// The most that waits for the outcome of a call on a lane, in bytes of memory: what fits on the lane, of a few messages.
+/// The most that waits for the outcome of a call on a lane, in bytes of memory: a few messages that together fit on the lane.
 const MAX_HELD_BYTES: usize = INLINE_BYTES + 64 * size_of::<Bytes>();
 /// Gathered messages of so many bytes are written, whether or not more is ready.
 const MAX_GATHERED_BYTES: usize = 64 * 1024;
@@ -68,7 +68,7 @@ impl Default for ReplyPlaces {
 }
 
 impl ReplyPlaces {
-    /// Waits until a message of so many bytes may be written; its turn lasts until what is given is dropped.
+    /// Waits for the turn of a message of so many bytes. The turn ends when the permit is dropped.
     pub(crate) async fn turn(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
         match bytes > LARGE_BYTES {
             true => self.large.acquire().await.ok(),
@@ -89,7 +89,7 @@ pub(crate) struct LanePlace {
 pub(crate) struct ReplyStream {
     outgoing: Outgoing,
     waiting: Outbox,
-    /// The next message is the first of a reply that is there as a whole.
+    /// The next message is the first of a reply that is ready as a whole.
     whole: bool,
     /// The call's deadline. A handler that gave its messages to a task of its own is not dropped then.
     until: Instant,
@@ -128,7 +128,7 @@ impl ReplyStream {
         let _ = frame::put_data(&mut self.waiting, 0, message, part);
     }
 
-    /// Writes what waits when that is much.
+    /// Writes the gathered messages once they are large.
     async fn relieve(&mut self) -> Result<(), Gone> {
         match self.waiting.bytes() < MAX_GATHERED_BYTES {
             true => Ok(()),
@@ -171,8 +171,8 @@ impl ReplyStream {
     }
 }
 
-/// A reply as it may be sent to this peer. One that is too large becomes the error that says so. A failure that says too much keeps
-/// its status, which tells whether it is final.
+/// Fits a reply to this peer's limits. A success that is too large becomes an error. A failure that is too large keeps its status,
+/// which tells whether it is final, and the start of its message.
 pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
     let limit = link.message_limit();
     let head = frame::reply_head_bytes(&reply);
@@ -219,7 +219,7 @@ struct WriterState {
 
 /// Which way a reply goes.
 enum Way {
-    /// The lane, as it seems: nothing has left.
+    /// The lane, so far: nothing was sent yet.
     Lane(Held),
     /// A stream.
     Stream {
@@ -234,7 +234,7 @@ enum Way {
 #[derive(Default)]
 struct Held {
     messages: Vec<Bytes>,
-    /// What they take in memory.
+    /// Their size in memory, in bytes.
     bytes: usize,
     /// They are all of the reply's messages.
     whole: bool,
@@ -261,7 +261,7 @@ pub(crate) enum Ended {
     OnLane(Reply, Vec<Bytes>),
     /// The reply has gone over a stream.
     OnStream,
-    /// A message was cut short on the stream, whose reset may not say which call it is of: this goes over the lane.
+    /// A message was cut short on the stream. The reset may drop the header that names the call, so this outcome goes over the lane.
     CutShort(Reply),
 }
 
@@ -333,7 +333,7 @@ impl ReplyWriter {
         match &mut state.way {
             Way::Lane(held) => {
                 held.whole |= whole;
-                // Until the message has left: the handler may give this up while it waits.
+                // Cleared once the message has left: the handler may drop this future while it waits.
                 state.failed = Some(given_up());
                 self.open(&mut state).await?;
             }
@@ -378,7 +378,7 @@ impl ReplyWriter {
             return Err(Gone);
         };
         let opened = async {
-            // Where the call was read other calls wait behind it, which a reply of any size would hold up.
+            // Calls read after this one wait behind it, and a reply of any size would hold them up.
             tokio::task::yield_now().await;
             let place = self.places.streaming.clone().acquire_owned().await.map_err(|_| Gone)?;
             Ok((ReplyStream::open(&self.link, at, self.until).await?, place))
@@ -433,7 +433,7 @@ impl ReplyWriter {
         if !held.messages.is_empty() && reply.body.len() > self.limit {
             reply = too_large(reply.body.len(), self.limit);
         }
-        // By itself a message goes as a unary handler's does.
+        // A single message travels like a unary handler's.
         let bytes = held.messages.iter().map(Bytes::len).sum::<usize>() + reply.body.len();
         if !held.messages.is_empty() && (bytes > INLINE_BYTES || held.bytes > MAX_HELD_BYTES) {
             return Err(reply);
@@ -454,7 +454,7 @@ impl ReplyWriter {
             && self.open(&mut state).await.is_err()
         {
             state.way = Way::Over;
-            // An error says more by itself than messages without an end.
+            // The error alone tells more than messages without an outcome.
             if reply.status == StatusCode::Ok {
                 reply = no_room();
             }

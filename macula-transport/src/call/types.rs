@@ -1,4 +1,4 @@
-//! What a caller gives and gets, and what a provider gets and gives.
+//! Requests and replies, as callers and handlers hold them.
 
 use std::{
     num::NonZeroU32,
@@ -56,7 +56,7 @@ impl Repeat {
         }
     }
 
-    /// What this version does not know is taken for the safe one.
+    /// An unknown value counts as the safest one.
     pub(crate) fn from_wire(repeat: i32) -> Self {
         match proto::Repeat::try_from(repeat) {
             Ok(proto::Repeat::Transient) => Self::Transient,
@@ -114,8 +114,7 @@ impl<'a> CallRequest<'a> {
         self
     }
 
-    /// Sets when the call began, for a caller that has just looked at tokio's clock: it is not read once more. Without it, a
-    /// call begins when it is first polled.
+    /// Sets when the call began, which saves a read of tokio's clock. By default a call begins when it is first polled.
     ///
     /// What lies in the past shortens the wait. A provider that is called over a lane is told the whole timeout all the same, any
     /// other what is left of it.
@@ -170,11 +169,11 @@ impl CallReply {
     }
 }
 
-/// What few replies have: on the heap, because a reply is moved several times.
+/// Boxed, because few replies have it and a reply is moved several times.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Extra(Option<Box<Failing>>);
 
-/// What a reply says beside its status and its payload.
+/// The rare parts of a reply, beside its status and its payload.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Failing {
     pub(crate) message: String,
@@ -277,7 +276,7 @@ impl IncomingCall {
     }
 }
 
-/// What a call from a peer is made of; [`IncomingCall::into_parts`] gives it.
+/// The parts of a call from a peer; see [`IncomingCall::into_parts`].
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct CallParts {
@@ -362,7 +361,7 @@ impl Reply {
         self
     }
 
-    /// The same failure with the start of its message, why no more of it is sent, and nothing beside.
+    /// The same failure with the start of its message and the reason for the cut, without metadata and details.
     pub(crate) fn shortened(mut self, bytes: usize, why: &str) -> Self {
         let failing = self.extra.get_mut();
         let message = &mut failing.message;

@@ -24,7 +24,7 @@ use crate::endpoint::quic::INITIAL_RTT;
 
 /// Small calls go beside bulk when there was one within this time.
 const LATELY: Duration = Duration::from_millis(10);
-/// The longest that one piece of bulk waits for room: a bound on what a wrong count can cost.
+/// The longest that one piece of bulk waits for room, in case the count is wrong.
 const MAX_WAIT: Duration = Duration::from_millis(10);
 
 /// What a new connection may have under way, in bytes: five datagrams of the largest size. A window of two, as RFC 9002 would

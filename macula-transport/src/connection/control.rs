@@ -1,5 +1,4 @@
-//! The tasks beside an open connection: they hand on its streams, speak and listen on its control stream, look after a silent peer, and
-//! end it.
+//! The tasks of an open connection. They hand on its streams, write and read its control stream, watch for a silent peer, and close it.
 
 use std::sync::Arc;
 
@@ -17,7 +16,7 @@ use crate::{
     report::LoadReport,
 };
 
-/// What is done with what happens on a connection: the endpoint says.
+/// The endpoint's reactions to the events of a connection.
 pub(crate) trait Events: Send + Sync + 'static {
     /// The peer opened a stream that both sides write.
     fn stream(&self, send: quinn::SendStream, recv: quinn::RecvStream);

@@ -1,10 +1,10 @@
 //! How much bulk a connection may have under way beside small calls (P5).
 //!
-//! Lanes go first when packets are filled, but what was sent before is before them: in the kernel's queues and in the peer's, where a large
-//! message keeps every small frame behind it waiting for as long as its bytes take to be decrypted. Congestion control does not bound
-//! that on a short path, which loses nothing and so lets the window grow. So while small calls go beside it, bulk is written piece by
-//! piece as earlier bytes are acknowledged, up to what [`Flight::bulk_limit`] says: a short queue, and what the path holds. On paths of
-//! many milliseconds the bound is above every window and changes nothing.
+//! Lanes go first when packets are filled, but a small frame still queues behind bytes sent earlier, in the kernel and at the peer, until
+//! the peer has decrypted them. Congestion control does not bound that queue on a short path: it loses nothing, so the window grows.
+//! While small calls are under way, bulk is therefore written piece by piece as earlier bytes are acknowledged, up to
+//! [`Flight::bulk_limit`]: a short queue beside the bytes that the path itself holds. On paths of many milliseconds the bound is above
+//! every window and changes nothing.
 //!
 //! **Invariants:** a writer that waits for room has it once everything was acknowledged; the count is set right whenever everything
 //! that was written has been sent.

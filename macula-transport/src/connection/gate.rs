@@ -1,8 +1,8 @@
-//! The gate to a connection's calls. It counts the calls inside, and once it is closed none enters; then it names the calls that it
-//! accepted, which the peer learns from GOAWAY.
+//! The gate to a connection's calls. It counts the calls inside. Once it is closed no call enters, and it names the calls that it
+//! accepted for GOAWAY.
 //!
-//! A stream or a lane notes how far it has read before it enters. So a call that entered before the gate closed is among those named,
-//! and a call beyond them never starts.
+//! A stream or a lane notes how far it has read before its call enters. So every call that entered is named, and a call beyond the
+//! named ones never starts.
 //!
 //! **Invariants:** no call enters a closed gate; every call that ever entered is named.
 

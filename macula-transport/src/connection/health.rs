@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 /// When silence becomes suspicious.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SilenceRules {
-    /// A peer that is silent for so long while a call waits is asked.
+    /// The silence after which the peer is asked, while a call waits.
     pub(crate) ask_after: Duration,
-    /// And asked again so often.
+    /// The pause between two questions.
     pub(crate) ask_again: Duration,
-    /// And given up after so long.
+    /// The silence after which the peer is given up.
     pub(crate) dead_after: Duration,
     /// How long an answer may take once a call's time is up, beside three round trips.
     pub(crate) grace: Duration,
@@ -45,7 +45,7 @@ pub(crate) struct Health {
     answer_by: Option<Instant>,
     /// The last look while a call waits.
     looked_at: Option<Instant>,
-    /// This silence was let begin anew once.
+    /// The silence has been counted anew once.
     excused: bool,
 }
 

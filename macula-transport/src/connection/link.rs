@@ -142,7 +142,7 @@ impl Link {
         }
     }
 
-    /// Counts a stream that brings no answer, and says how it ends.
+    /// Counts a stream without an answer, and gives the code that ends it.
     pub(crate) fn unserved(&self, unserved: Unserved) -> ResetCode {
         match unserved {
             Unserved::Broken => {
@@ -187,7 +187,7 @@ impl Link {
         }
     }
 
-    /// What became of the connection, in our terms: quinn does not remember why we closed it.
+    /// Why the connection ended. quinn does not remember this side's own reason.
     pub(crate) fn lost(&self, error: quinn::ConnectionError) -> Lost {
         self.refine(error.into())
     }

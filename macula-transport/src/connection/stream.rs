@@ -178,13 +178,13 @@ impl Outgoing {
         let _ = self.stream.set_priority(LANE_PRIORITY);
     }
 
-    /// Ends this half after what was sent, but a drop still takes it back: the peer learns that the result is not wanted.
+    /// Ends this half after the bytes sent. A drop still resets it and tells the peer that the result is not wanted.
     pub(crate) fn close_half(&mut self) {
         // Fails only when the stream is over in another way, which the other half reports.
         let _ = self.stream.finish();
     }
 
-    /// Ends this half after what was sent. Where a message was given up halfway, or before its first byte, the stream is reset.
+    /// Ends this half after the bytes sent. If the send of a message was abandoned, at any byte, the stream is reset instead.
     pub(crate) fn finish(&mut self) {
         if self.halfway {
             self.reset(ResetCode::Cancelled);
@@ -233,7 +233,7 @@ pub(crate) enum ReceiveError {
     Reset(u64),
     Lost(Lost),
     Frame(FrameError),
-    /// A frame is not what it should be.
+    /// A frame is malformed.
     Broken,
 }
 
@@ -255,7 +255,7 @@ impl From<quinn::ReadError> for ReceiveError {
     }
 }
 
-/// Why a stream of the peer's brings no answer.
+/// Why a stream of the peer gets no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unserved {
     /// The peer sent something that it must not.

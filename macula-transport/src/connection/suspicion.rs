@@ -32,9 +32,9 @@ const PART_OF_WAIT: u32 = 64;
 /// When silence is suspicious.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SuspicionRules {
-    /// A peer that owes an acknowledgement is suspected after so many PTO of silence,
+    /// The silence, in PTO, after which a peer that owes an acknowledgement is suspected.
     pub(crate) after_ptos: u32,
-    /// but not before so long.
+    /// The least silence before a suspicion.
     pub(crate) after: Duration,
     /// A peer that owes nothing is pinged after so long while a call waits, or a PTO where that is longer.
     pub(crate) ping_after: Duration,
@@ -111,7 +111,7 @@ struct Silence {
     pings: Option<(Instant, Instant, u32)>,
     /// The address of the peer was said to be unreachable.
     hint: bool,
-    /// It was let begin anew, because this process stood still.
+    /// It was counted anew, because this process stood still.
     excused: bool,
 }
 

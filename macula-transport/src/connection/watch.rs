@@ -1,7 +1,7 @@
 //! Looks after a connection's peer while calls wait for it or run for it: finds out whether it is there, and closes the connection
 //! when it is not (P3, L1 to L4, N8).
 //!
-//! One task a connection does the timing for all its calls, and only while there are some; a call costs it a flag.
+//! One task for each connection keeps the time for all its calls, and only while there are calls. A call sets one flag.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering::SeqCst},
@@ -205,7 +205,7 @@ impl Judges {
             self.suspicion.hint(now, &sight);
         }
         let finding = self.suspicion.look(now, &sight);
-        // Of a suspected peer it is found out whether it is gone, although its calls may have been made elsewhere.
+        // A suspected peer is watched until it is heard or given up, even when its calls have moved to another provider.
         let waiting = needs.waits || self.suspicion.is_suspected();
         let verdict = if needs.overdue {
             self.calls.look_overdue(now, heard, stats.path.rtt)

@@ -1,4 +1,4 @@
-//! The introduction: the first message each side sends on the control stream, and what is made of the peer's.
+//! The introduction: the first message of each side on the control stream, and the check of the peer's.
 
 use std::net::SocketAddr;
 
@@ -18,8 +18,8 @@ pub(crate) const VERSION: u32 = 1;
 pub(crate) const MAX_CONTROL_BYTES: usize = 8 * 1024;
 /// The longest agent name that is sent or kept, in bytes.
 pub(crate) const MAX_AGENT_BYTES: usize = 64;
-/// What everybody is believed to take: a peer that says it takes less would make every call fail for good, and nowhere else be
-/// tried.
+/// The least that a peer accepts in one message, in bytes; a smaller limit in its HELLO counts as this one. A call above the peer's
+/// limit fails and is not tried elsewhere, so a peer with a tiny limit could fail every call.
 const MIN_PEER_MESSAGE_BYTES: u32 = 64 * 1024;
 
 /// What this node says of itself to a peer whose packets come from `peer_addr`.

@@ -43,8 +43,8 @@ use batching::Batching;
 use handshake::{Established, Handshakes, Introducer};
 use tls::Tls;
 
-/// How long a shut-down endpoint waits for its last packets to leave, and repeats to peers that missed it that it closes; one that
-/// is far away or gone finds out by itself.
+/// How long a shut-down endpoint waits for its last packets to leave, and repeats the close to peers that missed it. A peer that is
+/// farther away than this, or gone, times out by itself.
 const FAREWELL: Duration = Duration::from_millis(250);
 
 /// Reports of unreachable addresses that wait to be heeded; further ones are dropped.
@@ -251,7 +251,7 @@ impl Dialer for Inner {
         let caller = Arc::new(Caller::new(link.clone()));
         let Some(id) = register(&caller) else { return false };
         if self.shared.is_draining() {
-            // A drain that began before finds it no more. What this node still asks for is answered here, and nothing else.
+            // A drain that began earlier did not see this connection. It carries this node's own calls and admits none of the peer's.
             link.shut(proto::GoAwayReason::Draining);
         }
         let events = Arc::new(Served {

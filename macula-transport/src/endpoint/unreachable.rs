@@ -36,7 +36,7 @@ use tokio::{io::Interest, net::UdpSocket, sync::mpsc, task::AbortHandle};
 const MAX_REPORTS: usize = 64;
 /// How often a datagram is sent again because an earlier one was reported.
 const MAX_RESENDS: usize = 2;
-/// How long a full send buffer is left to drain where the system's own word is not to be had.
+/// How long a full send buffer is left to drain where the system does not report when it has room.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// Asks the system for reports of a socket's datagrams.
@@ -119,7 +119,7 @@ impl Shared {
         while taken < MAX_REPORTS {
             match take_report(&self.io, &mut space) {
                 Ok(Some(addr)) => {
-                    // Too many at once are as good as one: the peer is asked.
+                    // A dropped report does no harm when there are many: one makes this side ask the peer.
                     let _ = self.hints.try_send(addr);
                 }
                 Ok(None) => {}

@@ -253,7 +253,7 @@ impl Shell {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What was found before is looked up again. To be called with the table locked, after the change.
+    /// Makes remembered connections invalid. Call it with the table locked, after the change.
     fn outdate(&self, _table: &mut Table) {
         self.version.fetch_add(1, Release);
     }
@@ -432,7 +432,7 @@ impl Shell {
                         if link.close_unused(words) {
                             table.open.remove(&id);
                         } else {
-                            // Something is under way. The link stays known until it has ended: a drain waits for it.
+                            // The connection is in use. Its link stays in the table until it has ended, because a drain waits for it.
                             link.retire();
                         }
                     }
@@ -528,7 +528,7 @@ async fn dial(
     let waiters = table.waiters.remove(&ticket).unwrap_or_default();
     shell.perform(table);
     for waiter in waiters {
-        // A caller that gave up misses nothing.
+        // A caller that gave up has dropped its end, and needs no news.
         let _ = waiter.send(result.clone());
     }
 }

@@ -215,7 +215,7 @@ impl Model {
                 assert_eq!(dialing, None, "P1: two dials to one address");
                 self.dials.insert(ticket, (None, at));
             }
-            Answer::BackOff(_) => panic!("nobody is known to be at the address, and nobody failed"),
+            Answer::BackOff(_) => panic!("a dial backs off although no dial has failed there"),
             Answer::Full => {
                 assert!(self.count(Share::All(Origin::Dialed)) + self.dials.len() >= self.config.max_connections);
                 assert_eq!(self.idle(Share::All(Origin::Dialed)), None);

@@ -1,4 +1,4 @@
-//! Many large messages at once beside small calls (P5): in the network's time, so that a call that waits too long always does.
+//! Many large messages at once beside small calls (P5), in simulated time, so that each run has the same waits.
 
 use std::{cell::Cell, time::Duration};
 
@@ -53,10 +53,10 @@ fn narrow(connection_window: usize) -> Limits {
     }
 }
 
-/// What became of the small calls beside bulk.
+/// The results of the small calls beside bulk.
 #[derive(Debug)]
 struct Small {
-    /// The fewest that one of those who call one after another has made.
+    /// The fewest calls that one of the callers made.
     fewest: usize,
     longest: Duration,
     /// How long the bulk took.

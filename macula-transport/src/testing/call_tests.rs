@@ -135,7 +135,7 @@ fn service_only() -> Service {
     service().0
 }
 
-/// A provider that shuts down while a call runs, whose answer has so many bytes.
+/// A provider shuts down while it runs a call with an answer of `body` bytes.
 async fn answered_and_left(link: Link, service: &str, body: usize) {
     let network = Network::new(1).with_link(link);
     let (_caller, provider, connection) = pair(&network, service_only(), Limits::default()).await;
@@ -157,10 +157,10 @@ async fn n4_a_large_answer_on_a_long_way_comes_before_the_farewell() {
     answered_and_left(Link::new(Duration::from_millis(400)), "second", LARGE_REPLY).await;
 }
 
-/// Of a network on which those that wait stop the others for good, if more are begun than are put together.
+/// The seed of a network on which waiting messages block the others for good, if more are sent than the peer assembles.
 const SEED: u64 = 2;
 
-/// A call of one request whose replies stream, of which there is one.
+/// A call of one request, with the single message of its streamed reply.
 async fn open_with_only(connection: &Connection, service: &str, body: Bytes) -> Result<Bytes, CallError> {
     let name = name(service);
     let request = CallRequest::new(&name, body).with_timeout(10 * PATIENCE);
@@ -338,7 +338,7 @@ async fn n4_what_a_handler_left_to_a_task_of_its_own_ends_at_the_deadline() {
     let (_caller, provider, connection) = pair(&network, service, Limits::default()).await;
     let leave = name("leave");
     let request = CallRequest::new(&leave, "").with_timeout(Duration::from_secs(5));
-    // Nobody reads what comes.
+    // The caller reads no reply.
     let _stream = connection.open(request).await.unwrap();
     assert!(matches!(seen.recv().await, Some(Seen::Began(_))));
     let drained = tokio::time::timeout(PATIENCE, provider.drain()).await;
@@ -361,7 +361,7 @@ async fn a_handler_that_panics_when_asked_what_it_is_answers_so() {
     assert_eq!(provider.stats().handler_panics, 3);
 }
 
-/// What a handler does not read may fill the connection's window, where a question to the peer needs room too.
+/// Unread messages may fill the connection's window, but a ping needs no room in it.
 #[tokio::test(start_paused = true)]
 async fn p3_a_peer_whose_window_is_full_is_not_taken_for_dead() {
     let network = Network::new(1);

@@ -67,7 +67,7 @@ async fn a_host_that_moved_is_at_its_new_address_only() {
     let (old, new): (SocketAddr, SocketAddr) = (provider.local_addr(), ([10, 0, 0, 9], 9443).into());
     network.move_host(old, new);
     assert!(!echo(&connection, AWHILE).await);
-    assert!(network.traffic().nobody > 0);
+    assert!(network.traffic().no_host > 0);
     let other = host(&network, 3, NoService).await;
     let found = other
         .pool()

@@ -1,4 +1,4 @@
-//! How a link treats what it carries.
+//! A link's delay, loss and limits.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What a dead, silent or slow peer costs, in the network's time (L1 to L6, N8).
+//! The delay that a dead, silent or slow peer costs, in simulated time (L1 to L6, N8).
 
 use std::{sync::Arc, time::Duration};
 
@@ -87,7 +87,7 @@ async fn noticed_after(end: End, rtt: Duration, waited: Duration) -> Duration {
 async fn l6_calls_in_flight_to_a_peer_that_is_gone_learn_it_in_a_few_round_trips() {
     for millis in [0, 2, 30] {
         let rtt = Duration::from_millis(millis);
-        // The least of it, so that nothing hides in its variance.
+        // The least variance, so that no delay hides in it.
         let bound = 5 * pto(rtt, Duration::ZERO) + Duration::from_millis(100);
         for waited in [0, 1, 20, 45, 50, 77, 200, 1_000, 2_900].map(Duration::from_millis) {
             for end in [End::Killed { hints: false }, End::Vanished, End::Stopped] {
@@ -101,7 +101,7 @@ async fn l6_calls_in_flight_to_a_peer_that_is_gone_learn_it_in_a_few_round_trips
     }
 }
 
-/// A long wait is not asked for as often: it adds its 64th part at most, and half a second.
+/// The longer a call waits, the rarer the pings: finding the peer gone adds at most a 64th of the wait, and half a second.
 #[tokio::test(start_paused = true)]
 async fn l6_a_call_that_has_waited_for_long_learns_it_in_proportion() {
     let waited = Duration::from_secs(20);

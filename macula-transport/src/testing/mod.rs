@@ -6,9 +6,9 @@
 //! **Time** is tokio's. In a paused runtime (`#[tokio::test(start_paused = true)]`) nothing is waited for: when every task waits,
 //! the clock jumps to the next timer or arrival. Tokio's timers count milliseconds, so there a datagram arrives at a whole one.
 //!
-//! **What the same seed repeats**, in a paused current-thread runtime: the time, source, destination, length and fate of every
-//! datagram, and so everything that is decided by them; [`Network::trace_hash`] is equal. The bytes differ, because the keys of
-//! a connection are fresh each time, as do the ids of connections. Identities, and what handlers do, are the test's to repeat.
+//! **The same seed repeats**, in a paused current-thread runtime, the time, source, destination, length and fate of every datagram, and
+//! everything that follows from them; [`Network::trace_hash`] is equal. The bytes and the connection ids differ, because the keys of a
+//! connection are fresh each time. The test itself must repeat its identities and its handlers' work.
 //!
 //! ```
 //! use std::time::Duration;

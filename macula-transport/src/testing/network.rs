@@ -1,4 +1,4 @@
-//! The network: hosts, the ways between them, and what is cut.
+//! The network: hosts, the paths between them, and cuts.
 
 use std::{
     cmp::Reverse,
@@ -104,7 +104,7 @@ pub(super) struct RecvFrom<'a> {
     pub(super) body: &'a Bytes,
 }
 
-/// What a socket finds when it looks for datagrams.
+/// The result of a socket's look for datagrams.
 pub(super) enum Arrivals {
     /// So many were taken.
     Taken(usize),
@@ -212,8 +212,8 @@ impl Network {
         state.sides.clear();
     }
 
-    /// Takes a host off the network as a pulled plug does: it sends and receives nothing any more, what is under way to it is lost,
-    /// and nothing tells of it. Its address is free for another.
+    /// Takes a host off the network, as a pulled plug does. It sends and receives no more, datagrams under way to it are lost, and no
+    /// ICMP report tells of it. Its address is free for another host.
     pub fn kill(&self, host: SocketAddr) {
         let mut state = self.lock();
         state.note(format_args!("kill {host}"));
@@ -221,8 +221,8 @@ impl Network {
         state.refusing.remove(&host);
     }
 
-    /// Kills a host's process on a machine that lives, as `kill -9` does: as [`Network::kill`], but what is sent there is answered with
-    /// ICMP's "port unreachable" after the link's time, until another takes the address.
+    /// Kills a host's process on a machine that lives, as `kill -9` does. Unlike with [`Network::kill`], a datagram sent there is answered
+    /// with ICMP's "port unreachable" after the link's time, until another host takes the address.
     pub fn kill_process(&self, host: SocketAddr) {
         let mut state = self.lock();
         state.note(format_args!("kill process {host}"));
@@ -302,7 +302,7 @@ impl Network {
         self.lock().since_epoch(Instant::now()).saturating_add(ahead)
     }
 
-    /// What has become of the datagrams so far.
+    /// The fates of the datagrams so far, counted.
     #[must_use]
     pub fn traffic(&self) -> Traffic {
         self.lock().trace.traffic
@@ -437,7 +437,7 @@ impl State {
             if self.refusing.contains(&to) && self.passes(from, to) {
                 self.refuse(now, from, to);
             }
-            return Some(Fate::Nobody);
+            return Some(Fate::NoHost);
         }
         if !self.passes(from, to) {
             return Some(Fate::Cut);

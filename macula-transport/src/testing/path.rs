@@ -33,7 +33,7 @@ impl Random {
     }
 }
 
-/// What becomes of a datagram that is sent.
+/// The fate of a datagram on this path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Passage {
     Lost,

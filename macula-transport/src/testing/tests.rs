@@ -194,7 +194,7 @@ async fn p5_calls_to_one_provider_are_not_delayed_by_another() {
     };
     tokio::select! {
         biased;
-        _ = join_all(waiting) => panic!("nobody answers"),
+        _ = join_all(waiting) => panic!("the provider answers no call"),
         () = calls => {}
     }
 }

@@ -1,10 +1,10 @@
-//! What has happened on a network: counted, and hashed in order.
+//! The events of a network: counted, and hashed in order.
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
 use ring::digest::{Context, SHA256};
 
-/// What became of the datagrams that were sent on a network.
+/// The fates of the datagrams sent on a network, counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Traffic {
@@ -16,12 +16,12 @@ pub struct Traffic {
     pub lost: u64,
     /// Datagrams that arrived a second time.
     pub duplicated: u64,
-    /// Datagrams larger than the link carries: path discovery sends such.
+    /// Datagrams larger than the link carries, such as path discovery's probes.
     pub too_large: u64,
     /// Datagrams that a cut or a partition kept.
     pub cut: u64,
     /// Datagrams to an address where no host listens.
-    pub nobody: u64,
+    pub no_host: u64,
     /// Datagrams beyond [`MAX_IN_FLIGHT`](super::MAX_IN_FLIGHT), or beyond what the link carries.
     pub overflowed: u64,
     /// Datagrams that arrived changed.
@@ -41,7 +41,7 @@ pub(super) enum Fate {
     Lost,
     TooLarge,
     Cut,
-    Nobody,
+    NoHost,
     Overflowed,
     /// No datagram of the host it comes from, but ICMP's word that nothing listens there.
     Unreachable,
@@ -77,7 +77,7 @@ impl Trace {
             Fate::Lost => &mut traffic.lost,
             Fate::TooLarge => &mut traffic.too_large,
             Fate::Cut => &mut traffic.cut,
-            Fate::Nobody => &mut traffic.nobody,
+            Fate::NoHost => &mut traffic.no_host,
             Fate::Overflowed => &mut traffic.overflowed,
             Fate::Unreachable => &mut traffic.unreachable,
         };

@@ -1,4 +1,4 @@
-//! What the tests share: nodes on loopback, and waiting for a condition.
+//! Helpers of the tests: nodes on loopback, and waiting for a condition.
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
 pub(crate) mod clock;
@@ -74,7 +74,7 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// What a [`Service`] tells about a call.
+/// An event of a call at a [`Service`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Seen {
     Started,
@@ -142,7 +142,7 @@ pub(crate) async fn provider() -> (Endpoint, mpsc::UnboundedReceiver<Seen>) {
     (node(service).await, events)
 }
 
-/// Somebody else is served.
+/// Asserts that the provider serves a new client.
 pub(crate) async fn still_serves(provider: &Endpoint) {
     let client = client().await;
     echoes(&connect(&client, provider).await.unwrap(), "still here").await;

@@ -1,4 +1,4 @@
-//! A peer of QUIC and TLS alone, without any of the node's code: what it sends is up to the test.
+//! A peer of QUIC and TLS alone, without any of the node's code: the test decides what it sends.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-/// A TLS verifier that takes anything: what the node sees is what is tested.
+/// A TLS verifier that accepts any key, because the tests look at the node's own checks.
 #[derive(Debug)]
 struct Anyone {
     raw: bool,
@@ -100,7 +100,7 @@ impl ClientCertVerifier for Anyone {
     }
 }
 
-/// What a hostile peer shows as its key.
+/// The key or certificate that a hostile peer shows.
 pub(crate) enum Shown {
     /// Its own raw key.
     Key(Identity),
@@ -199,7 +199,7 @@ pub(crate) async fn introduced(endpoint: &quinn::Endpoint, to: &Endpoint) -> (qu
     (connection, send)
 }
 
-/// A TLS server that takes any raw key of whoever dials it.
+/// A TLS server that accepts any raw key from a client.
 pub(crate) fn server_builder() -> rustls::ConfigBuilder<rustls::ServerConfig, rustls::server::WantsServerCert> {
     rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -207,7 +207,7 @@ pub(crate) fn server_builder() -> rustls::ConfigBuilder<rustls::ServerConfig, ru
         .with_client_cert_verifier(Arc::new(Anyone { raw: true }))
 }
 
-/// What such a server lets be under way on a stream, in bytes.
+/// The receive window of such a server for a stream, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 
 /// A QUIC server without any of the node's code.
@@ -220,7 +220,7 @@ pub(crate) fn raw_server(mut tls: rustls::ServerConfig, alpn: &[u8]) -> quinn::E
     quinn::Endpoint::server(config, super::loopback()).unwrap()
 }
 
-/// A provider of QUIC and TLS alone: it introduces itself, and what it answers is up to the test.
+/// A provider of QUIC and TLS alone: it sends HELLO, and the test decides what it answers.
 pub(crate) struct RawProvider {
     identity: Identity,
     endpoint: quinn::Endpoint,
@@ -245,7 +245,7 @@ impl RawProvider {
             let connection = self.endpoint.accept().await.unwrap().await.unwrap();
             let (mut send, mut recv) = connection.accept_bi().await.unwrap();
             recv.read_chunk(1, true).await.unwrap().unwrap();
-            // Whoever was dialed names no kind of stream.
+            // The accepting side sends HELLO without the stream's kind.
             send.write_all(&hello(&Realm::default(), 1)[1..]).await.unwrap();
             (connection, (send, recv))
         });

@@ -1,4 +1,4 @@
-//! X1: calls that must not run twice never do, whoever leaves and whenever.
+//! X1: a call that must not run twice never does, whichever side leaves and whenever.
 
 mod scenario;
 

@@ -591,7 +591,7 @@ pub mod nowhere_client {
     )]
     use tonic::codegen::http::Uri;
     use tonic::codegen::*;
-    /// Served by nobody.
+    /// No server provides it.
     #[derive(Debug, Clone)]
     pub struct NowhereClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -690,7 +690,7 @@ pub mod nowhere_server {
             request: tonic::Request<super::Empty>,
         ) -> std::result::Result<tonic::Response<super::Empty>, tonic::Status>;
     }
-    /// Served by nobody.
+    /// No server provides it.
     #[derive(Debug)]
     pub struct NowhereServer<T> {
         inner: Arc<T>,

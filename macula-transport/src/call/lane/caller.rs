@@ -42,7 +42,7 @@ pub(crate) enum LaneReply {
     OnStream(Box<Incoming>),
 }
 
-/// Ends a wait. A call that was given up misses nothing.
+/// Ends a wait. A cancelled call has dropped its end, and needs no news.
 fn end(waiter: Waiter, reply: Result<LaneReply, CallError>) {
     drop(waiter.send(reply));
 }
@@ -326,8 +326,8 @@ impl OutboundLane {
         self.stream.get().copied()
     }
 
-    /// Hands over the stream on which the reply to a call continues. It is read as the call asks for it, and no further. Gives the
-    /// stream back when no call waits for it.
+    /// Hands the stream on which a reply continues to its call, which reads it at its own pace. Gives the stream back when no call
+    /// waits for it.
     pub(crate) fn continues(&self, id: CallId, incoming: Incoming) -> Option<Incoming> {
         let Some((waiter, _)) = self.lock().lane.replied(id) else {
             return Some(incoming);

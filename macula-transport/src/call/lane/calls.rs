@@ -34,7 +34,7 @@ impl CallId {
         self.0
     }
 
-    /// Any number: whether it names a call shows when it is looked up.
+    /// Any number; the look-up tells whether it names a call.
     pub(crate) fn from_wire(id: u64) -> Self {
         Self(id)
     }

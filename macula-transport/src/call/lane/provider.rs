@@ -39,11 +39,11 @@ use crate::{
     load::SMALL_LOAD,
 };
 
-/// A handler that takes longer than this where its call was read makes those after it run beside the lane.
+/// A handler that blocks the reading task for longer than this makes the calls after it run in tasks of their own.
 const SLOW_HANDLER: Duration = Duration::from_micros(200);
-/// For so many calls.
+/// How many calls that lasts.
 const SLOW_CALLS: usize = 64;
-/// With large replies of as many bytes under way as so many of the largest messages have, no further call is read.
+/// No further call is read while the large replies under way have as many bytes as this many messages of the largest size.
 const MAX_LARGE_REPLIES: usize = 16;
 /// How long replies may wait for a peer that does not take them, before the lane is given up.
 const CLOGGED: Duration = Duration::from_secs(30);
@@ -58,10 +58,9 @@ pub(crate) struct InboundLane {
     unclogged: Notify,
     /// Large replies under way, in bytes.
     large_bytes: AtomicUsize,
-    /// How many of these are held. They are counted in bytes, so that many that are far from the largest do not keep the small calls
-    /// behind them waiting.
+    /// The most of them, in bytes: a count of replies would make small calls wait behind many medium ones.
     max_large_bytes: usize,
-    /// So many replies wait that no further call is begun; looked at again before one is.
+    /// Too many replies wait to begin a further call; checked again before one begins.
     clogged: AtomicBool,
     /// Which of the peer's streams it is.
     stream: u64,
@@ -176,7 +175,7 @@ impl InboundLane {
             for asked in asked.drain(..) {
                 match asked {
                     Asked::Call(id, head) => {
-                        // What was read together may be many calls, and each may have a large answer.
+                        // One read may bring many calls, each with a large answer.
                         if self.clogged.load(SeqCst) || self.holds_enough() {
                             self.room().await;
                         }
@@ -209,7 +208,7 @@ impl InboundLane {
         }
     }
 
-    /// Whether as many large replies wait for the peer as are held for it.
+    /// Whether the large replies that wait for the peer reach their limit.
     fn holds_enough(&self) -> bool {
         self.large_bytes.load(SeqCst) >= self.max_large_bytes
     }
@@ -257,7 +256,7 @@ impl InboundLane {
             }
         };
         if inline {
-            // What it waits for is asked again, with a waker, by the task below.
+            // The task below polls the handler again, with a waker.
             let mut cx = Context::from_waker(Waker::noop());
             let polled = std::panic::catch_unwind(AssertUnwindSafe(|| begun.answer.as_mut().poll(&mut cx)));
             let ready = match polled {
@@ -319,7 +318,7 @@ impl InboundLane {
         }
     }
 
-    /// A call goes by its stream, or is not wanted: the lane knows nothing of it any more.
+    /// Takes a call off the lane, because its reply has a stream or its caller cancelled.
     fn leave(&self, id: CallId) {
         let _ = self.lock().ended(id);
         self.call_left();
@@ -327,7 +326,7 @@ impl InboundLane {
 
     /// Answers a call that ran beside the lane, unless it was cancelled.
     fn end(self: &Arc<Self>, id: CallId, messages: Vec<Bytes>, reply: Reply, deadline: Instant) {
-        // In hand, so that the lane is not over between the two.
+        // Counted as in hand first, so that the lane does not end between the two steps.
         self.in_hand.fetch_add(1, SeqCst);
         if self.lock().ended(id) {
             self.reply(id, messages, reply, deadline);
@@ -341,7 +340,7 @@ impl InboundLane {
         let reply = fitting(&self.provider.link, reply);
         if reply.body.len() > INLINE_BYTES {
             let large = Large::new(self.clone(), reply.body.len());
-            // From here on, so that it is under way before its call has ended.
+            // Counted before the call ends, so that the reply is under way without a gap.
             let in_flight = self.provider.link.enter_answered();
             tokio::spawn(self.clone().reply_apart(id, reply, deadline, large, in_flight));
             return;
@@ -369,7 +368,7 @@ impl InboundLane {
         _in_flight: InFlight,
     ) {
         let provider = &self.provider;
-        // Those before it are given up when they are not taken: its turn comes.
+        // Replies that the peer does not read are given up, so this one's turn comes.
         let _turn = provider.places.turn(reply.body.len()).await;
         let place = LanePlace {
             lane: self.stream,
@@ -379,7 +378,7 @@ impl InboundLane {
             Ok(mut stream) => stream.send(&provider.link, reply).await,
             Err(Gone) => {
                 provider.link.unserved(Unserved::Slow);
-                // Without it the call would wait for what never comes.
+                // Without this outcome the call would wait until its deadline.
                 let words = "the caller did not take the reply in time";
                 let late = Reply::error(StatusCode::ResourceExhausted, words);
                 self.reply(id, Vec::new(), late, deadline);

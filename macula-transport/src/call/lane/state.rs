@@ -3,11 +3,11 @@
 //! **Invariants:**
 //! - a waiter ends exactly once: by its reply, its deadline, its cancel or the lane's end;
 //! - the provider is told of every call that ended without its reply, so that it can stop working on it;
-//! - what is queued is bounded: [`MAX_QUEUED_BYTES`] of requests, beyond which a call goes elsewhere; a provider whose replies are
-//!   not taken stops reading;
-//! - the messages of a reply that are here before its outcome are bounded: [`MAX_REPLY_BYTES`].
+//! - the queue is bounded: beyond [`MAX_QUEUED_BYTES`] of requests a call takes a stream of its own, and a provider whose replies are
+//!   not read stops reading calls;
+//! - the messages of a reply before its outcome are bounded by [`MAX_REPLY_BYTES`].
 //!
-//! Left out: what is done with a call.
+//! Left out: running the calls.
 
 use std::{
     collections::{BTreeMap, VecDeque, btree_map::Entry},
@@ -59,7 +59,7 @@ struct Numbered<W> {
     waiter: W,
     /// The messages that came before the outcome.
     messages: Vec<Bytes>,
-    /// What they take in memory.
+    /// Their size in memory, in bytes.
     message_bytes: usize,
 }
 
@@ -122,7 +122,7 @@ impl<W> CallerLane<W> {
         Some((waiter, frame::put_cancel(&mut self.outbox, id.to_wire())))
     }
 
-    /// Takes in a message of a reply. One of a call that does not wait is dropped, as its outcome will be.
+    /// Adds a message to a reply. A message to a call that no longer waits is dropped; its outcome follows and is counted.
     pub(crate) fn message(&mut self, id: CallId, message: Bytes) -> Result<(), Broken> {
         let Some(call) = self.calls.get_mut(id) else {
             return Ok(());
@@ -245,7 +245,7 @@ impl<R> ProviderLane<R> {
                 place.insert(None);
                 Ok(())
             }
-            // It keeps what stops it: the lane ends for this, and the call with it.
+            // The lane ends for this and stops the running call, whose stop stays in place.
             Entry::Occupied(_) => Err(Broken),
         }
     }

@@ -42,7 +42,7 @@ enum Step {
     },
     /// The stream is lost, and both ends with it; a new lane begins.
     Lost,
-    /// A reply that nobody asked for.
+    /// A reply to no call.
     Forged {
         id: u64,
     },
@@ -116,10 +116,7 @@ struct Test {
 impl Test {
     fn end(&mut self, number: u32) -> Instant {
         assert!(self.ended.insert(number), "call {number} ended twice");
-        self.waiting
-            .remove(&number)
-            .expect("a call ended that nobody waited for")
-            .1
+        self.waiting.remove(&number).expect("only a waiting call ends").1
     }
 
     fn apply(&mut self, step: Step) {
@@ -258,7 +255,7 @@ proptest! {
         for step in steps {
             test.apply(step);
         }
-        // Everything that is left arrives: every call has an end, and the provider runs nothing for nobody.
+        // The rest arrives: every call ends, and the provider runs no call that has lost its caller.
         test.apply(Step::ToProvider { cuts: vec![] });
         while !test.running.is_empty() {
             test.apply(Step::Reply { which: 0, size: 1, messages: 1 });
@@ -338,7 +335,7 @@ fn messages_beyond_the_limit_break_the_lane() {
     }
 }
 
-/// Else the call would run on for nobody, up to its deadline, and a peer could leave as many behind as it likes.
+/// A call left running would use the provider up to its deadline, and a peer could leave any number of them behind.
 #[test]
 fn a_lane_that_ends_because_an_id_came_twice_stops_the_call_that_runs() {
     let mut lane = ProviderLane::new();
