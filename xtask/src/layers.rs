@@ -50,7 +50,7 @@ const UNREACHABLE: &[&str] = &[
 ];
 
 /// Whether every run also checks the modules inside each crate, and not only a run that asks for it.
-const ALWAYS_CHECK_MODULES: bool = false;
+const ALWAYS_CHECK_MODULES: bool = true;
 
 /// Runs the three checks over the workspace, and on request [`modules::check`].
 pub(crate) fn check(with_modules: bool) -> Result<()> {

@@ -16,7 +16,7 @@ use macula_dht::{
     Request, RequestFailed, Response, Role, Seed, StoredContact, StoredRecord, Want,
 };
 use macula_wire::{
-    Advertisement, Address, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider,
+    Address, Advertisement, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider,
 };
 
 const EPOCH_MS: u64 = 1_800_000_000_000;

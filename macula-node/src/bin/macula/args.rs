@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::Resettable};
 use macula_node::{Address, BootstrapAddr, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
-use crate::{bench::BenchArgs, serve::Serve};
+use crate::serve::Serve;
 
 /// A QUIC service mesh: call a service by name, and a provider that dies is not noticed.
 #[derive(Debug, Parser)]
@@ -169,6 +169,38 @@ pub(crate) struct CallArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// The service's name.
+    pub(crate) service: ServiceName,
+    #[command(flatten)]
+    pub(crate) mesh: MeshArgs,
+    /// Starts so many calls a second, whether or not earlier ones have ended; without it, --concurrency calls are always in flight.
+    #[arg(long, value_name = "CALLS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rate: Option<u32>,
+    /// How many calls are in flight: always, or at most when there is a --rate [default: 64, or 65536 with --rate].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(crate) concurrency: Option<u32>,
+    /// How long calls are started.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) duration: Duration,
+    /// The size of each request, in bytes.
+    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=MAX_MESSAGE_BYTES as i64))]
+    pub(crate) payload: u32,
+    /// How a provider is chosen, as for `macula call`.
+    #[arg(long, value_name = "STRATEGY", default_value = "random", env = "MACULA_STRATEGY")]
+    pub(crate) strategy: Strategy,
+    /// How long a whole call may take, like `2s` or `500ms`.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Writes a JSON object for each call to this file: when it started, how it ended, and what was tried.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calls: Option<PathBuf>,
+    /// Prints the summary as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct ProvidersArgs {
     /// The service's name.
     pub(crate) service: ServiceName,
@@ -267,7 +299,7 @@ fn strategy(text: &str) -> Result<Strategy, String> {
 }
 
 /// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+fn duration(text: &str) -> Result<Duration, String> {
     const HELP: &str = "write a time like `2s`, `500ms` or `1m`, more than 0 and at most 24h";
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

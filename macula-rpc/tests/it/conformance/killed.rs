@@ -18,7 +18,7 @@ use super::{failing::call_no_such_method, *};
 const NAME: &str = "MACULA_TEST_PROVIDER";
 const PROVIDES: &str = "provides ";
 
-/// How long a provider is waited for: what a dead one costs, since nobody refuses its calls or dials. No call may take that long.
+/// How long a call waits for a provider. A dead provider costs this time, because no process refuses its calls or dials. No call may take that long.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Serves until its standard input ends, when it is started as a provider. What happens in its handlers is told line by line.
@@ -258,6 +258,6 @@ async fn every_case(beside: bool) {
         unimplemented_service,
     );
     assert_eq!(cases, 16);
-    // Every case but the last, of a service that nobody has, was another provider's than the one before.
+    // Every case but the last, whose service no provider has, was answered by another provider than the case before.
     assert!(endpoint.pool().stats().opened >= cases - 1);
 }

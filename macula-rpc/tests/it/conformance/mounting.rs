@@ -156,7 +156,7 @@ async fn a_layer_that_answers_in_http_means_what_it_means_over_http() {
         let mut stub = ConformanceClient::new(channel);
         for (who, code) in [
             (None, Some(Code::Unauthenticated)),
-            (Some("somebody"), Some(Code::PermissionDenied)),
+            (Some("a caller"), Some(Code::PermissionDenied)),
             (Some("busy"), Some(Code::Unavailable)),
             (Some("me"), None),
         ] {
@@ -175,7 +175,7 @@ async fn an_interceptor_of_the_server_sees_the_peer_and_may_refuse() {
     let refuse = |request: Request<()>| match request.extensions().get::<Arc<PeerInfo>>() {
         Some(_) if request.metadata().get("authorization").is_some() => Ok(request),
         Some(_) => Err(Status::unauthenticated("say who you are")),
-        None => Err(Status::internal("nobody called")),
+        None => Err(Status::internal("no caller is known")),
     };
     let mesh = mesh_of(ConformanceServer::with_interceptor(service("guarded"), refuse)).await;
     let error = mesh.stub().empty_call(Empty {}).await.unwrap_err();

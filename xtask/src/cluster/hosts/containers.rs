@@ -10,7 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{Hosts, NetFault, PORT, Place, Started, net, net::Link, tool};
+use super::{
+    host::{Hosts, NetFault, PORT, Place, Started, tool},
+    net::{self, Link},
+};
 use crate::image;
 
 /// How long Docker may take to start a container.

@@ -1,23 +1,20 @@
 //! Hosts: each node of a scenario has one, with an address of its own where the backend can give it one.
 
 mod containers;
+mod host;
 mod net;
 mod netns;
 mod processes;
 
 use std::{
-    net::IpAddr,
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 
-use super::scenario::{Family, Fault, Scenario};
-use crate::workspace::line;
-
-/// The port that a node listens on where it has an address of its own.
-const PORT: u16 = 9443;
+use super::scenario::{Family, Scenario};
+pub(crate) use host::{Hosts, NetFault, Place, Started};
 
 /// What a host is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -80,96 +77,4 @@ impl Backend {
             Self::Containers => Box::new(containers::Containers::new(program, folder)?),
         })
     }
-}
-
-/// A host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// The number of the host within its scenario's network.
-    pub(crate) number: u16,
-    /// The host's address.
-    pub(crate) ip: IpAddr,
-    /// The argument of `--listen`.
-    pub(crate) listen: String,
-}
-
-/// The hosts of one scenario. Dropping it gives everything back that it made.
-pub(crate) trait Hosts {
-    /// Adds a host.
-    fn add(&mut self) -> Result<Place>;
-
-    /// Starts the program on a host. Its standard output is the child's.
-    fn start(&mut self, place: &Place, args: &[String]) -> Result<Started>;
-
-    /// Does a fault of the network to a host; see [`NetFault`].
-    fn afflict(&mut self, place: &mut Place, fault: NetFault) -> Result<()>;
-}
-
-/// A fault of the network, as a host sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum NetFault {
-    Cut,
-    Heal,
-    /// Packets to this address get lost.
-    Block(IpAddr),
-    Unblock(IpAddr),
-    Move,
-    Mtu(u32),
-}
-
-impl NetFault {
-    /// The network's part of a fault; `None` when the fault is the process's. `ip_of` gives the address of a node.
-    pub(crate) fn of(fault: Fault, ip_of: impl Fn(usize) -> IpAddr) -> Option<(usize, Self)> {
-        Some(match fault {
-            Fault::Cut(node) => (node, Self::Cut),
-            Fault::Heal(node) => (node, Self::Heal),
-            Fault::Block(from, to) => (from, Self::Block(ip_of(to))),
-            Fault::Unblock(from, to) => (from, Self::Unblock(ip_of(to))),
-            Fault::Move(node) => (node, Self::Move),
-            Fault::Mtu(node, bytes) => (node, Self::Mtu(bytes)),
-            Fault::Kill(_)
-            | Fault::Leave(_)
-            | Fault::Restart(_)
-            | Fault::Replace(_)
-            | Fault::Pause(_)
-            | Fault::Resume(_) => return None,
-        })
-    }
-}
-
-/// A program that runs on a host.
-#[derive(Debug)]
-pub(crate) struct Started {
-    pub(crate) child: Child,
-    /// The program itself, where the child is something that waits for it.
-    pub(crate) pid: i32,
-}
-
-impl Started {
-    /// Starts `command` as the program itself.
-    fn spawn(command: &mut Command) -> Result<Self> {
-        let shown = line(command);
-        let child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start `{shown}`"))?;
-        let pid = i32::try_from(child.id()).context("a process id beyond those of Linux")?;
-        Ok(Self { child, pid })
-    }
-}
-
-/// Runs a tool that says nothing when all is well.
-fn tool(words: &[&str]) -> Result<String> {
-    let (program, args) = words.split_first().context("a tool has a name")?;
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output();
-    let output = output.with_context(|| format!("cannot start `{program}`"))?;
-    ensure!(
-        output.status.success(),
-        "`{}` failed: {}",
-        words.join(" "),
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

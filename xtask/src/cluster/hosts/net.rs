@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 
-use super::{NetFault, tool};
+use super::host::{NetFault, tool};
 
 /// An address of the link layer that no host of the bridge has: packets sent there are lost without a word.
 const NO_HOST: &str = "02:00:00:00:00:01";

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{Hosts, NetFault, PORT, Place, Started, net, net::Link, tool};
+use super::{
+    host::{Hosts, NetFault, PORT, Place, Started, tool},
+    net::{self, Link},
+};
 use crate::cluster::scenario::Family;
 
 /// Numbers of hosts that have moved begin here.

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::{Hosts, NetFault, Place, Started};
+use super::host::{Hosts, NetFault, Place, Started};
 use crate::cluster::scenario::Family;
 
 #[derive(Debug)]

@@ -7,14 +7,14 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
-use macula_node::{Answer, Bytes, CallError, Client, Node, NodeId, PoolStats, ServiceName, Strategy};
+use macula_node::{Answer, Bytes, CallError, Client, Node, NodeId, ServiceName, Strategy};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
     time::Instant,
 };
 
-use super::{BenchArgs, summary::Summary};
+use crate::args::BenchArgs;
 
 /// Calls that have ended and are not counted yet. A full queue holds calls back, and never loses one.
 const MAX_UNCOUNTED: usize = 4096;
@@ -137,7 +137,7 @@ struct Plan {
 }
 
 impl Load {
-    pub(super) fn start(args: &BenchArgs, node: &Node) -> Self {
+    pub(super) fn start(args: &BenchArgs, pace: Pace, node: &Node) -> Self {
         let (done, ended) = mpsc::channel(MAX_UNCOUNTED);
         let start = Instant::now();
         let plan = Arc::new(Plan {
@@ -150,7 +150,7 @@ impl Load {
             started_at: SystemTime::now(),
         });
         let until = start + args.duration;
-        let starter = match args.pace() {
+        let starter = match pace {
             Pace::Open { every, at_most } => tokio::spawn(open_loop(plan, every, at_most, until, done)),
             Pace::Closed { in_flight } => tokio::spawn(closed_loop(plan, in_flight, until, done)),
         };
@@ -188,13 +188,10 @@ impl Load {
         format!("{} answered, {failed} failed", self.counts.ok)
     }
 
-    pub(super) fn summary(self, connections: PoolStats) -> Summary {
+    /// Everything counted, and how long the run has lasted.
+    pub(super) fn into_counts(self) -> (Counts, Duration) {
         let lasted = self.over.max(self.lasts.min(self.start.elapsed()));
-        Summary {
-            counts: self.counts,
-            lasted,
-            connections_opened: connections.opened,
-        }
+        (self.counts, lasted)
     }
 }
 

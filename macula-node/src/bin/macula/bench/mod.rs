@@ -8,67 +8,33 @@ mod load;
 mod log;
 mod summary;
 
-use std::{io::IsTerminal, path::PathBuf, time::Duration};
+use std::{io::IsTerminal, time::Duration};
 
-use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use macula_node::{MAX_MESSAGE_BYTES, Node, ServiceName, Strategy};
+use macula_node::Node;
 
 use crate::{
-    args::{MeshArgs, duration},
+    args::BenchArgs,
     failure::{Failure, print_line},
     mesh,
     signals::Signals,
 };
 use load::{Load, Pace};
 use log::CallLog;
+use summary::Summary;
 
 /// How often the progress bar is drawn.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-#[derive(Debug, Args)]
-pub(crate) struct BenchArgs {
-    /// The service's name.
-    service: ServiceName,
-    #[command(flatten)]
-    mesh: MeshArgs,
-    /// Starts so many calls a second, whether or not earlier ones have ended; without it, --concurrency calls are always in flight.
-    #[arg(long, value_name = "CALLS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    rate: Option<u32>,
-    /// How many calls are in flight: always, or at most when there is a --rate [default: 64, or 65536 with --rate].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    concurrency: Option<u32>,
-    /// How long calls are started.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
-    duration: Duration,
-    /// The size of each request, in bytes.
-    #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=MAX_MESSAGE_BYTES as i64))]
-    payload: u32,
-    /// How a provider is chosen, as for `macula call`.
-    #[arg(long, value_name = "STRATEGY", default_value = "random", env = "MACULA_STRATEGY")]
-    strategy: Strategy,
-    /// How long a whole call may take, like `2s` or `500ms`.
-    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
-    timeout: Duration,
-    /// Writes a JSON object for each call to this file: when it started, how it ended, and what was tried.
-    #[arg(long, value_name = "FILE")]
-    calls: Option<PathBuf>,
-    /// Prints the summary as one JSON object.
-    #[arg(long)]
-    json: bool,
-}
-
-impl BenchArgs {
-    fn pace(&self) -> Pace {
-        match self.rate {
-            Some(rate) => Pace::Open {
-                every: Duration::from_secs(1) / rate,
-                at_most: self.concurrency.unwrap_or(65_536),
-            },
-            None => Pace::Closed {
-                in_flight: self.concurrency.unwrap_or(64),
-            },
-        }
+fn pace(args: &BenchArgs) -> Pace {
+    match args.rate {
+        Some(rate) => Pace::Open {
+            every: Duration::from_secs(1) / rate,
+            at_most: args.concurrency.unwrap_or(65_536),
+        },
+        None => Pace::Closed {
+            in_flight: args.concurrency.unwrap_or(64),
+        },
     }
 }
 
@@ -90,7 +56,7 @@ async fn measure(
     mut log: Option<&mut CallLog>,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
-    let mut load = Load::start(args, node);
+    let mut load = Load::start(args, pace(args), node);
     let bar = progress(args);
     let mut redraw = tokio::time::interval(PROGRESS_EVERY);
     // An interrupted run shows what it has measured, and its exit code says that it was interrupted.
@@ -118,7 +84,12 @@ async fn measure(
     if let Some(log) = log {
         log.finish()?;
     }
-    let summary = load.summary(node.connection_stats());
+    let (counts, lasted) = load.into_counts();
+    let summary = Summary {
+        counts,
+        lasted,
+        connections_opened: node.connection_stats().opened,
+    };
     match args.json {
         true => print_line(summary.to_json())?,
         false => print_line(&summary)?,
