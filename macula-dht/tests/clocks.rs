@@ -1,5 +1,7 @@
 //! A wall clock that is wrong, and set right while the node runs (D14).
 
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
 mod common;
 
 use std::time::Duration;
