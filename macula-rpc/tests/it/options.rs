@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use macula_rpc::{
-    BudgetConfig, CallError, Client, NodeId, Pushback, Request, RetryPolicy, StaticResolver, Status, StatusCode,
-    StopReason, Strategy,
+    BudgetConfig, CallError, Client, NodeId, Pushback, Request, StaticResolver, Status, StatusCode, StopReason,
+    Strategy,
 };
 
 use crate::mesh::{Peer, caller, directory, name, serving};
@@ -172,7 +172,12 @@ mod in_paused_time {
         let hedge = Hedge::After(Duration::from_millis(50));
         next_is_slow.store(true, SeqCst);
         let call = || client.request(name()).hedge(hedge);
-        for undeclared in [call(), call().idempotent().retry_policy(RetryPolicy::NeverProcessed)] {
+        for undeclared in [
+            call(),
+            call()
+                .idempotent()
+                .retry_policy(macula_rpc::RetryPolicy::NeverProcessed),
+        ] {
             let error = undeclared.send("").await.unwrap_err();
             assert!(matches!(error, CallError::NotHedged { .. }), "{error}");
         }
