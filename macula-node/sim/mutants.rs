@@ -84,8 +84,8 @@ const MUTANTS: &[Mutant] = &[
         rule: "H2",
         patches: &[Patch {
             file: "macula-select/src/call/first.rs",
-            anchor: "balancer.report(now.max(self.started), self.lease, Fate::Cancelled);",
-            instead: "if !MUTANT { balancer.report(now.max(self.started), self.lease, Fate::Cancelled); }",
+            anchor: "balancer.take_back(now.max(self.started), self.lease, Fate::Cancelled);",
+            instead: "if !MUTANT { balancer.take_back(now.max(self.started), self.lease, Fate::Cancelled); }",
         }],
     },
     Mutant {

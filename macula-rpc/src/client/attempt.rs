@@ -357,7 +357,17 @@ impl<X: Exchange> Job<'_, X> {
 
     /// A connection to the provider; `None` when there is none in time.
     async fn dial(&self, provider: &Provider, until: Instant) -> Option<Result<Connection, DialError>> {
-        let dial = self.client.shared.pool.get(&provider.node_id, &provider.endpoints);
+        let pool = &self.client.shared.pool;
+        let dial = async {
+            match pool.get(&provider.node_id, &provider.endpoints).await {
+                // A dial failed a moment ago. The provider may be back by the time of the next one.
+                Err(DialError::BackingOff { retry_in, .. }) if now() + retry_in < until => {
+                    tokio::time::sleep(retry_in).await;
+                    pool.get(&provider.node_id, &provider.endpoints).await
+                }
+                dialed => dialed,
+            }
+        };
         tokio::time::timeout_at(until.into(), dial).await.ok()
     }
 
