@@ -128,7 +128,7 @@ impl Server {
     }
 
     /// Names methods of a served service, so that metrics and spans show them. Methods without a name here are shown as `_OTHER`,
-    /// because callers choose the names in their calls; so are names beyond [`MAX_METHODS`] of a service.
+    /// because callers choose the names in their calls; so are names beyond [`MAX_METHODS`](crate::MAX_METHODS) of a service.
     ///
     /// # Errors
     /// When the service is not served.
