@@ -1,7 +1,7 @@
 //! The builders of a client and of a call.
 
 use std::{
-    sync::{Arc, atomic::AtomicBool},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -126,6 +126,7 @@ impl ClientBuilder {
     /// The client.
     #[must_use]
     pub fn build(self) -> Client {
+        let events = self.pool.events();
         Client {
             shared: Arc::new(Shared {
                 services: Services::new(self.seed, self.defaults.clone(), self.pool.clone()),
@@ -137,6 +138,7 @@ impl ClientBuilder {
                 defaults: self.defaults,
                 propagate: self.propagate,
                 follows_links: AtomicBool::new(false),
+                pool_events: Mutex::new(Some(events)),
             }),
         }
     }

@@ -6,8 +6,8 @@
 //! **Invariant.** The calls that wait are woken after the balancer was told, so they see the news.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    collections::{HashMap, HashSet},
+    sync::{Arc, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -35,8 +35,12 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 impl Client {
     /// Follows the pool from now on, as long as the client lives. Calls ask for it, because they run within a runtime.
     pub(super) fn follow_links(&self) {
-        if !self.shared.follows_links.swap(true, Relaxed) {
-            tokio::spawn(follow(self.downgrade(), self.shared.pool.events()));
+        if self.shared.follows_links.swap(true, Relaxed) {
+            return;
+        }
+        let events = &self.shared.pool_events;
+        if let Some(events) = events.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            tokio::spawn(follow(self.downgrade(), events));
         }
     }
 
@@ -53,6 +57,18 @@ impl Client {
         for (name, service) in self.shared.services.all() {
             told(&service.balanced, Some(Asker::new(self, &name, &service)));
         }
+    }
+
+    /// Every node that a list names.
+    fn listed(&self) -> Vec<NodeId> {
+        let services = self.shared.services.all();
+        let mut nodes = self.shared.services.routers().lock().listed();
+        nodes.extend(
+            services
+                .iter()
+                .flat_map(|(_, service)| service.balanced.lock().listed()),
+        );
+        nodes
     }
 
     fn tell_link(&self, node: &NodeId, link: Link) {
@@ -182,6 +198,12 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
                 client.tell_link(&node, Link::Down);
             }
             PoolEvent::Missed(_) => {
+                let known: HashSet<NodeId, Keyed> = client.listed().into_iter().collect();
+                for node in known {
+                    if let Some(connection) = pool.open(&node) {
+                        peers.follow(node, connection.watch_presence());
+                    }
+                }
                 client.tell_each(|roster| {
                     roster.tell_all(now(), |node| link::of(pool, node));
                     true

@@ -355,6 +355,11 @@ impl Roster {
         Some(Member::new(*place, id))
     }
 
+    /// The nodes of the list.
+    pub(super) fn listed(&self) -> Vec<NodeId> {
+        self.places.keys().copied().collect()
+    }
+
     /// Tells the balancer the link of every listed provider.
     pub(super) fn tell_all(&mut self, now: Instant, link: impl Fn(&NodeId) -> Link) {
         for (id, place) in &self.places {

@@ -1,11 +1,11 @@
 //! A client's state, which its calls share.
 
 use std::{
-    sync::{Arc, Weak, atomic::AtomicBool},
+    sync::{Arc, Mutex, Weak, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
-use macula_transport::Pool;
+use macula_transport::{Pool, PoolEvents};
 use macula_wire::ServiceName;
 
 use super::{options::Defaults, replay::KeptForPeers, services::Services};
@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub(super) propagate: Option<Arc<dyn Propagate>>,
     /// A task tells the balancers of the pool's connections.
     pub(super) follows_links: AtomicBool,
+    /// The pool's news since the client was built, until that task takes them.
+    pub(super) pool_events: Mutex<Option<PoolEvents>>,
 }
 
 /// The nodes that forward a call when the directory gives no answer: the bootstrap nodes that this node is connected to.
