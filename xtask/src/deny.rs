@@ -1,4 +1,4 @@
-//! `cargo xtask deny`: licences, banned crates and sources of every dependency, by cargo-deny and `deny.toml`.
+//! `cargo xtask deny`: licences, banned crates and sources of every dependency, by cargo-deny and `.cargo/deny.toml`.
 //!
 //! cargo-deny is built once into the build folder, at one version, so that every machine judges alike. That takes about four
 //! minutes of processor time.

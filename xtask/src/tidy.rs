@@ -30,7 +30,6 @@ const TOP_FILES: &[&str] = &[
     "LICENSE-APACHE",
     "LICENSE-MIT",
     "README.md",
-    "deny.toml",
 ];
 
 /// The packages; each is a folder of its own name.
