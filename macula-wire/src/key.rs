@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{NodeId, Realm, ServiceName, hash::sha256};
+use crate::{NodeId, Realm, ServiceName, hash::sha256, hex};
 
 /// The place of a service in the DHT's key space: SHA-256 over realm and service, domain separated (D8).
 ///
@@ -53,7 +53,7 @@ impl ServiceKey {
 
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::write(&self.0, f)
     }
 }
 

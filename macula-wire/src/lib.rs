@@ -1,11 +1,14 @@
 #![doc = include_str!("../README.md")]
 
+mod access;
 mod address;
 mod frame;
 mod hash;
+mod hex;
 mod key;
 mod name;
 mod node_id;
+mod realm;
 mod record;
 mod shares;
 mod signer;
@@ -31,11 +34,17 @@ pub mod proto {
     pub use crate::r#gen::v1::*;
 }
 
+pub use access::{
+    AccessError, Beyond, CLOCK_TOLERANCE_SECS, Chain, ChainHash, Grant, GrantRole, Issue, MAX_CHAIN_BYTES,
+    MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_ORDERS, MAX_ORDERS_OF_SIGNER,
+    Member, Order, Pattern, Patterns, Revocations, SignedRevocations,
+};
 pub use address::{Address, AddressError};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
 pub use key::ServiceKey;
-pub use name::{MAX_NAME_BYTES, NameError, Realm, RealmHash, ServiceName};
+pub use name::{MAX_NAME_BYTES, NameError, RealmName, ServiceName};
 pub use node_id::{NodeId, ParseNodeIdError};
+pub use realm::{ParseRealmError, Realm, RealmHash, RealmKey, RealmPublicKey};
 pub use record::{
     Advertisement, DEFAULT_TTL, MAX_ENDPOINTS, MAX_METADATA_ENTRIES, MAX_METADATA_KEY_BYTES, MAX_RECORD_BYTES, MAX_TTL,
     MAX_ZONE_BYTES, MIN_TTL, RecordError, SignedProvider, VerifiedProvider,

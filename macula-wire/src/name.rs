@@ -2,8 +2,6 @@
 
 use std::{convert::Infallible, fmt, str::FromStr, sync::Arc};
 
-use crate::hash::sha256;
-
 /// The longest service or realm name, in bytes.
 pub const MAX_NAME_BYTES: usize = 128;
 
@@ -122,33 +120,13 @@ name! {
 }
 
 name! {
-    /// The name of a realm: a mesh of its own, whose services no node outside it sees.
-    Realm
+    /// The name of a realm, which alone says nothing of its members: see [`Realm`](crate::Realm).
+    RealmName
 }
 
-impl Default for Realm {
-    /// The realm that is used when none is chosen: `default`.
+impl Default for RealmName {
+    /// The name that is used when none is chosen: `default`.
     fn default() -> Self {
         Self("default".into())
-    }
-}
-
-/// The hash of a realm's name, which travels in its place.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct RealmHash([u8; 32]);
-
-impl RealmHash {
-    /// The bytes of the hash.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl Realm {
-    /// SHA-256 of the name, under a domain of its own.
-    #[must_use]
-    pub fn hash(&self) -> RealmHash {
-        RealmHash(sha256(b"macula/v1/realm\0", &[self.as_str().as_bytes()]))
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{fmt, str::FromStr};
 
+use crate::hex;
+
 /// A node's identity: the 32 bytes of its Ed25519 public key, and its place in the DHT's key space.
 ///
 /// Any 32 bytes are accepted; whether they are a point of the curve shows when a signature is verified. The text form is
@@ -48,7 +50,7 @@ impl NodeId {
 
 impl fmt::Display for NodeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::write(&self.0, f)
     }
 }
 
@@ -62,15 +64,6 @@ impl FromStr for NodeId {
     type Err = ParseNodeIdError;
 
     fn from_str(text: &str) -> Result<Self, ParseNodeIdError> {
-        let digits = text.as_bytes();
-        if digits.len() != 2 * Self::LEN {
-            return Err(ParseNodeIdError);
-        }
-        let mut bytes = [0; Self::LEN];
-        for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-            let digit = |d: u8| char::from(d).to_digit(16).ok_or(ParseNodeIdError);
-            *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).map_err(|_| ParseNodeIdError)?;
-        }
-        Ok(Self(bytes))
+        hex::read(text).map(Self).ok_or(ParseNodeIdError)
     }
 }

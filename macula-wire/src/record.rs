@@ -9,10 +9,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
-use ed25519_dalek::{Signature, VerifyingKey};
 use prost::Message;
 
-use crate::{Address, AddressError, NodeId, RealmHash, ServiceKey, Signer, proto};
+use crate::{Address, AddressError, NodeId, RealmHash, ServiceKey, Signer, proto, realm::is_signed};
 
 /// The shortest validity of a record.
 pub const MIN_TTL: Duration = Duration::from_secs(20);
@@ -249,8 +248,7 @@ impl SignedProvider {
     /// Checks everything about the record but its dates: form, limits, and that the node it names signed it for this realm
     /// and key.
     ///
-    /// The signature, which costs far more than the rest, is checked last, and strictly: keys and signatures that verify
-    /// only under lenient rules are refused (`verify_strict` of ed25519-dalek; Chalkias et al., *Taming the many EdDSAs*).
+    /// The signature, which costs far more than the rest, is checked last.
     ///
     /// # Errors
     /// The first thing that is wrong with it.
@@ -259,17 +257,20 @@ impl SignedProvider {
             return Err(RecordError::TooLarge(self.body.len()));
         }
         let header = Header::parse(&self.body)?;
-        let signature = Signature::from_slice(&self.signature).map_err(|_| RecordError::BadSignature)?;
-        let owner = VerifyingKey::from_bytes(header.node_id.as_bytes()).map_err(|_| RecordError::BadSignature)?;
-        owner
-            .verify_strict(&signed_bytes(realm, key, &self.body), &signature)
-            .map_err(|_| RecordError::BadSignature)?;
+        let signature = <[u8; 64]>::try_from(&self.signature[..]).map_err(|_| RecordError::BadSignature)?;
+        if !is_signed(
+            header.node_id.as_bytes(),
+            &signed_bytes(realm, key, &self.body),
+            &signature,
+        ) {
+            return Err(RecordError::BadSignature);
+        }
         Ok(VerifiedProvider {
             key: *key,
             header,
             // A copy of its own: a slice would keep the whole datagram or message it came in alive.
             body: Bytes::copy_from_slice(&self.body),
-            signature: signature.to_bytes(),
+            signature,
         })
     }
 }

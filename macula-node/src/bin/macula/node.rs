@@ -132,7 +132,7 @@ fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
         "node_id": node.id().to_string(),
         "endpoint": endpoints.first(),
         "endpoints": endpoints,
-        "realm": args.mesh.realm.as_str(),
+        "realm": args.mesh.realm.to_string(),
         "services": services,
     }))
 }

@@ -1,0 +1,445 @@
+//! Revocation: signed orders that take grants back before they end (A6).
+//!
+//! An order names a member and says whether it is revoked or, later, admitted again. Orders of one signer about one member are
+//! ordered by their time, so they form a join semilattice, and [`Revocations::merge`] is commutative, associative and idempotent:
+//! replays and old orders change nothing, and all nodes that know the same orders judge alike.
+//!
+//! **Orders that count.** The realm's key may revoke every member, issuers among them; its word comes before that of any issuer. An
+//! issuer may revoke the members whose grants it signed, and those of other issuers when its grant says so; never a member whose
+//! grant the realm's key signed. When the realm revokes an issuer, the orders of that issuer count no more: a stolen issuer's key
+//! cannot go on shutting members out. An issuer's order is dated within the issuer's grant, and outlives it.
+//!
+//! An order concerns the node's key and not single grants: a node that is revoked cannot renew its way back in at an issuer that
+//! has not heard of it yet. It is forgotten after [`MAX_GRANT_SECS`], when every grant of its day has ended. A later order is
+//! forgotten later, so no order that it replaced comes back.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use prost::Message as _;
+
+use super::{
+    chain::{Chain, signed_bytes},
+    error::AccessError,
+    grant::Issue,
+    limits::{CLOCK_TOLERANCE_SECS, MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_ORDERS, MAX_ORDERS_OF_SIGNER},
+    member::Member,
+};
+use crate::{NodeId, Realm, RealmKey, Signer, proto, realm::is_signed};
+
+/// The most orders of the realm's key.
+const MAX_ORDERS_OF_REALM: usize = 8 * MAX_ORDERS_OF_SIGNER;
+/// The most bytes of a list's body: [`MAX_ORDERS`] orders and the realm's hash fit.
+const MAX_BODY_BYTES: usize = 4096;
+
+const SIGNED_BY_REALM: &[u8] = b"macula/v1/revocations-by-realm\0";
+const SIGNED_BY_ISSUER: &[u8] = b"macula/v1/revocations-by-issuer\0";
+
+/// An order about a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Order {
+    node_id: NodeId,
+    ordered_at: u64,
+    lifted: bool,
+}
+
+impl Order {
+    /// Revokes the node's grants, ordered at `now`, in seconds since the Unix epoch.
+    #[must_use]
+    pub fn revoke(node_id: NodeId, now: u64) -> Self {
+        Self {
+            node_id,
+            ordered_at: now,
+            lifted: false,
+        }
+    }
+
+    /// Takes an earlier order of the same signer back; the realm's key takes back those of issuers as well.
+    #[must_use]
+    pub fn lift(node_id: NodeId, now: u64) -> Self {
+        Self {
+            lifted: true,
+            ..Self::revoke(node_id, now)
+        }
+    }
+
+    /// The member.
+    #[must_use]
+    pub fn node_id(&self) -> &NodeId {
+        &self.node_id
+    }
+
+    /// When it was ordered, in seconds since the Unix epoch.
+    #[must_use]
+    pub fn ordered_at(&self) -> u64 {
+        self.ordered_at
+    }
+
+    /// Whether it takes an earlier order back.
+    #[must_use]
+    pub fn is_lifted(&self) -> bool {
+        self.lifted
+    }
+
+    /// Of two orders at one time the stricter one counts.
+    fn rank(&self) -> (u64, bool) {
+        (self.ordered_at, !self.lifted)
+    }
+
+    fn is_live(&self, now: u64) -> bool {
+        now < self.ordered_at.saturating_add(MAX_GRANT_SECS)
+    }
+
+    fn to_wire(self) -> proto::Revocation {
+        proto::Revocation {
+            node_id: Bytes::copy_from_slice(self.node_id.as_bytes()),
+            ordered_at: self.ordered_at,
+            lifted: self.lifted,
+        }
+    }
+
+    fn from_wire(order: &proto::Revocation) -> Result<Self, AccessError> {
+        Ok(Self {
+            node_id: NodeId::from_slice(&order.node_id).ok_or(AccessError::Malformed)?,
+            ordered_at: order.ordered_at,
+            lifted: order.lifted,
+        })
+    }
+}
+
+/// Orders with a signature, as they travel: unchecked until [`Revocations::merge`] takes them. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SignedRevocations {
+    body: Bytes,
+    signature: Bytes,
+    issuer: Bytes,
+}
+
+impl SignedRevocations {
+    /// Signs orders as the realm.
+    ///
+    /// # Errors
+    /// When there are none, or more than [`MAX_ORDERS`].
+    pub fn sign(realm: &Realm, key: &RealmKey, orders: impl IntoIterator<Item = Order>) -> Result<Self, AccessError> {
+        if realm.key() != Some(&key.public()) {
+            return Err(AccessError::OtherRealm);
+        }
+        let body = encode(realm, orders)?;
+        let signature = key.sign(&signed_bytes(SIGNED_BY_REALM, &body));
+        Ok(Self {
+            body,
+            signature: Bytes::copy_from_slice(&signature),
+            issuer: Bytes::new(),
+        })
+    }
+
+    /// Signs orders as the issuer whose own verified grant is `issuer`.
+    ///
+    /// # Errors
+    /// When it is no issuer, or the number of orders is wrong.
+    pub fn issue(
+        realm: &Realm,
+        issuer: &Member,
+        signer: &(impl Signer + ?Sized),
+        orders: impl IntoIterator<Item = Order>,
+    ) -> Result<Self, AccessError> {
+        let (Some(_), Some(chain)) = (issuer.issue(), issuer.chain()) else {
+            return Err(AccessError::NotAnIssuer);
+        };
+        if signer.node_id() != *issuer.node_id() {
+            return Err(AccessError::OtherNode(*issuer.node_id()));
+        }
+        let body = encode(realm, orders)?;
+        let signature = signer.sign(&signed_bytes(SIGNED_BY_ISSUER, &body));
+        Ok(Self {
+            body,
+            signature: Bytes::copy_from_slice(&signature),
+            issuer: chain.as_bytes().clone(),
+        })
+    }
+
+    /// Reads a list from its encoded form, unchecked.
+    ///
+    /// # Errors
+    /// When the bytes are no such list.
+    pub fn decode(bytes: Bytes) -> Result<Self, AccessError> {
+        let signed = proto::SignedRevocations::decode(bytes).map_err(|_| AccessError::Malformed)?;
+        Ok(signed.into())
+    }
+
+    /// The encoded form, for a file or a peer.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        proto::SignedRevocations::from(self.clone()).encode_to_vec().into()
+    }
+
+    /// The orders and their time, unchecked.
+    fn orders(&self, realm: &Realm) -> Result<Vec<Order>, AccessError> {
+        if self.body.len() > MAX_BODY_BYTES {
+            return Err(AccessError::BadOrders);
+        }
+        let list = proto::Revocations::decode(self.body.clone()).map_err(|_| AccessError::Malformed)?;
+        if list.realm != realm.hash().as_bytes()[..] {
+            return Err(AccessError::OtherRealm);
+        }
+        if !(1..=MAX_ORDERS).contains(&list.orders.len()) {
+            return Err(AccessError::BadOrders);
+        }
+        let orders: Vec<_> = list.orders.iter().map(Order::from_wire).collect::<Result<_, _>>()?;
+        if orders.is_sorted_by(|a, b| a.node_id < b.node_id) {
+            Ok(orders)
+        } else {
+            Err(AccessError::BadOrders)
+        }
+    }
+}
+
+impl From<proto::SignedRevocations> for SignedRevocations {
+    fn from(signed: proto::SignedRevocations) -> Self {
+        Self {
+            body: signed.body,
+            signature: signed.signature,
+            issuer: signed.issuer,
+        }
+    }
+}
+
+impl From<SignedRevocations> for proto::SignedRevocations {
+    fn from(signed: SignedRevocations) -> Self {
+        Self {
+            body: signed.body,
+            signature: signed.signature,
+            issuer: signed.issuer,
+        }
+    }
+}
+
+fn encode(realm: &Realm, orders: impl IntoIterator<Item = Order>) -> Result<Bytes, AccessError> {
+    let mut latest = BTreeMap::<NodeId, Order>::new();
+    for order in orders {
+        latest
+            .entry(order.node_id)
+            .and_modify(|known| *known = if order.rank() > known.rank() { order } else { *known })
+            .or_insert(order);
+    }
+    if !(1..=MAX_ORDERS).contains(&latest.len()) {
+        return Err(AccessError::BadOrders);
+    }
+    let list = proto::Revocations {
+        realm: Bytes::copy_from_slice(realm.hash().as_bytes()),
+        orders: latest.into_values().map(Order::to_wire).collect(),
+    };
+    Ok(list.encode_to_vec().into())
+}
+
+/// The orders that a node knows, merged.
+///
+/// At the bounds of [`MAX_ORDERS_OF_SIGNER`] and [`MAX_ISSUERS_REVOKING`] further orders are refused, and the caller should say so
+/// loudly: below them the laws of the module hold.
+#[derive(Debug, Clone)]
+pub struct Revocations {
+    realm: Realm,
+    /// By member, then by signer: `None` is the realm's key.
+    orders: BTreeMap<NodeId, BTreeMap<Option<NodeId>, Kept>>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    order: Order,
+    list: Arc<Checked>,
+}
+
+/// A list whose signature was checked, and its signer.
+#[derive(Debug)]
+struct Checked {
+    signed: SignedRevocations,
+    issuer: Option<Member>,
+}
+
+impl Kept {
+    /// The same order may stand in several lists: the one of the issuer with more rights is kept, then the larger bytes.
+    fn rank(&self) -> (impl Ord + use<>, bool, &SignedRevocations) {
+        (self.order.rank(), self.may_revoke(), &self.list.signed)
+    }
+
+    /// Whether its signer may revoke the members of other issuers.
+    fn may_revoke(&self) -> bool {
+        let issue = self.list.issuer.as_ref().and_then(Member::issue);
+        issue.is_none_or(Issue::may_revoke)
+    }
+}
+
+impl Revocations {
+    /// No orders yet of this realm. In an open realm there never are any.
+    #[must_use]
+    pub fn new(realm: Realm) -> Self {
+        Self {
+            realm,
+            orders: BTreeMap::new(),
+        }
+    }
+
+    /// Takes the orders of a list that are news at `now`, in seconds since the Unix epoch. Returns whether there were any.
+    ///
+    /// A list of the realm's key that holds no news costs no signature check.
+    ///
+    /// # Errors
+    /// The reason why the list is not valid, or that its signer has reached its bound.
+    pub fn merge(&mut self, signed: &SignedRevocations, now: u64) -> Result<bool, AccessError> {
+        let Some(realm_key) = self.realm.key().copied() else {
+            return Err(AccessError::OtherRealm);
+        };
+        let orders = signed.orders(&self.realm)?;
+        if let Some(ahead) = orders
+            .iter()
+            .find(|it| it.ordered_at > now.saturating_add(CLOCK_TOLERANCE_SECS))
+        {
+            return Err(AccessError::FromTheFuture(ahead.ordered_at - now));
+        }
+        let issuer = if signed.issuer.is_empty() {
+            None
+        } else {
+            let member = Chain::from_bytes(signed.issuer.clone())?.verify_at(&self.realm, None)?;
+            let dated_well = orders.iter().all(|it| member.check_at(it.ordered_at).is_ok());
+            if member.issue().is_none() || !dated_well {
+                return Err(AccessError::BadRevoker);
+            }
+            Some(member)
+        };
+        let signer = issuer.as_ref().map(|it| *it.node_id());
+        let list = Arc::new(Checked {
+            signed: signed.clone(),
+            issuer,
+        });
+        let is_news = |kept: &Kept| {
+            let known = self.orders.get(&kept.order.node_id).and_then(|by| by.get(&signer));
+            kept.order.is_live(now) && known.is_none_or(|known| known.rank() < kept.rank())
+        };
+        let keep = |order| Kept {
+            order,
+            list: list.clone(),
+        };
+        let news: Vec<_> = orders.into_iter().map(keep).filter(is_news).collect();
+        if news.is_empty() {
+            return Ok(false);
+        }
+        let is_right = match &signer {
+            None => is_signed(
+                realm_key.as_bytes(),
+                &signed_bytes(SIGNED_BY_REALM, &signed.body),
+                &signed.signature,
+            ),
+            Some(issuer) => is_signed(
+                issuer.as_bytes(),
+                &signed_bytes(SIGNED_BY_ISSUER, &signed.body),
+                &signed.signature,
+            ),
+        };
+        if !is_right {
+            return Err(AccessError::BadRevoker);
+        }
+        self.expire(now);
+        self.check_room(signer.as_ref(), &news)?;
+        for kept in news {
+            let by_signer = self.orders.entry(kept.order.node_id).or_default();
+            by_signer.insert(signer, kept);
+        }
+        Ok(true)
+    }
+
+    fn check_room(&self, signer: Option<&NodeId>, news: &[Kept]) -> Result<(), AccessError> {
+        let signer = signer.copied();
+        let known = self.orders.values().filter(|by| by.contains_key(&signer)).count();
+        let is_new = |kept: &&Kept| {
+            !self
+                .orders
+                .get(&kept.order.node_id)
+                .is_some_and(|by| by.contains_key(&signer))
+        };
+        let max = if signer.is_some() {
+            MAX_ORDERS_OF_SIGNER
+        } else {
+            MAX_ORDERS_OF_REALM
+        };
+        if known + news.iter().filter(is_new).count() > max {
+            return Err(AccessError::TooManyOrders);
+        }
+        if signer.is_some() && known == 0 {
+            let signers: std::collections::BTreeSet<_> =
+                self.orders.values().flat_map(BTreeMap::keys).flatten().collect();
+            if signers.len() >= MAX_ISSUERS_REVOKING {
+                return Err(AccessError::TooManyIssuers);
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the orders that are not needed any more at `now`: every grant that they concern has ended.
+    pub fn expire(&mut self, now: u64) {
+        self.orders.retain(|_, by_signer| {
+            by_signer.retain(|_, kept| kept.order.is_live(now));
+            !by_signer.is_empty()
+        });
+    }
+
+    /// Checks at `now`, in seconds since the Unix epoch, that neither the member nor its issuer is revoked.
+    ///
+    /// # Errors
+    /// [`AccessError::Revoked`] with the node that is.
+    pub fn check(&self, member: &Member, now: u64) -> Result<(), AccessError> {
+        if let Some(issuer) = member.issuer().filter(|issuer| self.realm_revoked(issuer, now)) {
+            return Err(AccessError::Revoked(*issuer));
+        }
+        let node_id = member.node_id();
+        let is_revoked = member.chain().is_some()
+            && (self.realm_revoked(node_id, now)
+                || member
+                    .issuer()
+                    .is_some_and(|issuer| self.issuer_revoked(node_id, issuer, now)));
+        if is_revoked {
+            Err(AccessError::Revoked(*node_id))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The realm's order about the member.
+    fn of_realm(&self, node_id: &NodeId, now: u64) -> Option<&Order> {
+        let kept = self.orders.get(node_id)?.get(&None)?;
+        kept.order.is_live(now).then_some(&kept.order)
+    }
+
+    fn realm_revoked(&self, node_id: &NodeId, now: u64) -> bool {
+        self.of_realm(node_id, now).is_some_and(|order| !order.lifted)
+    }
+
+    /// Whether an order of an issuer takes back the grant that `issuer` signed.
+    fn issuer_revoked(&self, node_id: &NodeId, issuer: &NodeId, now: u64) -> bool {
+        // The realm's later word stands above any issuer's.
+        let lifted_at = self.of_realm(node_id, now).map(|order| order.ordered_at);
+        let counts = |(signer, kept): (&Option<NodeId>, &Kept)| {
+            signer.as_ref().is_some_and(|signer| {
+                kept.order.is_live(now)
+                    && !kept.order.lifted
+                    && lifted_at.is_none_or(|at| at < kept.order.ordered_at)
+                    && (signer == issuer || kept.may_revoke())
+                    && !self.realm_revoked(signer, now)
+            })
+        };
+        self.orders.get(node_id).is_some_and(|by| by.iter().any(counts))
+    }
+
+    /// The signed lists that hold an order that counts among those of its signer: what another node has to be told. Each once.
+    #[must_use]
+    pub fn lists(&self) -> Vec<SignedRevocations> {
+        let mut lists: Vec<_> = self
+            .orders
+            .values()
+            .flat_map(BTreeMap::values)
+            .map(|it| &it.list.signed)
+            .collect();
+        lists.sort_unstable();
+        lists.dedup();
+        lists.into_iter().cloned().collect()
+    }
+}

@@ -1,0 +1,253 @@
+//! The laws of revocations (A6).
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+use bytes::Bytes;
+use macula_wire::{
+    AccessError, CLOCK_TOLERANCE_SECS, Grant, GrantRole, Issue, MAX_GRANT_SECS, MAX_ORDERS, MAX_ORDERS_OF_SIGNER,
+    Member, NodeId, Order, Patterns, Realm, RealmKey, RealmName, Revocations, SecretKey, SignedRevocations, Signer,
+};
+use proptest::prelude::*;
+
+const NOW: u64 = 1_700_000_000;
+
+fn key() -> RealmKey {
+    RealmKey::from_bytes(&[9; 32])
+}
+
+fn realm() -> Realm {
+    key().realm(RealmName::new("shop").unwrap())
+}
+
+fn node(n: u8) -> SecretKey {
+    SecretKey::from_bytes(&[n; 32])
+}
+
+fn id(n: u8) -> NodeId {
+    node(n).node_id()
+}
+
+fn grant(n: u8) -> Grant {
+    Grant::new(&realm(), id(n), NOW - 1000..=NOW + 1000)
+}
+
+/// Nodes 1 and 2 are issuers, of which 2 may revoke the members of the other.
+fn issuer(n: u8) -> Member {
+    let right = Issue::new(GrantRole::Node, Patterns::all(), Patterns::all());
+    let right = if n == 2 { right.with_revoke() } else { right };
+    grant(n)
+        .with_issue(right)
+        .sign(&key())
+        .unwrap()
+        .verify(&realm(), NOW)
+        .unwrap()
+}
+
+/// Node `n` with a grant of `by`: 0 is the realm's key.
+fn member(n: u8, by: u8) -> Member {
+    let chain = match by {
+        0 => grant(n).sign(&key()),
+        by => grant(n).issue(&issuer(by), &node(by)),
+    };
+    chain.unwrap().verify(&realm(), NOW).unwrap()
+}
+
+/// Orders of `by`: 0 is the realm's key.
+fn signed(by: u8, orders: impl IntoIterator<Item = Order>) -> SignedRevocations {
+    match by {
+        0 => SignedRevocations::sign(&realm(), &key(), orders),
+        by => SignedRevocations::issue(&realm(), &issuer(by), &node(by), orders),
+    }
+    .unwrap()
+}
+
+fn known(lists: &[SignedRevocations]) -> Revocations {
+    let mut known = Revocations::new(realm());
+    for list in lists {
+        known.merge(list, NOW).unwrap();
+    }
+    known
+}
+
+fn is_revoked(lists: &[SignedRevocations], member: &Member) -> bool {
+    known(lists).check(member, NOW).is_err()
+}
+
+#[test]
+fn a6_the_realms_word_ends_every_grant_of_a_node_and_of_an_issuer() {
+    let list = [signed(0, [Order::revoke(id(7), NOW)])];
+    assert!(is_revoked(&list, &member(7, 0)) && is_revoked(&list, &member(7, 1)));
+    assert!(!is_revoked(&list, &member(8, 1)));
+    let list = [signed(0, [Order::revoke(id(1), NOW)])];
+    assert_eq!(known(&list).check(&member(7, 1), NOW), Err(AccessError::Revoked(id(1))));
+    assert!(is_revoked(&list, &issuer(1)) && !is_revoked(&list, &member(7, 2)));
+}
+
+#[test]
+fn a6_an_issuer_revokes_its_own_members_and_with_the_right_those_of_others() {
+    let of = |by| [signed(by, [Order::revoke(id(7), NOW)])];
+    assert!(is_revoked(&of(1), &member(7, 1)));
+    assert!(!is_revoked(&of(1), &member(7, 2)), "another issuer's member");
+    assert!(is_revoked(&of(2), &member(7, 1)), "it may revoke any issuer's members");
+    assert!(
+        !is_revoked(&of(2), &member(7, 0)),
+        "the realm's own members are the realm's"
+    );
+    let against = [signed(2, [Order::revoke(id(1), NOW)])];
+    assert!(
+        !is_revoked(&against, &issuer(1)) && !is_revoked(&against, &member(7, 1)),
+        "no issuer revokes an issuer"
+    );
+}
+
+#[test]
+fn a6_the_orders_of_a_revoked_issuer_do_not_count() {
+    let list = [
+        signed(2, [Order::revoke(id(7), NOW)]),
+        signed(0, [Order::revoke(id(2), NOW)]),
+    ];
+    assert!(!is_revoked(&list, &member(7, 1)));
+}
+
+#[test]
+fn a6_a_later_order_counts_and_a_replay_of_the_old_one_changes_nothing() {
+    let old = signed(0, [Order::revoke(id(7), NOW - 10)]);
+    let new = signed(0, [Order::lift(id(7), NOW)]);
+    assert!(!is_revoked(&[old.clone(), new.clone(), old.clone()], &member(7, 1)));
+    let mut known = known(std::slice::from_ref(&new));
+    assert_eq!((known.merge(&old, NOW), known.merge(&new, NOW)), (Ok(false), Ok(false)));
+    assert_eq!(known.lists(), [new]);
+    // The realm's key takes back the orders of issuers, too.
+    let of_issuer = signed(2, [Order::revoke(id(7), NOW - 10)]);
+    assert!(!is_revoked(
+        &[of_issuer, signed(0, [Order::lift(id(7), NOW)])],
+        &member(7, 1)
+    ));
+}
+
+#[test]
+fn a6_no_stranger_revokes() {
+    let mut known = Revocations::new(realm());
+    let other = RealmKey::from_bytes(&[8; 32]);
+    let other_realm = other.realm(RealmName::new("shop").unwrap());
+    let foreign = SignedRevocations::sign(&other_realm, &other, [Order::revoke(id(7), NOW)]).unwrap();
+    assert_eq!(known.merge(&foreign, NOW), Err(AccessError::OtherRealm));
+    assert_eq!(
+        SignedRevocations::sign(&realm(), &other, []).unwrap_err(),
+        AccessError::OtherRealm
+    );
+    let plain = member(7, 0);
+    let by_plain = SignedRevocations::issue(&realm(), &plain, &node(7), [Order::revoke(id(8), NOW)]);
+    assert_eq!(by_plain.unwrap_err(), AccessError::NotAnIssuer);
+    let late = signed(0, [Order::revoke(id(7), NOW + CLOCK_TOLERANCE_SECS + 1)]);
+    assert_eq!(
+        known.merge(&late, NOW),
+        Err(AccessError::FromTheFuture(CLOCK_TOLERANCE_SECS + 1))
+    );
+    let after_the_issuers_end = signed(1, [Order::revoke(id(7), NOW + 1000)]);
+    assert_eq!(
+        known.merge(&after_the_issuers_end, NOW + 1000),
+        Err(AccessError::BadRevoker)
+    );
+    assert!(known.lists().is_empty());
+    assert_eq!(
+        Revocations::new(Realm::default()).merge(&late, NOW),
+        Err(AccessError::OtherRealm)
+    );
+}
+
+#[test]
+fn a6_any_flipped_bit_denies() {
+    for list in [
+        signed(0, [Order::revoke(id(7), NOW)]),
+        signed(1, [Order::revoke(id(7), NOW)]),
+    ] {
+        let bytes = list.encode();
+        for at in 0..bytes.len() * 8 {
+            let mut flipped = bytes.to_vec();
+            flipped[at / 8] ^= 1 << (at % 8);
+            let mut known = Revocations::new(realm());
+            if let Ok(list) = SignedRevocations::decode(flipped.into()) {
+                // An order of long ago is no news, whatever its signature.
+                assert!(matches!(known.merge(&list, NOW), Err(_) | Ok(false)), "bit {at}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a6_orders_are_bounded_for_each_signer_and_forgotten_in_the_end() {
+    let mut known = Revocations::new(realm());
+    let node_id =
+        |n: usize| NodeId::from_bytes(std::array::from_fn(|at| n.to_be_bytes().get(at).copied().unwrap_or(0)));
+    for list in 0..MAX_ORDERS_OF_SIGNER / MAX_ORDERS {
+        let orders = (0..MAX_ORDERS).map(|n| Order::revoke(node_id(list * MAX_ORDERS + n), NOW));
+        assert_eq!(known.merge(&signed(1, orders), NOW), Ok(true));
+    }
+    let more = signed(1, [Order::revoke(node_id(usize::MAX), NOW)]);
+    assert_eq!(known.merge(&more, NOW), Err(AccessError::TooManyOrders));
+    // What is known can still be changed, and the realm's key has room of its own.
+    assert_eq!(
+        known.merge(&signed(1, [Order::lift(node_id(0), NOW + 1)]), NOW),
+        Ok(true)
+    );
+    assert_eq!(known.merge(&signed(0, [Order::revoke(id(7), NOW)]), NOW), Ok(true));
+    known.expire(NOW + MAX_GRANT_SECS);
+    assert_eq!(known.lists().len(), 1, "the order of a second later");
+    let too_many = (0..=MAX_ORDERS).map(|n| Order::revoke(node_id(n), NOW));
+    assert_eq!(
+        SignedRevocations::sign(&realm(), &key(), too_many).unwrap_err(),
+        AccessError::BadOrders
+    );
+}
+
+fn lists() -> impl Strategy<Value = Vec<SignedRevocations>> {
+    let order = (prop::sample::select(vec![1_u8, 2, 7, 8]), 0..4_u64, any::<bool>());
+    let order = order.prop_map(|(n, ago, lift)| {
+        let make = if lift { Order::lift } else { Order::revoke };
+        make(id(n), NOW - ago)
+    });
+    let list = (0..3_u8, prop::collection::vec(order, 1..4)).prop_map(|(by, orders)| signed(by, orders));
+    prop::collection::vec(list, 0..7)
+}
+
+fn verdicts(known: &Revocations) -> Vec<bool> {
+    let members = [
+        member(7, 0),
+        member(7, 1),
+        member(7, 2),
+        member(8, 1),
+        member(8, 2),
+        issuer(1),
+        issuer(2),
+    ];
+    members.iter().map(|member| known.check(member, NOW).is_ok()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// A6: no order of delivery, no replay and no detour through another node changes a verdict.
+    #[test]
+    fn a6_verdicts_depend_on_the_set_of_orders_alone(lists in lists(), order in any::<prop::sample::Index>(), split: prop::sample::Index) {
+        let mut shuffled = lists.clone();
+        if !lists.is_empty() {
+            shuffled.rotate_left(order.index(lists.len()));
+            shuffled.extend(lists.iter().rev().cloned());
+        }
+        let (one, other) = (known(&lists), known(&shuffled));
+        prop_assert_eq!(verdicts(&one), verdicts(&other));
+        prop_assert_eq!(one.lists(), other.lists());
+        // What a node passes on is as good as all that it heard; and two halves merge to the whole.
+        prop_assert_eq!(verdicts(&known(&one.lists())), verdicts(&one));
+        let at = if lists.is_empty() { 0 } else { split.index(lists.len()) };
+        let halves = [known(&lists[at..]).lists(), known(&lists[..at]).lists()].concat();
+        prop_assert_eq!(known(&halves).lists(), one.lists());
+    }
+
+    #[test]
+    fn arbitrary_bytes_are_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), now: u64) {
+        if let Ok(list) = SignedRevocations::decode(Bytes::from(bytes)) {
+            prop_assert!(Revocations::new(realm()).merge(&list, now).is_err());
+        }
+    }
+}
