@@ -3,7 +3,7 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::ChildStdout,
@@ -16,9 +16,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use super::{
-    hosts::{Backend, Hosts, NetFault, Place, Started},
+    clock::Clock,
+    disk::Disk,
+    hosts::{Backend, Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
     oracle::{self, Call, Reachable, Truth},
-    scenario::{Fault, Scenario},
+    scenario::{Fault, Need, Scenario},
     table::{Measured, Row},
 };
 
@@ -39,6 +41,23 @@ struct Node {
     data: PathBuf,
     running: Option<Started>,
     node_id: String,
+    /// Its own wall clock, where the scenario sets it.
+    clock: Option<Clock>,
+    /// Its own disk, where the scenario fills it.
+    disk: Option<Disk>,
+}
+
+impl Node {
+    fn new(place: Place, data: PathBuf) -> Self {
+        Self {
+            place,
+            data,
+            running: None,
+            node_id: String::new(),
+            clock: None,
+            disk: None,
+        }
+    }
 }
 
 struct Mesh {
@@ -53,7 +72,7 @@ struct Mesh {
 }
 
 /// Plays `scenario` and says what was seen.
-pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path) -> Result<Row> {
+pub(crate) fn play(scenario: &'static Scenario, backend: Backend, seed: u64, program: &Path) -> Result<Row> {
     let folder = tempfile::Builder::new()
         .prefix("macula-cluster-")
         .tempdir()
@@ -63,7 +82,7 @@ pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path
     let mut mesh = Mesh {
         nodes: Vec::new(),
         callers: Vec::new(),
-        hosts: backend.open(program, scenario.family, folder.path())?,
+        hosts: backend.open(program, scenario, seed, folder.path())?,
         bootstrap: String::new(),
         truth: Truth::default(),
         rss_bytes: 0,
@@ -71,13 +90,13 @@ pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path
     };
     mesh.start_nodes(scenario)?;
     let places = (0..scenario.callers)
-        .map(|_| mesh.hosts.add())
+        .map(|_| mesh.hosts.add(Side::Private))
         .collect::<Result<Vec<_>>>()?;
     mesh.wait_for_providers(&places[0], scenario.providers)?;
     let begun = Instant::now();
     mesh.truth.last_fault_us = unix_us();
     mesh.start_callers(scenario, &places)?;
-    for &(at, fault) in scenario.steps {
+    for (at, fault) in scenario.steps(seed) {
         thread::sleep(Duration::from_secs_f64(at).saturating_sub(begun.elapsed()));
         mesh.afflict(fault, &places)
             .with_context(|| format!("{fault:?} after {at} s"))?;
@@ -87,7 +106,7 @@ pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path
     mesh.weigh();
     Ok(Row {
         scenario,
-        result: Some(Measured {
+        result: Ok(Measured {
             seen: oracle::judge(&calls, &mesh.truth),
             connections,
             rss_bytes: mesh.rss_bytes,
@@ -98,14 +117,17 @@ pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path
 impl Mesh {
     /// Starts the bootstrap node, and then every provider at once.
     fn start_nodes(&mut self, scenario: &Scenario) -> Result<()> {
+        let needs = scenario.needs();
         for number in 0..=scenario.providers {
-            let place = self.hosts.add()?;
-            self.nodes.push(Node {
-                place,
-                data: self.folder.join(format!("node-{number}")),
-                running: None,
-                node_id: String::new(),
-            });
+            let place = self.hosts.add(Side::Public)?;
+            let mut node = Node::new(place, self.folder.join(format!("node-{number}")));
+            if needs.contains(&Need::Clock) {
+                node.clock = Some(Clock::new(&self.folder, node.place.number)?);
+            }
+            if needs.contains(&Need::Disk) {
+                node.disk = Some(Disk::new(&node.data)?);
+            }
+            self.nodes.push(node);
         }
         let ready = self.spawn(0)?;
         self.wait_ready(0, ready)?;
@@ -129,7 +151,8 @@ impl Mesh {
                 &self.bootstrap,
             ]));
         }
-        let mut started = self.hosts.start(&it.place, &args)?;
+        let env = it.clock.as_ref().map(Clock::env).unwrap_or_default();
+        let mut started = self.hosts.start(&it.place, &Launch { args, env })?;
         let stdout = started.child.stdout.take().context("a node has no standard output")?;
         it.running = Some(started);
         Ok(BufReader::new(stdout))
@@ -155,6 +178,10 @@ impl Mesh {
         }
         if node == 0 {
             self.bootstrap = format!("{}@{endpoint}", it.node_id);
+            if let Some(other) = it.place.other {
+                let other = SocketAddr::new(other, PORT);
+                self.bootstrap += &format!(",{}@{other}", it.node_id);
+            }
         } else {
             let reachable = Reachable {
                 from_us: unix_us(),
@@ -192,7 +219,7 @@ impl Mesh {
         let until = Instant::now() + READY_WITHIN;
         loop {
             let args = words(&["providers", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
-            let asked = self.hosts.start(place, &args)?;
+            let asked = self.hosts.start(place, &without_env(args))?;
             let output = asked
                 .child
                 .wait_with_output()
@@ -214,6 +241,7 @@ impl Mesh {
     fn start_callers(&mut self, scenario: &Scenario, places: &[Place]) -> Result<()> {
         let rate = (scenario.rate / places.len() as u32).max(1).to_string();
         let (lasts, payload) = (format!("{}s", scenario.lasts), scenario.payload.to_string());
+        let clients = scenario.clients.to_string();
         for (number, place) in places.iter().enumerate() {
             let calls = self.calls_of(number);
             let mut args = words(&[
@@ -225,9 +253,17 @@ impl Mesh {
                 "--rate",
                 &rate,
             ]);
-            args.extend(words(&["--duration", &lasts, "--payload", &payload, "--calls"]));
+            args.extend(words(&[
+                "--duration",
+                &lasts,
+                "--payload",
+                &payload,
+                "--clients",
+                &clients,
+                "--calls",
+            ]));
             args.push(calls.to_string_lossy().into_owned());
-            let caller = self.hosts.start(place, &args)?;
+            let caller = self.hosts.start(place, &without_env(args))?;
             self.callers.push(caller);
         }
         Ok(())
@@ -248,13 +284,13 @@ impl Mesh {
         if let Some((node, fault)) = NetFault::of(fault, ip_of) {
             match fault {
                 NetFault::Cut | NetFault::Block(_) | NetFault::Move => self.unreachable(node),
-                NetFault::Heal | NetFault::Unblock(_) | NetFault::Mtu(_) => {}
+                NetFault::Heal | NetFault::Unblock(_) | NetFault::Mtu(_) | NetFault::Wire(_) => {}
             }
             self.hosts.afflict(&mut self.nodes[node].place, fault)?;
             match fault {
                 NetFault::Heal | NetFault::Unblock(_) => self.reachable(node, 0),
                 NetFault::Move => self.reachable(node, PUBLISHES_WITHIN_US),
-                NetFault::Cut | NetFault::Block(_) | NetFault::Mtu(_) => {}
+                NetFault::Cut | NetFault::Block(_) | NetFault::Mtu(_) | NetFault::Wire(_) => {}
             }
             return Ok(());
         }
@@ -283,12 +319,26 @@ impl Mesh {
                 self.wait_ready(node, ready)
             }
             Fault::Replace(node) => self.replace(node),
+            Fault::Rebind => self.hosts.rebind(),
+            Fault::Clock(node, seconds) => {
+                let clock = self.nodes[node].clock.as_mut();
+                clock.context("the node has no clock of its own")?.jump(seconds)
+            }
+            Fault::FillDisk(node) => self.disk(node)?.fill(),
+            Fault::FreeDisk(node) => self.disk(node)?.free(),
+            Fault::Files(node, limit) => {
+                let running = self.nodes[node].running.as_ref();
+                let pid = running.with_context(|| format!("node {node} does not run"))?.pid;
+                let (pid, limit) = (pid.to_string(), format!("--nofile={limit}"));
+                tool(&["prlimit", "--pid", &pid, &limit]).map(drop)
+            }
             Fault::Cut(_)
             | Fault::Heal(_)
             | Fault::Block(..)
             | Fault::Unblock(..)
             | Fault::Move(_)
-            | Fault::Mtu(..) => {
+            | Fault::Mtu(..)
+            | Fault::Wire(..) => {
                 unreachable!("a fault of the network was done above")
             }
         }
@@ -296,14 +346,9 @@ impl Mesh {
 
     /// Starts a node with a new key at a new place, and lets the old one leave.
     fn replace(&mut self, node: usize) -> Result<()> {
-        let place = self.hosts.add()?;
+        let place = self.hosts.add(Side::Public)?;
         let data = self.folder.join(format!("node-{node}-{}", place.number));
-        let next = Node {
-            place,
-            data,
-            running: None,
-            node_id: String::new(),
-        };
+        let next = Node::new(place, data);
         let old = std::mem::replace(&mut self.nodes[node], next);
         let ready = self.spawn(node)?;
         self.wait_ready(node, ready)?;
@@ -313,6 +358,11 @@ impl Mesh {
         self.wait_end(node)?;
         self.nodes[node] = new;
         Ok(())
+    }
+
+    fn disk(&self, node: usize) -> Result<&Disk> {
+        let disk = self.nodes[node].disk.as_ref();
+        disk.context("the node has no disk of its own")
     }
 
     fn signal(&mut self, node: usize, signal: Signal) -> Result<()> {
@@ -408,6 +458,10 @@ impl Drop for Mesh {
             let _ = started.child.wait();
         }
     }
+}
+
+fn without_env(args: Vec<String>) -> Launch {
+    Launch { args, env: Vec::new() }
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -180,6 +180,9 @@ pub(crate) struct BenchArgs {
     /// How many calls are in flight: always, or at most when there is a --rate [default: 64, or 65536 with --rate].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) concurrency: Option<u32>,
+    /// How many client nodes make the calls in turn; each has a key and connections of its own.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    pub(crate) clients: u32,
     /// How long calls are started.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) duration: Duration,

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -127,7 +130,9 @@ pub(super) struct Load {
 /// What every call of a run has in common.
 #[derive(Debug)]
 struct Plan {
-    client: Client,
+    /// One for each node; calls take them in turn.
+    clients: Vec<Client>,
+    started: AtomicUsize,
     service: ServiceName,
     strategy: Strategy,
     timeout: Duration,
@@ -137,11 +142,12 @@ struct Plan {
 }
 
 impl Load {
-    pub(super) fn start(args: &BenchArgs, pace: Pace, node: &Node) -> Self {
+    pub(super) fn start(args: &BenchArgs, pace: Pace, nodes: &[Node]) -> Self {
         let (done, ended) = mpsc::channel(MAX_UNCOUNTED);
         let start = Instant::now();
         let plan = Arc::new(Plan {
-            client: node.client().clone(),
+            clients: nodes.iter().map(|node| node.client().clone()).collect(),
+            started: AtomicUsize::new(0),
             service: args.service.clone(),
             strategy: args.strategy,
             timeout: args.timeout,
@@ -198,8 +204,8 @@ impl Load {
 impl Plan {
     /// Makes one call that was due at `due`.
     async fn call(&self, due: Instant) -> Ended {
-        let call = self
-            .client
+        let turn = self.started.fetch_add(1, Ordering::Relaxed) % self.clients.len();
+        let call = self.clients[turn]
             .request(&self.service)
             .strategy(self.strategy)
             .timeout(self.timeout);

@@ -10,6 +10,7 @@ mod summary;
 
 use std::{io::IsTerminal, time::Duration};
 
+use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use indicatif::{ProgressBar, ProgressStyle};
 use macula_node::Node;
 
@@ -25,6 +26,8 @@ use summary::Summary;
 
 /// How often the progress bar is drawn.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// Clients that join at the same time.
+const MAX_JOINING: usize = 16;
 
 fn pace(args: &BenchArgs) -> Pace {
     match args.rate {
@@ -41,22 +44,28 @@ fn pace(args: &BenchArgs) -> Pace {
 pub(crate) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut log = args.calls.as_deref().map(CallLog::create).transpose()?;
-    let node = tokio::select! {
-        node = mesh::client(&args.mesh, None) => node?,
+    let nodes = tokio::select! {
+        nodes = clients(&args) => nodes?,
         ended = signals.next() => return Err(ended),
     };
-    let outcome = measure(&args, &node, log.as_mut(), &mut signals).await;
-    node.shutdown().await;
+    let outcome = measure(&args, &nodes, log.as_mut(), &mut signals).await;
+    join_all(nodes.iter().map(Node::shutdown)).await;
     outcome
+}
+
+/// The nodes that call. They join at most [`MAX_JOINING`] at once: a crowd of handshakes is not measured here.
+async fn clients(args: &BenchArgs) -> Result<Vec<Node>, Failure> {
+    let joining = (0..args.clients).map(|_| mesh::client(&args.mesh, None));
+    stream::iter(joining).buffer_unordered(MAX_JOINING).try_collect().await
 }
 
 async fn measure(
     args: &BenchArgs,
-    node: &Node,
+    nodes: &[Node],
     mut log: Option<&mut CallLog>,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
-    let mut load = Load::start(args, pace(args), node);
+    let mut load = Load::start(args, pace(args), nodes);
     let bar = progress(args);
     let mut redraw = tokio::time::interval(PROGRESS_EVERY);
     // An interrupted run shows what it has measured, and its exit code says that it was interrupted.
@@ -88,7 +97,7 @@ async fn measure(
     let summary = Summary {
         counts,
         lasted,
-        connections_opened: node.connection_stats().opened,
+        connections_opened: nodes.iter().map(|node| node.connection_stats().opened).sum(),
     };
     match args.json {
         true => print_line(summary.to_json())?,
