@@ -1,6 +1,7 @@
 //! Plays a scenario: starts the nodes and the callers, does the faults at their times, and gathers the calls.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead as _, BufReader, Read as _},
     net::{IpAddr, SocketAddr},
@@ -14,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::{
     clock::Clock,
@@ -41,8 +43,6 @@ struct Node {
     data: PathBuf,
     running: Option<Started>,
     node_id: String,
-    /// Its own wall clock, where the scenario sets it.
-    clock: Option<Clock>,
     /// Its own disk, where the scenario fills it.
     disk: Option<Disk>,
 }
@@ -54,18 +54,19 @@ impl Node {
             data,
             running: None,
             node_id: String::new(),
-            clock: None,
             disk: None,
         }
     }
 }
 
-struct Mesh {
+pub(super) struct Mesh {
     // Before the hosts: processes end before their host is taken away.
     nodes: Vec<Node>,
     callers: Vec<Started>,
     hosts: Box<dyn Hosts>,
     bootstrap: String,
+    /// The wall clock of each host by its number, where the scenario sets one.
+    clocks: BTreeMap<u16, Clock>,
     truth: Truth,
     rss_bytes: u64,
     folder: PathBuf,
@@ -73,26 +74,8 @@ struct Mesh {
 
 /// Plays `scenario` and says what was seen.
 pub(crate) fn play(scenario: &'static Scenario, backend: Backend, seed: u64, program: &Path) -> Result<Row> {
-    let folder = tempfile::Builder::new()
-        .prefix("macula-cluster-")
-        .tempdir()
-        .context("no temporary folder")?;
-    // A container's user is another than the one who runs this.
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).context("cannot share the folder")?;
-    let mut mesh = Mesh {
-        nodes: Vec::new(),
-        callers: Vec::new(),
-        hosts: backend.open(program, scenario, seed, folder.path())?,
-        bootstrap: String::new(),
-        truth: Truth::default(),
-        rss_bytes: 0,
-        folder: folder.path().to_path_buf(),
-    };
-    mesh.start_nodes(scenario)?;
-    let places = (0..scenario.callers)
-        .map(|_| mesh.hosts.add(Side::Private))
-        .collect::<Result<Vec<_>>>()?;
-    mesh.wait_for_providers(&places[0], scenario.providers)?;
+    let folder = shared_folder()?;
+    let (mut mesh, places) = Mesh::ready(scenario, backend, seed, program, folder.path())?;
     let begun = Instant::now();
     mesh.truth.last_fault_us = unix_us();
     mesh.start_callers(scenario, &places)?;
@@ -114,16 +97,68 @@ pub(crate) fn play(scenario: &'static Scenario, backend: Backend, seed: u64, pro
     })
 }
 
+/// A temporary folder that containers can write to: their user is another than the one who runs this.
+pub(super) fn shared_folder() -> Result<TempDir> {
+    let folder = tempfile::Builder::new()
+        .prefix("macula-cluster-")
+        .tempdir()
+        .context("no temporary folder")?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).context("cannot share the folder")?;
+    Ok(folder)
+}
+
 impl Mesh {
+    /// Starts the nodes, and gives the callers' places once a caller sees every provider.
+    pub(super) fn ready(
+        scenario: &Scenario,
+        backend: Backend,
+        seed: u64,
+        program: &Path,
+        folder: &Path,
+    ) -> Result<(Self, Vec<Place>)> {
+        let mut mesh = Self {
+            nodes: Vec::new(),
+            callers: Vec::new(),
+            hosts: backend.open(program, scenario, seed, folder)?,
+            bootstrap: String::new(),
+            clocks: BTreeMap::new(),
+            truth: Truth::default(),
+            rss_bytes: 0,
+            folder: folder.to_path_buf(),
+        };
+        mesh.start_nodes(scenario)?;
+        let places = (0..scenario.callers).map(|_| mesh.hosts.add(Side::Private));
+        let places = places.collect::<Result<Vec<_>>>()?;
+        for place in &places {
+            mesh.add_clock(place, &scenario.needs())?;
+        }
+        mesh.wait_for_providers(&places[0], scenario.providers)?;
+        Ok((mesh, places))
+    }
+
+    /// Starts `macula bench` at a place.
+    pub(super) fn bench(&mut self, place: &Place, options: &[&str]) -> Result<Started> {
+        let mut args = words(&["bench", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
+        args.extend(words(options));
+        let env = self.clocks.get(&place.number).map(Clock::env).unwrap_or_default();
+        self.hosts.start(place, &Launch { args, env })
+    }
+
+    fn add_clock(&mut self, place: &Place, needs: &BTreeSet<Need>) -> Result<()> {
+        if needs.contains(&Need::Clock) {
+            let clock = Clock::new(&self.folder, place.number)?;
+            self.clocks.insert(place.number, clock);
+        }
+        Ok(())
+    }
+
     /// Starts the bootstrap node, and then every provider at once.
     fn start_nodes(&mut self, scenario: &Scenario) -> Result<()> {
         let needs = scenario.needs();
         for number in 0..=scenario.providers {
             let place = self.hosts.add(Side::Public)?;
             let mut node = Node::new(place, self.folder.join(format!("node-{number}")));
-            if needs.contains(&Need::Clock) {
-                node.clock = Some(Clock::new(&self.folder, node.place.number)?);
-            }
+            self.add_clock(&node.place, &needs)?;
             if needs.contains(&Need::Disk) {
                 node.disk = Some(Disk::new(&node.data)?);
             }
@@ -151,7 +186,7 @@ impl Mesh {
                 &self.bootstrap,
             ]));
         }
-        let env = it.clock.as_ref().map(Clock::env).unwrap_or_default();
+        let env = self.clocks.get(&it.place.number).map(Clock::env).unwrap_or_default();
         let mut started = self.hosts.start(&it.place, &Launch { args, env })?;
         let stdout = started.child.stdout.take().context("a node has no standard output")?;
         it.running = Some(started);
@@ -219,7 +254,11 @@ impl Mesh {
         let until = Instant::now() + READY_WITHIN;
         loop {
             let args = words(&["providers", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
-            let asked = self.hosts.start(place, &without_env(args))?;
+            let launch = Launch {
+                args,
+                ..Launch::default()
+            };
+            let asked = self.hosts.start(place, &launch)?;
             let output = asked
                 .child
                 .wait_with_output()
@@ -244,26 +283,22 @@ impl Mesh {
         let clients = scenario.clients.to_string();
         for (number, place) in places.iter().enumerate() {
             let calls = self.calls_of(number);
-            let mut args = words(&[
-                "bench",
-                SERVICE,
-                "--json",
-                "--bootstrap",
-                &self.bootstrap,
-                "--rate",
-                &rate,
-            ]);
-            args.extend(words(&[
-                "--duration",
-                &lasts,
-                "--payload",
-                &payload,
-                "--clients",
-                &clients,
-                "--calls",
-            ]));
-            args.push(calls.to_string_lossy().into_owned());
-            let caller = self.hosts.start(place, &without_env(args))?;
+            let calls = calls.to_string_lossy();
+            let caller = self.bench(
+                place,
+                &[
+                    "--rate",
+                    &rate,
+                    "--duration",
+                    &lasts,
+                    "--payload",
+                    &payload,
+                    "--clients",
+                    &clients,
+                    "--calls",
+                    &calls,
+                ],
+            )?;
             self.callers.push(caller);
         }
         Ok(())
@@ -273,7 +308,7 @@ impl Mesh {
         self.folder.join(format!("calls-{caller}"))
     }
 
-    fn afflict(&mut self, fault: Fault, callers: &[Place]) -> Result<()> {
+    pub(super) fn afflict(&mut self, fault: Fault, callers: &[Place]) -> Result<()> {
         // Callers' hosts follow the nodes'.
         let ip_of = |number: usize| -> IpAddr {
             match self.nodes.get(number) {
@@ -321,9 +356,10 @@ impl Mesh {
             Fault::Replace(node) => self.replace(node),
             Fault::Rebind => self.hosts.rebind(),
             Fault::Clock(node, seconds) => {
-                let clock = self.nodes[node].clock.as_mut();
+                let clock = self.clocks.get_mut(&self.nodes[node].place.number);
                 clock.context("the node has no clock of its own")?.jump(seconds)
             }
+            Fault::AllClocks(seconds) => self.clocks.values_mut().try_for_each(|clock| clock.jump(seconds)),
             Fault::FillDisk(node) => self.disk(node)?.fill(),
             Fault::FreeDisk(node) => self.disk(node)?.free(),
             Fault::Files(node, limit) => {
@@ -412,16 +448,7 @@ impl Mesh {
                 }
                 thread::sleep(Duration::from_millis(20));
             }
-            let output = caller
-                .child
-                .wait_with_output()
-                .context("a caller's output cannot be read")?;
-            let summary: Value = serde_json::from_slice(&output.stdout).with_context(|| {
-                format!(
-                    "a caller printed no summary: {}",
-                    String::from_utf8_lossy(&output.stderr).trim()
-                )
-            })?;
+            let summary = summary(caller)?;
             connections += summary["connections_opened"].as_u64().unwrap_or_default();
             let path = self.calls_of(number);
             let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -460,8 +487,14 @@ impl Drop for Mesh {
     }
 }
 
-fn without_env(args: Vec<String>) -> Launch {
-    Launch { args, env: Vec::new() }
+/// Waits for a caller, and reads its summary.
+pub(super) fn summary(caller: Started) -> Result<Value> {
+    let output = caller.child.wait_with_output();
+    let output = output.context("a caller's output cannot be read")?;
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("a caller printed no summary: {}", said.trim())
+    })
 }
 
 fn words(words: &[&str]) -> Vec<String> {

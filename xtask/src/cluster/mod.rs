@@ -9,6 +9,7 @@
 mod clock;
 mod disk;
 mod hosts;
+mod measure;
 mod mesh;
 mod oracle;
 mod scenario;
@@ -35,6 +36,9 @@ pub(crate) struct Request {
     /// Runs only the scenarios that the CI runs.
     #[arg(long, conflicts_with = "scenario")]
     quick: bool,
+    /// Measures instead: lookups, cache, connections, throughput and failover across hosts.
+    #[arg(long, conflicts_with_all = ["scenario", "quick", "json"])]
+    measure: bool,
     /// Lists the scenarios and runs none.
     #[arg(long)]
     list: bool,
@@ -68,6 +72,10 @@ pub(crate) fn cluster(request: &Request) -> Result<()> {
             .with_context(|| format!("no program {}", program.display()))?,
         None => build()?,
     };
+    if request.measure {
+        println!("{}", measure::measure(request.backend, &program)?);
+        return Ok(());
+    }
     let mut rows = Vec::new();
     for scenario in wanted {
         let started = Instant::now();
@@ -113,6 +121,7 @@ pub(crate) fn quick(backend: Backend, required: bool) -> Result<()> {
         backend,
         scenario: Vec::new(),
         quick: true,
+        measure: false,
         list: false,
         program: None,
         seed: 1,

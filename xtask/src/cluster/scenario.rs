@@ -35,6 +35,8 @@ pub(crate) enum Fault {
     Rebind,
     /// The node's wall clock jumps by so many seconds; its monotonic clock goes on as before.
     Clock(usize, i64),
+    /// The clocks of every host jump by so many seconds, those of the callers too.
+    AllClocks(i64),
     /// No byte is left on the disk of the node's data folder.
     FillDisk(usize),
     /// There is room again.
@@ -77,7 +79,7 @@ impl Fault {
             }
             Self::Wire(..) => Some(Need::Wire),
             Self::Rebind => Some(Need::Nat),
-            Self::Clock(..) => Some(Need::Clock),
+            Self::Clock(..) | Self::AllClocks(_) => Some(Need::Clock),
             Self::FillDisk(_) | Self::FreeDisk(_) => Some(Need::Disk),
             Self::Kill(_)
             | Self::Leave(_)

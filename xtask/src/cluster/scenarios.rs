@@ -3,7 +3,7 @@
 use super::scenario::{Family, Fault, Faults, Promise, Scenario, Wire};
 
 /// A mesh of three providers under a light load, to which nothing happens.
-const PLAIN: Scenario = Scenario {
+pub(super) const PLAIN: Scenario = Scenario {
     name: "plain",
     does: "nothing happens",
     rules: "N2",
@@ -237,7 +237,7 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "suspended",
-        does: "every node stands still for 3 s, and all wake up with clocks 600 s later",
+        does: "every node stands still, and all clocks are 600 s later when they wake up",
         rules: "D14",
         lasts: 18,
         faults: Faults::At(&[
@@ -245,10 +245,7 @@ pub(crate) const ALL: &[Scenario] = &[
             (3.0, Fault::Pause(1)),
             (3.0, Fault::Pause(2)),
             (3.0, Fault::Pause(3)),
-            (6.0, Fault::Clock(0, 600)),
-            (6.0, Fault::Clock(1, 600)),
-            (6.0, Fault::Clock(2, 600)),
-            (6.0, Fault::Clock(3, 600)),
+            (6.0, Fault::AllClocks(600)),
             (6.0, Fault::Resume(0)),
             (6.0, Fault::Resume(1)),
             (6.0, Fault::Resume(2)),

@@ -195,6 +195,9 @@ pub(crate) struct BenchArgs {
     /// How long a whole call may take, like `2s` or `500ms`.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
+    /// Asks the directory so many times for the service's providers before the load, one after another, past every cache.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(crate) lookups: u32,
     /// Writes a JSON object for each call to this file: when it started, how it ended, and what was tried.
     #[arg(long, value_name = "FILE")]
     pub(crate) calls: Option<PathBuf>,

@@ -87,6 +87,7 @@ impl NetFault {
             Fault::Wire(node, wire) => (node, Self::Wire(wire)),
             Fault::Rebind
             | Fault::Clock(..)
+            | Fault::AllClocks(_)
             | Fault::FillDisk(_)
             | Fault::FreeDisk(_)
             | Fault::Files(..)

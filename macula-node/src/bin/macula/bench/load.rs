@@ -69,11 +69,17 @@ pub(super) struct Counts {
     pub(super) ok: u64,
     pub(super) attempts: u64,
     pub(super) errors: BTreeMap<&'static str, u64>,
+    /// Where the answered calls found the provider list.
+    pub(super) found_in: BTreeMap<&'static str, u64>,
+    /// The first call that was answered: it looked the list up and opened a connection.
+    pub(super) first_us: Option<u64>,
+    /// Calls that were answered after an attempt had failed.
+    pub(super) failed_over: Histogram<u64>,
     pub(super) providers: BTreeMap<NodeId, Share>,
 }
 
 /// Microseconds to 0.1 %, up to a day.
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     let bounded = Histogram::new_with_bounds(1, 86_400_000_000, 3);
     bounded.unwrap_or_else(|_| unreachable!("the bounds are constants that the histogram takes"))
 }
@@ -85,6 +91,9 @@ impl Counts {
             ok: 0,
             attempts: 0,
             errors: BTreeMap::new(),
+            found_in: BTreeMap::new(),
+            first_us: None,
+            failed_over: histogram(),
             providers: BTreeMap::new(),
         }
     }
@@ -96,6 +105,11 @@ impl Counts {
             Ok(answer) => {
                 self.ok += 1;
                 self.attempts += 1;
+                self.first_us.get_or_insert(us);
+                *self.found_in.entry(answer.source().name()).or_default() += 1;
+                if !answer.failed_attempts().is_empty() {
+                    self.failed_over.saturating_record(us);
+                }
                 if let Some(provider) = answer.provider() {
                     let share = self.providers.entry(provider.node_id).or_default();
                     share.answered += 1;

@@ -8,15 +8,19 @@ mod load;
 mod log;
 mod summary;
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
+use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use macula_node::Node;
 
 use crate::{
     args::BenchArgs,
-    failure::{Failure, print_line},
+    failure::{Failure, cause_first, print_line},
     mesh,
     signals::Signals,
 };
@@ -65,6 +69,7 @@ async fn measure(
     mut log: Option<&mut CallLog>,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
+    let lookups = look_up(args, &nodes[0]).await?;
     let mut load = Load::start(args, pace(args), nodes);
     let bar = progress(args);
     let mut redraw = tokio::time::interval(PROGRESS_EVERY);
@@ -97,6 +102,7 @@ async fn measure(
     let summary = Summary {
         counts,
         lasted,
+        lookups,
         connections_opened: nodes.iter().map(|node| node.connection_stats().opened).sum(),
     };
     match args.json {
@@ -108,6 +114,18 @@ async fn measure(
         None if summary.failed() == 0 => Ok(()),
         None => Err(Failure::shown(1)),
     }
+}
+
+/// Measures lookups in the directory, in microseconds.
+async fn look_up(args: &BenchArgs, node: &Node) -> Result<Histogram<u64>, Failure> {
+    let mut lookups = load::histogram();
+    for _ in 0..args.lookups {
+        let asked = Instant::now();
+        let found = node.lookup(&args.service).await;
+        found.map_err(|error| Failure::other(cause_first(&error)))?;
+        lookups.saturating_record(u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+    Ok(lookups)
 }
 
 /// A bar on a terminal, and nothing elsewhere.
