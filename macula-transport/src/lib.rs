@@ -32,6 +32,7 @@ pub use config::{
 };
 pub use connection::{
     handle::Connection,
+    snapshot::{ConnectionStats, Opener},
     watch::{Presence, PresenceWatch},
 };
 pub use endpoint::Endpoint;

@@ -214,11 +214,12 @@ impl Joining {
         }
     }
 
-    /// The core's attempt failed; it tries again by itself.
-    pub(super) fn failed(&mut self, retry_in: Duration) {
+    /// The core's attempt failed; it tries again by itself. Returns why it failed.
+    pub(super) fn failed(&mut self, retry_in: Duration) -> JoinError {
         let error = self.failure.take().unwrap_or(JoinError::NoAnswer);
         tracing::info!(%error, ?retry_in, "not in the mesh yet");
-        self.progress.send_replace(Some(Err(error)));
+        self.progress.send_replace(Some(Err(error.clone())));
+        error
     }
 
     /// Takes the nodes that listen at an endpoint, and gives the core's contacts for them; none when no node listens there.

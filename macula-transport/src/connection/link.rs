@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) quic: quinn::Connection,
     pub(crate) peer: Arc<PeerInfo>,
     pub(crate) shared: Arc<Shared>,
+    /// When both sides had accepted the connection.
+    pub(crate) since: Instant,
     /// The bytes that are under way.
     pub(crate) flight: Arc<congestion::Bulk>,
     control: mpsc::Sender<proto::Control>,
@@ -105,6 +107,7 @@ impl Link {
             quic,
             peer: Arc::new(peer),
             shared,
+            since: tokio::time::Instant::now().into_std(),
             control,
             leases: AtomicUsize::new(0),
             outbound: AtomicUsize::new(0),
