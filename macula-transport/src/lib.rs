@@ -15,6 +15,7 @@ mod network;
 mod peer;
 mod pool;
 mod report;
+mod share;
 mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -32,7 +33,6 @@ pub use config::{
 };
 pub use connection::{
     handle::Connection,
-    snapshot::{ConnectionStats, Opener},
     watch::{Presence, PresenceWatch},
 };
 pub use endpoint::Endpoint;
@@ -47,4 +47,5 @@ pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role};
 pub use pool::{FoundConnection, Pool, PoolEvent, PoolEvents, PoolStats};
 pub use report::LoadReport;
+pub use share::memory::{Memory, MemoryCharge, MemoryStats};
 pub use stats::Stats;

@@ -10,7 +10,6 @@ mod health;
 pub(crate) mod link;
 pub(crate) mod pulse;
 pub(crate) mod shared;
-pub(crate) mod snapshot;
 pub(crate) mod stream;
 mod suspicion;
 pub(crate) mod watch;

@@ -61,8 +61,7 @@ pub(crate) fn server_config(tls: QuicServerConfig, transport: Arc<TransportConfi
     server
         .transport_config(transport)
         .max_incoming(config.limits.max_handshakes)
-        // A caller behind a router keeps its connection when the router gives it another port or address (RFC 9000, section 9).
-        .migration(true);
+        .migration(false);
     server
 }
 

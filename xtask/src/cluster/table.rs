@@ -14,8 +14,7 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) scenario: &'static Scenario,
-    /// What it has shown, or why the backend could not run it.
-    pub(crate) result: Result<Measured, &'static str>,
+    pub(crate) result: Option<Measured>,
 }
 
 /// What a scenario that ran has shown.
@@ -30,17 +29,14 @@ pub(crate) struct Measured {
 
 impl Row {
     /// A scenario that the backend cannot run.
-    pub(crate) fn skipped(scenario: &'static Scenario, lack: &'static str) -> Self {
-        Self {
-            scenario,
-            result: Err(lack),
-        }
+    pub(crate) fn skipped(scenario: &'static Scenario) -> Self {
+        Self { scenario, result: None }
     }
 
     fn broken(&self) -> Vec<String> {
         match &self.result {
-            Ok(measured) => oracle::broken(&measured.seen, &self.scenario.promise),
-            Err(_) => Vec::new(),
+            Some(measured) => oracle::broken(&measured.seen, &self.scenario.promise),
+            None => Vec::new(),
         }
     }
 
@@ -50,14 +46,14 @@ impl Row {
 
     pub(crate) fn verdict(&self) -> String {
         match (&self.result, self.broken()) {
-            (Err(lack), _) => format!("not run: {lack}"),
-            (Ok(_), broken) if broken.is_empty() => "kept".to_owned(),
-            (Ok(_), broken) => format!("BROKEN: {}", broken.join("; ")),
+            (None, _) => "not on this backend".to_owned(),
+            (Some(_), broken) if broken.is_empty() => "kept".to_owned(),
+            (Some(_), broken) => format!("BROKEN: {}", broken.join("; ")),
         }
     }
 
     pub(crate) fn to_json(&self, backend: Backend) -> Value {
-        let seen = self.result.as_ref().ok().map(|measured| {
+        let seen = self.result.as_ref().map(|measured| {
             let seen = &measured.seen;
             json!({
                 "calls": seen.calls,
@@ -76,7 +72,6 @@ impl Row {
             "scenario": self.scenario.name,
             "rules": self.scenario.rules,
             "seen": seen,
-            "not_run": self.result.as_ref().err(),
             "broken": self.broken(),
         })
     }
@@ -90,8 +85,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
     );
     for row in rows {
         let cells = match &row.result {
-            Err(_) => "– | – | – | – | – | – | – | –".to_owned(),
-            Ok(measured) => {
+            None => "– | – | – | – | – | – | – | –".to_owned(),
+            Some(measured) => {
                 let seen = &measured.seen;
                 let recovered = seen
                     .recovered_us
@@ -124,9 +119,11 @@ pub(crate) fn table(rows: &[Row]) -> String {
 pub(crate) fn list(scenarios: &[Scenario], backend: Backend) -> String {
     let mut text = String::new();
     for scenario in scenarios {
-        let note = backend
-            .cannot(scenario)
-            .map_or(String::new(), |lack| format!(" (not here: {lack})"));
+        let note = if backend.can_run(scenario) {
+            ""
+        } else {
+            " (not on this backend)"
+        };
         let _ = writeln!(text, "{:<24} {}{note}", scenario.name, scenario.does);
     }
     text
