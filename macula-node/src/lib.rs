@@ -1,13 +1,18 @@
 #![doc = include_str!("../README.md")]
 
 mod addresses;
+#[cfg(feature = "admin")]
+pub mod admin;
 mod bootstrap;
 mod builder;
 mod clocks;
 mod data;
 mod directory;
+mod events;
 mod inspection;
+mod life;
 mod node;
+mod state;
 
 pub use bootstrap::{BootstrapAddr, MAX_BOOTSTRAP, ParseBootstrapError};
 pub use builder::{NodeBuilder, StartError};
@@ -17,10 +22,12 @@ pub use clocks::SimulatedClock;
 #[cfg(feature = "redb")]
 pub use data::DataError;
 pub use directory::{
-    DirectoryStats, JoinCause, JoinError, JoinReport, ProviderRecord, PublishReport, TrustedPeer, WithdrawReport,
-    WrongClock,
+    DirectoryState, DirectoryStats, JoinCause, JoinError, JoinReport, ProviderRecord, Publication, PublishReport,
+    TrustedPeer, WithdrawReport, WrongClock,
 };
-pub use macula_dht::{AdvertiseError, Refusal};
+pub use events::{MAX_NODE_EVENTS, NodeEvent, NodeEvents};
+pub use life::Phase;
+pub use macula_dht::{AdvertiseError, Contact, Refusal, StoreLimits, Usage};
 #[cfg(feature = "json")]
 pub use macula_rpc::Json;
 #[cfg(feature = "prost")]
@@ -28,20 +35,23 @@ pub use macula_rpc::Prost;
 #[cfg(feature = "tower")]
 pub use macula_rpc::TowerHandler;
 pub use macula_rpc::{
-    Answer, AnswerSource, Attempt, Backoff, BudgetConfig, CallBuilder, CallError, Cause, Client, ClientBuilder,
-    Handler, Hedge, Limited, Metadata, Propagate, Provider, Pushback, Replies, Request, Requests, Response,
-    RetryPolicy, Server, Source, Status, StatusCode, StopReason, Strategy, StreamHandler, TraceContext, W3c, typed,
+    Answer, AnswerSource, Attempt, Backoff, BalancerEvent, BalancerStats, BudgetConfig, CallBuilder, CallError,
+    CallStats, CalledProvider, CalledService, Cause, Client, ClientBuilder, ClientEvent, Counts, EjectionReason,
+    Handler, Hedge, Latency, Limited, Link, Metadata, Propagate, Provider, ProviderState, Pushback, Refusals, Replies,
+    Request, Requests, Response, RestoreReason, RetryPolicy, Server, Source, Spending, Status, StatusCode, StopReason,
+    Strategy, StreamHandler, TraceContext, W3c, typed,
 };
 #[cfg(feature = "tonic")]
 pub use macula_rpc::{Channel, TonicServices};
 #[cfg(feature = "dns")]
 pub use macula_rpc::{DnsError, DnsResolver};
 pub use macula_transport::{
-    BindError, Config as TransportConfig, DialError, Identity, IdentityError, Limits, PeerInfo, PoolConfig, PoolStats,
-    Timers,
+    BindError, Config as TransportConfig, ConnectionStats, DialError, Identity, IdentityError, Limits, Opener,
+    PeerInfo, PoolConfig, PoolEvent, PoolStats, Presence, Role, Stats as TransportStats, Timers,
 };
 pub use macula_wire::{Address, AddressError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, ServeError};
+pub use state::{Addresses, NodeState, Served};
 
 /// The examples of the project's README, which is written for this crate's users too.
 #[cfg(doctest)]

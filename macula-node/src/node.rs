@@ -24,7 +24,9 @@ use crate::{
     directory::{
         Announcement, Directory, DirectoryStats, Driver, Progress, ProviderRecord, PublishReport, WithdrawReport,
     },
+    events::NodeEvent,
     inspection::Inspection,
+    life::{Ending, Life},
 };
 
 /// The largest request or response, in bytes: 4 MiB.
@@ -45,18 +47,19 @@ const KEEP_WITHIN: Duration = Duration::from_secs(3);
 /// Dropping the last clone ends it at once; [`Node::shutdown`] ends it in order.
 #[derive(Clone)]
 pub struct Node {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
 }
 
-struct Inner {
-    transport: Arc<Transport>,
-    server: Server,
-    inspection: Inspection,
-    client: Client,
-    directory: Directory,
+pub(crate) struct Inner {
+    pub(crate) transport: Arc<Transport>,
+    pub(crate) server: Server,
+    pub(crate) inspection: Inspection,
+    pub(crate) client: Client,
+    pub(crate) directory: Directory,
     publisher: Publisher,
     endpoints: watch::Receiver<Arc<[Address]>>,
-    progress: watch::Receiver<Progress>,
+    pub(crate) progress: watch::Receiver<Progress>,
+    pub(crate) life: Life,
     task: JoinHandle<()>,
 }
 
@@ -175,6 +178,7 @@ impl Node {
             publisher,
             endpoints,
             progress,
+            life: Life::begin(builder.realm, role),
             task,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -344,6 +348,8 @@ impl Node {
     /// other nodes have died before.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
+        inner.life.ends(Ending::Draining);
+        inner.directory.news().tell(NodeEvent::Draining);
         let services = inner.server.services();
         inner.inspection.draining(&services);
         let withdrawn = tokio::select! {
@@ -367,6 +373,8 @@ impl Node {
         }
         inner.transport.shutdown(WITHDRAW_WITHIN).await;
         inner.task.abort();
+        inner.life.ends(Ending::Left);
+        inner.directory.news().tell(NodeEvent::Left);
     }
 }
 
@@ -403,10 +411,6 @@ impl macula_transport::Handler for NodeHandler {
 
     fn kind(&self, call: &IncomingCall) -> CallKind {
         self.server_of(call).kind(call)
-    }
-
-    fn refuses(&self, call: &IncomingCall) -> Option<Reply> {
-        self.server_of(call).refuses(call)
     }
 
     fn stream(

@@ -28,8 +28,8 @@ pub use self::tonic::{Channel, TonicServices};
 #[cfg(feature = "tower")]
 pub use self::tower::TowerHandler;
 pub use client::{
-    Answer, AnswerSource, CallBuilder, Client, ClientBuilder, DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT,
-    MAX_REPLAY_BYTES, MAX_SERVICES, Replies, Routers,
+    Answer, AnswerSource, CallBuilder, CalledProvider, CalledService, Client, ClientBuilder, ClientEvent, ClientEvents,
+    DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, MAX_CLIENT_EVENTS, MAX_REPLAY_BYTES, MAX_SERVICES, Replies, Routers,
 };
 #[cfg(feature = "json")]
 pub use codec::Json;
@@ -41,13 +41,16 @@ pub use dns::{DnsError, DnsResolver, MAX_AGE};
 pub use error::{Attempt, CallError, Cause};
 pub use handler::{Handler, Typed, typed};
 pub use limit::Limited;
-pub use macula_select::{Backoff, BudgetConfig, Hedge, RetryPolicy, StopReason, Strategy};
+pub use macula_select::{
+    Backoff, BudgetConfig, Counts, EjectionReason, Event as BalancerEvent, Hedge, Link, ProviderState, RestoreReason,
+    RetryPolicy, Spending, Stats as BalancerStats, StopReason, Strategy,
+};
 pub use macula_transport::{Metadata, Pushback};
 pub use macula_wire::{Address, NameError, NodeId, ServiceName, StatusCode};
-pub use observe::MAX_METHODS;
+pub use observe::{CallStats, LATENCY_BUCKETS, Latency, MAX_METHODS};
 pub use request::{Request, Response};
 pub use resolve::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
-pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, ServeError, Server};
+pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, Refusals, ServeError, Server};
 pub use status::Status;
 pub use streaming::{MAX_WHOLE_BYTES, Requests, StreamHandler};
 pub use trace::{Propagate, TRACEPARENT, TraceContext, W3c};

@@ -9,7 +9,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
     time::Instant,
@@ -25,7 +25,7 @@ use crate::{
     Handler, Request, Response, Status, StreamHandler,
     client::{Client, WeakClient},
     keyed::Keyed,
-    observe::{self, Method, MethodNames, Served, ServedMeters},
+    observe::{self, CallStats, Method, MethodNames, Served, ServedMeters},
     streaming::{self, Kind},
     trace::{Propagate, TraceContext},
 };
@@ -61,9 +61,24 @@ struct Shared {
     max_concurrent: usize,
     running: AtomicUsize,
     draining: AtomicBool,
+    refused_busy: AtomicU64,
+    refused_draining: AtomicU64,
+    refused_unknown: AtomicU64,
     idle: Notify,
     router: OnceLock<WeakClient>,
     propagate: OnceLock<Box<dyn Propagate>>,
+}
+
+/// Calls that a server refused by itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Refusals {
+    /// It ran as many calls as it may.
+    pub busy: u64,
+    /// It was shutting down.
+    pub draining: u64,
+    /// It does not serve the service.
+    pub not_served: u64,
 }
 
 /// A service and its numbers.
@@ -97,6 +112,9 @@ impl Server {
                 max_concurrent: max,
                 running: AtomicUsize::new(0),
                 draining: AtomicBool::new(false),
+                refused_busy: AtomicU64::new(0),
+                refused_draining: AtomicU64::new(0),
+                refused_unknown: AtomicU64::new(0),
                 idle: Notify::new(),
                 router: OnceLock::new(),
                 propagate: OnceLock::new(),
@@ -197,6 +215,34 @@ impl Server {
         names
     }
 
+    /// The services served now with their calls, sorted by name. A service that is withdrawn and served again counts anew.
+    #[must_use]
+    pub fn served_calls(&self) -> Vec<(ServiceName, CallStats)> {
+        let services = self.shared.services.read().unwrap_or_else(PoisonError::into_inner);
+        let mut calls: Vec<_> = services
+            .iter()
+            .map(|(name, entry)| (name.clone(), entry.meters.stats()))
+            .collect();
+        calls.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        calls
+    }
+
+    /// Calls that are refused for each reason of the server itself, so far.
+    #[must_use]
+    pub fn refusals(&self) -> Refusals {
+        Refusals {
+            busy: self.shared.refused_busy.load(Ordering::Relaxed),
+            draining: self.shared.refused_draining.load(Ordering::Relaxed),
+            not_served: self.shared.refused_unknown.load(Ordering::Relaxed),
+        }
+    }
+
+    /// How many calls are run at a time at most.
+    #[must_use]
+    pub fn max_concurrent_calls(&self) -> usize {
+        self.shared.max_concurrent
+    }
+
     /// Whether `service` is served here.
     #[must_use]
     pub fn serves(&self, service: &ServiceName) -> bool {
@@ -254,6 +300,7 @@ impl Server {
         // Counted before the flag is read: either the drain sees this call, or this call sees the flag.
         let running = Running::start(&self.shared);
         if self.shared.draining.load(Ordering::SeqCst) {
+            self.shared.refused_draining.fetch_add(1, Ordering::Relaxed);
             return Err(Status::refused_with(
                 StatusCode::Unavailable,
                 "the node is shutting down",
@@ -261,6 +308,7 @@ impl Server {
         }
         if self.running() > self.shared.max_concurrent {
             let limit = self.shared.max_concurrent;
+            self.shared.refused_busy.fetch_add(1, Ordering::Relaxed);
             return Err(Status::refused(format!(
                 "the node runs {limit} calls already, which is its limit"
             )));
@@ -287,7 +335,10 @@ impl Server {
     /// Admits a peer's call to the service that it names.
     fn admit_peer(&self, call: &IncomingCall) -> Result<PeerCall, Status> {
         let running = self.admit()?;
-        let served = self.served(call.service()).ok_or_else(|| not_served(call.service()))?;
+        let served = self.served(call.service()).ok_or_else(|| {
+            self.shared.refused_unknown.fetch_add(1, Ordering::Relaxed);
+            not_served(call.service())
+        })?;
         let mut admitted = Admitted::new(served, running);
         admitted.method = admitted.served.methods.find(call.method());
         let (span, context) = self.seen(call, &admitted.method);
@@ -432,11 +483,6 @@ impl macula_transport::Handler for Server {
         }
     }
 
-    fn refuses(&self, call: &IncomingCall) -> Option<Reply> {
-        let known = self.serves(call.service()) || self.router_of(call).is_some();
-        (!known).then(|| not_served(call.service()).into_reply())
-    }
-
     fn stream(
         &self,
         call: IncomingCall,
@@ -490,7 +536,7 @@ impl Server {
 pub(crate) struct Admitted {
     served: Arc<Entry>,
     method: Method,
-    since: Option<Instant>,
+    since: Instant,
     outcome: Served,
     _running: Running,
 }
@@ -498,9 +544,9 @@ pub(crate) struct Admitted {
 impl Admitted {
     fn new(served: Arc<Entry>, running: Running) -> Self {
         Self {
+            since: served.meters.begin(),
             served,
             method: Method::None,
-            since: ServedMeters::start(),
             outcome: Served::Cancelled,
             _running: running,
         }

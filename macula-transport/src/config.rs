@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use macula_wire::Realm;
 
-use crate::{identity::Identity, peer::Role, share::default_memory_bytes};
+use crate::{identity::Identity, peer::Role};
 
 /// The largest part of a call's opening frame that is not payload, in bytes: names, metadata, deadline.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -198,10 +198,6 @@ pub struct Limits {
     pub retry_above: usize,
     /// Size of the UDP socket's buffers, in bytes. Default 4 MiB; the kernel may grant less.
     pub socket_buffer_bytes: usize,
-    /// Bytes that all peers together may make this endpoint keep: unfinished messages, requests of calls that run, replies that
-    /// their callers do not take. When it is full, the peer that has most loses its largest. Default: a quarter of the memory of
-    /// the machine, or of its control group where that has less, and at least 64 MiB.
-    pub memory_bytes: u64,
 }
 
 impl Default for Limits {
@@ -218,7 +214,6 @@ impl Default for Limits {
             max_handshakes: 256,
             retry_above: 64,
             socket_buffer_bytes: 4 << 20,
-            memory_bytes: default_memory_bytes(),
         }
     }
 }
@@ -230,8 +225,6 @@ pub struct Timers {
     pub connect: Duration,
     /// From the first byte of a peer's stream to its first whole frame. Default 5 s.
     pub head: Duration,
-    /// Silence of a peer in the middle of a message, after which the message is given up. Default 20 s.
-    pub message_idle: Duration,
     /// Silence after which a connection is lost, and a stream that a peer has opened and sent nothing on. Default 45 s.
     pub idle: Duration,
     /// Silence after which a quiet connection is kept open by a packet. Default 15 s.
@@ -268,7 +261,6 @@ impl Timers {
         Self {
             connect: to(self.connect),
             head: to(self.head),
-            message_idle: to(self.message_idle),
             idle: to(self.idle),
             keep_alive: to(self.keep_alive),
             probe_after: to(self.probe_after),
@@ -291,7 +283,6 @@ impl Default for Timers {
         Self {
             connect: Duration::from_secs(3),
             head: Duration::from_secs(5),
-            message_idle: Duration::from_secs(20),
             idle: Duration::from_secs(45),
             keep_alive: Duration::from_secs(15),
             probe_after: Duration::from_millis(500),

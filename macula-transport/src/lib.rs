@@ -15,7 +15,6 @@ mod network;
 mod peer;
 mod pool;
 mod report;
-mod share;
 mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -33,6 +32,7 @@ pub use config::{
 };
 pub use connection::{
     handle::Connection,
+    snapshot::{ConnectionStats, Opener},
     watch::{Presence, PresenceWatch},
 };
 pub use endpoint::Endpoint;
@@ -47,5 +47,4 @@ pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role};
 pub use pool::{FoundConnection, Pool, PoolEvent, PoolEvents, PoolStats};
 pub use report::LoadReport;
-pub use share::memory::{Memory, MemoryCharge, MemoryStats};
 pub use stats::Stats;

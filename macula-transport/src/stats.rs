@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::share::memory::MemoryStats;
-
 /// What an endpoint has counted since it was bound.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -40,8 +38,6 @@ pub struct Stats {
     pub suspicions: u64,
     /// Reports that a connected peer's address is unreachable.
     pub unreachable_hints: u64,
-    /// The memory that peers make the endpoint keep.
-    pub memory: MemoryStats,
 }
 
 macro_rules! counters {
@@ -51,8 +47,8 @@ macro_rules! counters {
         pub(crate) struct Counters { $(pub(crate) $name: Counter),* }
 
         impl Counters {
-            pub(crate) fn snapshot(&self, connections: usize, memory: MemoryStats) -> Stats {
-                Stats { connections, memory, $($name: self.$name.get()),* }
+            pub(crate) fn snapshot(&self, connections: usize) -> Stats {
+                Stats { connections, $($name: self.$name.get()),* }
             }
         }
     };

@@ -33,6 +33,8 @@ enum Stubs {
     None,
     /// A client and a server for tonic.
     Tonic,
+    /// The same, the schema itself for server reflection, and messages that can be written as JSON with the feature `cli`.
+    Admin,
 }
 
 const TARGETS: &[Target] = &[
@@ -45,6 +47,11 @@ const TARGETS: &[Target] = &[
         proto: "macula-rpc/tests/proto",
         code: "macula-rpc/tests/it/gen",
         stubs: Stubs::Tonic,
+    },
+    Target {
+        proto: "macula-node/proto",
+        code: "macula-node/src/admin/gen",
+        stubs: Stubs::Admin,
     },
 ];
 
@@ -124,8 +131,16 @@ pub(crate) fn check() -> Result<()> {
 /// How prost turns a schema into Rust.
 fn generator(stubs: Stubs) -> Config {
     let mut config = Config::new();
-    if stubs == Stubs::Tonic {
-        config.service_generator(tonic_prost_build::configure().service_generator());
+    match stubs {
+        Stubs::None => {}
+        Stubs::Tonic => {
+            config.service_generator(tonic_prost_build::configure().service_generator());
+        }
+        Stubs::Admin => {
+            let stubs = tonic_prost_build::configure().build_transport(false);
+            config.service_generator(stubs.service_generator());
+            config.message_attribute(".", r#"#[cfg_attr(feature = "cli", derive(serde::Serialize))]"#);
+        }
     }
     // Payloads are sliced out of the receive buffer instead of copied, and maps encode in one order only.
     config.bytes(["."]).btree_map(["."]);
@@ -149,6 +164,10 @@ fn generate(proto: &Path, header: &str, stubs: Stubs) -> Result<Generated> {
             file.name()
         );
     }
+    let schema = match stubs {
+        Stubs::None | Stubs::Tonic => None,
+        Stubs::Admin => Some(encoded(&sources, proto)?),
+    };
     let requests = descriptors
         .file
         .into_iter()
@@ -160,10 +179,25 @@ fn generate(proto: &Path, header: &str, stubs: Stubs) -> Result<Generated> {
     modules
         .into_iter()
         .map(|(module, body)| {
-            let content = rustfmt(&format!("{header}\n\n{body}"))?;
+            let schema = schema.as_deref().unwrap_or_default();
+            let content = rustfmt(&format!("{header}\n\n{body}{schema}"))?;
             Ok((module.to_file_name_or("_"), content))
         })
         .collect()
+}
+
+/// The schemas as a constant, without their comments.
+fn encoded(sources: &[PathBuf], proto: &Path) -> Result<String> {
+    let mut compiler = protox::Compiler::new([proto])?;
+    compiler
+        .include_source_info(false)
+        .include_imports(true)
+        .open_files(sources)?;
+    let bytes = compiler.encode_file_descriptor_set();
+    Ok(format!(
+        "\n/// The schema as an encoded `FileDescriptorSet`, for server reflection.\npub const FILE_DESCRIPTOR_SET: &[u8] = b\"{}\";\n",
+        bytes.escape_ascii()
+    ))
 }
 
 /// The generated files in `dir`, without the hand-written ones beside them.

@@ -11,6 +11,7 @@
 mod cluster;
 mod codegen;
 mod deny;
+mod deploy;
 mod english;
 mod examples;
 mod finding;
@@ -43,7 +44,11 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Everything the CI runs: check, docs, test.
-    Ci,
+    Ci {
+        /// Fail where no Docker engine answers, instead of leaving the containers out.
+        #[arg(long)]
+        engine: bool,
+    },
     /// Format, tidy, codegen --check, layers, package, deny, clippy, each package compiled alone, fuzz --check.
     Check,
     /// Every example, test and doctest, with every feature.
@@ -64,6 +69,8 @@ enum Command {
         #[arg(long)]
         advisories: bool,
     },
+    /// Check the deployment files by the schemas of Compose, systemd and Kubernetes.
+    Deploy,
     /// Run every program in the packages' `examples/`.
     Examples,
     /// Check which package depends on which, and that the cores stay pure.
@@ -114,7 +121,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Ci => steps::ci(),
+        Command::Ci { engine } => steps::ci(engine),
         Command::Check => steps::check(),
         Command::Test => steps::test(),
         Command::Docs => steps::docs(),
@@ -122,6 +129,7 @@ fn main() -> ExitCode {
         Command::Codegen { check: false } => codegen::write(),
         Command::Codegen { check: true } => codegen::check(),
         Command::Deny { advisories } => deny::check(advisories),
+        Command::Deploy => deploy::check(),
         Command::Examples => examples::check(),
         Command::Layers { modules } => layers::check(modules),
         Command::Package => package::check(),

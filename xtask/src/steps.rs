@@ -9,10 +9,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
+use crate::cluster::{self, Backend};
 use crate::house::published;
 use crate::metadata::packages;
 use crate::workspace::{cargo, run, side_packages};
-use crate::{codegen, deny, examples, fuzz, layers, package, tidy};
+use crate::{codegen, deny, deploy, examples, fuzz, layers, package, tidy};
 
 /// One thing to run.
 struct Step {
@@ -54,6 +55,11 @@ const CHECK: &[Step] = &[
         run: || deny::check(false),
     },
     Step {
+        name: "deploy",
+        again: "cargo xtask deploy",
+        run: deploy::check,
+    },
+    Step {
         name: "clippy",
         again: CLIPPY_AGAIN,
         run: clippy,
@@ -77,6 +83,24 @@ const DOCS: &[Step] = &[Step {
     again: "cargo xtask docs",
     run: build_docs,
 }];
+
+const NETWORK: Step = Step {
+    name: "hosts in network namespaces",
+    again: "cargo xtask cluster --quick --backend netns",
+    run: || cluster::quick(Backend::Netns, false),
+};
+
+const CONTAINERS: Step = Step {
+    name: "hosts in containers",
+    again: "cargo xtask cluster --quick --backend compose",
+    run: || cluster::quick(Backend::Containers, false),
+};
+
+/// The same where Docker was promised: without an engine it fails.
+const ENGINE: Step = Step {
+    run: || cluster::quick(Backend::Containers, true),
+    ..CONTAINERS
+};
 
 const TEST: &[Step] = &[
     Step {
@@ -113,9 +137,11 @@ pub(crate) fn docs() -> Result<()> {
     run_all(&[DOCS])
 }
 
-/// All of the above.
-pub(crate) fn ci() -> Result<()> {
-    run_all(&[CHECK, DOCS, TEST])
+/// All of the above, and scenarios of faults on hosts of their own. With `engine`, a missing Docker engine is a failure; without
+/// it, the containers are left out, and a line says so.
+pub(crate) fn ci(engine: bool) -> Result<()> {
+    let containers = if engine { ENGINE } else { CONTAINERS };
+    run_all(&[CHECK, DOCS, &[NETWORK, containers], TEST])
 }
 
 /// Each package by itself: its library with the default features, with none and with each one alone; its tests and examples

@@ -399,6 +399,12 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     pub fn advertised(&self) -> impl Iterator<Item = &ServiceKey> {
         self.publisher.advertised()
     }
+
+    /// The nodes that acknowledged the last publication of `key`; none when this node does not advertise it.
+    #[must_use]
+    pub fn holders(&self, key: &ServiceKey) -> &[Contact] {
+        self.publisher.holders(key)
+    }
 }
 
 /// Joining.

@@ -161,6 +161,11 @@ impl<S: Signer> Publisher<S> {
         self.paced.saturating_sub(PACE_BURST * PACE)
     }
 
+    /// The nodes that acknowledged the last publication of a service.
+    pub(super) fn holders(&self, key: &ServiceKey) -> &[Contact] {
+        self.services.get(key).map_or(&[], |service| &service.holders)
+    }
+
     /// The keys of the services, ascending.
     pub(super) fn advertised(&self) -> impl Iterator<Item = &ServiceKey> {
         self.services.keys()

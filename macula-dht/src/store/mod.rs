@@ -215,6 +215,12 @@ impl ProviderStore {
         }
     }
 
+    /// The limits in force.
+    #[must_use]
+    pub fn limits(&self) -> StoreLimits {
+        self.limits
+    }
+
     /// The contents, in numbers.
     #[must_use]
     pub fn usage(&self) -> Usage {

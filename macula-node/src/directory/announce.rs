@@ -68,6 +68,11 @@ impl Announcement {
         (announcement, watched)
     }
 
+    /// The addresses advertised now.
+    pub(super) fn addresses(&self) -> Arc<[Address]> {
+        self.addresses.borrow().clone()
+    }
+
     /// The advertisement of every service.
     pub(crate) fn advertisement(&self) -> Advertisement {
         self.offer.at(&self.addresses.borrow())

@@ -24,11 +24,13 @@ use super::{
     join::{Joining, Progress, Reached},
     neighbours::Neighbours,
     requests::{self, Done},
+    state::{DirectoryState, Own, Publication},
 };
 use crate::{
     BootstrapAddr,
     clocks::{ClockWatch, Clocks, Jump},
     data::Kept,
+    events::NodeEvent,
 };
 
 /// Requests on their way at a time; the core is told that those beyond it timed out, and asks again later.
@@ -56,8 +58,8 @@ pub(crate) struct Driver {
     lookups: BTreeMap<QueryId, Lookup>,
     advertising: HashMap<ServiceKey, Vec<oneshot::Sender<Result<PublishReport, macula_dht::AdvertiseError>>>>,
     withdrawing: HashMap<ServiceKey, Vec<oneshot::Sender<WithdrawReport>>>,
-    /// The names of this node's services: people do not know keys.
-    names: HashMap<ServiceKey, ServiceName>,
+    /// This node's services.
+    own: HashMap<ServiceKey, Own>,
     requests: JoinSet<Done>,
     neighbours: Neighbours,
     timeouts: Timeouts,
@@ -155,7 +157,7 @@ impl Driver {
             lookups: BTreeMap::new(),
             advertising: HashMap::new(),
             withdrawing: HashMap::new(),
-            names: HashMap::new(),
+            own: HashMap::new(),
             requests: JoinSet::new(),
             neighbours: Neighbours::default(),
             timeouts,
@@ -172,7 +174,7 @@ impl Driver {
         announcement: &Announcement,
     ) -> Result<(), macula_dht::AdvertiseError> {
         let key = self.core.key(service);
-        self.names.insert(key, service.clone());
+        self.own.entry(key).or_insert_with(|| Own::new(service));
         self.core
             .advertise(self.clocks.now(), key, announcement.advertisement())
     }
@@ -241,6 +243,9 @@ impl Driver {
                     looks = looks.wrapping_add(1);
                     let jumped = self.look_at_clocks();
                     let moved = looks.is_multiple_of(LOOKS_A_ROUND) && announcement.look(self.clocks.now());
+                    if moved {
+                        self.shared.news.tell(NodeEvent::Addresses(announcement.addresses()));
+                    }
                     if jumped || moved {
                         self.publish_anew(&announcement);
                     }
@@ -264,6 +269,7 @@ impl Driver {
             stepped_ms,
             "the machine was suspended or its wall clock was set; the node publishes its services anew"
         );
+        self.shared.news.tell(NodeEvent::ClockJumped { slept, stepped_ms });
         self.clocks.set_suspended(self.watch.suspended());
         let now = self.clocks.now();
         // Everything that ran out during the jump ends before new work starts.
@@ -350,12 +356,21 @@ impl Driver {
                     refused,
                     unreachable,
                 };
+                let own = self.own.get_mut(&key);
+                let name = own.as_ref().map(|own| own.name.clone());
+                if let Some(own) = own {
+                    own.last = Some((report.clone(), self.clocks.now()));
+                }
                 if !report.refused.is_empty() {
-                    let service = self.names.get(&key).map(ServiceName::as_str).unwrap_or_default();
+                    let service = name.as_ref().map(ServiceName::as_str).unwrap_or_default();
                     let clock = report.wrong_clock().map(|clock| clock.to_string()).unwrap_or_default();
                     tracing::warn!(service, %report, clock, "some nodes did not take this node's provider record");
                 }
                 self.joining.published(&key);
+                if let Some(service) = name {
+                    let report = report.clone();
+                    self.shared.news.tell(NodeEvent::Published { service, report });
+                }
                 // The caller may have stopped waiting.
                 for reply in self.advertising.remove(&key).into_iter().flatten() {
                     let _ = reply.send(Ok(report.clone()));
@@ -373,12 +388,22 @@ impl Driver {
                 for reply in self.withdrawing.remove(&key).into_iter().flatten() {
                     let _ = reply.send(report);
                 }
+                let service = self.own.get(&key).map(|own| own.name.clone());
+                // It may have been advertised again meanwhile.
+                if !self.core.advertised().any(|known| *known == key) {
+                    self.own.remove(&key);
+                }
+                self.shared.news.tell(NodeEvent::Withdrawn { service, report });
             }
             Event::Joined { contacts } => {
+                self.shared.news.tell(NodeEvent::Joined { contacts });
                 let services: Vec<_> = self.core.advertised().copied().collect();
                 self.joining.joined(contacts, services.into_iter());
             }
-            Event::JoinFailed { retry_in } => self.joining.failed(retry_in),
+            Event::JoinFailed { retry_in } => {
+                let error = self.joining.failed(retry_in);
+                self.shared.news.tell(NodeEvent::JoinFailed { error, retry_in });
+            }
             Event::BackendFailed(error) => tracing::warn!(%error, "some of the directory is not kept"),
             Event::Providers { query, batch } => {
                 if let Some(lookup) = self.lookups.get_mut(&query) {
@@ -437,9 +462,12 @@ impl Driver {
                 for reply in self.advertising.remove(&key).into_iter().flatten() {
                     let _ = reply.send(Ok(PublishReport::default()));
                 }
-                self.names.remove(&key);
                 self.withdrawing.entry(key).or_default().push(reply);
                 self.core.withdraw(now, key);
+            }
+            Command::State { reply } => {
+                // The reader may have gone.
+                let _ = reply.send(self.state(now));
             }
             Command::Close { reply } => self.closing = Some(reply),
         }
@@ -498,6 +526,30 @@ impl Driver {
         });
         for reply in hurried.into_iter().chain(patient) {
             let _ = reply.send(answer.clone());
+        }
+    }
+
+    /// The directory as the task knows it; the rest is added by [`Directory::state`].
+    fn state(&self, now: Instant) -> DirectoryState {
+        let published = self.core.advertised().filter_map(|key| {
+            let own = self.own.get(key)?;
+            let ago = |(report, at): &(PublishReport, Instant)| (report.clone(), now.saturating_duration_since(*at));
+            Some(Publication {
+                service: own.name.clone(),
+                holders: self.core.holders(key).iter().map(|holder| *holder.node_id()).collect(),
+                last: own.last.as_ref().map(ago),
+            })
+        });
+        let mut published: Vec<_> = published.collect();
+        published.sort_unstable_by(|a, b| a.service.cmp(&b.service));
+        DirectoryState {
+            contacts: self.core.table().iter().cloned().collect(),
+            replacements: self.core.table().replacements().count(),
+            network_size: self.core.network_size(),
+            held: self.core.store().usage(),
+            limits: self.core.store().limits(),
+            published,
+            ..DirectoryState::default()
         }
     }
 

@@ -137,13 +137,24 @@ impl Joining {
     }
 
     /// The seeds of the core. A list of bootstrap nodes that all nodes share names this node too, which is left out.
+    ///
+    /// Several addresses with one id are one node, and one seed: it is dialed at whichever of them answers, so a host without IPv6
+    /// reaches a node that is named by an address of each family.
     pub(super) fn seeds(&self, own: &NodeId) -> Vec<Seed> {
-        let seed = |address: &BootstrapAddr| match address.node_id {
-            Some(id) if id == *own => None,
-            Some(id) => Some(Seed::Known(Contact::new(id, [address.endpoint.clone()]))),
-            None => Some(Seed::At(address.endpoint.clone())),
-        };
-        self.bootstrap.iter().filter_map(seed).collect()
+        let mut seeds = Vec::new();
+        let mut named = BTreeSet::from([*own]);
+        for address in &self.bootstrap {
+            match address.node_id {
+                None => seeds.push(Seed::At(address.endpoint.clone())),
+                Some(id) if named.insert(id) => {
+                    let its = self.bootstrap.iter().filter(|other| other.node_id == Some(id));
+                    let endpoints = its.map(|other| other.endpoint.clone());
+                    seeds.push(Seed::Known(Contact::new(id, endpoints)));
+                }
+                Some(_) => {}
+            }
+        }
+        seeds
     }
 
     /// A node without services is in the mesh as soon as one node has answered.
@@ -203,11 +214,12 @@ impl Joining {
         }
     }
 
-    /// The core's attempt failed; it tries again by itself.
-    pub(super) fn failed(&mut self, retry_in: Duration) {
+    /// The core's attempt failed; it tries again by itself. Returns why it failed.
+    pub(super) fn failed(&mut self, retry_in: Duration) -> JoinError {
         let error = self.failure.take().unwrap_or(JoinError::NoAnswer);
         tracing::info!(%error, ?retry_in, "not in the mesh yet");
-        self.progress.send_replace(Some(Err(error)));
+        self.progress.send_replace(Some(Err(error.clone())));
+        error
     }
 
     /// Takes the nodes that listen at an endpoint, and gives the core's contacts for them; none when no node listens there.
@@ -281,5 +293,28 @@ impl Joining {
         tracing::debug!(%address, error = %source, "a bootstrap node was not reached");
         self.try_again = true;
         self.failure = Some(JoinError::Unreachable { address, source });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_named_by_an_address_of_each_family_is_one_seed_with_both() {
+        let id = |byte| NodeId::from_bytes([byte; 32]);
+        let named = |text: &str| text.parse::<BootstrapAddr>().unwrap();
+        let bootstrap = vec![
+            named(&format!("{}@[fd00::1]:9443", id(1))),
+            named("node2:9443"),
+            named(&format!("{}@10.0.0.1:9443", id(1))),
+            named(&format!("{}@10.0.0.3:9443", id(3))),
+        ];
+        let joining = Joining::new(bootstrap, watch::channel(None).0, Reached::default());
+        let seeds = joining.seeds(&id(3));
+        let [Seed::Known(both), Seed::At(_)] = seeds.as_slice() else {
+            panic!("{seeds:?}");
+        };
+        assert_eq!((*both.node_id(), both.endpoints().len()), (id(1), 2));
     }
 }

@@ -9,6 +9,7 @@ mod join;
 mod neighbours;
 mod report;
 mod requests;
+mod state;
 
 use std::{
     collections::HashMap,
@@ -34,8 +35,9 @@ pub(crate) use self::{
 pub use self::{
     join::{JoinCause, JoinError, JoinReport, TrustedPeer},
     report::{PublishReport, WithdrawReport, WrongClock},
+    state::{DirectoryState, Publication},
 };
-use crate::clocks::Clocks;
+use crate::{clocks::Clocks, events::News};
 
 /// Commands that wait for the task at a time. Beyond it, requests of peers are declined and this node's own callers wait.
 const MAX_WAITING_COMMANDS: usize = 1024;
@@ -80,6 +82,7 @@ struct Shared {
     stats: Mutex<DirectoryStats>,
     /// Told of each answer of another node.
     answered: Notify,
+    news: News,
 }
 
 /// The cache, by the names that callers use.
@@ -203,6 +206,8 @@ enum Command {
         key: ServiceKey,
         reply: oneshot::Sender<WithdrawReport>,
     },
+    /// Show the directory at this moment.
+    State { reply: oneshot::Sender<DirectoryState> },
     /// Write the waiting changes to disk, and end.
     Close { reply: oneshot::Sender<()> },
 }
@@ -230,6 +235,7 @@ impl Directory {
             }),
             stats: Mutex::default(),
             answered: Notify::new(),
+            news: News::default(),
         };
         (
             Self {
@@ -359,6 +365,27 @@ impl Directory {
             // Fails when another caller closes it.
             let _ = closed.await;
         }
+    }
+
+    /// The directory at this moment; empty once it is closed.
+    pub(crate) async fn state(&self) -> DirectoryState {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::State { reply }).await.is_err() {
+            return DirectoryState::default();
+        }
+        let state = answer.await.unwrap_or_default();
+        let cached = self.shared.cache().found.len();
+        DirectoryState {
+            stats: self.stats(),
+            cached,
+            max_cached: CacheLimits::default().keys,
+            ..state
+        }
+    }
+
+    /// The readers of the node's events.
+    pub(crate) fn news(&self) -> &News {
+        &self.shared.news
     }
 
     pub(crate) fn stats(&self) -> DirectoryStats {

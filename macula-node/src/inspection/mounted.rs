@@ -59,6 +59,12 @@ impl Inspection {
         (service.as_str().starts_with("grpc.") && self.server.serves(service)).then_some(&self.server)
     }
 
+    /// The health service, to be served elsewhere too.
+    #[cfg(feature = "admin")]
+    pub(crate) fn health(&self) -> HealthServer<impl tonic_health::pb::health_server::Health + use<>> {
+        HealthServer::new(self.statuses.clone())
+    }
+
     /// `service` is served from now on.
     pub(crate) fn serving(&self, service: &ServiceName) {
         self.statuses.serving(service);

@@ -20,6 +20,9 @@ pub(crate) fn macula() -> Command {
     }
     // No home folder, so that no test leaves state for another.
     command.env("HOME", "/nonexistent");
+    // No node of another test is found, and none finds this one's.
+    command.env("MACULA_RUNTIME", "/nonexistent");
+    command.env("MACULA_ADMIN", "off");
     command
 }
 

@@ -130,6 +130,7 @@ impl ClientBuilder {
         Client {
             shared: Arc::new(Shared {
                 services: Services::new(self.seed, self.defaults.clone(), self.pool.clone()),
+                kept_for_peers: Arc::default(),
                 pool: self.pool,
                 resolver: self.resolver,
                 routers: self.routers,

@@ -47,7 +47,6 @@ impl Client {
             may_run_here: false,
             may_route: false,
             for_peer: true,
-            kept_by: requests.memory(),
             ..Options::default()
         };
         let mut provider = match self.open(call.service(), &mut options, forwarded(requests)).await {

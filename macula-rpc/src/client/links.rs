@@ -22,6 +22,7 @@ use macula_wire::{NodeId, ServiceName};
 
 use super::{
     link,
+    news::ClientEvent,
     services::{Balanced, Member, Roster, Service, WeakBalanced},
     shared::{Client, WeakClient, now},
 };
@@ -168,10 +169,12 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
             (node, presence, watch) = peers.next() => {
                 let Some(client) = client.upgrade() else { return };
                 peers.follow(node, watch);
-                client.tell_link(&node, match presence {
-                    Presence::Up => Link::Up,
-                    Presence::Suspected => Link::Suspected,
-                });
+                let (link, event) = match presence {
+                    Presence::Up => (Link::Up, ClientEvent::Heard(node)),
+                    Presence::Suspected => (Link::Suspected, ClientEvent::Suspected(node)),
+                };
+                client.tell_link(&node, link);
+                client.shared.services.news.tell(event);
                 continue;
             }
         };

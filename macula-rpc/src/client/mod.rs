@@ -10,12 +10,15 @@ mod answer;
 mod attempt;
 mod builder;
 mod call;
+mod called;
 mod driver;
 mod duplex;
 mod forward;
 mod link;
 mod links;
 mod local;
+mod look;
+mod news;
 mod options;
 mod refresh;
 mod replay;
@@ -26,7 +29,9 @@ mod watch;
 
 pub use answer::{Answer, AnswerSource};
 pub use builder::{CallBuilder, ClientBuilder};
+pub use called::{CalledProvider, CalledService};
 pub use duplex::Replies;
+pub use news::{ClientEvent, ClientEvents, MAX_CLIENT_EVENTS};
 #[cfg(feature = "tonic")]
 pub(crate) use options::Options;
 pub use options::{DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT};

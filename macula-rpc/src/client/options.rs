@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use macula_select::{Backoff, Hedge, RetryPolicy, Strategy, Zone};
-use macula_transport::{Memory, Metadata};
+use macula_transport::Metadata;
 
 use crate::{Provider, ResolveOptions};
 
@@ -45,8 +45,6 @@ pub(crate) struct Options {
     pub(crate) may_route: bool,
     /// Whether the call is a peer's and is forwarded.
     pub(crate) for_peer: bool,
-    /// Where the requests that are kept of such a call are charged.
-    pub(crate) kept_by: Option<Memory>,
 }
 
 impl Options {
@@ -68,7 +66,6 @@ impl Options {
         may_run_here: true,
         may_route: true,
         for_peer: false,
-        kept_by: None,
     };
 }
 

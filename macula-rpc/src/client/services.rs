@@ -3,20 +3,27 @@
 use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
+    ops::{Deref, DerefMut},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::{Duration, Instant},
 };
 
-use macula_select::{Balancer, BalancerConfig, Link, LocalityConfig, Zone};
+use macula_select::{Balancer, BalancerConfig, Link, LocalityConfig, ProviderStats, Zone};
 use macula_transport::{Connection, FoundConnection, Pool};
 use macula_wire::{Address, NodeId, ServiceName};
 use tokio::sync::Notify;
 
-use super::{link, options::Defaults, refresh::Refresh};
+use super::{
+    called::CalledProvider,
+    link,
+    news::{News, Teller},
+    options::Defaults,
+    refresh::Refresh,
+};
 use crate::{
     Provider,
     keyed::Keyed,
-    observe::{Meters, OTHER, PoolMeters},
+    observe::{CallStats, Meters, OTHER, PoolMeters},
 };
 
 /// Services whose health and rotation a client remembers. Beyond that it forgets a service without a running call for each new one.
@@ -40,6 +47,7 @@ pub(super) struct Services {
     peers_meters: Arc<Meters>,
     pool_meters: Arc<PoolMeters>,
     routers: Balanced,
+    pub(super) news: News,
 }
 
 type Known = HashMap<ServiceName, Arc<Service>, Keyed>;
@@ -53,7 +61,8 @@ pub(super) struct Service {
 
 impl Services {
     pub(super) fn new(seed: u64, defaults: Defaults, pool: Pool) -> Self {
-        let routers = Balanced::new(&defaults, seed);
+        let news = News::default();
+        let routers = Balanced::new(&defaults, seed, news.teller(None));
         let pool_meters = Arc::new(PoolMeters::new(pool));
         Self {
             seed,
@@ -63,6 +72,7 @@ impl Services {
             peers_meters: Arc::new(Meters::new(&other(), &pool_meters)),
             pool_meters,
             routers,
+            news,
         }
     }
 
@@ -106,7 +116,7 @@ impl Services {
         // Each service has its own random sequence, so callers that start together do not pick in step.
         let seed = self.seed ^ (services.len() as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let fresh = Arc::new(Service {
-            balanced: Balanced::new(&self.defaults, seed),
+            balanced: Balanced::new(&self.defaults, seed, self.news.teller(Some(service))),
             meters: meters(),
             refresh: Refresh::default(),
         });
@@ -118,7 +128,23 @@ impl Services {
 
     /// A balancer for one call, which leaves no state.
     pub(super) fn alone(&self) -> Balanced {
-        Balanced::new(&self.defaults, self.seed)
+        Balanced::new(&self.defaults, self.seed, Teller::silent())
+    }
+
+    /// The services that this client has called itself, sorted by name.
+    pub(super) fn own(&self) -> Vec<(ServiceName, Arc<Service>)> {
+        let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
+        let known = services.iter();
+        let mut own: Vec<_> = known
+            .map(|(name, service)| (name.clone(), Arc::clone(service)))
+            .collect();
+        own.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        own
+    }
+
+    /// The calls that were forwarded for peers.
+    pub(super) fn forwarded(&self) -> CallStats {
+        self.peers_meters.stats()
     }
 
     /// The services that are remembered.
@@ -161,6 +187,37 @@ struct Shared {
     roster: Mutex<Roster>,
     /// Woken when the link of a provider has changed: calls that wait look at their attempts anew.
     news: Notify,
+    teller: Teller,
+}
+
+/// A locked roster. At the end the balancer's events are told.
+pub(super) struct Locked<'a> {
+    roster: MutexGuard<'a, Roster>,
+    teller: &'a Teller,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Roster;
+
+    fn deref(&self) -> &Roster {
+        &self.roster
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Roster {
+        &mut self.roster
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        while let Some(event) = self.roster.balancer.poll_event() {
+            // A provider that has just left the list has no place any more, and no reader who cares.
+            let named = event.named(|member| self.roster.node(member));
+            self.teller.tell(named);
+        }
+    }
 }
 
 /// A service's providers and the balancer that chooses among them.
@@ -232,7 +289,7 @@ struct Peer {
 }
 
 impl Balanced {
-    fn new(defaults: &Defaults, seed: u64) -> Self {
+    fn new(defaults: &Defaults, seed: u64, teller: Teller) -> Self {
         let locality = LocalityConfig {
             zone: defaults.zone,
             ..LocalityConfig::default()
@@ -254,11 +311,15 @@ impl Balanced {
         Self(Arc::new(Shared {
             roster: Mutex::new(roster),
             news: Notify::new(),
+            teller,
         }))
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, Roster> {
-        self.0.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn lock(&self) -> Locked<'_> {
+        Locked {
+            roster: self.0.roster.lock().unwrap_or_else(PoisonError::into_inner),
+            teller: &self.0.teller,
+        }
     }
 
     /// Woken when the link of a provider has changed.
@@ -367,6 +428,28 @@ impl Roster {
         }
     }
 
+    fn node(&self, member: Member) -> Option<NodeId> {
+        Some(self.peers.get(member.place as usize)?.as_ref()?.provider.node_id)
+    }
+
+    /// The providers with their standing, in the list's order.
+    pub(super) fn standing(&self) -> Vec<CalledProvider> {
+        let one = |stats: ProviderStats<'_, Member>| {
+            let peer = self.peers.get(stats.provider.place as usize)?.as_ref()?;
+            Some(CalledProvider {
+                provider: Arc::clone(&peer.provider),
+                state: stats.state,
+                link: stats.link,
+                in_flight: stats.in_flight,
+                latency: stats.latency,
+                recent: stats.counts,
+                consecutive_failures: stats.consecutive_failures,
+                ejections: stats.ejections,
+            })
+        };
+        self.balancer.providers().filter_map(one).collect()
+    }
+
     /// The node behind a member, and where it listens.
     pub(super) fn peer(&self, member: Member) -> Option<(NodeId, Vec<Address>)> {
         let peer = self.peers.get(member.place as usize)?.as_ref()?;
@@ -418,7 +501,7 @@ mod tests {
     }
 
     fn balanced() -> Balanced {
-        Balanced::new(&defaults(), 1)
+        Balanced::new(&defaults(), 1, Teller::silent())
     }
 
     fn id(number: u8) -> NodeId {

@@ -28,6 +28,7 @@ impl CallWatch {
             false => client.shared.services.of(service),
             true => client.shared.services.for_peers(service),
         };
+        known.meters.begin();
         Self {
             started: now(),
             span: observe::call_span(service, &call.method),

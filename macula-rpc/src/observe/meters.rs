@@ -15,6 +15,7 @@ use macula_wire::ServiceName;
 use super::{
     Ended, MAX_METHODS, Method, MethodNames, Served,
     recorded::{Counters, Labels, Seconds, Total, show},
+    tally::{CallStats, Counted, Tally},
 };
 use crate::error::stop;
 
@@ -58,7 +59,7 @@ impl ByMethod {
         }
     }
 
-    fn count(&self, method: &Method, outcome: &'static str, start: Instant) {
+    fn count(&self, method: &Method, outcome: &'static str, took: Duration) {
         let place = match method {
             Method::None => Some(&self.none),
             Method::Other => Some(&self.other),
@@ -75,13 +76,14 @@ impl ByMethod {
             })
         });
         meters.calls.add(&meters.labels, outcome);
-        meters.seconds.record(&meters.labels, || since(start));
+        meters.seconds.record(&meters.labels, || took);
     }
 }
 
 /// The numbers of a client's calls of one service.
 #[derive(Debug)]
 pub(crate) struct Meters {
+    tally: Tally,
     methods: MethodNames,
     calls: ByMethod,
     labels: Labels,
@@ -96,6 +98,7 @@ pub(crate) struct Meters {
 impl Meters {
     pub(crate) fn new(service: &ServiceName, pool: &Arc<PoolMeters>) -> Self {
         Self {
+            tally: Tally::default(),
             methods: MethodNames::default(),
             calls: ByMethod::new(service, "macula.rpc.calls", "rpc.client.call.duration"),
             labels: Labels::new(service, &Method::None),
@@ -116,10 +119,29 @@ impl Meters {
         }
     }
 
+    /// A call began.
+    pub(crate) fn begin(&self) {
+        self.tally.begin();
+    }
+
     /// A call ended.
     pub(crate) fn call(&self, method: &Method, ended: Ended, start: Instant) {
-        self.calls.count(method, ended.name(), start);
+        let took = since(start);
+        self.tally.end(
+            match ended {
+                Ended::Ok => Counted::Ok,
+                Ended::Cancelled => Counted::Cancelled,
+                Ended::Late | Ended::Failed(_) => Counted::Error,
+            },
+            took,
+        );
+        self.calls.count(method, ended.name(), took);
         self.pool.show(start);
+    }
+
+    /// The calls so far.
+    pub(crate) fn stats(&self) -> CallStats {
+        self.tally.stats()
     }
 
     /// A step of the directory's order gave the providers; `none` when no step did.
@@ -148,23 +170,43 @@ impl Meters {
 
 /// The numbers of a provider's calls of one service.
 #[derive(Debug)]
-pub(crate) struct ServedMeters(ByMethod);
+pub(crate) struct ServedMeters {
+    tally: Tally,
+    calls: ByMethod,
+}
 
 impl ServedMeters {
     pub(crate) fn new(service: &ServiceName) -> Self {
-        Self(ByMethod::new(service, "macula.rpc.served", "rpc.server.call.duration"))
+        Self {
+            tally: Tally::default(),
+            calls: ByMethod::new(service, "macula.rpc.served", "rpc.server.call.duration"),
+        }
     }
 
-    /// The time a call starts; none without the feature `metrics`, which spares a look at the clock.
-    pub(crate) fn start() -> Option<Instant> {
-        cfg!(feature = "metrics").then(|| tokio::time::Instant::now().into_std())
+    /// A call begins; its time.
+    pub(crate) fn begin(&self) -> Instant {
+        self.tally.begin();
+        tokio::time::Instant::now().into_std()
     }
 
     /// A handler has ended.
-    pub(crate) fn served(&self, method: &Method, served: Served, start: Option<Instant>) {
-        if let Some(start) = start {
-            self.0.count(method, served.name(), start);
-        }
+    pub(crate) fn served(&self, method: &Method, served: Served, start: Instant) {
+        let took = since(start);
+        self.tally.end(
+            match served {
+                Served::Ok => Counted::Ok,
+                Served::Error => Counted::Error,
+                Served::Refused => Counted::Refused,
+                Served::Cancelled => Counted::Cancelled,
+            },
+            took,
+        );
+        self.calls.count(method, served.name(), took);
+    }
+
+    /// The calls so far.
+    pub(crate) fn stats(&self) -> CallStats {
+        self.tally.stats()
     }
 }
 

@@ -12,6 +12,7 @@ mod methods;
 #[cfg_attr(not(feature = "metrics"), path = "unrecorded.rs")]
 mod recorded;
 mod spans;
+mod tally;
 
 pub(crate) use meters::{Meters, PoolMeters, ServedMeters};
 pub use methods::MAX_METHODS;
@@ -19,6 +20,7 @@ pub(crate) use methods::{Method, MethodNames, OTHER};
 pub(crate) use spans::{
     attempt_span, call_span, record_attempt, record_end, record_peer, record_served, record_step, serve_span,
 };
+pub use tally::{CallStats, LATENCY_BUCKETS, Latency};
 
 use crate::{CallError, error::name};
 

@@ -48,6 +48,39 @@ pub enum Event<K> {
     BudgetExhausted,
 }
 
+impl<K> Event<K> {
+    /// The event with the provider under another name; `None` when `name` has none for it.
+    #[must_use]
+    pub fn named<N>(self, name: impl FnOnce(K) -> Option<N>) -> Option<Event<N>> {
+        Some(match self {
+            Self::Ejected {
+                provider,
+                until,
+                count,
+                reason,
+            } => Event::Ejected {
+                provider: name(provider)?,
+                until,
+                count,
+                reason,
+            },
+            Self::Probing { provider } => Event::Probing {
+                provider: name(provider)?,
+            },
+            Self::Restored { provider, reason } => Event::Restored {
+                provider: name(provider)?,
+                reason,
+            },
+            Self::Unreachable { provider } => Event::Unreachable {
+                provider: name(provider)?,
+            },
+            Self::PanicEntered => Event::PanicEntered,
+            Self::PanicLeft => Event::PanicLeft,
+            Self::BudgetExhausted => Event::BudgetExhausted,
+        })
+    }
+}
+
 /// Why a provider was ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]

@@ -27,9 +27,10 @@ use crate::{
         link::{Direction, InFlight, Link},
         stream::{FRAME_OVERHEAD, Incoming, Outgoing, ResetCode, StreamKind, Unserved, body_frame},
     },
-    share::memory::STREAM_BYTES,
 };
 
+/// How many large requests of one peer are assembled at a time. Each holds up to a whole message in memory.
+const MAX_LARGE_REQUESTS: usize = 16;
 /// How many lanes a peer may have open. Each may hold a full queue in memory; a node needs a few.
 const MAX_PEER_LANES: usize = 16;
 
@@ -39,6 +40,8 @@ pub(crate) struct Provider {
     pub(crate) handler: Arc<dyn Handler>,
     /// How many further lanes the peer may open.
     pub(crate) lanes: Semaphore,
+    /// Permits to assemble a large request.
+    large_requests: Semaphore,
     pub(crate) places: Arc<ReplyPlaces>,
 }
 
@@ -48,7 +51,6 @@ enum NotAdmitted {
     Draining,
     Busy,
     TooLate,
-    NoMemory,
 }
 
 impl From<NotAdmitted> for Reply {
@@ -62,29 +64,12 @@ impl From<NotAdmitted> for Reply {
                 StatusCode::DeadlineExceeded,
                 "the deadline had passed when the call came",
             ),
-            NotAdmitted::NoMemory => no_memory(),
             NotAdmitted::Busy => Self::refused(
                 StatusCode::ResourceExhausted,
                 "the node runs as many calls of this peer as it takes",
             ),
         }
     }
-}
-
-/// The call did not start, because its request would not fit in memory.
-fn no_memory() -> Reply {
-    Reply::refused(
-        StatusCode::ResourceExhausted,
-        "the node has no memory left for the call; try again later",
-    )
-}
-
-/// The memory of a call that runs was taken back.
-fn gave_way() -> Reply {
-    Reply::error(
-        StatusCode::ResourceExhausted,
-        "the node gave the call up because it runs out of memory",
-    )
 }
 
 /// A call whose handler was started.
@@ -100,6 +85,7 @@ impl Provider {
             link,
             handler,
             lanes: Semaphore::new(MAX_PEER_LANES),
+            large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
             places: Arc::default(),
         }
     }
@@ -119,7 +105,6 @@ impl Provider {
             None => Err(NotAdmitted::Draining),
             Some(_) if head.timeout_us == 0 => Err(NotAdmitted::TooLate),
             Some(_) if self.link.unanswered() > limit => Err(NotAdmitted::Busy),
-            Some(_) if self.link.memory.is_short() => Err(NotAdmitted::NoMemory),
             Some(inside) => Ok(inside),
         };
         let inside = inside.inspect_err(|_| counters.calls_refused.add())?;
@@ -142,15 +127,6 @@ impl Provider {
     /// How the handler exchanges the messages of a call, or the reply of one that panicked.
     pub(crate) fn kind(&self, call: &IncomingCall) -> Result<CallKind, Reply> {
         std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.kind(call))).map_err(|_| self.panicked())
-    }
-
-    /// Refuses a call before its request is waited for, where the handler can.
-    fn refuse_early(&self, call: &IncomingCall) -> Result<(), Reply> {
-        let refused = std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.refuses(call)));
-        match refused.unwrap_or_else(|_| Some(self.panicked())) {
-            Some(reply) => Err(reply),
-            None => Ok(()),
-        }
     }
 
     /// Starts the handler; a streaming one with the given halves. A panic counts as an answer, [`StatusCode::Internal`].
@@ -239,15 +215,11 @@ fn refuse(link: &Link, unserved: Unserved, outgoing: &mut Outgoing, incoming: &m
 pub(crate) async fn stream(provider: Arc<Provider>, send: quinn::SendStream, recv: quinn::RecvStream) {
     let link = &provider.link;
     let mut outgoing = Outgoing::new(send).beside(&link.flight);
-    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME).charged(&link.memory);
-    let Ok(_stream) = link.memory.take(STREAM_BYTES) else {
-        return refuse(link, Unserved::Exhausted, &mut outgoing, &mut incoming);
-    };
+    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
     let now = Instant::now();
     link.shared.saw_clock(now.into_std());
     let timers = &link.shared.config.timers;
     // A stream may arrive before its first byte: a later stream opens it too, while its own bytes wait behind large messages.
-    incoming = incoming.never_idle_for(timers.message_idle);
     let kind = match timeout_at(now + timers.idle, incoming.kind()).await {
         Ok(Ok(kind)) => kind.and_then(StreamKind::from_byte).ok_or(Unserved::Broken),
         Ok(Err(error)) => Err(error.into()),
@@ -301,9 +273,6 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
     let admitted = provider.admit(head, now, inside, ServiceName::new);
     let admitted = admitted.and_then(|(call, inside)| {
         link.shared.load.arrived(1);
-        if !ended {
-            provider.refuse_early(&call)?;
-        }
         Ok((provider.kind(&call)?, call, inside))
     });
     let (kind, call, mut in_flight) = match admitted {
@@ -311,15 +280,14 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
         Err(reply) => {
             let _in_flight = link.enter_answered();
             incoming.stop(ResetCode::Cancelled);
-            return ReplyStream::own(link, outgoing, until).send(link, reply).await;
+            return ReplyStream::own(outgoing, until).send(link, reply).await;
         }
     };
     match kind {
         CallKind::Unary => match unary(provider, &outgoing, &mut incoming, call, ended, until).await {
             Ok(reply) => {
                 in_flight.answered();
-                incoming.release();
-                ReplyStream::own(link, outgoing, until).send(link, reply).await;
+                ReplyStream::own(outgoing, until).send(link, reply).await;
             }
             Err(unserved) => refuse(link, unserved, &mut outgoing, &mut incoming),
         },
@@ -342,24 +310,18 @@ async fn unary(
 ) -> Result<Reply, Unserved> {
     let link = &provider.link;
     if !ended {
-        let body = timeout_at(deadline, body(link, incoming, std::mem::take(&mut call.body))).await;
-        call.body = match body.map_err(|_| Unserved::Slow)? {
-            Err(Unserved::Exhausted) => {
-                incoming.stop(ResetCode::Exhausted);
-                return Ok(no_memory());
-            }
-            body => body?,
+        // Further large requests of this peer wait in its own send buffers.
+        let put_together = async {
+            let _place = provider.large_requests.acquire().await;
+            body(link, incoming, std::mem::take(&mut call.body)).await
         };
+        let body = timeout_at(deadline, put_together).await;
+        call.body = body.map_err(|_| Unserved::Slow)??;
     }
-    let taken_back = incoming.taken_back();
     let begun = provider.begin(call, None);
     tokio::select! {
         biased;
         reply = provider.finish(begun.answer, deadline) => Ok(reply),
-        () = taken_back => {
-            link.shared.counters.calls_dropped.add();
-            Ok(gave_way())
-        }
         () = outgoing.stopped() => {
             link.shared.counters.calls_dropped.add();
             Err(Unserved::Gone)
@@ -400,17 +362,14 @@ async fn body(link: &Link, incoming: &mut Incoming, first: Bytes) -> Result<Byte
     let mut pieces = Pieces::default();
     pieces.push(first);
     loop {
-        incoming.assembles(pieces.len());
         // A caller that streams ends its requests with the stream.
         let Some(frame) = incoming.next().await? else {
-            incoming.assembled();
             return Ok(pieces.join());
         };
         match frame::read(&frame) {
             Ok((_, Frame::Data(data))) if pieces.len() + data.payload.len() <= limit => {
                 pieces.push(data.payload);
                 if data.end {
-                    incoming.assembled();
                     return Ok(pieces.join());
                 }
             }
@@ -437,16 +396,18 @@ impl Pieces {
         if self.len() == 0 {
             self.first = piece;
         } else {
-            self.rest.extend_from_slice(&std::mem::take(&mut self.first));
             self.rest.extend_from_slice(&piece);
         }
     }
 
     fn join(self) -> Bytes {
-        match self.rest.is_empty() {
-            true => self.first,
-            false => self.rest.freeze(),
+        if self.rest.is_empty() {
+            return self.first;
         }
+        let mut whole = BytesMut::with_capacity(self.len());
+        whole.extend_from_slice(&self.first);
+        whole.extend_from_slice(&self.rest);
+        whole.freeze()
     }
 }
 

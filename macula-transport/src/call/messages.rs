@@ -12,9 +12,8 @@ use super::{
 };
 use crate::connection::{
     link::Link,
-    stream::{Incoming, ReceiveError, Unserved},
+    stream::{Incoming, ReceiveError},
 };
-use crate::share::memory::Memory;
 
 /// How the messages of a call are exchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -37,14 +36,12 @@ enum Source {
     /// The stream of the call, its first message apart.
     Stream {
         link: Arc<Link>,
-        incoming: Box<Incoming>,
+        incoming: Incoming,
         first: Option<Bytes>,
         ended: bool,
     },
     /// The call's only message.
     One(Option<Bytes>),
-    /// The caller's messages broke off; nothing is kept of them.
-    BrokenOff,
 }
 
 impl IncomingMessages {
@@ -54,7 +51,7 @@ impl IncomingMessages {
         Self {
             source: Source::Stream {
                 link,
-                incoming: Box::new(incoming),
+                incoming,
                 first,
                 ended,
             },
@@ -72,16 +69,7 @@ impl IncomingMessages {
         match &mut self.source {
             Source::One(message) => message.take(),
             Source::Stream { first, ended: true, .. } => first.take(),
-            Source::Stream { .. } | Source::BrokenOff => None,
-        }
-    }
-
-    /// Where what is kept of these requests is charged: to the caller. `None` when there is no request beyond the first.
-    #[must_use]
-    pub fn memory(&self) -> Option<Memory> {
-        match &self.source {
-            Source::One(_) | Source::BrokenOff => None,
-            Source::Stream { link, .. } => Some(link.memory.clone()),
+            Source::Stream { .. } => None,
         }
     }
 
@@ -92,7 +80,6 @@ impl IncomingMessages {
     pub async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
         let (link, incoming, first, ended) = match &mut self.source {
             Source::One(message) => return Ok(message.take()),
-            Source::BrokenOff => return Err(Gone),
             Source::Stream {
                 link,
                 incoming,
@@ -115,17 +102,18 @@ impl IncomingMessages {
             Err(error) => Err(error),
         };
         let limit = link.shared.config.limits.max_message_bytes;
-        let unserved = match frame {
+        match frame {
             Ok((_, Frame::Data(data))) if data.payload.len() <= limit => {
                 *ended = data.end;
-                return Ok(Some(data.payload));
+                Ok(Some(data.payload))
             }
-            Ok((_, Frame::Data(_) | Frame::Head(_) | Frame::Trailers(_) | Frame::Cancel)) => Unserved::Broken,
-            Err(error) => error.into(),
-        };
-        incoming.stop(link.unserved(unserved));
-        self.source = Source::BrokenOff;
-        Err(Gone)
+            Err(ReceiveError::Reset(_) | ReceiveError::Lost(_)) => Err(Gone),
+            Ok((_, Frame::Data(_) | Frame::Head(_) | Frame::Trailers(_) | Frame::Cancel))
+            | Err(ReceiveError::Frame(_) | ReceiveError::Broken) => {
+                link.shared.counters.rejected_frames.add();
+                Err(Gone)
+            }
+        }
     }
 }
 

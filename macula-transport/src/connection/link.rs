@@ -4,17 +4,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError, Weak,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant},
 };
 
 use futures::FutureExt as _;
-use macula_wire::{
-    Holder, Network,
-    proto::{self, GoAwayReason, control},
-};
+use macula_wire::proto::{self, GoAwayReason, control};
 use tokio::sync::{Notify, mpsc};
 
 use super::{
@@ -28,25 +25,19 @@ use crate::{
     error::{CloseCode, Lost},
     peer::PeerInfo,
     report::{LoadReport, REPORT_EVERY, Reporter},
-    share::{budget::Charge, memory::Memory},
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
 const MAX_CONTROL_QUEUE: usize = 16;
-/// Why a connection ends that gives way to others.
-const NO_MEMORY: &str = "the node gave the connection up because it runs out of memory";
-
 /// A connection.
 pub(crate) struct Link {
     pub(crate) quic: quinn::Connection,
     pub(crate) peer: Arc<PeerInfo>,
     pub(crate) shared: Arc<Shared>,
+    /// When both sides had accepted the connection.
+    pub(crate) since: Instant,
     /// The bytes that are under way.
     pub(crate) flight: Arc<congestion::Bulk>,
-    /// What the peer makes this node keep.
-    pub(crate) memory: Memory,
-    /// What the connection itself takes.
-    _base: Charge,
     control: mpsc::Sender<proto::Control>,
     /// Handles to the connection.
     leases: AtomicUsize,
@@ -111,38 +102,28 @@ impl Link {
         shared: Arc<Shared>,
     ) -> (Arc<Self>, mpsc::Receiver<proto::Control>) {
         let (control, queue) = mpsc::channel(MAX_CONTROL_QUEUE);
-        let holder = Holder::new(Network::of(peer.remote_addr.ip()), peer.node_id);
-        let link = Arc::new_cyclic(|link: &Weak<Self>| {
-            let link = link.clone();
-            let (memory, base) = shared.memory.connection(holder, move || {
-                link.upgrade()
-                    .iter()
-                    .for_each(|link| link.close_naming(CloseCode::Aborted, NO_MEMORY));
-            });
-            Self {
-                flight: congestion::Bulk::of(&quic),
-                memory,
-                _base: base,
-                quic,
-                peer: Arc::new(peer),
-                shared,
-                control,
-                leases: AtomicUsize::new(0),
-                outbound: AtomicUsize::new(0),
-                inbound: Gate::default(),
-                answered: AtomicUsize::new(0),
-                last_used: AtomicU64::new(0),
-                last_answered: AtomicU64::new(0),
-                leaving: PeerLeaving::default(),
-                retired: AtomicBool::new(false),
-                quiet: Notify::new(),
-                closed_as: OnceLock::new(),
-                load: Mutex::default(),
-                watch: Watch::default(),
-            }
-        });
+        let link = Self {
+            flight: congestion::Bulk::of(&quic),
+            quic,
+            peer: Arc::new(peer),
+            shared,
+            since: tokio::time::Instant::now().into_std(),
+            control,
+            leases: AtomicUsize::new(0),
+            outbound: AtomicUsize::new(0),
+            inbound: Gate::default(),
+            answered: AtomicUsize::new(0),
+            last_used: AtomicU64::new(0),
+            last_answered: AtomicU64::new(0),
+            leaving: PeerLeaving::default(),
+            retired: AtomicBool::new(false),
+            quiet: Notify::new(),
+            closed_as: OnceLock::new(),
+            load: Mutex::default(),
+            watch: Watch::default(),
+        };
         link.touch();
-        (link, queue)
+        (Arc::new(link), queue)
     }
 
     /// A handle to the connection was made.
@@ -175,7 +156,6 @@ impl Link {
                 self.shared.counters.slow_streams.add();
                 ResetCode::Slow
             }
-            Unserved::Exhausted => ResetCode::Exhausted,
             Unserved::Gone => ResetCode::Cancelled,
         }
     }

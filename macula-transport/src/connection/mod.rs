@@ -10,6 +10,7 @@ mod health;
 pub(crate) mod link;
 pub(crate) mod pulse;
 pub(crate) mod shared;
+pub(crate) mod snapshot;
 pub(crate) mod stream;
 mod suspicion;
 pub(crate) mod watch;

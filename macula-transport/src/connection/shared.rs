@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use crate::{config::Config, load::Load, share::memory::MemoryBudget, stats::Counters};
+use crate::{config::Config, load::Load, stats::Counters};
 
 /// What the connections of an endpoint share.
 #[derive(Debug)]
@@ -16,7 +16,6 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) counters: Arc<Counters>,
     pub(crate) load: Arc<Load>,
-    pub(crate) memory: MemoryBudget,
     pub(crate) epoch: Instant,
     /// When a task last looked at the clock, in microseconds since the epoch.
     lately: AtomicU64,
@@ -27,7 +26,6 @@ pub(crate) struct Shared {
 impl Shared {
     pub(crate) fn new(config: Config, counters: Arc<Counters>, load: Arc<Load>) -> Self {
         Self {
-            memory: MemoryBudget::new(config.limits.memory_bytes),
             config,
             counters,
             load,

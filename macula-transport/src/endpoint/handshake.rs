@@ -307,6 +307,5 @@ fn hello_error(error: ReceiveError) -> HelloError {
         ReceiveError::Lost(lost) => HelloError::Lost(lost),
         ReceiveError::Frame(error) => HelloError::Frame(error),
         ReceiveError::Broken => HelloError::Malformed,
-        ReceiveError::Slow | ReceiveError::Exhausted => HelloError::TimedOut,
     }
 }

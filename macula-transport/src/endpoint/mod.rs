@@ -171,8 +171,7 @@ impl Endpoint {
     /// What has been counted so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let shared = &self.inner.shared;
-        shared.counters.snapshot(self.inner.pool.len(), shared.memory.stats())
+        self.inner.shared.counters.snapshot(self.inner.pool.len())
     }
 
     /// Takes no further calls and waits until those under way are answered: peers are told, and what they send all the same

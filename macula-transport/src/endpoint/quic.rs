@@ -61,7 +61,8 @@ pub(crate) fn server_config(tls: QuicServerConfig, transport: Arc<TransportConfi
     server
         .transport_config(transport)
         .max_incoming(config.limits.max_handshakes)
-        .migration(false);
+        // A caller behind a router keeps its connection when the router gives it another port or address (RFC 9000, section 9).
+        .migration(true);
     server
 }
 

@@ -23,17 +23,21 @@ use tokio::sync::{Notify, broadcast, oneshot};
 use event::MAX_EVENTS;
 pub use event::{PoolEvent, PoolEvents};
 pub(crate) use state::ConnectionId;
-use state::{AcceptLimits, Activity, Answer, Closing, DialFailure, Output, PoolState, Ticket};
+use state::{AcceptLimits, Activity, Answer, Closing, DialFailure, Origin, Output, PoolState, Ticket};
 use successions::Successions;
 
 use crate::{
     call::ask::Caller,
-    connection::{handle::Connection, link::Link, shared::Shared},
+    connection::{
+        handle::Connection,
+        link::Link,
+        shared::Shared,
+        snapshot::{ConnectionStats, Opener},
+    },
     endpoint::handshake::Established,
     error::{CloseCode, DialError, Lost},
     identity::successor::Succession,
     network::Network,
-    share::memory::Memory,
 };
 
 /// Makes the connections that the pool asks for: the endpoint.
@@ -152,12 +156,6 @@ impl Pool {
         Some(Connection::new(caller))
     }
 
-    /// Where this node charges what it keeps for its own calls. Peers cannot fill it.
-    #[must_use]
-    pub fn memory(&self) -> &Memory {
-        self.shell.shared.memory.own()
-    }
-
     /// What happens to connections from now on.
     #[must_use]
     pub fn events(&self) -> PoolEvents {
@@ -168,6 +166,12 @@ impl Pool {
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         self.shell.stats()
+    }
+
+    /// The open connections, in the order in which they were opened: for people and dashboards. It counts as no use of them.
+    #[must_use]
+    pub fn connections(&self) -> Vec<ConnectionStats> {
+        self.shell.connections()
     }
 }
 
@@ -340,7 +344,7 @@ impl Shell {
         let mut table = self.lock();
         // Asked while the table is held: a drain that begins after this finds the connection in it.
         let peer = &caller.link.peer;
-        if table.stopped || self.shared.is_draining() || caller.link.memory.is_short() {
+        if table.stopped || self.shared.is_draining() {
             return None;
         }
         let now = now();
@@ -385,6 +389,25 @@ impl Shell {
     /// The open connections, in the order in which they were opened.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
         self.lock().open.values().map(|caller| caller.link.clone()).collect()
+    }
+
+    fn connections(&self) -> Vec<ConnectionStats> {
+        let opener = |origin| match origin {
+            // The pool has forgotten it: it is about to end, and was dialed or evicted.
+            Some(Origin::Dialed) | None => Opener::Here,
+            Some(Origin::Accepted) => Opener::Peer,
+        };
+        let links: Vec<_> = {
+            let table = self.lock();
+            let open = table.open.iter();
+            open.map(|(id, caller)| (opener(table.state.origin(*id)), caller.link.clone()))
+                .collect()
+        };
+        // Without the pool's lock: each has a lock of its own.
+        links
+            .iter()
+            .map(|(opener, link)| ConnectionStats::of(link, *opener))
+            .collect()
     }
 
     pub(crate) fn len(&self) -> usize {

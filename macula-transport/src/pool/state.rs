@@ -475,6 +475,11 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.outputs.pop_front()
     }
 
+    /// Which side made a connection; `None` when the pool has forgotten it.
+    pub(crate) fn origin(&self, id: ConnectionId) -> Option<Origin> {
+        self.entries.get(&id).map(|entry| entry.origin)
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         self.counts
     }

@@ -80,6 +80,16 @@ async fn a_host_that_moved_is_at_its_new_address_only() {
     assert!(echo(&found, PATIENCE).await);
 }
 
+/// A router that forgets its translations gives each caller behind it another address.
+#[tokio::test(start_paused = true)]
+async fn a_caller_whose_address_changes_keeps_its_connection() {
+    let network = Network::new(1);
+    let (caller, provider, connection) = pair(&network).await;
+    network.move_host(caller.local_addr(), ([10, 0, 0, 9], 9443).into());
+    assert!(echo(&connection, AWHILE).await);
+    assert_eq!(provider.stats().connections, 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn corrupted_datagrams_are_lost_ones() {
     let network = Network::new(5);

@@ -1,9 +1,10 @@
 //! Plays a scenario: starts the nodes and the callers, does the faults at their times, and gathers the calls.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead as _, BufReader, Read as _},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::ChildStdout,
@@ -14,11 +15,14 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::{
-    hosts::{Backend, Hosts, NetFault, Place, Started},
+    clock::Clock,
+    disk::Disk,
+    hosts::{Backend, Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
     oracle::{self, Call, Reachable, Truth},
-    scenario::{Fault, Scenario},
+    scenario::{Fault, Need, Scenario},
     table::{Measured, Row},
 };
 
@@ -39,45 +43,43 @@ struct Node {
     data: PathBuf,
     running: Option<Started>,
     node_id: String,
+    /// Its own disk, where the scenario fills it.
+    disk: Option<Disk>,
 }
 
-struct Mesh {
+impl Node {
+    fn new(place: Place, data: PathBuf) -> Self {
+        Self {
+            place,
+            data,
+            running: None,
+            node_id: String::new(),
+            disk: None,
+        }
+    }
+}
+
+pub(super) struct Mesh {
     // Before the hosts: processes end before their host is taken away.
     nodes: Vec<Node>,
     callers: Vec<Started>,
     hosts: Box<dyn Hosts>,
     bootstrap: String,
+    /// The wall clock of each host by its number, where the scenario sets one.
+    clocks: BTreeMap<u16, Clock>,
     truth: Truth,
     rss_bytes: u64,
     folder: PathBuf,
 }
 
 /// Plays `scenario` and says what was seen.
-pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path) -> Result<Row> {
-    let folder = tempfile::Builder::new()
-        .prefix("macula-cluster-")
-        .tempdir()
-        .context("no temporary folder")?;
-    // A container's user is another than the one who runs this.
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).context("cannot share the folder")?;
-    let mut mesh = Mesh {
-        nodes: Vec::new(),
-        callers: Vec::new(),
-        hosts: backend.open(program, scenario.family, folder.path())?,
-        bootstrap: String::new(),
-        truth: Truth::default(),
-        rss_bytes: 0,
-        folder: folder.path().to_path_buf(),
-    };
-    mesh.start_nodes(scenario)?;
-    let places = (0..scenario.callers)
-        .map(|_| mesh.hosts.add())
-        .collect::<Result<Vec<_>>>()?;
-    mesh.wait_for_providers(&places[0], scenario.providers)?;
+pub(crate) fn play(scenario: &'static Scenario, backend: Backend, seed: u64, program: &Path) -> Result<Row> {
+    let folder = shared_folder()?;
+    let (mut mesh, places) = Mesh::ready(scenario, backend, seed, program, folder.path())?;
     let begun = Instant::now();
     mesh.truth.last_fault_us = unix_us();
     mesh.start_callers(scenario, &places)?;
-    for &(at, fault) in scenario.steps {
+    for (at, fault) in scenario.steps(seed) {
         thread::sleep(Duration::from_secs_f64(at).saturating_sub(begun.elapsed()));
         mesh.afflict(fault, &places)
             .with_context(|| format!("{fault:?} after {at} s"))?;
@@ -87,7 +89,7 @@ pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path
     mesh.weigh();
     Ok(Row {
         scenario,
-        result: Some(Measured {
+        result: Ok(Measured {
             seen: oracle::judge(&calls, &mesh.truth),
             connections,
             rss_bytes: mesh.rss_bytes,
@@ -95,17 +97,72 @@ pub(crate) fn play(scenario: &'static Scenario, backend: Backend, program: &Path
     })
 }
 
+/// A temporary folder that containers can write to: their user is another than the one who runs this.
+pub(super) fn shared_folder() -> Result<TempDir> {
+    let folder = tempfile::Builder::new()
+        .prefix("macula-cluster-")
+        .tempdir()
+        .context("no temporary folder")?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).context("cannot share the folder")?;
+    Ok(folder)
+}
+
 impl Mesh {
+    /// Starts the nodes, and gives the callers' places once a caller sees every provider.
+    pub(super) fn ready(
+        scenario: &Scenario,
+        backend: Backend,
+        seed: u64,
+        program: &Path,
+        folder: &Path,
+    ) -> Result<(Self, Vec<Place>)> {
+        let mut mesh = Self {
+            nodes: Vec::new(),
+            callers: Vec::new(),
+            hosts: backend.open(program, scenario, seed, folder)?,
+            bootstrap: String::new(),
+            clocks: BTreeMap::new(),
+            truth: Truth::default(),
+            rss_bytes: 0,
+            folder: folder.to_path_buf(),
+        };
+        mesh.start_nodes(scenario)?;
+        let places = (0..scenario.callers).map(|_| mesh.hosts.add(Side::Private));
+        let places = places.collect::<Result<Vec<_>>>()?;
+        for place in &places {
+            mesh.add_clock(place, &scenario.needs())?;
+        }
+        mesh.wait_for_providers(&places[0], scenario.providers)?;
+        Ok((mesh, places))
+    }
+
+    /// Starts `macula bench` at a place.
+    pub(super) fn bench(&mut self, place: &Place, options: &[&str]) -> Result<Started> {
+        let mut args = words(&["bench", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
+        args.extend(words(options));
+        let env = self.clocks.get(&place.number).map(Clock::env).unwrap_or_default();
+        self.hosts.start(place, &Launch { args, env })
+    }
+
+    fn add_clock(&mut self, place: &Place, needs: &BTreeSet<Need>) -> Result<()> {
+        if needs.contains(&Need::Clock) {
+            let clock = Clock::new(&self.folder, place.number)?;
+            self.clocks.insert(place.number, clock);
+        }
+        Ok(())
+    }
+
     /// Starts the bootstrap node, and then every provider at once.
     fn start_nodes(&mut self, scenario: &Scenario) -> Result<()> {
+        let needs = scenario.needs();
         for number in 0..=scenario.providers {
-            let place = self.hosts.add()?;
-            self.nodes.push(Node {
-                place,
-                data: self.folder.join(format!("node-{number}")),
-                running: None,
-                node_id: String::new(),
-            });
+            let place = self.hosts.add(Side::Public)?;
+            let mut node = Node::new(place, self.folder.join(format!("node-{number}")));
+            self.add_clock(&node.place, &needs)?;
+            if needs.contains(&Need::Disk) {
+                node.disk = Some(Disk::new(&node.data)?);
+            }
+            self.nodes.push(node);
         }
         let ready = self.spawn(0)?;
         self.wait_ready(0, ready)?;
@@ -129,7 +186,8 @@ impl Mesh {
                 &self.bootstrap,
             ]));
         }
-        let mut started = self.hosts.start(&it.place, &args)?;
+        let env = self.clocks.get(&it.place.number).map(Clock::env).unwrap_or_default();
+        let mut started = self.hosts.start(&it.place, &Launch { args, env })?;
         let stdout = started.child.stdout.take().context("a node has no standard output")?;
         it.running = Some(started);
         Ok(BufReader::new(stdout))
@@ -155,6 +213,10 @@ impl Mesh {
         }
         if node == 0 {
             self.bootstrap = format!("{}@{endpoint}", it.node_id);
+            if let Some(other) = it.place.other {
+                let other = SocketAddr::new(other, PORT);
+                self.bootstrap += &format!(",{}@{other}", it.node_id);
+            }
         } else {
             let reachable = Reachable {
                 from_us: unix_us(),
@@ -192,7 +254,11 @@ impl Mesh {
         let until = Instant::now() + READY_WITHIN;
         loop {
             let args = words(&["providers", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
-            let asked = self.hosts.start(place, &args)?;
+            let launch = Launch {
+                args,
+                ..Launch::default()
+            };
+            let asked = self.hosts.start(place, &launch)?;
             let output = asked
                 .child
                 .wait_with_output()
@@ -214,20 +280,25 @@ impl Mesh {
     fn start_callers(&mut self, scenario: &Scenario, places: &[Place]) -> Result<()> {
         let rate = (scenario.rate / places.len() as u32).max(1).to_string();
         let (lasts, payload) = (format!("{}s", scenario.lasts), scenario.payload.to_string());
+        let clients = scenario.clients.to_string();
         for (number, place) in places.iter().enumerate() {
             let calls = self.calls_of(number);
-            let mut args = words(&[
-                "bench",
-                SERVICE,
-                "--json",
-                "--bootstrap",
-                &self.bootstrap,
-                "--rate",
-                &rate,
-            ]);
-            args.extend(words(&["--duration", &lasts, "--payload", &payload, "--calls"]));
-            args.push(calls.to_string_lossy().into_owned());
-            let caller = self.hosts.start(place, &args)?;
+            let calls = calls.to_string_lossy();
+            let caller = self.bench(
+                place,
+                &[
+                    "--rate",
+                    &rate,
+                    "--duration",
+                    &lasts,
+                    "--payload",
+                    &payload,
+                    "--clients",
+                    &clients,
+                    "--calls",
+                    &calls,
+                ],
+            )?;
             self.callers.push(caller);
         }
         Ok(())
@@ -237,7 +308,7 @@ impl Mesh {
         self.folder.join(format!("calls-{caller}"))
     }
 
-    fn afflict(&mut self, fault: Fault, callers: &[Place]) -> Result<()> {
+    pub(super) fn afflict(&mut self, fault: Fault, callers: &[Place]) -> Result<()> {
         // Callers' hosts follow the nodes'.
         let ip_of = |number: usize| -> IpAddr {
             match self.nodes.get(number) {
@@ -248,13 +319,13 @@ impl Mesh {
         if let Some((node, fault)) = NetFault::of(fault, ip_of) {
             match fault {
                 NetFault::Cut | NetFault::Block(_) | NetFault::Move => self.unreachable(node),
-                NetFault::Heal | NetFault::Unblock(_) | NetFault::Mtu(_) => {}
+                NetFault::Heal | NetFault::Unblock(_) | NetFault::Mtu(_) | NetFault::Wire(_) => {}
             }
             self.hosts.afflict(&mut self.nodes[node].place, fault)?;
             match fault {
                 NetFault::Heal | NetFault::Unblock(_) => self.reachable(node, 0),
                 NetFault::Move => self.reachable(node, PUBLISHES_WITHIN_US),
-                NetFault::Cut | NetFault::Block(_) | NetFault::Mtu(_) => {}
+                NetFault::Cut | NetFault::Block(_) | NetFault::Mtu(_) | NetFault::Wire(_) => {}
             }
             return Ok(());
         }
@@ -283,12 +354,27 @@ impl Mesh {
                 self.wait_ready(node, ready)
             }
             Fault::Replace(node) => self.replace(node),
+            Fault::Rebind => self.hosts.rebind(),
+            Fault::Clock(node, seconds) => {
+                let clock = self.clocks.get_mut(&self.nodes[node].place.number);
+                clock.context("the node has no clock of its own")?.jump(seconds)
+            }
+            Fault::AllClocks(seconds) => self.clocks.values_mut().try_for_each(|clock| clock.jump(seconds)),
+            Fault::FillDisk(node) => self.disk(node)?.fill(),
+            Fault::FreeDisk(node) => self.disk(node)?.free(),
+            Fault::Files(node, limit) => {
+                let running = self.nodes[node].running.as_ref();
+                let pid = running.with_context(|| format!("node {node} does not run"))?.pid;
+                let (pid, limit) = (pid.to_string(), format!("--nofile={limit}"));
+                tool(&["prlimit", "--pid", &pid, &limit]).map(drop)
+            }
             Fault::Cut(_)
             | Fault::Heal(_)
             | Fault::Block(..)
             | Fault::Unblock(..)
             | Fault::Move(_)
-            | Fault::Mtu(..) => {
+            | Fault::Mtu(..)
+            | Fault::Wire(..) => {
                 unreachable!("a fault of the network was done above")
             }
         }
@@ -296,14 +382,9 @@ impl Mesh {
 
     /// Starts a node with a new key at a new place, and lets the old one leave.
     fn replace(&mut self, node: usize) -> Result<()> {
-        let place = self.hosts.add()?;
+        let place = self.hosts.add(Side::Public)?;
         let data = self.folder.join(format!("node-{node}-{}", place.number));
-        let next = Node {
-            place,
-            data,
-            running: None,
-            node_id: String::new(),
-        };
+        let next = Node::new(place, data);
         let old = std::mem::replace(&mut self.nodes[node], next);
         let ready = self.spawn(node)?;
         self.wait_ready(node, ready)?;
@@ -313,6 +394,11 @@ impl Mesh {
         self.wait_end(node)?;
         self.nodes[node] = new;
         Ok(())
+    }
+
+    fn disk(&self, node: usize) -> Result<&Disk> {
+        let disk = self.nodes[node].disk.as_ref();
+        disk.context("the node has no disk of its own")
     }
 
     fn signal(&mut self, node: usize, signal: Signal) -> Result<()> {
@@ -362,16 +448,7 @@ impl Mesh {
                 }
                 thread::sleep(Duration::from_millis(20));
             }
-            let output = caller
-                .child
-                .wait_with_output()
-                .context("a caller's output cannot be read")?;
-            let summary: Value = serde_json::from_slice(&output.stdout).with_context(|| {
-                format!(
-                    "a caller printed no summary: {}",
-                    String::from_utf8_lossy(&output.stderr).trim()
-                )
-            })?;
+            let summary = summary(caller)?;
             connections += summary["connections_opened"].as_u64().unwrap_or_default();
             let path = self.calls_of(number);
             let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -408,6 +485,16 @@ impl Drop for Mesh {
             let _ = started.child.wait();
         }
     }
+}
+
+/// Waits for a caller, and reads its summary.
+pub(super) fn summary(caller: Started) -> Result<Value> {
+    let output = caller.child.wait_with_output();
+    let output = output.context("a caller's output cannot be read")?;
+    serde_json::from_slice(&output.stdout).with_context(|| {
+        let said = String::from_utf8_lossy(&output.stderr);
+        format!("a caller printed no summary: {}", said.trim())
+    })
 }
 
 fn words(words: &[&str]) -> Vec<String> {

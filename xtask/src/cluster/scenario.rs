@@ -1,4 +1,6 @@
-//! The scenarios: what is done to a mesh, and what the specification promises its callers.
+//! A scenario: what is done to a mesh, and what the specification promises its callers.
+
+use std::collections::BTreeSet;
 
 /// What is done to a node, and after how many seconds of load.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,16 +29,65 @@ pub(crate) enum Fault {
     Move(usize),
     /// The node's link drops packets of more bytes than this without a word (RFC 8899's black hole).
     Mtu(usize, u32),
+    /// From now on the node's link does this to every packet, in both directions.
+    Wire(usize, Wire),
+    /// The router in front of the callers forgets its translations, as after its own restart.
+    Rebind,
+    /// The node's wall clock jumps by so many seconds; its monotonic clock goes on as before.
+    Clock(usize, i64),
+    /// The clocks of every host jump by so many seconds, those of the callers too.
+    AllClocks(i64),
+    /// No byte is left on the disk of the node's data folder.
+    FillDisk(usize),
+    /// There is room again.
+    FreeDisk(usize),
+    /// The node may hold so many files open, sockets among them.
+    Files(usize, u32),
+}
+
+/// What a link does to packets. Shares are percent of all packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wire {
+    pub(crate) loss: u8,
+    pub(crate) duplicated: u8,
+    /// Packets that wait for `delay_ms` once more, so that later ones overtake them.
+    pub(crate) reordered: u8,
+    pub(crate) delay_ms: u16,
+}
+
+/// What a fault needs of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Need {
+    /// A link of its own, and an address of its own.
+    Link,
+    /// A link whose packets pass through this process.
+    Wire,
+    /// A router that translates the callers' addresses.
+    Nat,
+    /// A wall clock of its own: libfaketime.
+    Clock,
+    /// A disk of its own for its data: a file system in memory.
+    Disk,
 }
 
 impl Fault {
-    /// Whether the fault is one of the network, which processes on one loopback interface cannot have apart.
-    pub(crate) fn is_of_network(self) -> bool {
+    /// What the fault needs; `None` when every process has it.
+    pub(crate) fn need(self) -> Option<Need> {
         match self {
-            Self::Cut(_) | Self::Heal(_) | Self::Block(..) | Self::Unblock(..) | Self::Move(_) | Self::Mtu(..) => true,
-            Self::Kill(_) | Self::Leave(_) | Self::Restart(_) | Self::Replace(_) | Self::Pause(_) | Self::Resume(_) => {
-                false
+            Self::Cut(_) | Self::Heal(_) | Self::Block(..) | Self::Unblock(..) | Self::Move(_) | Self::Mtu(..) => {
+                Some(Need::Link)
             }
+            Self::Wire(..) => Some(Need::Wire),
+            Self::Rebind => Some(Need::Nat),
+            Self::Clock(..) | Self::AllClocks(_) => Some(Need::Clock),
+            Self::FillDisk(_) | Self::FreeDisk(_) => Some(Need::Disk),
+            Self::Kill(_)
+            | Self::Leave(_)
+            | Self::Restart(_)
+            | Self::Replace(_)
+            | Self::Pause(_)
+            | Self::Resume(_)
+            | Self::Files(..) => None,
         }
     }
 }
@@ -46,6 +97,8 @@ impl Fault {
 pub(crate) enum Family {
     V4,
     V6,
+    /// Hosts have both, but for two: host 2 has IPv4 only, and host 3 IPv6 only.
+    Mixed,
 }
 
 /// What callers are promised while and after the faults happen.
@@ -59,6 +112,15 @@ pub(crate) struct Promise {
     pub(crate) recovered_s: f64,
 }
 
+/// The faults of a scenario.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Faults {
+    /// Each at its time, in seconds of load, in order.
+    At(&'static [(f64, Fault)]),
+    /// Drawn from a seed: providers are killed, paused, restarted and replaced all the time, at most one at once.
+    Churn,
+}
+
 /// One scenario.
 #[derive(Debug)]
 pub(crate) struct Scenario {
@@ -69,6 +131,10 @@ pub(crate) struct Scenario {
     pub(crate) rules: &'static str,
     pub(crate) providers: usize,
     pub(crate) callers: usize,
+    /// Client nodes of each caller's process; each has connections of its own.
+    pub(crate) clients: u32,
+    /// The callers' hosts are in a private network, behind a router that translates their addresses.
+    pub(crate) nat: bool,
     /// Calls a second, all callers together.
     pub(crate) rate: u32,
     /// Bytes of each request.
@@ -76,220 +142,86 @@ pub(crate) struct Scenario {
     /// Seconds of load.
     pub(crate) lasts: u32,
     pub(crate) family: Family,
-    pub(crate) steps: &'static [(f64, Fault)],
+    pub(crate) faults: Faults,
     pub(crate) promise: Promise,
     /// Part of what the CI runs.
     pub(crate) quick: bool,
 }
 
-/// A mesh of three providers under a light load, to which nothing happens.
-const PLAIN: Scenario = Scenario {
-    name: "plain",
-    does: "nothing happens",
-    rules: "N2",
-    providers: 3,
-    callers: 3,
-    rate: 60,
-    payload: 64,
-    lasts: 8,
-    family: Family::V4,
-    steps: &[],
-    promise: Promise {
-        failed: 0,
-        longest_ms: 1_000,
-        recovered_s: 5.0,
-    },
-    quick: false,
-};
-
-/// Every scenario. Node 0 is the bootstrap node and provides nothing; the providers are 1, 2, ….
-pub(crate) const ALL: &[Scenario] = &[
-    Scenario {
-        name: "six-steps",
-        does: "three providers, callers learn all three, one is killed with SIGKILL, no call is lost",
-        rules: "N2 P1",
-        steps: &[(4.0, Fault::Kill(3))],
-        quick: true,
-        ..PLAIN
-    },
-    Scenario {
-        name: "kill",
-        does: "two of three providers are killed, one after the other, and start again",
-        rules: "L6 H5",
-        lasts: 16,
-        steps: &[
-            (3.0, Fault::Kill(1)),
-            (6.0, Fault::Restart(1)),
-            (9.0, Fault::Kill(2)),
-            (11.0, Fault::Restart(2)),
-        ],
-        quick: true,
-        ..PLAIN
-    },
-    Scenario {
-        name: "rolling-restart",
-        does: "each provider leaves on SIGTERM and starts again",
-        rules: "N4 H6",
-        lasts: 14,
-        steps: &[
-            (2.0, Fault::Leave(1)),
-            (3.0, Fault::Restart(1)),
-            (5.0, Fault::Leave(2)),
-            (6.0, Fault::Restart(2)),
-            (8.0, Fault::Leave(3)),
-            (9.0, Fault::Restart(3)),
-        ],
-        quick: true,
-        ..PLAIN
-    },
-    Scenario {
-        name: "rolling-replacement",
-        does: "each provider is replaced by one with a new key at a new place, and leaves",
-        rules: "D12",
-        lasts: 18,
-        steps: &[
-            (3.0, Fault::Replace(1)),
-            (7.0, Fault::Replace(2)),
-            (11.0, Fault::Replace(3)),
-        ],
-        quick: true,
-        ..PLAIN
-    },
-    Scenario {
-        name: "pause",
-        does: "a provider stands still for 5 s",
-        rules: "L1 L2 L6",
-        lasts: 14,
-        steps: &[(3.0, Fault::Pause(2)), (8.0, Fault::Resume(2))],
-        ..PLAIN
-    },
-    Scenario {
-        name: "partition",
-        does: "a provider's link is cut for 6 s",
-        rules: "L6 N3",
-        lasts: 16,
-        steps: &[(3.0, Fault::Cut(1)), (9.0, Fault::Heal(1))],
-        quick: true,
-        ..PLAIN
-    },
-    Scenario {
-        name: "one-way",
-        does: "a provider hears its callers and cannot answer for 6 s",
-        rules: "L1 L6",
-        lasts: 16,
-        steps: &[
-            (3.0, Fault::Block(1, 4)),
-            (3.0, Fault::Block(1, 5)),
-            (3.0, Fault::Block(1, 6)),
-            (9.0, Fault::Unblock(1, 4)),
-            (9.0, Fault::Unblock(1, 5)),
-            (9.0, Fault::Unblock(1, 6)),
-        ],
-        ..PLAIN
-    },
-    Scenario {
-        name: "bootstrap-killed",
-        does: "the bootstrap node is killed and stays away",
-        rules: "N3",
-        lasts: 10,
-        steps: &[(2.0, Fault::Kill(0))],
-        ..PLAIN
-    },
-    Scenario {
-        name: "all-killed",
-        does: "every provider is killed and starts again 2 s later",
-        rules: "H5 H6 N3",
-        lasts: 16,
-        steps: &[
-            (3.0, Fault::Kill(1)),
-            (3.0, Fault::Kill(2)),
-            (3.0, Fault::Kill(3)),
-            (5.0, Fault::Restart(1)),
-            (5.0, Fault::Restart(2)),
-            (5.0, Fault::Restart(3)),
-        ],
-        ..PLAIN
-    },
-    Scenario {
-        name: "only-provider-restarts",
-        does: "the only provider is killed and starts again at once at its place",
-        rules: "H6",
-        providers: 1,
-        lasts: 10,
-        steps: &[(3.0, Fault::Kill(1)), (3.1, Fault::Restart(1))],
-        ..PLAIN
-    },
-    Scenario {
-        name: "move",
-        does: "a provider's host changes its address and keeps its key",
-        rules: "D13",
-        lasts: 16,
-        steps: &[(3.0, Fault::Move(2))],
-        // 5 s to publish the address, and the next question of each caller.
-        promise: Promise {
-            recovered_s: 10.0,
-            ..PLAIN.promise
-        },
-        ..PLAIN
-    },
-    Scenario {
-        name: "mtu-black-hole",
-        does: "a provider's link drops packets above 1 300 bytes without a word",
-        rules: "P3",
-        lasts: 10,
-        payload: 4_096,
-        steps: &[(2.0, Fault::Mtu(1, 1_300))],
-        ..PLAIN
-    },
-    Scenario {
-        name: "ipv6-only",
-        does: "hosts have IPv6 addresses only; one provider is killed",
-        rules: "D13 N2",
-        family: Family::V6,
-        steps: &[(4.0, Fault::Kill(3))],
-        ..PLAIN
-    },
-    Scenario {
-        name: "crowd",
-        does: "30 providers join at once",
-        rules: "N2 D6",
-        providers: 30,
-        lasts: 12,
-        promise: Promise {
-            recovered_s: 10.0,
-            ..PLAIN.promise
-        },
-        ..PLAIN
-    },
-];
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-
-    #[test]
-    fn every_scenario_has_a_name_of_its_own_and_steps_in_order_within_its_load() {
-        let names: BTreeSet<_> = ALL.iter().map(|it| it.name).collect();
-        assert_eq!(names.len(), ALL.len());
-        for scenario in ALL {
-            assert!(scenario.steps.is_sorted_by_key(|(at, _)| *at), "{}", scenario.name);
-            let last = scenario.steps.last().map_or(0.0, |(at, _)| *at);
-            let left = f64::from(scenario.lasts) - last;
-            assert!(
-                left > 0.0 && scenario.rate as usize >= scenario.callers,
-                "{}",
-                scenario.name
-            );
+impl Scenario {
+    /// The faults and their times. Only [`Faults::Churn`] differs from seed to seed.
+    pub(crate) fn steps(&self, seed: u64) -> Vec<(f64, Fault)> {
+        match self.faults {
+            Faults::At(steps) => steps.to_vec(),
+            Faults::Churn => churn(seed, self.providers, f64::from(self.lasts)),
         }
     }
 
-    #[test]
-    fn the_ci_runs_the_six_steps_and_each_way_to_lose_a_provider() {
-        let quick: Vec<_> = ALL.iter().filter(|it| it.quick).map(|it| it.name).collect();
-        for name in ["six-steps", "kill", "rolling-replacement", "partition"] {
-            assert!(quick.contains(&name));
+    /// What the scenario needs of its hosts beyond a process.
+    pub(crate) fn needs(&self) -> BTreeSet<Need> {
+        let family = (self.family == Family::Mixed).then_some(Need::Link);
+        let nat = self.nat.then_some(Need::Nat);
+        let steps = match self.faults {
+            Faults::At(steps) => steps,
+            Faults::Churn => &[],
+        };
+        let faults = steps.iter().filter_map(|(_, fault)| fault.need());
+        faults.chain(family).chain(nat).collect()
+    }
+}
+
+/// One provider after another is afflicted and well again, with 1.5 s between the faults and 6 s at the end.
+fn churn(seed: u64, providers: usize, lasts: f64) -> Vec<(f64, Fault)> {
+    let mut draws = Draws(seed);
+    let mut steps = Vec::new();
+    let mut at = 2.0;
+    while at < lasts - 6.0 {
+        let node = 1 + draws.below(providers as u64) as usize;
+        match draws.below(4) {
+            0 => steps.extend([(at, Fault::Kill(node)), (at + 1.0, Fault::Restart(node))]),
+            1 => steps.extend([(at, Fault::Leave(node)), (at + 1.0, Fault::Restart(node))]),
+            2 => steps.extend([(at, Fault::Pause(node)), (at + 1.0, Fault::Resume(node))]),
+            _ => steps.push((at, Fault::Replace(node))),
         }
+        at += 2.5;
+    }
+    steps
+}
+
+/// Numbers drawn from a seed: SplitMix64 (Steele, Lea and Flood 2014).
+#[derive(Debug)]
+pub(crate) struct Draws(pub(crate) u64);
+
+impl Draws {
+    /// The next number below `bound`, which is not zero. Its bias is below 2⁻⁵⁰ for the bounds used here.
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn churn_is_the_same_for_a_seed_and_afflicts_one_provider_at_once() {
+        let steps = churn(7, 4, 60.0);
+        assert_eq!(steps, churn(7, 4, 60.0));
+        assert_ne!(steps, churn(8, 4, 60.0));
+        assert!(steps.is_sorted_by_key(|(at, _)| *at));
+        let mut ill = None;
+        for (_, fault) in steps {
+            match fault {
+                Fault::Kill(node) | Fault::Leave(node) | Fault::Pause(node) => assert_eq!(ill.replace(node), None),
+                Fault::Restart(node) | Fault::Resume(node) => assert_eq!(ill.take(), Some(node)),
+                Fault::Replace(_) => assert_eq!(ill, None),
+                other => panic!("{other:?} is no part of churn"),
+            }
+        }
+        assert_eq!(ill, None);
     }
 }

@@ -14,7 +14,8 @@ use super::{
 #[derive(Debug)]
 pub(crate) struct Row {
     pub(crate) scenario: &'static Scenario,
-    pub(crate) result: Option<Measured>,
+    /// What it has shown, or why the backend could not run it.
+    pub(crate) result: Result<Measured, &'static str>,
 }
 
 /// What a scenario that ran has shown.
@@ -29,14 +30,17 @@ pub(crate) struct Measured {
 
 impl Row {
     /// A scenario that the backend cannot run.
-    pub(crate) fn skipped(scenario: &'static Scenario) -> Self {
-        Self { scenario, result: None }
+    pub(crate) fn skipped(scenario: &'static Scenario, lack: &'static str) -> Self {
+        Self {
+            scenario,
+            result: Err(lack),
+        }
     }
 
     fn broken(&self) -> Vec<String> {
         match &self.result {
-            Some(measured) => oracle::broken(&measured.seen, &self.scenario.promise),
-            None => Vec::new(),
+            Ok(measured) => oracle::broken(&measured.seen, &self.scenario.promise),
+            Err(_) => Vec::new(),
         }
     }
 
@@ -46,14 +50,14 @@ impl Row {
 
     pub(crate) fn verdict(&self) -> String {
         match (&self.result, self.broken()) {
-            (None, _) => "not on this backend".to_owned(),
-            (Some(_), broken) if broken.is_empty() => "kept".to_owned(),
-            (Some(_), broken) => format!("BROKEN: {}", broken.join("; ")),
+            (Err(lack), _) => format!("not run: {lack}"),
+            (Ok(_), broken) if broken.is_empty() => "kept".to_owned(),
+            (Ok(_), broken) => format!("BROKEN: {}", broken.join("; ")),
         }
     }
 
     pub(crate) fn to_json(&self, backend: Backend) -> Value {
-        let seen = self.result.as_ref().map(|measured| {
+        let seen = self.result.as_ref().ok().map(|measured| {
             let seen = &measured.seen;
             json!({
                 "calls": seen.calls,
@@ -72,6 +76,7 @@ impl Row {
             "scenario": self.scenario.name,
             "rules": self.scenario.rules,
             "seen": seen,
+            "not_run": self.result.as_ref().err(),
             "broken": self.broken(),
         })
     }
@@ -85,8 +90,8 @@ pub(crate) fn table(rows: &[Row]) -> String {
     );
     for row in rows {
         let cells = match &row.result {
-            None => "– | – | – | – | – | – | – | –".to_owned(),
-            Some(measured) => {
+            Err(_) => "– | – | – | – | – | – | – | –".to_owned(),
+            Ok(measured) => {
                 let seen = &measured.seen;
                 let recovered = seen
                     .recovered_us
@@ -119,11 +124,9 @@ pub(crate) fn table(rows: &[Row]) -> String {
 pub(crate) fn list(scenarios: &[Scenario], backend: Backend) -> String {
     let mut text = String::new();
     for scenario in scenarios {
-        let note = if backend.can_run(scenario) {
-            ""
-        } else {
-            " (not on this backend)"
-        };
+        let note = backend
+            .cannot(scenario)
+            .map_or(String::new(), |lack| format!(" (not here: {lack})"));
         let _ = writeln!(text, "{:<24} {}{note}", scenario.name, scenario.does);
     }
     text

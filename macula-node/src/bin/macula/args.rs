@@ -43,6 +43,17 @@ pub(crate) enum Command {
     Health(HealthArgs),
     /// Prints the node id of an identity file, and makes the file if there is none: that of `macula node` by default.
     Id(IdArgs),
+    /// Shows the node that runs on this host: its mesh, peers, records, services, limits.
+    Status(StatusArgs),
+    /// Shows what happens to the node that runs on this host: connections, publications, ejections.
+    Watch(WatchArgs),
+    /// Makes the node that runs on this host leave in order and end, and shows its progress.
+    ///
+    /// It withdraws its services, refuses new calls so that they go elsewhere, and finishes those that run. Exit codes: 0 it has left,
+    /// 1 there is no node or calls had not ended after 30 s.
+    Drain(DrainArgs),
+    /// Prints the version and the facts of this build.
+    Version(VersionArgs),
 }
 
 /// The command line. An empty environment variable counts as unset: a container's settings often cannot leave a variable out.
@@ -78,6 +89,61 @@ pub(crate) struct MeshArgs {
     pub(crate) realm: Realm,
 }
 
+/// The node that runs on this host.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AdminArgs {
+    /// The socket of the running node, through which it shows its state; `off` for none [default: found by itself, in the folder for
+    /// runtime files or the node's data folder].
+    #[arg(long, value_name = "PATH", env = "MACULA_ADMIN")]
+    pub(crate) admin: Option<PathBuf>,
+    /// The node's folder: its key, the records it holds for others, the nodes it knows. `macula node` makes it if it is missing.
+    ///
+    /// A node that starts again with its folder has its old identity, answers at once from these records, and finds the mesh
+    /// without --bootstrap. Each node needs a folder of its own.
+    #[arg(long = "data", value_name = "DIR", env = "MACULA_DATA")]
+    pub(crate) folder: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    /// Shows only events of this kind, like `ejected`; may be given several times.
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    pub(crate) kind: Vec<String>,
+    /// Ends after so many events.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Prints one JSON object per event.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    /// Prints one JSON object per step.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VersionArgs {
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct NodeArgs {
     #[command(flatten)]
@@ -92,12 +158,8 @@ pub(crate) struct NodeArgs {
     /// has made it, or else a new key at every start].
     #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
     pub(crate) identity: Option<PathBuf>,
-    /// A folder, made if missing, in which the node keeps its key, the records it holds for others and the nodes it knows.
-    ///
-    /// A node that starts again with its folder has its old identity, answers at once from these records, and finds the mesh
-    /// without --bootstrap. Each node needs a folder of its own.
-    #[arg(long, value_name = "DIR", env = "MACULA_DATA")]
-    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
     /// A service to provide: `NAME=echo`, or `NAME=exec:COMMAND` to run a shell command for each call; may be given several
     /// times.
     ///
@@ -121,10 +183,6 @@ pub(crate) struct NodeArgs {
     /// The node's capacity in relation to others', for the weighted strategies.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), env = "MACULA_WEIGHT")]
     pub(crate) weight: u32,
-    /// Mebibytes that all peers together may make the node keep [default: a quarter of the memory of the machine or of its control
-    /// group, at least 64]. When they are full, the peer that has most loses its largest message.
-    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30), env = "MACULA_MEMORY")]
-    pub(crate) memory: Option<u64>,
     /// How long the node's provider records are valid without being renewed, 20 to 3600.
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(20..=3600), env = "MACULA_TTL")]
     pub(crate) ttl: u64,
@@ -184,6 +242,9 @@ pub(crate) struct BenchArgs {
     /// How many calls are in flight: always, or at most when there is a --rate [default: 64, or 65536 with --rate].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub(crate) concurrency: Option<u32>,
+    /// How many client nodes make the calls in turn; each has a key and connections of its own.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4_096))]
+    pub(crate) clients: u32,
     /// How long calls are started.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) duration: Duration,
@@ -196,6 +257,9 @@ pub(crate) struct BenchArgs {
     /// How long a whole call may take, like `2s` or `500ms`.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
+    /// Asks the directory so many times for the service's providers before the load, one after another, past every cache.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100_000))]
+    pub(crate) lookups: u32,
     /// Writes a JSON object for each call to this file: when it started, how it ended, and what was tried.
     #[arg(long, value_name = "FILE")]
     pub(crate) calls: Option<PathBuf>,

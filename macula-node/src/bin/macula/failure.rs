@@ -181,10 +181,23 @@ pub(crate) fn say(line: &str) {
 
 /// Writes a line to standard output.
 pub(crate) fn print_line(line: impl Display) -> Result<(), Failure> {
+    print(&format!("{line}\n"))
+}
+
+/// Writes whole lines to standard output.
+pub(crate) fn print(lines: &str) -> Result<(), Failure> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{line}")
+    stdout
+        .write_all(lines.as_bytes())
         .and_then(|()| stdout.flush())
         .map_err(|error| Failure::other(format!("standard output cannot be written: {error}")))
+}
+
+/// Writes an object as JSON, in one line.
+pub(crate) fn print_json(object: &impl serde::Serialize) -> Result<(), Failure> {
+    let text =
+        serde_json::to_string(object).map_err(|error| Failure::other(format!("no JSON can be made: {error}")))?;
+    print_line(text)
 }
 
 /// One line without control characters: some of it comes from other nodes, and must not steer a terminal.

@@ -5,6 +5,7 @@ mod bench;
 mod call;
 mod config;
 mod demo;
+mod drain;
 mod exec;
 mod failure;
 mod health;
@@ -14,9 +15,16 @@ mod init;
 mod known;
 mod mesh;
 mod node;
+mod own;
 mod providers;
+#[cfg(test)]
+mod sample;
 mod serve;
 mod signals;
+mod status;
+mod table;
+mod version;
+mod watch;
 
 use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
@@ -91,7 +99,11 @@ fn start_logging(command: &Command) {
         | Command::Bench(_)
         | Command::Providers(_)
         | Command::Health(_)
-        | Command::Id(_) => Level::ERROR,
+        | Command::Id(_)
+        | Command::Status(_)
+        | Command::Watch(_)
+        | Command::Drain(_)
+        | Command::Version(_) => Level::ERROR,
     };
     let filter = EnvFilter::builder()
         .with_default_directive(level.into())
@@ -117,6 +129,10 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Providers(args) => providers::run(args).await,
             Command::Health(args) => health::run(args).await,
             Command::Id(args) => id::run(&args),
+            Command::Status(args) => status::run(args).await,
+            Command::Watch(args) => watch::run(args).await,
+            Command::Drain(args) => drain::run(args).await,
+            Command::Version(args) => version::run(&args),
         }
     });
     // Long enough to drop the tasks, and to kill with them the commands of running calls. Not for ever: a read of standard input cannot

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use macula_node::{Limits, MAX_BOOTSTRAP, MAX_ENDPOINTS, Node};
+use macula_node::{MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin};
 use serde_json::json;
 use tokio::io::AsyncReadExt;
 
@@ -11,7 +11,7 @@ use crate::{
     exec::{self, Environment, Exec},
     failure::{Failure, cause_first, print_line, say},
     identity::{self, Taken, default_file, user_folder},
-    mesh,
+    mesh, own,
     serve::{Kind, echo},
     signals::Signals,
 };
@@ -22,28 +22,42 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
     let serving = async {
         let taken = take_identity(&args)?;
         let node = start(&args, taken.as_ref()).await?;
+        let admin = own::serve(&args.admin, &node).await?;
+        join(&args, &node).await;
         announce(&args, &node)?;
-        Ok::<_, Failure>((node, taken))
+        Ok::<_, Failure>((node, taken, admin))
     };
-    let (node, _taken) = tokio::select! {
+    let (node, _taken, admin) = tokio::select! {
         started = serving => started?,
         _ = signals.next() => return Ok(()),
     };
     tokio::select! {
         _ = signals.next() => {}
         () = stdin_closed(), if args.until_stdin_closes => {}
+        () = drain_asked(admin.as_ref()) => {}
     }
     tokio::select! {
         () = node.shutdown() => {}
         // Asked twice: now.
-        _ = signals.next() => {}
+        _ = signals.next() => return Ok(()),
+    }
+    if let Some(admin) = admin {
+        admin.close().await;
     }
     Ok(())
 }
 
+/// Waits until `macula drain` asks for the node's end.
+async fn drain_asked(admin: Option<&Admin>) {
+    match admin {
+        Some(admin) => admin.drain_asked().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// The key that the node is told to use, or the user's own if there is one; otherwise the data folder has it, or it is new.
 fn take_identity(args: &NodeArgs) -> Result<Option<Taken>, Failure> {
-    let of_user = || default_file().filter(|file| args.data.is_none() && file.exists());
+    let of_user = || default_file().filter(|file| args.admin.folder.is_none() && file.exists());
     let file = args.identity.clone().or_else(of_user);
     file.as_deref().map(identity::take).transpose()
 }
@@ -64,15 +78,8 @@ async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> 
     if let Some(taken) = taken {
         builder = builder.identity(taken.identity.clone());
     }
-    if let Some(folder) = &args.data {
+    if let Some(folder) = &args.admin.folder {
         builder = builder.data(folder);
-    }
-    if let Some(mebibytes) = args.memory {
-        let limits = Limits {
-            memory_bytes: mebibytes << 20,
-            ..Limits::default()
-        };
-        builder = builder.transport(move |config| config.with_limits(limits));
     }
     for service in &args.serve {
         builder = match &service.kind {
@@ -83,17 +90,19 @@ async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> 
             }
         };
     }
-    let node = builder.start().await?;
-    // A node whose bootstrap nodes are not up yet serves its own services and goes on trying.
+    Ok(builder.start().await?)
+}
+
+/// Waits for the mesh. A node whose bootstrap nodes are not up yet serves its own services and goes on trying.
+async fn join(args: &NodeArgs, node: &Node) {
     match node.join().await {
         Ok(report) => {
             tracing::info!(contacts = report.contacts, "joined the mesh");
-            let folder = args.data.clone().or_else(user_folder);
+            let folder = args.admin.folder.clone().or_else(user_folder);
             mesh::show_trusted(&report, folder.as_deref());
         }
         Err(error) => say(&format!("{}; trying on", cause_first(&error))),
     }
-    Ok(node)
 }
 
 /// Checks the options beyond their form.

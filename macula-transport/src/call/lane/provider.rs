@@ -24,7 +24,7 @@ use super::{
         frame::{Head, INLINE_BYTES},
         messages::{CallKind, IncomingMessages},
         outbox::Flush,
-        reply::{Ended, Gone, LanePlace, ReplyStream, ReplyWriter, fitting, no_memory},
+        reply::{Ended, Gone, LanePlace, ReplyStream, ReplyWriter, fitting},
         types::Reply,
     },
     calls::CallId,
@@ -37,10 +37,6 @@ use crate::{
         stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, ResetCode, Unserved},
     },
     load::SMALL_LOAD,
-    share::{
-        budget::{Charge, Exhausted},
-        memory::{Kept, TASK_BYTES},
-    },
 };
 
 /// A handler that blocks the reading task for longer than this makes the calls after it run in tasks of their own.
@@ -51,9 +47,6 @@ const SLOW_CALLS: usize = 64;
 const MAX_LARGE_REPLIES: usize = 16;
 /// How long replies may wait for a peer that does not take them, before the lane is given up.
 const CLOGGED: Duration = Duration::from_secs(30);
-
-/// Up to so many bytes of replies that are being written are part of what a connection takes.
-const FREE_QUEUE_BYTES: usize = 64 * 1024;
 
 /// A lane that the peer opened.
 pub(crate) struct InboundLane {
@@ -80,8 +73,6 @@ struct Running {
     begun: Begun,
     deadline: Instant,
     in_flight: InFlight,
-    /// What its request and its task take.
-    memory: Charge,
 }
 
 impl InboundLane {
@@ -131,7 +122,6 @@ impl InboundLane {
 
     /// Writes replies, until no further call is taken and the last reply is written.
     async fn write(&self, outgoing: &mut Outgoing) -> Result<(), Unserved> {
-        let mut kept = self.provider.link.memory.kept();
         loop {
             if self.provider.link.shared.load.is_above(SMALL_LOAD) {
                 tokio::task::yield_now().await;
@@ -148,9 +138,6 @@ impl InboundLane {
                 continue;
             }
             self.unclogged.notify_one();
-            let bytes: usize = chunks.iter().map(Bytes::len).sum();
-            kept.set(bytes.saturating_sub(FREE_QUEUE_BYTES))
-                .map_err(|Exhausted| Unserved::Exhausted)?;
             match timeout_at(Instant::now() + CLOGGED, outgoing.send(&mut chunks)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Unserved::Gone),
@@ -255,7 +242,6 @@ impl InboundLane {
                 return Ok(());
             }
         };
-        let bytes = TASK_BYTES + call.body.len() as u64;
         let mut begun = match kind {
             CallKind::Unary => provider.begin(call, None),
             CallKind::Streaming => {
@@ -293,14 +279,12 @@ impl InboundLane {
             }
         }
         let in_flight = provider.link.enter(Direction::Inbound);
-        let memory = provider.link.memory.force(bytes);
         self.lock().started(id).map_err(|Broken| ReceiveError::Broken)?;
         let running = Running {
             id,
             begun,
             deadline,
             in_flight,
-            memory,
         };
         let task = tokio::spawn(self.clone().finish(running));
         // A task that has ended already needs no stopping.
@@ -315,7 +299,6 @@ impl InboundLane {
             begun,
             deadline,
             mut in_flight,
-            memory: _memory,
         } = running;
         let provider = &self.provider;
         let Some(writer) = begun.writer else {
@@ -356,14 +339,10 @@ impl InboundLane {
     fn reply(self: &Arc<Self>, id: CallId, messages: Vec<Bytes>, reply: Reply, deadline: Instant) {
         let reply = fitting(&self.provider.link, reply);
         if reply.body.len() > INLINE_BYTES {
-            let mut kept = self.provider.link.memory.kept();
-            if kept.set(reply.body.len()).is_err() {
-                return self.reply(id, Vec::new(), no_memory(), deadline);
-            }
             let large = Large::new(self.clone(), reply.body.len());
             // Counted before the call ends, so that the reply is under way without a gap.
             let in_flight = self.provider.link.enter_answered();
-            tokio::spawn(self.clone().reply_apart(id, reply, deadline, kept, (large, in_flight)));
+            tokio::spawn(self.clone().reply_apart(id, reply, deadline, large, in_flight));
             return;
         }
         let flush = {
@@ -385,28 +364,18 @@ impl InboundLane {
         id: CallId,
         reply: Reply,
         deadline: Instant,
-        kept: Kept,
-        _under_way: (Large, InFlight),
+        _large: Large,
+        _in_flight: InFlight,
     ) {
         let provider = &self.provider;
+        // Replies that the peer does not read are given up, so this one's turn comes.
+        let _turn = provider.places.turn(reply.body.len()).await;
         let place = LanePlace {
             lane: self.stream,
             call: id.to_wire(),
         };
-        let taken_back = kept.taken_back();
-        let opened = async {
-            // Replies that the peer does not read are given up, so this one's turn comes.
-            let turn = provider.places.turn(reply.body.len()).await;
-            let stream = ReplyStream::open(&provider.link, place, deadline).await?;
-            Ok((stream.keeping(kept), turn))
-        };
-        let opened = tokio::select! {
-            biased;
-            opened = opened => opened,
-            () = taken_back => Err(Gone),
-        };
-        match opened {
-            Ok((mut stream, _turn)) => stream.send(&provider.link, reply).await,
+        match ReplyStream::open(&provider.link, place, deadline).await {
+            Ok(mut stream) => stream.send(&provider.link, reply).await,
             Err(Gone) => {
                 provider.link.unserved(Unserved::Slow);
                 // Without this outcome the call would wait until its deadline.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    host::{Hosts, NetFault, PORT, Place, Started, tool},
+    host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
     net::{self, Link},
 };
 use crate::image;
@@ -62,27 +62,31 @@ impl Containers {
 }
 
 impl Hosts for Containers {
-    fn add(&mut self) -> Result<Place> {
+    fn add(&mut self, _side: Side) -> Result<Place> {
         self.hosts += 1;
         self.pids.push(0);
         let ip = Self::ip(self.hosts);
         Ok(Place {
             number: self.hosts,
             ip,
+            other: None,
             listen: net::unspecified(ip, PORT),
         })
     }
 
-    fn start(&mut self, place: &Place, args: &[String]) -> Result<Started> {
+    fn start(&mut self, place: &Place, launch: &Launch) -> Result<Started> {
         self.started += 1;
         let name = format!("{}-{}", self.network, self.started);
         let folder = self.folder.to_str().context("the folder's name is no text")?;
         let mut command = Command::new("docker");
         command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--name", &name]);
         command.args(["--network", &self.network, "--ip", &place.ip.to_string()]);
+        for (name, value) in &launch.env {
+            command.args(["--env", &format!("{name}={value}")]);
+        }
         command
             .args(["--volume", &format!("{folder}:{folder}"), &self.image])
-            .args(args);
+            .args(&launch.args);
         let mut started = Started::spawn(&mut command)?;
         let until = Instant::now() + STARTED_WITHIN;
         started.pid = loop {

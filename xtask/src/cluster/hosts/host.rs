@@ -5,13 +5,13 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::cluster::scenario::Fault;
+use crate::cluster::scenario::{Fault, Wire};
 use crate::workspace::line;
 
 /// The port that a node listens on where it has an address of its own.
-pub(super) const PORT: u16 = 9443;
+pub(crate) const PORT: u16 = 9443;
 
 /// A host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,20 +20,45 @@ pub(crate) struct Place {
     pub(crate) number: u16,
     /// The host's address.
     pub(crate) ip: IpAddr,
+    /// Its address of the other family, where it has both.
+    pub(crate) other: Option<IpAddr>,
     /// The argument of `--listen`.
     pub(crate) listen: String,
+}
+
+/// The side of the scenario's router that a host is on; without a router there is one side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Public,
+    Private,
+}
+
+/// What a program is started with.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Launch {
+    pub(crate) args: Vec<String>,
+    /// Variables added to the environment.
+    pub(crate) env: Vec<(String, String)>,
 }
 
 /// The hosts of one scenario. Dropping it gives everything back that it made.
 pub(crate) trait Hosts {
     /// Adds a host.
-    fn add(&mut self) -> Result<Place>;
+    fn add(&mut self, side: Side) -> Result<Place>;
 
     /// Starts the program on a host. Its standard output is the child's.
-    fn start(&mut self, place: &Place, args: &[String]) -> Result<Started>;
+    fn start(&mut self, place: &Place, launch: &Launch) -> Result<Started>;
 
     /// Does a fault of the network to a host; see [`NetFault`].
     fn afflict(&mut self, place: &mut Place, fault: NetFault) -> Result<()>;
+
+    /// The router forgets its translations.
+    ///
+    /// # Errors
+    /// The backend has no router.
+    fn rebind(&mut self) -> Result<()> {
+        bail!("this backend has no router")
+    }
 }
 
 /// A fault of the network, as a host sees it.
@@ -46,6 +71,7 @@ pub(crate) enum NetFault {
     Unblock(IpAddr),
     Move,
     Mtu(u32),
+    Wire(Wire),
 }
 
 impl NetFault {
@@ -58,7 +84,14 @@ impl NetFault {
             Fault::Unblock(from, to) => (from, Self::Unblock(ip_of(to))),
             Fault::Move(node) => (node, Self::Move),
             Fault::Mtu(node, bytes) => (node, Self::Mtu(bytes)),
-            Fault::Kill(_)
+            Fault::Wire(node, wire) => (node, Self::Wire(wire)),
+            Fault::Rebind
+            | Fault::Clock(..)
+            | Fault::AllClocks(_)
+            | Fault::FillDisk(_)
+            | Fault::FreeDisk(_)
+            | Fault::Files(..)
+            | Fault::Kill(_)
             | Fault::Leave(_)
             | Fault::Restart(_)
             | Fault::Replace(_)
@@ -92,7 +125,7 @@ impl Started {
 }
 
 /// Runs a tool that says nothing when all is well.
-pub(super) fn tool(words: &[&str]) -> Result<String> {
+pub(crate) fn tool(words: &[&str]) -> Result<String> {
     let (program, args) = words.split_first().context("a tool has a name")?;
     let output = Command::new(program).args(args).stdin(Stdio::null()).output();
     let output = output.with_context(|| format!("cannot start `{program}`"))?;

@@ -5,6 +5,7 @@ mod host;
 mod net;
 mod netns;
 mod processes;
+mod wire;
 
 use std::{
     path::Path,
@@ -13,8 +14,8 @@ use std::{
 
 use anyhow::Result;
 
-use super::scenario::{Family, Scenario};
-pub(crate) use host::{Hosts, NetFault, Place, Started};
+use super::scenario::{Family, Need, Scenario};
+pub(crate) use host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool};
 
 /// What a host is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -59,21 +60,35 @@ impl Backend {
         }
     }
 
-    pub(crate) fn can_run(self, scenario: &Scenario) -> bool {
-        let needs_network = scenario.steps.iter().any(|(_, fault)| fault.is_of_network());
+    /// Why the backend cannot run this scenario; `None` when it can.
+    pub(crate) fn cannot(self, scenario: &Scenario) -> Option<&'static str> {
+        let needs = scenario.needs();
+        if needs.contains(&Need::Clock) && crate::cluster::clock::library().is_none() {
+            return Some("libfaketime is not installed");
+        }
         match self {
-            Self::Processes => !needs_network,
-            Self::Netns => true,
+            Self::Processes
+                if needs
+                    .iter()
+                    .any(|need| matches!(need, Need::Link | Need::Wire | Need::Nat)) =>
+            {
+                Some("processes share one loopback interface")
+            }
+            Self::Processes | Self::Netns => None,
             // Docker's networks have IPv6 only when its daemon is set up for it.
-            Self::Containers => scenario.family == Family::V4,
+            Self::Containers if scenario.family != Family::V4 => Some("Docker's network has IPv4 only"),
+            Self::Containers if needs.iter().any(|need| matches!(need, Need::Wire | Need::Nat)) => {
+                Some("Docker makes the links")
+            }
+            Self::Containers => None,
         }
     }
 
     /// Makes the network of a scenario. `folder` is where nodes and callers keep their files.
-    pub(crate) fn open(self, program: &Path, family: Family, folder: &Path) -> Result<Box<dyn Hosts>> {
+    pub(crate) fn open(self, program: &Path, scenario: &Scenario, seed: u64, folder: &Path) -> Result<Box<dyn Hosts>> {
         Ok(match self {
-            Self::Processes => Box::new(processes::Processes::new(program, family)),
-            Self::Netns => Box::new(netns::Namespaces::new(program, family)?),
+            Self::Processes => Box::new(processes::Processes::new(program, scenario.family)),
+            Self::Netns => Box::new(netns::Namespaces::new(program, scenario, seed)?),
             Self::Containers => Box::new(containers::Containers::new(program, folder)?),
         })
     }

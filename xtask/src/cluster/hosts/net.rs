@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::host::{NetFault, tool};
 
@@ -56,6 +56,7 @@ impl Link {
                 self.inside(&["address", "del", from, "dev", "eth0"])?
             }
             NetFault::Mtu(bytes) => self.outside(&["link", "set", &self.peer, "mtu", &bytes.to_string()])?,
+            NetFault::Wire(_) => bail!("this link's packets do not pass through this process"),
         };
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::host::{Hosts, NetFault, Place, Started};
+use super::host::{Hosts, Launch, NetFault, Place, Side, Started};
 use crate::cluster::scenario::Family;
 
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl Processes {
         Self {
             program: program.to_path_buf(),
             ip: match family {
-                Family::V4 => Ipv4Addr::LOCALHOST.into(),
+                Family::V4 | Family::Mixed => Ipv4Addr::LOCALHOST.into(),
                 Family::V6 => Ipv6Addr::LOCALHOST.into(),
             },
             count: 0,
@@ -32,18 +32,20 @@ impl Processes {
 }
 
 impl Hosts for Processes {
-    fn add(&mut self) -> Result<Place> {
+    fn add(&mut self, _side: Side) -> Result<Place> {
         self.count += 1;
         Ok(Place {
             number: self.count,
             ip: self.ip,
+            other: None,
             // A free port, which the node keeps when it starts again.
             listen: SocketAddr::new(self.ip, 0).to_string(),
         })
     }
 
-    fn start(&mut self, _place: &Place, args: &[String]) -> Result<Started> {
-        Started::spawn(Command::new(&self.program).args(args))
+    fn start(&mut self, _place: &Place, launch: &Launch) -> Result<Started> {
+        let env = launch.env.iter().map(|(name, value)| (name, value));
+        Started::spawn(Command::new(&self.program).args(&launch.args).envs(env))
     }
 
     fn afflict(&mut self, _place: &mut Place, fault: NetFault) -> Result<()> {

@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -66,11 +69,17 @@ pub(super) struct Counts {
     pub(super) ok: u64,
     pub(super) attempts: u64,
     pub(super) errors: BTreeMap<&'static str, u64>,
+    /// Where the answered calls found the provider list.
+    pub(super) found_in: BTreeMap<&'static str, u64>,
+    /// The first call that was answered: it looked the list up and opened a connection.
+    pub(super) first_us: Option<u64>,
+    /// Calls that were answered after an attempt had failed.
+    pub(super) failed_over: Histogram<u64>,
     pub(super) providers: BTreeMap<NodeId, Share>,
 }
 
 /// Microseconds to 0.1 %, up to a day.
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     let bounded = Histogram::new_with_bounds(1, 86_400_000_000, 3);
     bounded.unwrap_or_else(|_| unreachable!("the bounds are constants that the histogram takes"))
 }
@@ -82,6 +91,9 @@ impl Counts {
             ok: 0,
             attempts: 0,
             errors: BTreeMap::new(),
+            found_in: BTreeMap::new(),
+            first_us: None,
+            failed_over: histogram(),
             providers: BTreeMap::new(),
         }
     }
@@ -93,6 +105,11 @@ impl Counts {
             Ok(answer) => {
                 self.ok += 1;
                 self.attempts += 1;
+                self.first_us.get_or_insert(us);
+                *self.found_in.entry(answer.source().name()).or_default() += 1;
+                if !answer.failed_attempts().is_empty() {
+                    self.failed_over.saturating_record(us);
+                }
                 if let Some(provider) = answer.provider() {
                     let share = self.providers.entry(provider.node_id).or_default();
                     share.answered += 1;
@@ -127,7 +144,9 @@ pub(super) struct Load {
 /// What every call of a run has in common.
 #[derive(Debug)]
 struct Plan {
-    client: Client,
+    /// One for each node; calls take them in turn.
+    clients: Vec<Client>,
+    started: AtomicUsize,
     service: ServiceName,
     strategy: Strategy,
     timeout: Duration,
@@ -137,11 +156,12 @@ struct Plan {
 }
 
 impl Load {
-    pub(super) fn start(args: &BenchArgs, pace: Pace, node: &Node) -> Self {
+    pub(super) fn start(args: &BenchArgs, pace: Pace, nodes: &[Node]) -> Self {
         let (done, ended) = mpsc::channel(MAX_UNCOUNTED);
         let start = Instant::now();
         let plan = Arc::new(Plan {
-            client: node.client().clone(),
+            clients: nodes.iter().map(|node| node.client().clone()).collect(),
+            started: AtomicUsize::new(0),
             service: args.service.clone(),
             strategy: args.strategy,
             timeout: args.timeout,
@@ -198,8 +218,8 @@ impl Load {
 impl Plan {
     /// Makes one call that was due at `due`.
     async fn call(&self, due: Instant) -> Ended {
-        let call = self
-            .client
+        let turn = self.started.fetch_add(1, Ordering::Relaxed) % self.clients.len();
+        let call = self.clients[turn]
             .request(&self.service)
             .strategy(self.strategy)
             .timeout(self.timeout);

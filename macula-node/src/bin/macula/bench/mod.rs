@@ -8,14 +8,19 @@ mod load;
 mod log;
 mod summary;
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::IsTerminal,
+    time::{Duration, Instant},
+};
 
+use futures::{StreamExt as _, TryStreamExt as _, future::join_all, stream};
+use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use macula_node::Node;
 
 use crate::{
     args::BenchArgs,
-    failure::{Failure, print_line},
+    failure::{Failure, cause_first, print_line},
     mesh,
     signals::Signals,
 };
@@ -25,6 +30,8 @@ use summary::Summary;
 
 /// How often the progress bar is drawn.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// Clients that join at the same time.
+const MAX_JOINING: usize = 16;
 
 fn pace(args: &BenchArgs) -> Pace {
     match args.rate {
@@ -41,22 +48,29 @@ fn pace(args: &BenchArgs) -> Pace {
 pub(crate) async fn run(args: BenchArgs) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let mut log = args.calls.as_deref().map(CallLog::create).transpose()?;
-    let node = tokio::select! {
-        node = mesh::client(&args.mesh, None) => node?,
+    let nodes = tokio::select! {
+        nodes = clients(&args) => nodes?,
         ended = signals.next() => return Err(ended),
     };
-    let outcome = measure(&args, &node, log.as_mut(), &mut signals).await;
-    node.shutdown().await;
+    let outcome = measure(&args, &nodes, log.as_mut(), &mut signals).await;
+    join_all(nodes.iter().map(Node::shutdown)).await;
     outcome
+}
+
+/// The nodes that call. They join at most [`MAX_JOINING`] at once: a crowd of handshakes is not measured here.
+async fn clients(args: &BenchArgs) -> Result<Vec<Node>, Failure> {
+    let joining = (0..args.clients).map(|_| mesh::client(&args.mesh, None));
+    stream::iter(joining).buffer_unordered(MAX_JOINING).try_collect().await
 }
 
 async fn measure(
     args: &BenchArgs,
-    node: &Node,
+    nodes: &[Node],
     mut log: Option<&mut CallLog>,
     signals: &mut Signals,
 ) -> Result<(), Failure> {
-    let mut load = Load::start(args, pace(args), node);
+    let lookups = look_up(args, &nodes[0]).await?;
+    let mut load = Load::start(args, pace(args), nodes);
     let bar = progress(args);
     let mut redraw = tokio::time::interval(PROGRESS_EVERY);
     // An interrupted run shows what it has measured, and its exit code says that it was interrupted.
@@ -88,7 +102,8 @@ async fn measure(
     let summary = Summary {
         counts,
         lasted,
-        connections_opened: node.connection_stats().opened,
+        lookups,
+        connections_opened: nodes.iter().map(|node| node.connection_stats().opened).sum(),
     };
     match args.json {
         true => print_line(summary.to_json())?,
@@ -99,6 +114,18 @@ async fn measure(
         None if summary.failed() == 0 => Ok(()),
         None => Err(Failure::shown(1)),
     }
+}
+
+/// Measures lookups in the directory, in microseconds.
+async fn look_up(args: &BenchArgs, node: &Node) -> Result<Histogram<u64>, Failure> {
+    let mut lookups = load::histogram();
+    for _ in 0..args.lookups {
+        let asked = Instant::now();
+        let found = node.lookup(&args.service).await;
+        found.map_err(|error| Failure::other(cause_first(&error)))?;
+        lookups.saturating_record(u64::try_from(asked.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+    Ok(lookups)
 }
 
 /// A bar on a terminal, and nothing elsewhere.

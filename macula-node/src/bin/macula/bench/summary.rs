@@ -20,6 +20,8 @@ const QUANTILES: [(f64, &str); 5] = [
 pub(super) struct Summary {
     pub(super) counts: Counts,
     pub(super) lasted: Duration,
+    /// Lookups in the directory before the load.
+    pub(super) lookups: Histogram<u64>,
     pub(super) connections_opened: u64,
 }
 
@@ -56,6 +58,10 @@ impl Summary {
             "seconds": self.lasted.as_secs_f64(),
             "per_second": self.per_second(),
             "latency": quantiles(&counts.latency),
+            "first_us": counts.first_us,
+            "failed_over": {"calls": counts.failed_over.len(), "latency": quantiles(&counts.failed_over)},
+            "lookups": {"asked": self.lookups.len(), "latency": quantiles(&self.lookups)},
+            "found_in": counts.found_in,
             "connections_opened": self.connections_opened,
             "providers": providers,
         })
@@ -87,12 +93,24 @@ impl fmt::Display for Summary {
         for (name, count) in &counts.errors {
             writeln!(f, "  {name}: {count}")?;
         }
+        let found: Vec<_> = counts
+            .found_in
+            .iter()
+            .map(|(place, calls)| format!("{place} {calls}"))
+            .collect();
+        writeln!(f, "providers found in: {}", found.join(", "))?;
         write!(
             f,
             "\n{:<12}{:>9}{:>9}{:>10}{:>10}{:>10}{:>10}{:>10}",
             "", "answered", "failed", "p50", "p90", "p99", "p99.9", "max"
         )?;
         row(f, "all", counts.ok, counts.attempts - counts.ok, &counts.latency)?;
+        if !counts.failed_over.is_empty() {
+            row(f, "failed over", counts.failed_over.len(), 0, &counts.failed_over)?;
+        }
+        if !self.lookups.is_empty() {
+            row(f, "lookups", self.lookups.len(), 0, &self.lookups)?;
+        }
         for (node_id, share) in &counts.providers {
             row(
                 f,

@@ -1,0 +1,78 @@
+//! What the mesh costs and gives across hosts: the measures that its predecessor set out to take.
+//!
+//! Three providers and one caller, each on a host of its own. Nothing else may run beside: the load takes every processor.
+
+use std::{path::Path, thread, time::Duration};
+
+use anyhow::Result;
+use serde_json::Value;
+
+use super::{
+    hosts::Backend,
+    mesh::{Mesh, shared_folder, summary},
+    scenario::Fault,
+    scenarios::PLAIN,
+};
+
+/// When a provider is killed, from the start of the load.
+const KILLED_AFTER: Duration = Duration::from_secs(3);
+
+/// Takes the measures and gives them as a table in Markdown.
+///
+/// # Errors
+/// The mesh does not start, or a caller fails.
+pub(super) fn measure(backend: Backend, program: &Path) -> Result<String> {
+    let folder = shared_folder()?;
+    let (mut mesh, places) = Mesh::ready(&PLAIN, backend, 1, program, folder.path())?;
+    let caller = &places[0];
+    let quiet = ["--lookups", "500", "--rate", "200", "--duration", "5s"];
+    let quiet = summary(mesh.bench(caller, &quiet)?)?;
+    let full = summary(mesh.bench(caller, &["--concurrency", "256", "--duration", "5s"])?)?;
+    let failing = mesh.bench(caller, &["--rate", "200", "--duration", "8s"])?;
+    thread::sleep(KILLED_AFTER);
+    mesh.afflict(Fault::Kill(3), &places)?;
+    let failing = summary(failing)?;
+    Ok(table(&quiet, &full, &failing))
+}
+
+fn table(quiet: &Value, full: &Value, failing: &Value) -> String {
+    let ms = |value: &Value| format!("{:.2} ms", value.as_f64().unwrap_or(f64::NAN) / 1e3);
+    let span = |latency: &Value| format!("{} / {}", ms(&latency["p50_us"]), ms(&latency["p99_us"]));
+    let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+    let hits = 100.0 * number(&quiet["found_in"]["cache"]) / number(&quiet["ok"]);
+    let (failed_over, usual) = (&failing["failed_over"], &failing["latency"]["p50_us"]);
+    let rows = [
+        ("lookup in the DHT, p50 / p99", span(&quiet["lookups"]["latency"])),
+        ("calls that found the list in the cache", format!("{hits:.2} %")),
+        ("first call: it looks the list up and connects", ms(&quiet["first_us"])),
+        (
+            "call over an open connection, 200 a second, p50 / p99",
+            span(&quiet["latency"]),
+        ),
+        (
+            "connections opened for 1 000 calls",
+            quiet["connections_opened"].to_string(),
+        ),
+        (
+            "calls a second, 256 in flight",
+            format!("{:.0}", number(&full["per_second"])),
+        ),
+        ("their p50 / p99", span(&full["latency"])),
+        (
+            "one of three killed, 200 calls a second: failed",
+            failing["failed"].to_string(),
+        ),
+        ("calls that failed over", failed_over["calls"].to_string()),
+        (
+            "their p50 / longest",
+            format!(
+                "{} / {}",
+                ms(&failed_over["latency"]["p50_us"]),
+                ms(&failed_over["latency"]["max_us"])
+            ),
+        ),
+        ("p50 of all calls beside", ms(usual)),
+    ];
+    let rows = rows.map(|(name, value)| format!("| {name} | {value} |\n"));
+    format!("| measure | value |\n|---|---|\n{}", rows.concat())
+}
