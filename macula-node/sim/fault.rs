@@ -28,7 +28,7 @@ pub(super) enum Kind {
     Replace,
     /// Ends without a word, and starts again with its key at another address.
     Move,
-    /// Gets another address while it runs, and its own again.
+    /// Gets another address while it runs, and keeps it.
     Rebind,
     /// Stands still.
     Pause,

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use macula_node::{BootstrapAddr, Node, PoolConfig};
+use macula_node::{BootstrapAddr, Node, PoolConfig, SimulatedClock};
 use macula_transport::{
     Identity,
     testing::{Link, Network},
@@ -34,8 +34,6 @@ pub(super) const MAX_CONNECTIONS: usize = 8;
 
 const LATENCY: Duration = Duration::from_millis(10);
 const JITTER: Duration = Duration::from_millis(5);
-/// How far every clock is from the network's time, so that one may be behind the others.
-const CLOCK: Duration = Duration::from_secs(3600);
 
 /// What a node does in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +59,9 @@ struct Member {
     part: Part,
     addr: SocketAddr,
     identity: Identity,
-    clock: Network,
+    clock: SimulatedClock,
+    /// How far its wall clock is ahead, in milliseconds.
+    ahead_ms: i64,
     /// What is wrong with its handlers.
     wrong: Arc<Mutex<Vec<Kind>>>,
     node: Option<Node>,
@@ -105,13 +105,12 @@ impl World {
             rates: (0..nodes).map(|_| Arc::new(Mutex::new(1))).collect(),
         };
         for n in 0..nodes {
-            let clock = network.with_own_clock();
-            clock.set_ahead(CLOCK);
             let member = Member {
                 part: part_of(n, nodes),
                 addr: world.new_address(),
                 identity: world.new_identity(),
-                clock,
+                clock: SimulatedClock::new(),
+                ahead_ms: 0,
                 wrong: Arc::default(),
                 node: None,
                 life: 0,
@@ -161,7 +160,8 @@ impl World {
         let member = &mut self.members[n];
         member.life = life;
         let builder = Node::builder()
-            .network(&member.clock)
+            .network(&self.network)
+            .clock(&member.clock)
             .identity(member.identity.clone())
             .listen(member.addr)
             .ttl(TTL)
@@ -356,19 +356,6 @@ impl World {
                 }
             }
             Kind::SkewAhead(_) | Kind::SkewBehind(_) | Kind::Ahead(_) | Kind::Behind(_) => self.set_clock(n, None),
-            Kind::Rebind => {
-                let Some(node) = &self.members[n].node else {
-                    return Ok(());
-                };
-                if let Some(home) = node
-                    .endpoints()
-                    .iter()
-                    .find_map(|at| Some(SocketAddr::new(at.ip()?, at.port())))
-                {
-                    self.network.move_host(addr, home);
-                    self.members[n].addr = home;
-                }
-            }
             Kind::Pause => self.network.resume(addr),
             Kind::Slow(_) | Kind::Hang | Kind::Fail | Kind::Lie => remove(&mut lock(&self.members[n].wrong), &kind),
             Kind::Withdraw => self.provide_again(n),
@@ -382,6 +369,7 @@ impl World {
             | Kind::Duplicate(_)
             | Kind::Corrupt(_)
             | Kind::Bandwidth(_)
+            | Kind::Rebind
             | Kind::Replace
             | Kind::Forge => {}
         }
@@ -389,12 +377,14 @@ impl World {
     }
 
     fn set_clock(&mut self, n: usize, wrong: Option<Kind>) {
-        let ahead = match wrong {
-            Some(Kind::Ahead(by) | Kind::SkewAhead(by)) => CLOCK + Duration::from_secs(by.into()),
-            Some(Kind::Behind(by) | Kind::SkewBehind(by)) => CLOCK.saturating_sub(Duration::from_secs(by.into())),
-            _ => CLOCK,
+        let ahead_ms = match wrong {
+            Some(Kind::Ahead(by) | Kind::SkewAhead(by)) => i64::from(by) * 1_000,
+            Some(Kind::Behind(by) | Kind::SkewBehind(by)) => i64::from(by) * -1_000,
+            _ => 0,
         };
-        self.members[n].clock.set_ahead(ahead);
+        let member = &mut self.members[n];
+        member.clock.step(ahead_ms - member.ahead_ms);
+        member.ahead_ms = ahead_ms;
     }
 
     fn withdraw(&mut self, n: usize) {

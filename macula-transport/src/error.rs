@@ -133,6 +133,12 @@ pub enum DialError {
         /// The address.
         addr: SocketAddr,
     },
+    /// The system reports that nothing listens at the address, and no answer has come since (L4).
+    #[error("nothing listens at {addr}; see whether the peer runs there")]
+    Unreachable {
+        /// The address.
+        addr: SocketAddr,
+    },
     /// The handshake or the introduction failed.
     #[error("no connection to {addr}")]
     Refused {
@@ -180,6 +186,7 @@ impl DialError {
             | Self::TimedOut { addr, .. }
             | Self::WrongNode { addr, .. }
             | Self::Myself { addr }
+            | Self::Unreachable { addr }
             | Self::Refused { addr, .. }
             | Self::Hello { addr, .. } => Some(*addr),
             Self::BackingOff { source, .. } => source.addr(),
@@ -204,6 +211,7 @@ impl DialError {
             | Self::Resolve { .. }
             | Self::TimedOut { .. }
             | Self::Address { .. }
+            | Self::Unreachable { .. }
             | Self::BackingOff { .. }
             | Self::PoolFull { .. }
             | Self::ShutDown => false,

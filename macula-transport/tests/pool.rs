@@ -218,6 +218,44 @@ async fn p2_idle_connections_make_room_and_busy_ones_do_not() {
 }
 
 #[tokio::test]
+async fn p2_a_request_waits_for_a_place_in_a_full_pool_until_its_time() {
+    let pool = PoolConfig {
+        max_connections: 1,
+        ..PoolConfig::default()
+    };
+    let client = Endpoint::bind(config().with_pool(pool), NoService).await.unwrap();
+    let (first, _events) = provider().await;
+    let (second, _events) = provider().await;
+    let (third, _events) = provider().await;
+    let connection = connect(&client, &first).await.unwrap();
+    let pool = client.pool();
+    let by = async |to: &Endpoint, until| pool.get_by(&to.node_id(), &at(to), until).await;
+    let now = std::time::Instant::now();
+    let error = by(&second, now).await.unwrap_err();
+    assert!(matches!(error, DialError::PoolFull { max: 1 }), "{error}");
+
+    let until = now + PATIENCE;
+    let use_it = async |to: &Endpoint| {
+        let connection = by(to, until).await.unwrap();
+        echoes(&connection, "hello").await;
+    };
+    let mut waiting = Box::pin(futures::future::join_all([
+        use_it(&second).boxed_local(),
+        use_it(&third).boxed_local(),
+        use_it(&second).boxed_local(),
+        use_it(&third).boxed_local(),
+    ]));
+    assert!((&mut waiting).now_or_never().is_none());
+    // One that gives up leaves its turn to the next.
+    let mut gives_up = Box::pin(by(&third, until));
+    assert!((&mut gives_up).now_or_never().is_none());
+    drop(gives_up);
+    drop(connection);
+    waiting.await;
+    assert_eq!(client.pool().stats().open, 1);
+}
+
+#[tokio::test]
 async fn p2_unused_connections_are_closed() {
     let clock = Clock::stop();
     let pool = PoolConfig {

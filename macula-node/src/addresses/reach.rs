@@ -30,6 +30,8 @@ const MAX_OBSERVED: usize = 2;
 pub(crate) enum Reach {
     /// At these addresses, which never change; at none, for a client.
     Fixed(Vec<Address>),
+    /// At the one address that it listens on.
+    Bound(SocketAddr),
     /// At every address of the machine.
     Everywhere(Everywhere),
 }
@@ -56,7 +58,7 @@ impl Reach {
     /// The reach of a node that is bound to `bound`.
     pub(crate) fn of(bound: SocketAddr) -> Self {
         if !bound.ip().is_unspecified() {
-            return Self::Fixed(Address::try_from(bound).into_iter().collect());
+            return Self::Bound(bound);
         }
         Self::Everywhere(Everywhere {
             port: bound.port(),
@@ -70,6 +72,7 @@ impl Reach {
     pub(crate) fn addresses(&self, now: Instant) -> Vec<Address> {
         match self {
             Self::Fixed(addresses) => addresses.clone(),
+            Self::Bound(bound) => Address::try_from(*bound).into_iter().collect(),
             Self::Everywhere(everywhere) => everywhere.addresses(now),
         }
     }
@@ -186,7 +189,7 @@ mod tests {
     fn everywhere(bound: &str) -> Everywhere {
         match Reach::of(bound.parse().unwrap()) {
             Reach::Everywhere(everywhere) => everywhere,
-            Reach::Fixed(addresses) => panic!("fixed at {addresses:?}"),
+            one => panic!("{one:?}"),
         }
     }
 

@@ -80,11 +80,14 @@ impl Announcement {
 
     /// Looks where the node can be reached now, and says whether that has changed.
     pub(super) fn look(&mut self, now: Instant) -> bool {
-        if let Reach::Everywhere(everywhere) = &mut self.reach {
-            match interfaces::read(&self.bootstrap) {
+        let transport = self.transport.upgrade();
+        match (&mut self.reach, &transport) {
+            (Reach::Everywhere(everywhere), _) => match interfaces::read(&self.bootstrap) {
                 Ok(found) => everywhere.set_interfaces(&found),
                 Err(error) => tracing::debug!(%error, "the network interfaces cannot be read"),
-            }
+            },
+            (Reach::Bound(bound), Some(transport)) => *bound = transport.local_addr(),
+            (Reach::Fixed(_), _) | (Reach::Bound(_), None) => {}
         }
         let addresses = self.reach.addresses(now);
         if self.addresses.borrow()[..] == addresses[..] {
@@ -98,8 +101,12 @@ impl Announcement {
                 "only this host can reach the node; listen on an address of the network, or set the address to advertise"
             );
         }
-        if let Some(transport) = self.transport.upgrade() {
+        if let Some(transport) = transport {
             transport.set_advertised(addresses.iter().cloned());
+            if self.addresses.borrow().iter().any(|before| !addresses.contains(before)) {
+                // Connections over an address that is gone carry nothing, and the news have to reach the others.
+                transport.check_connections();
+            }
         }
         self.addresses.send_replace(addresses.into());
         true

@@ -160,6 +160,18 @@ pub(super) struct Way<'a> {
     pub(super) member: Member,
 }
 
+impl Tried {
+    /// Whether the attempt found no place in the connection pool, which says nothing about its provider.
+    pub(super) fn had_no_place(&self) -> bool {
+        match &self.cause {
+            Some(Cause::NotSent(reason)) => {
+                matches!(reason.downcast_ref(), Some(DialError::PoolFull { .. }))
+            }
+            _ => false,
+        }
+    }
+}
+
 impl<A> End<A> {
     fn failed(fate: Fate, cause: Cause) -> Self {
         Self::Failed(Failure {
@@ -263,11 +275,12 @@ impl<X: Exchange> Job<'_, X> {
         way: Way<'_>,
         progress: &Progress,
     ) -> Landed<X::Answer> {
-        let connection = match self.dial(provider, until).await {
+        let connection = match self.dial(provider, until, way).await {
             Some(Ok(connection)) => connection,
             Some(Err(error)) => {
                 let at = error.addr();
-                let end = End::not_sent(error, Some(Link::Down));
+                let link = links::after_dial(&error);
+                let end = End::not_sent(error, Some(link));
                 return Landed { at, end };
             }
             None => {
@@ -356,16 +369,24 @@ impl<X: Exchange> Job<'_, X> {
     }
 
     /// A connection to the provider; `None` when there is none in time.
-    async fn dial(&self, provider: &Provider, until: Instant) -> Option<Result<Connection, DialError>> {
+    async fn dial(&self, provider: &Provider, until: Instant, way: Way<'_>) -> Option<Result<Connection, DialError>> {
         let pool = &self.client.shared.pool;
+        let is_last = || way.balanced.lock().balancer.is_last_reachable(&way.member);
         let dial = async {
-            match pool.get(&provider.node_id, &provider.endpoints).await {
-                // A dial failed a moment ago. The provider may be back by the time of the next one.
-                Err(DialError::BackingOff { retry_in, .. }) if now() + retry_in < until => {
-                    tokio::time::sleep(retry_in).await;
-                    pool.get(&provider.node_id, &provider.endpoints).await
+            let mut may_wait = true;
+            loop {
+                match pool.get_by(&provider.node_id, &provider.endpoints, until).await {
+                    // A dial failed a moment ago. The provider may be back by the time of the next one.
+                    Err(DialError::BackingOff { retry_in, .. })
+                        if now() + retry_in < until && (may_wait || is_last()) =>
+                    {
+                        may_wait = false;
+                        tokio::time::sleep(retry_in).await;
+                    }
+                    // Nothing listens there now. A call with no other choice waits for a process that starts again.
+                    Err(DialError::Unreachable { .. }) if is_last() => {}
+                    dialed => return dialed,
                 }
-                dialed => dialed,
             }
         };
         tokio::time::timeout_at(until.into(), dial).await.ok()

@@ -317,7 +317,9 @@ impl<'a, X: Exchange> Driver<'a, X> {
                         output => output,
                     }
                 }
-                Output::Done(Err(macula_select::CallError::AllProvidersFailed { .. })) if self.ask_anew().await => {
+                Output::Done(Err(macula_select::CallError::AllProvidersFailed { .. }))
+                    if self.wait_again() || self.ask_anew().await =>
+                {
                     self.poll()
                 }
                 Output::Done(end) => return self.conclude(end),
@@ -402,6 +404,19 @@ impl<'a, X: Exchange> Driver<'a, X> {
                 .on_result(now, &mut self.balanced.lock().balancer, attempt, Fate::NotSent);
         }
         self.poll()
+    }
+
+    /// Goes back to the providers for which there was no place in the pool. Returns whether the call goes on.
+    fn wait_again(&mut self) -> bool {
+        let mut roster = self.balanced.lock();
+        let without_place: Vec<Member> = self
+            .tried
+            .iter()
+            .filter(|tried| tried.had_no_place())
+            .filter_map(|tried| roster.member(&tried.provider.node_id))
+            .collect();
+        let waits = |member: &Member| without_place.contains(member);
+        !without_place.is_empty() && self.call.resume(now(), &mut roster.balancer, waits)
     }
 
     /// Asks the directory anew, once, when every known provider was tried (D12). Returns whether the call goes on.

@@ -17,7 +17,7 @@ use futures::{
     stream::FuturesUnordered,
 };
 use macula_select::Link;
-use macula_transport::{Pool, PoolEvent, PoolEvents, Presence, PresenceWatch};
+use macula_transport::{DialError, Pool, PoolEvent, PoolEvents, Presence, PresenceWatch};
 use macula_wire::{NodeId, ServiceName};
 
 use super::{
@@ -28,8 +28,8 @@ use super::{
 };
 use crate::keyed::Keyed;
 
-/// While a provider is not reached, its service's list is asked for anew so often.
-const ASK_AGAIN: Duration = Duration::from_secs(3);
+/// While a provider is silent or not reached, its service's list is asked for anew so often.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a dial behind the calls may take. A provider that is down is dialed again soon.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -72,6 +72,15 @@ impl Client {
         nodes
     }
 
+    /// Has the directory asked for the services that list any of these nodes: they may have other addresses by now.
+    fn ask_for(&self, nodes: &HashSet<NodeId, Keyed>) {
+        for (name, service) in self.shared.services.all() {
+            if service.balanced.lock().lists_any(nodes) {
+                Asker::new(self, &name, &service).ask_again();
+            }
+        }
+    }
+
     fn tell_link(&self, node: &NodeId, link: Link) {
         let now = now();
         self.tell_each(|roster| {
@@ -101,6 +110,11 @@ impl Asker {
         }
     }
 
+    /// Asks, unless the directory was asked a moment ago.
+    fn ask_again(&self) {
+        self.ask(now().checked_sub(ASK_AGAIN).unwrap_or_else(now));
+    }
+
     /// Asks, unless the directory was asked after `since`, and takes the list over.
     pub(super) fn ask(&self, since: Instant) {
         let (Some(client), Some(known)) = (self.client.upgrade(), self.known.upgrade()) else {
@@ -123,6 +137,8 @@ impl Asker {
 struct Peers {
     changes: FuturesUnordered<Abortable<Change>>,
     ends: HashMap<NodeId, AbortHandle, Keyed>,
+    /// Those that are silent.
+    silent: HashSet<NodeId, Keyed>,
 }
 
 type Change = futures::future::BoxFuture<'static, (NodeId, Presence, PresenceWatch)>;
@@ -140,7 +156,16 @@ impl Peers {
         }
     }
 
+    /// Notes what is believed of a peer.
+    fn note(&mut self, node: NodeId, presence: Presence) {
+        match presence {
+            Presence::Up => self.silent.remove(&node),
+            Presence::Suspected => self.silent.insert(node),
+        };
+    }
+
     fn forget(&mut self, node: &NodeId) {
+        self.silent.remove(node);
         if let Some(end) = self.ends.remove(node) {
             end.abort();
         }
@@ -162,12 +187,21 @@ impl Peers {
 /// Follows the pool until its endpoint or the client is gone.
 async fn follow(client: WeakClient, mut events: PoolEvents) {
     let mut peers = Peers::default();
+    let mut ask_at = tokio::time::Instant::now();
     loop {
+        let has_silent = !peers.silent.is_empty();
         let event = tokio::select! {
             biased;
             event = events.next() => event,
+            () = tokio::time::sleep_until(ask_at), if has_silent => {
+                let Some(client) = client.upgrade() else { return };
+                client.ask_for(&peers.silent);
+                ask_at = tokio::time::Instant::now() + ASK_AGAIN;
+                continue;
+            }
             (node, presence, watch) = peers.next() => {
                 let Some(client) = client.upgrade() else { return };
+                peers.note(node, presence);
                 peers.follow(node, watch);
                 let (link, event) = match presence {
                     Presence::Up => (Link::Up, ClientEvent::Heard(node)),
@@ -185,13 +219,17 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
         match event {
             PoolEvent::Opened { node, .. } => {
                 if let Some(connection) = pool.open(&node) {
+                    peers.note(node, Presence::Up);
                     peers.follow(node, connection.watch_presence());
                     client.tell_link(&node, Link::Up);
                 }
             }
             PoolEvent::Closed { node, reason } => match pool.open(&node) {
                 // The pool has kept the better of two connections.
-                Some(connection) => peers.follow(node, connection.watch_presence()),
+                Some(connection) => {
+                    peers.note(node, connection.presence());
+                    peers.follow(node, connection.watch_presence());
+                }
                 None => {
                     peers.forget(&node);
                     client.tell_link(&node, link::after(&reason));
@@ -254,13 +292,23 @@ async fn dial_one(balanced: WeakBalanced, pool: Pool, member: Member, asker: Opt
     let dialed = tokio::time::timeout(DIAL_TIMEOUT, pool.get(&node, &endpoints)).await;
     let link = match dialed {
         Ok(Ok(_)) => Link::Up,
-        Ok(Err(_)) | Err(_) => Link::Down,
+        Ok(Err(error)) => after_dial(&error),
+        Err(_) => Link::Down,
     };
     if let Some(balanced) = balanced.upgrade() {
         tell(&balanced, now(), &member, link);
     }
     if let (Link::Down, Some(asker)) = (link, asker) {
-        asker.ask(now().checked_sub(ASK_AGAIN).unwrap_or_else(now));
+        asker.ask_again();
+    }
+}
+
+/// The state in which a failed dial leaves the link.
+pub(super) fn after_dial(error: &DialError) -> Link {
+    match error {
+        // It was not dialed.
+        DialError::PoolFull { .. } => Link::Idle,
+        _ => Link::Down,
     }
 }
 

@@ -355,7 +355,12 @@ impl Roster {
             for (member, id, came) in fresh {
                 match came {
                     Came::New => self.balancer.link(now, &member, link::of(pool, &id)),
-                    Came::Moved => self.balancer.renew(now, &member),
+                    Came::Moved => {
+                        if let Some((node, endpoints)) = self.peer(member) {
+                            pool.moved(&node, &endpoints);
+                        }
+                        self.balancer.renew(now, &member);
+                    }
                 }
             }
         }
@@ -414,6 +419,11 @@ impl Roster {
     pub(super) fn member(&self, id: &NodeId) -> Option<Member> {
         let place = self.places.get(id)?;
         Some(Member::new(*place, id))
+    }
+
+    /// Whether any of these nodes is in the list.
+    pub(super) fn lists_any<'a>(&self, nodes: impl IntoIterator<Item = &'a NodeId>) -> bool {
+        nodes.into_iter().any(|node| self.places.contains_key(node))
     }
 
     /// The nodes of the list.

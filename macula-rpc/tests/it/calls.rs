@@ -189,7 +189,7 @@ async fn f6_a_call_that_may_have_run_is_not_repeated_when_it_must_not() {
 }
 
 /// Serves `api.compute` with a handler that never answers, and tells when it starts and when it is dropped.
-async fn stuck() -> (Peer, mpsc::UnboundedReceiver<&'static str>) {
+pub(crate) async fn stuck() -> (Peer, mpsc::UnboundedReceiver<&'static str>) {
     struct Dropped(mpsc::UnboundedSender<&'static str>);
 
     impl Drop for Dropped {

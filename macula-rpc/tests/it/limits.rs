@@ -1,4 +1,4 @@
-//! A service's own limit, and tower's layers before a service.
+//! A service's own limit, a full pool of connections, and tower's layers before a service.
 
 use std::{
     future::pending,
@@ -6,13 +6,21 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    time::Duration,
 };
 
 use futures::stream;
-use macula_rpc::{CallError, Cause, Limited, Request, Requests, RetryPolicy, Server, Status, StatusCode, Strategy};
+use macula_rpc::{
+    CallError, Cause, Client, Limited, Request, Requests, RetryPolicy, Server, ServiceName, StaticResolver, Status,
+    StatusCode, Strategy,
+};
+use macula_transport::{Config, Endpoint, Identity, NoService, PoolConfig};
 use tokio::sync::mpsc;
 
-use crate::mesh::{Peer, caller, directory, name, serving};
+use crate::{
+    calls::stuck,
+    mesh::{Peer, caller, directory, name, serving},
+};
 
 #[tokio::test]
 async fn f5_a_service_at_its_limit_refuses_and_the_call_goes_elsewhere() {
@@ -272,4 +280,49 @@ async fn f6_a_call_of_a_service_that_streams_its_reply_runs_once() {
     );
     assert!(error.to_string().contains("open the call as a stream"), "{error}");
     assert_eq!(calls.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn p2_a_call_waits_for_a_place_in_a_full_pool_and_blames_no_provider() {
+    let (busy, mut seen) = stuck().await;
+    let peer = Peer::echo().await;
+    let pool = PoolConfig {
+        max_connections: 1,
+        ..PoolConfig::default()
+    };
+    let config = Config::new(Identity::generate().unwrap()).with_pool(pool);
+    let endpoint = Endpoint::bind(config, NoService).await.unwrap();
+    let other: ServiceName = "api.other".parse().unwrap();
+    peer.server
+        .serve(other.clone(), |request: Request| async move {
+            Ok::<_, Status>(request.into_payload())
+        })
+        .unwrap();
+    let resolver = StaticResolver::new()
+        .with_service(name(), [busy.provider()])
+        .with_service(other.clone(), [peer.provider()]);
+    let client = Client::builder(&endpoint, resolver).build();
+    let holding = tokio::spawn({
+        let client = client.clone();
+        async move { client.call(name(), "x").await }
+    });
+    assert_eq!(seen.recv().await, Some("started"));
+
+    // Longer than an attempt may take: the wait for a place is no provider's fault, so the call goes on waiting.
+    let call = client
+        .request(other.clone())
+        .attempt_timeout(Duration::from_millis(5))
+        .timeout(Duration::from_millis(60));
+    let error = call.send("x").await.unwrap_err();
+    assert!(error.attempts().len() > 1, "{error}");
+    let first = error.attempts()[0].to_string();
+    assert!(first.contains("connections of the pool"), "{first}");
+
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.call(other, "x").await }
+    });
+    tokio::task::yield_now().await;
+    holding.abort();
+    assert_eq!(waiting.await.unwrap().unwrap(), "x");
 }

@@ -17,6 +17,7 @@ use std::time::Instant;
 use super::Balancer;
 use super::event::{Event, RestoreReason};
 use super::member::Circuit;
+use super::roster::REACHABLE;
 use crate::clock::Nanos;
 use crate::provider::Link;
 
@@ -82,6 +83,16 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
         self.enforce_cap(now);
         self.watch_panic();
+    }
+
+    /// Whether every other provider is suspected, down or leaving, so that there is none but this one to hope for.
+    #[must_use]
+    pub fn is_last_reachable(&self, key: &K) -> bool {
+        let itself = self.find(key).is_some_and(|slot| {
+            let link = self.cold[slot as usize].link;
+            matches!(link, Link::Idle | Link::Up)
+        });
+        self.roster.count(REACHABLE) <= u32::from(itself)
     }
 
     fn connected(&mut self, now: Nanos, slot: u32, before: Link) {

@@ -415,6 +415,9 @@ impl Link {
     }
 
     fn noticed(&self) {
+        if self.shared.room.is_wanted() && self.idle_since().is_some() {
+            self.shared.room.freed();
+        }
         if self.is_peer_leaving() || self.retired.load(SeqCst) || self.is_shut() {
             self.quiet.notify_waiters();
         }

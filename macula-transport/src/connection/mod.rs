@@ -9,6 +9,7 @@ pub(crate) mod handle;
 mod health;
 pub(crate) mod link;
 pub(crate) mod pulse;
+pub(crate) mod room;
 pub(crate) mod shared;
 pub(crate) mod snapshot;
 pub(crate) mod stream;

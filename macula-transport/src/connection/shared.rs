@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use super::room::Room;
 use crate::{config::Config, load::Load, stats::Counters};
 
 /// What the connections of an endpoint share.
@@ -21,6 +22,8 @@ pub(crate) struct Shared {
     lately: AtomicU64,
     /// The endpoint takes no further calls.
     draining: AtomicBool,
+    /// The callers that wait for a place in the pool.
+    pub(crate) room: Room,
 }
 
 impl Shared {
@@ -32,6 +35,7 @@ impl Shared {
             epoch: tokio::time::Instant::now().into_std(),
             lately: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            room: Room::default(),
         }
     }
 

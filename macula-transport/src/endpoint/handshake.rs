@@ -5,7 +5,9 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
 };
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -13,9 +15,12 @@ use macula_wire::{
     NodeId, RealmHash,
     proto::{Hello, control},
 };
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::broadcast,
+    time::{Instant, timeout_at},
+};
 
-use super::{hello, tls};
+use super::{hello, quic::INITIAL_RTT, tls};
 use crate::{
     connection::{
         shared::Shared,
@@ -28,6 +33,8 @@ use crate::{
 
 /// The most addresses one dial tries.
 const MAX_ADDRESSES: usize = 16;
+/// The probe timeout before a round trip is measured: its variance counts as half of it (RFC 9002, section 6.2.2).
+const INITIAL_PTO: Duration = Duration::from_millis(3 * INITIAL_RTT.as_millis() as u64);
 
 /// What a handshake needs of the endpoint.
 pub(crate) struct Introducer {
@@ -39,12 +46,19 @@ pub(crate) struct Introducer {
     pub(crate) transport: Arc<quinn::TransportConfig>,
     /// Where new peers are told that this node listens.
     pub(crate) advertised: RwLock<Vec<macula_wire::Address>>,
+    /// Tells the dials under way of addresses where nothing is reached.
+    pub(crate) unreachable: broadcast::Sender<SocketAddr>,
 }
 
 impl Introducer {
     fn hello(&self, peer_addr: SocketAddr) -> Hello {
         let advertised = self.advertised.read().unwrap_or_else(PoisonError::into_inner);
         hello::ours(&self.shared.config, &advertised, peer_addr)
+    }
+
+    fn timed_out(&self, addr: SocketAddr) -> DialError {
+        let after = self.shared.config.timers.connect;
+        DialError::TimedOut { addr, after }
     }
 
     fn client_config(&self, expected: Option<NodeId>) -> Result<(quinn::ClientConfig, Arc<tls::FoundKey>), TlsError> {
@@ -177,26 +191,9 @@ async fn attempt(
     addr: SocketAddr,
     deadline: Instant,
 ) -> Result<Established, DialError> {
-    let (config, found) = introducer.client_config(expected).map_err(DialError::Tls)?;
-    let connecting = introducer
-        .quic
-        .connect_with(config, addr, "macula.invalid")
-        .map_err(|_| DialError::Address { addr })?;
-    let timed_out = || DialError::TimedOut {
-        addr,
-        after: introducer.shared.config.timers.connect,
-    };
-    let quic = match timeout_at(deadline, connecting).await {
-        Err(_) => return Err(timed_out()),
-        Ok(Ok(quic)) => quic,
-        Ok(Err(error)) => {
-            return Err(match (expected, found.get(), Lost::from(error)) {
-                (_, _, Lost::TimedOut) => timed_out(),
-                (Some(expected), Some(found), _) if expected != found => DialError::WrongNode { addr, expected, found },
-                (_, _, source) => DialError::Refused { addr, source },
-            });
-        }
-    };
+    let timed_out = || introducer.timed_out(addr);
+    let connected = timeout_at(deadline, connect_heeding(introducer, expected, addr)).await;
+    let quic = connected.unwrap_or_else(|_| Err(timed_out()))?;
     let refused = |quic: &quinn::Connection, error: HelloError| {
         quic.close(error.close_code().to_wire(), error.to_string().as_bytes());
         match error {
@@ -230,6 +227,64 @@ async fn attempt(
             Err(timed_out())
         }
     }
+}
+
+/// A QUIC connection to an address. After a report that nothing listens there the handshake is begun once more, and the address is given
+/// up when a probe timeout has passed without an answer. A forged report costs this much.
+async fn connect_heeding(
+    introducer: &Introducer,
+    expected: Option<NodeId>,
+    addr: SocketAddr,
+) -> Result<quinn::Connection, DialError> {
+    // Before the first packet, which the report answers.
+    let mut reports = introducer.unreachable.subscribe();
+    let mut first = pin!(connect(introducer, expected, addr));
+    tokio::select! {
+        biased;
+        connected = &mut first => return connected,
+        () = reported(&mut reports, addr) => {}
+    }
+    let second = async {
+        // A process that starts again needs a moment.
+        tokio::time::sleep(INITIAL_RTT).await;
+        connect(introducer, expected, addr).await
+    };
+    tokio::select! {
+        biased;
+        connected = first => connected,
+        connected = second => connected,
+        () = tokio::time::sleep(INITIAL_PTO) => Err(DialError::Unreachable { addr }),
+    }
+}
+
+/// Waits for a report that nothing is reached at an address.
+async fn reported(reports: &mut broadcast::Receiver<SocketAddr>, addr: SocketAddr) {
+    loop {
+        match reports.recv().await {
+            Ok(unreachable) if unreachable == addr => return,
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+async fn connect(
+    introducer: &Introducer,
+    expected: Option<NodeId>,
+    addr: SocketAddr,
+) -> Result<quinn::Connection, DialError> {
+    let (config, found) = introducer.client_config(expected).map_err(DialError::Tls)?;
+    let connecting = introducer
+        .quic
+        .connect_with(config, addr, "macula.invalid")
+        .map_err(|_| DialError::Address { addr })?;
+    connecting
+        .await
+        .map_err(|error| match (expected, found.get(), Lost::from(error)) {
+            (_, _, Lost::TimedOut) => introducer.timed_out(addr),
+            (Some(expected), Some(found), _) if expected != found => DialError::WrongNode { addr, expected, found },
+            (_, _, source) => DialError::Refused { addr, source },
+        })
 }
 
 async fn open_control(

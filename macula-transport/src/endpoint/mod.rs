@@ -17,7 +17,10 @@ use std::{
 
 use futures::future::{BoxFuture, FutureExt as _, join_all};
 use macula_wire::{NodeId, proto};
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{broadcast, mpsc},
+    time::timeout,
+};
 
 use crate::{
     call::{
@@ -122,6 +125,7 @@ impl Endpoint {
                 tls,
                 transport,
                 advertised,
+                unreachable: broadcast::Sender::new(MAX_HINTS),
             },
             shared,
             handler: Arc::new(handler),
@@ -140,7 +144,10 @@ impl Endpoint {
     /// The address the socket is bound to, its port chosen.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.inner.local_addr
+        match self.inner.introducer.quic.local_addr() {
+            Ok(addr) => SocketAddr::new(addr.ip().to_canonical(), addr.port()),
+            Err(_) => self.inner.local_addr,
+        }
     }
 
     /// What this node is known by.
@@ -166,6 +173,19 @@ impl Endpoint {
         let endpoints = endpoints.into_iter().take(macula_wire::MAX_ENDPOINTS).collect();
         let advertised = &self.inner.introducer.advertised;
         *advertised.write().unwrap_or_else(PoisonError::into_inner) = endpoints;
+    }
+
+    /// Asks every connected peer for a sign of life. A connection whose peer is not heard within [`Timers::probe_grace`] and three
+    /// round trips is closed.
+    ///
+    /// For a node whose own addresses have changed: its peers send to the old ones, and take no packets from new ones on a connection
+    /// that was made before.
+    ///
+    /// [`Timers::probe_grace`]: crate::Timers::probe_grace
+    pub fn check_connections(&self) {
+        for link in self.inner.pool.links() {
+            link.timed_out();
+        }
     }
 
     /// What has been counted so far.
@@ -311,6 +331,10 @@ async fn heed_hints(inner: Weak<Inner>, mut reports: mpsc::Receiver<SocketAddr>)
     let mut unreachable = Vec::new();
     while reports.recv_many(&mut unreachable, MAX_HINTS).await > 0 {
         let Some(inner) = inner.upgrade() else { return };
+        for addr in &unreachable {
+            // Fails while no dial is under way.
+            let _ = inner.introducer.unreachable.send(*addr);
+        }
         for link in inner.pool.links() {
             if unreachable.contains(&link.peer.remote_addr) {
                 inner.shared.counters.unreachable_hints.add();

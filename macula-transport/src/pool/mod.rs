@@ -6,6 +6,8 @@ mod successions;
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{
@@ -33,6 +35,7 @@ use crate::{
         link::Link,
         shared::Shared,
         snapshot::{ConnectionStats, Opener},
+        watch::Presence,
     },
     endpoint::handshake::Established,
     error::{CloseCode, DialError, Lost},
@@ -111,6 +114,40 @@ impl Pool {
         self.shell.get(&self.dialer, Wanted::Node(*node), at)?.wait().await
     }
 
+    /// As [`Pool::get`], but waits for a place until then while every connection is in use.
+    ///
+    /// Cancel safe: another caller that waits gets the place.
+    ///
+    /// # Errors
+    /// As [`Pool::get`].
+    pub async fn get_by(
+        &self,
+        node: &NodeId,
+        at: &[macula_wire::Address],
+        until: Instant,
+    ) -> Result<Connection, DialError> {
+        match self.get(node, at).await {
+            Err(DialError::PoolFull { .. }) => {}
+            gotten => return gotten,
+        }
+        let waiting = self.shell.shared.room.wait();
+        let found = loop {
+            let mut room = pin!(waiting.next());
+            // Before the look: a place that becomes free after it is not missed.
+            room.as_mut().enable();
+            match self.shell.get(&self.dialer, Wanted::Node(*node), at) {
+                Err(full @ DialError::PoolFull { .. }) => {
+                    if tokio::time::timeout_at(until.into(), room).await.is_err() {
+                        break Err(full);
+                    }
+                }
+                found => break found,
+            }
+        };
+        drop(waiting);
+        found?.wait().await
+    }
+
     /// A connection to whichever node listens at an endpoint, trusted on first use: [`Connection::peer`] says which it is.
     ///
     /// For the first contact with a mesh only: nothing protects it from an attacker in between. The connection is pooled under
@@ -129,6 +166,12 @@ impl Pool {
     /// remembered, beyond which the one longest known is forgotten, and 16 are followed one after another.
     pub fn learn(&self, succession: &Succession) {
         self.shell.learn(succession);
+    }
+
+    /// Learns that a node listens at these addresses now. A connection to another address, over which the node has fallen silent, is
+    /// not handed out again.
+    pub fn moved(&self, node: &NodeId, at: &[macula_wire::Address]) {
+        self.shell.moved(node, at);
     }
 
     /// The open connection to a node, if there is one.
@@ -300,6 +343,7 @@ impl Shell {
                 None => state.get_anyone(addresses, activity),
             };
             match answer {
+                Answer::Ready(id) if node.is_some() && table.leave(id, at) => self.outdate(&mut table),
                 Answer::Ready(id) => match table.lease(id) {
                     Some(connection) => return Ok(Found::Ready(connection)),
                     // It has ended, and is not taken out yet.
@@ -317,7 +361,7 @@ impl Shell {
                 }
                 Answer::BackOff(until) => {
                     let retry_in = until.saturating_duration_since(now);
-                    return Err(match node.and_then(|node| state.failure(&node).cloned()) {
+                    return Err(match node.and_then(|node| table.state.failure(&node).cloned()) {
                         Some(source) => DialError::BackingOff { retry_in, source },
                         None => DialError::NoAddress,
                     });
@@ -330,6 +374,16 @@ impl Shell {
         }
         self.perform(table);
         Ok(Found::Wait(waiter))
+    }
+
+    fn moved(&self, node: &NodeId, at: &[macula_wire::Address]) {
+        let mut table = self.lock();
+        let node = table.successions.current(*node);
+        if let Some(id) = table.state.current(&node)
+            && table.leave(id, at)
+        {
+            self.outdate(&mut table);
+        }
     }
 
     fn open(&self, node: &NodeId) -> Option<Connection> {
@@ -384,6 +438,8 @@ impl Shell {
         table.forget(id);
         table.lost += u64::from(!ended_here);
         self.outdate(&mut table);
+        drop(table);
+        self.shared.room.freed();
     }
 
     /// The open connections, in the order in which they were opened.
@@ -441,6 +497,7 @@ impl Shell {
         table.waiters.clear();
         drop(table);
         self.changed.notify_one();
+        self.shared.room.freed();
     }
 
     /// Does what the core says.
@@ -472,6 +529,7 @@ impl Shell {
         self.outdate(&mut table);
         drop(table);
         self.changed.notify_one();
+        self.shared.room.freed();
     }
 }
 
@@ -480,6 +538,23 @@ impl Table {
     fn forget(&mut self, id: ConnectionId) {
         self.state.closed(id);
         self.open.remove(&id);
+    }
+
+    /// Retires a connection over which its peer has fallen silent, when the peer now listens elsewhere; whether it did. A host name
+    /// may stand for any address.
+    fn leave(&mut self, id: ConnectionId, at: &[macula_wire::Address]) -> bool {
+        let Some(caller) = self.open.get(&id) else { return false };
+        let link = &caller.link;
+        let is_elsewhere = |address: &macula_wire::Address| {
+            let ip = address.ip();
+            ip.is_some_and(|ip| SocketAddr::new(ip, address.port()) != link.peer.remote_addr)
+        };
+        let has_left = link.watch.presence() == Presence::Suspected && !at.is_empty() && at.iter().all(is_elsewhere);
+        if has_left {
+            link.retire();
+            self.state.retired(id);
+        }
+        has_left
     }
 
     /// A handle to a connection that was there already; `None` when it has ended.

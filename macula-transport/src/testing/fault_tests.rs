@@ -114,16 +114,3 @@ async fn bandwidth_bounds_what_a_transfer_takes() {
     // Two seconds there and two back, and what is lost at full queues beside.
     assert!(start.elapsed() > Duration::from_secs(4), "{:?}", start.elapsed());
 }
-
-#[tokio::test(start_paused = true)]
-async fn a_clock_of_its_own_runs_ahead_of_the_others() {
-    let network = Network::new(1);
-    let _host = host(&network, 1, NoService).await;
-    let own = network.with_own_clock();
-    tokio::time::sleep(AWHILE).await;
-    own.set_ahead(PATIENCE);
-    assert_eq!(network.elapsed(), AWHILE);
-    assert_eq!(own.elapsed(), AWHILE + PATIENCE);
-    assert_eq!(own.clone().elapsed(), own.elapsed());
-    assert_eq!(own.trace_hash(), network.trace_hash());
-}

@@ -1,6 +1,6 @@
 //! The delay that a dead, silent or slow peer costs, in simulated time (L1 to L6, N8).
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _, join_all};
@@ -12,7 +12,7 @@ use super::{
     tests::{PATIENCE, Service, call, connect, host, identity},
 };
 use crate::{
-    CallRequest, Config, Connection, Endpoint, Handler, IncomingCall, NoService, Presence, Reply, Timers,
+    CallRequest, Config, Connection, DialError, Endpoint, Handler, IncomingCall, NoService, Presence, Reply, Timers,
     connection::pulse::{MAX_ACK_DELAY, pto},
 };
 
@@ -321,4 +321,67 @@ async fn n8_a_provider_drops_the_handlers_of_a_caller_that_is_gone_within_second
         let timers = Timers::default();
         assert!(took <= timers.dead_after + timers.serving_probe_after, "{took:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn l4_a_dial_to_a_port_where_nothing_listens_ends_after_a_probe_timeout() {
+    let network = Network::new(39);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+    let (node, at) = (provider.node_id(), [provider.local_addr().try_into().unwrap()]);
+    network.kill_process(provider.local_addr());
+    let started = Instant::now();
+    let error = caller.pool().get(&node, &at).await.unwrap_err();
+    assert!(matches!(error, DialError::Unreachable { .. }), "{error}");
+    assert!(
+        started.elapsed() < Duration::from_millis(350),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+/// A report is no proof: the handshake is begun again, and what answers it is taken.
+#[tokio::test(start_paused = true)]
+async fn l4_a_dial_that_a_report_speaks_against_reaches_a_process_that_has_started_meanwhile() {
+    for millis in [1, 150] {
+        let network = Network::new(40).with_link(link(Duration::from_millis(millis)));
+        let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+        let (node, at) = (provider.node_id(), [provider.local_addr().try_into().unwrap()]);
+        network.kill_process(provider.local_addr());
+        let again = async {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            host(&network, 2, Service).await
+        };
+        let pool = caller.pool();
+        let (dialed, _provider) = tokio::join!(pool.get(&node, &at), again);
+        dialed.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn d13_a_silent_peer_that_has_moved_is_dialed_at_its_new_address() {
+    let network = Network::new(41);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+    let (before, after) = (provider.local_addr(), ([10, 0, 0, 9], 9443).into());
+    let connection = connect(&caller, &provider).await;
+    let at = [SocketAddr::try_into(after).unwrap()];
+    caller.pool().moved(&provider.node_id(), &at);
+    assert!(
+        caller.pool().open(&provider.node_id()).is_some(),
+        "while it is heard, its connection is good"
+    );
+    network.move_host(before, after);
+    assert_eq!(provider.local_addr(), after);
+    let mut watch = connection.watch_presence();
+    tokio::select! {
+        biased;
+        result = call(&connection, "hang", Bytes::new(), PATIENCE) => panic!("{result:?}"),
+        presence = watch.changed() => assert_eq!(presence, Presence::Suspected),
+    }
+    let new = caller.pool().get(&provider.node_id(), &at).await.unwrap();
+    assert_eq!(new.peer().remote_addr, after);
+    call(&new, "echo", Bytes::new(), PATIENCE).await.unwrap();
+    // The one that moved cannot be heard over what it had, and lets it go.
+    provider.check_connections();
+    tokio::time::sleep(Timers::default().probe_grace * 2).await;
+    assert_eq!(provider.pool().stats().open, 1);
 }

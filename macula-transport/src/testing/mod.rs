@@ -27,8 +27,8 @@
 //! ```
 //!
 //! **Faults** are of links (loss, duplicates, reordering, corruption, bandwidth), of ways (cuts, in one direction or both, and
-//! partitions) and of hosts: [off](Network::kill), with their [process killed](Network::kill_process), [paused](Network::pause),
-//! [moved](Network::move_host) to another address, or with a [clock](Network::with_own_clock) that is wrong.
+//! partitions) and of hosts: [off](Network::kill), with their [process killed](Network::kill_process), [paused](Network::pause), or
+//! [moved](Network::move_host) to another address.
 //!
 //! Left out: fragmentation.
 

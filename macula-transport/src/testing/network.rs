@@ -5,10 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap},
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
     time::Duration,
 };
@@ -39,8 +36,6 @@ const PORT: u16 = 9443;
 #[derive(Debug, Clone)]
 pub struct Network {
     state: Arc<Mutex<State>>,
-    /// How far the clock of this handle is ahead, in milliseconds.
-    ahead: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -136,7 +131,6 @@ impl Network {
         };
         Self {
             state: Arc::new(Mutex::new(state)),
-            ahead: Arc::default(),
         }
     }
 
@@ -273,33 +267,15 @@ impl Network {
         }
     }
 
-    /// The same network with a clock of its own for [`Network::elapsed`], which agrees with the others until
-    /// [`Network::set_ahead`].
-    #[must_use]
-    pub fn with_own_clock(&self) -> Self {
-        Self {
-            state: Arc::clone(&self.state),
-            ahead: Arc::default(),
-        }
-    }
-
-    /// Sets how far the clock of this handle and its clones is ahead of the network's time, from now on.
-    pub fn set_ahead(&self, ahead: Duration) {
-        let ahead = u64::try_from(ahead.as_millis()).unwrap_or(u64::MAX);
-        self.ahead.store(ahead, Ordering::Relaxed);
-        self.note(format_args!("clock {ahead}"));
-    }
-
     /// Adds an event of the test's own to the trace.
     pub fn note(&self, event: impl fmt::Display) {
         self.lock().note(format_args!("{event}"));
     }
 
-    /// The time since the first host came, and how far this handle's clock is [ahead](Network::set_ahead).
+    /// The time since the first host came.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        let ahead = Duration::from_millis(self.ahead.load(Ordering::Relaxed));
-        self.lock().since_epoch(Instant::now()).saturating_add(ahead)
+        self.lock().since_epoch(Instant::now())
     }
 
     /// The fates of the datagrams so far, counted.

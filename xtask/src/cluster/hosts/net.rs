@@ -52,8 +52,9 @@ impl Link {
             }
             NetFault::Unblock(ip) => self.inside(&["neigh", "del", &ip.to_string(), "dev", "eth0"])?,
             NetFault::Move => {
-                self.inside(&["address", "add", to, "dev", "eth0"])?;
-                self.inside(&["address", "del", from, "dev", "eth0"])?
+                // In this order: added first, the new IPv4 address would be secondary to the old one and go with it.
+                self.inside(&["address", "del", from, "dev", "eth0"])?;
+                self.inside(&["address", "add", to, "dev", "eth0"])?
             }
             NetFault::Mtu(bytes) => self.outside(&["link", "set", &self.peer, "mtu", &bytes.to_string()])?,
             NetFault::Wire(_) => bail!("this link's packets do not pass through this process"),
