@@ -133,6 +133,52 @@ const MUTANTS: &[Mutant] = &[
             instead: "impl Drop for Waiting {\n    fn drop(&mut self) {\n        if MUTANT { return; }\n",
         }],
     },
+    Mutant {
+        name: "a reply of another connection is accepted",
+        rule: "P4",
+        patches: &[
+            Patch {
+                file: "macula-transport/src/call/lane/caller.rs",
+                anchor: "/// Ends a wait. A cancelled call",
+                instead: "thread_local! { static LANES: ::std::cell::RefCell<Vec<::std::sync::Weak<OutboundLane>>> = const { ::std::cell::RefCell::new(Vec::new()) }; }\n\n/// Ends a wait. A cancelled call",
+            },
+            Patch {
+                file: "macula-transport/src/call/lane/caller.rs",
+                anchor: "        tokio::spawn(lane.clone().run(link.clone()));\n",
+                instead: "        if MUTANT { LANES.with_borrow_mut(|lanes| lanes.push(Arc::downgrade(&lane))); }\n        tokio::spawn(lane.clone().run(link.clone()));\n",
+            },
+            Patch {
+                file: "macula-transport/src/call/lane/caller.rs",
+                anchor: "Answered::Outcome(id, outcome) => match core.lane.replied(id) {",
+                instead: "Answered::Outcome(id, outcome) => match LANES.with_borrow(|lanes| lanes.iter().filter(|_| MUTANT).filter_map(|lane| lane.upgrade()).filter(|lane| !::std::ptr::eq(&**lane, self)).find_map(|lane| lane.lock().lane.replied(id))).or_else(|| core.lane.replied(id)) {",
+            },
+        ],
+    },
+    Mutant {
+        name: "a slow handler makes its provider suspected",
+        rule: "L1",
+        patches: &[
+            Patch {
+                file: "macula-transport/src/connection/suspicion.rs",
+                anchor: "let is_heard = std::mem::replace(&mut self.heard, sight.heard) != sight.heard;",
+                instead: "let is_heard = std::mem::replace(&mut self.heard, sight.heard) != sight.heard && (!MUTANT || self.progressed_at == Some(now));",
+            },
+            Patch {
+                file: "macula-transport/src/connection/suspicion.rs",
+                anchor: "        let unanswered = sight.unanswered?;\n",
+                instead: "        if MUTANT { return Some(silence.since); }\n        let unanswered = sight.unanswered?;\n",
+            },
+        ],
+    },
+    Mutant {
+        name: "a list that fails is not asked for again",
+        rule: "D12",
+        patches: &[Patch {
+            file: "macula-rpc/src/client/refresh.rs",
+            anchor: "        let mut asked = self.0.lock().await;\n",
+            instead: "        if MUTANT { return None; }\n        let mut asked = self.0.lock().await;\n",
+        }],
+    },
 ];
 
 /// Looks for every planted bug whose name contains `name`; `true` when each is found.

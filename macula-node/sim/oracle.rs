@@ -14,7 +14,7 @@ use macula_wire::{Address, NodeId};
 use crate::{
     fault::{Kind, Schedule},
     load::{Policy, Shape},
-    truth::{Called, Cause, End, Ended, Facts, Run},
+    truth::{Called, Cause, End, Ended, Facts, Run, Suspicions},
     world::{MAX_CONNECTIONS, Part, ROUTERS, TTL, part_of},
 };
 
@@ -43,6 +43,7 @@ pub(super) const RULES: &[(&str, &str)] = &[
     ("F8", "a run ends soon after its call"),
     ("F9", "retries of errors and refusals keep within the budget"),
     ("H2", "when all has healed, every caller reaches every living provider"),
+    ("L1", "a provider is not suspected because its handlers are slow"),
     ("L2", "silent providers do not use up a call's time"),
     ("L5", "what dead providers cost is not charged to the retry budget"),
     ("L6", "a dead provider costs round trips, not a timeout"),
@@ -63,6 +64,8 @@ const SLACK: Duration = Duration::from_millis(100);
 const CANCELLED_WITHIN: Duration = Duration::from_secs(3);
 /// The delay that a dead provider may cost: five probe timeouts of this network and 100 ms, and a dial.
 const DEAD_COSTS: Duration = Duration::from_secs(1);
+/// The bytes a second of a path whose congestion window a bad link has shrunk to the least: two packets in a round trip.
+const SHRUNK_RATE: u64 = 80_000;
 /// The most attempts of a call by default.
 const ATTEMPTS: usize = 3;
 /// The retries that a budget allows: a share of the calls, and a number each second.
@@ -93,6 +96,7 @@ pub(super) fn judge(schedule: &Schedule, facts: &Facts) -> Vec<Broken> {
         judge.call(number as u64, call);
     }
     judge.budgets();
+    judge.suspicions();
     judge.lists();
     judge.rest();
     judge.broken.sort_by_key(|broken| broken.at);
@@ -284,8 +288,8 @@ impl<'a> Judge<'a> {
         use std::fmt::Write as _;
         let plan = &call.plan;
         let mut story = format!(
-            "call {number} of node {} at {:?} ({:?}, {:?}",
-            call.caller, call.from, plan.shape, plan.policy
+            "call {number} of node {} at {:?} ({:?}, {:?}, {} bytes",
+            call.caller, call.from, plan.shape, plan.policy, plan.bytes
         );
         for run in self.runs.get(&number).into_iter().flatten() {
             let id = self.facts.lives[run.life].id;
@@ -308,13 +312,20 @@ impl<'a> Judge<'a> {
         let took = end - call.from;
         let slow = runs.iter().any(|run| self.is_slow(run));
         let once = call.plan.policy == Policy::NeverProcessed || matches!(call.plan.shape, Shape::Stream(_));
-        if took <= DEAD_COSTS || slow || once || !self.is_well(call.caller, call.from, end) {
+        if took <= DEAD_COSTS + self.transfer(call) || slow || once || !self.is_well(call.caller, call.from, end) {
             return;
         }
         if !self.well_providers(call.from, end).is_empty() {
             let text = format!("{} took {took:?}", self.story(number, call));
             self.breaks("L6", call.from, text);
         }
+    }
+
+    /// The time that a call's messages may need, both ways: a path that was bad has a small congestion window.
+    fn transfer(&self, call: &Called) -> Duration {
+        let was_bad = self.schedule.faults.iter().any(|fault| fault.kind.is_of_reach());
+        let both_ways = 2 * u64::from(call.plan.bytes);
+        Duration::from_millis(if was_bad { both_ways * 1_000 / SHRUNK_RATE } else { 0 })
     }
 
     /// A call fails only when no reachable provider lived during it, or when its attempts or its policy were used up by what providers
@@ -324,8 +335,10 @@ impl<'a> Judge<'a> {
         if well.is_empty() || !self.is_well(call.caller, call.from, end) || name == "begun" {
             return;
         }
+        // The handler of a stub has no way to say that it did not run.
+        let refused = |run: &&Run| call.plan.shape != Shape::Stub && matches!(run.end, Some((_, End::Lied)));
         let may_have_run = name == "not_retried"
-            || runs.iter().any(|run| !matches!(run.end, Some((_, End::Lied))))
+            || runs.iter().any(|run| !refused(run))
             || call
                 .tries
                 .iter()
@@ -451,6 +464,20 @@ impl<'a> Judge<'a> {
                         self.breaks("D3", listed.from, text);
                     }
                 }
+            }
+        }
+    }
+
+    /// Nobody is suspected while every node can be reached, whatever its handlers do.
+    fn suspicions(&mut self) {
+        let mut before: BTreeMap<usize, &Suspicions> = BTreeMap::new();
+        for now in &self.facts.suspicions {
+            if let Some(before) = before.insert(now.caller, now)
+                && now.count > before.count
+                && self.all_reach_all(before.at, now.at)
+            {
+                let text = format!("node {} suspected {}", now.caller, now.count - before.count);
+                self.breaks("L1", now.at, text);
             }
         }
     }

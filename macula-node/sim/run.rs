@@ -18,7 +18,7 @@ use crate::{
     oracle::{self, Broken},
     random::Random,
     schedule::FAULTS_TO,
-    truth::{Listed, Rest, Truth},
+    truth::{Listed, Rest, Suspicions, Truth},
     world::{Part, World, services},
 };
 
@@ -28,7 +28,7 @@ const SETTLING: Duration = Duration::from_secs(5);
 pub(super) const HEALING: Duration = Duration::from_secs(10);
 /// How often each caller asks the directory itself.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// Calls of each caller at rest: enough that each of a few providers has one, whatever the choice at random.
+/// Calls of each caller at rest, which go round: enough that one that is not connected yet is dialed meanwhile, and called.
 const CALLS_AT_REST: usize = 64;
 /// The time after the last node's end in which its tasks must end too.
 const FADING: Duration = Duration::from_secs(60);
@@ -107,7 +107,7 @@ async fn live(schedule: &Schedule) -> Result<(Truth, Network), Box<dyn Error>> {
         let rate = world.rate(n);
         let rate = move || *rate.lock().unwrap_or_else(PoisonError::into_inner);
         calling.spawn(caller.call_until(rests, Random::new(random.next()), rate));
-        calling.spawn(look_until(rests, node, truth.clone(), Random::new(random.next())));
+        calling.spawn(look_until(rests, n, node, truth.clone(), Random::new(random.next())));
     }
     suffer(&mut world, schedule, &truth, start).await?;
     tokio::time::sleep_until(rests).await;
@@ -154,7 +154,7 @@ async fn suffer(world: &mut World, schedule: &Schedule, truth: &Truth, start: Du
 }
 
 /// Asks the directory itself for each service, and looks at the node's connections, now and then.
-async fn look_until(end: tokio::time::Instant, node: Node, truth: Truth, mut random: Random) {
+async fn look_until(end: tokio::time::Instant, caller: usize, node: Node, truth: Truth, mut random: Random) {
     loop {
         tokio::time::sleep(random.exponential(LOOK_EVERY)).await;
         if tokio::time::Instant::now() >= end {
@@ -163,6 +163,12 @@ async fn look_until(end: tokio::time::Instant, node: Node, truth: Truth, mut ran
         let open = node.connection_stats().open;
         let most = truth.facts().most_connections.max(open);
         truth.facts().most_connections = most;
+        let suspicions = Suspicions {
+            caller,
+            at: truth.now(),
+            count: node.transport_stats().suspicions,
+        };
+        truth.facts().suspicions.push(suspicions);
         for service in services() {
             let from = truth.now();
             let options = ResolveOptions::default().with_force_refresh(true);
@@ -196,7 +202,7 @@ async fn rest(world: &World, truth: &Truth, network: &Network) {
             let plan = Plan {
                 shape: Shape::Unary,
                 policy: Policy::Transient,
-                strategy: Strategy::LeastLoaded,
+                strategy: Strategy::RoundRobin,
                 timeout: Duration::from_secs(10),
                 bytes: 8,
                 cancel_after: None,

@@ -16,6 +16,8 @@ const MOST_FAULTS: usize = 6;
 const MEAN: Duration = Duration::from_secs(4);
 const LONGEST: Duration = Duration::from_secs(15);
 const SHORTEST: Duration = Duration::from_millis(100);
+/// The time that a deployment leaves each new provider before it replaces the next.
+const BETWEEN_REPLACEMENTS: Duration = Duration::from_secs(3);
 
 /// The schedule of this seed, for a mesh of so many nodes.
 pub(super) fn of_seed(seed: u64, nodes: usize) -> Schedule {
@@ -44,7 +46,7 @@ pub(super) fn of_seed(seed: u64, nodes: usize) -> Schedule {
                 ..fault.clone()
             });
         }
-        if fault.kind == Kind::Hang {
+        if fault.kind == Kind::Hang && random.percent(50) {
             // A handler that hangs ends by its deadline, and not only because its caller says so.
             faults.push(Fault {
                 at: at + Duration::from_millis(500),
@@ -52,6 +54,15 @@ pub(super) fn of_seed(seed: u64, nodes: usize) -> Schedule {
                 who: of(nodes, &[Part::Caller]),
                 kind: Kind::Part,
             });
+        }
+        if fault.kind == Kind::Replace && random.percent(50) {
+            // A rolling deployment: every provider after another.
+            let providers = of(nodes, &[Part::Provider]);
+            faults.extend((1..).zip(providers).map(|(turn, provider)| Fault {
+                at: at + turn * BETWEEN_REPLACEMENTS,
+                who: vec![provider],
+                ..fault.clone()
+            }));
         }
         faults.push(fault);
     }

@@ -127,6 +127,14 @@ pub(super) struct Listed {
     pub(super) list: Vec<(NodeId, Vec<Address>)>,
 }
 
+/// How many peers a caller has suspected so far.
+#[derive(Debug)]
+pub(super) struct Suspicions {
+    pub(super) caller: usize,
+    pub(super) at: Duration,
+    pub(super) count: u64,
+}
+
 /// The state of the mesh after it healed.
 #[derive(Debug, Default)]
 pub(super) struct Rest {
@@ -147,6 +155,8 @@ pub(super) struct Facts {
     pub(super) runs: Vec<Run>,
     pub(super) calls: Vec<Called>,
     pub(super) lists: Vec<Listed>,
+    /// In the order of time.
+    pub(super) suspicions: Vec<Suspicions>,
     pub(super) rest: Rest,
     /// The most connections that a caller was seen to have.
     pub(super) most_connections: usize,
