@@ -20,7 +20,7 @@ use std::{
 
 use macula_wire::{ServiceKey, VerifiedProvider};
 
-use crate::Clock;
+use crate::{Clock, clock::DateError};
 
 /// How much a cache keeps, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,11 +165,21 @@ impl DirectoryCache {
     }
 
     /// Goes by `clock` from now on, the old one tied anew. Known answers stay at hand and are refreshed when they are asked for: they
-    /// may lack providers that the old dates ruled out (D14).
+    /// may lack providers that the old dates ruled out. What has expired by the new time is not given again (D14).
     pub fn set_clock(&mut self, now: Instant, clock: Clock) {
         self.clock = clock;
-        let answers = self.entries.values_mut().filter_map(|entry| entry.answer.as_mut());
-        answers.for_each(|answer| answer.fresh_until = answer.fresh_until.min(now));
+        for answer in self.entries.values_mut().filter_map(|entry| entry.answer.as_mut()) {
+            answer.fresh_until = answer.fresh_until.min(now);
+            for (provider, expiry) in answer.providers.iter().zip(&mut answer.expiries) {
+                let left = match clock.validity(now, provider) {
+                    Ok(left) => left,
+                    Err(DateError::Expired { .. }) => Duration::ZERO,
+                    // The clock was set back. By the time that has passed it is still valid.
+                    Err(DateError::FromTheFuture { .. }) => continue,
+                };
+                *expiry = (*expiry).min(now + left);
+            }
+        }
     }
 
     /// How often it gave each answer.

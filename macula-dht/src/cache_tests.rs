@@ -192,3 +192,26 @@ fn d1_providers_come_in_the_order_of_the_key() {
     };
     assert!(providers.is_sorted_by_key(|p| f.key.rank(p.node_id())));
 }
+
+#[test]
+fn d14_what_has_expired_by_a_clock_that_was_set_is_not_given_again() {
+    let mut f = Fixture::new();
+    let set = |f: &mut Fixture, ahead: i64| {
+        let now = f.at(1);
+        let mut clock = f.cache.clock();
+        clock.set(now, clock.unix_ms(now).saturating_add_signed(ahead * 1_000));
+        f.cache.set_clock(now, clock);
+    };
+    set(&mut f, 10_000);
+    f.insert(1, vec![f.record(1, 10_001, 300), f.record(2, 10_001, 30)]);
+    set(&mut f, 100);
+    assert!(
+        matches!(f.get(1), Cached::Stale(p, _) if p.len() == 1),
+        "the one that lasts"
+    );
+    // A clock that is set back proves nothing of what is known, and prolongs nothing.
+    set(&mut f, -3_600);
+    assert!(matches!(f.get(1), Cached::Stale(p, _) if p.len() == 1));
+    set(&mut f, 2 * 3_600);
+    assert!(matches!(f.get(1), Cached::Miss(_)));
+}

@@ -252,17 +252,16 @@ fn plant(mutant: &Mutant, copy: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Builds this program from the copy, with settings for a short build.
+/// Builds this program from the copy.
 fn build(home: &Path, copy: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let target = home.join("target/mutants");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo
-        .current_dir(copy)
-        .args(["build", "--release", "--locked", "--quiet"]);
-    for config in ["lto=false", "codegen-units=16", "incremental=true", "opt-level=2"] {
-        cargo.arg("--config").arg(format!("profile.release.{config}"));
-    }
-    cargo.args([
+    cargo.current_dir(copy).args([
+        "build",
+        "--profile",
+        "sim",
+        "--locked",
+        "--quiet",
         "--package",
         "macula-node",
         "--example",
@@ -276,7 +275,7 @@ fn build(home: &Path, copy: &Path) -> Result<PathBuf, Box<dyn Error>> {
         let told = String::from_utf8_lossy(&built.stderr);
         return Err(format!("the copy with the planted bugs cannot be built:\n{told}").into());
     }
-    Ok(target.join("release/examples/sim_mesh"))
+    Ok(target.join("sim/examples/sim_mesh"))
 }
 
 /// The first seed that finds the bug.

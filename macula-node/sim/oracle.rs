@@ -137,13 +137,16 @@ impl<'a> Judge<'a> {
         (0..self.schedule.nodes).all(|n| self.is_well(n, from, to))
     }
 
-    /// Whether the run was at a provider whose handlers were slow, whose call waits as it should.
+    /// Whether the run was at a provider whose handlers or links were slow, whose call waits as it should.
     fn is_slow(&self, run: &Run) -> bool {
         let member = self.facts.lives[run.life].member;
         let to = run.end.map_or(Duration::MAX, |(end, _)| end);
         self.facts.troubles.iter().any(|it| {
             it.member == member
-                && matches!(it.kind, Kind::Slow(_) | Kind::Hang)
+                && matches!(
+                    it.kind,
+                    Kind::Slow(_) | Kind::Hang | Kind::Delay(_) | Kind::Bandwidth(_)
+                )
                 && it.from <= to
                 && it.to.is_none_or(|end| end + GRACE > run.from)
         })
@@ -468,7 +471,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// Nobody is suspected while every node can be reached, whatever its handlers do.
+    /// No peer is suspected while every node can be reached, whatever its handlers do.
     fn suspicions(&mut self) {
         let mut before: BTreeMap<usize, &Suspicions> = BTreeMap::new();
         for now in &self.facts.suspicions {

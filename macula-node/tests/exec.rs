@@ -97,28 +97,41 @@ fn n7_the_first_process_passes_sigterm_on_and_ends_as_the_node_does() {
     assert_eq!(node.wait(), Some(0));
 }
 
-#[test]
-fn n8_a_command_ends_when_its_caller_cancels() {
+/// Has a caller call a command that runs for an hour, ends the caller with a signal, and waits for the command's end; the caller's exit
+/// code.
+fn end_the_caller(signal: Signal) -> Option<i32> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("pid");
-    let command = format!("slow=exec:echo $$ > {}; sleep 600; echo", file.display());
+    let command = format!("slow=exec:echo $$ > {}; sleep 3600; echo", file.display());
     let node = NodeProcess::start(&["--serve", &command]);
     let args = [
         "call",
         "slow",
         "--timeout",
-        "50s",
+        "1h",
         "--attempt-timeout",
-        "50s",
+        "1h",
         "--bootstrap",
     ];
     let caller = macula().args(args).arg(node.pinned()).stderr(Stdio::null()).spawn();
     let mut caller = caller.unwrap();
     let command = wait_for_pid(&file);
     let pid = Pid::from_raw(i32::try_from(caller.id()).unwrap()).unwrap();
-    kill_process(pid, Signal::INT).unwrap();
-    assert_eq!(caller.wait().unwrap().code(), Some(130));
+    kill_process(pid, signal).unwrap();
+    let code = caller.wait().unwrap().code();
     wait_until_dead(&command);
+    code
+}
+
+#[test]
+fn n8_a_command_ends_when_its_caller_cancels() {
+    assert_eq!(end_the_caller(Signal::INT), Some(130));
+}
+
+/// A caller that is killed says nothing; its deadline is an hour away.
+#[test]
+fn y11_a_command_ends_soon_after_its_caller_is_killed() {
+    assert_eq!(end_the_caller(Signal::KILL), None);
 }
 
 #[test]

@@ -246,7 +246,7 @@ pub struct Timers {
     /// The least silence after which a peer is suspected. Default 100 ms.
     pub suspect_after: Duration,
     /// Silence of a peer that owes nothing, while a call waits, after which it is pinged, or a probe timeout where that is longer.
-    /// A call that has waited for long is pinged for less often, up to four fifths of [`Timers::probe_after`]. Default 50 ms.
+    /// A call that has waited for long is pinged for less often, up to four fifths of [`Timers::probe_after`]. Default 25 ms.
     pub ping_after: Duration,
     /// A timer of this node that fires so late shows that the node itself stood still: silence counts from then. Default 20 ms.
     pub stood_still_after: Duration,
@@ -292,7 +292,7 @@ impl Default for Timers {
             serving_probe_after: Duration::from_secs(2),
             suspect_after_ptos: 3,
             suspect_after: Duration::from_millis(100),
-            ping_after: Duration::from_millis(50),
+            ping_after: Duration::from_millis(25),
             stood_still_after: Duration::from_millis(20),
             hint_pause: Duration::from_millis(250),
             next_address: Duration::from_millis(250),

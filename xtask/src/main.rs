@@ -51,7 +51,7 @@ enum Command {
     },
     /// Format, tidy, codegen --check, layers, package, deny, clippy, each package compiled alone, fuzz --check.
     Check,
-    /// Every example, test and doctest, with every feature.
+    /// Every example, test and doctest, with every feature, and a hundred runs of the simulated mesh.
     Test,
     /// Build the documentation; warnings are errors.
     Docs,
@@ -87,7 +87,7 @@ enum Command {
         #[arg(long)]
         papers: bool,
     },
-    /// Run a simulation in release: tables in the terminal, plots as SVG files.
+    /// Run a simulation: tables in the terminal, plots as SVG files.
     #[command(after_help = programs::sims())]
     Sim {
         #[command(flatten)]

@@ -1,4 +1,4 @@
-//! `cargo xtask sim` and `cargo xtask bench`: builds a simulation or benchmark in release, runs it, and shows the report
+//! `cargo xtask sim` and `cargo xtask bench`: builds a simulation or benchmark with optimisations, runs it, and shows the report
 //! it writes (see [`crate::report`]).
 //!
 //! The simulation `x` is the program `sim_x` in `sim/` of the package it exercises. A benchmark has up to three parts:
@@ -38,6 +38,7 @@ const BENCHES: &[(&str, &str, &[Part])] = &[
     ("facade", "macula-rpc", &[Part::Report]),
     ("tonic", "macula-rpc", &[Part::Compare]),
     ("node", "macula-node", &[Part::Micro, Part::Report]),
+    ("failover", "macula-node", &[Part::Compare]),
 ];
 
 /// A part of a benchmark.
@@ -66,6 +67,15 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// A program with these arguments, for a step of the CI.
+    pub(crate) fn new(name: &str, args: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            out: None,
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        }
+    }
+
     /// The name, the folder for files and the program's arguments. The folder is made if it is missing. People write `--out`
     /// last, so it is also found among the arguments.
     fn settle(self, default: &str) -> Result<(String, PathBuf, Vec<String>)> {
@@ -86,7 +96,7 @@ pub(crate) fn sim(request: Request) -> Result<()> {
         );
     };
     let packages = packages()?;
-    let Some(mut program) = example(find(&packages, package)?, &format!("sim_{name}")) else {
+    let Some(mut program) = example(find(&packages, package)?, &format!("sim_{name}"), "sim") else {
         bail!("{package} has no target sim_{name}");
     };
     show_program(program.args(args), &name, &out)
@@ -141,19 +151,20 @@ fn find<'a>(packages: &'a [Package], name: &str) -> Result<&'a Package> {
 fn program_of(part: Part, package: &Package, name: &str) -> Option<Command> {
     match part {
         Part::Micro => micro(package),
-        Part::Report => example(package, &format!("bench_{name}")),
+        Part::Report => example(package, &format!("bench_{name}"), "release"),
         Part::Compare => compare(package),
     }
 }
 
-/// The example target `name` in release; `None` when there is none.
-fn example(package: &Package, name: &str) -> Option<Command> {
+/// The example target `name` built with a profile; `None` when there is none.
+fn example(package: &Package, name: &str, profile: &str) -> Option<Command> {
     let target = package.example(name)?;
     let mut command = cargo();
     command.args([
         "run",
         "--locked",
-        "--release",
+        "--profile",
+        profile,
         "--package",
         &package.name,
         "--example",
@@ -296,14 +307,14 @@ mod tests {
     }
 
     #[test]
-    fn an_example_is_run_in_release_with_the_features_it_needs() {
+    fn an_example_is_run_with_its_profile_and_the_features_it_needs() {
         let package = package(&[("example", "sim_x", &["a", "b"])]);
-        let shown = line(&example(&package, "sim_x").unwrap());
+        let shown = line(&example(&package, "sim_x", "sim").unwrap());
         assert!(
-            shown.ends_with("run --locked --release --package p --example sim_x --features a,b --"),
+            shown.ends_with("run --locked --profile sim --package p --example sim_x --features a,b --"),
             "{shown}"
         );
-        assert!(example(&package, "sim_y").is_none());
+        assert!(example(&package, "sim_y", "sim").is_none());
     }
 
     #[test]

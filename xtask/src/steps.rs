@@ -13,7 +13,7 @@ use crate::cluster::{self, Backend};
 use crate::house::published;
 use crate::metadata::packages;
 use crate::workspace::{cargo, run, side_packages};
-use crate::{codegen, deny, deploy, examples, fuzz, layers, package, tidy};
+use crate::{codegen, deny, deploy, examples, fuzz, layers, package, programs, tidy};
 
 /// One thing to run.
 struct Step {
@@ -109,6 +109,11 @@ const TEST: &[Step] = &[
         run: examples::check,
     },
     Step {
+        name: "bottle",
+        again: "cargo xtask sim mesh -- --seeds 1..101",
+        run: bottle,
+    },
+    Step {
         name: "doctests",
         again: "cargo test --workspace --all-features --doc",
         run: doctests,
@@ -127,7 +132,7 @@ pub(crate) fn check() -> Result<()> {
     run_all(&[CHECK])
 }
 
-/// Every example, test and doctest.
+/// Every example, test and doctest, and the simulated mesh.
 pub(crate) fn test() -> Result<()> {
     run_all(&[TEST])
 }
@@ -211,6 +216,11 @@ fn clippy() -> Result<()> {
 
 fn build_docs() -> Result<()> {
     run(workspace("doc").arg("--no-deps").env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// The mesh in a bottle: the kept schedules and a hundred seeds, judged by every rule.
+fn bottle() -> Result<()> {
+    programs::sim(programs::Request::new("mesh", &["--seeds", "1..101", "--no-shrink"]))
 }
 
 fn doctests() -> Result<()> {

@@ -16,7 +16,12 @@ const GRANULARITY: Duration = Duration::from_millis(1);
 
 /// The probe timeout of a path (RFC 9002, section 6.2.1).
 pub(crate) fn pto(smoothed: Duration, variance: Duration) -> Duration {
-    smoothed + (4 * variance).max(GRANULARITY) + MAX_ACK_DELAY
+    prompt_pto(smoothed, variance) + MAX_ACK_DELAY
+}
+
+/// The same for packets whose acknowledgement the peer may not delay.
+fn prompt_pto(smoothed: Duration, variance: Duration) -> Duration {
+    smoothed + (4 * variance).max(GRANULARITY)
 }
 
 /// Shared between a connection's controller, which writes, and its watch, which reads.
@@ -69,7 +74,16 @@ impl Pulse {
 
     /// The probe timeout with this smoothed round trip.
     pub(crate) fn pto(&self, smoothed: Duration) -> Duration {
-        pto(smoothed, Duration::from_nanos(self.variance.load(Relaxed)))
+        pto(smoothed, self.variance())
+    }
+
+    /// The same for packets whose acknowledgement the peer may not delay.
+    pub(crate) fn prompt_pto(&self, smoothed: Duration) -> Duration {
+        prompt_pto(smoothed, self.variance())
+    }
+
+    fn variance(&self) -> Duration {
+        Duration::from_nanos(self.variance.load(Relaxed))
     }
 
     /// Nanoseconds since the epoch, at least one, and a bit for certainty.

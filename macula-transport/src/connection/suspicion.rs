@@ -12,7 +12,7 @@
 //! ```
 //!
 //! **Invariants:** one datagram clears a suspicion. A peer is suspected only when it owes an acknowledgement, is silent for as long as
-//! the rules say, and has left a ping unanswered for a PTO. Pings are bounded between two datagrams of the peer, and hints are
+//! the rules say, and has left a ping unanswered for a PTO, or after a hint two of them for a prompt PTO. Pings are bounded between two datagrams of the peer, and hints are
 //! bounded in time. When a look comes late, this process stood still: the silence counts from then, once.
 
 use std::time::{Duration, Instant};
@@ -23,8 +23,13 @@ use super::pulse::Unanswered;
 const MAX_PINGS: u32 = 8;
 /// The pings of a silence follow each other after this part of a PTO, so that a few lost packets are not taken for a lost peer.
 const PINGS_IN_PTO: u32 = 4;
-/// The most pings that a hint costs.
+/// The pings that a hint costs. A peer that lives acknowledges the second packet at once (RFC 9000, section 13.2.2), so the silence after
+/// it need not last as long as an acknowledgement may be delayed.
 const MAX_HINT_PINGS: u32 = 2;
+/// The time between them, so that they are two packets.
+const HINT_PING_AGAIN: Duration = Duration::from_millis(1);
+/// The least silence after them that confirms a hint: a peer that is busy may be late by less.
+const HINT_SILENCE: Duration = Duration::from_millis(10);
 /// A peer that owes nothing is pinged when it is silent for this part of the time in which no call made progress: finding out that
 /// it is gone adds little to what was waited already.
 const PART_OF_WAIT: u32 = 64;
@@ -59,6 +64,8 @@ pub(crate) struct Sight {
     pub(crate) unanswered: Option<Unanswered>,
     /// The path's probe timeout.
     pub(crate) pto: Duration,
+    /// The probe timeout for an acknowledgement that the peer may not delay.
+    pub(crate) prompt_pto: Duration,
     /// Whether a call waits.
     pub(crate) waiting: bool,
 }
@@ -259,18 +266,18 @@ impl Suspicion {
 
     fn suspect_at(&self, sight: &Sight, silence: &Silence) -> Option<Instant> {
         let owes_since = self.owes_since(sight, silence)?;
-        let (first_ping, _, _) = silence.pings?;
-        let silent = if silence.hint {
-            sight.pto
-        } else {
-            (self.rules.after_ptos * sight.pto).max(self.rules.after)
-        };
+        let (first_ping, last_ping, count) = silence.pings?;
+        if silence.hint {
+            let silent = sight.prompt_pto.max(HINT_SILENCE);
+            return (count >= MAX_HINT_PINGS).then(|| owes_since.max(last_ping) + silent);
+        }
+        let silent = (self.rules.after_ptos * sight.pto).max(self.rules.after);
         Some((owes_since + silent).max(first_ping + sight.pto))
     }
 
     fn ping_at(&self, now: Instant, sight: &Sight, silence: &Silence) -> Option<Instant> {
         let (most, step) = if silence.hint {
-            (MAX_HINT_PINGS, sight.pto / 2)
+            (MAX_HINT_PINGS, HINT_PING_AGAIN)
         } else {
             (MAX_PINGS, sight.pto / PINGS_IN_PTO)
         };

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::connection::pulse::MAX_ACK_DELAY;
 
 const RULES: SuspicionRules = SuspicionRules {
     after_ptos: 3,
@@ -39,6 +40,7 @@ impl World {
                 eliciting: 0,
                 unanswered: None,
                 pto,
+                prompt_pto: pto.saturating_sub(MAX_ACK_DELAY),
                 waiting: true,
             },
             core: Suspicion::new(RULES),
@@ -176,15 +178,15 @@ fn l2_a_process_that_stood_still_asks_anew_before_it_suspects() {
 }
 
 #[test]
-fn l4_a_hint_asks_at_once_and_a_pto_of_silence_confirms_it() {
+fn l4_a_hint_asks_twice_at_once_and_silence_confirms_it() {
     let mut world = World::new(PTO);
     world.sends();
     world.look();
     world.now += ms(1);
     world.core.hint(world.now, &world.sight.clone());
     assert_eq!(world.next(), (ms(1), Finding::Ping));
-    assert_eq!(world.next(), (ms(1) + PTO / 2, Finding::Ping));
-    assert_eq!(world.next(), (ms(1) + PTO, Finding::Suspect));
+    assert_eq!(world.next(), (ms(2), Finding::Ping));
+    assert_eq!(world.next(), (ms(2) + HINT_SILENCE, Finding::Suspect));
 }
 
 #[test]
@@ -255,21 +257,19 @@ struct Reference {
 impl Reference {
     /// Whether the rules allow to suspect the peer now.
     fn may_suspect(&self, now: Instant, sight: &Sight) -> bool {
-        let pinged = self
-            .pings
-            .iter()
-            .any(|&at| self.heard_at.is_none_or(|heard| at >= heard) && now >= at + sight.pto);
+        let since = |at: Instant| self.heard_at.is_none_or(|heard| at >= heard);
+        let unanswered = |for_so_long: Duration| {
+            let pings = self.pings.iter();
+            pings.filter(|&&at| since(at) && now >= at + for_so_long).count()
+        };
         let owed_for = sight.unanswered.map_or(Duration::ZERO, |unanswered| {
             now - unanswered.since.max(self.heard_at.unwrap_or(unanswered.since))
         });
         let silent = (RULES.after_ptos * sight.pto).max(RULES.after);
-        let by_silence = owed_for >= silent;
-        let by_hint = self
-            .hints
-            .iter()
-            .any(|&at| self.heard_at.is_none_or(|heard| at >= heard) && now >= at + sight.pto)
-            && owed_for >= sight.pto;
-        pinged && (by_silence || by_hint)
+        let prompt = sight.prompt_pto.max(HINT_SILENCE);
+        let by_silence = owed_for >= silent && unanswered(sight.pto) > 0;
+        let by_hint = owed_for >= prompt && unanswered(prompt) > 1 && self.hints.iter().any(|&at| since(at));
+        by_silence || by_hint
     }
 }
 

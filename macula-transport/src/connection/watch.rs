@@ -199,6 +199,7 @@ impl Judges {
             eliciting: eliciting(&stats.frame_tx),
             unanswered: pulse.unanswered(),
             pto: pulse.pto(stats.path.rtt),
+            prompt_pto: pulse.prompt_pto(stats.path.rtt),
             waiting: needs.calls,
         };
         if needs.hinted {
