@@ -50,7 +50,7 @@ pub use macula_transport::{
     PeerInfo, PoolConfig, PoolEvent, PoolStats, Presence, Role, Stats as TransportStats, Timers,
 };
 pub use macula_wire::{Address, AddressError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
-pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, ServeError};
+pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, Reached, ServeError};
 pub use state::{Addresses, NodeState, Served};
 
 /// The examples of the project's README, which is written for this crate's users too.

@@ -11,8 +11,8 @@ use futures::future::{BoxFuture, join_all};
 use macula_dht::AdvertiseError;
 use macula_rpc::{CallError, Client, Handler, Provider, ResolveError, ResolveOptions, Server, StreamHandler};
 use macula_transport::{
-    CallKind, Config, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages,
-    PeerInfo, PoolStats, Protocol, Reply, Role,
+    CallKind, Config, DialError, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport,
+    OutgoingMessages, PeerInfo, PoolStats, Protocol, Reply, Role,
 };
 use macula_wire::{Address, NameError, NodeId, Realm, ServiceKey, ServiceName};
 use tokio::{sync::watch, task::JoinHandle};
@@ -79,6 +79,18 @@ pub enum ServeError {
     /// The node cannot be published as its provider.
     #[error("the node cannot be published as a provider")]
     Advertise(#[from] AdvertiseError),
+}
+
+/// The way to a node.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Reached {
+    /// The node.
+    pub peer: Arc<PeerInfo>,
+    /// How long it took to connect; `None` when there was a connection.
+    pub handshake: Option<Duration>,
+    /// The estimate of the path's round trip.
+    pub round_trip: Duration,
 }
 
 /// The providers of a service could not be looked up.
@@ -323,6 +335,28 @@ impl Node {
     /// When the DHT gives no answer.
     pub async fn records(&self, service: &ServiceName) -> Result<Vec<ProviderRecord>, LookupError> {
         Ok(self.inner.directory.records(service).await?)
+    }
+
+    /// Opens a connection to a provider, or takes the open one, and tells the way to it.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub async fn reach(&self, provider: &Provider) -> Result<Reached, DialError> {
+        let pool = self.inner.transport.pool();
+        let known = pool.open(&provider.node_id);
+        let begun = tokio::time::Instant::now();
+        let (connection, handshake) = match known {
+            Some(connection) => (connection, None),
+            None => {
+                let connection = pool.get(&provider.node_id, &provider.endpoints).await?;
+                (connection, Some(begun.elapsed()))
+            }
+        };
+        Ok(Reached {
+            peer: Arc::clone(connection.peer()),
+            handshake,
+            round_trip: connection.rtt(),
+        })
     }
 
     /// The counters of the connection pool.

@@ -1,6 +1,6 @@
 //! Where the admin socket is when its path is not given, so that the command line finds it.
 //!
-//! A node takes the first of these folders that it can make and that is its own, and the command line looks in all of them:
+//! A node takes the first of these folders that it can make and that is its own (its data folder as it is), and the command line looks in all of them:
 //! `$RUNTIME_DIRECTORY` (systemd's), `$XDG_RUNTIME_DIR/macula`, `/run/macula`, the node's data folder, `macula-UID` in the folder for
 //! temporary files. [`RUNTIME_VARIABLE`] names one folder in place of all. A socket is named after its node, so nodes share a folder.
 //!
@@ -61,15 +61,25 @@ impl Surroundings {
         }
     }
 
-    /// The folders in order, the data folder among them.
-    fn folders(&self, data: Option<&Path>) -> Vec<PathBuf> {
+    /// The folders in order, and how far each is to be trusted.
+    fn folders<'a>(&'a self, data: Option<&'a Path>) -> Vec<(&'a Path, Trust)> {
         if let Some(only) = &self.only {
-            return vec![only.clone()];
+            return vec![(only, Trust::Named)];
         }
-        let first = self.service.iter().chain(&self.session).chain([&self.system]).cloned();
-        let last = data.map(Path::to_path_buf).into_iter().chain([self.temporary.clone()]);
-        first.chain(last).collect()
+        let first = self.service.iter().chain(&self.session).chain([&self.system]);
+        let found = first.map(|folder| (folder.as_path(), Trust::Found));
+        let data = data.map(|folder| (folder, Trust::Named));
+        found.chain(data).chain([(&*self.temporary, Trust::Found)]).collect()
     }
+}
+
+/// Whether a folder has to prove that it is this user's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// The operator named it. A volume of a container often belongs to root and is writable for a group.
+    Named,
+    /// It was found by its name, under which another user may have made it.
+    Found,
 }
 
 /// Where a node with this data folder puts its socket.
@@ -80,24 +90,27 @@ pub fn default_socket(node: &NodeId, data: Option<&Path>) -> PathBuf {
 
 fn place(around: &Surroundings, node: &NodeId, data: Option<&Path>) -> PathBuf {
     let name = format!("{}.sock", node.short());
-    let usable = |folder: &PathBuf| {
+    let usable = |(folder, trust): &(&Path, Trust)| {
         let fits = folder.as_os_str().len() + name.len() < MAX_PATH_BYTES;
-        fits && make(folder, around.uid)
+        fits && make(folder, *trust, around.uid)
     };
     let folder = around.folders(data).into_iter().find(usable);
-    let folder = folder.unwrap_or_else(|| around.temporary.clone());
+    let folder = folder.map_or(&*around.temporary, |(folder, _)| folder);
     // Nodes that were killed leave their sockets.
-    let _removed = living(&folder, around.uid);
+    let _removed = living(folder, around.uid);
     folder.join(name)
 }
 
-/// Makes a folder for its owner; whether it is there, and this user's own.
-fn make(folder: &Path, uid: u32) -> bool {
+/// Makes a folder for its owner; whether it is there, and this user's own if that matters.
+fn make(folder: &Path, trust: Trust, uid: u32) -> bool {
     // The check decides: it may have been there.
     let _ = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     let own = |metadata: fs::Metadata| metadata.is_dir() && metadata.uid() == uid && metadata.mode() & 0o022 == 0;
-    // A link could be another user's.
-    fs::symlink_metadata(folder).is_ok_and(own)
+    match trust {
+        Trust::Named => fs::metadata(folder).is_ok_and(|metadata| metadata.is_dir()),
+        // A link could be another user's.
+        Trust::Found => fs::symlink_metadata(folder).is_ok_and(own),
+    }
 }
 
 /// The sockets of the nodes that run on this host and that this user may ask, sorted by path. `data` is a data folder to look in.
@@ -110,8 +123,8 @@ pub fn sockets(data: Option<&Path>) -> Vec<PathBuf> {
 
 fn find(around: &Surroundings, data: Option<&Path>) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for folder in around.folders(data) {
-        found.extend(living(&folder, around.uid));
+    for (folder, _) in around.folders(data) {
+        found.extend(living(folder, around.uid));
     }
     found.sort_unstable();
     found.dedup();
@@ -183,6 +196,9 @@ mod tests {
         around.session = Some(open);
         around.system = root.path().join("x".repeat(MAX_PATH_BYTES));
         let data = root.path().join("data");
+        fs::create_dir(&data).unwrap();
+        // As Kubernetes makes a volume for a group.
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o775)).unwrap();
         assert!(place(&around, &node, Some(&data)).starts_with(&data));
         assert!(place(&around, &node, None).starts_with(root.path().join("temporary")));
         around.only = Some(root.path().join("only"));

@@ -124,10 +124,14 @@ fn end_of(bucket: usize) -> u64 {
 }
 
 impl Latency {
-    /// A distribution from the counts of [`Latency::buckets`].
+    /// A distribution from its [`Latency::buckets`]; empty ones may be left out.
     #[must_use]
-    pub fn from_buckets(counts: impl IntoIterator<Item = u64>, total: Duration) -> Self {
-        let counts = counts.into_iter().take(LATENCY_BUCKETS).collect();
+    pub fn from_buckets(buckets: impl IntoIterator<Item = (Duration, u64)>, total: Duration) -> Self {
+        let mut counts = vec![0; LATENCY_BUCKETS];
+        for (end, count) in buckets {
+            let last = u64::try_from(end.as_micros()).unwrap_or(u64::MAX).saturating_sub(1);
+            counts[bucket(last)] += count;
+        }
         Self { counts, total }
     }
 
@@ -224,6 +228,8 @@ mod tests {
             let found = tally.stats().latency.quantile(share).unwrap().as_micros() as u64;
             let within = times.iter().filter(|micros| **micros < found).count();
             prop_assert!(within as f64 >= share * times.len() as f64);
+            let latency = tally.stats().latency;
+            prop_assert_eq!(Latency::from_buckets(latency.buckets(), latency.total()), latency);
         }
     }
 }

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::Resettable};
 use macula_node::{Address, BootstrapAddr, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
-use crate::serve::Serve;
+use crate::{
+    logging::{self, LogFormat},
+    serve::{Serve, Setting},
+    top::Sort,
+};
 
 /// A QUIC service mesh: call a service by name, and a provider that dies is not noticed.
 #[derive(Debug, Parser)]
@@ -37,7 +41,9 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Lists the providers of a service.
     Providers(ProvidersArgs),
-    /// Asks nodes for their health: every provider of a service, or the nodes named and each of their services.
+    /// Asks nodes for their health: every provider of a service, the nodes named, or the node that runs on this host.
+    ///
+    /// The node that runs here is well when it is in the mesh and serves: for readiness probes.
     ///
     /// Exit codes: 0 all of them serve, 1 one does not or cannot be reached, 2 usage, 3 service_not_found.
     Health(HealthArgs),
@@ -45,6 +51,18 @@ pub(crate) enum Command {
     Id(IdArgs),
     /// Shows the node that runs on this host: its mesh, peers, records, services, limits.
     Status(StatusArgs),
+    /// Lists the services of the realm, with the number of providers in each zone.
+    ///
+    /// The nodes that are known here are asked for their services, so one that only unknown nodes serve is not listed.
+    Services(ServicesArgs),
+    /// Measures the way to a node, or to each provider of a service: handshake, round trip, handler.
+    ///
+    /// Exit codes: 0 all of them answered, 1 one did not, 2 usage, 3 service_not_found.
+    Ping(PingArgs),
+    /// Shows services, providers, rates and latencies of the node that runs on this host, live.
+    ///
+    /// On a terminal: r, e, l and n sort by rate, errors, latency and name; / filters, p hides providers, q quits.
+    Top(TopArgs),
     /// Shows what happens to the node that runs on this host: connections, publications, ejections.
     Watch(WatchArgs),
     /// Makes the node that runs on this host leave in order and end, and shows its progress.
@@ -52,6 +70,12 @@ pub(crate) enum Command {
     /// It withdraws its services, refuses new calls so that they go elsewhere, and finishes those that run. Exit codes: 0 it has left,
     /// 1 there is no node or calls had not ended after 30 s.
     Drain(DrainArgs),
+    /// Checks the configuration, or shows each option's value and where it came from.
+    Config(ConfigArgs),
+    /// Prints a script that completes commands and options in a shell.
+    Completions(CompletionsArgs),
+    /// Prints the manual page of the program or a command, or writes all of them to a folder.
+    Man(ManArgs),
     /// Prints the version and the facts of this build.
     Version(VersionArgs),
 }
@@ -73,7 +97,7 @@ pub(crate) fn command() -> clap::Command {
 /// How to get into the mesh.
 #[derive(Debug, Args)]
 pub(crate) struct MeshArgs {
-    /// A node already in the mesh; may be given several times.
+    /// A node already in the mesh; may be given several times. Without it, a command goes through the node that runs on this host.
     ///
     /// With the node's id in front, no other node is accepted there; without it, the node that answers is trusted, which is said the
     /// first time.
@@ -84,9 +108,26 @@ pub(crate) struct MeshArgs {
         value_delimiter = ','
     )]
     pub(crate) bootstrap: Vec<BootstrapAddr>,
-    /// The realm: services of one are invisible in another.
-    #[arg(long, value_name = "NAME", default_value = "default", env = "MACULA_REALM")]
-    pub(crate) realm: Realm,
+    /// The realm: services of one are invisible in another [default: that of the node that runs here, when it is asked; else
+    /// `default`].
+    #[arg(long, value_name = "NAME", env = "MACULA_REALM")]
+    pub(crate) realm: Option<Realm>,
+}
+
+impl MeshArgs {
+    /// The realm, when no node that runs here has another.
+    pub(crate) fn realm(&self) -> Realm {
+        self.realm.clone().unwrap_or_default()
+    }
+}
+
+/// How a command reaches the mesh: by a bootstrap node, or through the node that runs on this host.
+#[derive(Debug, Args)]
+pub(crate) struct ReachArgs {
+    #[command(flatten)]
+    pub(crate) mesh: MeshArgs,
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
 }
 
 /// The node that runs on this host.
@@ -114,6 +155,61 @@ pub(crate) struct StatusArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ServicesArgs {
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
+    /// Prints one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PingArgs {
+    /// A node as NODEID@HOST:PORT, or a service, each of whose providers is pinged.
+    #[arg(value_name = "NODEID@HOST:PORT|SERVICE", value_parser = ping_target)]
+    pub(crate) target: PingTarget,
+    #[command(flatten)]
+    pub(crate) reach: ReachArgs,
+    /// How many pings to send to each.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) count: u32,
+    /// The pause between two of them.
+    #[arg(long, value_name = "TIME", default_value = "200ms", value_parser = duration)]
+    pub(crate) interval: Duration,
+    /// How long an answer is waited for, like `2s` or `500ms`.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// Prints one JSON object per node.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The target of `macula ping`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum PingTarget {
+    Node(BootstrapAddr),
+    Service(ServiceName),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TopArgs {
+    #[command(flatten)]
+    pub(crate) admin: AdminArgs,
+    /// The time between two frames, at least 100 ms.
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub(crate) interval: Duration,
+    /// The order of services.
+    #[arg(long, value_enum, default_value_t = Sort::Rate)]
+    pub(crate) sort: Sort,
+    /// Shows only services whose names contain this.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) filter: Option<String>,
+    /// Ends after so many frames.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct WatchArgs {
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
@@ -135,6 +231,51 @@ pub(crate) struct DrainArgs {
     /// Prints one JSON object per step.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    #[command(subcommand)]
+    pub(crate) action: ConfigAction,
+}
+
+/// An action of `macula config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigAction {
+    /// Reads the file and the environment as a command would, and says what is wrong in them.
+    Check {
+        /// The command that they are for.
+        #[arg(default_value = "node")]
+        command: String,
+    },
+    /// Lists each option of a command with its value and its origin: flag, environment, file with its line, default.
+    Show {
+        /// The command.
+        #[arg(default_value = "node")]
+        command: String,
+        /// Prints one JSON list.
+        #[arg(long)]
+        json: bool,
+        /// Words of the command line to be read as well, after `--`.
+        #[arg(last = true)]
+        args: Vec<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub(crate) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ManArgs {
+    /// The command whose page is printed; the program's own without it.
+    pub(crate) command: Option<String>,
+    /// Writes every page to this folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub(crate) folder: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -172,6 +313,18 @@ pub(crate) struct NodeArgs {
     /// another provider may not have, for the others.
     #[arg(long, value_name = "NAME=echo|exec:COMMAND")]
     pub(crate) serve: Vec<Serve>,
+    /// A setting of one service; may be given several times. In a file: a table `[node.service."NAME"]` with a line `KEY = VALUE` each.
+    ///
+    /// `concurrency=N`: calls at a time; more are refused and go elsewhere. For `exec:` also `timeout=TIME`, after which a command is
+    /// killed and its call has failed; `output=BYTES`, the longest answer; `user=NAME`, `folder=DIR` and `env=NAME[=VALUE]` for its process.
+    #[arg(long, value_name = "NAME:KEY=VALUE")]
+    pub(crate) service: Vec<Setting>,
+    /// The levels of the log, like `info` or `warn,macula_dht=debug`; RUST_LOG goes before it.
+    #[arg(long, value_name = "LEVELS", default_value = "warn", value_parser = logging::check, env = "MACULA_LOG")]
+    pub(crate) log: String,
+    /// How the log is written.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "MACULA_LOG_FORMAT")]
+    pub(crate) log_format: LogFormat,
     /// A variable for the environment of `exec:` commands, with the node's own value or another; may be given several times.
     ///
     /// Of the node's own environment they get only PATH, HOME, LANG, LC_ALL, TMPDIR and TZ otherwise.
@@ -205,7 +358,7 @@ pub(crate) struct CallArgs {
     #[arg(default_value = "")]
     pub(crate) data: String,
     #[command(flatten)]
-    pub(crate) mesh: MeshArgs,
+    pub(crate) reach: ReachArgs,
     /// How a provider is chosen: `first`, `random`, `round_robin`, `weighted_round_robin`, `weighted_random`, `p2c`,
     /// `least_loaded` or `affinity`.
     #[arg(long, value_name = "STRATEGY", default_value = "random", value_parser = strategy, env = "MACULA_STRATEGY")]
@@ -222,9 +375,15 @@ pub(crate) struct CallArgs {
     /// How many providers are tried at most [default: 3, or all if there are fewer].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_attempts: Option<u32>,
-    /// How many calls to make, one after another.
+    /// How many calls to make, one after another; with --lines, for each line.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) count: u32,
+    /// Makes a call for each line of standard input, until its end.
+    #[arg(long, conflicts_with = "data")]
+    pub(crate) lines: bool,
+    /// Starts at most so many calls a second.
+    #[arg(long, value_name = "CALLS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) rate: Option<u32>,
     /// Prints one JSON object per call.
     #[arg(long)]
     pub(crate) json: bool,
@@ -235,7 +394,7 @@ pub(crate) struct BenchArgs {
     /// The service's name.
     pub(crate) service: ServiceName,
     #[command(flatten)]
-    pub(crate) mesh: MeshArgs,
+    pub(crate) reach: ReachArgs,
     /// Starts so many calls a second, whether or not earlier ones have ended; without it, --concurrency calls are always in flight.
     #[arg(long, value_name = "CALLS", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) rate: Option<u32>,
@@ -273,7 +432,7 @@ pub(crate) struct ProvidersArgs {
     /// The service's name.
     pub(crate) service: ServiceName,
     #[command(flatten)]
-    pub(crate) mesh: MeshArgs,
+    pub(crate) reach: ReachArgs,
     /// Prints one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -281,15 +440,18 @@ pub(crate) struct ProvidersArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct HealthArgs {
-    /// The service whose health is asked for; without it, each node named is asked for its own health and that of its services.
-    #[arg(required_unless_present = "on")]
+    /// The service whose health is asked for; without it, each node named is asked for its own health and that of its services, and
+    /// without --on the node that runs on this host.
     pub(crate) service: Option<ServiceName>,
+    /// With neither a service nor --on: a node that answers is well, even if it is not in the mesh or leaves. For liveness probes.
+    #[arg(long)]
+    pub(crate) live: bool,
     /// A node to ask, as `macula providers` and a node's own first line name it; may be given several times. Without it every
     /// provider of the service is asked.
     #[arg(long, value_name = "NODEID@HOST:PORT", value_parser = pinned)]
     pub(crate) on: Vec<BootstrapAddr>,
     #[command(flatten)]
-    pub(crate) mesh: MeshArgs,
+    pub(crate) reach: ReachArgs,
     /// How long a node is waited for, like `2s` or `500ms`.
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = duration)]
     pub(crate) timeout: Duration,
@@ -318,6 +480,9 @@ pub(crate) enum IdAction {
     New,
     /// Prints the id; an error when there is no file.
     Show,
+    /// Makes a new key in place of the old one, which is kept beside it with the ending `.old`; prints the new id. The node has to be
+    /// started anew, and those that name its old id have to be told the new one.
+    Rotate,
 }
 
 #[derive(Debug, Args)]
@@ -359,6 +524,15 @@ fn pinned(text: &str) -> Result<BootstrapAddr, String> {
     }
 }
 
+/// Parses a node with its id, or the name of a service.
+fn ping_target(text: &str) -> Result<PingTarget, String> {
+    if text.contains('@') || text.contains(':') {
+        return pinned(text).map(PingTarget::Node);
+    }
+    let name = text.parse().map_err(|error: macula_node::NameError| error.to_string());
+    name.map(PingTarget::Service)
+}
+
 /// Parses the name of a strategy, written with underscores or hyphens.
 fn strategy(text: &str) -> Result<Strategy, String> {
     let name = text.replace('-', "_");
@@ -367,7 +541,7 @@ fn strategy(text: &str) -> Result<Strategy, String> {
 }
 
 /// Parses `2s`, `500ms`, `1m` or a plain number of seconds; more than nothing and at most a day.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     const HELP: &str = "write a time like `2s`, `500ms` or `1m`, more than 0 and at most 24h";
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')

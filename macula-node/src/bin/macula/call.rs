@@ -7,6 +7,10 @@ use std::{
 
 use macula_node::{Answer, Attempt, Bytes, CallError, MAX_MESSAGE_BYTES, Node, Strategy};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
+    time::{Interval, MissedTickBehavior},
+};
 
 use crate::{
     args::CallArgs,
@@ -24,14 +28,18 @@ pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
             "--strategy affinity sends calls with one key to one provider: name the key with --affinity-key KEY",
         ));
     }
-    let payload = read_payload(&args.data)?;
+    let source = if args.lines {
+        Source::Lines
+    } else {
+        Source::One(read_payload(&args.data)?)
+    };
     let mut signals = Signals::new()?;
     let node = tokio::select! {
-        node = mesh::client(&args.mesh, Some(args.timeout)) => node?,
+        node = mesh::client(&args.reach, Some(args.timeout)) => node?,
         ended = signals.next() => return Err(ended),
     };
     let outcome = tokio::select! {
-        outcome = calls(&node, &args, payload) => outcome,
+        outcome = calls(&node, &args, source) => outcome,
         // The call that was under way is dropped, which cancels it; the provider hears of it before the node is gone.
         ended = signals.next() => Err(ended),
     };
@@ -39,25 +47,91 @@ pub(crate) async fn run(args: CallArgs) -> Result<(), Failure> {
     outcome
 }
 
-async fn calls(node: &Node, args: &CallArgs, payload: Bytes) -> Result<(), Failure> {
-    let mut first_failure = None;
-    for _ in 0..args.count {
-        let start = Instant::now();
-        let outcome = call(node, args, payload.clone()).await;
-        let took = start.elapsed();
-        match &outcome {
-            Ok(answer) => {
-                let provider = answer.provider().map(|provider| provider.node_id.short().to_string());
-                tracing::info!(service = %args.service, provider, ?took, "answered");
+/// Where requests come from.
+enum Source {
+    One(Bytes),
+    /// Each line of standard input.
+    Lines,
+}
+
+async fn calls(node: &Node, args: &CallArgs, source: Source) -> Result<(), Failure> {
+    let mut caller = Caller::new(node, args);
+    match source {
+        Source::One(payload) => caller.repeat(&payload).await?,
+        Source::Lines => {
+            let mut lines = BufReader::new(tokio::io::stdin());
+            while let Some(line) = next_line(&mut lines).await? {
+                caller.repeat(&line).await?;
             }
-            Err(error) => tracing::info!(service = %args.service, %error, ?took, "failed"),
-        }
-        show(args, &outcome, took)?;
-        if let Err(error) = outcome {
-            first_failure.get_or_insert(Failure::shown(call_code(&error)));
         }
     }
-    first_failure.map_or(Ok(()), Err)
+    caller.first_failure.map_or(Ok(()), Err)
+}
+
+/// The next line without its end; `None` after the last one.
+async fn next_line(lines: &mut BufReader<tokio::io::Stdin>) -> Result<Option<Bytes>, Failure> {
+    let mut line = Vec::new();
+    // One byte more than allowed, and the line's end.
+    let mut limited = lines.take(MAX_MESSAGE_BYTES as u64 + 2);
+    let read = limited.read_until(b'\n', &mut line).await;
+    read.map_err(|error| Failure::other(format!("standard input could not be read: {error}")))?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let end = line
+        .strip_suffix(b"\n")
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line).len());
+    line.truncate(end.unwrap_or(line.len()));
+    checked(Bytes::from(line)).map(Some)
+}
+
+/// Makes calls one after another, no faster than the rate.
+struct Caller<'a> {
+    node: &'a Node,
+    args: &'a CallArgs,
+    pace: Option<Interval>,
+    first_failure: Option<Failure>,
+}
+
+impl<'a> Caller<'a> {
+    fn new(node: &'a Node, args: &'a CallArgs) -> Self {
+        let pace = args.rate.map(|rate| {
+            let mut pace = tokio::time::interval(Duration::from_secs(1) / rate);
+            // A slow call does not make the next ones come in a bunch.
+            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            pace
+        });
+        Self {
+            node,
+            args,
+            pace,
+            first_failure: None,
+        }
+    }
+
+    async fn repeat(&mut self, payload: &Bytes) -> Result<(), Failure> {
+        let args = self.args;
+        for _ in 0..args.count {
+            if let Some(pace) = &mut self.pace {
+                pace.tick().await;
+            }
+            let start = Instant::now();
+            let outcome = call(self.node, args, payload.clone()).await;
+            let took = start.elapsed();
+            match &outcome {
+                Ok(answer) => {
+                    let provider = answer.provider().map(|provider| provider.node_id.short().to_string());
+                    tracing::info!(service = %args.service, provider, ?took, "answered");
+                }
+                Err(error) => tracing::info!(service = %args.service, %error, ?took, "failed"),
+            }
+            show(args, &outcome, took)?;
+            if let Err(error) = outcome {
+                self.first_failure.get_or_insert(Failure::shown(call_code(&error)));
+            }
+        }
+        Ok(())
+    }
 }
 
 async fn call(node: &Node, args: &CallArgs, payload: Bytes) -> Result<Answer, CallError> {
@@ -97,6 +171,11 @@ fn read_payload(data: &str) -> Result<Bytes, Failure> {
     } else {
         Bytes::copy_from_slice(data.as_bytes())
     };
+    checked(payload)
+}
+
+/// A request that is not too large.
+fn checked(payload: Bytes) -> Result<Bytes, Failure> {
     if payload.len() > MAX_MESSAGE_BYTES {
         return Err(Failure::usage(format!(
             "the request has more than the {MAX_MESSAGE_BYTES} bytes (4 MiB) a message may have; send it in parts"
@@ -113,7 +192,7 @@ fn show(args: &CallArgs, outcome: &Result<Answer, CallError>, took: Duration) ->
         Ok(answer) => {
             stdout.write_all(answer.payload()).map_err(broken)?;
             // Bytes stay as they are in a pipe or file; a person, or the next answer, wants a line.
-            if args.count > 1 || stdout.is_terminal() {
+            if args.count > 1 || args.lines || stdout.is_terminal() {
                 writeln!(stdout).map_err(broken)?;
             }
         }

@@ -10,6 +10,9 @@
 //! [node]                                        # for `macula node`
 //! listen = "0.0.0.0:9443"
 //! serve = ["api.compute=exec:./compute"]
+//!
+//! [node.service."api.compute"]                  # as `--service api.compute:timeout=5s`
+//! timeout = "5s"
 //! ```
 
 use std::{
@@ -131,6 +134,21 @@ fn set(
     }
 }
 
+/// A table of tables as it would be typed: `NAME:KEY=VALUE` for each value.
+fn settings(tables: &Table, one: impl Fn(&Value) -> Option<String>) -> Result<Vec<String>, &'static str> {
+    const KIND: &str = "a text, a list of texts, or a table for each name";
+    let mut typed = Vec::new();
+    for (name, table) in tables {
+        for (key, value) in table.as_table().ok_or(KIND)? {
+            let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+            for value in values {
+                typed.push(format!("{name}:{key}={}", one(value).ok_or(KIND)?));
+            }
+        }
+    }
+    Ok(typed)
+}
+
 /// A value as it would be typed; nothing for a flag that is not given.
 fn values(action: &ArgAction, value: &Value) -> Result<Option<Vec<String>>, &'static str> {
     let one = |value: &Value| match value {
@@ -143,6 +161,7 @@ fn values(action: &ArgAction, value: &Value) -> Result<Option<Vec<String>>, &'st
         (ArgAction::SetTrue, Value::Boolean(false)) => Ok(None),
         (ArgAction::SetTrue, Value::Boolean(true)) => Ok(Some(vec!["true".to_owned()])),
         (ArgAction::SetTrue, _) => Err("true or false"),
+        (ArgAction::Append, Value::Table(tables)) => settings(tables, one).map(Some),
         (ArgAction::Append, Value::Array(list)) => {
             let list = list.iter().map(one).collect::<Option<Vec<_>>>();
             list.map(Some).ok_or("a text, or a list of texts")

@@ -6,8 +6,7 @@ use crate::{
     args::DrainArgs,
     failure::{Failure, print_json, print_line},
     own::{self, unanswered},
-    status::count,
-    table::age,
+    table::{age, count},
 };
 
 pub(crate) async fn run(args: DrainArgs) -> Result<(), Failure> {

@@ -146,7 +146,7 @@ pub(crate) fn usage_in(file: &Path, error: &clap::Error) -> ExitCode {
 }
 
 /// The error with clap's suggestions and without its usage.
-fn what(error: &clap::Error) -> String {
+pub(crate) fn what(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let is_usage = |part: &&str| part.starts_with("Usage:") || part.starts_with("For more information");
     let parts = text.split("\n\n").map(str::trim).take_while(|part| !is_usage(part));

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt as _, stream};
-use macula_node::{CallError, Channel, Node, Provider};
+use macula_node::{CallError, Channel, Node, Provider, admin::schema::StateRequest};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -16,6 +16,7 @@ use crate::{
     args::HealthArgs,
     failure::{Failure, chain, print_line},
     mesh,
+    own::{self, unanswered},
 };
 
 /// Nodes asked at a time, and services of each.
@@ -25,14 +26,38 @@ const AT_A_TIME: usize = 32;
 const MAX_SERVICES: usize = 4096;
 
 pub(crate) async fn run(args: HealthArgs) -> Result<(), Failure> {
-    let node = match args.on[..] {
-        [] => mesh::client(&args.mesh, None).await?,
+    let node = match (&args.service, &args.on[..]) {
+        (None, []) => return own_health(&args).await,
+        (Some(_), []) => mesh::client(&args.reach, None).await?,
         // The nodes are known: there is nothing to look up.
-        _ => Node::builder().client().realm(args.mesh.realm.clone()).start().await?,
+        _ => mesh::alone(&args.reach).await?,
     };
     let outcome = ask_all(&node, &args).await;
     node.shutdown().await;
     outcome
+}
+
+/// The health of the node that runs here, by its admin socket.
+async fn own_health(args: &HealthArgs) -> Result<(), Failure> {
+    let asked = async {
+        let mut node = own::node(&args.reach.admin).await?;
+        let state = node
+            .get_state(StateRequest {})
+            .await
+            .map_err(|status| unanswered(&status))?;
+        Ok::<_, Failure>(state.into_inner())
+    };
+    let late = |_| Failure::other(format!("the running node did not answer within {:?}", args.timeout));
+    let state = tokio::time::timeout(args.timeout, asked).await.map_err(late)??;
+    if args.json {
+        print_line(json!({ "node_id": state.node_id, "state": state.phase }))?;
+    } else {
+        print_line(format!("{}  {}", state.node_id, state.phase))?;
+    }
+    match args.live || state.phase == "serving" {
+        true => Ok(()),
+        false => Err(Failure::shown(1)),
+    }
 }
 
 async fn ask_all(node: &Node, args: &HealthArgs) -> Result<(), Failure> {
@@ -132,7 +157,7 @@ async fn health(channel: &Channel, service: &str) -> Said {
 }
 
 /// The names of the services that a node has.
-async fn list(channel: &Channel) -> Result<Vec<String>, Status> {
+pub(crate) async fn list(channel: &Channel) -> Result<Vec<String>, Status> {
     let question = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),

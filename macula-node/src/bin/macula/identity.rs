@@ -38,6 +38,12 @@ pub(crate) fn make_folder_of(file: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure::other(format!("the folder {} could not be made: {error}", folder.display())))
 }
 
+/// Takes the identity in `file`, which has to be there.
+pub(crate) fn take_existing(file: &Path) -> Result<Taken, Failure> {
+    Identity::load(file).map_err(|error| Failure::other(chain(&error)))?;
+    take(file)
+}
+
 /// Takes the identity in `file`, made if it is missing. Two nodes with one key would each be taken for the other.
 pub(crate) fn take(file: &Path) -> Result<Taken, Failure> {
     let identity = Identity::load_or_generate(file).map_err(|error| Failure::other(chain(&error)))?;

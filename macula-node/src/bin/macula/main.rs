@@ -13,24 +13,33 @@ mod id;
 mod identity;
 mod init;
 mod known;
+mod limits;
+mod line;
+mod logging;
 mod mesh;
 mod node;
+mod notify;
+mod origins;
 mod own;
+mod papers;
+mod ping;
 mod providers;
+mod reload;
 #[cfg(test)]
 mod sample;
 mod serve;
+mod services;
 mod signals;
+mod sparse;
 mod status;
 mod table;
+mod top;
 mod version;
 mod watch;
 
-use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
-use clap::FromArgMatches;
 use tracing::Level;
-use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::{
     args::{Cli, Command},
@@ -38,7 +47,7 @@ use crate::{
 };
 
 fn main() -> ExitCode {
-    let cli = match parse() {
+    let cli = match line::parse() {
         Ok(cli) => cli,
         Err(code) => return code,
     };
@@ -51,29 +60,10 @@ fn main() -> ExitCode {
     }
     start_logging(&cli.command);
     keep_damage_quiet();
-    match run(cli.command) {
+    match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
-}
-
-/// Reads the command line, the environment, and the configuration file if there is one.
-fn parse() -> Result<Cli, ExitCode> {
-    let typed = args::command();
-    let read = |command: clap::Command| {
-        let matches = command.try_get_matches()?;
-        Cli::from_arg_matches(&matches)
-    };
-    let Some(file) = config::named(&typed) else {
-        return read(typed).map_err(|error| failure::usage(&error));
-    };
-    let command = config::with_file(typed.clone(), &file);
-    let command = command.map_err(|error| Failure::usage(failure::chain(&error)).report())?;
-    read(command).map_err(|error| match read(typed) {
-        // The command line is right, so the file is wrong.
-        Ok(_) => failure::usage_in(&file, &error),
-        Err(error) => failure::usage(&error),
-    })
 }
 
 /// Keeps panics of redb from standard error: redb panics on some damaged files, and the directory reports those as damaged itself.
@@ -89,11 +79,10 @@ fn keep_damage_quiet() {
     }));
 }
 
-/// Logs to standard error at the levels of `RUST_LOG`; without it, a node logs warnings, and other commands only errors, since they
-/// print their failures themselves.
+/// Logs to standard error: a node at the levels it is told, other commands only errors, since they print their failures themselves.
 fn start_logging(command: &Command) {
-    let level = match command {
-        Command::Node(_) => Level::WARN,
+    match command {
+        Command::Node(args) => logging::start(Some(&args.log), Level::WARN, args.log_format),
         Command::Demo(_)
         | Command::Call(_)
         | Command::Bench(_)
@@ -101,21 +90,20 @@ fn start_logging(command: &Command) {
         | Command::Health(_)
         | Command::Id(_)
         | Command::Status(_)
+        | Command::Services(_)
+        | Command::Ping(_)
+        | Command::Top(_)
         | Command::Watch(_)
         | Command::Drain(_)
-        | Command::Version(_) => Level::ERROR,
-    };
-    let filter = EnvFilter::builder()
-        .with_default_directive(level.into())
-        .from_env_lossy();
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    tracing_subscriber::registry().with(filter).with(lines).init();
+        | Command::Config(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Version(_) => logging::start(None, Level::ERROR, logging::LogFormat::Text),
+    }
 }
 
-fn run(command: Command) -> Result<(), Failure> {
+fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { config, command } = cli;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -130,8 +118,14 @@ fn run(command: Command) -> Result<(), Failure> {
             Command::Health(args) => health::run(args).await,
             Command::Id(args) => id::run(&args),
             Command::Status(args) => status::run(args).await,
+            Command::Services(args) => services::run(args).await,
+            Command::Ping(args) => ping::run(args).await,
+            Command::Top(args) => top::run(args).await,
             Command::Watch(args) => watch::run(args).await,
             Command::Drain(args) => drain::run(args).await,
+            Command::Config(args) => origins::run(&args, config.as_deref()),
+            Command::Completions(args) => papers::completions(&args),
+            Command::Man(args) => papers::man(&args),
             Command::Version(args) => version::run(&args),
         }
     });

@@ -1,24 +1,32 @@
 //! `macula node`.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
 use macula_node::{MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin};
 use serde_json::json;
-use tokio::io::AsyncReadExt;
+use tokio::{
+    io::AsyncReadExt,
+    signal::unix::{Signal, SignalKind, signal},
+};
 
 use crate::{
-    args::NodeArgs,
-    exec::{self, Environment, Exec},
+    args::{Cli, Command, NodeArgs},
+    exec::{self, Environment},
     failure::{Failure, cause_first, print_line, say},
     identity::{self, Taken, default_file, user_folder},
-    mesh, own,
-    serve::{Kind, echo},
+    limits, line, mesh,
+    notify::Manager,
+    own, reload,
+    serve::Kind,
     signals::Signals,
 };
 
 pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
     // Before anything starts: a signal during the start ends the node in order, too.
     let mut signals = Signals::new()?;
+    let hangups = signal(SignalKind::hangup());
+    let hangups = hangups.map_err(|error| Failure::other(format!("signals cannot be received: {error}")))?;
+    let manager = Manager::of_environment();
     let serving = async {
         let taken = take_identity(&args)?;
         let node = start(&args, taken.as_ref()).await?;
@@ -31,13 +39,20 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
         started = serving => started?,
         _ = signals.next() => return Ok(()),
     };
+    manager.ready();
+    let until_stdin_closes = args.until_stdin_closes;
     tokio::select! {
         _ = signals.next() => {}
-        () = stdin_closed(), if args.until_stdin_closes => {}
+        () = stdin_closed(), if until_stdin_closes => {}
         () = drain_asked(admin.as_ref()) => {}
+        never = reloads(&node, &manager, hangups, args) => match never {},
+        () = limits::watch(&node) => {}
+        () = signs_of_life(&manager) => {}
     }
+    manager.stopping();
     tokio::select! {
         () = node.shutdown() => {}
+        () = signs_of_life(&manager) => {}
         // Asked twice: now.
         _ = signals.next() => return Ok(()),
     }
@@ -45,6 +60,37 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
         admin.close().await;
     }
     Ok(())
+}
+
+/// Reads the configuration again at each SIGHUP.
+async fn reloads(node: &Node, manager: &Manager, mut hangups: Signal, mut args: NodeArgs) -> Infallible {
+    loop {
+        if hangups.recv().await.is_none() {
+            // No further one comes.
+            std::future::pending::<()>().await;
+        }
+        manager.reloading();
+        // What is wrong in it was said.
+        if let Ok(Cli {
+            command: Command::Node(now),
+            ..
+        }) = line::parse()
+        {
+            args = reload::apply(node, args, now).await;
+        }
+        manager.ready();
+    }
+}
+
+/// Tells the service manager that this program is alive, as often as it wants to hear it.
+async fn signs_of_life(manager: &Manager) {
+    match manager.sign_every() {
+        None => std::future::pending().await,
+        Some(every) => loop {
+            manager.alive();
+            tokio::time::sleep(every).await;
+        },
+    }
 }
 
 /// Waits until `macula drain` asks for the node's end.
@@ -64,9 +110,9 @@ fn take_identity(args: &NodeArgs) -> Result<Option<Taken>, Failure> {
 
 async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> {
     let environment = Arc::new(Environment::new(&args.exec_env));
-    check(args, &environment)?;
+    check(args)?;
     let mut builder = Node::builder()
-        .realm(args.mesh.realm.clone())
+        .realm(args.mesh.realm())
         .listen(args.listen)
         .advertise(args.advertise.clone())
         .bootstrap(args.mesh.bootstrap.clone())
@@ -82,13 +128,7 @@ async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> 
         builder = builder.data(folder);
     }
     for service in &args.serve {
-        builder = match &service.kind {
-            Kind::Echo => builder.serve(service.name.clone(), echo),
-            Kind::Exec(command) => {
-                let exec = Exec::new(command, &environment);
-                builder.serve(service.name.clone(), move |request| exec.clone().call(request))
-            }
-        };
+        builder = builder.serve(service.name.clone(), service.handler(&args.service, &environment));
     }
     Ok(builder.start().await?)
 }
@@ -106,7 +146,7 @@ async fn join(args: &NodeArgs, node: &Node) {
 }
 
 /// Checks the options beyond their form.
-fn check(args: &NodeArgs, environment: &Environment) -> Result<(), Failure> {
+pub(crate) fn check(args: &NodeArgs) -> Result<(), Failure> {
     let names: BTreeSet<_> = args.serve.iter().map(|service| &service.name).collect();
     if names.len() < args.serve.len() {
         return Err(Failure::usage("two --serve have the same name; give each service one"));
@@ -121,9 +161,19 @@ fn check(args: &NodeArgs, environment: &Environment) -> Result<(), Failure> {
             "{MAX_BOOTSTRAP} --bootstrap are enough; leave some out"
         )));
     }
+    if let Some(setting) = args.service.iter().find(|setting| !names.contains(&setting.service)) {
+        return Err(Failure::usage(format!(
+            "--service {}: there is no --serve of that name",
+            setting.service
+        )));
+    }
+    if let Some(wrong) = args.serve.iter().find_map(|service| service.misfit(&args.service)) {
+        return Err(Failure::usage(format!("--service: {wrong}")));
+    }
+    let environment = Environment::new(&args.exec_env);
     for service in &args.serve {
         if let Kind::Exec(command) = &service.kind {
-            exec::check(command, environment)
+            exec::check(command, &environment)
                 .map_err(|error| Failure::usage(format!("--serve {}=exec:{command}: {error}", service.name)))?;
         }
     }
@@ -148,7 +198,7 @@ fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
         "node_id": node.id().to_string(),
         "endpoint": endpoints.first(),
         "endpoints": endpoints,
-        "realm": args.mesh.realm.to_string(),
+        "realm": args.mesh.realm().to_string(),
         "services": services,
     }))
 }

@@ -2,10 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use macula_node::{
-    NodeId,
-    admin::{self, Admin, AdminClient},
-};
+use macula_node::admin::{self, Admin, AdminClient};
 use tonic::{Code, Status};
 
 use crate::{
@@ -93,12 +90,4 @@ pub(crate) fn unanswered(status: &Status) -> Failure {
         Code::Unimplemented => "the running node is of another version and does not know this request".to_owned(),
         _ => format!("the running node did not answer: {}", status.message()),
     })
-}
-
-/// The start of a node id, as tables show it.
-pub(crate) fn short(node_id: &str) -> String {
-    match node_id.parse::<NodeId>() {
-        Ok(id) => id.short().to_string(),
-        Err(_) => node_id.to_owned(),
-    }
 }

@@ -8,8 +8,9 @@ use serde_json::json;
 
 use crate::{
     args::ProvidersArgs,
-    failure::{Failure, cause_first, print_line},
+    failure::{Failure, cause_first, print, print_line},
     health, mesh,
+    table::{Cell, Look, Table, number, state, text},
 };
 
 /// How long the answer of a provider to the question for its state is waited for.
@@ -22,7 +23,7 @@ struct Listed {
 }
 
 pub(crate) async fn run(args: ProvidersArgs) -> Result<(), Failure> {
-    let node = mesh::client(&args.mesh, None).await?;
+    let node = mesh::client(&args.reach, None).await?;
     let listed = list(&node, &args).await;
     node.shutdown().await;
     let listed = listed?;
@@ -30,7 +31,7 @@ pub(crate) async fn run(args: ProvidersArgs) -> Result<(), Failure> {
         let list: Vec<_> = listed.iter().map(Listed::as_json).collect();
         print_line(json!({ "service": args.service.as_str(), "providers": list }))?;
     } else if !listed.is_empty() {
-        print_table(&listed)?;
+        print(&table(&listed).render(Look::of_stdout()))?;
     }
     match listed.is_empty() {
         false => Ok(()),
@@ -50,23 +51,12 @@ async fn list(node: &Node, args: &ProvidersArgs) -> Result<Vec<Listed>, Failure>
     Ok(join_all(asked).await)
 }
 
-/// A heading and a line for each provider, the columns under each other.
-fn print_table(listed: &[Listed]) -> Result<(), Failure> {
-    let heading = ["NODE", "STATE", "AGE", "ZONE", "ADDRESSES"].map(str::to_owned);
-    let rows: Vec<_> = std::iter::once(heading)
-        .chain(listed.iter().map(Listed::as_row))
-        .collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].len()).max().unwrap_or_default();
-    let widths: Vec<_> = (0..4).map(width).collect();
-    rows.iter().try_for_each(|[node, state, age, zone, addresses]| {
-        print_line(format!(
-            "{node:a$}  {state:b$}  {age:>c$}  {zone:d$}  {addresses}",
-            a = widths[0],
-            b = widths[1],
-            c = widths[2],
-            d = widths[3],
-        ))
-    })
+/// A line for each provider.
+fn table(listed: &[Listed]) -> Table<5> {
+    Table::new(
+        ["NODE", "STATE", "AGE", "ZONE", "ADDRESSES"],
+        listed.iter().map(Listed::as_row),
+    )
 }
 
 impl Listed {
@@ -74,14 +64,14 @@ impl Listed {
         self.record.provider.endpoints.iter().map(ToString::to_string).collect()
     }
 
-    fn as_row(&self) -> [String; 5] {
+    fn as_row(&self) -> [Cell; 5] {
         let provider = &self.record.provider;
         [
-            provider.node_id.to_string(),
-            self.state.to_owned(),
-            format!("{}s", self.record.age.as_secs()),
-            provider.zone.clone().unwrap_or_else(|| "-".into()),
-            self.addresses().join(" "),
+            text(provider.node_id.to_string()),
+            state(self.state),
+            number(format!("{}s", self.record.age.as_secs())),
+            text(provider.zone.as_deref().unwrap_or("-")),
+            text(self.addresses().join(" ")),
         ]
     }
 

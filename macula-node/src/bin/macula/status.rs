@@ -5,8 +5,8 @@ use macula_node::admin::schema::{CallStats, State, StateRequest};
 use crate::{
     args::StatusArgs,
     failure::{Failure, print, print_json},
-    own::{self, short, unanswered},
-    table::{Look, Table, Tone, age, bytes, number, state, text, time},
+    own::{self, unanswered},
+    table::{Look, Table, Tone, age, bytes, count, number, short, state, text, time},
 };
 
 pub(crate) async fn run(args: StatusArgs) -> Result<(), Failure> {
@@ -243,14 +243,6 @@ fn or_nothing(list: &[String]) -> String {
     match list {
         [] => "nothing".to_owned(),
         list => list.join(" "),
-    }
-}
-
-/// A number of things.
-pub(crate) fn count(number: u64, thing: &str) -> String {
-    match number {
-        1 => format!("1 {thing}"),
-        number => format!("{number} {thing}s"),
     }
 }
 

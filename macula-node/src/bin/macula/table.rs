@@ -5,6 +5,8 @@
 
 use std::{fmt::Write as _, io::IsTerminal as _};
 
+use macula_node::NodeId;
+
 /// The narrowest that a column is cut to, in characters.
 const MIN_COLUMN: usize = 6;
 /// Between two columns.
@@ -39,6 +41,12 @@ impl Look {
                 .filter(|width| *width > 0),
             colour: std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()),
         }
+    }
+
+    /// The height of the terminal in lines, if standard output is one.
+    pub(crate) fn height_of_stdout() -> Option<usize> {
+        let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+        Some(usize::from(size.ws_row)).filter(|height| *height > 0)
     }
 
     /// A text in a tone.
@@ -232,6 +240,22 @@ pub(crate) fn bytes(count: u64) -> String {
         0..1_024 => format!("{count} B"),
         1_024..1_048_576 => format!("{}.{} KiB", count / 1_024, count % 1_024 * 10 / 1_024),
         _ => format!("{}.{} MiB", count / 1_048_576, count % 1_048_576 * 10 / 1_048_576),
+    }
+}
+
+/// A number of things.
+pub(crate) fn count(number: u64, thing: &str) -> String {
+    match number {
+        1 => format!("1 {thing}"),
+        number => format!("{number} {thing}s"),
+    }
+}
+
+/// The start of a node id, as tables show it.
+pub(crate) fn short(node_id: &str) -> String {
+    match node_id.parse::<NodeId>() {
+        Ok(id) => id.short().to_string(),
+        Err(_) => node_id.to_owned(),
     }
 }
 

@@ -5,9 +5,9 @@ use macula_node::admin::schema::{Event, WatchRequest};
 use crate::{
     args::WatchArgs,
     failure::{Failure, print, print_json},
-    own::{self, short, unanswered},
+    own::{self, unanswered},
     signals::Signals,
-    table::{Look, Tone},
+    table::{Look, Tone, short},
 };
 
 pub(crate) async fn run(args: WatchArgs) -> Result<(), Failure> {

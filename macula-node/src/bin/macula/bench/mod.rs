@@ -59,7 +59,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<(), Failure> {
 
 /// The nodes that call. They join at most [`MAX_JOINING`] at once: a crowd of handshakes is not measured here.
 async fn clients(args: &BenchArgs) -> Result<Vec<Node>, Failure> {
-    let joining = (0..args.clients).map(|_| mesh::client(&args.mesh, None));
+    let joining = (0..args.clients).map(|_| mesh::client(&args.reach, None));
     stream::iter(joining).buffer_unordered(MAX_JOINING).try_collect().await
 }
 

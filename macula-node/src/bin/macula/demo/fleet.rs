@@ -118,7 +118,9 @@ async fn spawn(
     command.args(["--serve", &format!("{service}=echo")]);
     command.args(bootstrap.iter().flat_map(|address| ["--bootstrap", address]));
     // Standard input closes when this process ends, however it ends: no provider outlives the demonstration.
+    // It is not the node of this host that `macula status` should find.
     command
+        .env("MACULA_ADMIN", "off")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())

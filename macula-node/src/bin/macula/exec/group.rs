@@ -15,6 +15,8 @@ use tokio::{
     process::{Child, Command},
 };
 
+use super::{Process, User};
+
 /// The end of a command's standard error that is logged, in bytes.
 const MAX_ERROR_BYTES: usize = 4096;
 /// The most bytes of one read.
@@ -40,9 +42,18 @@ impl Group {
     pub(super) fn spawn(
         command: &str,
         environment: &BTreeMap<OsString, OsString>,
+        process: &Process,
         call: [(&str, &str); 3],
     ) -> io::Result<Self> {
-        let child = Command::new("/bin/sh")
+        let mut shell = Command::new("/bin/sh");
+        if let Some(User { uid, gid }) = process.user {
+            // The standard library leaves root's further groups behind, too.
+            shell.uid(uid).gid(gid);
+        }
+        if let Some(folder) = &process.folder {
+            shell.current_dir(folder);
+        }
+        let child = shell
             .args(["-c", command])
             .env_clear()
             .envs(environment)

@@ -8,17 +8,16 @@
 
 mod check;
 mod group;
+mod user;
 
-use std::{collections::BTreeMap, ffi::OsString, sync::Arc};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use macula_node::{Request, Status, StatusCode};
-use tokio::sync::Semaphore;
 
-pub(crate) use self::check::check;
 use self::group::{Ended, Group};
+pub(crate) use self::{check::check, user::User};
+use crate::sparse::Sparse;
 
-/// The commands one service runs at a time; further calls are refused, so their callers go elsewhere.
-const MAX_RUNNING: usize = 64;
 /// The longest answer, in bytes: the most that a message carries.
 const MAX_OUTPUT_BYTES: usize = 4 * 1024 * 1024;
 /// The longest message of a failed command that its caller is sent, in bytes.
@@ -40,6 +39,41 @@ impl Environment {
         });
         Self(PASSED_ON.into_iter().filter_map(own).chain(further).collect())
     }
+
+    /// This with one more variable: `NAME=VALUE`, or `NAME` for the node's own value.
+    pub(crate) fn with(&self, variable: &str) -> Self {
+        let (name, value) = match variable.split_once('=') {
+            Some((name, value)) => (name, Some(value.into())),
+            None => (variable, std::env::var_os(variable)),
+        };
+        let mut all = self.0.clone();
+        all.extend(value.map(|value| (name.into(), value)));
+        Self(all)
+    }
+}
+
+/// How the process of a command is run.
+#[derive(Debug, Clone)]
+pub(crate) struct Process {
+    /// It is killed after this time, and its call has failed.
+    pub(crate) timeout: Option<Duration>,
+    /// The longest answer, in bytes.
+    pub(crate) max_output: usize,
+    /// The user that it runs as; only root can choose another than its own.
+    pub(crate) user: Option<User>,
+    /// Its working folder; the node's own without it.
+    pub(crate) folder: Option<PathBuf>,
+}
+
+impl Default for Process {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            max_output: MAX_OUTPUT_BYTES,
+            user: None,
+            folder: None,
+        }
+    }
 }
 
 /// A service that runs a shell command for each call.
@@ -47,24 +81,22 @@ impl Environment {
 pub(crate) struct Exec {
     command: Arc<str>,
     environment: Arc<Environment>,
-    running: Arc<Semaphore>,
+    process: Arc<Process>,
+    failures: Arc<Sparse>,
 }
 
 impl Exec {
-    pub(crate) fn new(command: &str, environment: &Arc<Environment>) -> Self {
+    pub(crate) fn new(command: &str, environment: &Arc<Environment>, process: Process) -> Self {
         Self {
             command: command.into(),
             environment: Arc::clone(environment),
-            running: Arc::new(Semaphore::new(MAX_RUNNING)),
+            process: Arc::new(process),
+            failures: Arc::default(),
         }
     }
 
     /// Runs the command with the request on its standard input and answers with its standard output.
     pub(crate) async fn call(self, request: Request) -> Result<Vec<u8>, Status> {
-        let _permit = self
-            .running
-            .try_acquire()
-            .map_err(|_| Status::refused(format!("{MAX_RUNNING} commands are running already")))?;
         let service = request.service().to_string();
         let caller = request.peer().map(|peer| peer.node_id.to_string()).unwrap_or_default();
         let call = [
@@ -73,24 +105,40 @@ impl Exec {
             ("MACULA_CALLER", caller.as_str()),
         ];
         // The command has not begun, so the call may go elsewhere even when it must not run twice (F5).
-        let group = Group::spawn(&self.command, &self.environment.0, call).map_err(|error| {
+        let group = Group::spawn(&self.command, &self.environment.0, &self.process, call).map_err(|error| {
             tracing::warn!(service, %error, "a command could not be started");
             Status::refused("the command could not be started")
         })?;
-        let ended = group.run(request.into_payload(), MAX_OUTPUT_BYTES).await;
+        let max_output = self.process.max_output;
+        let running = group.run(request.into_payload(), max_output);
+        let ended = match self.process.timeout {
+            None => running.await,
+            // Dropped, the group is killed.
+            Some(timeout) => match tokio::time::timeout(timeout, running).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    self.failures.warn(|more| {
+                        tracing::warn!(service, ?timeout, more, "a command ran for too long and was killed");
+                    });
+                    let message = format!("the command was killed after {timeout:?}");
+                    return Err(Status::new(StatusCode::DeadlineExceeded, message));
+                }
+            },
+        };
         let Ended { exit, output, errors } = ended.map_err(|error| {
             tracing::warn!(service, %error, "a command was lost");
             Status::internal("the command was lost")
         })?;
-        if output.len() > MAX_OUTPUT_BYTES {
-            let message = format!("the command wrote more than {MAX_OUTPUT_BYTES} bytes");
+        if output.len() > max_output {
+            let message = format!("the command wrote more than {max_output} bytes");
             return Err(Status::new(StatusCode::OutOfRange, message));
         }
         if exit.success() {
             tracing::info!(service, caller, stderr = errors, "a command has answered");
             return Ok(output);
         }
-        tracing::warn!(service, %exit, stderr = errors, "a command failed");
+        self.failures
+            .warn(|more| tracing::warn!(service, %exit, stderr = errors, more, "a command failed"));
         let message = last_line(&output).unwrap_or_else(|| exit.to_string());
         Err(Status::new(status_code(exit.code()), message))
     }
@@ -151,7 +199,7 @@ mod tests {
         use macula_node::{Node, RetryPolicy};
 
         // No process has an argument with a NUL in it.
-        let exec = Exec::new("true\0", &Arc::default());
+        let exec = Exec::new("true\0", &Arc::default(), Process::default());
         let node = Node::builder().listen("127.0.0.1:0".parse().unwrap());
         let node = node.serve("a", move |request| exec.clone().call(request));
         let node = node.start().await.unwrap();

@@ -1,0 +1,197 @@
+//! SIGHUP: the configuration is read again, and what can change does.
+//!
+//! Services, their settings and the log's levels change while the node runs. What a running node cannot change is named, and takes effect
+//! at its next start. A configuration that is wrong changes nothing.
+
+use std::{fmt::Debug, sync::Arc};
+
+use macula_node::{Node, ServiceName};
+use tracing::Level;
+
+use crate::{
+    args::{AdminArgs, MeshArgs, NodeArgs},
+    exec::Environment,
+    failure::chain,
+    logging, node,
+    serve::{Kind, Serve, Setting},
+};
+
+/// What is different in a new configuration.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Plan {
+    log: bool,
+    /// Services that end, those that are served anew among them.
+    withdraw: Vec<ServiceName>,
+    serve: Vec<Serve>,
+    /// Options that a running node cannot change.
+    restart: Vec<&'static str>,
+}
+
+/// Applies a new configuration to a node that runs with `before`; gives the one that it runs with now.
+pub(crate) async fn apply(node: &Node, before: NodeArgs, now: NodeArgs) -> NodeArgs {
+    if let Err(wrong) = node::check(&now) {
+        // It says what is wrong by itself.
+        let _ = wrong.report();
+        tracing::error!("the new configuration is wrong; the node goes on with the old one");
+        return before;
+    }
+    let plan = plan(&before, &now);
+    if plan.log {
+        logging::set(Some(&now.log), Level::WARN);
+    }
+    let environment = Arc::new(Environment::new(&now.exec_env));
+    for service in &plan.withdraw {
+        node.withdraw(service).await;
+    }
+    for service in &plan.serve {
+        let handler = service.handler(&now.service, &environment);
+        if let Err(error) = node.serve(service.name.clone(), handler).await {
+            tracing::error!(service = %service.name, error = chain(&error), "a service is not served any more");
+        }
+    }
+    for option in &plan.restart {
+        tracing::warn!(option, "this option cannot change while the node runs; start it anew");
+    }
+    let names = |services: &mut dyn Iterator<Item = &ServiceName>| {
+        let names: Vec<_> = services.map(ServiceName::as_str).collect();
+        names.join(" ")
+    };
+    let ended = plan
+        .withdraw
+        .iter()
+        .filter(|name| plan.serve.iter().all(|fresh| fresh.name != **name));
+    tracing::warn!(
+        served = names(&mut plan.serve.iter().map(|service| &service.name)),
+        withdrawn = names(&mut ended.into_iter()),
+        log = now.log,
+        "the configuration was read again"
+    );
+    NodeArgs {
+        serve: now.serve,
+        service: now.service,
+        exec_env: now.exec_env,
+        log: now.log,
+        ..before
+    }
+}
+
+fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
+    // Every option is named, so that the compiler asks what a new one means here.
+    let NodeArgs {
+        mesh: MeshArgs { bootstrap, realm },
+        listen,
+        advertise,
+        identity,
+        admin: AdminArgs { admin, folder },
+        serve,
+        service,
+        log,
+        log_format,
+        exec_env,
+        zone,
+        weight,
+        ttl,
+        // How the node was started.
+        json: _,
+        init: _,
+        until_stdin_closes: _,
+    } = before;
+    let settings = |all: &[Setting], name: &ServiceName| {
+        let own = all.iter().filter(|setting| setting.service == *name);
+        own.map(|setting| setting.rule.clone()).collect::<Vec<_>>()
+    };
+    let is_same = |old: &Serve, new: &Serve| {
+        let environment = matches!(new.kind, Kind::Echo) || *exec_env == now.exec_env;
+        old == new && environment && settings(service, &old.name) == settings(&now.service, &new.name)
+    };
+    let is_kept = |one: &Serve, others: &[Serve], same: &dyn Fn(&Serve, &Serve) -> bool| {
+        others.iter().any(|other| same(one, other))
+    };
+    let gone = serve.iter().filter(|old| !is_kept(old, &now.serve, &is_same));
+    let fresh = now
+        .serve
+        .iter()
+        .filter(|new| !is_kept(new, serve, &|new, old| is_same(old, new)));
+    let fixed = [
+        ("bootstrap", differs(bootstrap, &now.mesh.bootstrap)),
+        ("realm", differs(realm, &now.mesh.realm)),
+        ("listen", differs(listen, &now.listen)),
+        ("advertise", differs(advertise, &now.advertise)),
+        ("identity", differs(identity, &now.identity)),
+        ("admin", differs(admin, &now.admin.admin)),
+        ("data", differs(folder, &now.admin.folder)),
+        ("log-format", differs(log_format, &now.log_format)),
+        ("zone", differs(zone, &now.zone)),
+        ("weight", differs(weight, &now.weight)),
+        ("ttl", differs(ttl, &now.ttl)),
+    ];
+    Plan {
+        log: *log != now.log,
+        withdraw: gone.map(|old| old.name.clone()).collect(),
+        serve: fresh.cloned().collect(),
+        restart: fixed
+            .into_iter()
+            .filter(|(_, differs)| *differs)
+            .map(|(name, _)| name)
+            .collect(),
+    }
+}
+
+fn differs<T: Debug>(before: &T, now: &T) -> bool {
+    format!("{before:?}") != format!("{now:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::args::{Cli, Command};
+
+    fn args(words: &[&str]) -> NodeArgs {
+        let line = ["macula", "node"].iter().chain(words);
+        match Cli::try_parse_from(line).unwrap().command {
+            Command::Node(args) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_differs_changes_and_what_cannot_is_named() {
+        let before = args(&["--serve", "a=echo", "--serve", "b=exec:cat", "--serve", "c=echo"]);
+        assert_eq!(plan(&before, &before), Plan::default());
+        let now = args(&[
+            "--serve",
+            "b=exec:cat",
+            "--service",
+            "b:timeout=5s",
+            "--serve",
+            "c=echo",
+            "--serve",
+            "d=echo",
+            "--log",
+            "info",
+            "--zone",
+            "eu",
+            "--listen",
+            "127.0.0.1:0",
+        ]);
+        let plan = plan(&before, &now);
+        let names = |services: &[Serve]| services.iter().map(|it| it.name.to_string()).collect::<Vec<_>>();
+        assert!(plan.log);
+        assert_eq!(
+            plan.withdraw.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["a", "b"]
+        );
+        assert_eq!(names(&plan.serve), ["b", "d"]);
+        assert_eq!(plan.restart, ["listen", "zone"]);
+    }
+
+    #[test]
+    fn a_new_environment_concerns_commands_alone() {
+        let before = args(&["--serve", "a=echo", "--serve", "b=exec:cat"]);
+        let now = args(&["--serve", "a=echo", "--serve", "b=exec:cat", "--exec-env", "A=1"]);
+        let plan = plan(&before, &now);
+        assert_eq!(plan.serve.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["b"]);
+    }
+}
