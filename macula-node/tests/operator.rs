@@ -92,6 +92,7 @@ fn n1_a_ping_shows_the_way_to_a_node_and_to_each_provider() {
         assert_eq!(ping["node_id"], node.id.as_str());
         assert_eq!(ping["address"], node.address());
         assert!(ping["round_trip_us"].as_u64().unwrap() > 0, "{ping}");
+        assert!(ping["handshake_us"].as_u64().unwrap() > 0, "{ping}");
         let pings = ping["pings"].as_array().unwrap();
         assert_eq!(pings.len(), 2);
         assert!(
@@ -278,30 +279,34 @@ fn n7_a_drain_ends_a_node_that_is_the_first_process_too() {
     assert_eq!(node.wait(), Some(0));
 }
 
+/// The help of the program and of each command, as a person reads it.
+///
+/// After a change of the words, write the new ones: `MACULA_WRITE_HELP=1 cargo test -p macula-node --test operator every_command`.
 #[test]
-fn every_command_shows_its_help() {
-    let help = stdout(&macula().arg("--help").output().unwrap());
-    let commands = help
-        .split("Commands:\n")
-        .nth(1)
-        .unwrap()
-        .split("\n\nOptions:")
-        .next()
-        .unwrap();
-    let names: Vec<_> = commands
+fn every_command_shows_its_help_as_it_is_kept() {
+    let help = |words: &[&str]| stdout(&macula().args(words).arg("--help").output().unwrap());
+    let whole = help(&[]);
+    let commands = whole.split("Commands:\n").nth(1).unwrap();
+    let commands = commands.split("\n\nOptions:").next().unwrap();
+    let names = commands
         .lines()
         .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
         .filter_map(|line| line.split_whitespace().next())
-        .collect();
-    for name in ["node", "status", "services", "ping", "watch", "top", "drain", "version"] {
-        assert!(names.contains(&name), "{names:?}");
+        .filter(|name| *name != "help");
+    let mut text = format!("$ macula --help\n{whole}");
+    for name in names {
+        text += &format!("\n$ macula {name} --help\n{}", help(&[name]));
     }
-    for name in names.iter().filter(|name| **name != "help") {
-        let output = macula().args([name, "--help"]).output().unwrap();
-        let help = stdout(&output);
-        assert!(help.contains(&format!("Usage: macula {name}")), "{help}");
-        assert!(help.lines().all(|line| line.chars().count() <= 100), "{name}: {help}");
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    let kept = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/help.txt");
+    if std::env::var_os("MACULA_WRITE_HELP").is_some() {
+        std::fs::write(kept, &text).unwrap();
     }
+    let kept = std::fs::read_to_string(kept).unwrap();
+    for (line, (kept, shown)) in kept.lines().zip(text.lines()).enumerate() {
+        assert_eq!(kept, shown, "line {} of tests/help.txt", line + 1);
+    }
+    assert_eq!(kept, text);
 }
 
 /// The rows of the guide's table: a command, and the names of its fields.

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::workspace::{cargo, output, run, target_dir};
+use crate::workspace::{cargo, output, root, run, target_dir};
 
 /// The largest image, in bytes.
 const MAX_BYTES: u64 = 25 * 1024 * 1024;
@@ -33,7 +33,14 @@ pub(crate) struct Request {
 /// # Errors
 /// The program does not build, no Docker engine answers, or the image is too large.
 pub(crate) fn image(request: &Request) -> Result<()> {
-    run(cargo().args([
+    // `macula version` shows it. The files may come without their history.
+    let commit = Command::new("git")
+        .args(["rev-parse", "--short=12", "HEAD"])
+        .current_dir(root())
+        .output();
+    let commit = commit.ok().filter(|said| said.status.success());
+    let commit = commit.map(|said| String::from_utf8_lossy(&said.stdout).trim().to_owned());
+    run(cargo().env("MACULA_COMMIT", commit.unwrap_or_default()).args([
         "build",
         "--locked",
         "--release",

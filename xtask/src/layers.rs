@@ -21,7 +21,7 @@ use crate::source::{self, Source, matches, pattern};
 use crate::workspace::{cargo, display, files, output, root};
 
 /// Unpublished packages inside a crate's folder that are built with the workspace, and the packages they may use. They are
-/// examples that need a build script; no crate of the house has one.
+/// examples that generate code in a build script, as a user's crate does; no crate of the house does.
 const GUESTS: &[(&str, &[&str])] = &[("macula-examples-tonic", &["macula-node"])];
 
 /// Packages that are a core from their first line to their last.

@@ -369,7 +369,7 @@ pub struct Event {
     pub at_ms: u64,
     /// `joined`, `join_failed`, `published`, `refused`, `withdrawn`, `addresses`, `clock_jumped`, `opened`, `closed`, `dial_failed`,
     /// `ejected`, `probing`, `restored`, `unreachable`, `suspected`, `heard`, `health_ignored`, `health_heeded`, `budget_exhausted`,
-    /// `rotated`, `draining`, `left`, or `missed`.
+    /// `draining`, `left`, or `missed`.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
     /// The service that it is about, if it is about one.

@@ -49,14 +49,13 @@ struct Ping {
 pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let work = async {
-        let node = match &args.target {
-            // The node is known: there is nothing to look up.
-            PingTarget::Node(_) => mesh::alone(&args.reach).await?,
-            PingTarget::Service(_) => mesh::client(&args.reach, None).await?,
-        };
-        let pinged = ping_all(&node, &args).await;
+        let (providers, service) = targets(&args).await?;
+        // It has no connection yet, so each ping shows a handshake.
+        let node = mesh::alone(&args.reach).await?;
+        let pings = providers.iter().map(|provider| ping(&node, &args, provider, &service));
+        let pinged = join_all(pings).await;
         node.shutdown().await;
-        pinged
+        Ok::<_, Failure>(pinged)
     };
     let pinged = tokio::select! {
         pinged = work => pinged?,
@@ -72,24 +71,25 @@ pub(crate) async fn run(args: PingArgs) -> Result<(), Failure> {
     }
 }
 
-async fn ping_all(node: &Node, args: &PingArgs) -> Result<Vec<Pinged>, Failure> {
-    let (providers, service) = match &args.target {
+/// The nodes to ping, and the service whose health they are asked for.
+async fn targets(args: &PingArgs) -> Result<(Vec<Provider>, String), Failure> {
+    match &args.target {
         PingTarget::Node(at) => {
             let provider = at.node_id.map(|id| Provider::new(id, [at.endpoint.clone()]));
-            (provider.into_iter().collect(), String::new())
+            Ok((provider.into_iter().collect(), String::new()))
         }
         PingTarget::Service(name) => {
+            let node = mesh::client(&args.reach, None).await?;
             let found = node.lookup(name).await;
+            node.shutdown().await;
             let found = found.map_err(|error| Failure::other(cause_first(&error)))?;
             if found.is_empty() {
                 let service = name.clone();
                 return Err(CallError::ServiceNotFound { service }.into());
             }
-            (found.to_vec(), name.to_string())
+            Ok((found.to_vec(), name.to_string()))
         }
-    };
-    let pinged = providers.iter().map(|provider| ping(node, args, provider, &service));
-    Ok(join_all(pinged).await)
+    }
 }
 
 async fn ping(node: &Node, args: &PingArgs, provider: &Provider, service: &str) -> Pinged {
