@@ -9,6 +9,8 @@ mod clocks;
 mod data;
 mod directory;
 mod events;
+#[cfg(feature = "ingress")]
+pub mod ingress;
 mod inspection;
 mod life;
 mod node;

@@ -60,9 +60,15 @@ impl Inspection {
     }
 
     /// The health service, to be served elsewhere too.
-    #[cfg(feature = "admin")]
+    #[cfg(any(feature = "admin", feature = "ingress"))]
     pub(crate) fn health(&self) -> HealthServer<impl tonic_health::pb::health_server::Health + use<>> {
         HealthServer::new(self.statuses.clone())
+    }
+
+    /// The services about the node, to be called by the node itself.
+    #[cfg(feature = "ingress")]
+    pub(crate) fn server(&self) -> &Server {
+        &self.server
     }
 
     /// `service` is served from now on.

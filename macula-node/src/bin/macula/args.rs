@@ -27,7 +27,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Runs a node of the mesh until SIGINT or SIGTERM, which make it drain and leave.
-    Node(NodeArgs),
+    Node(Box<NodeArgs>),
     /// Starts three providers and a client here, kills one, and shows that no call fails.
     Demo(DemoArgs),
     /// Calls a service and prints the answer.
@@ -330,6 +330,8 @@ pub(crate) struct NodeArgs {
     /// Of the node's own environment they get only PATH, HOME, LANG, LC_ALL, TMPDIR and TZ otherwise.
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) exec_env: Vec<String>,
+    #[command(flatten)]
+    pub(crate) ingress: IngressArgs,
     /// Where the node runs, such as a data centre: callers of the same zone prefer it.
     #[arg(long, value_name = "NAME", env = "MACULA_ZONE")]
     pub(crate) zone: Option<String>,
@@ -348,6 +350,25 @@ pub(crate) struct NodeArgs {
     /// Leaves when standard input is closed, so that the node does not outlive the program that started it.
     #[arg(long)]
     pub(crate) until_stdin_closes: bool,
+}
+
+/// The door for programs that know nothing of Macula.
+#[derive(Debug, Args)]
+pub(crate) struct IngressArgs {
+    /// A TCP address for programs in any language: gRPC for every gRPC service of the mesh, and `POST /v1/call/SERVICE`.
+    ///
+    /// Beyond loopback it needs a certificate, its key and tokens.
+    #[arg(long, value_name = "ADDR", value_parser = address, env = "MACULA_INGRESS")]
+    pub(crate) ingress: Option<SocketAddr>,
+    /// The certificate chain of the ingress, a PEM file.
+    #[arg(long, value_name = "FILE", requires_all = ["ingress", "ingress_key"], env = "MACULA_INGRESS_CERT")]
+    pub(crate) ingress_cert: Option<PathBuf>,
+    /// The private key of its certificate, a PEM file.
+    #[arg(long, value_name = "FILE", requires = "ingress_cert", env = "MACULA_INGRESS_KEY")]
+    pub(crate) ingress_key: Option<PathBuf>,
+    /// A file with a token in each line; a request brings one as `Authorization: Bearer TOKEN`.
+    #[arg(long, value_name = "FILE", requires = "ingress", env = "MACULA_INGRESS_TOKENS")]
+    pub(crate) ingress_tokens: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod bench;
 mod call;
 mod config;
 mod demo;
+mod door;
 mod drain;
 mod exec;
 mod failure;
@@ -110,7 +111,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .map_err(|error| Failure::other(format!("the threads of this program could not be started: {error}")))?;
     let result = runtime.block_on(async {
         match command {
-            Command::Node(args) => node::run(args).await,
+            Command::Node(args) => node::run(*args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Call(args) => call::run(args).await,
             Command::Bench(args) => bench::run(args).await,

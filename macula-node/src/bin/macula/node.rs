@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
-use macula_node::{MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin};
+use macula_node::{MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin, ingress::Ingress};
 use serde_json::json;
 use tokio::{
     io::AsyncReadExt,
@@ -11,6 +11,7 @@ use tokio::{
 
 use crate::{
     args::{Cli, Command, NodeArgs},
+    door,
     exec::{self, Environment},
     failure::{Failure, cause_first, print_line, say},
     identity::{self, Taken, default_file, user_folder},
@@ -31,11 +32,12 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
         let taken = take_identity(&args)?;
         let node = start(&args, taken.as_ref()).await?;
         let admin = own::serve(&args.admin, &node).await?;
+        let ingress = door::open(&args.ingress, &node).await?;
         join(&args, &node).await;
-        announce(&args, &node)?;
-        Ok::<_, Failure>((node, taken, admin))
+        announce(&args, &node, ingress.as_ref())?;
+        Ok::<_, Failure>((node, taken, admin, ingress))
     };
-    let (node, _taken, admin) = tokio::select! {
+    let (node, _taken, admin, ingress) = tokio::select! {
         started = serving => started?,
         _ = signals.next() => return Ok(()),
     };
@@ -50,8 +52,15 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
         () = signs_of_life(&manager) => {}
     }
     manager.stopping();
+    let leaving = async {
+        // Its requests are calls of this node, so they end first.
+        if let Some(ingress) = ingress {
+            ingress.close().await;
+        }
+        node.shutdown().await;
+    };
     tokio::select! {
-        () = node.shutdown() => {}
+        () = leaving => {}
         () = signs_of_life(&manager) => {}
         // Asked twice: now.
         _ = signals.next() => return Ok(()),
@@ -76,7 +85,7 @@ async fn reloads(node: &Node, manager: &Manager, mut hangups: Signal, mut args: 
             ..
         }) = line::parse()
         {
-            args = reload::apply(node, args, now).await;
+            args = reload::apply(node, args, *now).await;
         }
         manager.ready();
     }
@@ -180,7 +189,7 @@ pub(crate) fn check(args: &NodeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
+fn announce(args: &NodeArgs, node: &Node, ingress: Option<&Ingress>) -> Result<(), Failure> {
     let endpoints: Vec<_> = node.endpoints().iter().map(ToString::to_string).collect();
     let services: Vec<_> = args.serve.iter().map(|service| service.name.as_str()).collect();
     if !args.json {
@@ -188,8 +197,9 @@ fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
             [] => "no service".to_owned(),
             _ => services.join(" "),
         };
+        let ingress = ingress.map_or(String::new(), |it| format!("; ingress at {}", it.local_addr()));
         return print_line(format!(
-            "ready: {} at {} serves {services}",
+            "ready: {} at {} serves {services}{ingress}",
             node.id(),
             endpoints.join(" ")
         ));
@@ -200,6 +210,7 @@ fn announce(args: &NodeArgs, node: &Node) -> Result<(), Failure> {
         "endpoints": endpoints,
         "realm": args.mesh.realm().to_string(),
         "services": services,
+        "ingress": ingress.map(|it| it.local_addr().to_string()),
     }))
 }
 

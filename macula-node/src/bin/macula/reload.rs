@@ -88,6 +88,7 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         log,
         log_format,
         exec_env,
+        ingress,
         zone,
         weight,
         ttl,
@@ -121,6 +122,7 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         ("admin", differs(admin, &now.admin.admin)),
         ("data", differs(folder, &now.admin.folder)),
         ("log-format", differs(log_format, &now.log_format)),
+        ("ingress", differs(ingress, &now.ingress)),
         ("zone", differs(zone, &now.zone)),
         ("weight", differs(weight, &now.weight)),
         ("ttl", differs(ttl, &now.ttl)),
@@ -151,7 +153,7 @@ mod tests {
     fn args(words: &[&str]) -> NodeArgs {
         let line = ["macula", "node"].iter().chain(words);
         match Cli::try_parse_from(line).unwrap().command {
-            Command::Node(args) => args,
+            Command::Node(args) => *args,
             other => panic!("{other:?}"),
         }
     }
