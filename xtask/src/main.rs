@@ -51,7 +51,7 @@ enum Command {
     },
     /// Format, tidy, codegen --check, layers, package, deny, clippy, each package compiled alone, fuzz --check.
     Check,
-    /// Every example, test and doctest, with every feature, and a hundred runs of the simulated mesh.
+    /// Every example, test and doctest, with every feature, and runs of the simulated mesh.
     Test,
     /// Build the documentation; warnings are errors.
     Docs,
