@@ -295,6 +295,13 @@ impl DirectoryCache {
         }
     }
 
+    /// Forgets the answers that name a provider which `keeps` does not want any more, such as one that was revoked.
+    pub fn forget_unless(&mut self, keeps: impl Fn(&VerifiedProvider) -> bool) {
+        for entry in self.entries.values_mut() {
+            entry.answer.take_if(|answer| !answer.providers.iter().all(&keeps));
+        }
+    }
+
     /// The key's entry, made the most recently used one.
     fn touch(&mut self, key: &ServiceKey) -> &mut CachedKey {
         if let Some(entry) = self.entries.get(key) {

@@ -52,12 +52,23 @@ impl Clock {
         }
     }
 
-    /// How long `record` is still valid for a node that receives it at `now`: `min(ttl, issued + ttl - now)`.
+    /// How long `record` is still valid for a node that receives it at `now`: `min(ttl, issued + ttl - now)`, and no longer than its
+    /// node's grant. A withdrawal outlives the grant, as it must outlive what it supersedes.
     ///
     /// # Errors
     /// When the record is no longer valid, or dated too far ahead.
     pub fn validity(&self, now: Instant, record: &VerifiedProvider) -> Result<Duration, DateError> {
-        self.check_dates(now, record.advertised_at_ms(), record.ttl())
+        let validity = self.check_dates(now, record.advertised_at_ms(), record.ttl())?;
+        let Some(end) = record.granted_until().filter(|_| !record.is_withdrawn()) else {
+            return Ok(validity);
+        };
+        let (end_ms, now_ms) = (end.saturating_mul(1000), self.unix_ms(now));
+        match end_ms.checked_sub(now_ms) {
+            None | Some(0) => Err(DateError::Expired {
+                by: Duration::from_millis(now_ms - end_ms),
+            }),
+            Some(left) => Ok(validity.min(Duration::from_millis(left))),
+        }
     }
 
     pub(crate) fn check_dates(&self, now: Instant, issued_ms: u64, ttl: Duration) -> Result<Duration, DateError> {

@@ -8,7 +8,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use macula_wire::{MAX_ENDPOINTS, MAX_RECORD_BYTES, NodeId, ServiceKey, SignedProvider, VerifiedProvider, proto};
+use macula_wire::{
+    ChainHash, MAX_CHAIN_BYTES, MAX_ENDPOINTS, MAX_RECORD_BYTES, NodeId, ServiceKey, SignedProvider, VerifiedProvider,
+    proto,
+};
 use prost::Message as _;
 
 use crate::{Contact, Point, clock::millis};
@@ -20,9 +23,11 @@ pub const MAX_REPLY_CONTACTS: usize = 20;
 /// The most bytes of a reply that contacts take, so that long endpoint lists leave room for records.
 pub(crate) const MAX_CONTACT_BYTES: usize = 4 * 1024;
 /// The most records one request carries: as many as surely fit.
-pub const MAX_PUBLISH_RECORDS: usize = 12;
-/// The most bytes a record takes in a message: body, signature, tags and lengths.
-const MAX_RECORD_WIRE_BYTES: usize = MAX_RECORD_BYTES + 64 + 12;
+pub const MAX_PUBLISH_RECORDS: usize = 7;
+/// The bytes of a record in a message beside its body and its chain: the signature, tags and lengths.
+const RECORD_WIRE_BYTES: usize = 64 + 15;
+/// The most bytes a record takes in a message.
+const MAX_RECORD_WIRE_BYTES: usize = MAX_RECORD_BYTES + MAX_CHAIN_BYTES + RECORD_WIRE_BYTES;
 /// Room for the key and the flags of a message.
 const ENVELOPE_BYTES: usize = 128;
 
@@ -383,6 +388,13 @@ pub(crate) struct Peek {
     pub(crate) seq: u64,
     pub(crate) advertised_at_ms: u64,
     pub(crate) ttl: Duration,
+    /// The proof that the record names.
+    pub(crate) chain: Option<ChainHash>,
+}
+
+/// The bytes that a record takes in a message.
+pub(crate) fn wire_bytes(record: &SignedProvider) -> usize {
+    record.body.len() + record.chain.len() + RECORD_WIRE_BYTES
 }
 
 pub(crate) fn peek(body: &[u8]) -> Option<Peek> {
@@ -392,6 +404,7 @@ pub(crate) fn peek(body: &[u8]) -> Option<Peek> {
         seq: record.seq,
         advertised_at_ms: record.advertised_at_ms,
         ttl: Duration::from_secs(record.ttl_secs.into()),
+        chain: ChainHash::from_slice(&record.chain),
     })
 }
 
@@ -498,12 +511,13 @@ pub(crate) fn fit_records<'a>(
     let mut left = MAX_MESSAGE_BYTES.saturating_sub(used + ENVELOPE_BYTES);
     let mut fitting = Vec::new();
     for record in records {
-        let size = record.body().len() + 64 + 12;
+        let signed = record.to_signed();
+        let size = wire_bytes(&signed);
         if size > left {
             return (fitting, true);
         }
         left -= size;
-        fitting.push(record.to_signed());
+        fitting.push(signed);
     }
     (fitting, false)
 }

@@ -22,7 +22,11 @@ fn some_contact() -> impl Strategy<Value = Contact> {
 
 fn signed() -> impl Strategy<Value = SignedProvider> {
     let bytes = |range| prop::collection::vec(any::<u8>(), range).prop_map(Bytes::from);
-    (bytes(0..200_usize), bytes(0..70)).prop_map(|(body, signature)| SignedProvider { body, signature })
+    (bytes(0..200_usize), bytes(0..70)).prop_map(|(body, signature)| SignedProvider {
+        body,
+        signature,
+        chain: Bytes::new(),
+    })
 }
 
 fn request() -> impl Strategy<Value = Request> {

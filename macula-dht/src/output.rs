@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use macula_wire::{Address, NodeId, ServiceKey, VerifiedProvider};
+use macula_wire::{Address, NodeId, RecordError, ServiceKey, VerifiedProvider};
 
 use crate::{BackendError, Contact, MessageError, Refusal, Request, Response, Role};
 
@@ -121,6 +121,13 @@ pub enum Event {
         refused: Vec<(NodeId, Refusal)>,
         /// The number of peers that should hold it and did not answer.
         unreachable: usize,
+    },
+    /// A service that is due could not be published: in a closed realm, the node's grant has ended or does not cover it any more.
+    NotAdvertised {
+        /// The service's key.
+        key: ServiceKey,
+        /// The reason.
+        error: RecordError,
     },
     /// A service has been withdrawn (D3).
     Withdrawn {

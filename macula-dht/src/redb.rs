@@ -197,7 +197,7 @@ fn place(key: &ServiceKey, node: &NodeId) -> [u8; 64] {
     place
 }
 
-/// When it expires, until when its place is held, the length of the body, the body, the signature.
+/// When it expires, until when its place is held, the length of the body, the body, the signature of 64 bytes, the chain.
 fn encode_record(record: &StoredRecord) -> Vec<u8> {
     let length = u32::try_from(record.record.body.len())
         .unwrap_or(u32::MAX)
@@ -208,6 +208,7 @@ fn encode_record(record: &StoredRecord) -> Vec<u8> {
         &length,
         &record.record.body,
         &record.record.signature,
+        &record.record.chain,
     ]
     .concat()
 }
@@ -217,13 +218,15 @@ fn decode_record(place: &[u8], value: &[u8]) -> Option<StoredRecord> {
     let (expires_ms, rest) = value.split_first_chunk()?;
     let (held_until_ms, rest) = rest.split_first_chunk()?;
     let (length, rest) = rest.split_first_chunk()?;
-    let (body, signature) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+    let (body, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
+    let (signature, chain) = rest.split_at_checked(64)?;
     Some(StoredRecord {
         key: ServiceKey::from_slice(key)?,
         node: NodeId::from_slice(node)?,
         record: SignedProvider {
             body: body.to_vec().into(),
             signature: signature.to_vec().into(),
+            chain: chain.to_vec().into(),
         },
         expires_ms: u64::from_be_bytes(*expires_ms),
         held_until_ms: u64::from_be_bytes(*held_until_ms),

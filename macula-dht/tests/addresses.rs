@@ -71,6 +71,7 @@ fn a_signed_record_with_too_many_addresses_is_refused() {
         let record = SignedProvider {
             body: body.into(),
             signature: Bytes::copy_from_slice(&publisher.sign(&message)),
+            chain: Bytes::new(),
         };
         bench.publish(1, service, record)
     };

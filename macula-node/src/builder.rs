@@ -4,10 +4,13 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use macula_dht::AdvertiseError;
 use macula_rpc::{
-    ClientBuilder, DEFAULT_MAX_CONCURRENT_CALLS, Handler, Propagate, ServeError, Strategy, StreamHandler,
+    ClientBuilder, DEFAULT_MAX_CONCURRENT_CALLS, Handler, Propagate, ServeError, ServiceOptions, Strategy,
+    StreamHandler,
 };
 use macula_transport::{BindError, Config, Identity, IdentityError};
-use macula_wire::{Address, DEFAULT_TTL, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName};
+use macula_wire::{
+    AccessError, Address, Chain, DEFAULT_TTL, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
+};
 
 use crate::{
     BootstrapAddr, MAX_BOOTSTRAP, Node,
@@ -29,6 +32,7 @@ pub struct NodeBuilder {
     #[cfg(feature = "redb")]
     data: Option<std::path::PathBuf>,
     pub(crate) realm: Realm,
+    pub(crate) grant: Option<Chain>,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) advertise: Vec<Address>,
     pub(crate) bootstrap: Vec<BootstrapAddr>,
@@ -73,6 +77,9 @@ pub enum StartError {
     #[cfg(feature = "redb")]
     #[error(transparent)]
     Data(#[from] crate::DataError),
+    /// The node's grant is not valid for it.
+    #[error("the node's grant cannot be used")]
+    Grant(#[from] AccessError),
     /// The node cannot listen.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -107,6 +114,7 @@ impl NodeBuilder {
             #[cfg(feature = "redb")]
             data: None,
             realm: Realm::default(),
+            grant: None,
             listen: None,
             advertise: Vec::new(),
             bootstrap: Vec::new(),
@@ -147,9 +155,15 @@ impl NodeBuilder {
         self
     }
 
-    /// Sets the realm; `default` without it.
+    /// Sets the realm; the open realm `default` without it. A closed realm asks for a [grant](NodeBuilder::grant), too.
     pub fn realm(mut self, realm: Realm) -> Self {
         self.realm = realm;
+        self
+    }
+
+    /// Sets the node's grant of its closed realm. It can be replaced later: see [`Node::access`](crate::Node::access).
+    pub fn grant(mut self, grant: Chain) -> Self {
+        self.grant = Some(grant);
         self
     }
 
@@ -283,6 +297,25 @@ impl NodeBuilder {
         let mut seed = [0; 8];
         getrandom::fill(&mut seed).map_err(StartError::Randomness)?;
         Ok(u64::from_ne_bytes(seed))
+    }
+
+    /// Sets the options of a service, such as the callers that it admits, whether it is served from the start or later.
+    ///
+    /// ```
+    /// use macula_node::{Allowed, Node, ServiceOptions};
+    ///
+    /// let options = ServiceOptions::new().allow(Allowed::label("team", "orders"));
+    /// let node = Node::builder().configure("shop.stock".parse()?, options);
+    /// # Ok::<_, macula_node::NameError>(())
+    /// ```
+    pub fn configure(mut self, service: ServiceName, options: ServiceOptions) -> Self {
+        // First of all: no service is served for a moment without its options.
+        let configure = move |server: &macula_rpc::Server| {
+            server.configure(service, options);
+            Ok(Vec::new())
+        };
+        self.services.insert(0, Ok(Box::new(configure)));
+        self
     }
 
     /// Provides `service` from the start.

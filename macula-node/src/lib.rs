@@ -37,21 +37,24 @@ pub use macula_rpc::Prost;
 #[cfg(feature = "tower")]
 pub use macula_rpc::TowerHandler;
 pub use macula_rpc::{
-    Answer, AnswerSource, Attempt, Backoff, BalancerEvent, BalancerStats, BudgetConfig, CallBuilder, CallError,
-    CallStats, CalledProvider, CalledService, Cause, Client, ClientBuilder, ClientEvent, Counts, EjectionReason,
-    Handler, Hedge, Latency, Limited, Link, Metadata, Propagate, Provider, ProviderState, Pushback, Refusals, Replies,
-    Request, Requests, Response, RestoreReason, RetryPolicy, Server, Source, Spending, Status, StatusCode, StopReason,
-    Strategy, StreamHandler, TraceContext, W3c, typed,
+    Allowed, Answer, AnswerSource, Attempt, Backoff, BalancerEvent, BalancerStats, BudgetConfig, CallBuilder,
+    CallError, CallStats, CalledProvider, CalledService, Cause, Client, ClientBuilder, ClientEvent, Counts,
+    EjectionReason, Handler, Hedge, Latency, Limited, Link, Metadata, Propagate, Provider, ProviderState, Pushback,
+    Refusals, Replies, Request, Requests, Response, RestoreReason, RetryPolicy, Server, ServiceOptions, Source,
+    Spending, Status, StatusCode, StopReason, Strategy, StreamHandler, TraceContext, W3c, typed,
 };
 #[cfg(feature = "tonic")]
 pub use macula_rpc::{Channel, TonicServices};
 #[cfg(feature = "dns")]
 pub use macula_rpc::{DnsError, DnsResolver};
 pub use macula_transport::{
-    BindError, Config as TransportConfig, ConnectionStats, DialError, Identity, IdentityError, Limits, Opener,
+    Access, BindError, Config as TransportConfig, ConnectionStats, DialError, Identity, IdentityError, Limits, Opener,
     PeerInfo, PoolConfig, PoolEvent, PoolStats, Presence, Role, Stats as TransportStats, Timers,
 };
-pub use macula_wire::{Address, AddressError, MAX_ENDPOINTS, NameError, NodeId, Realm, ServiceName};
+pub use macula_wire::{
+    AccessError, Address, AddressError, Chain, Grant, GrantRole, Issue, MAX_ENDPOINTS, Member, NameError, NodeId,
+    Pattern, Patterns, Realm, RealmKey, RealmName, ServiceName,
+};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, Reached, ServeError};
 pub use state::{Addresses, NodeState, Served};
 

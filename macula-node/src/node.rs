@@ -9,9 +9,11 @@ use std::{
 use bytes::Bytes;
 use futures::future::{BoxFuture, join_all};
 use macula_dht::AdvertiseError;
-use macula_rpc::{CallError, Client, Handler, Provider, ResolveError, ResolveOptions, Server, StreamHandler};
+use macula_rpc::{
+    CallError, Client, Handler, Provider, ResolveError, ResolveOptions, Server, ServiceOptions, StreamHandler,
+};
 use macula_transport::{
-    CallKind, Config, DialError, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport,
+    Access, CallKind, Config, DialError, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport,
     OutgoingMessages, PeerInfo, PoolStats, Protocol, Reply, Role,
 };
 use macula_wire::{Address, NameError, NodeId, Realm, ServiceKey, ServiceName};
@@ -114,12 +116,21 @@ impl Node {
             }
             Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
         };
-        let (realm, bootstrap) = (builder.realm.clone(), builder.bootstrap.clone());
+        let (realm, grant, bootstrap) = (builder.realm.clone(), builder.grant.clone(), builder.bootstrap.clone());
         let (clocks, seed) = (builder.clocks(), builder.seed()?);
         let now = clocks.now();
-        let make =
-            move |identity: &Identity, kept| Driver::new(identity, &realm, dht_role, bootstrap, kept, clocks, seed);
-        let (identity, (directory, mut driver, progress, reached)) = builder.keeping().open(make).await?;
+        let make = move |identity: &Identity, kept| {
+            let wall = clocks.clone();
+            let unix = Arc::new(move || wall.read().unix_ms / 1000);
+            let access = Access::with_clock(realm, identity.node_id(), unix);
+            if let Some(grant) = &grant {
+                access.set_grant(grant)?;
+            }
+            let driver = Driver::new(identity, access.clone(), dht_role, bootstrap, kept, clocks, seed);
+            Ok::<_, StartError>((access, driver))
+        };
+        let (identity, made) = builder.keeping().open(make).await?;
+        let (access, (directory, mut driver, progress, reached)) = made?;
         let server = Server::with_max_concurrent_calls(builder.max_concurrent_calls);
         #[cfg(feature = "tonic")]
         let inspection = Inspection::new(&server, builder.schemas.clone())?;
@@ -135,7 +146,7 @@ impl Node {
             Some(configure) => configure(config),
             None => config,
         };
-        let config = config.with_realm(builder.realm.clone()).with_role(role);
+        let config = config.with_access(access).with_role(role);
         let config = match listen {
             Some(listen) => config.with_listen(with_ipv6_or_without(listen)),
             None => config,
@@ -216,6 +227,12 @@ impl Node {
         self.inner.transport.node_id()
     }
 
+    /// The node's realm and grant: a renewed grant and revocations are given to it.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        self.inner.transport.access()
+    }
+
     /// Where others are told to dial now, the preferred address first; nowhere for a client. A node that listens on every address
     /// follows its interfaces (D13).
     #[must_use]
@@ -245,6 +262,11 @@ impl Node {
         NameError: From<S::Error>,
     {
         self.inner.client.call(service, payload).await
+    }
+
+    /// Sets the options of a service, such as the callers that it admits, from now on. Set them before the service is served.
+    pub fn configure(&self, service: ServiceName, options: ServiceOptions) {
+        self.inner.server.configure(service, options);
     }
 
     /// Provides `service` from now on: the handler takes calls, and the node is published as a provider.

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod allow;
 mod client;
 mod codec;
 #[cfg(feature = "dns")]
@@ -27,6 +28,7 @@ mod trace;
 pub use self::tonic::{Channel, TonicServices};
 #[cfg(feature = "tower")]
 pub use self::tower::TowerHandler;
+pub use allow::{Allowed, ServiceOptions};
 pub use client::{
     Answer, AnswerSource, CallBuilder, CalledProvider, CalledService, Client, ClientBuilder, ClientEvent, ClientEvents,
     DEFAULT_ATTEMPT_TIMEOUT, DEFAULT_TIMEOUT, MAX_CLIENT_EVENTS, MAX_REPLAY_BYTES, MAX_SERVICES, Replies, Routers,

@@ -120,7 +120,9 @@ impl<T> Request<T> {
         self.deadline
     }
 
-    /// The caller, with the identity that the connection proved; `None` for a call made in this process.
+    /// The caller, with the identity and the grant that it proved; `None` for a call made in this process.
+    ///
+    /// When a router passed the call on, this is the caller and not the router, which [`PeerInfo::router`] names.
     #[must_use]
     pub fn peer(&self) -> Option<&PeerInfo> {
         self.peer.as_deref()

@@ -16,13 +16,14 @@ use std::{
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
-use macula_transport::{CallKind, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages, Reply, Route};
+use macula_transport::{Access, CallKind, IncomingCall, IncomingMessages, LoadReport, OutgoingMessages, Reply, Route};
 use macula_wire::{NameError, ServiceName, StatusCode};
 use tokio::sync::Notify;
 use tracing::{Instrument as _, Span};
 
 use crate::{
-    Handler, Request, Response, Status, StreamHandler,
+    Handler, Request, Response, ServiceOptions, Status, StreamHandler,
+    allow::Guard,
     client::{Client, WeakClient},
     keyed::Keyed,
     observe::{self, CallStats, Method, MethodNames, Served, ServedMeters},
@@ -56,6 +57,8 @@ pub struct Server {
 
 struct Shared {
     services: RwLock<HashMap<ServiceName, Arc<Entry>, Keyed>>,
+    /// By service, served or not.
+    options: RwLock<HashMap<ServiceName, Arc<ServiceOptions>>>,
     /// Whether a streaming service was ever served. Until then every call is unary, and its kind needs no lookup.
     streams: AtomicBool,
     max_concurrent: usize,
@@ -87,6 +90,7 @@ struct Entry {
     kind: Kind,
     methods: MethodNames,
     meters: ServedMeters,
+    guard: Guard,
 }
 
 impl Default for Server {
@@ -108,6 +112,7 @@ impl Server {
         Self {
             shared: Arc::new(Shared {
                 services: RwLock::default(),
+                options: RwLock::default(),
                 streams: AtomicBool::new(false),
                 max_concurrent: max,
                 running: AtomicUsize::new(0),
@@ -145,6 +150,24 @@ impl Server {
         self.insert(services.map(|(service, mounted)| (service, Kind::Tonic(mounted))))
     }
 
+    /// Sets the options of a service, such as the callers that it admits, from now on. They outlast the service's handler, so set them
+    /// before it is served.
+    pub fn configure(&self, service: ServiceName, options: ServiceOptions) {
+        let options = Arc::new(options);
+        let mut all = self.shared.options.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(served) = self.served(&service) {
+            served.guard.set(&options);
+        }
+        all.insert(service, options);
+    }
+
+    /// How many calls of a service its [options](Server::configure) have denied since it is served; calls that the callers' grants do
+    /// not allow are denied before, and counted in the transport's statistics.
+    #[must_use]
+    pub fn denied(&self, service: &ServiceName) -> u64 {
+        self.served(service).map_or(0, |served| served.guard.denied())
+    }
+
     /// Names methods of a served service, so that metrics and spans show them. Methods without a name here are shown as `_OTHER`,
     /// because callers choose the names in their calls; so are names beyond [`MAX_METHODS`](crate::MAX_METHODS) of a service.
     ///
@@ -171,6 +194,8 @@ impl Server {
     }
 
     fn insert(&self, kinds: impl IntoIterator<Item = (ServiceName, Kind)>) -> Result<(), ServeError> {
+        // In this order, as in `configure`: no service is served without its options.
+        let options = self.shared.options.read().unwrap_or_else(PoisonError::into_inner);
         let mut services = self.shared.services.write().unwrap_or_else(PoisonError::into_inner);
         let mut fresh = HashMap::new();
         for (name, kind) in kinds {
@@ -178,7 +203,10 @@ impl Server {
             if services.contains_key(&name) || fresh.contains_key(&name) {
                 return Err(ServeError::AlreadyServed(name));
             }
-            let methods = MethodNames::default();
+            let (methods, guard) = (MethodNames::default(), Guard::default());
+            if let Some(options) = options.get(&name) {
+                guard.set(options);
+            }
             fresh.insert(
                 name.clone(),
                 Arc::new(Entry {
@@ -186,6 +214,7 @@ impl Server {
                     kind,
                     methods,
                     meters,
+                    guard,
                 }),
             );
         }
@@ -339,6 +368,7 @@ impl Server {
             self.shared.refused_unknown.fetch_add(1, Ordering::Relaxed);
             not_served(call.service())
         })?;
+        served.guard.admit_peer(call.peer(), call.service())?;
         let mut admitted = Admitted::new(served, running);
         admitted.method = admitted.served.methods.find(call.method());
         let (span, context) = self.seen(call, &admitted.method);
@@ -558,6 +588,17 @@ impl Admitted {
 
     pub(crate) fn service(&self) -> &ServiceName {
         &self.served.name
+    }
+
+    /// Checks that this node itself may make the call, which is one of this process.
+    pub(crate) fn check_own(&self, access: &Access) -> Result<(), Status> {
+        let own = access.member().ok_or_else(|| {
+            Status::new(
+                StatusCode::PermissionDenied,
+                "this node has no grant of its closed realm",
+            )
+        })?;
+        self.served.guard.admit_own(&own, &self.served.name)
     }
 
     pub(crate) fn settle(&mut self, outcome: Served) {

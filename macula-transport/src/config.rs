@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use macula_wire::Realm;
 
-use crate::{identity::Identity, peer::Role};
+use crate::{access::Access, identity::Identity, peer::Role};
 
 /// The largest part of a call's opening frame that is not payload, in bytes: names, metadata, deadline.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -26,7 +26,7 @@ const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 #[derive(Debug, Clone)]
 pub struct Config {
     pub(crate) identity: Identity,
-    pub(crate) realm: Realm,
+    pub(crate) access: Access,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) role: Role,
     pub(crate) advertise: Vec<macula_wire::Address>,
@@ -45,8 +45,8 @@ impl Config {
     #[must_use]
     pub fn new(identity: Identity) -> Self {
         Self {
+            access: Access::new(Realm::default(), identity.node_id()),
             identity,
-            realm: Realm::default(),
             listen: None,
             role: Role::Client,
             advertise: Vec::new(),
@@ -61,10 +61,17 @@ impl Config {
         }
     }
 
-    /// Sets the realm: peers of another part at once.
+    /// Sets the realm: peers of another part at once. A closed realm asks for a grant, too: see [`Config::with_access`].
     #[must_use]
-    pub fn with_realm(mut self, realm: Realm) -> Self {
-        self.realm = realm;
+    pub fn with_realm(self, realm: Realm) -> Self {
+        let access = Access::new(realm, self.identity.node_id());
+        self.with_access(access)
+    }
+
+    /// Sets the realm with this node's grant of it, both of which may be used elsewhere as well.
+    #[must_use]
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = access;
         self
     }
 

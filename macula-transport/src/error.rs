@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use macula_wire::{AddressError, FrameError, NodeId, StatusCode};
+use macula_wire::{AccessError, AddressError, FrameError, NodeId, StatusCode};
 
 /// TLS could not be set up: the identity's key or the cryptographic provider is not usable.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -24,6 +24,9 @@ pub enum BindError {
     /// The identity cannot be used for TLS.
     #[error("the identity cannot be used for TLS")]
     Tls(#[source] TlsError),
+    /// The node's own grant is not valid.
+    #[error("the node's grant cannot be used")]
+    Grant(#[source] AccessError),
     /// There is no tokio runtime here.
     #[error("an endpoint is started within a tokio runtime")]
     NoRuntime,
@@ -86,6 +89,15 @@ pub enum CloseCode {
     /// The node shut down with calls unfinished.
     #[error("the node shut down with calls unfinished")]
     Aborted,
+    /// The peer has no valid grant of the realm.
+    #[error("the peer has no valid grant of the realm")]
+    NotAMember,
+    /// The peer's grant has ended.
+    #[error("the peer's grant has ended")]
+    GrantEnded,
+    /// The peer's grant was revoked.
+    #[error("the peer's grant was revoked")]
+    Revoked,
 }
 
 /// A peer could not be reached.
@@ -175,6 +187,9 @@ pub enum DialError {
     /// The identity cannot be used for TLS.
     #[error("TLS cannot be set up")]
     Tls(#[source] TlsError),
+    /// This node itself has no valid grant of its closed realm, so no peer would let it in.
+    #[error("this node has no valid grant of its realm")]
+    Grant(#[source] AccessError),
 }
 
 impl DialError {
@@ -190,7 +205,12 @@ impl DialError {
             | Self::Refused { addr, .. }
             | Self::Hello { addr, .. } => Some(*addr),
             Self::BackingOff { source, .. } => source.addr(),
-            Self::NoAddress | Self::Resolve { .. } | Self::PoolFull { .. } | Self::ShutDown | Self::Tls(_) => None,
+            Self::NoAddress
+            | Self::Resolve { .. }
+            | Self::PoolFull { .. }
+            | Self::ShutDown
+            | Self::Tls(_)
+            | Self::Grant(_) => None,
         }
     }
 
@@ -214,6 +234,7 @@ impl DialError {
             | Self::Unreachable { .. }
             | Self::BackingOff { .. }
             | Self::PoolFull { .. }
+            | Self::Grant(_)
             | Self::ShutDown => false,
         }
     }
@@ -226,6 +247,12 @@ pub enum HelloError {
     /// The peer is of another realm.
     #[error("the peer is of another realm; both must be started with the same realm")]
     Realm,
+    /// The peer is no member of the closed realm.
+    #[error("the peer is no member of the realm: {0}")]
+    Access(AccessError),
+    /// This node itself has no valid grant.
+    #[error("this node has no valid grant of its realm: {0}")]
+    OwnGrant(AccessError),
     /// The peer speaks another version of the protocol.
     #[error("the peer speaks version {theirs} of the protocol and this node version {ours}; update the older one")]
     Version {

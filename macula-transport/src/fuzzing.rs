@@ -13,6 +13,7 @@ use prost::Message as _;
 
 use crate::{
     CallRequest, LoadReport, PeerInfo, Reply,
+    access::Access,
     call::{
         frame::MAX_HEAD_FRAME,
         lane::fuzzed::{Answered, Asked, CallerLane, ProviderLane, read_reply, read_request},
@@ -77,7 +78,12 @@ pub fn control(data: &[u8]) {
 /// Reads an introduction, and holds what is believed of it to its bounds.
 fn introduced(frame: Bytes) -> Result<PeerInfo, HelloError> {
     let node = NodeId::from_bytes([1; 32]);
-    let read = hello::read(frame, &Realm::default().hash(), node, ([127, 0, 0, 1], 9443).into());
+    let read = hello::read(
+        frame,
+        &Access::new(Realm::default(), node),
+        node,
+        ([127, 0, 0, 1], 9443).into(),
+    );
     match &read {
         Ok(peer) => {
             assert!(peer.endpoints.len() <= MAX_ENDPOINTS, "{peer:?}");
@@ -109,7 +115,13 @@ fn said(message: proto::Control) {
         Some(proto::control::Kind::Load(load)) => {
             assert!((0.0..=1.0).contains(&LoadReport::from_wire(load).share()));
         }
-        Some(proto::control::Kind::Probe(_) | proto::control::Kind::ProbeAck(_) | proto::control::Kind::GoAway(_))
+        Some(
+            proto::control::Kind::Probe(_)
+            | proto::control::Kind::ProbeAck(_)
+            | proto::control::Kind::GoAway(_)
+            | proto::control::Kind::Ask(_)
+            | proto::control::Kind::Renewed(_),
+        )
         | None => {}
     }
 }

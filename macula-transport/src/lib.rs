@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod access;
 mod call;
 mod config;
 mod connection;
@@ -8,6 +9,7 @@ mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod hush;
 mod identity;
 mod load;
 mod metadata;
@@ -19,6 +21,7 @@ mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use access::{Access, UnixClock};
 pub use call::{
     handler::{Handler, NoService, Protocol},
     messages::{CallKind, IncomingMessages, OutgoingMessages},

@@ -1,8 +1,12 @@
 //! The peer of a connection: its proven id, and its own word about itself.
 
-use std::net::SocketAddr;
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, PoisonError, RwLock},
+};
 
-use macula_wire::{NodeId, proto};
+use macula_wire::{GrantRole, Member, NodeId, ServiceName, proto};
 
 /// What a node does in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,6 +25,14 @@ impl Role {
         }
     }
 
+    /// What a grant must allow for it.
+    pub(crate) fn needs(self) -> GrantRole {
+        match self {
+            Self::Client => GrantRole::Client,
+            Self::Node => GrantRole::Node,
+        }
+    }
+
     /// A peer that says nothing, or something this version does not know, is not relied on as a node.
     pub(crate) fn from_wire(role: i32) -> Self {
         match proto::Role::try_from(role) {
@@ -32,7 +44,7 @@ impl Role {
 
 /// The peer at the other end of a connection.
 ///
-/// The id is proved by the handshake; the rest is what the peer says.
+/// The id is proved by the handshake and the member by its grant; the rest is what the peer says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PeerInfo {
@@ -52,4 +64,79 @@ pub struct PeerInfo {
     pub max_message_bytes: usize,
     /// How many calls it takes at a time on this connection.
     pub max_concurrent_calls: usize,
+    /// The router that passed the caller's call on: the peer of the connection, and all but the node id and the grant are said of it.
+    /// `None` when the caller itself is connected.
+    pub router: Option<NodeId>,
+    pub(crate) standing: Standing,
 }
+
+impl PeerInfo {
+    /// The member whose call this peer passes on.
+    pub(crate) fn passing_on_for(&self, caller: Member) -> Self {
+        Self {
+            node_id: *caller.node_id(),
+            role: Role::Client,
+            endpoints: Vec::new(),
+            router: Some(self.node_id),
+            standing: Standing::new(caller),
+            ..self.clone()
+        }
+    }
+
+    /// The labels of the peer's grant; none in an open realm.
+    #[must_use]
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        self.standing.with(|member| member.labels().clone())
+    }
+
+    /// The member of the realm that the peer is, by the grant that it showed last.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        self.standing.with(Member::clone)
+    }
+
+    /// Whether the peer's grant lets it call `service`: a look at what the connection knows (A8).
+    #[must_use]
+    pub fn may_call(&self, service: &ServiceName) -> bool {
+        self.standing.with(|member| member.may_call(service))
+    }
+
+    /// Keeps the grant that the peer has renewed.
+    pub(crate) fn renew(&self, member: Member) {
+        match &self.standing {
+            Standing::Open(_) => {}
+            Standing::Closed(current) => *current.write().unwrap_or_else(PoisonError::into_inner) = member,
+        }
+    }
+}
+
+/// The member that a peer is; in a closed realm it changes when the peer's grant is renewed.
+#[derive(Debug, Clone)]
+pub(crate) enum Standing {
+    Open(Member),
+    Closed(Arc<RwLock<Member>>),
+}
+
+impl Standing {
+    pub(crate) fn new(member: Member) -> Self {
+        match member.chain() {
+            None => Self::Open(member),
+            Some(_) => Self::Closed(Arc::new(RwLock::new(member))),
+        }
+    }
+
+    fn with<T>(&self, ask: impl FnOnce(&Member) -> T) -> T {
+        match self {
+            Self::Open(member) => ask(member),
+            Self::Closed(current) => ask(&current.read().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+}
+
+impl PartialEq for Standing {
+    fn eq(&self, other: &Self) -> bool {
+        self.with(Member::clone) == other.with(Member::clone)
+    }
+}
+
+impl Eq for Standing {}

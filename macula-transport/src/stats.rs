@@ -12,6 +12,12 @@ pub struct Stats {
     pub rejected_handshakes: u64,
     /// Peers turned away at their introduction: another realm or version, or no introduction at all.
     pub rejected_hellos: u64,
+    /// Those of them that had no valid grant of the closed realm.
+    pub rejected_grants: u64,
+    /// Connections ended because the peer's grant ended or was revoked.
+    pub grants_ended: u64,
+    /// Renewed grants of peers that were not valid.
+    pub rejected_renewals: u64,
     /// Peers turned away because there were too many connections or handshakes.
     pub rejected_busy: u64,
     /// Peers asked to prove their address first.
@@ -30,6 +36,8 @@ pub struct Stats {
     pub calls_on_lanes: u64,
     /// Calls of peers that were refused as not started.
     pub calls_refused: u64,
+    /// Calls of peers that their grants do not allow, or that were passed on without their caller's leave.
+    pub calls_denied: u64,
     /// Calls of peers that were cancelled, or whose deadline passed, before they were answered.
     pub calls_dropped: u64,
     /// Handlers that panicked.
@@ -57,6 +65,9 @@ macro_rules! counters {
 counters!(
     rejected_handshakes,
     rejected_hellos,
+    rejected_grants,
+    grants_ended,
+    rejected_renewals,
     rejected_busy,
     retried,
     foreign_datagrams,
@@ -66,6 +77,7 @@ counters!(
     calls_taken,
     calls_on_lanes,
     calls_refused,
+    calls_denied,
     calls_dropped,
     handler_panics,
     suspicions,

@@ -36,8 +36,9 @@ pub mod proto {
 
 pub use access::{
     AccessError, Beyond, CLOCK_TOLERANCE_SECS, Chain, ChainHash, Grant, GrantRole, Issue, MAX_CHAIN_BYTES,
-    MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_ORDERS, MAX_ORDERS_OF_SIGNER,
-    Member, Order, Pattern, Patterns, Revocations, SignedRevocations,
+    MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_KNOWN_CHAINS, MAX_KNOWN_PASSAGES, MAX_LABEL_KEY_BYTES,
+    MAX_LABEL_VALUE_BYTES, MAX_ORDERS, MAX_ORDERS_OF_SIGNER, MAX_PASSAGE_BYTES, Member, Order, PASSAGE_SECS, Pattern,
+    Patterns, Revocations, SignedRevocations, Verifier,
 };
 pub use address::{Address, AddressError};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
@@ -47,7 +48,7 @@ pub use node_id::{NodeId, ParseNodeIdError};
 pub use realm::{ParseRealmError, Realm, RealmHash, RealmKey, RealmPublicKey};
 pub use record::{
     Advertisement, DEFAULT_TTL, MAX_ENDPOINTS, MAX_METADATA_ENTRIES, MAX_METADATA_KEY_BYTES, MAX_RECORD_BYTES, MAX_TTL,
-    MAX_ZONE_BYTES, MIN_TTL, RecordError, SignedProvider, VerifiedProvider,
+    MAX_ZONE_BYTES, MIN_TTL, Place, RecordError, SignedProvider, VerifiedProvider,
 };
 pub use shares::{Admission, Holder, Network, Shares};
 pub use signer::{SecretKey, Signer};

@@ -59,10 +59,14 @@ impl Realm {
     fn of(name: RealmName, key: Option<RealmPublicKey>) -> Self {
         const DOMAIN: &[u8] = b"macula/v1/realm\0";
         // A name holds no zero byte, so no name is read as another name and a key.
-        let hash = RealmHash(match &key {
+        let bytes = match &key {
             None => sha256(DOMAIN, &[name.as_str().as_bytes()]),
             Some(key) => sha256(DOMAIN, &[name.as_str().as_bytes(), b"\0", key.as_bytes()]),
-        });
+        };
+        let hash = RealmHash {
+            bytes,
+            is_closed: key.is_some(),
+        };
         Self(Arc::new(Parts { name, key, hash }))
     }
 
@@ -128,15 +132,23 @@ impl FromStr for Realm {
     }
 }
 
-/// The hash of a realm, which travels in its place.
+/// The hash of a realm, which travels in its place. It knows whether the realm is closed, so that no record of a closed realm is taken
+/// for one of an open realm, which needs no proof.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct RealmHash([u8; 32]);
+pub struct RealmHash {
+    bytes: [u8; 32],
+    is_closed: bool,
+}
 
 impl RealmHash {
     /// The bytes of the hash.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
+        &self.bytes
+    }
+
+    pub(crate) const fn is_closed(&self) -> bool {
+        self.is_closed
     }
 }
 

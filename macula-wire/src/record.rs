@@ -6,12 +6,15 @@
 //!
 //! What is left out: which of two records wins, and when one expires, is the directory's business.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{Address, AddressError, NodeId, RealmHash, ServiceKey, Signer, proto, realm::is_signed};
+use crate::{
+    AccessError, Address, AddressError, Chain, Member, NodeId, Realm, RealmHash, ServiceKey, ServiceName, Signer,
+    Verifier, access::Granted, proto, realm::is_signed,
+};
 
 /// The shortest validity of a record.
 pub const MIN_TTL: Duration = Duration::from_secs(20);
@@ -71,6 +74,15 @@ pub enum RecordError {
     /// A live record of weight 0.
     #[error("a provider's weight is at least 1; withdraw it instead")]
     ZeroWeight,
+    /// A record of a closed realm without the proof that its node may provide the service (A4).
+    #[error("the realm is closed, and the record does not prove that its node may provide the service")]
+    Unproven,
+    /// The grant of the record's node is not valid.
+    #[error("the grant of the record's node is not valid: {0}")]
+    Access(#[from] AccessError),
+    /// The grant of the record's node does not let it provide the service.
+    #[error("the grant of the node does not let it provide {0}: ask an issuer for a grant that does")]
+    NotGranted(ServiceName),
     /// A withdrawal that carries more than its owner and dates.
     #[error("a withdrawal carries neither endpoints nor metadata")]
     WithdrawalWithContent,
@@ -224,6 +236,8 @@ pub struct SignedProvider {
     pub body: Bytes,
     /// The owner's signature.
     pub signature: Bytes,
+    /// In a closed realm, the owner's encoded chain; else empty.
+    pub chain: Bytes,
 }
 
 impl From<proto::SignedProvider> for SignedProvider {
@@ -231,6 +245,7 @@ impl From<proto::SignedProvider> for SignedProvider {
         Self {
             body: message.body,
             signature: message.signature,
+            chain: message.chain,
         }
     }
 }
@@ -240,19 +255,67 @@ impl From<SignedProvider> for proto::SignedProvider {
         Self {
             body: signed.body,
             signature: signed.signature,
+            chain: signed.chain,
         }
     }
 }
 
 impl SignedProvider {
-    /// Checks everything about the record but its dates: form, limits, and that the node it names signed it for this realm
-    /// and key.
+    /// Checks everything about a record of an open realm but its dates: form, limits, and that the node it names signed it for this
+    /// realm and key.
     ///
     /// The signature, which costs far more than the rest, is checked last.
     ///
     /// # Errors
-    /// The first thing that is wrong with it.
+    /// The first thing that is wrong with it; [`RecordError::Unproven`] for a closed realm.
     pub fn verify(&self, realm: &RealmHash, key: &ServiceKey) -> Result<VerifiedProvider, RecordError> {
+        if realm.is_closed() {
+            return Err(RecordError::Unproven);
+        }
+        self.verify_signed(realm, key, None)
+    }
+
+    /// Checks everything about a record of either kind of realm but its dates. In a closed realm the record must prove, at `now` in
+    /// seconds since the Unix epoch, that its node may provide the service that `key` is of (A4).
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn verify_with(
+        &self,
+        verifier: &mut Verifier,
+        key: &ServiceKey,
+        now: u64,
+    ) -> Result<VerifiedProvider, RecordError> {
+        let realm = verifier.realm().hash();
+        if !realm.is_closed() {
+            return self.verify(&realm, key);
+        }
+        if self.body.len() > MAX_RECORD_BYTES {
+            return Err(RecordError::TooLarge(self.body.len()));
+        }
+        let record = proto::ProviderRecord::decode(&self.body[..])?;
+        let service = ServiceName::new(&record.service).map_err(|_| RecordError::Unproven)?;
+        let chain = Chain::from_bytes(self.chain.clone())?;
+        let is_of = *key == ServiceKey::new(verifier.realm(), &service);
+        if !is_of || record.chain != chain.hash().as_bytes()[..] {
+            return Err(RecordError::Unproven);
+        }
+        let member = verifier.verify(&chain, now)?;
+        if record.node_id != member.node_id().as_bytes()[..] {
+            return Err(RecordError::Unproven);
+        }
+        if !member.may_provide(&service) {
+            return Err(RecordError::NotGranted(service));
+        }
+        self.verify_signed(&realm, key, member.shared().cloned())
+    }
+
+    fn verify_signed(
+        &self,
+        realm: &RealmHash,
+        key: &ServiceKey,
+        granted: Option<Arc<Granted>>,
+    ) -> Result<VerifiedProvider, RecordError> {
         if self.body.len() > MAX_RECORD_BYTES {
             return Err(RecordError::TooLarge(self.body.len()));
         }
@@ -271,6 +334,7 @@ impl SignedProvider {
             // A copy of its own: a slice would keep the whole datagram or message it came in alive.
             body: Bytes::copy_from_slice(&self.body),
             signature,
+            granted,
         })
     }
 }
@@ -318,26 +382,95 @@ impl Header {
     }
 }
 
+/// The place that a record is published at: a key, and in a closed realm the proof that its node may provide there (A4).
+#[derive(Debug, Clone)]
+pub struct Place {
+    realm: RealmHash,
+    key: ServiceKey,
+    proof: Option<(ServiceName, Member)>,
+}
+
+impl Place {
+    /// The key of a service of an open realm, whatever the service is called.
+    ///
+    /// # Errors
+    /// [`RecordError::Unproven`] for a closed realm.
+    pub fn open(realm: &RealmHash, key: ServiceKey) -> Result<Self, RecordError> {
+        if realm.is_closed() {
+            return Err(RecordError::Unproven);
+        }
+        Ok(Self {
+            realm: *realm,
+            key,
+            proof: None,
+        })
+    }
+
+    /// The place of `service` in either kind of realm, for the member that publishes there.
+    ///
+    /// # Errors
+    /// When the realm is closed and the member's grant is not of it, or does not let it provide the service.
+    pub fn of(realm: &Realm, service: &ServiceName, member: &Member) -> Result<Self, RecordError> {
+        let key = ServiceKey::new(realm, service);
+        if !realm.is_closed() {
+            return Self::open(&realm.hash(), key);
+        }
+        if member.realm() != Some(&realm.hash()) {
+            return Err(RecordError::Unproven);
+        }
+        if !member.may_provide(service) {
+            return Err(RecordError::NotGranted(service.clone()));
+        }
+        Ok(Self {
+            realm: realm.hash(),
+            key,
+            proof: Some((service.clone(), member.clone())),
+        })
+    }
+
+    /// The key.
+    #[must_use]
+    pub fn key(&self) -> &ServiceKey {
+        &self.key
+    }
+}
+
 /// A record that its owner signed: made by [`VerifiedProvider::sign`], [`VerifiedProvider::sign_withdrawal`] or
-/// [`SignedProvider::verify`], and in no other way (D9).
+/// [`SignedProvider::verify`] or [`SignedProvider::verify_with`], and in no other way (D9, A4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedProvider {
     key: ServiceKey,
     header: Header,
     body: Bytes,
     signature: [u8; 64],
+    /// In a closed realm, the right of its node; shared by all records of one chain.
+    granted: Option<Arc<Granted>>,
 }
 
 impl VerifiedProvider {
-    /// Signs an advertisement of `signer`'s node under `key`. `seq` must be larger than any used before for this key, and
-    /// `now_ms` is the time since the Unix epoch in milliseconds.
+    /// Signs an advertisement of `signer`'s node under `key` of an open realm. `seq` must be larger than any used before for this
+    /// key, and `now_ms` is the time since the Unix epoch in milliseconds.
     ///
     /// # Errors
-    /// When the advertisement breaks a limit of records.
+    /// When the advertisement breaks a limit of records, or the realm is closed.
     pub fn sign(
         signer: &(impl Signer + ?Sized),
         realm: &RealmHash,
         key: &ServiceKey,
+        seq: u64,
+        now_ms: u64,
+        advertisement: &Advertisement,
+    ) -> Result<Self, RecordError> {
+        Self::sign_at(signer, &Place::open(realm, *key)?, seq, now_ms, advertisement)
+    }
+
+    /// As [`VerifiedProvider::sign`], at a place of either kind of realm.
+    ///
+    /// # Errors
+    /// When the advertisement breaks a limit of records, or the place is another member's.
+    pub fn sign_at(
+        signer: &(impl Signer + ?Sized),
+        place: &Place,
         seq: u64,
         now_ms: u64,
         advertisement: &Advertisement,
@@ -357,14 +490,14 @@ impl VerifiedProvider {
             zone: advertisement.zone.clone().unwrap_or_default(),
             ..bare(signer, seq, now_ms, advertisement.ttl, false)
         };
-        Self::seal(signer, realm, key, &record)
+        Self::seal(signer, place, record)
     }
 
-    /// Signs the withdrawal of `signer`'s node from `key`; it supersedes every record with a `seq` up to its own, and should
-    /// be given a `ttl` that outlives them.
+    /// Signs the withdrawal of `signer`'s node from `key` of an open realm; it supersedes every record with a `seq` up to its own, and
+    /// should be given a `ttl` that outlives them.
     ///
     /// # Errors
-    /// When `ttl` is out of bounds.
+    /// When `ttl` is out of bounds, or the realm is closed.
     pub fn sign_withdrawal(
         signer: &(impl Signer + ?Sized),
         realm: &RealmHash,
@@ -373,27 +506,48 @@ impl VerifiedProvider {
         now_ms: u64,
         ttl: Duration,
     ) -> Result<Self, RecordError> {
+        Self::sign_withdrawal_at(signer, &Place::open(realm, *key)?, seq, now_ms, ttl)
+    }
+
+    /// As [`VerifiedProvider::sign_withdrawal`], at a place of either kind of realm.
+    ///
+    /// # Errors
+    /// When `ttl` is out of bounds, or the place is another member's.
+    pub fn sign_withdrawal_at(
+        signer: &(impl Signer + ?Sized),
+        place: &Place,
+        seq: u64,
+        now_ms: u64,
+        ttl: Duration,
+    ) -> Result<Self, RecordError> {
         check_ttl(ttl)?;
-        Self::seal(signer, realm, key, &bare(signer, seq, now_ms, ttl, true))
+        Self::seal(signer, place, bare(signer, seq, now_ms, ttl, true))
     }
 
     fn seal(
         signer: &(impl Signer + ?Sized),
-        realm: &RealmHash,
-        key: &ServiceKey,
-        record: &proto::ProviderRecord,
+        place: &Place,
+        mut record: proto::ProviderRecord,
     ) -> Result<Self, RecordError> {
+        let mut granted = None;
+        if let Some((service, member)) = &place.proof {
+            let hash = member.chain_hash().filter(|_| *member.node_id() == signer.node_id());
+            record.chain = Bytes::copy_from_slice(hash.ok_or(RecordError::Unproven)?.as_bytes());
+            record.service = service.to_string();
+            granted = member.shared().cloned();
+        }
         let body = Bytes::from(record.encode_to_vec());
         if body.len() > MAX_RECORD_BYTES {
             return Err(RecordError::TooLarge(body.len()));
         }
         let header = Header::parse(&body)?;
-        let signature = signer.sign(&signed_bytes(realm, key, &body));
+        let signature = signer.sign(&signed_bytes(&place.realm, &place.key, &body));
         Ok(Self {
-            key: *key,
+            key: place.key,
             header,
             body,
             signature,
+            granted,
         })
     }
 
@@ -447,6 +601,24 @@ impl VerifiedProvider {
             .and_then(|record| Advertisement::from_proto(record).ok())
     }
 
+    /// The member that its node was when it was signed or checked: in a closed realm, one that may provide the service.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        Member::from_shared(self.header.node_id, self.granted.clone())
+    }
+
+    /// When the grant ends that lets its node provide, in seconds since the Unix epoch; `None` in an open realm.
+    #[must_use]
+    pub fn granted_until(&self) -> Option<u64> {
+        self.granted.as_ref().map(|granted| granted.not_after())
+    }
+
+    /// The proof that its node may provide; `None` in an open realm.
+    #[must_use]
+    pub fn chain(&self) -> Option<&Chain> {
+        self.granted.as_ref().map(|granted| granted.chain())
+    }
+
     /// The encoded record, byte for byte as signed.
     #[must_use]
     pub fn body(&self) -> &Bytes {
@@ -465,6 +637,7 @@ impl VerifiedProvider {
         SignedProvider {
             body: self.body.clone(),
             signature: Bytes::copy_from_slice(&self.signature),
+            chain: self.chain().map(|chain| chain.as_bytes().clone()).unwrap_or_default(),
         }
     }
 }

@@ -61,19 +61,20 @@ proptest! {
     #[test]
     fn any_flipped_bit_is_refused(ad in advertisements(), at in any::<prop::sample::Index>(), bit in 0..8_u8) {
         let signed = VerifiedProvider::sign(&SecretKey::from_bytes(&[1; 32]), &realm().hash(), &key("s"), 1, 1, &ad).unwrap();
-        let SignedProvider { body, signature } = signed.to_signed();
+        let SignedProvider { body, signature, .. } = signed.to_signed();
         let mut bytes = [body.as_ref(), signature.as_ref()].concat();
         bytes[at.index(body.len() + signature.len())] ^= 1 << bit;
         let forged = SignedProvider {
             body: Bytes::copy_from_slice(&bytes[..body.len()]),
             signature: Bytes::copy_from_slice(&bytes[body.len()..]),
+            chain: Bytes::new(),
         };
         prop_assert!(forged.verify(&realm().hash(), &key("s")).is_err());
     }
 
     #[test]
     fn arbitrary_bytes_are_refused_without_a_panic(body: Vec<u8>, signature: Vec<u8>) {
-        let junk = SignedProvider { body: body.into(), signature: signature.into() };
+        let junk = SignedProvider { body: body.into(), signature: signature.into(), chain: Bytes::new() };
         prop_assert!(junk.verify(&realm().hash(), &key("s")).is_err());
     }
 

@@ -22,6 +22,7 @@ fuzz_target!(|data: &[u8]| {
         let record = SignedProvider {
             body: Bytes::copy_from_slice(body),
             signature: Bytes::copy_from_slice(signature),
+            chain: Bytes::new(),
         };
         let _ = record.verify(&Realm::default().hash(), &ServiceKey::from_bytes([1; 32]));
     }

@@ -1,7 +1,7 @@
 //! Records and contacts on their way to the backend and back.
 //!
 //! Records are kept as they change. Contacts are kept when they differ from those kept last. Loaded records are checked like a
-//! stranger's: signatures, dates, limits. Contacts are asked again before they enter the table, and until then lookups start from
+//! stranger's: signatures, rights, dates, limits. Contacts are asked again before they enter the table, and until then lookups start from
 //! them.
 
 use std::{
@@ -135,7 +135,7 @@ fn restore_record(local: &mut Local, now: Instant, stored: StoredRecord) -> bool
     if stored.node == local.own || stored.held_until_ms <= now_ms {
         return false;
     }
-    match stored.record.verify(&local.realm_hash, &stored.key) {
+    match local.verify(now, &stored.key, &stored.record) {
         Ok(record) if *record.node_id() == stored.node => {
             let at = |ms: u64| now + Duration::from_millis(ms.saturating_sub(now_ms).min(millis(MAX_TTL)));
             let (shown, held) = (at(stored.expires_ms), at(stored.held_until_ms));

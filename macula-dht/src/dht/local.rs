@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, time::Instant};
 
-use macula_wire::{Address, NodeId, Realm, RealmHash, ServiceKey};
+use macula_wire::{
+    AccessError, Address, Chain, Member, NodeId, Place, Realm, RecordError, ServiceKey, ServiceName, SignedProvider,
+    SignedRevocations, VerifiedProvider, Verifier,
+};
 
 use crate::{
     Clock, Config, Contact, Point, ProviderStore, Role, RoutingTable, clock::Tick, size::SizeEstimate, table::K,
@@ -23,7 +26,10 @@ pub(super) struct Local {
     pub(super) clock: Clock,
     pub(super) own: NodeId,
     pub(super) realm: Realm,
-    pub(super) realm_hash: RealmHash,
+    /// Judges which nodes may provide.
+    pub(super) verifier: Verifier,
+    /// This node as a member; `None` in a closed realm until it is given a grant.
+    pub(super) member: Option<Member>,
     pub(super) table: RoutingTable,
     pub(super) store: ProviderStore,
     pub(super) size: SizeEstimate,
@@ -33,6 +39,56 @@ pub(super) struct Local {
 impl Local {
     pub(super) fn tick(&self, now: Instant) -> Tick {
         self.clock.tick(now)
+    }
+
+    /// The wall clock in whole seconds, by which grants are judged.
+    fn unix_seconds(&self, now: Instant) -> u64 {
+        self.clock.unix_ms(now) / 1000
+    }
+
+    /// Checks everything about a record but its dates; in a closed realm, also that its node may provide the service (A4).
+    pub(super) fn verify(
+        &mut self,
+        now: Instant,
+        key: &ServiceKey,
+        record: &SignedProvider,
+    ) -> Result<VerifiedProvider, RecordError> {
+        let seconds = self.unix_seconds(now);
+        record.verify_with(&mut self.verifier, key, seconds)
+    }
+
+    /// Where this node publishes: under the key of a service of an open realm, or under a service's name as the member it is.
+    pub(super) fn place(
+        &self,
+        now: Instant,
+        key: &ServiceKey,
+        name: Option<&ServiceName>,
+    ) -> Result<Place, RecordError> {
+        let Some(name) = name else {
+            return Place::open(&self.realm.hash(), *key);
+        };
+        let member = self.member.as_ref().ok_or(AccessError::NoGrant)?;
+        self.verifier.check(member, self.unix_seconds(now))?;
+        Place::of(&self.realm, name, member)
+    }
+
+    /// Uses this grant from now on.
+    pub(super) fn set_grant(&mut self, now: Instant, grant: &Chain) -> Result<(), AccessError> {
+        let (own, seconds) = (self.own, self.unix_seconds(now));
+        self.member = Some(self.verifier.admit(&own, Some(grant), seconds)?);
+        Ok(())
+    }
+
+    /// Takes revocations in, and drops the records of the nodes they name. Returns whether they were news.
+    pub(super) fn revoke(&mut self, now: Instant, list: &SignedRevocations) -> Result<bool, AccessError> {
+        let seconds = self.unix_seconds(now);
+        let news = self.verifier.revoke(list, seconds)?;
+        if news {
+            let verifier = &self.verifier;
+            self.store
+                .keep_only(|record| verifier.check(&record.member(), seconds).is_ok());
+        }
+        Ok(news)
     }
 
     pub(super) fn is_node(&self) -> bool {

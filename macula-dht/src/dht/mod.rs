@@ -32,7 +32,10 @@ mod testing;
 
 use std::{collections::VecDeque, time::Instant};
 
-use macula_wire::{Advertisement, NodeId, Realm, ServiceKey, ServiceName, Signer, VerifiedProvider};
+use macula_wire::{
+    AccessError, Advertisement, Chain, Member, NodeId, Realm, ServiceKey, ServiceName, SignedRevocations, Signer,
+    VerifiedProvider, Verifier,
+};
 
 use self::{
     exchange::Exchange,
@@ -137,7 +140,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             local: Local {
                 clock,
                 own,
-                realm_hash: realm.hash(),
+                verifier: Verifier::new(realm.clone()),
+                member: Member::open(&realm, own),
                 realm,
                 table: RoutingTable::new(own, config.diversity, now),
                 store: ProviderStore::new(clock, config.store, hash_seed),
@@ -166,6 +170,25 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     #[must_use]
     pub fn realm(&self) -> &Realm {
         &self.local.realm
+    }
+
+    /// Uses this grant of the node from now on, in a closed realm. Services are published with it as they come round again, which is
+    /// before an earlier grant ends when grants are renewed an hour ahead.
+    ///
+    /// # Errors
+    /// When the grant is not valid, or not this node's. The one before is kept.
+    pub fn set_grant(&mut self, now: Instant, grant: &Chain) -> Result<(), AccessError> {
+        self.local.set_grant(now, grant)
+    }
+
+    /// Takes revocations in, and drops the records of the nodes that they name (A6). Returns whether they were news.
+    ///
+    /// # Errors
+    /// When the list is not valid, or its signer has reached a bound.
+    pub fn revoke(&mut self, now: Instant, list: &SignedRevocations) -> Result<bool, AccessError> {
+        let news = self.local.revoke(now, list)?;
+        self.keeper.note_changes(&self.local, now);
+        Ok(news)
     }
 
     /// The key of a service in this node's realm.
@@ -370,19 +393,38 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
 /// This node's services.
 impl<S: Signer, B: Backend> Dht<S, B> {
-    /// Publishes this node as a provider of `key`, and keeps it published (D5). Replaces an earlier advertisement.
+    /// Publishes this node as a provider of `service`, and keeps it published (D5). Replaces an earlier advertisement.
     ///
     /// Each publication is reported with [`Event::Advertised`].
     ///
     /// # Errors
-    /// When the advertisement is not valid, or there are too many.
+    /// When the advertisement is not valid, there are too many, or the realm is closed and this node's grant does not let it
+    /// provide the service (A4).
+    pub fn advertise_service(
+        &mut self,
+        now: Instant,
+        service: &ServiceName,
+        advertisement: Advertisement,
+    ) -> Result<(), AdvertiseError> {
+        let key = self.key(service);
+        self.publisher
+            .advertise(&mut self.local, now, key, Some(service.clone()), advertisement)?;
+        self.route(now);
+        Ok(())
+    }
+
+    /// As [`Dht::advertise_service`], in an open realm, for a service of which only the key is known.
+    ///
+    /// # Errors
+    /// As [`Dht::advertise_service`]; in a closed realm always.
     pub fn advertise(
         &mut self,
         now: Instant,
         key: ServiceKey,
         advertisement: Advertisement,
     ) -> Result<(), AdvertiseError> {
-        self.publisher.advertise(&mut self.local, now, key, advertisement)?;
+        self.publisher
+            .advertise(&mut self.local, now, key, None, advertisement)?;
         self.route(now);
         Ok(())
     }

@@ -18,7 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_wire::{Advertisement, MAX_TTL, RecordError, ServiceKey, SignedProvider, Signer, VerifiedProvider};
+use macula_wire::{
+    Advertisement, MAX_TTL, RecordError, ServiceKey, ServiceName, SignedProvider, Signer, VerifiedProvider,
+};
 
 use super::{
     coverage::Coverage,
@@ -95,6 +97,8 @@ pub(super) enum PublisherOutput {
 /// A service this node advertises.
 #[derive(Debug)]
 struct Service {
+    /// Its name, unless only its key is known.
+    name: Option<ServiceName>,
     advertisement: Advertisement,
     seq: u64,
     /// The longest validity that any of its records was given: a withdrawal has to outlive them all.
@@ -181,12 +185,14 @@ impl<S: Signer> Publisher<S> {
         local: &mut Local,
         now: Instant,
         key: ServiceKey,
+        name: Option<ServiceName>,
         advertisement: Advertisement,
     ) -> Result<(), AdvertiseError> {
-        let (seq, record) = self.sign(local, now, &key, &advertisement)?;
+        let (seq, record) = self.sign(local, now, &key, name.as_ref(), &advertisement)?;
         local.store.insert(now, record, Origin::Local)?;
         let ttl = advertisement.ttl();
         let mut service = Service {
+            name,
             advertisement,
             seq,
             longest_ttl: ttl,
@@ -225,9 +231,19 @@ impl<S: Signer> Publisher<S> {
         let seq = next_seq(local, now, &key, service.seq);
         let ttl = service.longest_ttl.min(MAX_TTL);
         let unix_ms = local.clock.unix_ms(now);
-        let signed = VerifiedProvider::sign_withdrawal(&self.signer, &local.realm_hash, &key, seq, unix_ms, ttl);
-        // It cannot fail: the validity was that of a record.
-        let Ok(record) = signed else { return };
+        let place = local.place(now, &key, service.name.as_ref());
+        let signed =
+            place.and_then(|place| VerifiedProvider::sign_withdrawal_at(&self.signer, &place, seq, unix_ms, ttl));
+        let Ok(record) = signed else {
+            // The node has lost the right to provide, and its holders take no word of it: they drop the record as it ends.
+            local.store.remove_local(&key, &local.own.clone());
+            let event = Event::Withdrawn {
+                key,
+                acknowledged: 0,
+                unacknowledged: holders.len(),
+            };
+            return self.outputs.push_back(PublisherOutput::Event(event));
+        };
         // The record's place in the store may be lost to a service that came after this one expired here. Its holders still hear
         // of the withdrawal.
         let _ = local.store.insert(now, record.clone(), Origin::Local);
@@ -338,14 +354,14 @@ impl<S: Signer> Publisher<S> {
     ///
     /// Only a record that this node signed moves its sequence number: a holder that merely claims to know a larger number could
     /// drive it to the largest there is, which nothing supersedes.
-    pub(super) fn handle_newer(&mut self, local: &Local, id: JobId, newer: &SignedProvider) {
+    pub(super) fn handle_newer(&mut self, local: &mut Local, now: Instant, id: JobId, newer: &SignedProvider) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         let claimed = peek(&newer.body).filter(|peek| peek.node == local.own);
         let known = job.newer_seq.unwrap_or(0).max(job.record.seq());
         if claimed.is_none_or(|claimed| claimed.seq < known) {
             return;
         }
-        if let Ok(record) = newer.verify(&local.realm_hash, &job.key) {
+        if let Ok(record) = local.verify(now, &job.key, newer) {
             job.newer_seq = job.newer_seq.max(Some(record.seq()));
         }
     }
@@ -369,7 +385,7 @@ impl<S: Signer> Publisher<S> {
             self.due.insert((service.next, key));
             return;
         }
-        let advertisement = service.advertisement.clone();
+        let (name, advertisement) = (service.name.clone(), service.advertisement.clone());
         let refresh = MIN_REFRESH.max(advertisement.ttl().saturating_sub(REFRESH_AHEAD));
         service.next = local.tick(now) + nanos(refresh);
         self.due.insert((service.next, key));
@@ -378,7 +394,7 @@ impl<S: Signer> Publisher<S> {
         let record = match published.cloned() {
             // Signed in this very moment.
             Some(record) => record,
-            None => match self.sign(local, now, &key, &advertisement) {
+            None => match self.sign(local, now, &key, name.as_ref(), &advertisement) {
                 Ok((seq, record)) => {
                     // The place is held unless the record expired while it waited for its turn and another service came.
                     let _ = local.store.insert(now, record.clone(), Origin::Local);
@@ -387,8 +403,11 @@ impl<S: Signer> Publisher<S> {
                     }
                     record
                 }
-                // It was valid when it was advertised, and nothing of it has changed.
-                Err(_) => return,
+                // It was valid when it was advertised; the node's grant is not any more. It is tried again with the next one.
+                Err(error) => {
+                    let event = Event::NotAdvertised { key, error };
+                    return self.outputs.push_back(PublisherOutput::Event(event));
+                }
             },
         };
         let id = JobId(self.next_job);
@@ -403,11 +422,13 @@ impl<S: Signer> Publisher<S> {
         local: &Local,
         now: Instant,
         key: &ServiceKey,
+        name: Option<&ServiceName>,
         advertisement: &Advertisement,
     ) -> Result<(u64, VerifiedProvider), RecordError> {
         let last = self.services.get(key).map_or(0, |service| service.seq);
         let (seq, unix_ms) = (next_seq(local, now, key, last), local.clock.unix_ms(now));
-        let record = VerifiedProvider::sign(&self.signer, &local.realm_hash, key, seq, unix_ms, advertisement)?;
+        let place = local.place(now, key, name)?;
+        let record = VerifiedProvider::sign_at(&self.signer, &place, seq, unix_ms, advertisement)?;
         Ok((seq, record))
     }
 

@@ -81,7 +81,7 @@ fn a_holder_is_remembered_once_however_often_a_service_is_advertised_anew() {
     let slow = |to: &Contact| (*to != contact(1)).then_some(Outcome::Stored);
     for _ in 0..100 {
         let Bench { publisher, local, .. } = &mut bench;
-        publisher.advertise(local, now, KEY, advertisement()).unwrap();
+        publisher.advertise(local, now, KEY, None, advertisement()).unwrap();
         bench.drive(now, slow);
     }
     assert_eq!(bench.publisher.services[&KEY].holders.len(), 19);
@@ -106,7 +106,7 @@ fn d5_a_service_is_published_anew_until_it_is_withdrawn() {
     let start = Instant::now();
     let mut bench = Bench::new(start, 1..=20);
     let Bench { publisher, local, .. } = &mut bench;
-    publisher.advertise(local, start, KEY, advertisement()).unwrap();
+    publisher.advertise(local, start, KEY, None, advertisement()).unwrap();
     let mut now = start;
     for _ in 0..3 {
         bench.drive(now, |_| Some(Outcome::Stored));
@@ -136,7 +136,7 @@ fn services_without_a_mesh_are_due_again() {
         key[..4].copy_from_slice(&n.to_be_bytes());
         let Bench { publisher, local, .. } = &mut bench;
         publisher
-            .advertise(local, now, ServiceKey::from_bytes(key), advertisement())
+            .advertise(local, now, ServiceKey::from_bytes(key), None, advertisement())
             .unwrap();
     }
     bench.drive(now, |_| None);
@@ -155,7 +155,7 @@ fn a_withdrawal_without_a_lookup_reaches_the_holders() {
     let mut bench = Bench::new(now, 1..=5);
     bench.local = local_with(now, 5);
     let Bench { publisher, local, .. } = &mut bench;
-    publisher.advertise(local, now, KEY, advertisement()).unwrap();
+    publisher.advertise(local, now, KEY, None, advertisement()).unwrap();
     bench.drive(now, |_| Some(Outcome::Stored));
     let Bench { publisher, local, .. } = &mut bench;
     publisher.withdraw(local, now, KEY);

@@ -201,7 +201,7 @@ impl Queries {
             Response::Pong | Response::Published { .. } | Response::Declined(_) => return true,
         };
         let last = records.last().and_then(provider_of);
-        let Some(verified) = self.verify(local, id, peer.node_id(), &records) else {
+        let Some(verified) = self.verify(local, now, id, peer.node_id(), &records) else {
             self.handle_failure(local, now, step, peer.node_id());
             return false;
         };
@@ -283,9 +283,16 @@ impl Queries {
     }
 
     /// Checks the records of an answer; `None` when one is forged.
-    fn verify(&mut self, local: &Local, id: QueryId, peer: &NodeId, records: &[SignedProvider]) -> Option<Verified> {
+    fn verify(
+        &mut self,
+        local: &mut Local,
+        now: Instant,
+        id: QueryId,
+        peer: &NodeId,
+        records: &[SignedProvider],
+    ) -> Option<Verified> {
         match self.search(id) {
-            Some(search) => search.verify(local, peer, records),
+            Some(search) => search.verify(local, now, peer, records),
             None => Some(Verified::default()),
         }
     }

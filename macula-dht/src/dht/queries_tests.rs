@@ -20,7 +20,7 @@ fn record(n: u32, local: &Local) -> SignedProvider {
     secret[..4].copy_from_slice(&n.to_be_bytes());
     let signer = SecretKey::from_bytes(&secret);
     let advertisement = Advertisement::new(["10.0.0.9:4433".parse().unwrap()]);
-    let record = VerifiedProvider::sign(&signer, &local.realm_hash, &KEY, 1, EPOCH_MS, &advertisement);
+    let record = VerifiedProvider::sign(&signer, &local.realm.hash(), &KEY, 1, EPOCH_MS, &advertisement);
     record.unwrap().to_signed()
 }
 

@@ -83,7 +83,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                     }
                 };
                 if let Some(newer) = newer {
-                    self.publisher.handle_newer(&self.local, job, &newer);
+                    self.publisher.handle_newer(&mut self.local, now, job, &newer);
                 }
                 self.publisher
                     .handle_outcome(&mut self.local, now, job, contact, outcome);

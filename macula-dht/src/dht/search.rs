@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use macula_wire::{NodeId, ServiceKey, SignedProvider, VerifiedProvider};
+use macula_wire::{AccessError, NodeId, RecordError, ServiceKey, SignedProvider, VerifiedProvider};
 
 use super::local::Local;
 use crate::{
@@ -116,7 +116,15 @@ impl Search {
     /// Made-up providers cost a peer nothing, so the work is bounded: for one answer by [`MAX_CHECKS_PER_ANSWER`], and for a peer
     /// by [`CHECKS_PER_PEER`] and its part of one list's length that all peers share. A peer that uses up the shared part takes
     /// nothing from the others' own.
-    pub(super) fn verify(&mut self, local: &Local, peer: &NodeId, records: &[SignedProvider]) -> Option<Verified> {
+    ///
+    /// A record whose grant has ended or was revoked is left out and no forgery: its holder may not have heard.
+    pub(super) fn verify(
+        &mut self,
+        local: &mut Local,
+        now: Instant,
+        peer: &NodeId,
+        records: &[SignedProvider],
+    ) -> Option<Verified> {
         let most = most_records(local);
         let given = self.given.entry(*peer).or_default();
         let (mut checks, mut verified, mut last) = (0, Verified::default(), None);
@@ -144,7 +152,13 @@ impl Search {
                 }
                 checks += 1;
                 given.checks += 1;
-                verified.records.push(record.verify(&local.realm_hash, &self.key).ok()?);
+                match local.verify(now, &self.key, record) {
+                    Ok(record) => verified.records.push(record),
+                    Err(RecordError::Access(
+                        AccessError::Ended(_) | AccessError::NotYet(_) | AccessError::Revoked(_),
+                    )) => {}
+                    Err(_) => return None,
+                }
             }
             given.records += 1;
             last = provider;

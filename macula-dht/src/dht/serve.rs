@@ -2,12 +2,14 @@
 
 use std::time::Instant;
 
-use macula_wire::{MAX_RECORD_BYTES, Network, NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider};
+use macula_wire::{
+    MAX_CHAIN_BYTES, MAX_RECORD_BYTES, Network, NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider,
+};
 
 use super::Dht;
 use crate::{
     Backend, Contact, Declined, Inserted, MessageError, Origin, Outcome, Peer, Point, Refusal, Request, Response, Role,
-    message::{fit_contacts, fit_records, peek},
+    message::{fit_contacts, fit_records, peek, wire_bytes},
     table::K,
 };
 
@@ -40,7 +42,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                     Some(_) => (Vec::new(), 0),
                 };
                 let (records, more) = fit_records(self.local.store.page(now, &key, after.as_ref()), used);
-                let bytes = records.iter().map(|record| record.body.len() + 64).sum::<usize>() + used;
+                let bytes = records.iter().map(wire_bytes).sum::<usize>() + used;
                 self.limiter.charge(tick, peer, bytes);
                 Response::Providers { records, closest, more }
             }
@@ -56,7 +58,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 });
                 let outcomes: Vec<_> = outcomes.collect();
                 let newer = self.newer_records(from.contact.node_id(), &key, &records, &outcomes);
-                let bytes = newer.iter().map(|record| record.body.len() + 64).sum();
+                let bytes = newer.iter().map(wire_bytes).sum();
                 self.limiter.charge(tick, peer, bytes);
                 let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
                 self.counters.stored += stored as u64;
@@ -108,7 +110,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     /// Stores a peer's record, or says why not. Everything that is cheap to see is looked at before the signature.
     fn take(&mut self, now: Instant, from: &Contact, key: &ServiceKey, record: &SignedProvider) -> Result<(), Refusal> {
-        if record.body.len() > MAX_RECORD_BYTES {
+        if record.body.len() > MAX_RECORD_BYTES || record.chain.len() > MAX_CHAIN_BYTES {
             return Err(Refusal::Invalid);
         }
         let peek = peek(&record.body).ok_or(Refusal::Invalid)?;
@@ -120,10 +122,16 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             return Ok(());
         }
         let tick = self.local.tick(now);
-        if !self.limiter.admit_signature(tick, Network::from(from.ip())) {
+        let network = Network::from(from.ip());
+        let is_new = peek
+            .chain
+            .is_some_and(|chain| self.local.verifier.known(&chain).is_none());
+        // A chain that was not seen before has up to two signatures of its own.
+        let signatures = if is_new { 3 } else { 1 };
+        if !(0..signatures).all(|_| self.limiter.admit_signature(tick, network)) {
             return Err(Refusal::Busy);
         }
-        let verified = record.verify(&self.local.realm_hash, key);
+        let verified = self.local.verify(now, key, record);
         self.limiter.charge_signature(tick, from.node_id(), verified.is_ok());
         let verified = verified.map_err(|_| Refusal::Invalid)?;
         self.local.store.insert(now, verified, Origin::Remote(from))?;

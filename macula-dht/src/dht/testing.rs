@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use macula_wire::{NodeId, Realm, SecretKey, Signer};
+use macula_wire::{Member, NodeId, Realm, SecretKey, Signer, Verifier};
 
 use super::local::{Local, WaysIn};
 use crate::{Clock, Config, Contact, ProviderStore, RoutingTable, size::SizeEstimate};
@@ -20,7 +20,8 @@ pub(super) fn local(now: Instant) -> Local {
         clock,
         own,
         realm: Realm::default(),
-        realm_hash: Realm::default().hash(),
+        verifier: Verifier::new(Realm::default()),
+        member: Member::open(&Realm::default(), own),
         table: RoutingTable::new(own, config.diversity, now),
         store: ProviderStore::new(clock, config.store, 1),
         size: SizeEstimate::default(),

@@ -19,6 +19,7 @@ mod entry;
 mod holders;
 mod index;
 mod records;
+mod revoked;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -34,7 +35,7 @@ pub(crate) use self::entry::supersedes;
 use self::{
     entry::{KeyEntry, claimed_holder},
     holders::Holders,
-    records::{Place, Records, Stored, size_of},
+    records::{Place, Records, Stored, bytes_of, size_of},
     room::holder_of,
 };
 use crate::{
@@ -282,7 +283,7 @@ impl ProviderStore {
         if let Some(place) = self.find(&key, record.node_id()) {
             return self.merge(tick, place, record, expires, retain, origin);
         }
-        let size = size_of(record.body().len());
+        let size = size_of(bytes_of(&record));
         self.expire_key(tick, &key);
         let holder = match origin {
             Origin::Local => None,
@@ -504,7 +505,7 @@ impl ProviderStore {
                 stored_seq: stored.record.seq(),
             });
         }
-        let (before, after) = (stored.size(), size_of(record.body().len()));
+        let (before, after) = (stored.size(), size_of(bytes_of(&record)));
         if let Some(id) = stored.holder {
             if local && self.usage.local >= self.limits.local_records {
                 return Err(InsertError::StoreFull);
@@ -558,8 +559,13 @@ impl ProviderStore {
         }
         self.expire_key(tick, key);
         self.settle(key);
-        self.check_room(key, &peek.node, size_of(record.body.len()), Some(&holder_of(from)))
-            .map(|()| Inserted::New)
+        self.check_room(
+            key,
+            &peek.node,
+            size_of(record.body.len() + record.chain.len()),
+            Some(&holder_of(from)),
+        )
+        .map(|()| Inserted::New)
     }
 
     fn expire_key(&mut self, tick: Tick, key: &ServiceKey) {

@@ -66,17 +66,22 @@ impl Stored {
 
     /// The bytes it is charged.
     pub(super) fn size(&self) -> usize {
-        size_of(self.record.body().len())
+        size_of(bytes_of(&self.record))
     }
 }
 
 /// The bytes that holding a record costs beyond its body: the structures around it and their share of the maps.
-const RECORD_OVERHEAD: usize = 264;
+const RECORD_OVERHEAD: usize = 272;
 
-/// The bytes that a record with a body of this length is charged. Rounded up, so that a refresh whose numbers take a byte more
-/// costs the same.
-pub(super) fn size_of(body: usize) -> usize {
-    body.next_multiple_of(64) + RECORD_OVERHEAD
+/// The bytes of a record's body and its proof. The proof is charged to each record, although the records of a node share it.
+pub(super) fn bytes_of(record: &VerifiedProvider) -> usize {
+    record.body().len() + record.chain().map_or(0, |chain| chain.as_bytes().len())
+}
+
+/// The bytes that a record with so many bytes of body and proof is charged. Rounded up, so that a refresh whose numbers take a byte
+/// more costs the same.
+pub(super) fn size_of(bytes: usize) -> usize {
+    bytes.next_multiple_of(64) + RECORD_OVERHEAD
 }
 
 #[derive(Debug)]

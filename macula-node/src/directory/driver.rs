@@ -11,8 +11,8 @@ use std::{
 use futures::future::BoxFuture;
 use macula_dht::{Config, Dht, Event, Output, QueryId, QueryResult, Request, RequestFailed, Role, Want};
 use macula_rpc::{Provider, ResolveError};
-use macula_transport::{Identity, Pool};
-use macula_wire::{Realm, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
+use macula_transport::{Access, Identity, Pool};
+use macula_wire::{Member, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -49,6 +49,7 @@ type Core = Dht<SecretKey, Kept>;
 /// The core, and the callers that wait for its answers.
 pub(crate) struct Driver {
     core: Core,
+    access: Access,
     clocks: Clocks,
     watch: ClockWatch,
     commands: mpsc::Receiver<Command>,
@@ -118,7 +119,7 @@ impl Driver {
     /// is secret: it keys the hashes of values that peers choose.
     pub(crate) fn new(
         identity: &Identity,
-        realm: &Realm,
+        access: Access,
         role: Role,
         bootstrap: Vec<BootstrapAddr>,
         kept: Kept,
@@ -135,6 +136,7 @@ impl Driver {
         };
         let closed = kept.closed();
         let watch = ClockWatch::new(clocks.read());
+        let realm = access.realm().clone();
         let core = Dht::new(
             config,
             identity.secret().clone(),
@@ -144,11 +146,12 @@ impl Driver {
             watch.unix_ms(),
             seed,
         );
-        let (directory, commands) = Directory::new(core.clock(), clocks.clone(), realm.clone());
+        let (directory, commands) = Directory::new(core.clock(), clocks.clone(), realm);
         let (progress, watched) = watch::channel(None);
         let reached = Reached::default();
-        let driver = Self {
+        let mut driver = Self {
             core,
+            access,
             clocks,
             watch,
             commands,
@@ -164,6 +167,7 @@ impl Driver {
             kept: closed,
             closing: None,
         };
+        driver.follow_access();
         (directory, driver, watched, reached)
     }
 
@@ -176,7 +180,29 @@ impl Driver {
         let key = self.core.key(service);
         self.own.entry(key).or_insert_with(|| Own::new(service));
         self.core
-            .advertise(self.clocks.now(), key, announcement.advertisement())
+            .advertise_service(self.clocks.now(), service, announcement.advertisement())
+    }
+
+    /// Uses this node's present grant, and drops what revoked nodes have published (A6).
+    fn follow_access(&mut self) {
+        let now = self.clocks.now();
+        let mut revoked = false;
+        for list in self.access.revocations() {
+            match self.core.revoke(now, &list) {
+                Ok(news) => revoked |= news,
+                Err(error) => tracing::warn!(%error, "the directory does not take a list of revocations"),
+            }
+        }
+        if revoked {
+            let is_member = |record: &VerifiedProvider| self.access.check(&record.member()).is_ok();
+            self.shared.cache().found.forget_unless(is_member);
+        }
+        let own = self.access.own().ok();
+        if let Some(grant) = own.as_ref().and_then(Member::chain)
+            && let Err(error) = self.core.set_grant(now, grant)
+        {
+            tracing::warn!(%error, "the directory does not take this node's grant");
+        }
     }
 
     /// Runs until it is closed, or every [`Directory`] is gone.
@@ -207,6 +233,9 @@ impl Driver {
             self.core.bootstrap(self.clocks.now(), seeds);
         }
         let mut looks = 0_u32;
+        let mut changed = self.access.changed();
+        // What has changed before is not told.
+        self.follow_access();
         let mut batch = Vec::with_capacity(COMMANDS_AT_ONCE);
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -239,6 +268,8 @@ impl Driver {
                         return;
                     }
                 }
+                // It cannot fail: the driver keeps the sender.
+                _ = changed.changed() => self.follow_access(),
                 _ = look.tick() => {
                     looks = looks.wrapping_add(1);
                     let jumped = self.look_at_clocks();
@@ -286,9 +317,12 @@ impl Driver {
     fn publish_anew(&mut self, announcement: &Announcement) {
         let services: Vec<_> = self.core.advertised().copied().collect();
         for key in services {
+            let Some(service) = self.own.get(&key).map(|own| &own.name) else {
+                continue;
+            };
             let advertised = self
                 .core
-                .advertise(self.clocks.now(), key, announcement.advertisement());
+                .advertise_service(self.clocks.now(), service, announcement.advertisement());
             if let Err(error) = advertised {
                 tracing::warn!(%key, %error, "a service could not be published anew");
             }
@@ -375,6 +409,10 @@ impl Driver {
                 for reply in self.advertising.remove(&key).into_iter().flatten() {
                     let _ = reply.send(Ok(report.clone()));
                 }
+            }
+            Event::NotAdvertised { key, error } => {
+                let service = self.own.get(&key).map(|own| own.name.as_str()).unwrap_or_default();
+                tracing::warn!(service, %error, "this node is not published as a provider any more");
             }
             Event::Withdrawn {
                 key,

@@ -158,9 +158,21 @@ impl Read {
     }
 }
 
+/// How many times the median weight of its service's providers a provider counts for at most: its weight is its own word (X3).
+const MAX_WEIGHT_OF_MEDIAN: u32 = 8;
+
 /// Records as callers take them.
 fn read<'a>(records: impl IntoIterator<Item = &'a VerifiedProvider>) -> Arc<[Provider]> {
-    records.into_iter().filter_map(provider).collect()
+    let mut providers: Vec<_> = records.into_iter().filter_map(provider).collect();
+    let mut weights: Vec<_> = providers.iter().map(|provider| provider.weight).collect();
+    weights.sort_unstable();
+    // The lower one of two: a provider beside one other does not raise its own bound.
+    let median = weights.get(weights.len().saturating_sub(1) / 2).copied().unwrap_or(1);
+    let most = median.saturating_mul(MAX_WEIGHT_OF_MEDIAN);
+    for provider in &mut providers {
+        provider.weight = provider.weight.min(most);
+    }
+    providers.into()
 }
 
 fn provider(record: &VerifiedProvider) -> Option<Provider> {

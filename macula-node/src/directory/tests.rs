@@ -164,3 +164,25 @@ async fn names_make_room_for_others() {
     }
     assert_eq!(f.directory.shared.cache().read.len(), most);
 }
+
+#[test]
+fn x3_no_provider_outweighs_the_median_by_more_than_eight_times() {
+    let weigh = |weights: &[u32]| {
+        let record = |(node, weight): (u8, &u32)| {
+            let advertisement = Advertisement::new(["node:1".parse().unwrap()]).with_weight(*weight);
+            let signer = SecretKey::from_bytes(&[node; 32]);
+            let (realm, key) = (Realm::default(), ServiceKey::from_bytes([1; 32]));
+            VerifiedProvider::sign(&signer, &realm.hash(), &key, 1, 0, &advertisement).unwrap()
+        };
+        let records: Vec<_> = (1..).zip(weights).map(record).collect();
+        read(&records)
+            .iter()
+            .map(|provider| provider.weight)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(weigh(&[1, 1, 1, u32::MAX]), [1, 1, 1, 8]);
+    assert_eq!(weigh(&[100, u32::MAX]), [100, 800]);
+    assert_eq!(weigh(&[2, 16, 4]), [2, 16, 4], "what differs honestly stays");
+    assert_eq!(weigh(&[u32::MAX]), [u32::MAX], "alone it takes all anyway");
+    assert_eq!(weigh(&[]), [0; 0]);
+}

@@ -337,7 +337,8 @@ impl<X: Exchange> Job<'_, X> {
             .with_method(&self.options.method)
             .with_timeout(until.saturating_duration_since(now) + TIMER_SLACK)
             .with_start(now)
-            .with_route(self.route());
+            .with_route(self.route())
+            .with_passage(self.passage(connection));
         if let Some(metadata) = metadata {
             request = request.with_metadata(metadata);
         }
@@ -396,6 +397,15 @@ impl<X: Exchange> Job<'_, X> {
     pub(super) fn asker(&self) -> Option<Asker> {
         let is_listed = matches!(self.source, AnswerSource::Directory(_)) && self.options.provider.is_none();
         is_listed.then(|| Asker::new(self.client, self.service, self.known))
+    }
+
+    /// The leave by which this node, or the router that it asks, passes the call on; empty for a call that goes straight to its provider.
+    fn passage(&self, connection: &Connection) -> Bytes {
+        match &self.options.passage {
+            Some(passage) => passage.clone(),
+            None if self.source == AnswerSource::Router => connection.passage(self.service),
+            None => Bytes::new(),
+        }
     }
 
     /// How a router may pass the call on: as this client would make it.

@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 use macula_select::{Backoff, BudgetConfig, Hedge, MAX_CALL_TIMEOUT, RetryPolicy, Strategy, Zone};
-use macula_transport::{Endpoint, Metadata, Pool};
+use macula_transport::{Access, Endpoint, Metadata, Pool};
 use macula_wire::{NameError, ServiceName};
 
 use super::{
@@ -24,6 +24,7 @@ use crate::{CallError, Decode, Encode, Provider, Resolve, Server, streaming::Ask
 #[must_use = "a builder does nothing until it is built"]
 pub struct ClientBuilder {
     pool: Pool,
+    access: Access,
     resolver: Arc<dyn Resolve>,
     routers: Option<Arc<dyn Routers>>,
     local: Option<Server>,
@@ -54,6 +55,7 @@ impl ClientBuilder {
         };
         Self {
             pool: endpoint.pool(),
+            access: endpoint.access().clone(),
             resolver,
             routers: None,
             local: None,
@@ -132,6 +134,7 @@ impl ClientBuilder {
                 services: Services::new(self.seed, self.defaults.clone(), self.pool.clone()),
                 kept_for_peers: Arc::default(),
                 pool: self.pool,
+                access: self.access,
                 resolver: self.resolver,
                 routers: self.routers,
                 local: self.local,

@@ -218,13 +218,13 @@ impl Client {
                 // A second attempt would need the one stream of requests too.
                 options.hedge = None;
             }
-            let room = options.for_peer.then(|| Arc::clone(&self.shared.kept_for_peers));
+            let room = options.is_for_peer().then(|| Arc::clone(&self.shared.kept_for_peers));
             let duplex = Duplex {
                 service,
                 replay: rest.map(|rest| Replay::new(&first, rest, room)),
                 deadline: start + allowed,
                 // Whole replies for peers would fill a router.
-                whole_bytes: if options.for_peer { 0 } else { MAX_WHOLE_BYTES },
+                whole_bytes: if options.is_for_peer() { 0 } else { MAX_WHOLE_BYTES },
             };
             self.exchange(&watch, begun, service, options, &first, &duplex).await
         };

@@ -32,6 +32,11 @@ impl Client {
         requests: IncomingMessages,
         mut replies: OutgoingMessages,
     ) -> Reply {
+        if call.passage().is_empty() {
+            let message =
+                "the call carries no leave to pass it on; its caller has no valid grant, or is of an older version";
+            return Status::new(StatusCode::PermissionDenied, message).into_reply();
+        }
         let mut options = Options {
             timeout: Some(call.deadline().saturating_duration_since(now())),
             // The caller says whether the call may run twice.
@@ -46,7 +51,7 @@ impl Client {
             metadata: Some(call.metadata().clone()),
             may_run_here: false,
             may_route: false,
-            for_peer: true,
+            passage: Some(call.passage().clone()),
             ..Options::default()
         };
         let mut provider = match self.open(call.service(), &mut options, forwarded(requests)).await {

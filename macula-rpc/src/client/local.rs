@@ -147,6 +147,10 @@ impl Client {
     ) -> Result<Result<Answer, CallError>, CallWatch> {
         let allowed = options.timeout.unwrap_or(self.shared.defaults.timeout);
         let local = self.begin_here(watch, service, options, allowed)?;
+        if let Err(denied) = local.admitted.check_own(&self.shared.access) {
+            let error = local.answered(denied);
+            return Ok(Err(local.fail(error)));
+        }
         let request = local.request(options, payload.clone());
         let error = match local.step(async { local.admitted.kind().call(request).await }).await {
             Ok(Ok(response)) => {
@@ -178,6 +182,10 @@ impl Client {
             Ok(local) => local,
             Err(watch) => return Err(Elsewhere { watch, requests }),
         };
+        if let Err(denied) = local.admitted.check_own(&self.shared.access) {
+            let error = local.answered(denied);
+            return Ok(Err(local.fail(error)));
+        }
         let replay = Replay::new(&Bytes::new(), requests.into_stream(), None);
         let request = local.request(options, Requests::here(replay.reader().boxed()));
         // A refusal in place of the first reply is a refusal too.

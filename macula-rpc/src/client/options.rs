@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use macula_select::{Backoff, Hedge, RetryPolicy, Strategy, Zone};
 use macula_transport::Metadata;
 
@@ -43,8 +44,8 @@ pub(crate) struct Options {
     pub(crate) provider: Option<Box<Provider>>,
     pub(crate) may_run_here: bool,
     pub(crate) may_route: bool,
-    /// Whether the call is a peer's and is forwarded.
-    pub(crate) for_peer: bool,
+    /// The leave of the peer whose call is forwarded; `None` for this node's own calls.
+    pub(crate) passage: Option<Bytes>,
 }
 
 impl Options {
@@ -65,8 +66,15 @@ impl Options {
         provider: None,
         may_run_here: true,
         may_route: true,
-        for_peer: false,
+        passage: None,
     };
+}
+
+impl Options {
+    /// Whether the call is a peer's and is forwarded.
+    pub(crate) fn is_for_peer(&self) -> bool {
+        self.passage.is_some()
+    }
 }
 
 impl Default for Options {

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_transport::{Pool, PoolEvents};
+use macula_transport::{Access, Pool, PoolEvents};
 use macula_wire::ServiceName;
 
 use super::{options::Defaults, replay::KeptForPeers, services::Services};
@@ -19,6 +19,8 @@ pub struct Client {
 
 pub(super) struct Shared {
     pub(super) pool: Pool,
+    /// This node's rights, for the calls that it runs itself.
+    pub(super) access: Access,
     pub(super) resolver: Arc<dyn Resolve>,
     pub(super) routers: Option<Arc<dyn Routers>>,
     pub(super) local: Option<Server>,

@@ -24,7 +24,7 @@ pub(crate) struct CallWatch {
 
 impl CallWatch {
     pub(crate) fn begin(client: &Client, service: &ServiceName, call: &Options) -> Self {
-        let known = match call.for_peer {
+        let known = match call.is_for_peer() {
             false => client.shared.services.of(service),
             true => client.shared.services.for_peers(service),
         };

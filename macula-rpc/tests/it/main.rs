@@ -1,6 +1,8 @@
 //! The public surface, over real connections.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+#[cfg(feature = "testing")]
+mod access;
 mod calls;
 #[cfg(feature = "tonic")]
 mod conformance;

@@ -27,6 +27,7 @@ use crate::{
         link::{Direction, InFlight, Link},
         stream::{FRAME_OVERHEAD, Incoming, Outgoing, ResetCode, StreamKind, Unserved, body_frame},
     },
+    peer::PeerInfo,
 };
 
 /// How many large requests of one peer are assembled at a time. Each holds up to a whole message in memory.
@@ -111,17 +112,47 @@ impl Provider {
         counters.calls_taken.add();
         let service = name(head.service());
         let service = service.map_err(|error| Reply::error(StatusCode::InvalidArgument, error.to_string()))?;
+        let peer = self.caller(&head, &service)?;
         let deadline = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
         let call = IncomingCall {
-            peer: self.link.peer.clone(),
+            peer,
             service,
             method: head.method,
             metadata: head.metadata,
             route: head.route,
+            passage: head.passage,
             deadline: deadline.into_std(),
             body: head.payload,
         };
         Ok((call, inside))
+    }
+
+    /// The member that a call is of, when its grant lets it call the service (A5); else the reply that denies it. A call that is to be
+    /// passed on is the peer's own here, so a router passes on only calls that its peer may make.
+    fn caller(&self, head: &Head, service: &ServiceName) -> Result<Arc<PeerInfo>, Reply> {
+        let peer = &self.link.peer;
+        let caller = if head.passage.is_empty() || head.route.is_some() {
+            peer.clone()
+        } else {
+            let access = &self.link.shared.config.access;
+            let passed = access.pass(&head.passage, &peer.node_id, service);
+            let member = passed.map_err(|error| self.denied(peer, service, &error.to_string()))?;
+            Arc::new(peer.passing_on_for(member))
+        };
+        if caller.may_call(service) {
+            Ok(caller)
+        } else {
+            Err(self.denied(&caller, service, "its grant does not let it call the service"))
+        }
+    }
+
+    fn denied(&self, caller: &PeerInfo, service: &ServiceName, why: &str) -> Reply {
+        let shared = &self.link.shared;
+        shared.counters.calls_denied.add();
+        shared.hush.say(|unsaid| {
+            tracing::warn!(caller = %caller.node_id, router = ?caller.router, %service, why, unsaid, "a call was denied");
+        });
+        Reply::error(StatusCode::PermissionDenied, format!("{service}: {why}"))
     }
 
     /// How the handler exchanges the messages of a call, or the reply of one that panicked.

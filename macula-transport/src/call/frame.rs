@@ -55,6 +55,8 @@ pub(crate) struct Head {
     pub(crate) timeout_us: u64,
     pub(crate) metadata: Metadata,
     pub(crate) route: Option<Box<Route>>,
+    /// The caller's leave to pass the call on; empty in most calls.
+    pub(crate) passage: Bytes,
     pub(crate) payload: Bytes,
     /// The payload is the whole request.
     pub(crate) end: bool,
@@ -112,6 +114,7 @@ fn read_head(frame: &Bytes, bytes: &[u8]) -> Result<Head, Malformed> {
         timeout_us: 0,
         metadata: Metadata::new(),
         route: None,
+        passage: Bytes::new(),
         payload: Bytes::new(),
         end: false,
     };
@@ -128,6 +131,7 @@ fn read_head(frame: &Bytes, bytes: &[u8]) -> Result<Head, Malformed> {
             7 => routed = value.flag()?,
             8 => route.repeat = Repeat::from_wire(value.number()? as i32),
             9 => route.max_attempts = NonZeroU32::new(value.number()? as u32),
+            11 => head.passage = frame.slice_ref(value.bytes()?),
             10 => route.attempt_timeout = Some(value.number()?).filter(|&us| us > 0).map(Duration::from_micros),
             _ => {}
         }
@@ -374,6 +378,7 @@ pub(crate) fn head_bytes(request: &CallRequest<'_>) -> usize {
     bytes_field_len(request.service.as_str().len())
         + bytes_field_len(request.method.len())
         + metadata_len(request.metadata())
+        + bytes_field_len(request.passage.len())
         + FIXED_HEAD_BYTES
 }
 
@@ -391,6 +396,7 @@ pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>
         + metadata_len(metadata)
         + if end { 2 } else { 0 }
         + route_len(request)
+        + bytes_field_len(request.passage.len())
         + bytes_field_len(payload);
     let flush = outbox.write(|buffer| {
         put_frame_start(buffer, call, 2, length);
@@ -407,6 +413,7 @@ pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>
         if let Some(route) = request.route {
             put_route(buffer, route);
         }
+        put_bytes_field(buffer, 11, &request.passage);
         // Last, so that a large one need not be copied: fields may come in any order.
         if payload > 0 {
             put_length(buffer, 5, payload);

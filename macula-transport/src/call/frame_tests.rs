@@ -33,6 +33,7 @@ fn as_schema(call: u64, frame: &Frame) -> CallFrame {
                 repeat: route.unwrap_or_default().repeat.to_wire().into(),
                 max_attempts: route.and_then(|route| route.max_attempts).map_or(0, NonZeroU32::get),
                 attempt_timeout_us: route.map_or(0, |route| route.attempt_timeout_us()),
+                passage: head.passage.clone(),
             })
         }
         Frame::Data(Data { payload, end, whole }) => Kind::Data(proto::Data {
@@ -128,12 +129,13 @@ proptest! {
         (payload, metadata) in (payload(), metadata()),
         (timeout_us, end, route, not_started) in (any::<u64>(), any::<bool>(), route(), any::<bool>()),
         (status, message, details) in (0..17_u32, "\\PC{0,40}", prop::collection::vec(any::<u8>(), 0..300)),
-        pushback in prop::option::of(-1..1_000_000_i64),
+        (pushback, passage) in (prop::option::of(-1..1_000_000_i64), prop::collection::vec(any::<u8>(), 0..1200)),
         part in prop::sample::select(vec![Part::Some, Part::Last, Part::FirstOfWhole]),
     ) {
         let name = service.parse().unwrap();
         let body = payload.slice(..payload.len().min(INLINE_BYTES));
         let request = CallRequest::new(&name, body.clone()).with_method(&method).with_metadata(&metadata).with_route(route);
+        let request = request.with_passage(passage.into());
         let head = proto::Head {
             service,
             method: method.clone(),
@@ -145,6 +147,7 @@ proptest! {
             repeat: route.unwrap_or_default().repeat.to_wire().into(),
             max_attempts: route.and_then(|route| route.max_attempts).map_or(0, NonZeroU32::get),
             attempt_timeout_us: route.map_or(0, |route| route.attempt_timeout_us()),
+            passage: request.passage.clone(),
         };
         prop_assert!(head.encoded_len() - head.payload.len() <= head_bytes(&request));
         let mut reply = Reply::error(StatusCode::from_u32(status), message.clone())

@@ -145,10 +145,14 @@ impl From<&Lost> for End {
             Lost::Restarted => Self::Restarted,
             Lost::ClosedHere(_) => Self::ClosedHere,
             Lost::ClosedByPeer { code, .. } => match code {
-                CloseCode::Realm | CloseCode::Version | CloseCode::Busy => Self::TurnedAway,
+                CloseCode::Realm | CloseCode::Version | CloseCode::Busy | CloseCode::NotAMember => Self::TurnedAway,
                 CloseCode::Shutdown | CloseCode::Retired => Self::Left,
                 CloseCode::Aborted => Self::Aborted,
-                CloseCode::Protocol | CloseCode::Unresponsive | CloseCode::Other => Self::ClosedByPeer,
+                CloseCode::Protocol
+                | CloseCode::Unresponsive
+                | CloseCode::GrantEnded
+                | CloseCode::Revoked
+                | CloseCode::Other => Self::ClosedByPeer,
             },
         }
     }

@@ -21,6 +21,7 @@ pub struct CallRequest<'a> {
     pub(crate) timeout: Duration,
     pub(crate) start: Option<Instant>,
     pub(crate) route: Option<Route>,
+    pub(crate) passage: Bytes,
 }
 
 /// How a peer may pass a call on: as the caller would make it.
@@ -89,6 +90,7 @@ impl<'a> CallRequest<'a> {
             timeout: DEFAULT_CALL_TIMEOUT,
             start: None,
             route: None,
+            passage: Bytes::new(),
         }
     }
 
@@ -128,6 +130,15 @@ impl<'a> CallRequest<'a> {
     #[must_use]
     pub fn with_route(mut self, route: Option<Route>) -> Self {
         self.route = route;
+        self
+    }
+
+    /// Sets the caller's leave to pass the call on: for the peer, which is to route it
+    /// ([`Connection::passage`](crate::Connection::passage)), or for this node, which does so
+    /// ([`IncomingCall::passage`]).
+    #[must_use]
+    pub fn with_passage(mut self, passage: Bytes) -> Self {
+        self.passage = passage;
         self
     }
 
@@ -209,12 +220,14 @@ pub struct IncomingCall {
     pub(crate) method: String,
     pub(crate) metadata: Metadata,
     pub(crate) route: Option<Box<Route>>,
+    pub(crate) passage: Bytes,
     pub(crate) deadline: Instant,
     pub(crate) body: Bytes,
 }
 
 impl IncomingCall {
-    /// The caller.
+    /// The caller: the peer of the connection, or the node whose leave that peer shows for passing the call on
+    /// ([`PeerInfo::router`] names the peer then).
     #[must_use]
     pub fn peer(&self) -> &Arc<PeerInfo> {
         &self.peer
@@ -242,6 +255,12 @@ impl IncomingCall {
     #[must_use]
     pub fn route(&self) -> Option<Route> {
         self.route.as_deref().copied()
+    }
+
+    /// The caller's leave for this node to pass the call on; empty when there is none.
+    #[must_use]
+    pub fn passage(&self) -> &Bytes {
+        &self.passage
     }
 
     /// When the caller stops waiting. The handler is dropped then.

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use macula_wire::proto::{self, GoAwayReason, control};
+use macula_wire::{
+    ChainHash,
+    proto::{self, GoAwayReason, control},
+};
 use prost::Message as _;
 use tokio::sync::mpsc;
 
 use super::{
     link::Link,
+    membership,
     stream::{Incoming, Outgoing, ReceiveError},
     watch,
 };
@@ -31,13 +35,14 @@ pub(crate) trait Events: Send + Sync + 'static {
     fn ended(&self, reason: Lost);
 }
 
-/// Serves a connection until it ends.
+/// Serves a connection until it ends. `shown` is the chain of this node that the peer was shown.
 pub(crate) async fn run(
     link: Arc<Link>,
     events: Arc<dyn Events>,
     mut outgoing: Outgoing,
     mut incoming: Incoming,
     mut queue: mpsc::Receiver<proto::Control>,
+    shown: Option<ChainHash>,
 ) {
     // Tasks of their own, which end with the connection: a stream that arrives wakes only the task that takes it.
     let (quic, streams) = (link.quic.clone(), events.clone());
@@ -89,6 +94,7 @@ pub(crate) async fn run(
         () = listen => {}
         () = leave => {}
         () = watch::peer(&link) => {}
+        () = membership::keep(&link, shown) => {}
     }
     let reason = link.lost(link.quic.closed().await);
     tracing::debug!(peer = %link.peer.node_id.short(), %reason, "connection ended");
@@ -109,8 +115,9 @@ fn hear(link: &Link, events: &dyn Events, frame: bytes::Bytes) -> bool {
             events.peer_leaves();
         }
         Some(control::Kind::Load(load)) => link.peer_is_busy(LoadReport::from_wire(load)),
+        Some(control::Kind::Renewed(proto::Renewed { chain })) => membership::renewed(link, &chain),
         // A second introduction changes nothing, and later versions may say more.
-        Some(control::Kind::Hello(_) | control::Kind::ProbeAck(_)) | None => {}
+        Some(control::Kind::Hello(_) | control::Kind::Ask(_) | control::Kind::ProbeAck(_)) | None => {}
     }
     true
 }

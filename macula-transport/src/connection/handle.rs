@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use macula_wire::ServiceName;
 
 use super::watch::{Presence, PresenceWatch};
 use crate::{
@@ -76,6 +77,13 @@ impl Connection {
     /// When no reply came.
     pub async fn request(&self, protocol: Protocol, body: Bytes, timeout: Duration) -> Result<Bytes, RequestError> {
         ask::request(&self.caller, protocol, body, timeout).await
+    }
+
+    /// This node's leave for the peer to pass its calls of `service` on, for [`CallRequest::with_passage`]. It is signed once in half
+    /// an hour and then remembered; empty when this node has no valid grant.
+    #[must_use]
+    pub fn passage(&self, service: &ServiceName) -> Bytes {
+        self.caller.link.passage(service)
     }
 
     /// Why the connection has ended; `None` while it has not.

@@ -3,6 +3,7 @@
 //! A link knows neither calls nor the pool. It counts what is under way, keeps the gate, and closes when its work is done.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
@@ -10,8 +11,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures::FutureExt as _;
-use macula_wire::proto::{self, GoAwayReason, control};
+use macula_wire::{
+    PASSAGE_SECS, ServiceName,
+    proto::{self, GoAwayReason, control},
+};
 use tokio::sync::{Notify, mpsc};
 
 use super::{
@@ -29,6 +34,8 @@ use crate::{
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
 const MAX_CONTROL_QUEUE: usize = 16;
+/// The most services for which a router has this node's leave at a time; beyond it they are signed anew.
+const MAX_PASSAGES: usize = 256;
 /// A connection.
 pub(crate) struct Link {
     pub(crate) quic: quinn::Connection,
@@ -59,6 +66,8 @@ pub(crate) struct Link {
     load: Mutex<LoadTold>,
     /// What looks after the peer while calls are under way.
     pub(crate) watch: Watch,
+    /// This node's leave for the peer to pass its calls on, by service, and when each was signed.
+    passages: Mutex<BTreeMap<ServiceName, (u64, Bytes)>>,
 }
 
 /// What a peer that leaves has said.
@@ -121,6 +130,7 @@ impl Link {
             closed_as: OnceLock::new(),
             load: Mutex::default(),
             watch: Watch::default(),
+            passages: Mutex::default(),
         };
         link.touch();
         (Arc::new(link), queue)
@@ -143,6 +153,12 @@ impl Link {
         if self.control.try_send(proto::Control { kind: Some(kind) }).is_err() {
             tracing::debug!(peer = %self.peer.node_id.short(), "a control message was dropped");
         }
+    }
+
+    /// Queues a control message that no later one stands for, and waits for room.
+    pub(crate) async fn tell_surely(&self, kind: control::Kind) {
+        // Without a receiver the connection is over.
+        let _ = self.control.send(proto::Control { kind: Some(kind) }).await;
     }
 
     /// Counts a stream without an answer, and gives the code that ends it.
@@ -200,6 +216,28 @@ impl Link {
             (Lost::ClosedHere(_), Some(&code)) => Lost::ClosedHere(code),
             (lost, _) => lost,
         }
+    }
+
+    /// This node's leave for the peer to pass its calls of `service` on; empty when this node has no valid grant.
+    pub(crate) fn passage(&self, service: &ServiceName) -> Bytes {
+        let config = &self.shared.config;
+        let (Ok(own), now) = (config.access.own(), config.access.now()) else {
+            return Bytes::new();
+        };
+        let mut passages = self.passages.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = passages
+            .get(service)
+            .filter(|(at, _)| now.abs_diff(*at) < PASSAGE_SECS / 2);
+        if let Some((_, passage)) = fresh {
+            return passage.clone();
+        }
+        if passages.len() >= MAX_PASSAGES {
+            passages.clear();
+        }
+        let realm = config.access.realm().hash();
+        let passage = own.passage(config.identity.secret(), &realm, &self.peer.node_id, service, now);
+        passages.insert(service.clone(), (now, passage.clone()));
+        passage
     }
 
     /// The largest payload of a message to the peer, in bytes.

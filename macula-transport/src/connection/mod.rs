@@ -8,6 +8,7 @@ pub(crate) mod gate;
 pub(crate) mod handle;
 mod health;
 pub(crate) mod link;
+mod membership;
 pub(crate) mod pulse;
 pub(crate) mod room;
 pub(crate) mod shared;

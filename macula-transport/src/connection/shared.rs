@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::room::Room;
-use crate::{config::Config, load::Load, stats::Counters};
+use crate::{config::Config, hush::Hush, load::Load, stats::Counters};
 
 /// What the connections of an endpoint share.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     draining: AtomicBool,
     /// The callers that wait for a place in the pool.
     pub(crate) room: Room,
+    /// What is said of peers without a valid grant.
+    pub(crate) hush: Hush,
 }
 
 impl Shared {
@@ -36,6 +38,7 @@ impl Shared {
             lately: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             room: Room::default(),
+            hush: Hush::default(),
         }
     }
 

@@ -445,7 +445,7 @@ pub(crate) fn control_frame(kind: proto::control::Kind) -> Bytes {
 }
 
 impl CloseCode {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::Other,
         Self::Shutdown,
         Self::Retired,
@@ -455,6 +455,9 @@ impl CloseCode {
         Self::Busy,
         Self::Unresponsive,
         Self::Aborted,
+        Self::NotAMember,
+        Self::GrantEnded,
+        Self::Revoked,
     ];
 
     pub(crate) fn to_wire(self) -> VarInt {
@@ -486,7 +489,10 @@ pub(crate) fn read_farewell(close: &quinn::ApplicationClose) -> Option<proto::Go
         | CloseCode::Realm
         | CloseCode::Version
         | CloseCode::Busy
-        | CloseCode::Unresponsive => None,
+        | CloseCode::Unresponsive
+        | CloseCode::NotAMember
+        | CloseCode::GrantEnded
+        | CloseCode::Revoked => None,
     }
 }
 
@@ -531,7 +537,7 @@ mod tests {
         for code in CloseCode::ALL {
             assert_eq!(CloseCode::from_wire(code.to_wire()), code);
         }
-        assert_eq!(CloseCode::from_wire(VarInt::from_u32(9)), CloseCode::Other);
+        assert_eq!(CloseCode::from_wire(VarInt::from_u32(12)), CloseCode::Other);
         assert_eq!(CloseCode::from_wire(VarInt::MAX), CloseCode::Other);
     }
 

@@ -10,10 +10,11 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use macula_wire::{
-    NodeId, RealmHash,
-    proto::{Hello, control},
+    Chain, ChainHash, NodeId,
+    proto::{self, Hello, control},
 };
 use tokio::{
     sync::broadcast,
@@ -40,7 +41,6 @@ const INITIAL_PTO: Duration = Duration::from_millis(3 * INITIAL_RTT.as_millis() 
 pub(crate) struct Introducer {
     pub(crate) shared: Arc<Shared>,
     pub(crate) node_id: NodeId,
-    pub(crate) realm: RealmHash,
     pub(crate) quic: quinn::Endpoint,
     pub(crate) tls: tls::Tls,
     pub(crate) transport: Arc<quinn::TransportConfig>,
@@ -51,7 +51,7 @@ pub(crate) struct Introducer {
 }
 
 impl Introducer {
-    fn hello(&self, peer_addr: SocketAddr) -> Hello {
+    fn hello(&self, peer_addr: SocketAddr) -> Result<Hello, HelloError> {
         let advertised = self.advertised.read().unwrap_or_else(PoisonError::into_inner);
         hello::ours(&self.shared.config, &advertised, peer_addr)
     }
@@ -76,6 +76,8 @@ pub(crate) struct Established {
     pub(crate) peer: PeerInfo,
     pub(crate) outgoing: Outgoing,
     pub(crate) incoming: Incoming,
+    /// The chain that the peer was shown.
+    pub(crate) shown: Option<ChainHash>,
 }
 
 /// The handshakes of peers under way, by where they come from.
@@ -115,6 +117,7 @@ pub(crate) async fn dial(
     expected: Option<NodeId>,
     endpoints: &[macula_wire::Address],
 ) -> Result<Established, DialError> {
+    introducer.shared.config.access.own().map_err(DialError::Grant)?;
     let start = Instant::now();
     let deadline = start + introducer.shared.config.timers.connect;
     let (addresses, mut error) = timeout_at(deadline, resolve(endpoints)).await.unwrap_or_default();
@@ -203,6 +206,7 @@ async fn attempt(
                 addr,
                 source: HelloError::Realm,
             },
+            HelloError::OwnGrant(source) => DialError::Grant(source),
             HelloError::Lost(source) => DialError::Refused { addr, source },
             source => DialError::Hello { addr, source },
         }
@@ -214,13 +218,8 @@ async fn attempt(
         quic.close(CloseCode::Protocol.to_wire(), b"the node dialed itself");
         return Err(DialError::Myself { addr });
     }
-    match timeout_at(deadline, open_control(introducer, &quic, node_id)).await {
-        Ok(Ok((peer, outgoing, incoming))) => Ok(Established {
-            quic,
-            peer,
-            outgoing,
-            incoming,
-        }),
+    match timeout_at(deadline, open_control(introducer, &quic, node_id, expected.is_some())).await {
+        Ok(Ok(established)) => Ok(established),
         Ok(Err(error)) => Err(refused(&quic, error)),
         Err(_) => {
             quic.close(CloseCode::Protocol.to_wire(), b"no introduction came in time");
@@ -287,17 +286,47 @@ async fn connect(
         })
 }
 
+/// Opens the control stream, on which both sides introduce themselves, the dialer first. A dialer that does not know which node it
+/// dials asks before: it shows neither its realm nor its grant to a node that has not shown that it belongs there (A3).
+///
+/// So a node that listens shows its realm's hash and its grant to every node that dials it and asks. Neither is a secret: a grant
+/// names services, labels and dates, and is of use only with its node's key.
 async fn open_control(
     introducer: &Introducer,
     quic: &quinn::Connection,
     node_id: NodeId,
-) -> Result<(PeerInfo, Outgoing, Incoming), HelloError> {
+    is_expected: bool,
+) -> Result<Established, HelloError> {
     let (send, recv) = quic.open_bi().await.map_err(Lost::from)?;
     let mut outgoing = Outgoing::new(send);
-    say_hello(introducer, quic, &mut outgoing, Some(StreamKind::Control)).await?;
     let mut incoming = Incoming::new(recv, hello::MAX_CONTROL_BYTES);
+    // A node without a grant would be refused, and says nothing.
+    let mut hello = introducer.hello(remote_addr(quic))?;
+    let kind = kind_bytes(StreamKind::Control);
+    if is_expected {
+        say(
+            &mut outgoing,
+            &mut [kind, control_frame(control::Kind::Hello(hello.clone()))],
+        )
+        .await?;
+    } else {
+        say(
+            &mut outgoing,
+            &mut [kind, control_frame(control::Kind::Ask(proto::Ask {}))],
+        )
+        .await?;
+        hear_hello(introducer, quic, node_id, &mut incoming).await?;
+        hello = introducer.hello(remote_addr(quic))?;
+        say(&mut outgoing, &mut [control_frame(control::Kind::Hello(hello.clone()))]).await?;
+    }
     let peer = hear_hello(introducer, quic, node_id, &mut incoming).await?;
-    Ok((peer, outgoing, incoming))
+    Ok(Established {
+        quic: quic.clone(),
+        peer,
+        outgoing,
+        incoming,
+        shown: shown(&hello),
+    })
 }
 
 /// Takes an arriving connection to the point where both sides have introduced themselves.
@@ -312,31 +341,40 @@ pub(crate) async fn accept(introducer: &Introducer, quic: &quinn::Connection) ->
         Some(byte) if byte == StreamKind::Control.byte() => {}
         _ => return Err(HelloError::Malformed),
     }
-    let peer = hear_hello(introducer, quic, node_id, &mut incoming).await?;
-    say_hello(introducer, quic, &mut outgoing, None).await?;
+    let mut first = hear(&mut incoming).await?;
+    if hello::is_question(&first) {
+        let hello = introducer.hello(remote_addr(quic))?;
+        say(&mut outgoing, &mut [control_frame(control::Kind::Hello(hello))]).await?;
+        first = hear(&mut incoming).await?;
+    }
+    let peer = hello::read(first, &introducer.shared.config.access, node_id, remote_addr(quic))?;
+    let hello = introducer.hello(remote_addr(quic))?;
+    let shown = shown(&hello);
+    say(&mut outgoing, &mut [control_frame(control::Kind::Hello(hello))]).await?;
     Ok(Established {
         quic: quic.clone(),
         peer,
         outgoing,
         incoming,
+        shown,
     })
 }
 
-async fn say_hello(
-    introducer: &Introducer,
-    quic: &quinn::Connection,
-    outgoing: &mut Outgoing,
-    kind: Option<StreamKind>,
-) -> Result<(), HelloError> {
-    let hello = control_frame(control::Kind::Hello(introducer.hello(remote_addr(quic))));
-    let sent = match kind {
-        Some(kind) => outgoing.send(&mut [kind_bytes(kind), hello]).await,
-        None => outgoing.send(&mut [hello]).await,
-    };
-    sent.map_err(|error| match error {
+/// The hash of the chain in an introduction of this node.
+fn shown(hello: &Hello) -> Option<ChainHash> {
+    let chain = Chain::from_bytes(hello.chain.clone()).ok()?;
+    (!hello.chain.is_empty()).then(|| chain.hash())
+}
+
+async fn say(outgoing: &mut Outgoing, frames: &mut [Bytes]) -> Result<(), HelloError> {
+    outgoing.send(frames).await.map_err(|error| match error {
         SendError::Stopped => HelloError::Ended,
         SendError::Lost(lost) => HelloError::Lost(lost),
     })
+}
+
+async fn hear(incoming: &mut Incoming) -> Result<Bytes, HelloError> {
+    incoming.next().await.map_err(hello_error)?.ok_or(HelloError::Ended)
 }
 
 async fn hear_hello(
@@ -345,8 +383,8 @@ async fn hear_hello(
     node_id: NodeId,
     incoming: &mut Incoming,
 ) -> Result<PeerInfo, HelloError> {
-    let frame = incoming.next().await.map_err(hello_error)?.ok_or(HelloError::Ended)?;
-    hello::read(frame, &introducer.realm, node_id, remote_addr(quic))
+    let frame = hear(incoming).await?;
+    hello::read(frame, &introducer.shared.config.access, node_id, remote_addr(quic))
 }
 
 /// Where the peer's packets come from; an IPv4 address as one, although the socket takes both families.

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use macula_wire::{NodeId, RealmHash, proto};
+use macula_wire::{NodeId, proto};
 use prost::Message as _;
 
 use crate::{
+    access::Access,
     config::{Config, MAX_MESSAGE_BYTES},
     error::{CloseCode, HelloError},
-    peer::{PeerInfo, Role},
+    peer::{PeerInfo, Role, Standing},
 };
 
 /// The version of the protocol.
@@ -23,18 +24,27 @@ pub(crate) const MAX_AGENT_BYTES: usize = 64;
 const MIN_PEER_MESSAGE_BYTES: u32 = 64 * 1024;
 
 /// What this node says of itself to a peer whose packets come from `peer_addr`.
-pub(crate) fn ours(config: &Config, endpoints: &[macula_wire::Address], peer_addr: SocketAddr) -> proto::Hello {
+///
+/// # Errors
+/// When this node has no valid grant of its closed realm.
+pub(crate) fn ours(
+    config: &Config,
+    endpoints: &[macula_wire::Address],
+    peer_addr: SocketAddr,
+) -> Result<proto::Hello, HelloError> {
     let saturated = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    proto::Hello {
+    let own = config.access.own().map_err(HelloError::OwnGrant)?;
+    Ok(proto::Hello {
         version: VERSION,
-        realm: Bytes::copy_from_slice(config.realm.hash().as_bytes()),
+        realm: Bytes::copy_from_slice(config.access.realm().hash().as_bytes()),
         role: config.role.to_wire().into(),
         endpoints: endpoints.iter().map(ToString::to_string).collect(),
         max_message_bytes: saturated(config.limits.max_message_bytes),
         max_concurrent_calls: saturated(config.limits.max_concurrent_calls),
         agent: shortened(&config.agent),
         observed: peer_addr.to_string(),
-    }
+        chain: own.chain().map(|chain| chain.as_bytes().clone()).unwrap_or_default(),
+    })
 }
 
 fn shortened(agent: &str) -> String {
@@ -45,10 +55,21 @@ fn shortened(agent: &str) -> String {
         .collect()
 }
 
+/// Whether the peer asks for this node's introduction before it says its own.
+pub(crate) fn is_question(frame: &Bytes) -> bool {
+    let message = proto::Control::decode(frame.clone());
+    matches!(
+        message,
+        Ok(proto::Control {
+            kind: Some(proto::control::Kind::Ask(_))
+        })
+    )
+}
+
 /// What the peer says of itself, checked.
 pub(crate) fn read(
     frame: Bytes,
-    realm: &RealmHash,
+    access: &Access,
     node_id: NodeId,
     remote_addr: SocketAddr,
 ) -> Result<PeerInfo, HelloError> {
@@ -62,9 +83,11 @@ pub(crate) fn read(
             ours: VERSION,
         });
     }
-    if hello.realm != realm.as_bytes()[..] {
+    if hello.realm != access.realm().hash().as_bytes()[..] {
         return Err(HelloError::Realm);
     }
+    let role = Role::from_wire(hello.role);
+    let member = access.admit(&node_id, &hello.chain, role).map_err(HelloError::Access)?;
     if hello.endpoints.len() > macula_wire::MAX_ENDPOINTS {
         return Err(HelloError::Malformed);
     }
@@ -76,7 +99,7 @@ pub(crate) fn read(
     let agent = shortened(&hello.agent).chars().filter(|c| !c.is_control()).collect();
     Ok(PeerInfo {
         node_id,
-        role: Role::from_wire(hello.role),
+        role,
         endpoints: hello
             .endpoints
             .iter()
@@ -89,6 +112,8 @@ pub(crate) fn read(
             .max_message_bytes
             .clamp(MIN_PEER_MESSAGE_BYTES, MAX_MESSAGE_BYTES as u32) as usize,
         max_concurrent_calls: hello.max_concurrent_calls as usize,
+        router: None,
+        standing: Standing::new(member),
     })
 }
 
@@ -97,6 +122,8 @@ impl HelloError {
     pub(crate) fn close_code(&self) -> CloseCode {
         match self {
             Self::Realm => CloseCode::Realm,
+            Self::Access(error) => CloseCode::of_access(error),
+            Self::OwnGrant(_) => CloseCode::NotAMember,
             Self::Version { .. } => CloseCode::Version,
             Self::Malformed | Self::Address(_) | Self::Frame(_) | Self::TimedOut | Self::Lost(_) | Self::Ended => {
                 CloseCode::Protocol
@@ -107,18 +134,17 @@ impl HelloError {
 
 #[cfg(test)]
 mod tests {
-    use macula_wire::Realm;
 
     use super::*;
 
     fn heard(change: impl FnOnce(&mut proto::Hello)) -> Result<PeerInfo, HelloError> {
         let config = Config::new(crate::identity::Identity::generate().unwrap());
-        let mut hello = ours(&config, &[], ([192, 0, 2, 7], 9443).into());
+        let mut hello = ours(&config, &[], ([192, 0, 2, 7], 9443).into()).unwrap();
         change(&mut hello);
         let kind = Some(proto::control::Kind::Hello(hello));
         let frame = proto::Control { kind }.encode_to_vec();
         let node = NodeId::from_bytes([1; 32]);
-        read(frame.into(), &Realm::default().hash(), node, ([127, 0, 0, 1], 1).into())
+        read(frame.into(), &config.access, node, ([127, 0, 0, 1], 1).into())
     }
 
     #[test]

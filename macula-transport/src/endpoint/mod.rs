@@ -16,13 +16,14 @@ use std::{
 };
 
 use futures::future::{BoxFuture, FutureExt as _, join_all};
-use macula_wire::{NodeId, proto};
+use macula_wire::{AccessError, NodeId, proto};
 use tokio::{
     sync::{broadcast, mpsc},
     time::timeout,
 };
 
 use crate::{
+    access::Access,
     call::{
         answer::{self, Provider},
         ask::{self, Caller},
@@ -91,6 +92,7 @@ impl Endpoint {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(BindError::NoRuntime);
         }
+        check_grant(&config)?;
         let tls = Tls::new(&config.identity, config.key_exchange)
             .map_err(TlsError::from)
             .map_err(BindError::Tls)?;
@@ -112,7 +114,7 @@ impl Endpoint {
         });
         let (mut local_addr, quic) = bound.map_err(|source| BindError::Socket { addr, source })?;
         local_addr.set_ip(local_addr.ip().to_canonical());
-        let (node_id, realm) = (config.identity.node_id(), config.realm.hash());
+        let node_id = config.identity.node_id();
         let advertised = RwLock::new(config.advertise.clone());
         let shared = Arc::new(Shared::new(config, counters, load));
         let inner = Arc::new(Inner {
@@ -120,7 +122,6 @@ impl Endpoint {
             introducer: Introducer {
                 shared: shared.clone(),
                 node_id,
-                realm,
                 quic,
                 tls,
                 transport,
@@ -160,6 +161,12 @@ impl Endpoint {
     #[must_use]
     pub fn identity(&self) -> &Identity {
         &self.inner.shared.config.identity
+    }
+
+    /// The node's realm and grant.
+    #[must_use]
+    pub fn access(&self) -> &Access {
+        &self.inner.shared.config.access
     }
 
     /// The connections to other nodes.
@@ -259,6 +266,7 @@ impl Dialer for Inner {
             peer,
             outgoing,
             incoming,
+            shown,
         } = established;
         let limits = &self.shared.config.limits;
         quic.set_max_concurrent_bi_streams(limits.max_streams.into());
@@ -280,7 +288,7 @@ impl Dialer for Inner {
             pool: self.pool.clone(),
             id,
         });
-        tokio::spawn(control::run(link, events, outgoing, incoming, queue));
+        tokio::spawn(control::run(link, events, outgoing, incoming, queue, shown));
         true
     }
 }
@@ -393,9 +401,28 @@ async fn accept_one(inner: &Arc<Inner>, arriving: quinn::Incoming) {
         }
         Err(error) => {
             inner.shared.counters.rejected_hellos.add();
-            tracing::info!(%from, %error, "a peer was turned away");
+            if let HelloError::Access(_) = error {
+                inner.shared.counters.rejected_grants.add();
+                let node = tls::peer_id(quic.peer_identity())
+                    .map(|node| node.to_string())
+                    .unwrap_or_default();
+                inner.shared.hush.say(|unsaid| {
+                    tracing::warn!(%from, node, %error, unsaid, "a peer without a valid grant was turned away");
+                });
+            } else {
+                tracing::info!(%from, %error, "a peer was turned away");
+            }
             quic.close(error.close_code().to_wire(), error.to_string().as_bytes());
         }
+    }
+}
+
+/// A node may start without a grant, and be given one later. A grant that it has must let it be what it says that it is.
+fn check_grant(config: &Config) -> Result<(), BindError> {
+    match config.access.own() {
+        Ok(own) if !own.may_be(config.role.needs()) => Err(BindError::Grant(AccessError::Role(own.role()))),
+        Ok(_) | Err(AccessError::NoGrant) => Ok(()),
+        Err(error) => Err(BindError::Grant(error)),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::limits::{MAX_CHAIN_BYTES, MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_ORDERS, MAX_ORDERS_OF_SIGNER};
+use super::role::GrantRole;
 use crate::NodeId;
 
 /// The right in which a grant goes beyond its issuer's.
@@ -76,9 +77,18 @@ pub enum AccessError {
     /// A label has a key or value that a label may not have.
     #[error("a label is KEY=VALUE: the key a name like `team`, the value 1 to 128 bytes of plain text")]
     BadLabel,
+    /// The grant does not let its node be what it says that it is.
+    #[error("the grant lets its node be a {0} at most, which is less than it introduces itself as")]
+    Role(GrantRole),
     /// The grant was taken back.
     #[error("the grant of node {0} was revoked")]
     Revoked(NodeId),
+    /// A router shows no passage of the caller for this service, or one of another router or service.
+    #[error("the call was passed on without its caller's leave for this router and service")]
+    BadPassage,
+    /// The caller's leave for its router has ended.
+    #[error("the caller's leave for its router has ended: is a clock wrong?")]
+    OldPassage,
     /// The signer of a revocation may not revoke.
     #[error("the revocation's signature is neither the realm's nor a known issuer's")]
     BadRevoker,

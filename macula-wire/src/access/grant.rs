@@ -1,6 +1,6 @@
 //! A grant: what one node may do in a closed realm, and for how long (A2).
 
-use std::{collections::BTreeMap, fmt, ops::RangeInclusive};
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use bytes::Bytes;
 
@@ -8,52 +8,12 @@ use super::{
     error::{AccessError, Beyond},
     limits::{MAX_GRANT_SECS, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES},
     pattern::{Pattern, Patterns},
+    role::GrantRole,
 };
 use crate::{NodeId, Realm, RealmHash, ServiceName, proto};
 
 /// In an issuer's right: every value of a label, and as a key every label.
 const ANY: &str = "*";
-
-/// What a member may be in its realm. Each role includes those before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum GrantRole {
-    /// It looks up, publishes and calls.
-    Client,
-    /// It stores records and answers lookups too.
-    Node,
-    /// It passes calls on, and is believed which member each of them is of.
-    Router,
-}
-
-impl GrantRole {
-    fn to_wire(self) -> i32 {
-        match self {
-            Self::Client => proto::GrantRole::Client,
-            Self::Node => proto::GrantRole::Node,
-            Self::Router => proto::GrantRole::Router,
-        }
-        .into()
-    }
-
-    fn from_wire(role: i32) -> Result<Self, AccessError> {
-        match proto::GrantRole::try_from(role) {
-            Ok(proto::GrantRole::Client) => Ok(Self::Client),
-            Ok(proto::GrantRole::Node) => Ok(Self::Node),
-            Ok(proto::GrantRole::Router) => Ok(Self::Router),
-            Ok(proto::GrantRole::Unspecified) | Err(_) => Err(AccessError::Malformed),
-        }
-    }
-}
-
-impl fmt::Display for GrantRole {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Client => "client",
-            Self::Node => "node",
-            Self::Router => "router",
-        })
-    }
-}
 
 /// What one node may do in a closed realm, and for how long. A signature makes it a [`Chain`](super::Chain).
 ///
@@ -205,7 +165,7 @@ impl Grant {
             node_id: NodeId::from_slice(&grant.node_id).ok_or(AccessError::Malformed)?,
             not_before: grant.not_before,
             not_after: grant.not_after,
-            role: GrantRole::from_wire(grant.role)?,
+            role: GrantRole::from_wire(grant.role).ok_or(AccessError::Malformed)?,
             provide: patterns(&grant.provide)?,
             call: patterns(&grant.call)?,
             labels: labels(grant.labels)?,
@@ -302,7 +262,7 @@ impl Issue {
 
     fn from_wire(issue: proto::Issue) -> Result<Self, AccessError> {
         Ok(Self {
-            role: GrantRole::from_wire(issue.role)?,
+            role: GrantRole::from_wire(issue.role).ok_or(AccessError::Malformed)?,
             provide: patterns(&issue.provide)?,
             call: patterns(&issue.call)?,
             labels: labels(issue.labels)?,

@@ -17,3 +17,11 @@ pub const MAX_ORDERS: usize = 64;
 pub const MAX_ORDERS_OF_SIGNER: usize = 512;
 /// The most issuers whose orders are kept.
 pub const MAX_ISSUERS_REVOKING: usize = 32;
+/// The most chains whose check a node remembers, 6 MiB at most.
+pub const MAX_KNOWN_CHAINS: usize = 4096;
+/// The most bytes of a passage: a chain, a key, a date and a signature.
+pub const MAX_PASSAGE_BYTES: usize = MAX_CHAIN_BYTES + 128;
+/// How long a passage lasts, in seconds, and by how much the clocks of a caller and a provider may differ for one.
+pub const PASSAGE_SECS: u64 = 60 * 60;
+/// The most passages whose check a node remembers.
+pub const MAX_KNOWN_PASSAGES: usize = 1024;

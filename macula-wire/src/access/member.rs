@@ -5,16 +5,17 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     chain::{Chain, ChainHash},
     error::AccessError,
-    grant::{Grant, GrantRole, Issue},
+    grant::{Grant, Issue},
     limits::CLOCK_TOLERANCE_SECS,
+    role::GrantRole,
 };
-use crate::{NodeId, Realm, ServiceName};
+use crate::{NodeId, Realm, RealmHash, ServiceName};
 
 static NO_LABELS: BTreeMap<String, String> = BTreeMap::new();
 
 /// A node that belongs to its realm, made by [`Chain::verify`] or [`Member::open`], and in no other way. Cheap to clone.
 ///
-/// In an open realm every node is a member that may all, and is believed nothing: see [`Member::vouches`].
+/// In an open realm every node is a member that may all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     node_id: NodeId,
@@ -24,12 +25,22 @@ pub struct Member {
 
 /// What a verified chain says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Granted {
+pub(crate) struct Granted {
     pub(super) grant: Grant,
     /// The issuer's grant, when the realm's key did not sign the member's.
     pub(super) issuer: Option<Grant>,
     pub(super) chain: Chain,
     pub(super) hash: ChainHash,
+}
+
+impl Granted {
+    pub(crate) fn not_after(&self) -> u64 {
+        self.grant.not_after
+    }
+
+    pub(crate) fn chain(&self) -> &Chain {
+        &self.chain
+    }
 }
 
 impl Member {
@@ -46,9 +57,25 @@ impl Member {
         }
     }
 
+    /// What was verified of it, for a value that keeps the node id itself; `None` in an open realm.
+    pub(crate) fn shared(&self) -> Option<&Arc<Granted>> {
+        self.granted.as_ref()
+    }
+
+    /// The member of which [`Member::shared`] was kept.
+    pub(crate) fn from_shared(node_id: NodeId, granted: Option<Arc<Granted>>) -> Self {
+        Self { node_id, granted }
+    }
+
     /// What its chain says, when the realm's key itself signed its grant.
     pub(super) fn granted_by_realm(&self) -> Option<&Granted> {
         self.granted.as_deref().filter(|it| it.issuer.is_none())
+    }
+
+    /// The realm that its grant is of; `None` in an open realm.
+    #[must_use]
+    pub fn realm(&self) -> Option<&RealmHash> {
+        self.granted.as_ref().map(|it| &it.grant.realm)
     }
 
     /// The member.
@@ -72,15 +99,13 @@ impl Member {
     /// Whether it may be `role`.
     #[must_use]
     pub fn may_be(&self, role: GrantRole) -> bool {
-        self.granted.as_ref().is_none_or(|it| it.grant.role >= role)
+        self.role() >= role
     }
 
-    /// Whether its word is enough for which member a call is of that it passes on. In an open realm no word is.
+    /// The most that it may be.
     #[must_use]
-    pub fn vouches(&self) -> bool {
-        self.granted
-            .as_ref()
-            .is_some_and(|it| it.grant.role >= GrantRole::Router)
+    pub fn role(&self) -> GrantRole {
+        self.granted.as_ref().map_or(GrantRole::Node, |it| it.grant.role)
     }
 
     /// Its labels; none in an open realm.

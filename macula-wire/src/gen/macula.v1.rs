@@ -75,6 +75,23 @@ pub struct Chain {
     #[prost(message, optional, tag = "2")]
     pub issuer: ::core::option::Option<SignedGrant>,
 }
+/// A caller's leave for a router to pass its calls of a service on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Passage {
+    /// The caller's node id, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node_id: ::prost::bytes::Bytes,
+    /// In a closed realm, the caller's encoded Chain.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub chain: ::prost::bytes::Bytes,
+    /// When it ends, in seconds since the Unix epoch.
+    #[prost(uint64, tag = "3")]
+    pub until: u64,
+    /// The caller's Ed25519 signature over a domain tag, the realm's hash, the router's node id, the end as eight bytes and the service's
+    /// name; 64 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub signature: ::prost::bytes::Bytes,
+}
 /// Orders about members, of one signer. What several say is merged: for each member the latest order of a signer counts.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Revocations {
@@ -120,8 +137,6 @@ pub enum GrantRole {
     Client = 1,
     /// Stores records and answers lookups too.
     Node = 2,
-    /// Passes calls on, and is believed which member each of them is of.
-    Router = 3,
 }
 impl GrantRole {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -133,7 +148,6 @@ impl GrantRole {
             Self::Unspecified => "GRANT_ROLE_UNSPECIFIED",
             Self::Client => "GRANT_ROLE_CLIENT",
             Self::Node => "GRANT_ROLE_NODE",
-            Self::Router => "GRANT_ROLE_ROUTER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -142,7 +156,6 @@ impl GrantRole {
             "GRANT_ROLE_UNSPECIFIED" => Some(Self::Unspecified),
             "GRANT_ROLE_CLIENT" => Some(Self::Client),
             "GRANT_ROLE_NODE" => Some(Self::Node),
-            "GRANT_ROLE_ROUTER" => Some(Self::Router),
             _ => None,
         }
     }
@@ -213,6 +226,10 @@ pub struct Head {
     /// With route: how long one provider is waited for before another is tried, in microseconds; 0 leaves it to the receiver.
     #[prost(uint64, tag = "10")]
     pub attempt_timeout_us: u64,
+    /// The encoded Passage of the caller: with route the leave for the receiver to pass the call on, without it the leave by which the
+    /// sender does.
+    #[prost(bytes = "bytes", tag = "11")]
+    pub passage: ::prost::bytes::Bytes,
 }
 /// A piece of a request or response.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -291,7 +308,7 @@ impl Repeat {
 /// What peers say about the connection itself, on its control stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Control {
-    #[prost(oneof = "control::Kind", tags = "1, 2, 3, 4, 5")]
+    #[prost(oneof = "control::Kind", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub kind: ::core::option::Option<control::Kind>,
 }
 /// Nested message and enum types in `Control`.
@@ -308,6 +325,10 @@ pub mod control {
         GoAway(super::GoAway),
         #[prost(message, tag = "5")]
         Load(super::Load),
+        #[prost(message, tag = "6")]
+        Ask(super::Ask),
+        #[prost(message, tag = "7")]
+        Renewed(super::Renewed),
     }
 }
 /// The first message in each direction.
@@ -316,7 +337,7 @@ pub struct Hello {
     /// The protocol version, 1.
     #[prost(uint32, tag = "1")]
     pub version: u32,
-    /// The hash of the realm's name, 32 bytes: peers of another realm part here.
+    /// The hash of the realm, 32 bytes: peers of another realm part here.
     #[prost(bytes = "bytes", tag = "2")]
     pub realm: ::prost::bytes::Bytes,
     /// What the sender does in the mesh.
@@ -337,6 +358,20 @@ pub struct Hello {
     /// The address that the receiver's packets come from, as `ip:port`; empty from a sender that does not say.
     #[prost(string, tag = "8")]
     pub observed: ::prost::alloc::string::String,
+    /// In a closed realm, the sender's encoded Chain.
+    #[prost(bytes = "bytes", tag = "9")]
+    pub chain: ::prost::bytes::Bytes,
+}
+/// Comes before the introductions, from a dialer that does not know which node it dials. The accepting side introduces itself at once,
+/// so that the dialer shows nothing to a stranger; then both introduce themselves as always.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Ask {}
+/// The sender's grant was renewed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Renewed {
+    /// Its encoded Chain.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub chain: ::prost::bytes::Bytes,
 }
 /// Asks whether the peer's software, not only its kernel, is alive.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -487,6 +522,12 @@ pub struct ProviderRecord {
     /// Where the provider runs; empty when unknown.
     #[prost(string, tag = "9")]
     pub zone: ::prost::alloc::string::String,
+    /// In a closed realm: the hash of the Chain that lets the provider provide this service.
+    #[prost(bytes = "bytes", tag = "10")]
+    pub chain: ::prost::bytes::Bytes,
+    /// In a closed realm: the service's name, by which a holder judges that right.
+    #[prost(string, tag = "11")]
+    pub service: ::prost::alloc::string::String,
 }
 /// A provider record with its owner's signature.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -497,6 +538,9 @@ pub struct SignedProvider {
     /// Ed25519 over a domain tag, the realm's hash, the key, the body's length and the body; 64 bytes.
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
+    /// In a closed realm: the provider's encoded Chain, whose hash the record names.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub chain: ::prost::bytes::Bytes,
 }
 /// How to reach a node of the DHT.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

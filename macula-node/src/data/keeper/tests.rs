@@ -11,6 +11,7 @@ fn record(key: u8, node: u8, expires_ms: u64) -> StoredRecord {
         record: SignedProvider {
             body: vec![key, node].into(),
             signature: vec![0; 64].into(),
+            chain: vec![node; 3].into(),
         },
         expires_ms,
         held_until_ms: expires_ms,

@@ -1,0 +1,129 @@
+//! Which callers a service admits beside their grants (A5).
+//!
+//! The transport has checked already that the caller's grant lets it call the service. A service may ask for more: certain nodes, or
+//! certain labels in the caller's grant. A call that a router passes on is judged by its caller, not by the router.
+
+use std::sync::{
+    Arc, PoisonError, RwLock,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use macula_transport::PeerInfo;
+use macula_wire::{Member, NodeId, ServiceName, StatusCode};
+
+use crate::Status;
+
+/// The callers that a service admits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Allowed {
+    /// This node.
+    Node(NodeId),
+    /// Every node whose grant has this label. In an open realm no node has labels.
+    Label {
+        /// The label's key.
+        key: String,
+        /// The label's value.
+        value: String,
+    },
+}
+
+impl Allowed {
+    /// Every node whose grant has this label.
+    pub fn label(key: impl Into<String>, value: impl Into<String>) -> Self {
+        Self::Label {
+            key: key.into(),
+            value: value.into(),
+        }
+    }
+
+    fn admits(&self, caller: &Member) -> bool {
+        match self {
+            Self::Node(node) => node == caller.node_id(),
+            Self::Label { key, value } => caller.labels().get(key) == Some(value),
+        }
+    }
+}
+
+impl From<NodeId> for Allowed {
+    fn from(node: NodeId) -> Self {
+        Self::Node(node)
+    }
+}
+
+/// The options of a service; see [`Server::configure`](crate::Server::configure).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ServiceOptions {
+    allow: Vec<Allowed>,
+}
+
+impl ServiceOptions {
+    /// Every caller whose grant allows the service is admitted.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { allow: Vec::new() }
+    }
+
+    /// Admits these callers, and from the first of them on no others.
+    #[must_use]
+    pub fn allow(mut self, callers: impl Into<Allowed>) -> Self {
+        self.allow.push(callers.into());
+        self
+    }
+}
+
+/// The options that a service has now, and the calls that they have denied.
+#[derive(Debug, Default)]
+pub(crate) struct Guard {
+    /// `None` admits every caller.
+    options: RwLock<Option<Arc<ServiceOptions>>>,
+    denied: AtomicU64,
+}
+
+impl Guard {
+    pub(crate) fn set(&self, options: &Arc<ServiceOptions>) {
+        let options = (!options.allow.is_empty()).then(|| Arc::clone(options));
+        *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
+    }
+
+    /// Admits a call of a peer, or gives the status that denies it, which is final.
+    pub(crate) fn admit_peer(&self, peer: &PeerInfo, service: &ServiceName) -> Result<(), Status> {
+        let options = self.options.read().unwrap_or_else(PoisonError::into_inner);
+        match &*options {
+            None => Ok(()),
+            Some(options) => self.judge(options, &peer.member(), service),
+        }
+    }
+
+    /// As [`Guard::admit_peer`], for a call of this process.
+    pub(crate) fn admit_own(&self, own: &Member, service: &ServiceName) -> Result<(), Status> {
+        if !own.may_call(service) {
+            return Err(self.deny(own, service, "the node's own grant does not let it call the service"));
+        }
+        let options = self.options.read().unwrap_or_else(PoisonError::into_inner);
+        options
+            .as_ref()
+            .map_or(Ok(()), |options| self.judge(options, own, service))
+    }
+
+    fn judge(&self, options: &ServiceOptions, caller: &Member, service: &ServiceName) -> Result<(), Status> {
+        if options.allow.iter().any(|allowed| allowed.admits(caller)) {
+            Ok(())
+        } else {
+            Err(self.deny(caller, service, "the service does not admit this caller"))
+        }
+    }
+
+    fn deny(&self, caller: &Member, service: &ServiceName, why: &str) -> Status {
+        let denied = self.denied.fetch_add(1, Relaxed) + 1;
+        // Ever more rarely, so that a caller that is denied fills no log.
+        if denied.is_power_of_two() {
+            tracing::warn!(%service, caller = %caller.node_id(), denied, why, "a call was denied");
+        }
+        Status::new(StatusCode::PermissionDenied, format!("{service}: {why}"))
+    }
+
+    pub(crate) fn denied(&self) -> u64 {
+        self.denied.load(Relaxed)
+    }
+}

@@ -1,0 +1,174 @@
+//! This node's place in its realm: its own grant, and the judgement of the grants of others (A1 to A3).
+//!
+//! One value is shared by the endpoint, its connections and whatever else has to ask. A renewed grant or a revocation takes effect
+//! everywhere at once: [`Access::changed`] wakes each connection, which shows its peer the renewed grant, or ends.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use macula_wire::{AccessError, Chain, ChainHash, Member, NodeId, Realm, ServiceName, SignedRevocations, Verifier};
+use tokio::sync::watch;
+
+use crate::peer::Role;
+
+/// Tells the time in seconds since the Unix epoch.
+pub type UnixClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// A node's realm, its own grant, and what it knows of others' grants. Cheap to clone; clones are the same.
+#[derive(Clone)]
+pub struct Access(Arc<Inner>);
+
+struct Inner {
+    realm: Realm,
+    node_id: NodeId,
+    clock: UnixClock,
+    own: RwLock<Option<Member>>,
+    verifier: Mutex<Verifier>,
+    changed: watch::Sender<()>,
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Access")
+            .field("realm", &self.0.realm)
+            .field("own", &self.member())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Access {
+    /// The node's access to a realm, by the system's clock. In a closed realm it has no grant yet.
+    #[must_use]
+    pub fn new(realm: Realm, node_id: NodeId) -> Self {
+        Self::with_clock(realm, node_id, Arc::new(system_clock))
+    }
+
+    /// As [`Access::new`], by another clock.
+    #[must_use]
+    pub fn with_clock(realm: Realm, node_id: NodeId, clock: UnixClock) -> Self {
+        Self(Arc::new(Inner {
+            own: RwLock::new(Member::open(&realm, node_id)),
+            verifier: Mutex::new(Verifier::new(realm.clone())),
+            realm,
+            node_id,
+            clock,
+            changed: watch::Sender::new(()),
+        }))
+    }
+
+    /// The realm.
+    #[must_use]
+    pub fn realm(&self) -> &Realm {
+        &self.0.realm
+    }
+
+    /// The time by which grants are judged, in seconds since the Unix epoch.
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        (self.0.clock)()
+    }
+
+    /// Uses this grant of the node from now on. Open connections show it to their peers, so that they outlive the one before.
+    ///
+    /// # Errors
+    /// When the grant is not valid, or not this node's. The one before is kept.
+    pub fn set_grant(&self, chain: &Chain) -> Result<Member, AccessError> {
+        if !self.0.realm.is_closed() {
+            return Err(AccessError::OtherRealm);
+        }
+        let member = self.verifier().admit(&self.0.node_id, Some(chain), self.now())?;
+        *self.0.own.write().unwrap_or_else(PoisonError::into_inner) = Some(member.clone());
+        self.0.changed.send_replace(());
+        Ok(member)
+    }
+
+    /// The member that this node itself is, valid now.
+    ///
+    /// # Errors
+    /// When it has no grant, or its grant is not valid any more.
+    pub fn own(&self) -> Result<Member, AccessError> {
+        let own = self.member().ok_or(AccessError::NoGrant)?;
+        self.check(&own).map(|()| own)
+    }
+
+    /// The member that this node itself is by its last grant, valid or not; `None` in a closed realm before its first.
+    #[must_use]
+    pub fn member(&self) -> Option<Member> {
+        self.0.own.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The chain that this node shows now.
+    pub(crate) fn shown(&self) -> Option<(ChainHash, Chain)> {
+        let own = self.member()?;
+        Some((*own.chain_hash()?, own.chain()?.clone()))
+    }
+
+    /// Judges the chain of a peer that introduces itself in this role.
+    pub(crate) fn admit(&self, node_id: &NodeId, chain: &Bytes, role: Role) -> Result<Member, AccessError> {
+        let chain = match chain.is_empty() {
+            true => None,
+            false => Some(Chain::from_bytes(chain.clone())?),
+        };
+        let member = self.verifier().admit(node_id, chain.as_ref(), self.now())?;
+        if member.may_be(role.needs()) {
+            Ok(member)
+        } else {
+            Err(AccessError::Role(member.role()))
+        }
+    }
+
+    /// The member whose call of `service` the peer `router` passes on.
+    pub(crate) fn pass(&self, passage: &Bytes, router: &NodeId, service: &ServiceName) -> Result<Member, AccessError> {
+        self.verifier().pass(passage, router, service, self.now())
+    }
+
+    /// Checks that a member is one still.
+    ///
+    /// # Errors
+    /// That its grant has not begun, has ended or was revoked.
+    pub fn check(&self, member: &Member) -> Result<(), AccessError> {
+        if member.chain().is_none() {
+            return Ok(());
+        }
+        self.verifier().check(member, self.now())
+    }
+
+    /// Takes revocations in, and ends the connections of the members that they name. Returns whether they were news.
+    ///
+    /// # Errors
+    /// When the list is not valid, or its signer has reached a bound.
+    pub fn revoke(&self, list: &SignedRevocations) -> Result<bool, AccessError> {
+        let news = self.verifier().revoke(list, self.now())?;
+        if news {
+            self.0.changed.send_replace(());
+        }
+        Ok(news)
+    }
+
+    /// The signed lists of revocations that are in force: what another node has to be told.
+    #[must_use]
+    pub fn revocations(&self) -> Vec<SignedRevocations> {
+        self.verifier().revocations().lists()
+    }
+
+    /// Tells when this node's grant was renewed, or a revocation came.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
+    fn verifier(&self) -> MutexGuard<'_, Verifier> {
+        self.0.verifier.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn system_clock() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}

@@ -1,0 +1,84 @@
+//! The peer's right to be here, over the life of a connection (A3).
+//!
+//! One task a connection: it ends the connection when the peer's grant ends or is revoked, and shows the peer this node's own grant
+//! when that was renewed, so that the connection outlives the grant it began with. In an open realm it only waits.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use macula_wire::{
+    AccessError, ChainHash,
+    proto::{self, control},
+};
+
+use super::link::Link;
+use crate::error::CloseCode;
+
+/// How long the grant's end is waited for before the clock is read again: a timer stands still while the machine is suspended.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+impl CloseCode {
+    /// How a peer is told that its grant is not, or no longer, valid.
+    pub(crate) fn of_access(error: &AccessError) -> Self {
+        match error {
+            AccessError::Ended(_) => Self::GrantEnded,
+            AccessError::Revoked(_) => Self::Revoked,
+            AccessError::OtherRealm => Self::Realm,
+            _ => Self::NotAMember,
+        }
+    }
+}
+
+/// Watches over the peer's grant, and this node's own, of which the peer was shown `shown`. It ends with the connection.
+pub(crate) async fn keep(link: &Link, mut shown: Option<ChainHash>) {
+    let access = &link.shared.config.access;
+    if !access.realm().is_closed() {
+        return std::future::pending().await;
+    }
+    let mut changed = access.changed();
+    loop {
+        if let Some((hash, chain)) = access.shown().filter(|(hash, _)| shown != Some(*hash)) {
+            let chain = chain.as_bytes().clone();
+            link.tell_surely(control::Kind::Renewed(proto::Renewed { chain })).await;
+            shown = Some(hash);
+        }
+        let member = link.peer.member();
+        if let Err(error) = access.check(&member) {
+            link.shared.counters.grants_ended.add();
+            link.shared.hush.say(|unsaid| {
+                tracing::warn!(peer = %link.peer.node_id, %error, unsaid, "a connection ends with its peer's grant");
+            });
+            link.close(CloseCode::of_access(&error), &error.to_string());
+            return std::future::pending().await;
+        }
+        let left = member.not_after().unwrap_or(u64::MAX).saturating_sub(access.now());
+        let wait = Duration::from_secs(left.max(1)).min(LOOK_AGAIN);
+        tokio::select! {
+            biased;
+            change = changed.changed() => {
+                if change.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+            () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Takes the grant that the peer has renewed. One that is not valid changes nothing: the connection ends with the one before.
+pub(crate) fn renewed(link: &Link, chain: &Bytes) {
+    let admitted = link
+        .shared
+        .config
+        .access
+        .admit(&link.peer.node_id, chain, link.peer.role);
+    match admitted {
+        Ok(member) => link.peer.renew(member),
+        Err(error) => {
+            link.shared.counters.rejected_renewals.add();
+            link.shared.hush.say(|unsaid| {
+                tracing::warn!(peer = %link.peer.node_id, %error, unsaid, "a peer's renewed grant is not valid");
+            });
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Judges chains and passages at a time: what is right with them once is remembered, what may change is asked each time.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::{
+    chain::{Chain, ChainHash},
+    error::AccessError,
+    limits::{MAX_KNOWN_CHAINS, MAX_KNOWN_PASSAGES},
+    member::Member,
+    passage::Passage,
+    revocation::{Revocations, SignedRevocations},
+};
+use crate::{NodeId, Realm, ServiceName, hash::sha256};
+
+/// Judges which nodes belong to a realm. It remembers the chains and passages whose signatures it has checked, at most
+/// [`MAX_KNOWN_CHAINS`] and [`MAX_KNOWN_PASSAGES`] of them, and the revocations; dates and revocations are asked each time.
+#[derive(Debug, Clone)]
+pub struct Verifier {
+    realm: Realm,
+    chains: Known<ChainHash, Member>,
+    /// By the hash of a passage with its router and service.
+    passages: Known<[u8; 32], Member>,
+    revocations: Revocations,
+}
+
+/// The latest of the things that were checked.
+#[derive(Debug, Clone)]
+struct Known<K, V> {
+    most: usize,
+    by_key: BTreeMap<K, V>,
+    /// The one known longest first.
+    order: VecDeque<K>,
+}
+
+impl<K: Copy + Ord, V: Clone> Known<K, V> {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            by_key: BTreeMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.by_key.get(key)
+    }
+
+    fn add(&mut self, key: K, value: V) {
+        if self.by_key.insert(key, value).is_some() {
+            return;
+        }
+        self.order.push_back(key);
+        if self.order.len() > self.most
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_key.remove(&oldest);
+        }
+    }
+}
+
+impl Verifier {
+    /// A judge of this realm that knows no chain and no revocation.
+    #[must_use]
+    pub fn new(realm: Realm) -> Self {
+        Self {
+            revocations: Revocations::new(realm.clone()),
+            realm,
+            chains: Known::new(MAX_KNOWN_CHAINS),
+            passages: Known::new(MAX_KNOWN_PASSAGES),
+        }
+    }
+
+    /// The realm.
+    #[must_use]
+    pub fn realm(&self) -> &Realm {
+        &self.realm
+    }
+
+    /// The member that `node_id` is at `now`, in seconds since the Unix epoch, by the chain that it shows. In an open realm no chain is
+    /// asked for, and none is looked at.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with the chain.
+    pub fn admit(&mut self, node_id: &NodeId, chain: Option<&Chain>, now: u64) -> Result<Member, AccessError> {
+        if let Some(member) = Member::open(&self.realm, *node_id) {
+            return Ok(member);
+        }
+        let member = self.verify(chain.ok_or(AccessError::NoGrant)?, now)?;
+        if member.node_id() == node_id {
+            Ok(member)
+        } else {
+            Err(AccessError::OtherNode(*member.node_id()))
+        }
+    }
+
+    /// The member that a chain makes at `now`, in seconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with the chain.
+    pub fn verify(&mut self, chain: &Chain, now: u64) -> Result<Member, AccessError> {
+        let hash = chain.hash();
+        if let Some(member) = self.chains.get(&hash) {
+            self.check(member, now)?;
+            return Ok(member.clone());
+        }
+        let member = chain.verify(&self.realm, now)?;
+        self.revocations.check(&member, now)?;
+        self.chains.add(hash, member.clone());
+        Ok(member)
+    }
+
+    /// The member whose call of `service` the peer `router` passes on at `now`, in seconds since the Unix epoch, by the member's
+    /// [passage](Member::passage).
+    ///
+    /// # Errors
+    /// The first thing that is wrong with the passage or with the chain in it.
+    pub fn pass(
+        &mut self,
+        passage: &Bytes,
+        router: &NodeId,
+        service: &ServiceName,
+        now: u64,
+    ) -> Result<Member, AccessError> {
+        let read = Passage::read(passage)?;
+        // In an open realm nothing else depends on the clocks of others either.
+        if self.realm.is_closed() {
+            read.check_at(now)?;
+        }
+        let parts = [router.as_bytes(), passage.as_ref(), service.as_str().as_bytes()];
+        let lengths = (passage.len() as u64).to_be_bytes();
+        let hash = sha256(b"macula/v1/known-passage\0", &[&lengths, parts[0], parts[1], parts[2]]);
+        if let Some(member) = self.passages.get(&hash) {
+            self.check(member, now)?;
+            return Ok(member.clone());
+        }
+        let member = self.admit(&read.node_id, read.chain.as_ref(), now)?;
+        if !read.is_signed(&self.realm.hash(), router, service) {
+            return Err(AccessError::BadPassage);
+        }
+        self.passages.add(hash, member.clone());
+        Ok(member)
+    }
+
+    /// The member of a chain that was verified and is remembered, valid or not.
+    #[must_use]
+    pub fn known(&self, hash: &ChainHash) -> Option<&Member> {
+        self.chains.get(hash)
+    }
+
+    /// Checks that a member is one still at `now`, in seconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// That its grant has not begun, has ended or was revoked.
+    pub fn check(&self, member: &Member, now: u64) -> Result<(), AccessError> {
+        member.check_at(now)?;
+        self.revocations.check(member, now)
+    }
+
+    /// Takes the orders of a list that are news; see [`Revocations::merge`].
+    ///
+    /// # Errors
+    /// As [`Revocations::merge`].
+    pub fn revoke(&mut self, list: &SignedRevocations, now: u64) -> Result<bool, AccessError> {
+        self.revocations.merge(list, now)
+    }
+
+    /// The revocations known.
+    #[must_use]
+    pub fn revocations(&self) -> &Revocations {
+        &self.revocations
+    }
+}
