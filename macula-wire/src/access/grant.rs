@@ -271,12 +271,12 @@ impl Issue {
     }
 }
 
-fn texts(patterns: &Patterns) -> Vec<String> {
+pub(super) fn texts(patterns: &Patterns) -> Vec<String> {
     patterns.iter().map(ToString::to_string).collect()
 }
 
 /// What cannot be in a list as this code writes it is refused, so that a right has one form only.
-fn patterns(texts: &[String]) -> Result<Patterns, AccessError> {
+pub(super) fn patterns(texts: &[String]) -> Result<Patterns, AccessError> {
     let read = |text: &String| text.parse::<Pattern>().map_err(|_| AccessError::Malformed);
     let patterns = texts.iter().map(read).collect::<Result<Patterns, _>>()?;
     if patterns.iter().count() == texts.len() {
@@ -286,7 +286,7 @@ fn patterns(texts: &[String]) -> Result<Patterns, AccessError> {
     }
 }
 
-fn labels_to_wire(labels: &BTreeMap<String, String>) -> Vec<proto::Label> {
+pub(super) fn labels_to_wire(labels: &BTreeMap<String, String>) -> Vec<proto::Label> {
     let label = |(key, value): (&String, &String)| proto::Label {
         key: key.clone(),
         value: value.clone(),
@@ -294,7 +294,7 @@ fn labels_to_wire(labels: &BTreeMap<String, String>) -> Vec<proto::Label> {
     labels.iter().map(label).collect()
 }
 
-fn labels(labels: Vec<proto::Label>) -> Result<BTreeMap<String, String>, AccessError> {
+pub(super) fn labels(labels: Vec<proto::Label>) -> Result<BTreeMap<String, String>, AccessError> {
     if !labels.is_sorted_by(|a, b| a.key < b.key) {
         return Err(AccessError::Malformed);
     }

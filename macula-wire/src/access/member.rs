@@ -7,6 +7,7 @@ use super::{
     error::AccessError,
     grant::{Grant, Issue},
     limits::CLOCK_TOLERANCE_SECS,
+    pattern::Patterns,
     role::GrantRole,
 };
 use crate::{NodeId, Realm, RealmHash, ServiceName};
@@ -106,6 +107,18 @@ impl Member {
     #[must_use]
     pub fn role(&self) -> GrantRole {
         self.granted.as_ref().map_or(GrantRole::Node, |it| it.grant.role)
+    }
+
+    /// The services that it may provide; `None` in an open realm, for all of them.
+    #[must_use]
+    pub fn provide(&self) -> Option<&Patterns> {
+        self.granted.as_ref().map(|it| &it.grant.provide)
+    }
+
+    /// The services that it may call; `None` in an open realm, for all of them.
+    #[must_use]
+    pub fn call(&self) -> Option<&Patterns> {
+        self.granted.as_ref().map(|it| &it.grant.call)
     }
 
     /// Its labels; none in an open realm.

@@ -22,6 +22,7 @@ mod passage;
 mod pattern;
 mod revocation;
 mod role;
+mod terms;
 mod verifier;
 
 pub use chain::{Chain, ChainHash};
@@ -36,4 +37,5 @@ pub use member::Member;
 pub use pattern::{Pattern, Patterns};
 pub use revocation::{Order, Revocations, SignedRevocations};
 pub use role::GrantRole;
+pub use terms::Terms;
 pub use verifier::Verifier;

@@ -761,3 +761,237 @@ impl DeclineReason {
         }
     }
 }
+/// A node's place in a closed realm, as a file or a line of text keeps it.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Membership {
+    /// The realm's text form, `NAME@KEY`.
+    #[prost(string, tag = "1")]
+    pub realm: ::prost::alloc::string::String,
+    /// The node's encoded Chain.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub chain: ::prost::bytes::Bytes,
+    /// Nodes that renew its grant.
+    #[prost(message, repeated, tag = "3")]
+    pub issuers: ::prost::alloc::vec::Vec<Issuer>,
+}
+/// A node that issues grants.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Issuer {
+    /// Its node id, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub node_id: ::prost::bytes::Bytes,
+    /// Where it listens.
+    #[prost(string, repeated, tag = "2")]
+    pub endpoints: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Lets a node into a closed realm, as a line of text holds it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinToken {
+    /// The realm's text form, `NAME@KEY`.
+    #[prost(string, tag = "1")]
+    pub realm: ::prost::alloc::string::String,
+    /// The issuer that made the token, which alone takes it.
+    #[prost(message, optional, tag = "2")]
+    pub issuer: ::core::option::Option<Issuer>,
+    /// Tells the issuer which token it is, 8 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub id: ::prost::bytes::Bytes,
+    /// The secret, 32 bytes; the issuer keeps its hash only.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub secret: ::prost::bytes::Bytes,
+    /// The second that it ends at, since the Unix epoch.
+    #[prost(uint64, tag = "5")]
+    pub not_after: u64,
+}
+/// The request of a node that need not be a member. The handshake proves its key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct JoinRequest {
+    #[prost(oneof = "join_request::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<join_request::Kind>,
+}
+/// Nested message and enum types in `JoinRequest`.
+pub mod join_request {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        /// To an issuer: `macula.realm.join`.
+        #[prost(message, tag = "1")]
+        Join(super::Join),
+        /// To an issuer: `macula.realm.renew`.
+        #[prost(message, tag = "2")]
+        Renew(super::Renew),
+        /// To any node of the realm: orders about members, which prove themselves.
+        #[prost(message, tag = "3")]
+        Revoke(super::SignedRevocations),
+    }
+}
+/// Asks for the first grant.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Join {
+    /// The token's id and secret.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub token: ::prost::bytes::Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub secret: ::prost::bytes::Bytes,
+}
+/// Asks for the next grant.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Renew {
+    /// The encoded Chain of the present one.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub chain: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct JoinReply {
+    #[prost(oneof = "join_reply::Kind", tags = "1, 2, 3")]
+    pub kind: ::core::option::Option<join_reply::Kind>,
+}
+/// Nested message and enum types in `JoinReply`.
+pub mod join_reply {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(message, tag = "1")]
+        Admitted(super::Admitted),
+        #[prost(message, tag = "2")]
+        Refused(super::Refused),
+        /// The orders were taken, or known already.
+        #[prost(message, tag = "3")]
+        Heeded(super::Heeded),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Admitted {
+    /// The encoded Chain of the new grant.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub chain: ::prost::bytes::Bytes,
+    /// Nodes that renew it.
+    #[prost(message, repeated, tag = "2")]
+    pub issuers: ::prost::alloc::vec::Vec<Issuer>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Heeded {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Refused {
+    #[prost(enumeration = "JoinRefusal", tag = "1")]
+    pub reason: i32,
+}
+/// What members tell each other about revocations. Both messages say what their sender knows, so that either side notices that it lacks
+/// some.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RevocationsRequest {
+    /// The hash of all lists that the sender knows, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub known: ::prost::bytes::Bytes,
+    /// Lists that are news to the sender.
+    #[prost(message, repeated, tag = "2")]
+    pub lists: ::prost::alloc::vec::Vec<SignedRevocations>,
+    /// Asks for the lists from this place on, in the order of their bytes.
+    #[prost(uint32, tag = "3")]
+    pub from: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RevocationsReply {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub known: ::prost::bytes::Bytes,
+    /// Empty when both know the same.
+    #[prost(message, repeated, tag = "2")]
+    pub lists: ::prost::alloc::vec::Vec<SignedRevocations>,
+    /// There are more, from this place on; 0 when there are none.
+    #[prost(uint32, tag = "3")]
+    pub next: u32,
+}
+/// What an issuer keeps of a token.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KeptToken {
+    /// SHA-256 over a domain tag and the secret, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub secret_hash: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "2")]
+    pub not_after: u64,
+    /// How many nodes it may still let in.
+    #[prost(uint32, tag = "3")]
+    pub uses_left: u32,
+    #[prost(message, optional, tag = "4")]
+    pub terms: ::core::option::Option<Terms>,
+}
+/// What the members that a token lets in may do.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Terms {
+    #[prost(enumeration = "GrantRole", tag = "1")]
+    pub role: i32,
+    #[prost(string, repeated, tag = "2")]
+    pub provide: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "3")]
+    pub call: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "4")]
+    pub labels: ::prost::alloc::vec::Vec<Label>,
+}
+/// What an issuer keeps of a member.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeptMember {
+    /// The token that let it in, 8 bytes; empty for a member that another issuer let in.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub token: ::prost::bytes::Bytes,
+    /// When this issuer saw it first.
+    #[prost(uint64, tag = "2")]
+    pub since: u64,
+    /// The encoded Chain of its last grant.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub chain: ::prost::bytes::Bytes,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum JoinRefusal {
+    Unspecified = 0,
+    /// The node issues no grants.
+    NoIssuer = 1,
+    /// No token has this id and secret.
+    UnknownToken = 2,
+    TokenUsedUp = 3,
+    TokenEnded = 4,
+    /// The grant is not one that an issuer signed for this node, or it ended too long ago.
+    NotRenewable = 5,
+    /// The node was revoked.
+    Revoked = 6,
+    /// What the node would be granted is more than the issuer may give now.
+    BeyondIssuer = 7,
+    /// The orders are not valid.
+    BadOrders = 8,
+    /// Too many ask: later.
+    Busy = 9,
+}
+impl JoinRefusal {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "JOIN_REFUSAL_UNSPECIFIED",
+            Self::NoIssuer => "JOIN_REFUSAL_NO_ISSUER",
+            Self::UnknownToken => "JOIN_REFUSAL_UNKNOWN_TOKEN",
+            Self::TokenUsedUp => "JOIN_REFUSAL_TOKEN_USED_UP",
+            Self::TokenEnded => "JOIN_REFUSAL_TOKEN_ENDED",
+            Self::NotRenewable => "JOIN_REFUSAL_NOT_RENEWABLE",
+            Self::Revoked => "JOIN_REFUSAL_REVOKED",
+            Self::BeyondIssuer => "JOIN_REFUSAL_BEYOND_ISSUER",
+            Self::BadOrders => "JOIN_REFUSAL_BAD_ORDERS",
+            Self::Busy => "JOIN_REFUSAL_BUSY",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "JOIN_REFUSAL_UNSPECIFIED" => Some(Self::Unspecified),
+            "JOIN_REFUSAL_NO_ISSUER" => Some(Self::NoIssuer),
+            "JOIN_REFUSAL_UNKNOWN_TOKEN" => Some(Self::UnknownToken),
+            "JOIN_REFUSAL_TOKEN_USED_UP" => Some(Self::TokenUsedUp),
+            "JOIN_REFUSAL_TOKEN_ENDED" => Some(Self::TokenEnded),
+            "JOIN_REFUSAL_NOT_RENEWABLE" => Some(Self::NotRenewable),
+            "JOIN_REFUSAL_REVOKED" => Some(Self::Revoked),
+            "JOIN_REFUSAL_BEYOND_ISSUER" => Some(Self::BeyondIssuer),
+            "JOIN_REFUSAL_BAD_ORDERS" => Some(Self::BadOrders),
+            "JOIN_REFUSAL_BUSY" => Some(Self::Busy),
+            _ => None,
+        }
+    }
+}
