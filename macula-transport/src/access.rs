@@ -137,6 +137,14 @@ impl Access {
         self.verifier().check(member, self.now())
     }
 
+    /// Checks that neither a member nor its issuer is revoked, whether or not its grant has ended.
+    ///
+    /// # Errors
+    /// [`AccessError::Revoked`] with the node that is.
+    pub fn check_unrevoked(&self, member: &Member) -> Result<(), AccessError> {
+        self.verifier().revocations().check(member, self.now())
+    }
+
     /// Takes revocations in, and ends the connections of the members that they name. Returns whether they were news.
     ///
     /// # Errors

@@ -38,16 +38,19 @@ pub use connection::{
     snapshot::{ConnectionStats, Opener},
     watch::{Presence, PresenceWatch},
 };
-pub use endpoint::Endpoint;
+pub use endpoint::{
+    Endpoint,
+    visit::{MAX_VISIT_BYTES, VisitError},
+};
 pub use error::{
     BindError, CallError, CloseCode, DialError, HelloError, Lost, NotSent, Pushback, RequestError, TlsError, Unknown,
 };
 pub use identity::{
-    Identity, IdentityError,
+    Identity, IdentityError, private_file,
     successor::{Succession, SuccessionError},
 };
 pub use metadata::Metadata;
-pub use peer::{PeerInfo, Role};
+pub use peer::{PeerInfo, Role, Visitor};
 pub use pool::{FoundConnection, Pool, PoolEvent, PoolEvents, PoolStats};
 pub use report::LoadReport;
 pub use stats::Stats;

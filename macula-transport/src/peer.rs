@@ -140,3 +140,13 @@ impl PartialEq for Standing {
 }
 
 impl Eq for Standing {}
+
+/// A peer that need not be a member of the realm, for the length of one request: see [`Endpoint::visit`](crate::Endpoint::visit).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Visitor {
+    /// The node, whose key the handshake has proved.
+    pub node_id: NodeId,
+    /// Where its packets come from.
+    pub remote_addr: SocketAddr,
+}

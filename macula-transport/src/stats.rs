@@ -14,6 +14,10 @@ pub struct Stats {
     pub rejected_hellos: u64,
     /// Those of them that had no valid grant of the closed realm.
     pub rejected_grants: u64,
+    /// Requests of visitors that were answered.
+    pub visits: u64,
+    /// Requests of visitors that were not.
+    pub rejected_visits: u64,
     /// Connections ended because the peer's grant ended or was revoked.
     pub grants_ended: u64,
     /// Renewed grants of peers that were not valid.
@@ -66,6 +70,8 @@ counters!(
     rejected_handshakes,
     rejected_hellos,
     rejected_grants,
+    visits,
+    rejected_visits,
     grants_ended,
     rejected_renewals,
     rejected_busy,

@@ -273,6 +273,11 @@ pub(crate) async fn stream(provider: Arc<Provider>, send: quinn::SendStream, rec
                 .boxed()
                 .await
         }
+        Ok(StreamKind::Revocations) => {
+            request(&provider, Protocol::Revocations, &mut outgoing, &mut incoming, head_by)
+                .boxed()
+                .await
+        }
         Ok(StreamKind::Control | StreamKind::Reply) => Err(Unserved::Broken),
         Err(unserved) => Err(unserved),
     };

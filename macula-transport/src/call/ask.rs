@@ -355,7 +355,9 @@ pub(crate) async fn reply_stream(caller: Arc<Caller>, recv: quinn::RecvStream) {
     let opening = async {
         match incoming.kind().await.ok()?.and_then(StreamKind::from_byte)? {
             StreamKind::Reply => {}
-            StreamKind::Control | StreamKind::Call | StreamKind::Lane | StreamKind::Dht => return None,
+            StreamKind::Control | StreamKind::Call | StreamKind::Lane | StreamKind::Dht | StreamKind::Revocations => {
+                return None;
+            }
         }
         let lane = incoming.number().await.ok()??;
         Some((lane, CallId::from_wire(incoming.number().await.ok()??)))
@@ -380,6 +382,7 @@ impl Protocol {
     pub(crate) fn stream_kind(self) -> StreamKind {
         match self {
             Self::Dht => StreamKind::Dht,
+            Self::Revocations => StreamKind::Revocations,
         }
     }
 }

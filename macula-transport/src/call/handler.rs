@@ -10,7 +10,10 @@ use super::{
     messages::{CallKind, IncomingMessages, OutgoingMessages},
     types::{IncomingCall, Reply},
 };
-use crate::{peer::PeerInfo, report::LoadReport};
+use crate::{
+    peer::{PeerInfo, Visitor},
+    report::LoadReport,
+};
 
 /// A protocol beside calls: one request, one reply, both opaque here and at most [`MAX_REQUEST_BYTES`](crate::MAX_REQUEST_BYTES).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -18,6 +21,8 @@ use crate::{peer::PeerInfo, report::LoadReport};
 pub enum Protocol {
     /// Messages of the DHT.
     Dht,
+    /// What members tell each other about revocations.
+    Revocations,
 }
 
 /// What a node does with what its peers ask, on every connection, whichever side dialed it.
@@ -56,6 +61,13 @@ pub trait Handler: Send + Sync + 'static {
         std::future::ready(None).boxed()
     }
 
+    /// Answers a visitor, which need not be a member of the realm, nor know its hash: its key is all that is proven. `None`, the default
+    /// for all visitors, shuts the door.
+    fn visit(&self, visitor: Visitor, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
+        let _ = (visitor, body);
+        std::future::ready(None).boxed()
+    }
+
     /// How busy the node is, for the peers that call it: they choose by it, as
     /// [`Connection::load`](crate::Connection::load) tells them. Asked once a second; `None`, the default, tells nothing. A
     /// handler that gives `None` when its endpoint is bound is not asked again.
@@ -84,6 +96,10 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
 
     fn request(&self, peer: &Arc<PeerInfo>, protocol: Protocol, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
         (**self).request(peer, protocol, body)
+    }
+
+    fn visit(&self, visitor: Visitor, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
+        (**self).visit(visitor, body)
     }
 
     fn load(&self) -> Option<LoadReport> {

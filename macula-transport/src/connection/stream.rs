@@ -29,6 +29,8 @@ pub(crate) enum StreamKind {
     Reply,
     /// A request of the DHT.
     Dht,
+    /// Revocations.
+    Revocations,
 }
 
 /// Small calls go before large messages, so that these never hold them up (P5).
@@ -46,6 +48,7 @@ impl StreamKind {
             Self::Lane => 0x03,
             Self::Reply => 0x04,
             Self::Dht => 0x10,
+            Self::Revocations => 0x11,
         }
     }
 
@@ -56,6 +59,7 @@ impl StreamKind {
             0x03 => Some(Self::Lane),
             0x04 => Some(Self::Reply),
             0x10 => Some(Self::Dht),
+            0x11 => Some(Self::Revocations),
             _ => None,
         }
     }

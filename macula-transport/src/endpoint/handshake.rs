@@ -21,7 +21,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use super::{hello, quic::INITIAL_RTT, tls};
+use super::{
+    hello,
+    quic::INITIAL_RTT,
+    tls::{self, Alpn},
+};
 use crate::{
     connection::{
         shared::Shared,
@@ -61,8 +65,12 @@ impl Introducer {
         DialError::TimedOut { addr, after }
     }
 
-    fn client_config(&self, expected: Option<NodeId>) -> Result<(quinn::ClientConfig, Arc<tls::FoundKey>), TlsError> {
-        let (tls, found) = self.tls.client(expected)?;
+    fn client_config(
+        &self,
+        alpn: Alpn,
+        expected: Option<NodeId>,
+    ) -> Result<(quinn::ClientConfig, Arc<tls::FoundKey>), TlsError> {
+        let (tls, found) = self.tls.client(alpn, expected)?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(self.transport.clone());
         Ok((config, found))
@@ -110,14 +118,26 @@ impl Handshakes {
     }
 }
 
-/// Dials a peer at whichever of its endpoints answers first (RFC 8305, section 5): the next address is tried when one has
-/// failed, or has not answered for a while.
+/// Dials a peer and introduces this node to it.
 pub(crate) async fn dial(
     introducer: &Introducer,
     expected: Option<NodeId>,
     endpoints: &[macula_wire::Address],
 ) -> Result<Established, DialError> {
     introducer.shared.config.access.own().map_err(DialError::Grant)?;
+    race(introducer, endpoints, |addr, deadline| {
+        attempt(introducer, expected, addr, deadline)
+    })
+    .await
+}
+
+/// Tries a peer at whichever of its endpoints answers first (RFC 8305, section 5): the next address is tried when one has
+/// failed, or has not answered for a while.
+pub(super) async fn race<T, F: Future<Output = Result<T, DialError>>>(
+    introducer: &Introducer,
+    endpoints: &[macula_wire::Address],
+    attempt: impl Fn(SocketAddr, Instant) -> F,
+) -> Result<T, DialError> {
     let start = Instant::now();
     let deadline = start + introducer.shared.config.timers.connect;
     let (addresses, mut error) = timeout_at(deadline, resolve(endpoints)).await.unwrap_or_default();
@@ -127,7 +147,7 @@ pub(crate) async fn dial(
     loop {
         if Instant::now() >= next_at || dials.is_empty() {
             if let Some(addr) = waiting.next() {
-                dials.push(attempt(introducer, expected, addr, deadline));
+                dials.push(attempt(addr, deadline));
                 next_at = Instant::now() + introducer.shared.config.timers.next_address;
             } else if dials.is_empty() {
                 return Err(error.unwrap_or(DialError::NoAddress));
@@ -188,15 +208,35 @@ async fn resolve(endpoints: &[macula_wire::Address]) -> (Vec<SocketAddr>, Option
     (mixed, error)
 }
 
+/// A QUIC connection to whichever node, or the one expected, listens at an address. Its key is proved.
+pub(super) async fn reach(
+    introducer: &Introducer,
+    alpn: Alpn,
+    expected: Option<NodeId>,
+    addr: SocketAddr,
+    deadline: Instant,
+) -> Result<(quinn::Connection, NodeId), DialError> {
+    let connected = timeout_at(deadline, connect_heeding(introducer, alpn, expected, addr)).await;
+    let quic = connected.unwrap_or_else(|_| Err(introducer.timed_out(addr)))?;
+    let Some(node_id) = tls::peer_id(quic.peer_identity()) else {
+        let source = HelloError::Malformed;
+        quic.close(source.close_code().to_wire(), source.to_string().as_bytes());
+        return Err(DialError::Hello { addr, source });
+    };
+    if node_id == introducer.node_id {
+        quic.close(CloseCode::Protocol.to_wire(), b"the node dialed itself");
+        return Err(DialError::Myself { addr });
+    }
+    Ok((quic, node_id))
+}
+
 async fn attempt(
     introducer: &Introducer,
     expected: Option<NodeId>,
     addr: SocketAddr,
     deadline: Instant,
 ) -> Result<Established, DialError> {
-    let timed_out = || introducer.timed_out(addr);
-    let connected = timeout_at(deadline, connect_heeding(introducer, expected, addr)).await;
-    let quic = connected.unwrap_or_else(|_| Err(timed_out()))?;
+    let (quic, node_id) = reach(introducer, Alpn::Mesh, expected, addr, deadline).await?;
     let refused = |quic: &quinn::Connection, error: HelloError| {
         quic.close(error.close_code().to_wire(), error.to_string().as_bytes());
         match error {
@@ -211,19 +251,12 @@ async fn attempt(
             source => DialError::Hello { addr, source },
         }
     };
-    let Some(node_id) = tls::peer_id(quic.peer_identity()) else {
-        return Err(refused(&quic, HelloError::Malformed));
-    };
-    if node_id == introducer.node_id {
-        quic.close(CloseCode::Protocol.to_wire(), b"the node dialed itself");
-        return Err(DialError::Myself { addr });
-    }
     match timeout_at(deadline, open_control(introducer, &quic, node_id, expected.is_some())).await {
         Ok(Ok(established)) => Ok(established),
         Ok(Err(error)) => Err(refused(&quic, error)),
         Err(_) => {
             quic.close(CloseCode::Protocol.to_wire(), b"no introduction came in time");
-            Err(timed_out())
+            Err(introducer.timed_out(addr))
         }
     }
 }
@@ -232,12 +265,13 @@ async fn attempt(
 /// up when a probe timeout has passed without an answer. A forged report costs this much.
 async fn connect_heeding(
     introducer: &Introducer,
+    alpn: Alpn,
     expected: Option<NodeId>,
     addr: SocketAddr,
 ) -> Result<quinn::Connection, DialError> {
     // Before the first packet, which the report answers.
     let mut reports = introducer.unreachable.subscribe();
-    let mut first = pin!(connect(introducer, expected, addr));
+    let mut first = pin!(connect(introducer, alpn, expected, addr));
     tokio::select! {
         biased;
         connected = &mut first => return connected,
@@ -246,7 +280,7 @@ async fn connect_heeding(
     let second = async {
         // A process that starts again needs a moment.
         tokio::time::sleep(INITIAL_RTT).await;
-        connect(introducer, expected, addr).await
+        connect(introducer, alpn, expected, addr).await
     };
     tokio::select! {
         biased;
@@ -269,10 +303,11 @@ async fn reported(reports: &mut broadcast::Receiver<SocketAddr>, addr: SocketAdd
 
 async fn connect(
     introducer: &Introducer,
+    alpn: Alpn,
     expected: Option<NodeId>,
     addr: SocketAddr,
 ) -> Result<quinn::Connection, DialError> {
-    let (config, found) = introducer.client_config(expected).map_err(DialError::Tls)?;
+    let (config, found) = introducer.client_config(alpn, expected).map_err(DialError::Tls)?;
     let connecting = introducer
         .quic
         .connect_with(config, addr, "macula.invalid")
@@ -388,7 +423,7 @@ async fn hear_hello(
 }
 
 /// Where the peer's packets come from; an IPv4 address as one, although the socket takes both families.
-fn remote_addr(quic: &quinn::Connection) -> SocketAddr {
+pub(super) fn remote_addr(quic: &quinn::Connection) -> SocketAddr {
     let mut remote = quic.remote_address();
     remote.set_ip(remote.ip().to_canonical());
     remote

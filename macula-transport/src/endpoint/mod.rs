@@ -8,6 +8,7 @@ pub(crate) mod quic;
 mod tls;
 #[cfg(target_os = "linux")]
 mod unreachable;
+pub(crate) mod visit;
 
 use std::{
     net::{Ipv6Addr, SocketAddr},
@@ -15,6 +16,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _, join_all};
 use macula_wire::{AccessError, NodeId, proto};
 use tokio::{
@@ -45,7 +47,8 @@ use crate::{
 };
 use batching::Batching;
 use handshake::{Established, Handshakes, Introducer};
-use tls::Tls;
+use tls::{Alpn, Tls};
+use visit::VisitError;
 
 /// How long a shut-down endpoint waits for its last packets to leave, and repeats the close to peers that missed it. A peer that is
 /// farther away than this, or gone, times out by itself.
@@ -193,6 +196,23 @@ impl Endpoint {
         for link in self.inner.pool.links() {
             link.timed_out();
         }
+    }
+
+    /// Asks a node something as a visitor: this node need not be a member of the realm, and shows nothing but its key. Both messages have
+    /// [`MAX_VISIT_BYTES`](crate::MAX_VISIT_BYTES) at most.
+    ///
+    /// Without `node` the node that answers at the addresses is trusted; the reply says which it is. The visit has a connection of its
+    /// own, outside the pool.
+    ///
+    /// # Errors
+    /// When the node cannot be reached, or gives no reply.
+    pub async fn visit(
+        &self,
+        node: Option<NodeId>,
+        at: &[macula_wire::Address],
+        body: Bytes,
+    ) -> Result<(NodeId, Bytes), VisitError> {
+        visit::make(&self.inner.introducer, node, at, body).await
     }
 
     /// What has been counted so far.
@@ -391,6 +411,10 @@ async fn accept_one(inner: &Arc<Inner>, arriving: quinn::Incoming) {
         },
         Err(error) => return rejected_handshake(inner, from, &error.to_string()),
     };
+    if Alpn::of(&quic) == Some(Alpn::Visit) {
+        visit::answer(inner, &quic).await;
+        return;
+    }
     let hello = timeout(limit, handshake::accept(&inner.introducer, &quic)).await;
     match hello.unwrap_or(Err(HelloError::TimedOut)) {
         Ok(established) => {

@@ -6,7 +6,7 @@
 use std::sync::{Arc, OnceLock};
 
 use macula_wire::NodeId;
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use rustls::{
     CertificateError, CipherSuite, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
     client::{
@@ -25,8 +25,29 @@ use rustls::{
 
 use crate::{config::KeyExchange, identity::Identity};
 
-/// The one application protocol spoken (RFC 7301).
-pub(crate) const ALPN: &[u8] = b"macula/1";
+/// The application protocols spoken (RFC 7301).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Alpn {
+    /// The mesh: connections between members.
+    Mesh,
+    /// One request of a peer that need not be a member.
+    Visit,
+}
+
+impl Alpn {
+    const fn name(self) -> &'static [u8] {
+        match self {
+            Self::Mesh => b"macula/1",
+            Self::Visit => b"macula-visit/1",
+        }
+    }
+
+    /// The protocol that a connection was made for.
+    pub(crate) fn of(quic: &quinn::Connection) -> Option<Self> {
+        let agreed = quic.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol?;
+        [Self::Mesh, Self::Visit].into_iter().find(|it| it.name() == agreed)
+    }
+}
 
 /// What precedes the key in an Ed25519 SubjectPublicKeyInfo (RFC 8410, section 4).
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -102,7 +123,7 @@ impl Tls {
                 provider: self.provider.clone(),
             }))
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(self.key.clone())));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = [Alpn::Mesh, Alpn::Visit].map(|it| it.name().to_vec()).into();
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
@@ -110,7 +131,11 @@ impl Tls {
     }
 
     /// The dialing side's configuration, for one dial: exactly `expected`, or any key when there is none (trust on first use).
-    pub(crate) fn client(&self, expected: Option<NodeId>) -> Result<(QuicClientConfig, Arc<FoundKey>), Error> {
+    pub(crate) fn client(
+        &self,
+        alpn: Alpn,
+        expected: Option<NodeId>,
+    ) -> Result<(QuicClientConfig, Arc<FoundKey>), Error> {
         let found = Arc::new(FoundKey {
             expected,
             found: OnceLock::new(),
@@ -121,7 +146,7 @@ impl Tls {
             .dangerous()
             .with_custom_certificate_verifier(found.clone())
             .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(self.key.clone())));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![alpn.name().to_vec()];
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
         config.enable_early_data = false;
@@ -318,7 +343,7 @@ mod tests {
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(found))
             .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(tls.key.clone())));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = vec![Alpn::Mesh.name().to_vec()];
         ClientConnection::new(Arc::new(config), ServerName::try_from("x").unwrap()).unwrap()
     }
 

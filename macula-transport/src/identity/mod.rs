@@ -4,17 +4,17 @@
 //! one step. Processes that start together on one file end with one identity: the second takes the file that the first put there.
 //! What is left out: the key's use in TLS is in `tls`, its use on records in `macula-wire`.
 
+pub mod private_file;
 pub(crate) mod successor;
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use macula_wire::{NodeId, SecretKey, Signer};
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroizing;
 
 /// How much of a key file is read, in bytes.
 const MAX_FILE_BYTES: usize = 128;
@@ -64,6 +64,17 @@ pub enum IdentityError {
     Randomness(#[source] getrandom::Error),
 }
 
+impl IdentityError {
+    fn unread(path: &Path, error: private_file::ReadError) -> Self {
+        let path = path.to_owned();
+        match error {
+            private_file::ReadError::Io(source) => Self::Read { path, source },
+            private_file::ReadError::Exposed(mode) => Self::Exposed { path, mode },
+            private_file::ReadError::NoFile => Self::Malformed { path },
+        }
+    }
+}
+
 impl Identity {
     /// A new identity, from the system's randomness.
     ///
@@ -86,19 +97,7 @@ impl Identity {
     /// # Errors
     /// When the file cannot be read, does not hold a key, or can be read by anyone but its owner.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
-        let read_error = |source| IdentityError::Read {
-            path: path.to_owned(),
-            source,
-        };
-        let file = fs::File::open(path).map_err(read_error)?;
-        let metadata = file.metadata().map_err(read_error)?;
-        if !metadata.is_file() {
-            return Err(IdentityError::Malformed { path: path.to_owned() });
-        }
-        check_private(path, &metadata)?;
-        // A key file has 65 bytes; a wrong path may name something endless. With room for all, nothing is copied as it grows.
-        let mut text = Zeroizing::new(Vec::with_capacity(2 * MAX_FILE_BYTES));
-        io::Read::read_to_end(&mut io::Read::take(file, MAX_FILE_BYTES as u64), &mut text).map_err(read_error)?;
+        let text = private_file::read(path, MAX_FILE_BYTES).map_err(|error| IdentityError::unread(path, error))?;
         let secret =
             parse_secret(text.trim_ascii_end()).ok_or_else(|| IdentityError::Malformed { path: path.to_owned() })?;
         Ok(Self::from_secret(SecretKey::from_bytes(&secret)))
@@ -114,7 +113,7 @@ impl Identity {
         match Self::load(path) {
             Err(IdentityError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 let identity = Self::generate()?;
-                match identity.put(path, Place::Free) {
+                match identity.put(path, private_file::write_new) {
                     Err(IdentityError::Write { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
                         Self::load(path)
                     }
@@ -130,17 +129,17 @@ impl Identity {
     /// # Errors
     /// [`IdentityError::Write`] when the file cannot be written.
     pub fn store(&self, path: &Path) -> Result<(), IdentityError> {
-        self.put(path, Place::Any)
+        self.put(path, private_file::write)
     }
 
-    fn put(&self, path: &Path, place: Place) -> Result<(), IdentityError> {
+    fn put(&self, path: &Path, write: fn(&Path, &[u8]) -> io::Result<()>) -> Result<(), IdentityError> {
         let mut text = Zeroizing::new(String::with_capacity(2 * SecretKey::LEN + 1));
         for byte in self.key.as_bytes() {
             text.push(char::from(b"0123456789abcdef"[usize::from(byte >> 4)]));
             text.push(char::from(b"0123456789abcdef"[usize::from(byte & 15)]));
         }
         text.push('\n');
-        write_private(path, text.as_bytes(), place).map_err(|source| IdentityError::Write {
+        write(path, text.as_bytes()).map_err(|source| IdentityError::Write {
             path: path.to_owned(),
             source,
         })
@@ -187,64 +186,10 @@ fn parse_secret(digits: &[u8]) -> Option<Zeroizing<[u8; SecretKey::LEN]>> {
     Some(secret)
 }
 
-#[cfg(unix)]
-fn check_private(path: &Path, metadata: &fs::Metadata) -> Result<(), IdentityError> {
-    use std::os::unix::fs::PermissionsExt as _;
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 == 0 {
-        Ok(())
-    } else {
-        Err(IdentityError::Exposed {
-            path: path.to_owned(),
-            mode,
-        })
-    }
-}
-
-#[cfg(not(unix))]
-fn check_private(_: &Path, _: &fs::Metadata) -> Result<(), IdentityError> {
-    Ok(())
-}
-
-/// What may be at a file's place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
-    /// Nothing, else the write fails as [`io::ErrorKind::AlreadyExists`].
-    Free,
-    /// A file that is there is replaced.
-    Any,
-}
-
-fn write_private(path: &Path, bytes: &[u8], place: Place) -> io::Result<()> {
-    let mut suffix = [0; 8];
-    getrandom::fill(&mut suffix).map_err(io::Error::other)?;
-    let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
-    name.push(format!(".{:016x}.tmp", u64::from_le_bytes(suffix)));
-    suffix.zeroize();
-    let temporary = path.with_file_name(name);
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let written = options.open(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    let put = written.and_then(|()| match place {
-        // A link, unlike a rename, fails where something is.
-        Place::Free => match fs::hard_link(&temporary, path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => fs::rename(&temporary, path),
-            linked => linked,
-        },
-        Place::Any => fs::rename(&temporary, path),
-    });
-    // Nothing is left after a rename, and a leftover has a name of its own and does no harm: the first error is the one to report.
-    let _ = fs::remove_file(&temporary);
-    put
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -288,9 +233,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.key");
         let (first, second) = (Identity::generate().unwrap(), Identity::generate().unwrap());
-        first.put(&path, Place::Free).unwrap();
+        first.put(&path, private_file::write_new).unwrap();
         assert!(matches!(
-            second.put(&path, Place::Free),
+            second.put(&path, private_file::write_new),
             Err(IdentityError::Write { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists
         ));
         assert_eq!(Identity::load(&path).unwrap().node_id(), first.node_id());
@@ -320,14 +265,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.key");
         for text in ["", "hello", &"g".repeat(64), &"a".repeat(66), &"a".repeat(1000)] {
-            write_private(&path, text.as_bytes(), Place::Any).unwrap();
+            private_file::write(&path, text.as_bytes()).unwrap();
             assert!(matches!(
                 Identity::load_or_generate(&path),
                 Err(IdentityError::Malformed { .. })
             ));
             assert_eq!(fs::read_to_string(&path).unwrap(), *text);
         }
-        write_private(&path, &[0xff; 32], Place::Any).unwrap();
+        private_file::write(&path, &[0xff; 32]).unwrap();
         assert!(matches!(Identity::load(&path), Err(IdentityError::Malformed { .. })));
         let missing = dir.path().join("no such folder").join("node.key");
         assert!(matches!(

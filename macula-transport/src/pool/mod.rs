@@ -199,6 +199,13 @@ impl Pool {
         Some(Connection::new(caller))
     }
 
+    /// Every open connection, in the order in which they were opened.
+    #[must_use]
+    pub fn all(&self) -> Vec<Connection> {
+        let table = self.shell.lock();
+        table.open.values().cloned().map(Connection::new).collect()
+    }
+
     /// What happens to connections from now on.
     #[must_use]
     pub fn events(&self) -> PoolEvents {
