@@ -9,7 +9,8 @@ use macula_rpc::{
 };
 use macula_transport::{BindError, Config, Identity, IdentityError};
 use macula_wire::{
-    AccessError, Address, Chain, DEFAULT_TTL, MAX_ENDPOINTS, MAX_TTL, MIN_TTL, NameError, Realm, ServiceName,
+    AccessError, Address, Chain, DEFAULT_TTL, JoinToken, MAX_ENDPOINTS, MAX_GRANT_SECS, MAX_TTL, MIN_TTL, Membership,
+    NameError, Realm, ServiceName,
 };
 
 use crate::{
@@ -17,7 +18,13 @@ use crate::{
     clocks::{Clocks, TimeSource},
     data::Kept,
     directory::Offer,
+    membership::{DEFAULT_GRANT_LIFE, Kept as Granted, MembershipError},
 };
+
+/// The node's grant in its data folder.
+const GRANT_FILE: &str = "identity.grant";
+/// The shortest life of a grant that an issuer signs: between its renewal and its end every service is published anew.
+const MIN_GRANT_LIFE: Duration = Duration::from_secs(15 * 60);
 
 /// Services and their handlers, before the node runs.
 pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<Vec<ServiceName>, ServeError> + Send>;
@@ -32,7 +39,7 @@ pub struct NodeBuilder {
     #[cfg(feature = "redb")]
     data: Option<std::path::PathBuf>,
     pub(crate) realm: Realm,
-    pub(crate) grant: Option<Chain>,
+    pub(crate) standing: Standing,
     pub(crate) listen: Option<SocketAddr>,
     pub(crate) advertise: Vec<Address>,
     pub(crate) bootstrap: Vec<BootstrapAddr>,
@@ -52,6 +59,28 @@ pub struct NodeBuilder {
     pub(crate) network: Option<macula_transport::testing::Network>,
     #[cfg(feature = "testing")]
     pub(crate) clock: crate::SimulatedClock,
+}
+
+/// What the node is told about its place in a closed realm.
+pub(crate) struct Standing {
+    grant: Option<Chain>,
+    membership: Option<Membership>,
+    pub(crate) token: Option<JoinToken>,
+    file: Option<std::path::PathBuf>,
+    /// How long the grants last that it signs.
+    pub(crate) life: Duration,
+}
+
+impl Default for Standing {
+    fn default() -> Self {
+        Self {
+            grant: None,
+            membership: None,
+            token: None,
+            file: None,
+            life: DEFAULT_GRANT_LIFE,
+        }
+    }
 }
 
 /// What the node does for other nodes.
@@ -80,6 +109,15 @@ pub enum StartError {
     /// The node's grant is not valid for it.
     #[error("the node's grant cannot be used")]
     Grant(#[from] AccessError),
+    /// The node is not let into its closed realm.
+    #[error("the node is not let into the realm")]
+    Membership(#[from] MembershipError),
+    /// The realm, the grant and the token are not of one realm.
+    #[error("the node is told to be in {0} and in {1}: give it one realm, and a grant or token of that realm")]
+    TwoRealms(Realm, Realm),
+    /// The life of grants is out of bounds.
+    #[error("an issuer's grants last from 15 minutes to {max} days, not {0:?}", max = MAX_GRANT_SECS / 86_400)]
+    GrantLife(Duration),
     /// The node cannot listen.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -114,7 +152,7 @@ impl NodeBuilder {
             #[cfg(feature = "redb")]
             data: None,
             realm: Realm::default(),
-            grant: None,
+            standing: Standing::default(),
             listen: None,
             advertise: Vec::new(),
             bootstrap: Vec::new(),
@@ -163,7 +201,36 @@ impl NodeBuilder {
 
     /// Sets the node's grant of its closed realm. It can be replaced later: see [`Node::access`](crate::Node::access).
     pub fn grant(mut self, grant: Chain) -> Self {
-        self.grant = Some(grant);
+        self.standing.grant = Some(grant);
+        self
+    }
+
+    /// Sets the realm and the node's grant, with the issuers that renew it: the line that `macula realm grant` prints, parsed.
+    pub fn membership(mut self, membership: Membership) -> Self {
+        self.standing.membership = Some(membership);
+        self
+    }
+
+    /// Sets the realm, and lets the node join it with this token, unless it has a grant already.
+    ///
+    /// [`NodeBuilder::start`] waits for the token's issuer. The token is used once for each node id, so give the node an identity that it
+    /// keeps, with [`NodeBuilder::data`] or [`NodeBuilder::identity`].
+    pub fn token(mut self, token: JoinToken) -> Self {
+        self.standing.token = Some(token);
+        self
+    }
+
+    /// Keeps the node's grant in this file from renewal to renewal, and starts with the grant in it: mode 0600, the line that `macula realm
+    /// grant` prints. With [`NodeBuilder::data`] it is `identity.grant` in that folder unless it is set.
+    pub fn grant_file(mut self, file: impl Into<std::path::PathBuf>) -> Self {
+        self.standing.file = Some(file.into());
+        self
+    }
+
+    /// Sets how long the grants last that this node signs when its own grant lets it issue, a day without it. They are renewed by
+    /// themselves, so this is how long a revoked member stays with nodes that no revocation reaches.
+    pub fn grant_life(mut self, life: Duration) -> Self {
+        self.standing.life = life;
         self
     }
 
@@ -378,7 +445,53 @@ impl NodeBuilder {
         if self.ttl.subsec_nanos() != 0 || !(MIN_TTL..=MAX_TTL).contains(&self.ttl) {
             return Err(StartError::Ttl(self.ttl));
         }
+        if !(MIN_GRANT_LIFE..=Duration::from_secs(MAX_GRANT_SECS)).contains(&self.standing.life) {
+            return Err(StartError::GrantLife(self.standing.life));
+        }
         Node::start(self).await
+    }
+
+    /// The data folder.
+    pub(crate) fn folder(&self) -> Option<std::path::PathBuf> {
+        #[cfg(feature = "redb")]
+        return self.data.clone();
+        #[cfg(not(feature = "redb"))]
+        None
+    }
+
+    /// The node's realm and the grants that it may start with: everything that it was told is of one realm, or it is an error. Reads the
+    /// grant's file.
+    pub(crate) fn granted(&self) -> Result<(Realm, Granted), StartError> {
+        let in_folder = || self.folder().map(|folder| folder.join(GRANT_FILE));
+        let file = self.standing.file.clone().or_else(in_folder);
+        let told = [
+            (self.realm != Realm::default()).then_some(&self.realm),
+            self.standing.membership.as_ref().map(|it| &it.realm),
+            self.standing.token.as_ref().map(|it| &it.realm),
+        ];
+        let mut told = told.into_iter().flatten();
+        let realm = match told.next() {
+            Some(realm) => realm.clone(),
+            // The file that a node was told to use, or that it has made itself, is as good as an option.
+            None => match file.as_deref().map(Granted::read).transpose()?.flatten() {
+                Some(kept) => kept.realm,
+                None => self.realm.clone(),
+            },
+        };
+        if let Some(other) = told.find(|told| **told != realm) {
+            return Err(StartError::TwoRealms(realm, other.clone()));
+        }
+        let of_chain = |chain: &Chain| Membership {
+            realm: realm.clone(),
+            chain: chain.clone(),
+            issuers: Vec::new(),
+        };
+        let given = self
+            .standing
+            .membership
+            .clone()
+            .or_else(|| self.standing.grant.as_ref().map(of_chain));
+        Ok((realm, Granted { given, file }))
     }
 
     /// Where the node's identity comes from, and where its directory is kept.

@@ -13,6 +13,7 @@ mod events;
 pub mod ingress;
 mod inspection;
 mod life;
+mod membership;
 mod node;
 mod state;
 
@@ -49,12 +50,16 @@ pub use macula_rpc::{Channel, TonicServices};
 pub use macula_rpc::{DnsError, DnsResolver};
 pub use macula_transport::{
     Access, BindError, Config as TransportConfig, ConnectionStats, DialError, Identity, IdentityError, Limits, Opener,
-    PeerInfo, PoolConfig, PoolEvent, PoolStats, Presence, Role, Stats as TransportStats, Timers,
+    PeerInfo, PoolConfig, PoolEvent, PoolStats, Presence, Role, Stats as TransportStats, Timers, VisitError,
+    private_file,
 };
 pub use macula_wire::{
-    AccessError, Address, AddressError, Chain, Grant, GrantRole, Issue, MAX_ENDPOINTS, Member, NameError, NodeId,
-    Pattern, Patterns, Realm, RealmKey, RealmName, ServiceName,
+    AccessError, Address, AddressError, Chain, Grant, GrantRole, Issue, Issuer, JoinRefusal, JoinReply, JoinRequest,
+    JoinToken, KeptMember, KeptToken, LineError, MAX_ENDPOINTS, MAX_GRANT_SECS, MAX_ORDERS, Member, Membership,
+    NameError, NodeId, Order, ParseRealmError, Pattern, Patterns, Realm, RealmKey, RealmName, RealmPublicKey,
+    Revocations, ServiceName, SignedRevocations, Signer, Terms, TokenId,
 };
+pub use membership::{DEFAULT_GRANT_LIFE, FolderError, IssuerFolder, MAX_TOKENS, MembershipError};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, Reached, ServeError};
 pub use state::{Addresses, NodeState, Served};
 

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -14,13 +14,16 @@ use macula_rpc::{
 };
 use macula_transport::{
     Access, CallKind, Config, DialError, Endpoint as Transport, Identity, IncomingCall, IncomingMessages, LoadReport,
-    OutgoingMessages, PeerInfo, PoolStats, Protocol, Reply, Role,
+    OutgoingMessages, PeerInfo, PoolStats, Protocol, Reply, Role, VisitError, Visitor,
 };
-use macula_wire::{Address, NameError, NodeId, Realm, ServiceKey, ServiceName};
-use tokio::{sync::watch, task::JoinHandle};
+use macula_wire::{Address, JoinReply, JoinRequest, NameError, NodeId, Realm, ServiceKey, ServiceName};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 
 use crate::{
-    JoinError, JoinReport, NodeBuilder, StartError,
+    BootstrapAddr, JoinError, JoinReport, NodeBuilder, StartError,
     addresses::{Reach, interfaces},
     builder::Mode,
     directory::{
@@ -29,10 +32,14 @@ use crate::{
     events::NodeEvent,
     inspection::Inspection,
     life::{Ending, Life},
+    membership::{Doorkeeper, IssuerFolder, Place, RENEW_SERVICE, Spread},
 };
 
 /// The largest request or response, in bytes: 4 MiB.
 pub const MAX_MESSAGE_BYTES: usize = 4 * 1024 * 1024;
+
+/// The revocations in the data folder.
+const REVOCATIONS_FILE: &str = "revocations";
 
 /// How long a shutdown waits for the holders of this node's records to take its withdrawals.
 const WITHDRAW_WITHIN: Duration = Duration::from_secs(2);
@@ -63,6 +70,8 @@ pub(crate) struct Inner {
     pub(crate) progress: watch::Receiver<Progress>,
     pub(crate) life: Life,
     task: JoinHandle<()>,
+    /// Ended when dropped.
+    _membership: JoinSet<()>,
 }
 
 impl Drop for Inner {
@@ -116,37 +125,44 @@ impl Node {
             }
             Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
         };
-        let (realm, grant, bootstrap) = (builder.realm.clone(), builder.grant.clone(), builder.bootstrap.clone());
+        let (realm, granted) = builder.granted()?;
+        let (bootstrap, folder) = (builder.bootstrap.clone(), builder.folder());
         let (clocks, seed) = (builder.clocks(), builder.seed()?);
-        let now = clocks.now();
+        let (now, wall) = (clocks.now(), clocks.clone());
+        let (revocations, grant_file) = (
+            folder.as_ref().map(|it| it.join(REVOCATIONS_FILE)),
+            granted.file.clone(),
+        );
         let make = move |identity: &Identity, kept| {
-            let wall = clocks.clone();
             let unix = Arc::new(move || wall.read().unix_ms / 1000);
             let access = Access::with_clock(realm, identity.node_id(), unix);
-            if let Some(grant) = &grant {
-                access.set_grant(grant)?;
-            }
+            let spread = Spread::open(access.clone(), revocations, now);
+            let standing = granted.choose(&access)?;
             let driver = Driver::new(identity, access.clone(), dht_role, bootstrap, kept, clocks, seed);
-            Ok::<_, StartError>((access, driver))
+            Ok::<_, StartError>((access, spread, standing, driver))
         };
         let (identity, made) = builder.keeping().open(make).await?;
-        let (access, (directory, mut driver, progress, reached)) = made?;
+        let (access, spread, (ended, issuers), (directory, mut driver, progress, reached)) = made?;
         let server = Server::with_max_concurrent_calls(builder.max_concurrent_calls);
         #[cfg(feature = "tonic")]
         let inspection = Inspection::new(&server, builder.schemas.clone())?;
         #[cfg(not(feature = "tonic"))]
         let inspection = Inspection;
+        // Filled in when the addresses are known, which is before the first peer knows them.
+        let door = Arc::new(OnceLock::new());
         let handler = NodeHandler {
             server: server.clone(),
             inspection: inspection.clone(),
             directory: directory.clone(),
+            spread: spread.clone(),
+            door: door.clone(),
         };
-        let config = Config::new(identity);
+        let config = Config::new(identity.clone());
         let config = match builder.transport.take() {
             Some(configure) => configure(config),
             None => config,
         };
-        let config = config.with_access(access).with_role(role);
+        let config = config.with_access(access.clone()).with_role(role);
         let config = match listen {
             Some(listen) => config.with_listen(with_ipv6_or_without(listen)),
             None => config,
@@ -165,11 +181,53 @@ impl Node {
         };
         let (announcement, endpoints) =
             Announcement::new(reach, builder.offer(), builder.bootstrap.clone(), &transport, now);
+        let mut place = Place::new(&transport, issuers, grant_file, seed);
+        let mut tasks = JoinSet::new();
+        if access.realm().is_closed() {
+            let tokens = folder.map(IssuerFolder::new);
+            if let (Some(folder), true) = (tokens.clone(), access.own().is_ok_and(|own| own.issue().is_some())) {
+                tasks.spawn(Doorkeeper::keep_addresses(folder, endpoints.clone()));
+            }
+            let keeper = Doorkeeper::new(
+                access.clone(),
+                identity,
+                tokens,
+                builder.standing.life,
+                endpoints.clone(),
+                now,
+            );
+            let _ = door.set(Arc::new(keeper));
+            place.enter(ended, builder.standing.token.as_ref()).await?;
+            // The grant may be a new one, and services are published with it.
+            driver.follow_access();
+            tasks.spawn(place.stay(directory.clone()));
+            tasks.spawn(spread.run(transport.pool(), reached.clone()));
+        } else if !transport.local_addr().ip().is_loopback() && listen.is_some() {
+            tracing::warn!(
+                realm = %access.realm(),
+                "the realm is open: every node that reaches this one may join it, provide and call; close it with `macula realm new`"
+            );
+        }
         let publisher = Publisher {
-            realm: builder.realm.clone(),
+            realm: access.realm().clone(),
             directory: directory.clone(),
             services: Arc::default(),
         };
+        let issues = access.own().is_ok_and(|own| own.issue().is_some());
+        if let (true, Ok(service)) = (issues, RENEW_SERVICE.parse::<ServiceName>()) {
+            if access.own().is_ok_and(|own| own.may_provide(&service)) {
+                let door = door.clone();
+                server.serve(service.clone(), move |request| {
+                    Doorkeeper::called(door.get().cloned(), request)
+                })?;
+                driver.advertise(&service, &announcement)?;
+                publisher.services().push(service);
+            } else {
+                tracing::warn!(
+                    "this issuer's grant does not let it provide {RENEW_SERVICE}: members find it by its address only"
+                );
+            }
+        }
         for registration in builder.services {
             for service in registration?(&server)? {
                 driver.advertise(&service, &announcement)?;
@@ -203,6 +261,7 @@ impl Node {
             progress,
             life: Life::begin(builder.realm, role),
             task,
+            _membership: tasks,
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -231,6 +290,19 @@ impl Node {
     #[must_use]
     pub fn access(&self) -> &Access {
         self.inner.transport.access()
+    }
+
+    /// Asks the node at an address something as a visitor that need not be a member of its realm: for tools that hand revocations in.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn visit(&self, at: &BootstrapAddr, request: &JoinRequest) -> Result<JoinReply, VisitError> {
+        let visit = self
+            .inner
+            .transport
+            .visit(at.node_id, std::slice::from_ref(&at.endpoint), request.encode());
+        let (_, reply) = visit.await?;
+        JoinReply::decode(reply).map_err(|_| VisitError::Declined)
     }
 
     /// Where others are told to dial now, the preferred address first; nowhere for a client. A node that listens on every address
@@ -448,6 +520,8 @@ struct NodeHandler {
     server: Server,
     inspection: Inspection,
     directory: Directory,
+    spread: Spread,
+    door: Arc<OnceLock<Arc<Doorkeeper>>>,
 }
 
 impl NodeHandler {
@@ -484,7 +558,18 @@ impl macula_transport::Handler for NodeHandler {
                 let (directory, peer) = (self.directory.clone(), Arc::clone(peer));
                 Box::pin(async move { directory.answer(&peer, body).await })
             }
+            Protocol::Revocations => {
+                let answer = self.spread.answer(peer, body, tokio::time::Instant::now().into_std());
+                Box::pin(std::future::ready(answer))
+            }
             _ => Box::pin(std::future::ready(None)),
+        }
+    }
+
+    fn visit(&self, visitor: Visitor, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
+        match self.door.get().cloned() {
+            Some(door) => Box::pin(door.answer(visitor, body, tokio::time::Instant::now().into_std())),
+            None => Box::pin(std::future::ready(None)),
         }
     }
 

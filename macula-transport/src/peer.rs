@@ -150,3 +150,11 @@ pub struct Visitor {
     /// Where its packets come from.
     pub remote_addr: SocketAddr,
 }
+
+impl Visitor {
+    /// A node whose key is proved, and where its packets come from.
+    #[must_use]
+    pub fn new(node_id: NodeId, remote_addr: SocketAddr) -> Self {
+        Self { node_id, remote_addr }
+    }
+}

@@ -45,8 +45,8 @@ pub use address::{Address, AddressError};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
 pub use joining::{
     Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, KeptMember, KeptToken, LineError, MAX_ISSUERS,
-    MAX_JOIN_BYTES, MAX_LISTS, MalformedMessage, Membership, RevocationsReply, RevocationsRequest, SecretHash, TokenId,
-    TokenSecret, known_hash,
+    MAX_JOIN_BYTES, MAX_LISTS, MalformedMessage, Membership, ParseTokenIdError, RevocationsReply, RevocationsRequest,
+    SecretHash, TokenId, TokenSecret, known_hash,
 };
 pub use key::ServiceKey;
 pub use name::{MAX_NAME_BYTES, NameError, RealmName, ServiceName};

@@ -184,7 +184,7 @@ impl Driver {
     }
 
     /// Uses this node's present grant, and drops what revoked nodes have published (A6).
-    fn follow_access(&mut self) {
+    pub(crate) fn follow_access(&mut self) {
         let now = self.clocks.now();
         let mut revoked = false;
         for list in self.access.revocations() {

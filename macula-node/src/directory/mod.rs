@@ -30,7 +30,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 pub(crate) use self::{
     announce::{Announcement, Offer},
     driver::Driver,
-    join::Progress,
+    join::{Progress, Reached},
 };
 pub use self::{
     join::{JoinCause, JoinError, JoinReport, TrustedPeer},

@@ -75,10 +75,7 @@ pub(super) async fn answer(inner: &Arc<Inner>, quic: &quinn::Connection) {
 async fn host(inner: &Inner, quic: &quinn::Connection) -> Option<()> {
     let step = inner.shared.config.timers.connect;
     let node_id = tls::peer_id(quic.peer_identity())?;
-    let visitor = Visitor {
-        node_id,
-        remote_addr: handshake::remote_addr(quic),
-    };
+    let visitor = Visitor::new(node_id, handshake::remote_addr(quic));
     let (send, recv) = timeout(step, quic.accept_bi()).await.ok()?.ok()?;
     let mut outgoing = Outgoing::new(send);
     let mut incoming = Incoming::new(recv, MAX_VISIT_BYTES);

@@ -22,4 +22,4 @@ pub use kept::{KeptMember, KeptToken};
 pub use line::LineError;
 pub use membership::{Issuer, MAX_ISSUERS, Membership};
 pub use message::{JoinRefusal, JoinReply, JoinRequest, MAX_JOIN_BYTES, MalformedMessage};
-pub use token::{JoinToken, SecretHash, TokenId, TokenSecret};
+pub use token::{JoinToken, ParseTokenIdError, SecretHash, TokenId, TokenSecret};

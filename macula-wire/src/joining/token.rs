@@ -44,6 +44,22 @@ impl fmt::Display for TokenId {
     }
 }
 
+/// The text is not a token's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the id of a token is 16 hexadecimal digits")]
+#[non_exhaustive]
+pub struct ParseTokenIdError;
+
+impl FromStr for TokenId {
+    type Err = ParseTokenIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseTokenIdError> {
+        let is_plain = text.len() == 2 * Self::LEN && text.bytes().all(|b| b.is_ascii_hexdigit());
+        let number = is_plain.then(|| u64::from_str_radix(text, 16).ok()).flatten();
+        number.map(|number| Self(number.to_be_bytes())).ok_or(ParseTokenIdError)
+    }
+}
+
 /// The secret of a token, wiped when dropped and absent from `Debug`.
 #[derive(Clone)]
 pub struct TokenSecret([u8; Self::LEN]);

@@ -1,10 +1,16 @@
 //! The command line: every command and option.
 
+mod realm;
+
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum, builder::Resettable};
 use macula_node::{Address, BootstrapAddr, MAX_MESSAGE_BYTES, Realm, ServiceName, Strategy};
 
+pub(crate) use self::realm::{
+    AccessArgs, GrantArgs, JoinArgs, MembersArgs, NewRealmArgs, RealmArgs, RealmCommand, RevokeArgs, RightsArgs,
+    ShowArgs, TokenArgs,
+};
 use crate::{
     logging::{self, LogFormat},
     serve::{Serve, Setting},
@@ -78,6 +84,10 @@ pub(crate) enum Command {
     Man(ManArgs),
     /// Prints the version and the facts of this build.
     Version(VersionArgs),
+    /// Makes closed realms, and decides which nodes are in them.
+    Realm(RealmArgs),
+    /// Joins a closed realm with a token: gets a grant, and keeps it beside the identity that `macula node` will use.
+    Join(JoinArgs),
 }
 
 /// The command line. An empty environment variable counts as unset: a container's settings often cannot leave a variable out.
@@ -108,17 +118,13 @@ pub(crate) struct MeshArgs {
         value_delimiter = ','
     )]
     pub(crate) bootstrap: Vec<BootstrapAddr>,
-    /// The realm: services of one are invisible in another [default: that of the node that runs here, when it is asked; else
+    /// The realm: services of one are invisible in another. `NAME` is an open realm, which every node that reaches it may join; `NAME@KEY`,
+    /// as `macula realm show` prints it, is a closed one. A grant or token names its realm itself [default: that of the node that runs here, when it is asked; else
     /// `default`].
-    #[arg(long, value_name = "NAME", env = "MACULA_REALM")]
+    #[arg(long, value_name = "NAME[@KEY]", env = "MACULA_REALM")]
     pub(crate) realm: Option<Realm>,
-}
-
-impl MeshArgs {
-    /// The realm, when no node that runs here has another.
-    pub(crate) fn realm(&self) -> Realm {
-        self.realm.clone().unwrap_or_default()
-    }
+    #[command(flatten)]
+    pub(crate) access: AccessArgs,
 }
 
 /// How a command reaches the mesh: by a bootstrap node, or through the node that runs on this host.
@@ -128,6 +134,10 @@ pub(crate) struct ReachArgs {
     pub(crate) mesh: MeshArgs,
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
+    /// In a closed realm, the identity file that the grant is of [default: ~/.macula/identity, or a new key for each command with
+    /// --token].
+    #[arg(long, value_name = "FILE", env = "MACULA_IDENTITY")]
+    pub(crate) identity: Option<PathBuf>,
 }
 
 /// The node that runs on this host.
@@ -341,6 +351,9 @@ pub(crate) struct NodeArgs {
     /// How long the node's provider records are valid without being renewed, 20 to 3600.
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(20..=3600), env = "MACULA_TTL")]
     pub(crate) ttl: u64,
+    /// How long the grants last that this node signs as an issuer, like `24h` or `10m` [default: 24h]. Members renew them by themselves.
+    #[arg(long, value_name = "TIME", value_parser = realm::life, env = "MACULA_GRANT_LIFE")]
+    pub(crate) grant_life: Option<u64>,
     /// Prints the line that says the node is ready as JSON.
     #[arg(long)]
     pub(crate) json: bool,

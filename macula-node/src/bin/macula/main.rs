@@ -17,6 +17,7 @@ mod known;
 mod limits;
 mod line;
 mod logging;
+mod membership;
 mod mesh;
 mod node;
 mod notify;
@@ -25,6 +26,7 @@ mod own;
 mod papers;
 mod ping;
 mod providers;
+mod realm;
 mod reload;
 #[cfg(test)]
 mod sample;
@@ -99,7 +101,9 @@ fn start_logging(command: &Command) {
         | Command::Config(_)
         | Command::Completions(_)
         | Command::Man(_)
-        | Command::Version(_) => logging::start(None, Level::ERROR, logging::LogFormat::Text),
+        | Command::Version(_)
+        | Command::Realm(_)
+        | Command::Join(_) => logging::start(None, Level::ERROR, logging::LogFormat::Text),
     }
 }
 
@@ -128,6 +132,8 @@ fn run(cli: Cli) -> Result<(), Failure> {
             Command::Completions(args) => papers::completions(&args),
             Command::Man(args) => papers::man(&args),
             Command::Version(args) => version::run(&args),
+            Command::Realm(args) => realm::run(args).await,
+            Command::Join(args) => membership::join(args).await,
         }
     });
     // Long enough to drop the tasks, and to kill with them the commands of running calls. Not for ever: a read of standard input cannot

@@ -6,21 +6,21 @@ use std::{
     time::Duration,
 };
 
-use macula_node::{BootstrapAddr, JoinReport, Node, Realm, admin::schema::StateRequest};
+use macula_node::{BootstrapAddr, JoinReport, Node, NodeBuilder, Realm, admin::schema::StateRequest};
 
 use crate::{
     args::ReachArgs,
     failure::{Failure, cause_first, say},
     identity::user_folder,
     known::{Before, KnownNodes, address_of},
+    membership,
     own::{self, Running, unanswered},
 };
 
 /// A node that calls and looks up, and stores nothing for others; joined `within` a time, or a failure that says why not.
 pub(crate) async fn client(args: &ReachArgs, within: Option<Duration>) -> Result<Node, Failure> {
     let (realm, bootstrap) = way_in(args).await?;
-    let builder = Node::builder().client().realm(realm).bootstrap(bootstrap.clone());
-    let node = builder.start().await?;
+    let node = start(args, realm, Node::builder().bootstrap(bootstrap.clone())).await?;
     let joined = match within {
         None => node.join().await,
         Some(within) => tokio::time::timeout(within, node.join()).await.map_err(|_| {
@@ -36,25 +36,33 @@ pub(crate) async fn client(args: &ReachArgs, within: Option<Duration>) -> Result
     Ok(node)
 }
 
+/// Starts such a node, with the grant or token that it is given.
+async fn start(args: &ReachArgs, realm: Option<Realm>, builder: NodeBuilder) -> Result<Node, Failure> {
+    let (builder, taken) = membership::apply_to_client(&args.mesh.access, args.identity.as_deref(), realm, builder)?;
+    // The identity stays taken until the process of the command ends.
+    std::mem::forget(taken);
+    Ok(builder.client().start().await?)
+}
+
 /// A node that joins no mesh: it calls nodes that are named. Its realm is that of the options, or of the node that runs here.
 pub(crate) async fn alone(args: &ReachArgs) -> Result<Node, Failure> {
     let realm = match (&args.mesh.realm, own::running(&args.admin)) {
-        (None, Running::One(path)) => through(&path).await?.0,
-        (realm, _) => realm.clone().unwrap_or_default(),
+        (None, Running::One(path)) => Some(through(&path).await?.0),
+        (realm, _) => realm.clone(),
     };
-    Ok(Node::builder().client().realm(realm).start().await?)
+    start(args, realm, Node::builder()).await
 }
 
 /// The realm, and the nodes that are in its mesh already: those that are named, or else the one that runs here.
-async fn way_in(args: &ReachArgs) -> Result<(Realm, Vec<BootstrapAddr>), Failure> {
+async fn way_in(args: &ReachArgs) -> Result<(Option<Realm>, Vec<BootstrapAddr>), Failure> {
     let mesh = &args.mesh;
     if !mesh.bootstrap.is_empty() {
-        return Ok((mesh.realm(), mesh.bootstrap.clone()));
+        return Ok((mesh.realm.clone(), mesh.bootstrap.clone()));
     }
     match own::running(&args.admin) {
         Running::One(path) => {
             let (realm, address) = through(&path).await?;
-            Ok((mesh.realm.clone().unwrap_or(realm), vec![address]))
+            Ok((mesh.realm.clone().or(Some(realm)), vec![address]))
         }
         Running::Several(paths) => Err(own::several(&paths)),
         Running::None => Err(Failure::usage(

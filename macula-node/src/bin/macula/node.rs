@@ -1,6 +1,6 @@
 //! `macula node`.
 
-use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
 use macula_node::{MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin, ingress::Ingress};
 use serde_json::json;
@@ -15,7 +15,7 @@ use crate::{
     exec::{self, Environment},
     failure::{Failure, cause_first, print_line, say},
     identity::{self, Taken, default_file, user_folder},
-    limits, line, mesh,
+    limits, line, membership, mesh,
     notify::Manager,
     own, reload,
     serve::Kind,
@@ -111,17 +111,18 @@ async fn drain_asked(admin: Option<&Admin>) {
 }
 
 /// The key that the node is told to use, or the user's own if there is one; otherwise the data folder has it, or it is new.
-fn take_identity(args: &NodeArgs) -> Result<Option<Taken>, Failure> {
+fn take_identity(args: &NodeArgs) -> Result<Option<(PathBuf, Taken)>, Failure> {
     let of_user = || default_file().filter(|file| args.admin.folder.is_none() && file.exists());
     let file = args.identity.clone().or_else(of_user);
-    file.as_deref().map(identity::take).transpose()
+    file.map(|file| identity::take(&file).map(|taken| (file, taken)))
+        .transpose()
 }
 
-async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> {
+async fn start(args: &NodeArgs, taken: Option<&(PathBuf, Taken)>) -> Result<Node, Failure> {
     let environment = Arc::new(Environment::new(&args.exec_env));
     check(args)?;
-    let mut builder = Node::builder()
-        .realm(args.mesh.realm())
+    let realm = args.mesh.realm.clone();
+    let mut builder = membership::apply(&args.mesh.access, realm, Node::builder())?
         .listen(args.listen)
         .advertise(args.advertise.clone())
         .bootstrap(args.mesh.bootstrap.clone())
@@ -130,8 +131,13 @@ async fn start(args: &NodeArgs, taken: Option<&Taken>) -> Result<Node, Failure> 
     if let Some(zone) = &args.zone {
         builder = builder.zone(zone);
     }
-    if let Some(taken) = taken {
-        builder = builder.identity(taken.identity.clone());
+    if let Some((file, taken)) = taken {
+        builder = builder
+            .identity(taken.identity.clone())
+            .grant_file(membership::grant_file(file));
+    }
+    if let Some(life) = args.grant_life {
+        builder = builder.grant_life(Duration::from_secs(life));
     }
     if let Some(folder) = &args.admin.folder {
         builder = builder.data(folder);
@@ -208,7 +214,7 @@ fn announce(args: &NodeArgs, node: &Node, ingress: Option<&Ingress>) -> Result<(
         "node_id": node.id().to_string(),
         "endpoint": endpoints.first(),
         "endpoints": endpoints,
-        "realm": args.mesh.realm().to_string(),
+        "realm": node.access().realm().to_string(),
         "services": services,
         "ingress": ingress.map(|it| it.local_addr().to_string()),
     }))

@@ -124,6 +124,14 @@ fn settings(command: &str, file: Option<&Path>, words: &[String]) -> Result<Vec<
             (None, _) => ("unset", None),
         };
         let value = value.filter(|_| origin != "unset");
+        // A secret is not for a screen.
+        let value = value.map(|value| {
+            if arg.is_hide_env_values_set() {
+                "(hidden)".to_owned()
+            } else {
+                value
+            }
+        });
         Setting {
             option: long.to_owned(),
             value,

@@ -9,7 +9,7 @@ use macula_node::{Node, ServiceName};
 use tracing::Level;
 
 use crate::{
-    args::{AdminArgs, MeshArgs, NodeArgs},
+    args::{AccessArgs, AdminArgs, MeshArgs, NodeArgs},
     exec::Environment,
     failure::chain,
     logging, node,
@@ -78,7 +78,12 @@ pub(crate) async fn apply(node: &Node, before: NodeArgs, now: NodeArgs) -> NodeA
 fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
     // Every option is named, so that the compiler asks what a new one means here.
     let NodeArgs {
-        mesh: MeshArgs { bootstrap, realm },
+        mesh:
+            MeshArgs {
+                bootstrap,
+                realm,
+                access: AccessArgs { grant, token },
+            },
         listen,
         advertise,
         identity,
@@ -92,6 +97,7 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         zone,
         weight,
         ttl,
+        grant_life,
         // How the node was started.
         json: _,
         init: _,
@@ -126,6 +132,9 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         ("zone", differs(zone, &now.zone)),
         ("weight", differs(weight, &now.weight)),
         ("ttl", differs(ttl, &now.ttl)),
+        ("grant", differs(grant, &now.mesh.access.grant)),
+        ("token", differs(token, &now.mesh.access.token)),
+        ("grant-life", differs(grant_life, &now.grant_life)),
     ];
     Plan {
         log: *log != now.log,

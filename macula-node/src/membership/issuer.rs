@@ -1,0 +1,205 @@
+//! The answers to nodes that ask for a grant, or that carry a revocation (A6, A7).
+//!
+//! **What an issuer gives.** A token's bearer gets a grant on the token's terms. A member whose grant an issuer signed, this one or
+//! another, gets the next one on the same terms, also when its grant has ended less than [`LATE`] ago. A grant that the realm's key
+//! itself signed is not renewed: its end was chosen by hand. Neither a revoked node nor a member of a revoked issuer gets anything.
+//!
+//! **A token's use is counted before the grant leaves.** The same node with the same token costs no further use, so an answer that was
+//! lost can be asked for again.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use macula_rpc::{Request, Status};
+use macula_transport::{Access, Identity, Visitor};
+use macula_wire::{
+    Address, Chain, Issuer, JoinRefusal, JoinReply, JoinRequest, Member, Network, NodeId, Terms, TokenId, TokenSecret,
+};
+use tokio::sync::watch;
+
+use super::{
+    folder::{IssuerFolder, Unusable},
+    limiter::Limiter,
+};
+
+/// How long a grant lasts that an issuer signs, unless it is told otherwise.
+pub const DEFAULT_GRANT_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long after its end a grant is renewed still, in seconds: a week, so that an issuer may be away for some days.
+const LATE: u64 = 7 * 24 * 60 * 60;
+
+/// Answers visitors. Every node of a closed realm has one; only an issuer's gives grants.
+pub(crate) struct Doorkeeper {
+    access: Access,
+    identity: Identity,
+    /// Where tokens and members are kept; without it only renewals are answered.
+    folder: Option<IssuerFolder>,
+    /// How long a grant lasts, in seconds.
+    life: u64,
+    limiter: Mutex<Limiter<Network>>,
+    endpoints: watch::Receiver<Arc<[Address]>>,
+    /// Held while a token is looked at and used: two nodes must not take one use.
+    files: Mutex<()>,
+}
+
+impl Doorkeeper {
+    pub(crate) fn new(
+        access: Access,
+        identity: Identity,
+        folder: Option<IssuerFolder>,
+        life: Duration,
+        endpoints: watch::Receiver<Arc<[Address]>>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            access,
+            identity,
+            folder,
+            life: life.as_secs(),
+            limiter: Mutex::new(Limiter::new(now)),
+            endpoints,
+            files: Mutex::new(()),
+        }
+    }
+
+    /// Answers a visitor; `None` for what is no request.
+    pub(crate) async fn answer(self: Arc<Self>, visitor: Visitor, body: Bytes, now: Instant) -> Option<Bytes> {
+        if !self.admits(Network::of(visitor.remote_addr.ip()), now) {
+            return Some(JoinReply::Refused(JoinRefusal::Busy).encode());
+        }
+        let request = JoinRequest::decode(body).ok()?;
+        // Files are written.
+        let work = tokio::task::spawn_blocking(move || self.reply(&visitor, request));
+        Some(work.await.ok()?.encode())
+    }
+
+    fn admits(&self, network: Network, now: Instant) -> bool {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        limiter.admit(network, now)
+    }
+
+    /// Answers a member that calls the service. Which member that is, its connection knows.
+    pub(crate) async fn called(door: Option<Arc<Self>>, request: Request) -> Result<Bytes, Status> {
+        let (Some(door), Some(peer)) = (door, request.peer()) else {
+            return Err(Status::unavailable("the issuer does not answer yet"));
+        };
+        let visitor = Visitor::new(peer.node_id, peer.remote_addr);
+        let now = tokio::time::Instant::now().into_std();
+        let reply = door.answer(visitor, request.into_payload(), now).await;
+        reply.ok_or_else(|| Status::invalid_argument("the message is no request of a member"))
+    }
+
+    fn reply(&self, visitor: &Visitor, request: JoinRequest) -> JoinReply {
+        let node_id = &visitor.node_id;
+        let replied = match request {
+            JoinRequest::Revoke(orders) => match self.access.revoke(&orders) {
+                Ok(news) => {
+                    if news {
+                        tracing::info!(from = %visitor.remote_addr, "a revocation was handed in");
+                    }
+                    return JoinReply::Heeded;
+                }
+                Err(error) => {
+                    tracing::info!(from = %visitor.remote_addr, %error, "a revocation was not taken");
+                    return JoinReply::Refused(JoinRefusal::BadOrders);
+                }
+            },
+            JoinRequest::Join { token, secret } => self.join(node_id, &token, &secret),
+            JoinRequest::Renew(chain) => self.renew(node_id, &chain),
+        };
+        match replied {
+            Ok(chain) => JoinReply::Admitted {
+                chain,
+                issuers: vec![Issuer {
+                    node_id: self.identity.node_id(),
+                    endpoints: self.endpoints.borrow().to_vec(),
+                }],
+            },
+            Err(Unusable::Refused(refusal)) => {
+                tracing::info!(node = %node_id, from = %visitor.remote_addr, reason = %refusal, "a node got no grant");
+                JoinReply::Refused(refusal)
+            }
+            Err(Unusable::Folder(error)) => {
+                tracing::error!(node = %node_id, error = &error as &dyn std::error::Error, "a node got no grant");
+                JoinReply::Refused(JoinRefusal::Busy)
+            }
+        }
+    }
+
+    fn join(&self, node_id: &NodeId, id: &TokenId, secret: &TokenSecret) -> Result<Chain, Unusable> {
+        let own = self.issuer()?;
+        let folder = self.folder.as_ref().ok_or(JoinRefusal::UnknownToken)?;
+        let _files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.access.now();
+        let token = folder.token(id, secret, now)?;
+        let known = folder.member(node_id)?;
+        let chain = self.grant(&own, node_id, &token.terms, now)?;
+        if known.as_ref().is_none_or(|known| known.token != Some(*id)) {
+            folder.use_up(id, &token)?;
+        }
+        folder.keep_member(node_id, known.as_ref(), Some(*id), &chain, now)?;
+        tracing::info!(node = %node_id, token = %id, "a node joined the realm");
+        Ok(chain)
+    }
+
+    fn renew(&self, node_id: &NodeId, chain: &Chain) -> Result<Chain, Unusable> {
+        let own = self.issuer()?;
+        let now = self.access.now();
+        let late = chain.verify_late(self.access.realm(), now, LATE);
+        let member = late.map_err(|_| JoinRefusal::NotRenewable)?;
+        if member.node_id() != node_id || member.issuer().is_none() {
+            return Err(JoinRefusal::NotRenewable.into());
+        }
+        self.access.check_unrevoked(&member).map_err(|_| JoinRefusal::Revoked)?;
+        let terms = Terms::of(&member).ok_or(JoinRefusal::NotRenewable)?;
+        let chain = self.grant(&own, node_id, &terms, now)?;
+        if let Some(folder) = &self.folder {
+            let _files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = folder.member(node_id)?;
+            folder.keep_member(node_id, known.as_ref(), None, &chain, now)?;
+        }
+        tracing::debug!(node = %node_id, "a grant was renewed");
+        Ok(chain)
+    }
+
+    /// This node's own grant, when it lets it issue now.
+    fn issuer(&self) -> Result<Member, JoinRefusal> {
+        let own = self.access.own().map_err(|_| JoinRefusal::NoIssuer)?;
+        own.issue().is_some().then_some(own).ok_or(JoinRefusal::NoIssuer)
+    }
+
+    fn grant(&self, own: &Member, node_id: &NodeId, terms: &Terms, now: u64) -> Result<Chain, JoinRefusal> {
+        let begin = now.max(own.not_before());
+        let end = begin.saturating_add(self.life).min(own.not_after().unwrap_or(u64::MAX));
+        let grant = terms.grant(self.access.realm(), *node_id, begin..=end);
+        let chain = grant.issue(own, &self.identity);
+        let chain = chain.map_err(|_| JoinRefusal::BeyondIssuer)?;
+        let member = chain.verify(self.access.realm(), now);
+        let member = member.map_err(|_| JoinRefusal::BeyondIssuer)?;
+        match self.access.check_unrevoked(&member) {
+            Ok(()) => Ok(chain),
+            Err(_) => Err(JoinRefusal::Revoked),
+        }
+    }
+
+    /// Keeps the addresses of this node for its tokens as they change, until the node is gone.
+    pub(crate) async fn keep_addresses(folder: IssuerFolder, mut endpoints: watch::Receiver<Arc<[Address]>>) {
+        loop {
+            let now = endpoints.borrow_and_update().clone();
+            let folder = folder.clone();
+            let kept = tokio::task::spawn_blocking(move || folder.set_addresses(&now)).await;
+            if let Ok(Err(error)) = kept {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(
+                    error,
+                    "the issuer's addresses are not kept: new tokens may name old ones"
+                );
+            }
+            if endpoints.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}

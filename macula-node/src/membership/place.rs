@@ -1,0 +1,340 @@
+//! This node's own grant: the first one for a token, the next one before the present one ends, and the file it is kept in.
+//!
+//! **When.** A grant that an issuer signed is renewed at two thirds of its life, a little earlier or later, so that nodes that joined
+//! together do not ask together. An issuer that does not answer is asked again with backoff, and others are asked, too: those that the
+//! last answer named, and those in the directory. So an absent issuer does no harm until the grant ends (A7).
+//!
+//! **By hand.** A grant that the realm's key signed is not renewed by issuers. When it is due its file is read again, so that a new
+//! grant that is put there is used without a restart.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use macula_rpc::{Resolve as _, ResolveOptions};
+use macula_transport::{Access, Endpoint, VisitError, private_file};
+use macula_wire::{
+    AccessError, Chain, Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, MAX_ISSUERS, Member, Membership, NodeId,
+};
+
+use super::RENEW_SERVICE;
+use crate::directory::Directory;
+
+/// The most bytes of a grant's file.
+const MAX_FILE_BYTES: usize = 16 * 1024;
+/// How long a sleep lasts before the clock is read again: a timer stands still while the machine is suspended.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// The first pause after a renewal that failed, and the longest.
+const RETRY: Duration = Duration::from_secs(5);
+const MAX_RETRY: Duration = Duration::from_secs(300);
+
+/// A node got no grant.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MembershipError {
+    /// No issuer could be asked.
+    #[error("no issuer of the realm is known: join with a token, or ask for a new grant")]
+    NoIssuer,
+    /// An issuer could not be reached.
+    #[error("the issuer {issuer} could not be reached")]
+    Unreachable {
+        /// The issuer.
+        issuer: NodeId,
+        /// The reason.
+        source: Box<VisitError>,
+    },
+    /// An issuer refused.
+    #[error("the issuer {issuer} refused: {reason}")]
+    Refused {
+        /// The issuer.
+        issuer: NodeId,
+        /// Its reason.
+        reason: JoinRefusal,
+    },
+    /// An issuer answered something else.
+    #[error("the issuer {0} gave an answer that this version does not understand")]
+    Malformed(NodeId),
+    /// The grant received is not valid here.
+    #[error("the grant received cannot be used: compare the clocks of both machines")]
+    Grant(#[source] AccessError),
+    /// The grant's file cannot be read or is damaged.
+    #[error("the grant in {} cannot be read: remove the file and join again", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// What a node knows of its membership before it has a network.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// Given by the program.
+    pub(crate) given: Option<Membership>,
+    /// Where the present grant is kept.
+    pub(crate) file: Option<PathBuf>,
+}
+
+impl Kept {
+    /// The membership in the file, if there is one.
+    pub(crate) fn read(file: &Path) -> Result<Option<Membership>, MembershipError> {
+        let unread = |source: Box<dyn std::error::Error + Send + Sync>| MembershipError::File {
+            path: file.to_owned(),
+            source,
+        };
+        let bytes = match private_file::read(file, MAX_FILE_BYTES) {
+            Err(private_file::ReadError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            bytes => bytes.map_err(|error| unread(error.into()))?,
+        };
+        let text = std::str::from_utf8(&bytes).map_err(|error| unread(error.into()))?;
+        text.parse()
+            .map(Some)
+            .map_err(|error: macula_wire::LineError| unread(error.into()))
+    }
+
+    /// Uses the grant, of those given and kept, that is valid the longest, and gives the issuers that renew it. One that has ended is
+    /// given back for renewal.
+    pub(crate) fn choose(&self, access: &Access) -> Result<(Option<Membership>, Vec<Issuer>), MembershipError> {
+        let kept = self.file.as_deref().map(Self::read).transpose()?.flatten();
+        let all = [self.given.clone(), kept].into_iter().flatten();
+        let mut of_realm: Vec<_> = all.filter(|it| it.realm == *access.realm()).collect();
+        let end = |it: &Membership| {
+            let member = it.chain.verify_late(access.realm(), access.now(), u64::MAX).ok();
+            member.and_then(|member| member.not_after())
+        };
+        of_realm.sort_by_key(|it| std::cmp::Reverse(end(it)));
+        let issuers = of_realm.iter().flat_map(|it| it.issuers.clone()).collect();
+        let Some(best) = of_realm.into_iter().next() else {
+            return Ok((None, issuers));
+        };
+        match access.set_grant(&best.chain) {
+            Ok(_) => Ok((None, issuers)),
+            Err(AccessError::Ended(_)) => Ok((Some(best), issuers)),
+            Err(error) => Err(MembershipError::Grant(error)),
+        }
+    }
+}
+
+/// A node's place in its realm, to be kept.
+pub(crate) struct Place {
+    access: Access,
+    transport: Arc<Endpoint>,
+    issuers: Vec<Issuer>,
+    file: Option<PathBuf>,
+    /// Draws the jitter.
+    random: u64,
+}
+
+impl Place {
+    pub(crate) fn new(transport: &Arc<Endpoint>, issuers: Vec<Issuer>, file: Option<PathBuf>, random: u64) -> Self {
+        Self {
+            access: transport.access().clone(),
+            transport: Arc::clone(transport),
+            issuers,
+            file,
+            random: random | 1,
+        }
+    }
+
+    /// Gets the node a grant, when it has none that is valid: the next one for one that has `ended`, or the first one for a token.
+    /// A node with neither has to be given one.
+    pub(crate) async fn enter(
+        &mut self,
+        ended: Option<Membership>,
+        token: Option<&JoinToken>,
+    ) -> Result<(), MembershipError> {
+        if self.access.own().is_ok() {
+            self.keep().await;
+            return Ok(());
+        }
+        let renewed = match ended {
+            Some(ended) => self.renew(&ended.chain, Vec::new()).await.map(|_| ()),
+            None => Err(MembershipError::NoIssuer),
+        };
+        match (renewed, token) {
+            (Ok(()), _) | (Err(MembershipError::NoIssuer), None) => Ok(()),
+            (Err(error), None) => Err(error),
+            (Err(_), Some(token)) => {
+                let request = JoinRequest::Join {
+                    token: token.id,
+                    secret: token.secret.clone(),
+                };
+                self.ask(&token.issuer, &request).await.map(|_| ())
+            }
+        }
+    }
+
+    async fn renew(&mut self, chain: &Chain, found: Vec<Issuer>) -> Result<Member, MembershipError> {
+        let mut issuers = self.issuers.clone();
+        for issuer in found {
+            // The directory knows where an issuer is now.
+            issuers.retain(|known| known.node_id != issuer.node_id);
+            issuers.push(issuer);
+        }
+        issuers.retain(|issuer| issuer.node_id != self.transport.node_id());
+        let mut failed = MembershipError::NoIssuer;
+        let request = JoinRequest::Renew(chain.clone());
+        while !issuers.is_empty() {
+            let at = self.random(issuers.len() as u64) as usize;
+            match self.ask(&issuers.swap_remove(at), &request).await {
+                Ok(member) => return Ok(member),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
+    }
+
+    /// Asks one issuer, and uses the grant that it gives.
+    async fn ask(&mut self, issuer: &Issuer, request: &JoinRequest) -> Result<Member, MembershipError> {
+        let node_id = issuer.node_id;
+        let visit = self.transport.visit(Some(node_id), &issuer.endpoints, request.encode());
+        let (_, reply) = visit.await.map_err(|error| MembershipError::Unreachable {
+            issuer: node_id,
+            source: Box::new(error),
+        })?;
+        match JoinReply::decode(reply) {
+            Ok(JoinReply::Admitted { chain, issuers }) => {
+                let member = self.access.set_grant(&chain).map_err(MembershipError::Grant)?;
+                self.learn(issuers);
+                self.keep().await;
+                Ok(member)
+            }
+            Ok(JoinReply::Refused(reason)) => Err(MembershipError::Refused {
+                issuer: node_id,
+                reason,
+            }),
+            Ok(JoinReply::Heeded) | Err(_) => Err(MembershipError::Malformed(node_id)),
+        }
+    }
+
+    /// Remembers issuers, the latest first.
+    fn learn(&mut self, issuers: Vec<Issuer>) {
+        for issuer in issuers.into_iter().rev() {
+            self.issuers.retain(|known| known.node_id != issuer.node_id);
+            self.issuers.insert(0, issuer);
+        }
+        self.issuers.truncate(MAX_ISSUERS);
+    }
+
+    /// Keeps the present grant in its file.
+    async fn keep(&self) {
+        let (Some(file), Ok(own)) = (self.file.clone(), self.access.own()) else {
+            return;
+        };
+        let Some(chain) = own.chain().cloned() else { return };
+        let membership = Membership {
+            realm: self.access.realm().clone(),
+            chain,
+            issuers: self.issuers.clone(),
+        };
+        let line = format!("{membership}\n");
+        let written = tokio::task::spawn_blocking(move || {
+            private_file::write(&file, line.as_bytes()).map_err(|error| (file, error))
+        });
+        if let Ok(Err((file, error))) = written.await {
+            tracing::warn!(file = %file.display(), %error, "the node's grant is not kept: after a restart the node may have to join again");
+        }
+    }
+
+    /// Renews the grant for as long as the node runs.
+    pub(crate) async fn stay(mut self, directory: Directory) {
+        let mut changed = self.access.changed();
+        let mut pause = RETRY;
+        let mut warned = false;
+        loop {
+            let due_in = self.access.own().ok().map(|own| self.due_in(&own));
+            if let Some(due_in) = due_in.filter(|due_in| !due_in.is_zero()) {
+                (pause, warned) = (RETRY, false);
+                tokio::select! {
+                    // A grant was given by hand, or a revocation came: the due time may be another.
+                    change = changed.changed() => if change.is_err() { return },
+                    () = tokio::time::sleep(due_in.min(LOOK_AGAIN)) => {}
+                }
+                continue;
+            }
+            match self.next_grant(&directory).await {
+                Ok(()) => (pause, warned) = (RETRY, false),
+                Err(error) => {
+                    say(&error, warned);
+                    warned = true;
+                    let jitter = Duration::from_millis(self.random(1 + pause.as_millis() as u64 / 2));
+                    tokio::select! {
+                        change = changed.changed() => if change.is_err() { return },
+                        () = tokio::time::sleep(pause / 2 + jitter) => {}
+                    }
+                    pause = (2 * pause).min(MAX_RETRY);
+                }
+            }
+        }
+    }
+
+    /// How long until the grant is due: two thirds of its life, less up to a tenth of it.
+    fn due_in(&self, own: &Member) -> Duration {
+        let Some(end) = own.not_after() else { return LOOK_AGAIN };
+        let life = end.saturating_sub(own.not_before());
+        // Drawn from the grant itself, so that each look gives the same time.
+        let early = own.chain_hash().map_or(0, |hash| u64::from(hash.as_bytes()[0])) * life / 2560;
+        let due = own.not_before() + life * 2 / 3 - early;
+        Duration::from_secs(due.saturating_sub(self.access.now()))
+    }
+
+    async fn next_grant(&mut self, directory: &Directory) -> Result<(), MembershipError> {
+        if let Some(file) = self.file.clone()
+            && let Ok(read) = tokio::task::spawn_blocking(move || Kept::read(&file)).await
+            && let Some(membership) = read?
+        {
+            let present = self.last_grant();
+            if membership.realm == *self.access.realm() && present.as_ref() != Some(&membership.chain) {
+                self.access
+                    .set_grant(&membership.chain)
+                    .map_err(MembershipError::Grant)?;
+                self.learn(membership.issuers);
+                return Ok(());
+            }
+        }
+        let Some(chain) = self.last_grant() else {
+            return Err(MembershipError::NoIssuer);
+        };
+        let found = self.issuers_in(directory).await;
+        self.renew(&chain, found).await.map(|_| ())
+    }
+
+    /// The last grant, valid or not.
+    fn last_grant(&self) -> Option<Chain> {
+        self.access.member()?.chain().cloned()
+    }
+
+    /// The issuers that the directory knows, as far as it answers.
+    async fn issuers_in(&self, directory: &Directory) -> Vec<Issuer> {
+        let Ok(service) = RENEW_SERVICE.parse() else {
+            return Vec::new();
+        };
+        let found = directory.resolve(&service, ResolveOptions::default()).await;
+        let providers = found.map(|found| found.providers).unwrap_or_default();
+        let issuer = |provider: &macula_rpc::Provider| Issuer {
+            node_id: provider.node_id,
+            endpoints: provider.endpoints.to_vec(),
+        };
+        providers.iter().take(MAX_ISSUERS).map(issuer).collect()
+    }
+
+    /// A number below `bound`: Marsaglia's xorshift, because which issuer is asked first is no secret.
+    fn random(&mut self, bound: u64) -> u64 {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random % bound.max(1)
+    }
+}
+
+fn say(error: &MembershipError, again: bool) {
+    let error = error as &dyn std::error::Error;
+    if again {
+        tracing::debug!(error, "the node's grant is not renewed yet");
+    } else {
+        tracing::warn!(error, "the node's grant is not renewed yet; the node goes on asking");
+    }
+}

@@ -1,0 +1,320 @@
+//! Grants over time: renewal, absent issuers, revocations, on a network in memory in paused time (A6, A7).
+#![cfg(feature = "testing")]
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+use std::{net::SocketAddr, time::Duration};
+
+use macula_node::{
+    Address, BootstrapAddr, Bytes, Chain, Grant, GrantRole, Identity, Issue, Issuer, JoinRefusal, JoinReply,
+    JoinRequest, Membership, Node, NodeBuilder, Order, Patterns, Realm, RealmKey, RealmName, Request,
+    SignedRevocations, Status, TokenId,
+};
+use macula_transport::testing::Network;
+use macula_wire::{SecretKey, TokenSecret};
+
+const SERVICE: &str = "demo.echo";
+/// The wall clock of the network in memory at its start.
+const START: u64 = 1_700_000_000;
+const HOUR: u64 = 3600;
+/// How long an issuer's grants last here.
+const LIFE: Duration = Duration::from_secs(80 * 60);
+
+fn addr(n: u8) -> SocketAddr {
+    ([10, 0, 0, n], 9443).into()
+}
+
+fn at(n: u8) -> BootstrapAddr {
+    Address::try_from(addr(n)).unwrap().into()
+}
+
+fn identity(n: u8) -> Identity {
+    Identity::from_secret(SecretKey::from_bytes(&[n; SecretKey::LEN]))
+}
+
+fn key() -> RealmKey {
+    RealmKey::from_bytes(&[9; 32])
+}
+
+fn realm() -> Realm {
+    key().realm(RealmName::new("shop").unwrap())
+}
+
+fn grant(n: u8, end: u64) -> Grant {
+    Grant::new(&realm(), identity(n).node_id(), START..=end)
+        .with_role(GrantRole::Node)
+        .with_provide(Patterns::all())
+        .with_call(Patterns::all())
+}
+
+fn of_issuer(n: u8) -> Chain {
+    let issue = Issue::new(GrantRole::Node, Patterns::all(), Patterns::all());
+    grant(n, START + 1000 * HOUR).with_issue(issue).sign(&key()).unwrap()
+}
+
+fn membership(chain: Chain) -> Membership {
+    let issuer = Issuer {
+        node_id: identity(1).node_id(),
+        endpoints: vec![at(1).endpoint],
+    };
+    Membership {
+        realm: realm(),
+        chain,
+        issuers: vec![issuer],
+    }
+}
+
+/// The grant of a member that node 1 let in at the start.
+fn of_member(n: u8) -> Membership {
+    let issuer = of_issuer(1).verify(&realm(), START).unwrap();
+    membership(grant(n, START + LIFE.as_secs()).issue(&issuer, &identity(1)).unwrap())
+}
+
+fn builder(network: &Network, n: u8, membership: Membership) -> NodeBuilder {
+    Node::builder()
+        .network(network)
+        .identity(identity(n))
+        .listen(addr(n))
+        .membership(membership)
+        .bootstrap((1..=4).filter(|other| *other != n).map(at))
+        .grant_life(LIFE)
+}
+
+async fn issuer(network: &Network, n: u8) -> Node {
+    let node = builder(network, n, membership(of_issuer(n))).start().await.unwrap();
+    // The first node finds no other.
+    let _ = node.join().await;
+    node
+}
+
+async fn member(network: &Network, n: u8) -> Node {
+    let echo = async |request: Request| Ok::<Bytes, Status>(request.into_payload());
+    let node = builder(network, n, of_member(n))
+        .serve(SERVICE, echo)
+        .start()
+        .await
+        .unwrap();
+    node.join().await.unwrap();
+    node
+}
+
+async fn pass(seconds: u64) {
+    tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_secs(seconds)).await;
+}
+
+/// Its own service is called at the others, over the network.
+async fn call(node: &Node) -> Result<(), String> {
+    let call = node.client().request(SERVICE).remote_only();
+    call.send("x").await.map(|_| ()).map_err(|error| error.to_string())
+}
+
+fn end(node: &Node) -> u64 {
+    node.access().member().unwrap().not_after().unwrap()
+}
+
+/// The issuer is away for an hour in which the grants are due, and no call fails; when it is back, they are renewed.
+#[tokio::test(start_paused = true)]
+async fn a7_an_issuer_that_is_away_for_an_hour_does_no_harm() {
+    let network = Network::new(21);
+    let first = issuer(&network, 1).await;
+    let members = [member(&network, 2).await, member(&network, 3).await];
+    pass(60).await;
+    network.kill(addr(1));
+    drop(first);
+    for _ in 0..6 {
+        pass(10 * 60).await;
+        for member in &members {
+            call(member).await.unwrap();
+            assert_eq!(end(member), START + LIFE.as_secs(), "an issuer answered");
+        }
+    }
+    let _back = issuer(&network, 1).await;
+    pass(10 * 60).await;
+    for member in &members {
+        assert!(end(member) > START + LIFE.as_secs() + HOUR / 2, "it is not renewed");
+    }
+    // The connections outlive the grants that they began with.
+    pass(15 * 60).await;
+    for member in &members {
+        call(member).await.unwrap();
+    }
+}
+
+/// When the issuer is away for too long the members part, and they meet again when it is back, without new tokens.
+#[tokio::test(start_paused = true)]
+async fn a7_members_whose_grants_ended_are_let_in_again_by_an_issuer_that_was_away() {
+    let network = Network::new(22);
+    let first = issuer(&network, 1).await;
+    let members = [member(&network, 2).await, member(&network, 3).await];
+    pass(60).await;
+    network.kill(addr(1));
+    drop(first);
+    pass(LIFE.as_secs()).await;
+    assert!(
+        call(&members[0]).await.is_err(),
+        "a call is made with a grant that ended"
+    );
+    let _back = issuer(&network, 1).await;
+    pass(HOUR / 3).await;
+    for member in &members {
+        call(member).await.unwrap();
+    }
+}
+
+/// A member renews at an issuer that it has never heard of: the directory knows it.
+#[tokio::test(start_paused = true)]
+async fn a7_a_new_issuer_takes_over_from_one_that_is_gone_for_good() {
+    let network = Network::new(23);
+    let (old, _new) = (issuer(&network, 1).await, issuer(&network, 4).await);
+    let members = [member(&network, 2).await, member(&network, 3).await];
+    pass(60).await;
+    network.kill(addr(1));
+    drop(old);
+    pass(LIFE.as_secs()).await;
+    for member in &members {
+        let own = member.access().own().unwrap();
+        assert_eq!(own.issuer(), Some(&identity(4).node_id()));
+        call(member).await.unwrap();
+    }
+}
+
+/// Any node takes an order, and within a minute every node knows it: no issuer runs.
+#[tokio::test(start_paused = true)]
+async fn a6_a_revocation_reaches_every_node_within_a_minute_without_an_issuer() {
+    let network = Network::new(24);
+    let first = issuer(&network, 1).await;
+    let mut members = Vec::new();
+    for n in 2..=9 {
+        members.push(member(&network, n).await);
+    }
+    pass(60).await;
+    network.kill(addr(1));
+    drop(first);
+    let order = Order::revoke(identity(9).node_id(), START + 60);
+    let orders = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();
+    let stranger = Node::builder()
+        .network(&network)
+        .client()
+        .identity(identity(99))
+        .start()
+        .await
+        .unwrap();
+    let request = JoinRequest::Revoke(orders.clone());
+    assert_eq!(stranger.visit(&at(2), &request).await.unwrap(), JoinReply::Heeded);
+    // A replay, and an order that no one signed.
+    assert_eq!(stranger.visit(&at(3), &request).await.unwrap(), JoinReply::Heeded);
+    let forged = SignedRevocations::sign(
+        &RealmKey::from_bytes(&[8; 32]).realm(RealmName::new("shop").unwrap()),
+        &RealmKey::from_bytes(&[8; 32]),
+        [order],
+    );
+    let refused = stranger
+        .visit(&at(3), &JoinRequest::Revoke(forged.unwrap()))
+        .await
+        .unwrap();
+    assert_eq!(refused, JoinReply::Refused(JoinRefusal::BadOrders));
+
+    pass(60).await;
+    let revoked = members.pop().unwrap();
+    for node in &members {
+        assert_eq!(
+            node.access().revocations(),
+            std::slice::from_ref(&orders),
+            "{} has not heard of it",
+            node.id()
+        );
+        call(node).await.unwrap();
+        let found = node.lookup(&SERVICE.parse().unwrap()).await.unwrap();
+        assert!(found.iter().all(|provider| provider.node_id != revoked.id()));
+    }
+    assert!(call(&revoked).await.is_err());
+    // A node that was away learns of it when it comes.
+    let late = member(&network, 10).await;
+    pass(60).await;
+    assert_eq!(late.access().revocations(), [orders]);
+}
+
+/// A6, A7: a revoked node gets no grant, and neither does one that shows the grant of a revoked issuer or of another node.
+#[tokio::test(start_paused = true)]
+async fn a7_a_renewal_is_refused_to_revoked_nodes_and_for_others_grants() {
+    let network = Network::new(25);
+    let (_one, _other) = (issuer(&network, 1).await, issuer(&network, 4).await);
+    let renew = async |n: u8, chain: &Chain| {
+        let node = Node::builder()
+            .network(&network)
+            .client()
+            .identity(identity(n))
+            .start()
+            .await
+            .unwrap();
+        node.visit(&at(4), &JoinRequest::Renew(chain.clone())).await.unwrap()
+    };
+    let chain = of_member(7).chain;
+    assert!(matches!(renew(7, &chain).await, JoinReply::Admitted { .. }));
+    let not_renewable = JoinReply::Refused(JoinRefusal::NotRenewable);
+    assert_eq!(renew(8, &chain).await, not_renewable, "another node's");
+    let by_hand = grant(7, START + HOUR).sign(&key()).unwrap();
+    assert_eq!(renew(7, &by_hand).await, not_renewable, "its end was chosen by hand");
+    // The stolen key of an issuer signs no grant that outlives its revocation.
+    let revoke = async |n: u8| {
+        let orders = SignedRevocations::sign(&realm(), &key(), [Order::revoke(identity(n).node_id(), START)]);
+        let node = Node::builder()
+            .network(&network)
+            .client()
+            .identity(identity(98))
+            .start()
+            .await
+            .unwrap();
+        let told = node.visit(&at(4), &JoinRequest::Revoke(orders.unwrap())).await.unwrap();
+        assert_eq!(told, JoinReply::Heeded);
+    };
+    revoke(1).await;
+    assert_eq!(renew(7, &chain).await, JoinReply::Refused(JoinRefusal::Revoked));
+}
+
+/// A stranger guesses tokens: it is told nothing but no, and soon to wait.
+#[tokio::test(start_paused = true)]
+async fn a7_a_stranger_that_guesses_tokens_is_slowed_down() {
+    let network = Network::new(26);
+    let _issuer = issuer(&network, 1).await;
+    let stranger = Node::builder()
+        .network(&network)
+        .client()
+        .identity(identity(99))
+        .start()
+        .await
+        .unwrap();
+    let mut answers = Vec::new();
+    for n in 0..100 {
+        let guess = JoinRequest::Join {
+            token: TokenId::from_bytes([n; TokenId::LEN]),
+            secret: TokenSecret::from_bytes(&[n; TokenSecret::LEN]),
+        };
+        match stranger.visit(&at(1), &guess).await.unwrap() {
+            JoinReply::Refused(refusal) => answers.push(refusal),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(answers[0], JoinRefusal::UnknownToken);
+    let busy = answers.iter().filter(|answer| **answer == JoinRefusal::Busy).count();
+    assert!(busy > 30, "{busy} of 100 guesses had to wait");
+}
+
+/// A node that issues nothing says so, whatever it is asked for.
+#[tokio::test(start_paused = true)]
+async fn a7_a_member_that_is_no_issuer_gives_no_grant() {
+    let network = Network::new(27);
+    let _first = issuer(&network, 1).await;
+    let _member = member(&network, 2).await;
+    let stranger = Node::builder()
+        .network(&network)
+        .client()
+        .identity(identity(7))
+        .start()
+        .await
+        .unwrap();
+    let reply = stranger
+        .visit(&at(2), &JoinRequest::Renew(of_member(7).chain))
+        .await
+        .unwrap();
+    assert_eq!(reply, JoinReply::Refused(JoinRefusal::NoIssuer));
+}

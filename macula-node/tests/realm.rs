@@ -1,0 +1,350 @@
+//! Closed realms as people run them: the commands, and nodes in processes of their own (A1, A2, A6, A7).
+#![cfg(feature = "cli")]
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use support::{NodeProcess, complaint, run, stderr, stdout};
+
+/// A closed realm in a folder: its key, and an issuer that runs.
+struct Shop {
+    folder: tempfile::TempDir,
+    issuer: NodeProcess,
+}
+
+impl Shop {
+    fn open() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = path(&folder, "shop.key");
+        succeed(&["realm", "new", "shop", "--key", &key]);
+        let issuer = start_issuer(&folder, "issuer");
+        Self { folder, issuer }
+    }
+
+    fn key(&self) -> String {
+        path(&self.folder, "shop.key")
+    }
+
+    fn data(&self, name: &str) -> String {
+        path(&self.folder, name)
+    }
+
+    fn token(&self, options: &[&str]) -> String {
+        let data = self.data("issuer");
+        succeed(&[&["realm", "token", "--data", &data], options].concat())
+    }
+
+    /// Joins with a token, and starts a node that serves.
+    fn provider(&self, name: &str, token: &str) -> NodeProcess {
+        let data = self.data(name);
+        succeed(&["join", token, "--data", &data]);
+        self.start(&data)
+    }
+
+    fn start(&self, data: &str) -> NodeProcess {
+        let bootstrap = self.issuer.pinned();
+        NodeProcess::start(&["--data", data, "--bootstrap", &bootstrap, "--serve", "demo.echo=echo"])
+    }
+
+    /// A client's identity and grant, for commands.
+    fn client(&self) -> Vec<String> {
+        let identity = self.data("client");
+        let token = self.token(&["--call", "demo.*", "--role", "client"]);
+        succeed(&["join", &token, "--identity", &identity]);
+        ["--identity", &identity, "--bootstrap", &self.issuer.pinned()]
+            .map(str::to_owned)
+            .into()
+    }
+}
+
+fn path(folder: &tempfile::TempDir, name: &str) -> String {
+    let path: PathBuf = folder.path().join(name);
+    path.to_str().unwrap().to_owned()
+}
+
+/// Makes an identity, signs its issuing grant and starts the issuer.
+fn start_issuer(folder: &tempfile::TempDir, name: &str) -> NodeProcess {
+    let (key, data) = (path(folder, "shop.key"), path(folder, name));
+    std::fs::create_dir_all(&data).unwrap();
+    let id = succeed(&["id", "--data", &data]);
+    let grant = succeed(&["realm", "grant", &id, "--key", &key, "--issue"]);
+    NodeProcess::start(&["--data", &data, "--grant", &grant])
+}
+
+/// The first line of a command's output.
+fn succeed(args: &[&str]) -> String {
+    let output = run(args);
+    assert!(output.status.success(), "{args:?}: {}", stderr(&output));
+    stdout(&output).trim_end().to_owned()
+}
+
+fn json(args: &[&str]) -> Value {
+    serde_json::from_str(&succeed(&[args, &["--json"]].concat())).unwrap()
+}
+
+fn with<'a>(args: &[&'a str], client: &'a [String]) -> Vec<&'a str> {
+    args.iter().copied().chain(client.iter().map(String::as_str)).collect()
+}
+
+/// The nodes that provide the service, as a client finds them.
+fn providers(client: &[String]) -> Vec<String> {
+    let output = run(&with(&["providers", "demo.echo", "--json"], client));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let nodes = found["providers"].as_array().unwrap();
+    nodes
+        .iter()
+        .map(|node| node["node_id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn a7_a_closed_realm_of_five_nodes_from_nothing() {
+    let shop = Shop::open();
+    let rights = [
+        "--serve",
+        "demo.*",
+        "--call",
+        "demo.*",
+        "--uses",
+        "3",
+        "--label",
+        "team=orders",
+    ];
+    let token = shop.token(&rights);
+    let nodes: Vec<_> = ["a", "b", "c"].map(|name| shop.provider(name, &token)).into();
+    // The fourth use is one too many.
+    let refused = run(&["join", &token, "--data", &shop.data("d")]);
+    assert!(complaint(&refused).contains("used up"), "{}", stderr(&refused));
+
+    // The fifth joins as it starts.
+    let token = shop.token(&rights);
+    let (data, bootstrap) = (shop.data("d"), shop.issuer.pinned());
+    let fifth = NodeProcess::start(&[
+        "--data",
+        &data,
+        "--token",
+        &token,
+        "--bootstrap",
+        &bootstrap,
+        "--serve",
+        "demo.echo=echo",
+    ]);
+    let client = shop.client();
+    let mut expected: Vec<_> = nodes.iter().chain([&fifth]).map(|node| node.id.clone()).collect();
+    expected.sort();
+    let mut found = providers(&client);
+    found.sort();
+    assert_eq!(found, expected);
+    let answer = run(&with(&["call", "demo.echo", "hello"], &client));
+    assert_eq!(
+        (stdout(&answer).as_str(), answer.status.code()),
+        ("hello", Some(0)),
+        "{}",
+        stderr(&answer)
+    );
+
+    // The realm's name alone opens nothing, and neither does the name with its key.
+    let realm = succeed(&["realm", "show", "--key", &shop.key()]);
+    for realm in ["shop", &realm] {
+        let stranger = run(&[
+            "call",
+            "demo.echo",
+            "hello",
+            "--realm",
+            realm,
+            "--bootstrap",
+            &bootstrap,
+            "--timeout",
+            "5s",
+        ]);
+        assert_eq!(stranger.status.code(), Some(1), "{}", stderr(&stranger));
+    }
+
+    let members = json(&["realm", "members", "--data", &shop.data("issuer")]);
+    let members = members["members"].as_array().unwrap();
+    assert_eq!(members.len(), 5);
+    assert!(members.iter().all(|member| member["state"] == "valid"));
+    let granted = json(&["realm", "members", "--key", &shop.key()]);
+    assert_eq!(granted["members"][0]["node_id"], shop.issuer.id.as_str());
+}
+
+#[test]
+fn a7_a_token_that_ended_or_was_never_made_lets_no_node_in() {
+    let shop = Shop::open();
+    let token = shop.token(&["--for", "1s"]);
+    // The issuer's clock decides: it is asked until the second is over.
+    let refused = loop {
+        let asked = run(&["join", &token, "--data", &shop.data("late")]);
+        if !asked.status.success() {
+            break asked;
+        }
+        std::fs::remove_dir_all(shop.data("late")).unwrap();
+    };
+    assert!(complaint(&refused).contains("ended") || complaint(&refused).contains("used up"));
+    let other = Shop::open();
+    let foreign = other.token(&["--call", "demo.*"]);
+    drop(other);
+    let lost = run(&["join", &foreign, "--data", &shop.data("lost")]);
+    assert!(complaint(&lost).contains("could not be reached"), "{}", stderr(&lost));
+    let cut = run(&["join", &token[..token.len() - 5], "--data", &shop.data("cut")]);
+    assert!(complaint(&cut).contains("copy the whole line"));
+}
+
+#[test]
+fn a2_a_token_gives_no_more_than_its_issuer_may() {
+    let shop = Shop::open();
+    let data = shop.data("modest");
+    std::fs::create_dir_all(&data).unwrap();
+    let id = succeed(&["id", "--data", &data]);
+    let grant = succeed(&[
+        "realm",
+        "grant",
+        &id,
+        "--key",
+        &shop.key(),
+        "--issue",
+        "--call",
+        "demo.*",
+    ]);
+    let _modest = NodeProcess::start(&["--data", &data, "--grant", &grant, "--bootstrap", &shop.issuer.pinned()]);
+    let too_much = run(&["realm", "token", "--data", &data, "--call", "*"]);
+    assert!(
+        complaint(&too_much).contains("goes beyond its issuer's"),
+        "{}",
+        stderr(&too_much)
+    );
+    succeed(&["realm", "token", "--data", &data, "--call", "demo.echo"]);
+    let no_issuer = run(&["realm", "token", "--data", &shop.data("nowhere")]);
+    assert!(complaint(&no_issuer).contains("identity"), "{}", stderr(&no_issuer));
+}
+
+/// A6: a node is revoked while it serves. The others' calls go on, and the revoked one is neither found nor called any more.
+#[test]
+fn a6_a_revoked_node_is_gone_from_callers_and_no_call_to_the_others_fails() {
+    let shop = Shop::open();
+    let token = shop.token(&["--serve", "demo.*", "--call", "demo.*", "--uses", "3"]);
+    let nodes: Vec<_> = ["a", "b", "c"].map(|name| shop.provider(name, &token)).into();
+    let client = shop.client();
+    assert_eq!(providers(&client).len(), 3);
+
+    let started = std::time::Instant::now();
+    let told = succeed(&[
+        "realm",
+        "revoke",
+        &nodes[0].id,
+        "--key",
+        &shop.key(),
+        "--bootstrap",
+        nodes[1].address(),
+    ]);
+    assert!(told.contains("is revoked"), "{told}");
+    loop {
+        let output = run(&with(&["call", "demo.echo", "x", "--count", "10", "--json"], &client));
+        let calls = stdout(&output);
+        let calls: Vec<Value> = calls.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(calls.len(), 10, "{}", stderr(&output));
+        assert!(calls.iter().all(|call| call["ok"] == true), "{calls:?}");
+        let reached = calls.iter().any(|call| call["provider"] == nodes[0].id.as_str());
+        if !reached && !providers(&client).contains(&nodes[0].id) {
+            break;
+        }
+        assert!(started.elapsed().as_secs() < 60, "the revoked node is still there");
+    }
+    // It gets no new grant, and a restart does not bring it back.
+    let again = shop.token(&["--serve", "demo.*"]);
+    let refused = run(&["join", &again, "--data", &shop.data("a2")]);
+    assert!(refused.status.success(), "another node may use the token");
+    let members = json(&["realm", "members", "--data", &shop.data("issuer")]);
+    let state = |id: &str| {
+        let members = members["members"].as_array().unwrap().iter();
+        members.clone().find(|member| member["node_id"] == id).unwrap()["state"].clone()
+    };
+    assert_eq!(
+        (state(&nodes[0].id), state(&nodes[1].id)),
+        ("revoked".into(), "valid".into())
+    );
+}
+
+/// A new issuer with a key of its own takes over from the old one; members go on, and the old key is worth nothing afterwards.
+#[test]
+fn a7_the_key_of_an_issuer_is_rotated() {
+    let mut shop = Shop::open();
+    let data = shop.data("second");
+    std::fs::create_dir_all(&data).unwrap();
+    let id = succeed(&["id", "--data", &data]);
+    let grant = succeed(&["realm", "grant", &id, "--key", &shop.key(), "--issue"]);
+    let second = NodeProcess::start(&["--data", &data, "--grant", &grant, "--bootstrap", &shop.issuer.pinned()]);
+    let old = shop.token(&["--call", "demo.*", "--uses", "9"]);
+    let token = succeed(&[
+        "realm", "token", "--data", &data, "--serve", "demo.*", "--call", "demo.*",
+    ]);
+    let first = std::mem::replace(&mut shop.issuer, second);
+    let _provider = shop.provider("a", &token);
+    succeed(&[
+        "realm",
+        "revoke",
+        &first.id,
+        "--key",
+        &shop.key(),
+        "--bootstrap",
+        shop.issuer.address(),
+    ]);
+    succeed(&[
+        "realm",
+        "revoke",
+        &first.id,
+        "--key",
+        &shop.key(),
+        "--bootstrap",
+        first.address(),
+    ]);
+    let refused = run(&["join", &old, "--data", &shop.data("b")]);
+    assert!(complaint(&refused).contains("refused"), "{}", stderr(&refused));
+    let identity = shop.data("client");
+    let token = succeed(&["realm", "token", "--data", &data, "--call", "demo.*"]);
+    succeed(&["join", &token, "--identity", &identity]);
+    let called = succeed(&[
+        "call",
+        "demo.echo",
+        "x",
+        "--identity",
+        &identity,
+        "--bootstrap",
+        shop.issuer.address(),
+    ]);
+    assert_eq!(called, "x");
+}
+
+#[test]
+fn a1_a_realms_key_can_have_a_passphrase() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = path(&folder, "shop.key");
+    let with_passphrase = |passphrase: &str, args: &[&str]| {
+        let mut macula = support::macula();
+        macula.env("MACULA_PASSPHRASE", passphrase).args(args);
+        macula.output().unwrap()
+    };
+    let made = with_passphrase(
+        "correct horse",
+        &["realm", "new", "shop", "--key", &key, "--passphrase"],
+    );
+    assert!(made.status.success(), "{}", stderr(&made));
+    let shown = json(&["realm", "show", "--key", &key]);
+    assert_eq!(shown["encrypted"], true);
+    assert_eq!(shown["realm"], stdout(&made).trim_end());
+    let id = "ab".repeat(32);
+    let grant = ["realm", "grant", &id, "--key", &key, "--call", "demo.*", "--for", "2h"];
+    let granted = with_passphrase("correct horse", &grant);
+    let line = stdout(&granted);
+    let content = json(&["realm", "show", line.trim_end()]);
+    assert_eq!(
+        (&content["node_id"], &content["rights"]["call"][0]),
+        (&Value::from(id.as_str()), &Value::from("demo.*"))
+    );
+    assert!(complaint(&with_passphrase("wrong", &grant)).contains("passphrase is wrong"));
+    assert!(complaint(&run(&grant)).contains("MACULA_PASSPHRASE"));
+    assert!(!Path::new(&path(&folder, "shop.key.tmp")).exists());
+}
