@@ -5,7 +5,10 @@
 //! One JSON document on standard output.
 #![expect(clippy::print_stdout, reason = "a program for the terminal")]
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use futures::future::join_all;
 use macula_node::{
@@ -19,12 +22,12 @@ use serde_json::json;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const SLICE: Duration = Duration::from_millis(500);
+const SLICE: Duration = Duration::from_secs(1);
 /// Slices of each kind.
-const TURNS: usize = 40;
+const TURNS: usize = 25;
 const IN_FLIGHT: usize = 64;
-/// Between two questions for the state: ten times as often as `macula top` asks.
-const ASK_EVERY: Duration = Duration::from_millis(100);
+/// Between two questions for the state, as `macula top` asks.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// What is looked at during a slice.
 #[derive(Debug, Clone, Copy)]
@@ -34,9 +37,9 @@ enum Kind {
     Watched,
 }
 
-/// Watches a node and asks for its state, for as long as it is polled.
-async fn look(admin: &Admin) -> Result<(), Failure> {
-    let mut client = connect(admin.path()).await?;
+/// Watches a node and asks for its state, until it is aborted.
+async fn look(path: PathBuf) -> Result<(), Failure> {
+    let mut client = connect(&path).await?;
     let mut events = client.watch(WatchRequest {}).await?.into_inner();
     let mut ask = tokio::time::interval(ASK_EVERY);
     loop {
@@ -91,14 +94,17 @@ async fn measure() -> Result<(), Failure> {
                     Admin::serve(&caller, Build::default(), at("caller.sock")).await?,
                 )),
             };
-            let rate = match (kind, &served) {
-                (Kind::Watched, Some((a, b))) => tokio::select! {
-                    rate = calls(&caller) => rate?,
-                    ended = look(a) => return ended,
-                    ended = look(b) => return ended,
-                },
-                _ => calls(&caller).await?,
+            let watchers = match (kind, &served) {
+                (Kind::Watched, Some((a, b))) => [a, b].map(|admin| tokio::spawn(look(admin.path().into()))).into(),
+                _ => Vec::new(),
             };
+            let rate = calls(&caller).await?;
+            for watcher in watchers {
+                if watcher.is_finished() {
+                    return watcher.await?;
+                }
+                watcher.abort();
+            }
             rates.push(rate);
         }
     }
