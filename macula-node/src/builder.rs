@@ -9,8 +9,8 @@ use macula_rpc::{
 };
 use macula_transport::{BindError, Config, Identity, IdentityError};
 use macula_wire::{
-    AccessError, Address, Chain, DEFAULT_TTL, JoinToken, MAX_ENDPOINTS, MAX_GRANT_SECS, MAX_TTL, MIN_TTL, Membership,
-    NameError, Realm, ServiceName,
+    Address, Chain, DEFAULT_TTL, JoinToken, MAX_ENDPOINTS, MAX_GRANT_SECS, MAX_TTL, MIN_TTL, Membership, NameError,
+    Realm, ServiceName,
 };
 
 use crate::{
@@ -106,11 +106,8 @@ pub enum StartError {
     #[cfg(feature = "redb")]
     #[error(transparent)]
     Data(#[from] crate::DataError),
-    /// The node's grant is not valid for it.
-    #[error("the node's grant cannot be used")]
-    Grant(#[from] AccessError),
     /// The node is not let into its closed realm.
-    #[error("the node is not let into the realm")]
+    #[error(transparent)]
     Membership(#[from] MembershipError),
     /// The realm, the grant and the token are not of one realm.
     #[error("the node is told to be in {0} and in {1}: give it one realm, and a grant or token of that realm")]

@@ -59,6 +59,9 @@ pub enum MembershipError {
     /// The grant received is not valid here.
     #[error("the grant received cannot be used: compare the clocks of both machines")]
     Grant(#[source] AccessError),
+    /// The node's own grant is not valid.
+    #[error("the node's grant cannot be used")]
+    OwnGrant(#[source] AccessError),
     /// The grant's file cannot be read or is damaged.
     #[error("the grant in {} cannot be read: remove the file and join again", path.display())]
     File {
@@ -113,7 +116,7 @@ impl Kept {
         match access.set_grant(&best.chain) {
             Ok(_) => Ok((None, issuers)),
             Err(AccessError::Ended(_)) => Ok((Some(best), issuers)),
-            Err(error) => Err(MembershipError::Grant(error)),
+            Err(error) => Err(MembershipError::OwnGrant(error)),
         }
     }
 }
