@@ -25,6 +25,7 @@ const PARTS: &[&str] = &[
     "Cargo.toml.orig",
     "BENCHMARKS.md",
     "benches",
+    "build.rs",
     "docs",
     "examples",
     "plots",

@@ -1,8 +1,9 @@
 //! The ingress: a TCP port through which a program in any language reaches the mesh (N6).
 //!
 //! It speaks gRPC over HTTP/2, for every gRPC service of the mesh: the path `/package.Service/Method` names the service, which is looked
-//! up, chosen and failed over like any other. It speaks plain HTTP: `POST /v1/call/SERVICE[/METHOD]`, as [`http`] says. Health and server
-//! reflection are answered too. Bodies pass through without being decoded.
+//! up, chosen and failed over like any other. It speaks plain HTTP:
+//! `POST /v1/call/SERVICE[/METHOD]`, with the headers that the crate's README lists. Health and server reflection are answered too. Bodies
+//! pass through without being decoded.
 //!
 //! **Invariants.** A port beyond loopback is not opened without TLS and bearer tokens. A token never goes on into the mesh. Connections,
 //! their streams, headers and bodies have limits with names.
