@@ -543,6 +543,10 @@ impl macula_transport::Handler for NodeHandler {
         self.server_of(call).kind(call)
     }
 
+    fn refuses(&self, call: &IncomingCall) -> Option<Reply> {
+        self.server_of(call).refuses(call)
+    }
+
     fn stream(
         &self,
         call: IncomingCall,

@@ -51,7 +51,7 @@ pub use macula_transport::{Metadata, Pushback};
 pub use macula_wire::{Address, NameError, NodeId, ServiceName, StatusCode};
 pub use observe::{CallStats, LATENCY_BUCKETS, Latency, MAX_METHODS};
 pub use request::{Request, Response};
-pub use resolve::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
+pub use resolve::{Asker, Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
 pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, Refusals, ServeError, Server};
 pub use status::Status;
 pub use streaming::{MAX_WHOLE_BYTES, Requests, StreamHandler};

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     error::Error,
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -112,6 +113,27 @@ pub struct Resolved {
 pub struct ResolveOptions {
     /// Ask the directory itself and not its cache.
     pub force_refresh: bool,
+    /// The peer whose call is forwarded; `None` for this node's own calls. A directory charges its work to the peer, so that peers leave
+    /// it enough for this node.
+    pub asker: Option<Asker>,
+}
+
+/// A peer, as a directory tells it from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Asker {
+    /// Its identity.
+    pub node_id: NodeId,
+    /// Where its packets come from.
+    pub ip: IpAddr,
+}
+
+impl Asker {
+    /// The peer with this identity, whose packets come from `ip`.
+    #[must_use]
+    pub const fn new(node_id: NodeId, ip: IpAddr) -> Self {
+        Self { node_id, ip }
+    }
 }
 
 impl ResolveOptions {
@@ -119,6 +141,13 @@ impl ResolveOptions {
     #[must_use]
     pub const fn with_force_refresh(mut self, force: bool) -> Self {
         self.force_refresh = force;
+        self
+    }
+
+    /// Sets for which peer the directory is asked.
+    #[must_use]
+    pub const fn with_asker(mut self, asker: Asker) -> Self {
+        self.asker = Some(asker);
         self
     }
 }
@@ -130,6 +159,9 @@ pub enum ResolveError {
     /// No node of the directory answered.
     #[error("no node of the directory answered; check that a bootstrap node is running and reachable")]
     Unreachable,
+    /// The directory does as much as it may for other nodes.
+    #[error("the directory of this node looks up as much for other nodes as it may; ask again later")]
+    Busy,
     /// The directory is shut down.
     #[error("the directory of this node is shut down")]
     Closed,

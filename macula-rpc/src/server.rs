@@ -64,7 +64,6 @@ struct Shared {
     max_concurrent: usize,
     running: AtomicUsize,
     draining: AtomicBool,
-    refused_busy: AtomicU64,
     refused_draining: AtomicU64,
     refused_unknown: AtomicU64,
     idle: Notify,
@@ -72,12 +71,11 @@ struct Shared {
     propagate: OnceLock<Box<dyn Propagate>>,
 }
 
-/// Calls that a server refused by itself.
+/// Calls that a server refused by itself. The transport refuses those beyond the places there are, and counts them in its
+/// [`Stats`](macula_transport::Stats).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Refusals {
-    /// It ran as many calls as it may.
-    pub busy: u64,
     /// It was shutting down.
     pub draining: u64,
     /// It does not serve the service.
@@ -106,7 +104,10 @@ impl Server {
         Self::with_max_concurrent_calls(DEFAULT_MAX_CONCURRENT_CALLS)
     }
 
-    /// A server that runs at most `max` calls at a time and refuses the rest.
+    /// A server that runs at most `max` calls of peers at a time, of which each peer has its share, and refuses the rest. Calls of
+    /// this process run here while fewer than `max` calls run.
+    ///
+    /// The transport divides the places: it reads their number when the server becomes the handler of an endpoint.
     #[must_use]
     pub fn with_max_concurrent_calls(max: usize) -> Self {
         Self {
@@ -117,7 +118,6 @@ impl Server {
                 max_concurrent: max,
                 running: AtomicUsize::new(0),
                 draining: AtomicBool::new(false),
-                refused_busy: AtomicU64::new(0),
                 refused_draining: AtomicU64::new(0),
                 refused_unknown: AtomicU64::new(0),
                 idle: Notify::new(),
@@ -188,7 +188,11 @@ impl Server {
 
     /// Admits a call of this process, when the service is served here and there is room.
     pub(crate) fn admit_here(&self, service: &ServiceName, method: &str) -> Option<Admitted> {
-        let mut admitted = Admitted::new(self.served(service)?, self.admit().ok()?);
+        let running = self.admit().ok()?;
+        if self.running() > self.shared.max_concurrent {
+            return None;
+        }
+        let mut admitted = Admitted::new(self.served(service)?, running);
         admitted.method = admitted.served.methods.find(method);
         Some(admitted)
     }
@@ -260,7 +264,6 @@ impl Server {
     #[must_use]
     pub fn refusals(&self) -> Refusals {
         Refusals {
-            busy: self.shared.refused_busy.load(Ordering::Relaxed),
             draining: self.shared.refused_draining.load(Ordering::Relaxed),
             not_served: self.shared.refused_unknown.load(Ordering::Relaxed),
         }
@@ -324,7 +327,7 @@ impl Server {
             .cloned()
     }
 
-    /// Admits a call, or refuses it.
+    /// Admits a call unless the server drains. The transport has admitted those of peers by their number.
     fn admit(&self) -> Result<Running, Status> {
         // Counted before the flag is read: either the drain sees this call, or this call sees the flag.
         let running = Running::start(&self.shared);
@@ -334,13 +337,6 @@ impl Server {
                 StatusCode::Unavailable,
                 "the node is shutting down",
             ));
-        }
-        if self.running() > self.shared.max_concurrent {
-            let limit = self.shared.max_concurrent;
-            self.shared.refused_busy.fetch_add(1, Ordering::Relaxed);
-            return Err(Status::refused(format!(
-                "the node runs {limit} calls already, which is its limit"
-            )));
         }
         Ok(running)
     }
@@ -361,13 +357,17 @@ impl Server {
         (span, context)
     }
 
+    /// Refuses a call of a service that is not served here.
+    fn unknown(&self, service: &ServiceName) -> Status {
+        self.shared.refused_unknown.fetch_add(1, Ordering::Relaxed);
+        Status::refused_with(StatusCode::Unimplemented, format!("{service} is not served here"))
+    }
+
     /// Admits a peer's call to the service that it names.
     fn admit_peer(&self, call: &IncomingCall) -> Result<PeerCall, Status> {
         let running = self.admit()?;
-        let served = self.served(call.service()).ok_or_else(|| {
-            self.shared.refused_unknown.fetch_add(1, Ordering::Relaxed);
-            not_served(call.service())
-        })?;
+        let served = self.served(call.service());
+        let served = served.ok_or_else(|| self.unknown(call.service()))?;
         served.guard.admit_peer(call.peer(), call.service())?;
         let mut admitted = Admitted::new(served, running);
         admitted.method = admitted.served.methods.find(call.method());
@@ -378,10 +378,6 @@ impl Server {
             context,
         })
     }
-}
-
-fn not_served(service: &ServiceName) -> Status {
-    Status::refused_with(StatusCode::Unimplemented, format!("{service} is not served here"))
 }
 
 /// A peer's call that runs, in its span and its trace.
@@ -501,7 +497,7 @@ impl macula_transport::Handler for Server {
     fn kind(&self, call: &IncomingCall) -> CallKind {
         // Only its provider knows how many messages a forwarded call has.
         if self.router_of(call).is_some() {
-            return CallKind::Streaming;
+            return CallKind::Forwarded;
         }
         if !self.shared.streams.load(Ordering::SeqCst) {
             return CallKind::Unary;
@@ -511,6 +507,11 @@ impl macula_transport::Handler for Server {
             None | Some(Kind::Unary(_)) => CallKind::Unary,
             Some(_) => CallKind::Streaming,
         }
+    }
+
+    fn refuses(&self, call: &IncomingCall) -> Option<Reply> {
+        let known = self.serves(call.service()) || self.router_of(call).is_some();
+        (!known).then(|| self.unknown(call.service()).into_reply())
     }
 
     fn stream(
@@ -654,7 +655,6 @@ mod tests {
         let running = server.admit().unwrap();
         assert_eq!(server.load(), load(1));
         let last = server.admit().unwrap();
-        assert!(server.admit().is_err());
         assert_eq!(server.load(), load(2));
         drop((running, last));
         assert_eq!(server.load(), load(0));

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use macula_wire::Realm;
 
-use crate::{access::Access, identity::Identity, peer::Role};
+use crate::{access::Access, identity::Identity, peer::Role, share::default_memory_bytes};
 
 /// The largest part of a call's opening frame that is not payload, in bytes: names, metadata, deadline.
 pub const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -184,27 +184,40 @@ pub struct Limits {
     pub max_message_bytes: usize,
     /// Calls running at a time for one connection; more are refused as not started. Default 1 024.
     pub max_concurrent_calls: usize,
+    /// Calls of peers running at a time, of all connections together; when as many run, a newcomer takes the place of the peer that
+    /// has most. Never more than the handler [takes](crate::Handler::load). Default 16 384.
+    pub max_running_calls: usize,
+    /// The same for calls that this node forwards to others, which have places of their own. Default 4 096.
+    pub max_forwarded_calls: usize,
+    /// The longest time that a call of a peer may take, whatever it asks for. Default 1 h.
+    pub max_call_time: Duration,
     /// Streams a peer may have open at a time, once it has introduced itself, and as many for its replies, beside the
     /// [`MAX_MOVED_REPLIES`]. Default 256.
     pub max_streams: u32,
     /// Bytes a peer may have in flight on one stream. Default 1.25 MB.
     pub stream_window: u32,
-    /// Bytes a peer may have in flight on one connection. Default 16 MiB.
+    /// Bytes a peer may have in flight on one connection. Default 16 MiB; less where the memory is shared by many connections.
     pub connection_window: u32,
-    /// Accepted connections at a time; more are refused. Default 4 096.
+    /// Accepted connections at a time. Beyond it a new one takes the place of the network and peer that have most; the place of an idle
+    /// one where they all have as many; else it is refused. Default 4 096.
     pub max_accepted: usize,
-    /// Accepted connections at a time from one IPv4 address or one IPv6 network of 64 bits; beyond it one of them that is idle makes
-    /// room, or the new one is refused. Default 1 024.
+    /// Accepted connections at a time from one network: an IPv4 /24 or an IPv6 /64. Beyond it, the same within the network.
+    /// Default 1 024.
     pub max_accepted_per_network: usize,
-    /// Handshakes of accepted connections at a time; more are dropped. Default 256.
+    /// Accepted connections of one peer at a time; a further one takes the place of its oldest. Default 8.
+    pub max_accepted_per_peer: usize,
+    /// Handshakes of accepted connections at a time. Beyond it a new one takes the oldest place of the address that has most, or of one
+    /// that takes long; else its peer has to send again. Default 256.
     pub max_handshakes: usize,
-    /// Handshakes of accepted connections at a time from one IPv4 address or one IPv6 network of 64 bits; more are dropped.
-    /// Default 128.
-    pub max_handshakes_per_network: usize,
     /// Handshakes at a time from which on a peer must first prove its address (RFC 9000, section 8.1). Default 64.
     pub retry_above: usize,
     /// Size of the UDP socket's buffers, in bytes. Default 4 MiB; the kernel may grant less.
     pub socket_buffer_bytes: usize,
+    /// Bytes that all peers together may make this endpoint keep: unfinished messages, requests of calls that run, replies that
+    /// their callers do not take. Half of it is for these; when that is full, the peer that has most loses its largest. An eighth is for
+    /// what this endpoint keeps for its own calls, and the rest for what QUIC keeps. Default: a quarter of the memory of the machine, or
+    /// of its control group where that has less, and at least 64 MiB.
+    pub memory_bytes: u64,
 }
 
 impl Default for Limits {
@@ -212,15 +225,19 @@ impl Default for Limits {
         Self {
             max_message_bytes: 4 << 20,
             max_concurrent_calls: 1024,
+            max_running_calls: 16_384,
+            max_forwarded_calls: 4096,
+            max_call_time: Duration::from_secs(60 * 60),
             max_streams: 256,
             stream_window: 1_250_000,
             connection_window: 16 << 20,
             max_accepted: 4096,
             max_accepted_per_network: 1024,
-            max_handshakes_per_network: 128,
+            max_accepted_per_peer: 8,
             max_handshakes: 256,
             retry_above: 64,
             socket_buffer_bytes: 4 << 20,
+            memory_bytes: default_memory_bytes(),
         }
     }
 }
@@ -232,6 +249,8 @@ pub struct Timers {
     pub connect: Duration,
     /// From the first byte of a peer's stream to its first whole frame. Default 5 s.
     pub head: Duration,
+    /// Silence of a peer in the middle of a message, after which the message is given up. Default 20 s.
+    pub message_idle: Duration,
     /// Silence after which a connection is lost, and a stream that a peer has opened and sent nothing on. Default 45 s.
     pub idle: Duration,
     /// Silence after which a quiet connection is kept open by a packet. Default 15 s.
@@ -268,6 +287,7 @@ impl Timers {
         Self {
             connect: to(self.connect),
             head: to(self.head),
+            message_idle: to(self.message_idle),
             idle: to(self.idle),
             keep_alive: to(self.keep_alive),
             probe_after: to(self.probe_after),
@@ -290,6 +310,7 @@ impl Default for Timers {
         Self {
             connect: Duration::from_secs(3),
             head: Duration::from_secs(5),
+            message_idle: Duration::from_secs(20),
             idle: Duration::from_secs(45),
             keep_alive: Duration::from_secs(15),
             probe_after: Duration::from_millis(500),

@@ -324,6 +324,9 @@ pub enum Unknown {
     /// The service answers with several messages.
     #[error("the service streams its reply: open the call as a stream")]
     Streamed,
+    /// This node could not keep the reply.
+    #[error("this node has no memory left for the reply; raise `Limits::memory_bytes`, or take replies sooner")]
+    NoMemory,
 }
 
 /// A call brought no status from the provider. One variant for each outcome of an attempt (F5).

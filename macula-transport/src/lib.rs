@@ -13,10 +13,10 @@ mod hush;
 mod identity;
 mod load;
 mod metadata;
-mod network;
 mod peer;
 mod pool;
 mod report;
+mod share;
 mod stats;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -53,4 +53,8 @@ pub use metadata::Metadata;
 pub use peer::{PeerInfo, Role, Visitor};
 pub use pool::{FoundConnection, Pool, PoolEvent, PoolEvents, PoolStats};
 pub use report::LoadReport;
+pub use share::{
+    memory::{Memory, MemoryCharge, MemoryStats},
+    places::PlaceStats,
+};
 pub use stats::Stats;

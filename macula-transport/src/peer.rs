@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-use macula_wire::{GrantRole, Member, NodeId, ServiceName, proto};
+use macula_wire::{GrantRole, Holder, Member, Network, NodeId, ServiceName, proto};
 
 /// What a node does in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -156,5 +156,12 @@ impl Visitor {
     #[must_use]
     pub fn new(node_id: NodeId, remote_addr: SocketAddr) -> Self {
         Self { node_id, remote_addr }
+    }
+}
+
+impl PeerInfo {
+    /// Whose share it takes from.
+    pub(crate) fn holder(&self) -> Holder<NodeId> {
+        Holder::new(Network::of(self.remote_addr.ip()), self.node_id)
     }
 }

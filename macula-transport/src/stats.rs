@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// What an endpoint has counted since it was bound. Its fields are one number each, for a table of metrics.
+use crate::share::{memory::MemoryStats, places::PlaceStats};
+
+/// What an endpoint has counted since it was bound. Its fields, and those of its parts, are one number each, for a table of
+/// metrics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -50,6 +53,10 @@ pub struct Stats {
     pub suspicions: u64,
     /// Reports that a connected peer's address is unreachable.
     pub unreachable_hints: u64,
+    /// The memory that peers make the endpoint keep.
+    pub memory: MemoryStats,
+    /// The places for calls of peers.
+    pub places: PlaceStats,
 }
 
 macro_rules! counters {
@@ -59,8 +66,8 @@ macro_rules! counters {
         pub(crate) struct Counters { $(pub(crate) $name: Counter),* }
 
         impl Counters {
-            pub(crate) fn snapshot(&self, connections: usize) -> Stats {
-                Stats { connections, $($name: self.$name.get()),* }
+            pub(crate) fn snapshot(&self, connections: usize, memory: MemoryStats, places: PlaceStats) -> Stats {
+                Stats { connections, memory, places, $($name: self.$name.get()),* }
             }
         }
     };

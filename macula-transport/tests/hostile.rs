@@ -20,7 +20,7 @@ use common::{
     still_serves, until,
 };
 use futures::FutureExt as _;
-use macula_transport::{Config, DialError, Endpoint, Limits, NoService, Stats, Timers};
+use macula_transport::{Config, Endpoint, Limits, NoService, Stats, Timers};
 use macula_wire::{Realm, proto};
 
 #[tokio::test]
@@ -479,9 +479,9 @@ async fn a_peer_has_no_more_lanes_than_it_needs() {
     still_serves(&provider).await;
 }
 
-/// A client that dials during too many handshakes is refused at once, and served when there is room.
+/// A client that dials during too many handshakes waits, and is let in once one of them takes too long (X8).
 #[tokio::test]
-async fn more_handshakes_than_are_taken_are_refused() {
+async fn x8_a_handshake_that_does_not_end_gives_way_to_a_client_that_waits() {
     let clock = Clock::stop();
     let limits = Limits {
         max_handshakes: 1,
@@ -492,12 +492,11 @@ async fn more_handshakes_than_are_taken_are_refused() {
     let endpoint = raw_client();
     let silent = raw_connection(&endpoint, &provider).await;
     let honest = client().await;
-    let error = connect(&honest, &provider).await.unwrap_err();
-    assert!(matches!(error, DialError::Refused { .. }), "{error:?}");
-    assert_eq!(provider.stats().rejected_busy, 1);
-    clock.pass(Timers::default().connect * 2).await;
+    let step = Duration::from_millis(20);
+    let connection = clock.run(step, connect(&honest, &provider)).await.unwrap();
+    echoes(&connection, "within the time of the dial").await;
+    assert!(provider.stats().rejected_busy >= 1, "it had to wait");
     until("the silent one is let go", || silent.close_reason().is_some()).await;
-    still_serves(&provider).await;
 }
 
 /// The limits on newcomers that the readme names; the tests around this one check the effect of each.
@@ -505,7 +504,7 @@ async fn more_handshakes_than_are_taken_are_refused() {
 fn newcomers_share_as_much_room_as_the_readme_says() {
     let limits = Limits::default();
     let (handshakes, accepted) = (limits.max_handshakes, limits.max_accepted);
-    assert_eq!((limits.max_handshakes_per_network, handshakes), (128, 256));
+    assert_eq!((handshakes, limits.max_accepted_per_peer), (256, 8));
     assert_eq!((limits.max_accepted_per_network, accepted), (1024, 4096));
     assert_eq!(
         (limits.retry_above, Timers::default().connect),
@@ -513,29 +512,18 @@ fn newcomers_share_as_much_room_as_the_readme_says() {
     );
 }
 
-/// One address fills neither the table of handshakes nor that of connections, so that others find room.
+/// A network that has its share makes room among its own, and a call that runs there keeps its connection (X8).
 #[tokio::test]
 async fn no_network_takes_all_the_room_there_is() {
-    let clock = Clock::stop();
     let limits = Limits {
         max_accepted_per_network: 1,
-        max_handshakes_per_network: 1,
         ..Limits::default()
     };
     let (handler, mut events) = common::Service::new();
     let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
     let (first, second) = (client().await, client().await);
-    let elsewhere = config().with_listen(([127, 0, 0, 2], 0).into());
+    let elsewhere = config().with_listen(([127, 0, 1, 1], 0).into());
     let elsewhere = Endpoint::bind(elsewhere, NoService).await.unwrap();
-
-    let endpoint = raw_client();
-    let silent = raw_connection(&endpoint, &provider).await;
-    let error = connect(&second, &provider).await.unwrap_err();
-    assert!(matches!(error, DialError::Refused { .. }), "{error:?}");
-    assert_eq!(provider.stats().rejected_busy, 1);
-    echoes(&connect(&elsewhere, &provider).await.unwrap(), "another network").await;
-    silent.close(0_u32.into(), b"");
-    until("the silent one is let go", || provider.stats().rejected_hellos == 1).await;
 
     let connection = connect(&first, &provider).await.unwrap();
     let name = common::service("hang");
@@ -543,14 +531,65 @@ async fn no_network_takes_all_the_room_there_is() {
         Box::pin(connection.call(macula_transport::CallRequest::new(&name, "").with_timeout(common::PATIENCE)));
     assert!((&mut call).now_or_never().is_none());
     events.recv().await;
-    clock.pass(Timers::default().connect).await;
     // The provider judges after it has heard the introduction, so the dial itself may succeed.
     if let Ok(connection) = connect(&second, &provider).await {
         until("the connection is closed", || connection.lost().is_some()).await;
     }
-    assert_eq!(provider.stats().rejected_busy, 2);
-    assert!((&mut call).now_or_never().is_none(), "who was there first stays");
+    assert_eq!(provider.stats().rejected_busy, 1);
+    assert!((&mut call).now_or_never().is_none(), "the first peer stays");
     echoes(&connect(&elsewhere, &provider).await.unwrap(), "another network").await;
+}
+
+/// Connections in use on which calls wait for ever do not keep others out: the network that has most gives way (X8).
+#[tokio::test]
+async fn x8_connections_with_calls_that_wait_do_not_keep_another_network_out() {
+    let limits = Limits {
+        max_accepted: 3,
+        ..Limits::default()
+    };
+    let (handler, mut events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    let mut crowd = Vec::new();
+    for _ in 0..3 {
+        let endpoint = Endpoint::bind(config().with_listen(([127, 0, 1, 1], 0).into()), NoService)
+            .await
+            .unwrap();
+        let connection = connect(&endpoint, &provider).await.unwrap();
+        crowd.push(endpoint);
+        tokio::spawn(async move {
+            let name = common::service("hang");
+            let request = macula_transport::CallRequest::new(&name, "").with_timeout(common::PATIENCE);
+            connection.call(request).await
+        });
+        events.recv().await;
+    }
+    let honest = client().await;
+    echoes(&connect(&honest, &provider).await.unwrap(), "let in").await;
+    assert_eq!(provider.pool().stats().evicted, 1);
+    let again = client().await;
+    let same_network_as_honest = connect(&again, &provider).await;
+    assert_eq!(provider.pool().stats().open, 3, "{same_network_as_honest:?}");
+}
+
+/// One identity has a limit, whatever addresses it comes from; its newest connections are the ones that count (X8).
+#[tokio::test]
+async fn x8_a_peer_has_a_limited_number_of_connections() {
+    let limits = Limits {
+        max_accepted_per_peer: 2,
+        ..Limits::default()
+    };
+    let (handler, _events) = common::Service::new();
+    let provider = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    let same = identity();
+    let mut connections = Vec::new();
+    for _ in 0..4 {
+        let config = Config::new(same.clone()).with_listen(common::loopback());
+        let endpoint = Endpoint::bind(config, NoService).await.unwrap();
+        let connection = connect(&endpoint, &provider).await.unwrap();
+        echoes(&connection, "newest").await;
+        connections.push((endpoint, connection));
+        assert!(provider.pool().stats().open <= 2);
+    }
 }
 
 /// A limit or a time that is meant as none is no reason to fail.

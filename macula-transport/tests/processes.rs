@@ -11,19 +11,37 @@ use std::{
     net::SocketAddr,
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU64, Ordering::SeqCst},
     time::Duration,
 };
 
 use common::{PATIENCE, client, clock::Clock, echoes, service, until};
-use futures::FutureExt as _;
+use futures::future::{BoxFuture, FutureExt as _, join_all};
 use macula_transport::{
-    CallError, CallRequest, CloseCode, Config, Connection, DialError, Endpoint, Identity, Lost, Presence, Timers,
-    Unknown,
+    CallError, CallRequest, CloseCode, Config, Connection, DialError, Endpoint, Handler, Identity, IncomingCall, Lost,
+    Presence, Reply, Timers, Unknown,
 };
 use macula_wire::NodeId;
 
 const ADDRESS: &str = "MACULA_TEST_LISTEN";
 const KEY: &str = "MACULA_TEST_IDENTITY";
+
+/// As the other tests' services; `mark` is counted, and `marks` tells the count.
+struct Marks {
+    service: common::Service,
+    marks: AtomicU64,
+}
+
+impl Handler for Marks {
+    fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
+        let marks = match call.service().as_str() {
+            "mark" => self.marks.fetch_add(1, SeqCst),
+            "marks" => self.marks.load(SeqCst),
+            _ => return self.service.call(call),
+        };
+        std::future::ready(Reply::ok(marks.to_string())).boxed()
+    }
+}
 
 /// Serves until its standard input ends, when it is started as a provider.
 #[test]
@@ -37,7 +55,11 @@ fn provider_process() {
         .unwrap();
     let _guard = runtime.enter();
     let identity = Identity::load(Path::new(&key)).unwrap();
-    let (handler, _events) = common::Service::new();
+    let (service, _events) = common::Service::new();
+    let handler = Marks {
+        service,
+        marks: AtomicU64::new(0),
+    };
     let config = Config::new(identity).with_listen(listen.parse().unwrap());
     let endpoint = runtime.block_on(Endpoint::bind(config, handler)).unwrap();
     println!("\nlistening {}", endpoint.local_addr());
@@ -156,6 +178,28 @@ async fn within_two_seconds<T>(clock: &Clock, done: impl Future<Output = T>) -> 
         }
     }
     panic!("not done within 1.8 s")
+}
+
+/// Y15: calls that their callers gave up while the provider stood still do not run when it goes on, nor those that may be as old.
+#[tokio::test]
+async fn y15_calls_that_waited_while_the_provider_stood_still_do_not_run() {
+    let setup = Setup::new().await;
+    let connection = setup.get().await.unwrap();
+    let (mark, marks) = (service("mark"), service("marks"));
+    let first = connection.call(CallRequest::new(&mark, "")).await.unwrap();
+    assert_eq!(first.body, "0");
+    setup.provider.stop();
+    let within = Duration::from_millis(1500);
+    let calls = join_all((0..20).map(|_| connection.call(CallRequest::new(&mark, "").with_timeout(within)))).await;
+    let gave_up = |call: &_| matches!(call, Err(CallError::Unknown(_)));
+    assert!(calls.iter().all(gave_up), "{calls:?}");
+    setup.provider.signal("-CONT");
+    let connection = setup.get().await.unwrap();
+    let count = connection
+        .call(CallRequest::new(&marks, "").with_timeout(PATIENCE))
+        .await
+        .unwrap();
+    assert_eq!(count.body, "1", "only the first has run");
 }
 
 /// P3: a peer that comes back on its port resets the connections of its former self when it is called, and is reached again, all

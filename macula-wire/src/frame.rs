@@ -133,6 +133,12 @@ impl FrameDecoder {
         }
     }
 
+    /// How many bytes it keeps of frames that it has not handed out.
+    #[must_use]
+    pub fn buffered(&self) -> usize {
+        self.partial.len() + self.chunk.len()
+    }
+
     /// The next whole frame, without its length; `None` when more bytes are needed.
     ///
     /// # Errors

@@ -197,6 +197,13 @@ impl<P: Ord + Clone> Shares<P> {
         {
             return self.largest_peer(*largest);
         }
+        self.victim_within(newcomer, amount)
+    }
+
+    /// As [`Shares::victim`], among the peers of the newcomer's own network: for a network that has a limit of its own.
+    #[must_use]
+    pub fn victim_within(&self, newcomer: &Holder<P>, amount: u64) -> Option<Holder<P>> {
+        let amount = amount.max(1);
         let largest = self.largest_peer(newcomer.network)?;
         (self.holds(&largest) > self.holds(newcomer) + amount).then_some(largest)
     }

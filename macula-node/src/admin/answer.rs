@@ -251,7 +251,7 @@ fn limits(state: &NodeState) -> Limits {
     let dht = &state.directory.stats.dht;
     Limits {
         max_concurrent_calls: state.served.max_running as u64,
-        calls_refused_busy: refusals.busy,
+        calls_refused_busy: transport.places.refused,
         calls_refused_draining: refusals.draining,
         calls_not_served: refusals.not_served,
         rejected_handshakes: transport.rejected_handshakes,

@@ -9,8 +9,8 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use macula_dht::{Config, Dht, Event, Output, QueryId, QueryResult, Request, RequestFailed, Role, Want};
-use macula_rpc::{Provider, ResolveError};
+use macula_dht::{Config, Contact, Dht, Event, Output, Peer, QueryId, QueryResult, Request, RequestFailed, Role, Want};
+use macula_rpc::{Asker, Provider, ResolveError};
 use macula_transport::{Access, Identity, Pool};
 use macula_wire::{Member, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
 use tokio::{
@@ -33,7 +33,7 @@ use crate::{
     events::NodeEvent,
 };
 
-/// Requests on their way at a time; the core is told that those beyond it timed out, and asks again later.
+/// Requests on their way at a time; the core is told that those beyond it were not sent, and asks again later.
 const MAX_REQUESTS: usize = 1024;
 /// How often the driver looks after connections to neighbours and the clocks, and every [`LOOKS_A_ROUND`] times after its addresses.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -80,6 +80,8 @@ struct Lookup {
     found: BTreeMap<[u8; 32], VerifiedProvider>,
     /// When those found so far are enough for a call; not before there is one.
     enough_at: Option<Instant>,
+    /// This node waits for it, and not peers alone.
+    own: bool,
 }
 
 impl Lookup {
@@ -357,8 +359,9 @@ impl Driver {
     fn perform(&mut self, output: Output, pool: &Pool) {
         match output {
             Output::Send { id, .. } if self.requests.len() >= MAX_REQUESTS => {
+                // This node's own congestion says nothing of the peer (X10).
                 self.core
-                    .handle_response(self.clocks.now(), id, Err(RequestFailed::TimedOut));
+                    .handle_response(self.clocks.now(), id, Err(RequestFailed::NotSent));
             }
             Output::Send { id, to, request } => {
                 let body = request.encode();
@@ -489,7 +492,7 @@ impl Driver {
                 // The peer may have gone.
                 let _ = reply.send(response.encode());
             }
-            Command::Lookup { key, wait } => self.look_up(key, wait),
+            Command::Lookup { key, wait, asker } => self.look_up(key, wait, asker),
             Command::Advertise { service, reply } => match self.advertise(&service, announcement) {
                 Ok(()) => self.advertising.entry(self.core.key(&service)).or_default().push(reply),
                 Err(error) => drop(reply.send(Err(error))),
@@ -512,16 +515,15 @@ impl Driver {
     }
 
     /// Starts a lookup, or joins the one under way for the key.
-    fn look_up(&mut self, key: ServiceKey, wait: Wait) {
+    fn look_up(&mut self, key: ServiceKey, wait: Wait, asker: Option<Asker>) {
         let query = match self.lookups.iter().find(|(_, lookup)| lookup.key == key) {
             Some((query, _)) => *query,
-            None => match self.core.start_lookup(self.clocks.now(), key, Want::All) {
+            None => match self.start(key, asker) {
                 Ok(query) => query,
                 Err(error) => {
-                    tracing::warn!(%error, "a lookup was not started");
                     self.shared.cache().found.abandon(&key);
                     if let Wait::Enough(reply) | Wait::Whole(reply) = wait {
-                        let _ = reply.send(Err(ResolveError::Unreachable));
+                        let _ = reply.send(Err(error));
                     }
                     return;
                 }
@@ -533,7 +535,9 @@ impl Driver {
             patient: Vec::new(),
             found: BTreeMap::new(),
             enough_at: None,
+            own: false,
         });
+        lookup.own |= asker.is_none();
         match wait {
             Wait::Enough(reply) => lookup.hurried.push(reply),
             Wait::Whole(reply) => lookup.patient.push(reply),
@@ -541,18 +545,48 @@ impl Driver {
         }
     }
 
+    /// Starts a lookup: for this node, or for a peer within its share.
+    fn start(&mut self, key: ServiceKey, asker: Option<Asker>) -> Result<QueryId, ResolveError> {
+        let now = self.clocks.now();
+        let Some(asker) = asker else {
+            return self.core.start_lookup(now, key, Want::All).map_err(|error| {
+                tracing::warn!(%error, "a lookup was not started");
+                ResolveError::Unreachable
+            });
+        };
+        let peer = Peer {
+            contact: Contact::new(asker.node_id, []).observed_at(asker.ip),
+            role: Role::Client,
+        };
+        self.core.start_lookup_for(now, &peer, key, Want::All).map_err(|error| {
+            tracing::debug!(peer = %asker.node_id.short(), %error, "a lookup for a peer was not started");
+            ResolveError::Busy
+        })
+    }
+
     fn finish(&mut self, query: QueryId, result: QueryResult) {
-        let Some(Lookup {
-            key, hurried, patient, ..
-        }) = self.lookups.remove(&query)
-        else {
+        let Some(lookup) = self.lookups.remove(&query) else {
             return;
         };
+        if result == QueryResult::Busy && lookup.own {
+            // It began for a peer, and this node's own calls have joined it since.
+            if let Ok(query) = self.start(lookup.key, None) {
+                self.lookups.insert(query, lookup);
+                return;
+            }
+        }
+        let Lookup {
+            key, hurried, patient, ..
+        } = lookup;
         let mut cache = self.shared.cache();
         let answer = match result {
-            QueryResult::Unreachable | QueryResult::Busy => {
+            QueryResult::Unreachable => {
                 cache.found.abandon(&key);
                 Err(ResolveError::Unreachable)
+            }
+            QueryResult::Busy => {
+                cache.found.abandon(&key);
+                Err(ResolveError::Busy)
             }
             QueryResult::Found(providers) => Ok(providers),
             QueryResult::NotFound | QueryResult::Nodes(_) => Ok(Vec::new()),

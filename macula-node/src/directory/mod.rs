@@ -22,10 +22,14 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use macula_dht::{AdvertiseError, CacheCounters, CacheLimits, Cached, Clock, Counters, DirectoryCache, Flight};
-use macula_rpc::{Provider, Resolve, ResolveError, ResolveOptions, Resolved, ServiceName, Source};
+use macula_rpc::{Asker, Provider, Resolve, ResolveError, ResolveOptions, Resolved, ServiceName, Source};
 use macula_transport::PeerInfo;
 use macula_wire::{Realm, ServiceKey, VerifiedProvider};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{
+    Notify,
+    mpsc::{self, error::TrySendError},
+    oneshot,
+};
 
 pub(crate) use self::{
     announce::{Announcement, Offer},
@@ -206,8 +210,12 @@ enum Command {
         body: Bytes,
         reply: oneshot::Sender<Bytes>,
     },
-    /// Look a key up, and put the answer into the cache.
-    Lookup { key: ServiceKey, wait: Wait },
+    /// Look a key up, for this node or for a peer, and put the answer into the cache.
+    Lookup {
+        key: ServiceKey,
+        wait: Wait,
+        asker: Option<Asker>,
+    },
     /// Publish this node as a provider of a service.
     Advertise {
         service: ServiceName,
@@ -274,14 +282,14 @@ impl Directory {
     }
 
     /// The providers of a service, when they are known without waiting. A list that is due is refreshed behind it (D7).
-    fn known(&self, service: &ServiceName) -> Option<Resolved> {
+    fn known(&self, service: &ServiceName, asker: Option<Asker>) -> Option<Resolved> {
         let now = self.clocks.now();
         let mut cache = self.shared.cache();
         let (providers, due) = cache.at_hand(now, service)?;
         if let Some(key) = due {
             let wait = Wait::Nothing;
             // Without room for the command, the next caller refreshes the list.
-            if self.commands.try_send(Command::Lookup { key, wait }).is_err() {
+            if self.commands.try_send(Command::Lookup { key, wait, asker }).is_err() {
                 cache.found.abandon(&key);
             }
         }
@@ -296,7 +304,7 @@ impl Directory {
         self.look_up(service, ResolveOptions::default().with_force_refresh(true))
             .await?;
         // Decodes the answer, unless an earlier call has.
-        self.known(service);
+        self.known(service, None);
         let now = self.clocks.now();
         let cache = self.shared.cache();
         let Some(read) = cache.read.get(service) else {
@@ -329,8 +337,16 @@ impl Directory {
         } else {
             Wait::Enough(reply)
         };
-        let lookup = Command::Lookup { key, wait };
-        self.commands.send(lookup).await.map_err(|_| ResolveError::Closed)?;
+        let asker = options.asker;
+        let lookup = Command::Lookup { key, wait, asker };
+        match asker {
+            None => self.commands.send(lookup).await.map_err(|_| ResolveError::Closed)?,
+            // A peer does not wait for a place among the commands.
+            Some(_) => self.commands.try_send(lookup).map_err(|error| match error {
+                TrySendError::Full(_) => ResolveError::Busy,
+                TrySendError::Closed(_) => ResolveError::Closed,
+            })?,
+        }
         let providers = answer.await.map_err(|_| ResolveError::Closed)??;
         Ok(Resolved {
             providers,
@@ -424,7 +440,7 @@ impl Resolve for Directory {
     fn at_hand(&self, service: &ServiceName, options: ResolveOptions) -> Option<Resolved> {
         match options.force_refresh {
             true => None,
-            false => self.known(service),
+            false => self.known(service, options.asker),
         }
     }
 }

@@ -45,7 +45,7 @@ pub(super) async fn send(pool: Pool, id: RequestId, to: Contact, body: Bytes, wi
     };
     let (result, end) = match tokio::time::timeout(within, exchange).await {
         Ok(Ok((reply, connection))) => (Ok(read(reply, &connection)), Ok(connection)),
-        Ok(Err(Failed::Dial(error))) => (Err(RequestFailed::Unreachable), Err(JoinCause::Dial(Arc::new(error)))),
+        Ok(Err(Failed::Dial(error))) => (Err(not_dialed(&error)), Err(JoinCause::Dial(Arc::new(error)))),
         Ok(Err(Failed::Request(error))) => (Err(failure(&error)), Err(JoinCause::Request(Arc::new(error)))),
         Err(_) => (Err(RequestFailed::TimedOut), Err(JoinCause::NoAnswer(within))),
     };
@@ -142,6 +142,14 @@ fn read(reply: Bytes, connection: &Connection) -> Reply {
         response: Response::decode(reply),
         role: role(peer),
         ip: Some(peer.remote_addr.ip()),
+    }
+}
+
+/// A pool without room says nothing of the peer (X10).
+fn not_dialed(error: &DialError) -> RequestFailed {
+    match error {
+        DialError::PoolFull { .. } | DialError::ShutDown => RequestFailed::NotSent,
+        _ => RequestFailed::Unreachable,
     }
 }
 

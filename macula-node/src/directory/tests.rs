@@ -53,6 +53,7 @@ impl Fixture {
             Ok(Command::Lookup {
                 key,
                 wait: Wait::Nothing,
+                asker: None,
             }) => key == asked,
             Ok(_) => panic!("another command"),
             Err(_) => false,

@@ -140,8 +140,11 @@ fn respond(answer: Answer) -> Response {
     for (key, value) in metadata.iter() {
         // Metadata whose name or value HTTP cannot carry is for callers of the mesh alone.
         let name = HeaderName::try_from(format!("{METADATA}{key}"));
-        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value)) {
-            headers.append(name, value);
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(value))
+            && headers.try_append(name, value).is_err()
+        {
+            // The map is full, which `append` would answer with a panic (X9).
+            break;
         }
     }
     (headers, payload).into_response()

@@ -132,7 +132,6 @@ impl ClientBuilder {
         Client {
             shared: Arc::new(Shared {
                 services: Services::new(self.seed, self.defaults.clone(), self.pool.clone()),
-                kept_for_peers: Arc::default(),
                 pool: self.pool,
                 access: self.access,
                 resolver: self.resolver,

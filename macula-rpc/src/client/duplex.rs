@@ -218,10 +218,13 @@ impl Client {
                 // A second attempt would need the one stream of requests too.
                 options.hedge = None;
             }
-            let room = options.is_for_peer().then(|| Arc::clone(&self.shared.kept_for_peers));
+            let memory = match options.is_for_peer() {
+                true => options.kept_by.clone(),
+                false => Some(self.shared.pool.memory().clone()),
+            };
             let duplex = Duplex {
                 service,
-                replay: rest.map(|rest| Replay::new(&first, rest, room)),
+                replay: rest.map(|rest| Replay::new(&first, rest, memory)),
                 deadline: start + allowed,
                 // Whole replies for peers would fill a router.
                 whole_bytes: if options.is_for_peer() { 0 } else { MAX_WHOLE_BYTES },

@@ -15,7 +15,7 @@ use super::{
     shared::{Client, now},
 };
 use crate::{
-    CallError, Cause, Status,
+    Asker, CallError, Cause, ResolveOptions, Status,
     streaming::{self, Asking},
 };
 
@@ -52,6 +52,9 @@ impl Client {
             may_run_here: false,
             may_route: false,
             passage: Some(call.passage().clone()),
+            resolve: ResolveOptions::default()
+                .with_asker(Asker::new(call.peer().node_id, call.peer().remote_addr.ip())),
+            kept_by: requests.memory(),
             ..Options::default()
         };
         let mut provider = match self.open(call.service(), &mut options, forwarded(requests)).await {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use macula_select::{Backoff, Hedge, RetryPolicy, Strategy, Zone};
-use macula_transport::Metadata;
+use macula_transport::{Memory, Metadata};
 
 use crate::{Provider, ResolveOptions};
 
@@ -46,6 +46,8 @@ pub(crate) struct Options {
     pub(crate) may_route: bool,
     /// The leave of the peer whose call is forwarded; `None` for this node's own calls.
     pub(crate) passage: Option<Bytes>,
+    /// Where the requests that are kept of such a call are charged.
+    pub(crate) kept_by: Option<Memory>,
 }
 
 impl Options {
@@ -62,11 +64,15 @@ impl Options {
         affinity: None,
         method: String::new(),
         metadata: None,
-        resolve: ResolveOptions { force_refresh: false },
+        resolve: ResolveOptions {
+            force_refresh: false,
+            asker: None,
+        },
         provider: None,
         may_run_here: true,
         may_route: true,
         passage: None,
+        kept_by: None,
     };
 }
 

@@ -5,20 +5,19 @@
 //!
 //! **Invariants.** A provider is told that the requests have ended only when they have: a stream that failed, or that can no longer be
 //! sent from its beginning, is left unfinished, which cancels the call. At most [`MAX_REPLAY_BYTES`] are kept, each message counted
-//! with the memory that keeping it takes, and nothing once a provider has answered. A router keeps at most [`MAX_KEPT_FOR_PEERS`] for
-//! all calls that it forwards; a call beyond that is not retried by the router.
+//! with the memory that keeping it takes, and nothing once a provider has answered. What is kept is charged to the transport's
+//! [`Memory`]: of this node for its own calls, of the caller for a call that a router forwards. Where there is no room the requests
+//! go on, and the call is not retried.
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _, stream};
+use macula_transport::{Memory, MemoryCharge};
 use macula_wire::ServiceName;
 
 use crate::{CallError, streaming::MessageStream};
@@ -30,29 +29,6 @@ pub const MAX_REPLAY_BYTES: usize = 4 * 1024 * 1024;
 /// Bytes that a kept message counts beside its own, so that many empty messages do not fill the memory.
 const KEPT_OVERHEAD: usize = 64;
 
-/// Bytes of requests that a router keeps for all its peers.
-const MAX_KEPT_FOR_PEERS: usize = 64 * 1024 * 1024;
-
-/// The bytes of requests that a router keeps for its peers now.
-#[derive(Debug, Default)]
-pub(super) struct KeptForPeers(AtomicUsize);
-
-impl KeptForPeers {
-    /// Takes room for so many bytes, if there is room.
-    fn take(&self, bytes: usize) -> bool {
-        let before = self.0.fetch_add(bytes, Relaxed);
-        let room = before.saturating_add(bytes) <= MAX_KEPT_FOR_PEERS;
-        if !room {
-            self.give_back(bytes);
-        }
-        room
-    }
-
-    fn give_back(&self, bytes: usize) {
-        self.0.fetch_sub(bytes, Relaxed);
-    }
-}
-
 /// The requests of a call. Cheap to clone; clones share them.
 #[derive(Clone)]
 pub(super) struct Replay(Arc<Mutex<Kept>>);
@@ -63,9 +39,9 @@ struct Kept {
     messages: Vec<Bytes>,
     /// The bytes read so far, with each message's overhead.
     bytes: usize,
-    /// A router's room, and the bytes taken of it.
-    room: Option<Arc<KeptForPeers>>,
-    taken: usize,
+    /// Where the kept messages are charged; `None` when they are this process's own on both ends.
+    memory: Option<Memory>,
+    charged: Option<MemoryCharge>,
     /// Whether every message read so far is kept.
     whole: bool,
     failed: bool,
@@ -76,14 +52,14 @@ struct Kept {
 }
 
 impl Replay {
-    /// Requests that follow `first`, which travels with the call's head. A forwarded call counts against the router's `room`.
-    pub(super) fn new(first: &Bytes, messages: MessageStream, room: Option<Arc<KeptForPeers>>) -> Self {
+    /// Requests that follow `first`, which travels with the call's head. What is kept of them is charged to `memory`.
+    pub(super) fn new(first: &Bytes, messages: MessageStream, memory: Option<Memory>) -> Self {
         Self(Arc::new(Mutex::new(Kept {
             rest: Some(messages.fuse()),
             messages: Vec::new(),
             bytes: first.len(),
-            room,
-            taken: 0,
+            memory,
+            charged: None,
             whole: true,
             failed: false,
             reader: 0,
@@ -127,7 +103,7 @@ impl Replay {
         let before = kept.next_reader();
         let (rest, messages) = (kept.rest.take(), std::mem::take(&mut kept.messages));
         let whole = kept.whole;
-        kept.give_back();
+        kept.charged = None;
         drop(kept);
         before.inspect(Waker::wake_by_ref);
         let rest = rest.filter(|_| whole)?;
@@ -176,9 +152,8 @@ impl Kept {
     fn keep(&mut self, message: &Bytes) {
         let cost = message.len() + KEPT_OVERHEAD;
         self.bytes = self.bytes.saturating_add(cost);
-        self.whole &= self.bytes <= MAX_REPLAY_BYTES && self.room.as_ref().is_none_or(|room| room.take(cost));
+        self.whole &= self.bytes <= MAX_REPLAY_BYTES && self.charge(cost);
         if self.whole {
-            self.taken += cost;
             self.messages.push(message.clone());
             self.given += 1;
         }
@@ -189,21 +164,19 @@ impl Kept {
     fn forget(&mut self) {
         if !self.whole && self.given >= self.messages.len() {
             self.messages = Vec::new();
-            self.give_back();
+            self.charged = None;
         }
     }
 
-    fn give_back(&mut self) {
-        let taken = std::mem::take(&mut self.taken);
-        if let Some(room) = &self.room {
-            room.give_back(taken);
+    fn charge(&mut self, bytes: usize) -> bool {
+        match (&self.memory, &mut self.charged) {
+            (None, _) => true,
+            (Some(_), Some(charged)) => charged.grow(bytes),
+            (Some(memory), charged @ None) => {
+                *charged = memory.charge(bytes);
+                charged.is_some()
+            }
         }
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        self.give_back();
     }
 }
 
@@ -250,9 +223,9 @@ mod tests {
 
     use super::*;
 
-    fn replay(messages: impl IntoIterator<Item = Bytes>, room: Option<Arc<KeptForPeers>>) -> Replay {
+    fn replay(messages: impl IntoIterator<Item = Bytes>, memory: Option<Memory>) -> Replay {
         let messages: Vec<_> = messages.into_iter().map(Ok).collect();
-        Replay::new(&Bytes::new(), stream::iter(messages).boxed(), room)
+        Replay::new(&Bytes::new(), stream::iter(messages).boxed(), memory)
     }
 
     fn next(reader: &mut Reader) -> Option<Result<Bytes, ()>> {
@@ -268,22 +241,21 @@ mod tests {
     }
 
     #[test]
-    fn a_router_keeps_a_bounded_number_of_bytes_for_all_its_peers() {
-        let room = Arc::new(KeptForPeers::default());
+    fn x6_requests_are_kept_within_the_memory_that_they_are_charged_to() {
+        let memory = Memory::of(64 << 20);
         let megabyte = Bytes::from(vec![0; 1 << 20]);
         let fill = || {
-            let replay = replay(vec![megabyte.clone(); 3], Some(Arc::clone(&room)));
+            let replay = replay(vec![megabyte.clone(); 3], Some(memory.clone()));
             assert_eq!(all(replay.reader()).len(), 3);
             replay
         };
         let replays: Vec<_> = (0..100).map(|_| fill()).collect();
         let whole = replays.iter().filter(|replay| replay.may_repeat()).count();
         assert!((20..22).contains(&whole), "{whole}");
-        assert!(room.0.load(Relaxed) <= MAX_KEPT_FOR_PEERS);
         replays[0].settle();
         assert!(fill().may_repeat(), "an answered call makes room");
         drop(replays);
-        assert_eq!(room.0.load(Relaxed), 0);
+        assert!(memory.charge(63 << 20).is_some(), "all of it is given back");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::{
 use macula_transport::{Access, Pool, PoolEvents};
 use macula_wire::ServiceName;
 
-use super::{options::Defaults, replay::KeptForPeers, services::Services};
+use super::{options::Defaults, services::Services};
 use crate::{CallError, Propagate, Provider, Resolve, Server};
 
 /// Calls services by name. Cheap to clone; clones share connections, provider health and rotation.
@@ -25,7 +25,6 @@ pub(super) struct Shared {
     pub(super) routers: Option<Arc<dyn Routers>>,
     pub(super) local: Option<Server>,
     pub(super) services: Services,
-    pub(super) kept_for_peers: Arc<KeptForPeers>,
     pub(super) defaults: Defaults,
     pub(super) propagate: Option<Arc<dyn Propagate>>,
     /// A task tells the balancers of the pool's connections.

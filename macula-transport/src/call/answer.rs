@@ -13,7 +13,6 @@ use tokio::{
 };
 
 use super::{
-    MAX_CALL_TIMEOUT,
     frame::{self, Frame, Head, MAX_HEAD_FRAME},
     handler::{Handler, Protocol},
     lane::provider::InboundLane,
@@ -28,10 +27,13 @@ use crate::{
         stream::{FRAME_OVERHEAD, Incoming, Outgoing, ResetCode, StreamKind, Unserved, body_frame},
     },
     peer::PeerInfo,
+    share::{
+        budget::Hold,
+        memory::STREAM_BYTES,
+        places::{Full, PeerPlaces},
+    },
 };
 
-/// How many large requests of one peer are assembled at a time. Each holds up to a whole message in memory.
-const MAX_LARGE_REQUESTS: usize = 16;
 /// How many lanes a peer may have open. Each may hold a full queue in memory; a node needs a few.
 const MAX_PEER_LANES: usize = 16;
 
@@ -41,9 +43,9 @@ pub(crate) struct Provider {
     pub(crate) handler: Arc<dyn Handler>,
     /// How many further lanes the peer may open.
     pub(crate) lanes: Semaphore,
-    /// Permits to assemble a large request.
-    large_requests: Semaphore,
     pub(crate) places: Arc<ReplyPlaces>,
+    /// The places of its calls that run.
+    pub(crate) calls: PeerPlaces,
 }
 
 /// Why a call is not taken.
@@ -52,6 +54,7 @@ enum NotAdmitted {
     Draining,
     Busy,
     TooLate,
+    NoMemory,
 }
 
 impl From<NotAdmitted> for Reply {
@@ -65,12 +68,46 @@ impl From<NotAdmitted> for Reply {
                 StatusCode::DeadlineExceeded,
                 "the deadline had passed when the call came",
             ),
+            NotAdmitted::NoMemory => no_memory(),
             NotAdmitted::Busy => Self::refused(
                 StatusCode::ResourceExhausted,
                 "the node runs as many calls of this peer as it takes",
             ),
         }
     }
+}
+
+/// The call did not start, because its request would not fit in memory.
+fn no_memory() -> Reply {
+    Reply::refused(
+        StatusCode::ResourceExhausted,
+        "the node has no memory left for the call; try again later",
+    )
+}
+
+impl From<Full> for Reply {
+    fn from(Full { places }: Full) -> Self {
+        Self::refused(
+            StatusCode::ResourceExhausted,
+            format!("the node runs {places} calls already, which is its limit"),
+        )
+    }
+}
+
+/// The place of a call that runs was taken back.
+pub(crate) fn gave_way() -> Reply {
+    Reply::error(
+        StatusCode::ResourceExhausted,
+        "the node gave the call up: all its places are taken, and the caller has more of them than others",
+    )
+}
+
+/// The memory of a call that runs was taken back.
+fn lost_memory() -> Reply {
+    Reply::error(
+        StatusCode::ResourceExhausted,
+        "the node gave the call up because it runs out of memory",
+    )
 }
 
 /// A call whose handler was started.
@@ -82,11 +119,15 @@ pub(crate) struct Begun {
 
 impl Provider {
     pub(crate) fn new(link: Arc<Link>, handler: Arc<dyn Handler>) -> Self {
+        let gives_way = Arc::downgrade(&link);
+        let calls = link.shared.places.connection(link.peer.holder(), move || {
+            gives_way.upgrade().iter().for_each(|link| link.give_way());
+        });
         Self {
+            calls,
             link,
             handler,
             lanes: Semaphore::new(MAX_PEER_LANES),
-            large_requests: Semaphore::new(MAX_LARGE_REQUESTS),
             places: Arc::default(),
         }
     }
@@ -104,8 +145,12 @@ impl Provider {
         let limit = self.link.shared.config.limits.max_concurrent_calls;
         let inside = match inside {
             None => Err(NotAdmitted::Draining),
-            Some(_) if head.timeout_us == 0 => Err(NotAdmitted::TooLate),
+            // Its caller may have given it up while this process stood still.
+            Some(_) if self.link.shared.waited(now.into_std()) >= Duration::from_micros(head.timeout_us) => {
+                Err(NotAdmitted::TooLate)
+            }
             Some(_) if self.link.unanswered() > limit => Err(NotAdmitted::Busy),
+            Some(_) if self.link.memory.is_short() => Err(NotAdmitted::NoMemory),
             Some(inside) => Ok(inside),
         };
         let inside = inside.inspect_err(|_| counters.calls_refused.add())?;
@@ -113,7 +158,7 @@ impl Provider {
         let service = name(head.service());
         let service = service.map_err(|error| Reply::error(StatusCode::InvalidArgument, error.to_string()))?;
         let peer = self.caller(&head, &service)?;
-        let deadline = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
+        let deadline = self.deadline(&head, now);
         let call = IncomingCall {
             peer,
             service,
@@ -155,9 +200,23 @@ impl Provider {
         Reply::error(StatusCode::PermissionDenied, format!("{service}: {why}"))
     }
 
+    /// When a call that came now has to end.
+    pub(crate) fn deadline(&self, head: &Head, now: Instant) -> Instant {
+        now + Duration::from_micros(head.timeout_us).min(self.link.shared.places.max_call_time())
+    }
+
     /// How the handler exchanges the messages of a call, or the reply of one that panicked.
     pub(crate) fn kind(&self, call: &IncomingCall) -> Result<CallKind, Reply> {
         std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.kind(call))).map_err(|_| self.panicked())
+    }
+
+    /// Refuses a call before its request is waited for, where the handler can.
+    fn refuse_early(&self, call: &IncomingCall) -> Result<(), Reply> {
+        let refused = std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.refuses(call)));
+        match refused.unwrap_or_else(|_| Some(self.panicked())) {
+            Some(reply) => Err(reply),
+            None => Ok(()),
+        }
     }
 
     /// Starts the handler; a streaming one with the given halves. A panic counts as an answer, [`StatusCode::Internal`].
@@ -186,6 +245,7 @@ impl Provider {
         writer: &ReplyWriter,
         deadline: Instant,
         in_flight: &mut InFlight,
+        place: &Hold,
         has_stream: impl FnOnce(),
     ) -> Option<Ended> {
         let stopped = async {
@@ -196,6 +256,7 @@ impl Provider {
         let reply = tokio::select! {
             biased;
             reply = self.finish(answer, deadline) => reply,
+            () = place.taken_back() => gave_way(),
             () = stopped => {
                 self.link.shared.counters.calls_dropped.add();
                 writer.reset().await;
@@ -246,11 +307,15 @@ fn refuse(link: &Link, unserved: Unserved, outgoing: &mut Outgoing, incoming: &m
 pub(crate) async fn stream(provider: Arc<Provider>, send: quinn::SendStream, recv: quinn::RecvStream) {
     let link = &provider.link;
     let mut outgoing = Outgoing::new(send).beside(&link.flight);
-    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
+    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME).charged(&link.memory);
+    let Ok(_stream) = link.memory.take(STREAM_BYTES) else {
+        return refuse(link, Unserved::Exhausted, &mut outgoing, &mut incoming);
+    };
     let now = Instant::now();
     link.shared.saw_clock(now.into_std());
     let timers = &link.shared.config.timers;
     // A stream may arrive before its first byte: a later stream opens it too, while its own bytes wait behind large messages.
+    incoming = incoming.never_idle_for(timers.message_idle);
     let kind = match timeout_at(now + timers.idle, incoming.kind()).await {
         Ok(Ok(kind)) => kind.and_then(StreamKind::from_byte).ok_or(Unserved::Broken),
         Ok(Err(error)) => Err(error.into()),
@@ -304,31 +369,37 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
         Err(unserved) => return refuse(link, unserved, &mut outgoing, &mut incoming),
     };
     let (now, ended) = (Instant::now(), head.end);
-    let until = now + Duration::from_micros(head.timeout_us).min(MAX_CALL_TIMEOUT);
+    let until = provider.deadline(&head, now);
     let inside = link.let_in_from(outgoing.index());
     let admitted = provider.admit(head, now, inside, ServiceName::new);
     let admitted = admitted.and_then(|(call, inside)| {
         link.shared.load.arrived(1);
-        Ok((provider.kind(&call)?, call, inside))
+        if !ended {
+            provider.refuse_early(&call)?;
+        }
+        let kind = provider.kind(&call)?;
+        Ok((kind, provider.calls.take(kind.runs())?.into_hold(), call, inside))
     });
-    let (kind, call, mut in_flight) = match admitted {
+    let (kind, place, call, mut in_flight) = match admitted {
         Ok(admitted) => admitted,
         Err(reply) => {
             let _in_flight = link.enter_answered();
             incoming.stop(ResetCode::Cancelled);
-            return ReplyStream::own(outgoing, until).send(link, reply).await;
+            return ReplyStream::own(link, outgoing, until).send(link, reply).await;
         }
     };
     match kind {
-        CallKind::Unary => match unary(provider, &outgoing, &mut incoming, call, ended, until).await {
+        CallKind::Unary => match unary(provider, &outgoing, &mut incoming, call, ended, until, &place).await {
             Ok(reply) => {
                 in_flight.answered();
-                ReplyStream::own(outgoing, until).send(link, reply).await;
+                drop(place);
+                incoming.release();
+                ReplyStream::own(link, outgoing, until).send(link, reply).await;
             }
             Err(unserved) => refuse(link, unserved, &mut outgoing, &mut incoming),
         },
-        CallKind::Streaming => {
-            streaming(provider, outgoing, incoming, call, ended, until, in_flight)
+        CallKind::Streaming | CallKind::Forwarded => {
+            streaming(provider, outgoing, incoming, call, ended, until, (in_flight, place))
                 .boxed()
                 .await;
         }
@@ -343,21 +414,32 @@ async fn unary(
     mut call: IncomingCall,
     ended: bool,
     deadline: Instant,
+    place: &Hold,
 ) -> Result<Reply, Unserved> {
     let link = &provider.link;
     if !ended {
-        // Further large requests of this peer wait in its own send buffers.
-        let put_together = async {
-            let _place = provider.large_requests.acquire().await;
-            body(link, incoming, std::mem::take(&mut call.body)).await
+        let body = timeout_at(deadline, body(link, incoming, std::mem::take(&mut call.body))).await;
+        call.body = match body.map_err(|_| Unserved::Slow)? {
+            Err(Unserved::Exhausted) => {
+                incoming.stop(ResetCode::Exhausted);
+                return Ok(no_memory());
+            }
+            body => body?,
         };
-        let body = timeout_at(deadline, put_together).await;
-        call.body = body.map_err(|_| Unserved::Slow)??;
     }
+    let taken_back = incoming.taken_back();
     let begun = provider.begin(call, None);
     tokio::select! {
         biased;
         reply = provider.finish(begun.answer, deadline) => Ok(reply),
+        () = taken_back => {
+            link.shared.counters.calls_dropped.add();
+            Ok(lost_memory())
+        }
+        () = place.taken_back() => {
+            link.shared.counters.calls_dropped.add();
+            Ok(gave_way())
+        }
         () = outgoing.stopped() => {
             link.shared.counters.calls_dropped.add();
             Err(Unserved::Gone)
@@ -373,7 +455,7 @@ async fn streaming(
     mut call: IncomingCall,
     ended: bool,
     deadline: Instant,
-    mut in_flight: InFlight,
+    (mut in_flight, place): (InFlight, Hold),
 ) {
     let link = &provider.link;
     incoming.set_limit(link.shared.config.limits.max_message_bytes + FRAME_OVERHEAD);
@@ -383,7 +465,7 @@ async fn streaming(
     let Some(writer) = writer else { return };
     let in_flight = &mut in_flight;
     match provider
-        .finish_streaming(answer, &writer, deadline, in_flight, || ())
+        .finish_streaming(answer, &writer, deadline, in_flight, &place, || ())
         .await
     {
         // On a stream of its own nothing is left to do.
@@ -398,14 +480,17 @@ async fn body(link: &Link, incoming: &mut Incoming, first: Bytes) -> Result<Byte
     let mut pieces = Pieces::default();
     pieces.push(first);
     loop {
+        incoming.assembles(pieces.len());
         // A caller that streams ends its requests with the stream.
         let Some(frame) = incoming.next().await? else {
+            incoming.assembled();
             return Ok(pieces.join());
         };
         match frame::read(&frame) {
             Ok((_, Frame::Data(data))) if pieces.len() + data.payload.len() <= limit => {
                 pieces.push(data.payload);
                 if data.end {
+                    incoming.assembled();
                     return Ok(pieces.join());
                 }
             }
@@ -432,18 +517,16 @@ impl Pieces {
         if self.len() == 0 {
             self.first = piece;
         } else {
+            self.rest.extend_from_slice(&std::mem::take(&mut self.first));
             self.rest.extend_from_slice(&piece);
         }
     }
 
     fn join(self) -> Bytes {
-        if self.rest.is_empty() {
-            return self.first;
+        match self.rest.is_empty() {
+            true => self.first,
+            false => self.rest.freeze(),
         }
-        let mut whole = BytesMut::with_capacity(self.len());
-        whole.extend_from_slice(&self.first);
-        whole.extend_from_slice(&self.rest);
-        whole.freeze()
     }
 }
 

@@ -35,6 +35,7 @@ use crate::{
         },
     },
     error::{CallError, NotSent, RequestError, Unknown},
+    share::memory::STREAM_BYTES,
 };
 
 /// The caller's side of a connection.
@@ -150,7 +151,7 @@ impl Caller {
         };
         Ok((
             Outgoing::new(send).beside(&link.flight),
-            Incoming::new(recv, reply_limit(link)),
+            Incoming::new(recv, reply_limit(link)).charged(&link.memory),
         ))
     }
 }
@@ -351,7 +352,10 @@ async fn open_apart(
 /// Takes in a stream that the peer opened for the reply to a call on a lane.
 pub(crate) async fn reply_stream(caller: Arc<Caller>, recv: quinn::RecvStream) {
     let link = &caller.link;
-    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME);
+    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME).charged(&link.memory);
+    let Ok(_stream) = link.memory.take(STREAM_BYTES) else {
+        return incoming.stop(link.unserved(Unserved::Exhausted));
+    };
     let opening = async {
         match incoming.kind().await.ok()?.and_then(StreamKind::from_byte)? {
             StreamKind::Reply => {}
@@ -415,6 +419,7 @@ pub(crate) async fn request(
         let reply = match incoming.next().await {
             Ok(Some(reply)) => reply,
             Ok(None) | Err(ReceiveError::Reset(_) | ReceiveError::Broken) => return Err(RequestError::Declined),
+            Err(ReceiveError::Slow | ReceiveError::Exhausted) => return Err(RequestError::Declined),
             Err(ReceiveError::Lost(lost)) => return Err(link.refine(lost).into()),
             Err(ReceiveError::Frame(error)) => {
                 link.shared.counters.rejected_frames.add();

@@ -178,6 +178,9 @@ fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallEr
             _ => {}
         }
     }
+    if frame.len() - body.len() > MAX_HEAD_BYTES + FRAME_OVERHEAD {
+        return Err(Malformed);
+    }
     let status = StatusCode::from_u32(status);
     if refused {
         let Failing { message, pushback, .. } = failing.unwrap_or_default();

@@ -42,6 +42,14 @@ pub trait Handler: Send + Sync + 'static {
         CallKind::Unary
     }
 
+    /// The reply to a call that this node refuses whatever its request is, such as one to an unknown service. Asked before a
+    /// request that did not come with the call is waited for; a call that is not refused here may be refused later. The default
+    /// refuses none.
+    fn refuses(&self, call: &IncomingCall) -> Option<Reply> {
+        let _ = call;
+        None
+    }
+
     /// Answers a streaming call: its outcome is what the future gives, its body, unless empty, the last message. The call's own
     /// body is empty. The default refuses.
     fn stream(
@@ -85,6 +93,10 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
         (**self).kind(call)
     }
 
+    fn refuses(&self, call: &IncomingCall) -> Option<Reply> {
+        (**self).refuses(call)
+    }
+
     fn stream(
         &self,
         call: IncomingCall,
@@ -111,9 +123,19 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoService;
 
+impl NoService {
+    fn refusal(call: &IncomingCall) -> Reply {
+        let message = format!("this node does not serve {}", call.service());
+        Reply::refused(StatusCode::Unimplemented, message)
+    }
+}
+
 impl Handler for NoService {
     fn call(&self, call: IncomingCall) -> BoxFuture<'static, Reply> {
-        let message = format!("this node does not serve {}", call.service());
-        std::future::ready(Reply::refused(StatusCode::Unimplemented, message)).boxed()
+        std::future::ready(Self::refusal(&call)).boxed()
+    }
+
+    fn refuses(&self, call: &IncomingCall) -> Option<Reply> {
+        Some(Self::refusal(call))
     }
 }

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::connection::{
     link::Link,
-    stream::{Incoming, ReceiveError},
+    stream::{Incoming, ReceiveError, Unserved},
 };
+use crate::share::{memory::Memory, places::Runs};
 
 /// How the messages of a call are exchanged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -23,6 +24,17 @@ pub enum CallKind {
     Unary,
     /// Any number of requests, any number of replies.
     Streaming,
+    /// As [`CallKind::Streaming`], of a call that this node passes on to another. Such calls have places of their own.
+    Forwarded,
+}
+
+impl CallKind {
+    pub(crate) fn runs(self) -> Runs {
+        match self {
+            Self::Unary | Self::Streaming => Runs::Here,
+            Self::Forwarded => Runs::Elsewhere,
+        }
+    }
 }
 
 /// The requests of a streaming call, from the handler's side.
@@ -36,12 +48,14 @@ enum Source {
     /// The stream of the call, its first message apart.
     Stream {
         link: Arc<Link>,
-        incoming: Incoming,
+        incoming: Box<Incoming>,
         first: Option<Bytes>,
         ended: bool,
     },
     /// The call's only message.
     One(Option<Bytes>),
+    /// The caller's messages broke off; nothing is kept of them.
+    BrokenOff,
 }
 
 impl IncomingMessages {
@@ -51,7 +65,7 @@ impl IncomingMessages {
         Self {
             source: Source::Stream {
                 link,
-                incoming,
+                incoming: Box::new(incoming),
                 first,
                 ended,
             },
@@ -69,7 +83,16 @@ impl IncomingMessages {
         match &mut self.source {
             Source::One(message) => message.take(),
             Source::Stream { first, ended: true, .. } => first.take(),
-            Source::Stream { .. } => None,
+            Source::Stream { .. } | Source::BrokenOff => None,
+        }
+    }
+
+    /// Where what is kept of these requests is charged: to the caller. `None` when there is no request beyond the first.
+    #[must_use]
+    pub fn memory(&self) -> Option<Memory> {
+        match &self.source {
+            Source::One(_) | Source::BrokenOff => None,
+            Source::Stream { link, .. } => Some(link.memory.clone()),
         }
     }
 
@@ -80,6 +103,7 @@ impl IncomingMessages {
     pub async fn next(&mut self) -> Result<Option<Bytes>, Gone> {
         let (link, incoming, first, ended) = match &mut self.source {
             Source::One(message) => return Ok(message.take()),
+            Source::BrokenOff => return Err(Gone),
             Source::Stream {
                 link,
                 incoming,
@@ -102,18 +126,17 @@ impl IncomingMessages {
             Err(error) => Err(error),
         };
         let limit = link.shared.config.limits.max_message_bytes;
-        match frame {
+        let unserved = match frame {
             Ok((_, Frame::Data(data))) if data.payload.len() <= limit => {
                 *ended = data.end;
-                Ok(Some(data.payload))
+                return Ok(Some(data.payload));
             }
-            Err(ReceiveError::Reset(_) | ReceiveError::Lost(_)) => Err(Gone),
-            Ok((_, Frame::Data(_) | Frame::Head(_) | Frame::Trailers(_) | Frame::Cancel))
-            | Err(ReceiveError::Frame(_) | ReceiveError::Broken) => {
-                link.shared.counters.rejected_frames.add();
-                Err(Gone)
-            }
-        }
+            Ok((_, Frame::Data(_) | Frame::Head(_) | Frame::Trailers(_) | Frame::Cancel)) => Unserved::Broken,
+            Err(error) => error.into(),
+        };
+        incoming.stop(link.unserved(unserved));
+        self.source = Source::BrokenOff;
+        Err(Gone)
     }
 }
 

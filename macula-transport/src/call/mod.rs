@@ -42,6 +42,6 @@ const MAX_CALL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// A request or reply above this size, in bytes, is large. Smaller ones fit in a connection's window together, on as many streams as a
 /// peer may open.
 const LARGE_BYTES: usize = 66 * 1024;
-/// How many large requests, and how many large replies, are written to a peer at a time: fewer than the peer assembles. With more, the
-/// messages that wait at the peer could fill the connection's window, and those being assembled would never complete.
+/// How many large requests, and how many large replies, are written to a peer at a time. With more, each takes longer, and together
+/// they take more of the peer's memory.
 const MAX_LARGE_SENDS: usize = 12;

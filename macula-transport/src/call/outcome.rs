@@ -163,9 +163,12 @@ impl From<&Unknown> for End {
         match unknown {
             Unknown::Timeout(_) => Self::Deadline,
             Unknown::Lost(lost) => lost.into(),
-            Unknown::Reset(_) | Unknown::Incomplete | Unknown::Frame(_) | Unknown::Malformed | Unknown::Streamed => {
-                Self::StreamEnded
-            }
+            Unknown::Reset(_)
+            | Unknown::Incomplete
+            | Unknown::Frame(_)
+            | Unknown::Malformed
+            | Unknown::Streamed
+            | Unknown::NoMemory => Self::StreamEnded,
         }
     }
 }

@@ -303,6 +303,8 @@ pub(crate) fn read_reply(
         Err(ReceiveError::Lost(lost)) => return ended(Unknown::Lost(lost)),
         Err(ReceiveError::Frame(error)) => return broken(Unknown::Frame(error)),
         Err(ReceiveError::Broken) => return broken(Unknown::Malformed),
+        Err(ReceiveError::Slow) => return ended(Unknown::Incomplete),
+        Err(ReceiveError::Exhausted) => return ended(Unknown::NoMemory),
     };
     let limit = link.shared.config.limits.max_message_bytes;
     match frame::read(&frame) {

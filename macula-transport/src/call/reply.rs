@@ -32,6 +32,7 @@ use crate::{
         link::Link,
         stream::{Outgoing, ResetCode, StreamKind, Unserved},
     },
+    share::{budget::Exhausted, memory::Kept},
 };
 
 /// How long after the deadline a reply may still take to leave: its caller reads slowly, or not at all.
@@ -89,6 +90,8 @@ pub(crate) struct LanePlace {
 pub(crate) struct ReplyStream {
     outgoing: Outgoing,
     waiting: Outbox,
+    /// What waits is charged to the caller, who may not take it.
+    kept: Kept,
     /// The next message is the first of a reply that is ready as a whole.
     whole: bool,
     /// The call's deadline. A handler that gave its messages to a task of its own is not dropped then.
@@ -97,10 +100,11 @@ pub(crate) struct ReplyStream {
 
 impl ReplyStream {
     /// On the call's own stream.
-    pub(crate) fn own(outgoing: Outgoing, until: Instant) -> Self {
+    pub(crate) fn own(link: &Link, outgoing: Outgoing, until: Instant) -> Self {
         Self {
             outgoing,
             waiting: Outbox::brief(),
+            kept: link.memory.kept(),
             whole: false,
             until,
         }
@@ -110,13 +114,19 @@ impl ReplyStream {
     pub(crate) async fn open(link: &Link, place: LanePlace, until: Instant) -> Result<Self, Gone> {
         let opened = timeout_at(until, link.quic.open_uni()).await;
         let outgoing = Outgoing::new(opened.map_err(|_| Gone)?.map_err(|_| Gone)?).beside(&link.flight);
-        let mut stream = Self::own(outgoing, until);
+        let mut stream = Self::own(link, outgoing, until);
         let _ = stream.waiting.write(|buffer| {
             buffer.put_u8(StreamKind::Reply.byte());
             buffer.put_u64(place.lane);
             buffer.put_u64(place.call);
         });
         Ok(stream)
+    }
+
+    /// Takes over what was charged for its message already.
+    pub(crate) fn keeping(mut self, kept: Kept) -> Self {
+        self.kept = kept;
+        self
     }
 
     /// Takes a message to be written with what follows.
@@ -128,22 +138,39 @@ impl ReplyStream {
         let _ = frame::put_data(&mut self.waiting, 0, message, part);
     }
 
-    /// Writes the gathered messages once they are large.
-    async fn relieve(&mut self) -> Result<(), Gone> {
+    /// Writes the gathered messages once they are large; as [`ReplyStream::flush`].
+    async fn relieve(&mut self) -> Result<(), Reply> {
         match self.waiting.bytes() < MAX_GATHERED_BYTES {
             true => Ok(()),
             false => self.flush().await,
         }
     }
 
-    async fn flush(&mut self) -> Result<(), Gone> {
-        let mut chunks = self.waiting.take();
-        if chunks.is_empty() {
+    /// Writes the gathered messages. When they are not written, the reply ends with the outcome that this gives.
+    async fn flush(&mut self) -> Result<(), Reply> {
+        if self.waiting.bytes() == 0 {
             return Ok(());
         }
-        match timeout_at(self.until, self.outgoing.send(&mut chunks)).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Gone),
+        let kept = self.kept.set(self.waiting.bytes());
+        let mut chunks = self.waiting.take();
+        kept.map_err(|Exhausted| no_memory())?;
+        let taken_back = self.kept.taken_back();
+        let sent = tokio::select! {
+            biased;
+            sent = timeout_at(self.until, self.outgoing.send(&mut chunks)) => sent,
+            () = taken_back => return Err(no_memory()),
+        };
+        match sent {
+            Ok(Ok(())) => self.kept.set(0).map_err(|Exhausted| no_memory()),
+            Ok(Err(_)) | Err(_) => Err(given_up()),
+        }
+    }
+
+    /// Charges a reply before it waits; gives the error that takes its place when there is no room.
+    fn keep(&mut self, reply: Reply) -> Reply {
+        match self.kept.set(self.waiting.bytes() + reply.body.len()) {
+            Ok(()) => reply,
+            Err(Exhausted) => no_memory(),
         }
     }
 
@@ -151,6 +178,7 @@ impl ReplyStream {
     /// call is under way until then, and the connection stays open for it.
     pub(crate) async fn send(&mut self, link: &Link, reply: Reply) {
         let reply = fitting(link, reply);
+        let reply = self.keep(reply);
         if reply.body.len() <= INLINE_BYTES {
             let _ = frame::put_trailers(&mut self.waiting, 0, &reply, &reply.body);
         } else {
@@ -159,14 +187,25 @@ impl ReplyStream {
         }
         let mut frames = self.waiting.take();
         let give_up = self.until.max(Instant::now()) + REPLY_GRACE;
-        match timeout_at(give_up, self.outgoing.send(&mut frames)).await {
-            Ok(Ok(())) => {
+        let taken_back = self.kept.taken_back();
+        let sent = async {
+            let sent = self.outgoing.send(&mut frames).await;
+            if sent.is_ok() {
                 self.outgoing.finish();
-                // A caller that has not acknowledged the reply by then does not wait for it any more.
-                let _ = timeout_at(give_up, self.outgoing.stopped()).await;
+                // A caller that has not acknowledged the reply in time does not wait for it any more.
+                self.outgoing.stopped().await;
             }
+            sent
+        };
+        let sent = tokio::select! {
+            biased;
+            sent = timeout_at(give_up, sent) => sent.map_err(|_| Unserved::Slow),
+            () = taken_back => Err(Unserved::Exhausted),
+        };
+        match sent {
+            Ok(Ok(())) => {}
             Ok(Err(_)) => self.outgoing.reset(link.unserved(Unserved::Gone)),
-            Err(_) => self.outgoing.reset(link.unserved(Unserved::Slow)),
+            Err(unserved) => self.outgoing.reset(link.unserved(unserved)),
         }
     }
 }
@@ -215,6 +254,17 @@ struct WriterState {
     way: Way,
     /// A message is missing: the outcome instead of the handler's.
     failed: Option<Reply>,
+}
+
+impl WriterState {
+    /// Messages were written, or this outcome takes the place of the handler's.
+    fn written(&mut self, written: Result<(), Reply>) -> Result<(), Gone> {
+        self.failed = written.err();
+        match &self.failed {
+            None => Ok(()),
+            Some(_) => Err(Gone),
+        }
+    }
 }
 
 /// Which way a reply goes.
@@ -274,7 +324,7 @@ impl ReplyWriter {
     /// For a call on a stream of its own.
     pub(crate) fn on_stream(link: Arc<Link>, places: Arc<ReplyPlaces>, outgoing: Outgoing, until: Instant) -> Self {
         let stopped = outgoing.stopped().boxed();
-        let stream = Box::new(ReplyStream::own(outgoing, until));
+        let stream = Box::new(ReplyStream::own(&link, outgoing, until));
         let writer = Self::new(link, places, None, until, Way::Stream { stream, _place: None });
         writer.has_stream(stopped);
         writer
@@ -347,9 +397,8 @@ impl ReplyWriter {
             return Err(Gone);
         };
         stream.put(&message);
-        stream.relieve().await?;
-        state.failed = None;
-        Ok(())
+        let relieved = stream.relieve().await;
+        state.written(relieved)
     }
 
     /// Sends what was gathered.
@@ -365,11 +414,11 @@ impl ReplyWriter {
             Way::Over => return Err(Gone),
         }
         state.failed = Some(given_up());
-        if let Way::Stream { stream, .. } = &mut state.way {
-            stream.flush().await?;
-        }
-        state.failed = None;
-        Ok(())
+        let flushed = match &mut state.way {
+            Way::Stream { stream, .. } => stream.flush().await,
+            Way::Lane(_) | Way::Over => Ok(()),
+        };
+        state.written(flushed)
     }
 
     /// Moves what was gathered to a stream, when it is this reply's turn.
@@ -493,6 +542,13 @@ fn too_large(bytes: usize, limit: usize) -> Reply {
 
 fn given_up() -> Reply {
     Reply::error(StatusCode::Internal, "the handler gave up sending a message")
+}
+
+pub(crate) fn no_memory() -> Reply {
+    Reply::error(
+        StatusCode::ResourceExhausted,
+        "the node has no memory left for the reply",
+    )
 }
 
 fn no_room() -> Reply {

@@ -76,6 +76,7 @@ pub(crate) async fn run(
                 }
                 Ok(None) | Err(ReceiveError::Reset(_)) => break "the control stream ended",
                 Err(ReceiveError::Frame(_) | ReceiveError::Broken) => break "a control message is too large",
+                Err(ReceiveError::Slow | ReceiveError::Exhausted) => break "a control message does not end",
                 Err(ReceiveError::Lost(_)) => return,
             }
         };

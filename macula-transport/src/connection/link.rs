@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -30,12 +30,16 @@ use crate::{
     error::{CloseCode, Lost},
     peer::PeerInfo,
     report::{LoadReport, REPORT_EVERY, Reporter},
+    share::memory::Memory,
 };
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
 const MAX_CONTROL_QUEUE: usize = 16;
 /// The most services for which a router has this node's leave at a time; beyond it they are signed anew.
 const MAX_PASSAGES: usize = 256;
+/// Why a connection ends that gives way to others.
+const GAVE_WAY: &str = "the node gave the connection up, because it took more than its share";
+
 /// A connection.
 pub(crate) struct Link {
     pub(crate) quic: quinn::Connection,
@@ -45,6 +49,8 @@ pub(crate) struct Link {
     pub(crate) since: Instant,
     /// The bytes that are under way.
     pub(crate) flight: Arc<congestion::Bulk>,
+    /// What the peer makes this node keep.
+    pub(crate) memory: Memory,
     control: mpsc::Sender<proto::Control>,
     /// Handles to the connection.
     leases: AtomicUsize,
@@ -111,29 +117,37 @@ impl Link {
         shared: Arc<Shared>,
     ) -> (Arc<Self>, mpsc::Receiver<proto::Control>) {
         let (control, queue) = mpsc::channel(MAX_CONTROL_QUEUE);
-        let link = Self {
-            flight: congestion::Bulk::of(&quic),
-            quic,
-            peer: Arc::new(peer),
-            shared,
-            since: tokio::time::Instant::now().into_std(),
-            control,
-            leases: AtomicUsize::new(0),
-            outbound: AtomicUsize::new(0),
-            inbound: Gate::default(),
-            answered: AtomicUsize::new(0),
-            last_used: AtomicU64::new(0),
-            last_answered: AtomicU64::new(0),
-            leaving: PeerLeaving::default(),
-            retired: AtomicBool::new(false),
-            quiet: Notify::new(),
-            closed_as: OnceLock::new(),
-            load: Mutex::default(),
-            watch: Watch::default(),
-            passages: Mutex::default(),
-        };
+        let link = Arc::new_cyclic(|link: &Weak<Self>| {
+            let holder = peer.holder();
+            let link = link.clone();
+            let memory = shared.memory.connection(holder, move || {
+                link.upgrade().iter().for_each(|link| link.give_way());
+            });
+            Self {
+                flight: congestion::Bulk::of(&quic),
+                memory,
+                quic,
+                peer: Arc::new(peer),
+                shared,
+                since: tokio::time::Instant::now().into_std(),
+                control,
+                leases: AtomicUsize::new(0),
+                outbound: AtomicUsize::new(0),
+                inbound: Gate::default(),
+                answered: AtomicUsize::new(0),
+                last_used: AtomicU64::new(0),
+                last_answered: AtomicU64::new(0),
+                leaving: PeerLeaving::default(),
+                retired: AtomicBool::new(false),
+                quiet: Notify::new(),
+                closed_as: OnceLock::new(),
+                load: Mutex::default(),
+                watch: Watch::default(),
+                passages: Mutex::default(),
+            }
+        });
         link.touch();
-        (Arc::new(link), queue)
+        (link, queue)
     }
 
     /// A handle to the connection was made.
@@ -172,6 +186,7 @@ impl Link {
                 self.shared.counters.slow_streams.add();
                 ResetCode::Slow
             }
+            Unserved::Exhausted => ResetCode::Exhausted,
             Unserved::Gone => ResetCode::Cancelled,
         }
     }
@@ -196,6 +211,11 @@ impl Link {
         let reason = stream::farewell(self.farewell(GoAwayReason::Unspecified, Some(self.inbound.close()), words));
         let _ = self.closed_as.set(code);
         self.quic.close(code.to_wire(), &reason);
+    }
+
+    /// Closes the connection because others need what it takes.
+    pub(crate) fn give_way(&self) {
+        self.close_naming(CloseCode::Aborted, GAVE_WAY);
     }
 
     fn farewell(&self, reason: GoAwayReason, accepted: Option<&proto::Accepted>, words: &str) -> proto::GoAway {

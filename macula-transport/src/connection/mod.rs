@@ -13,6 +13,7 @@ pub(crate) mod pulse;
 pub(crate) mod room;
 pub(crate) mod shared;
 pub(crate) mod snapshot;
+pub(crate) mod standstill;
 pub(crate) mod stream;
 mod suspicion;
 pub(crate) mod watch;

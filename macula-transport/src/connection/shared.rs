@@ -5,11 +5,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::room::Room;
-use crate::{config::Config, hush::Hush, load::Load, stats::Counters};
+use super::{room::Room, standstill};
+use crate::{
+    config::Config,
+    hush::Hush,
+    load::Load,
+    share::{memory::MemoryBudget, places::CallPlaces},
+    stats::Counters,
+};
 
 /// What the connections of an endpoint share.
 #[derive(Debug)]
@@ -17,9 +23,13 @@ pub(crate) struct Shared {
     pub(crate) config: Config,
     pub(crate) counters: Arc<Counters>,
     pub(crate) load: Arc<Load>,
+    pub(crate) memory: MemoryBudget,
+    pub(crate) places: CallPlaces,
     pub(crate) epoch: Instant,
     /// When a task last looked at the clock, in microseconds since the epoch.
     lately: AtomicU64,
+    /// Every packet that came before this was read, in microseconds since the epoch.
+    read_before: AtomicU64,
     /// The endpoint takes no further calls.
     draining: AtomicBool,
     /// The callers that wait for a place in the pool.
@@ -29,13 +39,17 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(config: Config, counters: Arc<Counters>, load: Arc<Load>) -> Self {
+    /// `handler_takes` so many calls at a time, when it says so.
+    pub(crate) fn new(config: Config, counters: Arc<Counters>, load: Arc<Load>, handler_takes: Option<u32>) -> Self {
         Self {
+            memory: MemoryBudget::new(config.limits.memory_bytes),
+            places: CallPlaces::new(&config.limits, handler_takes),
             config,
             counters,
             load,
             epoch: tokio::time::Instant::now().into_std(),
             lately: AtomicU64::new(0),
+            read_before: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             room: Room::default(),
             hush: Hush::default(),
@@ -51,6 +65,18 @@ impl Shared {
     /// Microseconds between the epoch and the last look at the clock. Every call looks once.
     pub(crate) fn lately(&self) -> u64 {
         self.lately.load(Relaxed)
+    }
+
+    /// Every packet that came before this was read.
+    pub(crate) fn read_all_before(&self, at: Instant) {
+        let micros = u64::try_from(at.saturating_duration_since(self.epoch).as_micros()).unwrap_or(u64::MAX);
+        self.read_before.fetch_max(micros, Relaxed);
+    }
+
+    /// How long a packet that is read now may have waited because the process stood still.
+    pub(crate) fn waited(&self, now: Instant) -> Duration {
+        let certain = Duration::from_micros(self.read_before.load(Relaxed));
+        standstill::waited(certain, now.saturating_duration_since(self.epoch))
     }
 
     /// Takes no further calls, for good.

@@ -3,15 +3,22 @@
 //! **Invariant:** a stream is finished only by [`Outgoing::finish`]. quinn finishes a stream that is dropped, which would make an
 //! abandoned message look like a whole one; here dropping resets.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use macula_wire::{FrameDecoder, FrameError, proto};
 use prost::Message as _;
 use quinn::VarInt;
+use tokio::time::timeout;
 
 use super::congestion;
-use crate::error::{CloseCode, Lost};
+use crate::{
+    error::{CloseCode, Lost},
+    share::{
+        budget::Exhausted,
+        memory::{Kept, Memory},
+    },
+};
 
 /// What a frame has beside its payload or head, at most: tags, lengths and a call's id.
 pub(crate) const FRAME_OVERHEAD: usize = 64;
@@ -76,6 +83,8 @@ pub(crate) enum ResetCode {
     Slow = 3,
     /// The request is declined.
     Declined = 4,
+    /// There is no memory left for what the stream carries.
+    Exhausted = 5,
 }
 
 impl From<ResetCode> for VarInt {
@@ -229,6 +238,12 @@ pub(crate) struct Incoming {
     chunks: VecDeque<Bytes>,
     /// There may be whole frames among what was read.
     more: bool,
+    /// Where its unfinished messages are charged; `None` where they are too small to count.
+    kept: Option<Kept>,
+    /// How long the peer may be silent in the middle of a message, where that is bounded.
+    idle: Option<Duration>,
+    /// A message is unfinished although no part of a frame is here.
+    unfinished: bool,
 }
 
 /// The peer or the connection ended a receiving half before its end.
@@ -239,6 +254,16 @@ pub(crate) enum ReceiveError {
     Frame(FrameError),
     /// A frame is malformed.
     Broken,
+    /// The peer fell silent in the middle of a message.
+    Slow,
+    /// This node has no memory left for the message.
+    Exhausted,
+}
+
+impl From<Exhausted> for ReceiveError {
+    fn from(_: Exhausted) -> Self {
+        Self::Exhausted
+    }
 }
 
 impl From<FrameError> for ReceiveError {
@@ -266,6 +291,8 @@ pub(crate) enum Unserved {
     Broken,
     /// The peer did not say in time what it wants.
     Slow,
+    /// This node has no memory left for it.
+    Exhausted,
     /// The peer or the connection ended it.
     Gone,
 }
@@ -275,6 +302,8 @@ impl From<ReceiveError> for Unserved {
         match error {
             ReceiveError::Reset(_) | ReceiveError::Lost(_) => Self::Gone,
             ReceiveError::Frame(_) | ReceiveError::Broken => Self::Broken,
+            ReceiveError::Slow => Self::Slow,
+            ReceiveError::Exhausted => Self::Exhausted,
         }
     }
 }
@@ -290,6 +319,68 @@ impl Incoming {
             decoder: FrameDecoder::new(limit),
             chunks: VecDeque::new(),
             more: false,
+            kept: None,
+            idle: None,
+            unfinished: false,
+        }
+    }
+
+    /// Charges what is unfinished to the peer.
+    pub(crate) fn charged(mut self, memory: &Memory) -> Self {
+        self.kept = Some(memory.kept());
+        self
+    }
+
+    /// Bounds how long the peer may be silent in the middle of a message.
+    pub(crate) fn never_idle_for(mut self, idle: Duration) -> Self {
+        self.idle = Some(idle);
+        self
+    }
+
+    /// `kept` bytes of an unfinished message are kept elsewhere, beside what is here.
+    pub(crate) fn assembles(&mut self, kept: usize) {
+        self.unfinished = true;
+        if let Some(it) = &mut self.kept {
+            it.set_beside(kept);
+        }
+    }
+
+    /// The message is whole. What it takes stays charged until the next one is read, or it is [released](Self::release).
+    pub(crate) fn assembled(&mut self) {
+        self.unfinished = false;
+    }
+
+    /// Nothing is kept of the last message any more.
+    pub(crate) fn release(&mut self) {
+        self.kept = None;
+    }
+
+    /// Waits until the memory of the last message is taken back.
+    pub(crate) fn taken_back(&self) -> impl Future<Output = ()> + Send + 'static {
+        let taken = self.kept.as_ref().map(Kept::taken_back);
+        async move {
+            match taken {
+                Some(taken) => taken.await,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Reads what has arrived, and charges what is here of an unfinished message; false at the end of the stream.
+    async fn read_more(&mut self) -> Result<bool, ReceiveError> {
+        let here = self.decoder.buffered();
+        if let Some(kept) = &mut self.kept {
+            kept.set(here)?;
+        }
+        if here == 0 && !self.unfinished {
+            return self.read().await;
+        }
+        let idle = self.idle.unwrap_or(Duration::MAX);
+        let taken = self.taken_back();
+        tokio::select! {
+            biased;
+            () = taken => Err(ReceiveError::Exhausted),
+            read = timeout(idle, self.read()) => read.unwrap_or(Err(ReceiveError::Slow)),
         }
     }
 
@@ -342,7 +433,7 @@ impl Incoming {
             if let Some(chunk) = self.chunks.pop_front() {
                 // One at a time: the limit may be another for the frame after this.
                 self.decoder.push(chunk);
-            } else if !self.read().await? {
+            } else if !self.read_more().await? {
                 self.decoder.finish()?;
                 return Ok(None);
             }

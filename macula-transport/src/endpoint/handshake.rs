@@ -3,10 +3,9 @@
 //! A TLS 1.3 client is done before the server has judged its key, so neither side uses a connection before the other's HELLO.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -32,7 +31,6 @@ use crate::{
         stream::{Incoming, Outgoing, ReceiveError, SendError, StreamKind, control_frame, kind_bytes},
     },
     error::{CloseCode, DialError, HelloError, Lost, TlsError},
-    network::Network,
     peer::PeerInfo,
 };
 
@@ -86,36 +84,6 @@ pub(crate) struct Established {
     pub(crate) incoming: Incoming,
     /// The chain that the peer was shown.
     pub(crate) shown: Option<ChainHash>,
-}
-
-/// The handshakes of peers under way, by where they come from.
-#[derive(Debug, Default)]
-pub(crate) struct Handshakes(Mutex<BTreeMap<Network, usize>>);
-
-impl Handshakes {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Network, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// How many there are, and how many of these come from one network. The table is no longer than they are many.
-    pub(crate) fn under_way(&self, from: Network) -> (usize, usize) {
-        let table = self.lock();
-        (table.values().sum(), table.get(&from).copied().unwrap_or_default())
-    }
-
-    pub(crate) fn begin(&self, from: Network) {
-        *self.lock().entry(from).or_default() += 1;
-    }
-
-    pub(crate) fn end(&self, from: Network) {
-        let mut table = self.lock();
-        if let Some(count) = table.get_mut(&from) {
-            *count -= 1;
-            if *count == 0 {
-                table.remove(&from);
-            }
-        }
-    }
 }
 
 /// Dials a peer and introduces this node to it.
@@ -435,5 +403,6 @@ fn hello_error(error: ReceiveError) -> HelloError {
         ReceiveError::Lost(lost) => HelloError::Lost(lost),
         ReceiveError::Frame(error) => HelloError::Frame(error),
         ReceiveError::Broken => HelloError::Malformed,
+        ReceiveError::Slow | ReceiveError::Exhausted => HelloError::TimedOut,
     }
 }

@@ -1,5 +1,6 @@
 //! The endpoint: a UDP socket, an identity, and every connection made from or to it.
 
+mod arrivals;
 mod batching;
 pub(crate) mod handshake;
 pub(crate) mod hello;
@@ -12,7 +13,7 @@ pub(crate) mod visit;
 
 use std::{
     net::{Ipv6Addr, SocketAddr},
-    sync::{Arc, PoisonError, RwLock, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
@@ -21,7 +22,8 @@ use futures::future::{BoxFuture, FutureExt as _, join_all};
 use macula_wire::{AccessError, NodeId, proto};
 use tokio::{
     sync::{broadcast, mpsc},
-    time::timeout,
+    task::AbortHandle,
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -36,17 +38,19 @@ use crate::{
         control::{self, Events},
         link::Link,
         shared::Shared,
+        standstill::{BEAT, Heart},
     },
     error::{BindError, CloseCode, DialError, HelloError, Lost, TlsError},
     identity::Identity,
     load::Load,
-    network::Network,
     pool::{self, ConnectionId, Dialer, Pool},
     report::REPORT_EVERY,
+    share::window,
     stats::{Counters, Stats},
 };
+use arrivals::Arrivals;
 use batching::Batching;
-use handshake::{Established, Handshakes, Introducer};
+use handshake::{Established, Introducer};
 use tls::{Alpn, Tls};
 use visit::VisitError;
 
@@ -74,7 +78,7 @@ struct Inner {
     handler: Arc<dyn Handler>,
     pool: Arc<pool::Shell>,
     local_addr: SocketAddr,
-    handshakes: Handshakes,
+    arrivals: Mutex<Arrivals<AbortHandle>>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -111,15 +115,21 @@ impl Endpoint {
         let (hints, reports) = mpsc::channel(MAX_HINTS);
         let bound = quic::open_socket(&config, &*runtime, hints).and_then(|socket| {
             let local = socket.local_addr()?;
-            let endpoint_config = quic::endpoint_config(&config.identity, counters.clone(), seed);
+            let endpoint_config = quic::endpoint_config(&config.identity, local.port(), counters.clone(), seed);
             let quic = quinn::Endpoint::new_with_abstract_socket(endpoint_config, Some(server), socket, runtime)?;
             Ok((local, quic))
         });
         let (mut local_addr, quic) = bound.map_err(|source| BindError::Socket { addr, source })?;
         local_addr.set_ip(local_addr.ip().to_canonical());
+        let max_handshakes = config.limits.max_handshakes;
         let node_id = config.identity.node_id();
         let advertised = RwLock::new(config.advertise.clone());
-        let shared = Arc::new(Shared::new(config, counters, load));
+        let shared = Arc::new(Shared::new(
+            config,
+            counters,
+            load,
+            handler.load().map(|load| load.capacity),
+        ));
         let inner = Arc::new(Inner {
             pool: Arc::new(pool::Shell::new(shared.clone(), seed.unwrap_or_else(random_seed))),
             introducer: Introducer {
@@ -134,11 +144,12 @@ impl Endpoint {
             shared,
             handler: Arc::new(handler),
             local_addr,
-            handshakes: Handshakes::default(),
+            arrivals: Mutex::new(Arrivals::new(max_handshakes)),
         });
         tokio::spawn(accept_all(inner.clone()));
         tokio::spawn(pool::keep(inner.pool.clone()));
         tokio::spawn(heed_hints(Arc::downgrade(&inner), reports));
+        tokio::spawn(beat(Arc::downgrade(&inner)));
         if inner.handler.load().is_some() {
             tokio::spawn(report_load(Arc::downgrade(&inner)));
         }
@@ -218,7 +229,10 @@ impl Endpoint {
     /// What has been counted so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.inner.shared.counters.snapshot(self.inner.pool.len())
+        let shared = &self.inner.shared;
+        shared
+            .counters
+            .snapshot(self.inner.pool.len(), shared.memory.stats(), shared.places.stats())
     }
 
     /// Takes no further calls and waits until those under way are answered: peers are told, and what they send all the same
@@ -260,6 +274,10 @@ impl Drop for Endpoint {
 }
 
 impl Inner {
+    fn arrivals(&self) -> MutexGuard<'_, Arrivals<AbortHandle>> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn close(&self, code: CloseCode) {
         self.shared.drain();
         for link in self.pool.links() {
@@ -293,8 +311,10 @@ impl Dialer for Inner {
         // However many replies stream, large ones have their streams.
         let uni = limits.max_streams.saturating_add(MAX_MOVED_REPLIES as u32);
         quic.set_max_concurrent_uni_streams(uni.into());
-        quic.set_receive_window(limits.connection_window.into());
-        self.shared.saw_clock(tokio::time::Instant::now().into_std());
+        let window = window::of_connection(limits, self.pool.len() + 1);
+        quic.set_receive_window(window.into());
+        quic.set_send_window(window.into());
+        self.shared.saw_clock(Instant::now().into_std());
         let (link, queue) = Link::new(quic, peer, self.shared.clone());
         let caller = Arc::new(Caller::new(link.clone()));
         let Some(id) = register(&caller) else { return false };
@@ -339,6 +359,18 @@ impl Events for Served {
     }
 }
 
+/// Notices when the process stands still, until the endpoint is gone.
+async fn beat(inner: Weak<Inner>) {
+    let mut heart = Heart::new(Instant::now().into_std());
+    loop {
+        tokio::time::sleep(BEAT).await;
+        let Some(inner) = inner.upgrade().filter(|inner| !inner.pool.is_stopped()) else {
+            return;
+        };
+        inner.shared.read_all_before(heart.beat(Instant::now().into_std()));
+    }
+}
+
 /// Tells the peers that call how busy this node is, until the endpoint is gone.
 async fn report_load(inner: Weak<Inner>) {
     loop {
@@ -347,7 +379,7 @@ async fn report_load(inner: Weak<Inner>) {
             return;
         };
         let Some(load) = inner.handler.load() else { continue };
-        let now = tokio::time::Instant::now().into_std();
+        let now = Instant::now().into_std();
         for link in inner.pool.links() {
             link.report(now, load);
         }
@@ -375,29 +407,77 @@ async fn heed_hints(inner: Weak<Inner>, mut reports: mpsc::Receiver<SocketAddr>)
     }
 }
 
+/// How often it is said at most that peers are not let in.
+const SAID_EVERY: Duration = Duration::from_secs(1);
+
+/// Peers that were not let in and not yet spoken of.
+#[derive(Debug, Default)]
+struct KeptOut {
+    handshakes: u64,
+    said: Option<Instant>,
+}
+
+impl KeptOut {
+    /// One more. Says so, at most once a second.
+    fn one_more(&mut self, inner: &Inner) {
+        inner.shared.counters.rejected_busy.add();
+        self.handshakes += 1;
+        let now = Instant::now();
+        if self.said.is_none_or(|said| now >= said + SAID_EVERY) {
+            self.said = Some(now);
+            let handshakes = std::mem::take(&mut self.handshakes);
+            tracing::warn!(
+                handshakes,
+                "handshakes have to wait, because too many peers connect at once"
+            );
+        }
+    }
+}
+
 async fn accept_all(inner: Arc<Inner>) {
+    let mut kept_out = KeptOut::default();
     while let Some(arriving) = inner.introducer.quic.accept().await {
-        let (limits, from) = (&inner.shared.config.limits, Network::of(arriving.remote_address().ip()));
-        let (all, from_there) = inner.handshakes.under_way(from);
-        if inner.shared.is_draining() || all >= limits.max_handshakes {
+        let under_way = inner.arrivals().len();
+        if inner.shared.is_draining() {
             inner.shared.counters.rejected_busy.add();
             arriving.refuse();
-        } else if all >= limits.retry_above && arriving.may_retry() && !arriving.remote_address_validated() {
+        } else if under_way >= inner.shared.config.limits.retry_above
+            && arriving.may_retry()
+            && !arriving.remote_address_validated()
+        {
             inner.shared.counters.retried.add();
             // Cannot fail: it was just asked whether it may.
             let _ = arriving.retry();
-        } else if from_there >= limits.max_handshakes_per_network {
-            inner.shared.counters.rejected_busy.add();
-            arriving.refuse();
-        } else {
-            inner.handshakes.begin(from);
-            let inner = inner.clone();
-            tokio::spawn(async move {
-                accept_one(&inner, arriving).await;
-                inner.handshakes.end(from);
-            });
+        } else if let Some(arriving) = let_in(&inner, arriving) {
+            kept_out.one_more(&inner);
+            // It is not answered, so its peer asks again within the time of its dial.
+            arriving.ignore();
         }
     }
+}
+
+/// Begins a handshake when there is a place for it, and else gives it back.
+fn let_in(inner: &Arc<Inner>, arriving: quinn::Incoming) -> Option<quinn::Incoming> {
+    let from = arriving.remote_address().ip();
+    let mut waiting = Some(arriving);
+    let begin = |number| {
+        let (inner, arriving) = (inner.clone(), waiting.take());
+        let handshake = tokio::spawn(async move {
+            if let Some(arriving) = arriving {
+                accept_one(&inner, arriving).await;
+            }
+            inner.arrivals().end(number);
+        });
+        handshake.abort_handle()
+    };
+    // The table is locked until the handshake is in it.
+    let displaced = inner.arrivals().begin(Instant::now().into_std(), from, begin);
+    for handshake in displaced.into_iter().flatten() {
+        inner.shared.counters.rejected_busy.add();
+        // Its connection is dropped with it.
+        handshake.abort();
+    }
+    waiting
 }
 
 async fn accept_one(inner: &Arc<Inner>, arriving: quinn::Incoming) {

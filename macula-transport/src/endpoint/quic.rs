@@ -22,6 +22,11 @@ use crate::{config::Config, connection::congestion, identity::Identity, stats::C
 const STREAMS_BEFORE_HELLO: u32 = 128;
 /// Bytes a peer may have in flight on a connection before it has introduced itself: it says nothing but its introduction.
 const WINDOW_BEFORE_HELLO: u32 = 64 * 1024;
+/// How many first packets may wait to be looked at, for each handshake that may be under way. QUIC refuses those beyond.
+const WAITING_FOR_EACH: usize = 16;
+/// Bytes of one handshake that wait until it is looked at, and of all of them.
+const MAX_WAITING_BYTES: u64 = 16 * 1024;
+const MAX_ALL_WAITING_BYTES: u64 = 16 * 1024 * 1024;
 /// The largest datagram that path discovery tries, in bytes.
 pub(crate) const MAX_DATAGRAM_BYTES: u16 = 6_500;
 /// The round trip assumed before one is measured: a lost first packet is sent again after three of them.
@@ -60,7 +65,9 @@ pub(crate) fn server_config(tls: QuicServerConfig, transport: Arc<TransportConfi
     let mut server = ServerConfig::with_crypto(Arc::new(tls));
     server
         .transport_config(transport)
-        .max_incoming(config.limits.max_handshakes)
+        .max_incoming(config.limits.max_handshakes.saturating_mul(WAITING_FOR_EACH))
+        .incoming_buffer_size(MAX_WAITING_BYTES)
+        .incoming_buffer_size_total(MAX_ALL_WAITING_BYTES)
         // A caller behind a router keeps its connection when the router gives it another port or address (RFC 9000, section 9).
         .migration(true);
     server
@@ -70,11 +77,15 @@ pub(crate) fn server_config(tls: QuicServerConfig, transport: Arc<TransportConfi
 /// that their connections are gone (RFC 9000, section 10.3); so does the key that marks its connection ids.
 ///
 /// A `seed` makes QUIC's own choices repeatable: packet numbers skipped, the order of parameters, the length of resets.
-pub(crate) fn endpoint_config(identity: &Identity, counters: Arc<Counters>, seed: Option<u64>) -> EndpointConfig {
+pub(crate) fn endpoint_config(
+    identity: &Identity,
+    port: u16,
+    counters: Arc<Counters>,
+    seed: Option<u64>,
+) -> EndpointConfig {
     let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, identity.secret().as_bytes());
-    let derive = |domain: &[u8]| ring::hmac::sign(&secret, domain);
-    let reset_key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, derive(b"macula/v1/stateless-reset").as_ref());
-    let mark = derive(b"macula/v1/connection-id");
+    let reset_key = reset_key(&secret, port);
+    let mark = ring::hmac::sign(&secret, b"macula/v1/connection-id");
     let mark = mark
         .as_ref()
         .iter()
@@ -97,6 +108,13 @@ pub(crate) fn endpoint_config(identity: &Identity, counters: Arc<Counters>, seed
         })
     });
     config
+}
+
+/// The key of stateless resets. The port enters it: else an observer could have a node with the same identity on another port end the
+/// connections of this one (X11). A node that starts again on its port has its key again.
+fn reset_key(secret: &ring::hmac::Key, port: u16) -> ring::hmac::Key {
+    let domain = [&b"macula/v1/stateless-reset"[..], &port.to_be_bytes()].concat();
+    ring::hmac::Key::new(ring::hmac::HMAC_SHA256, ring::hmac::sign(secret, &domain).as_ref())
 }
 
 /// Makes connection ids, and counts the datagrams whose id this node never made.
@@ -175,4 +193,21 @@ fn bind_socket(addr: SocketAddr, buffer_bytes: usize) -> io::Result<std::net::Ud
         );
     }
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn x11_a_node_resets_no_connection_of_another_port_and_those_of_its_former_self() {
+        let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &[7; 32]);
+        let token = |port| {
+            ring::hmac::sign(&reset_key(&secret, port), b"a connection id")
+                .as_ref()
+                .to_vec()
+        };
+        assert_eq!(token(9443), token(9443));
+        assert_ne!(token(9443), token(9444));
+    }
 }

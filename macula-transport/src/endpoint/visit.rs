@@ -53,7 +53,10 @@ impl From<ReceiveError> for VisitError {
     fn from(error: ReceiveError) -> Self {
         match error {
             ReceiveError::Lost(lost) => Self::Lost(lost),
-            ReceiveError::Reset(_) | ReceiveError::Frame(_) | ReceiveError::Broken => Self::Declined,
+            ReceiveError::Slow => Self::TimedOut,
+            ReceiveError::Reset(_) | ReceiveError::Frame(_) | ReceiveError::Broken | ReceiveError::Exhausted => {
+                Self::Declined
+            }
         }
     }
 }

@@ -40,7 +40,7 @@ use crate::{
     endpoint::handshake::Established,
     error::{CloseCode, DialError, Lost},
     identity::successor::Succession,
-    network::Network,
+    share::memory::Memory,
 };
 
 /// Makes the connections that the pool asks for: the endpoint.
@@ -206,6 +206,12 @@ impl Pool {
         table.open.values().cloned().map(Connection::new).collect()
     }
 
+    /// Where this node charges what it keeps for its own calls. Peers cannot fill it.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        self.shell.shared.memory.own()
+    }
+
     /// What happens to connections from now on.
     #[must_use]
     pub fn events(&self) -> PoolEvents {
@@ -289,7 +295,8 @@ impl Shell {
         let (config, limits) = (shared.config.pool, shared.config.limits);
         let limits = AcceptLimits {
             all: limits.max_accepted,
-            each: limits.max_accepted_per_network,
+            each_network: limits.max_accepted_per_network,
+            each_peer: limits.max_accepted_per_peer,
         };
         let table = Table {
             state: PoolState::new(config, limits, seed),
@@ -405,14 +412,12 @@ impl Shell {
         let mut table = self.lock();
         // Asked while the table is held: a drain that begins after this finds the connection in it.
         let peer = &caller.link.peer;
-        if table.stopped || self.shared.is_draining() {
+        if table.stopped || self.shared.is_draining() || caller.link.memory.is_short() {
             return None;
         }
         let now = now();
         let Table { state, open, .. } = &mut *table;
-        let id = state.accepted(now, peer.node_id, Network::of(peer.remote_addr.ip()), |id| {
-            activity(open, id, now)
-        })?;
+        let id = state.accepted(now, peer.holder(), |id| activity(open, id, now))?;
         self.tell(PoolEvent::Opened {
             node: peer.node_id,
             dialed: false,
@@ -516,6 +521,10 @@ impl Shell {
                         link.say_retired();
                         link.retire();
                     }
+                }
+                Output::Displace(id) => {
+                    // It stays in the table until it has ended.
+                    table.open.get(&id).iter().for_each(|caller| caller.link.give_way());
                 }
                 Output::Close(id, why) => {
                     if let Some(link) = table.open.get(&id).map(|caller| caller.link.clone()) {

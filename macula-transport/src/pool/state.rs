@@ -5,8 +5,10 @@
 //! **Invariants:**
 //! - at most one dial to a peer is under way, and to an address whose peer is not known;
 //! - dialed connections and dials together never exceed the limit;
-//! - no network has more than its share of the accepted connections;
-//! - only a connection that is not in use is closed to make room, the least recently used one first;
+//! - no network and no peer has more than its limit of the accepted connections;
+//! - a peer that dials takes the place of a holder that has more, as [`Shares`] says; among the connections of one holder, and where all
+//!   have as many, the least recently used idle one goes first;
+//! - a connection in use is closed only for a peer that has fewer;
 //! - a peer that failed is not dialed again before its pause is over, unless it is now known at another address.
 //!
 //! What is left out: whether a connection is in use is known where calls are counted, so it is an argument.
@@ -17,7 +19,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{config::PoolConfig, network::Network};
+use macula_wire::{Admission, Holder, Shares};
+
+use crate::config::PoolConfig;
 
 /// Names a connection within the pool; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,7 +36,9 @@ pub(crate) struct Ticket(u64);
 pub(crate) struct AcceptLimits {
     pub(crate) all: usize,
     /// From one network.
-    pub(crate) each: usize,
+    pub(crate) each_network: usize,
+    /// Of one peer.
+    pub(crate) each_peer: usize,
 }
 
 /// Which side made a connection.
@@ -80,6 +86,8 @@ pub(crate) enum Closing {
 pub(crate) enum Output {
     /// Close a connection; the pool has forgotten it already.
     Close(ConnectionId, Closing),
+    /// Close a connection although it is in use; the pool has forgotten it already.
+    Displace(ConnectionId),
     /// Close a connection once nothing runs on it; it is not handed out again.
     Retire(ConnectionId),
 }
@@ -126,8 +134,8 @@ struct Entry<P> {
     old_at: Option<Instant>,
     /// The address it was made to when the node there was not known.
     found_at: Option<u64>,
-    /// Where an accepted one comes from.
-    from: Option<Network>,
+    /// Whose share an accepted one takes from.
+    holder: Option<Holder<P>>,
 }
 
 #[derive(Debug)]
@@ -153,6 +161,8 @@ const BACKOFF_SPREAD: f64 = 0.2;
 pub(crate) struct PoolState<P, F> {
     config: PoolConfig,
     limits: AcceptLimits,
+    /// The accepted connections.
+    accepted: Shares<P>,
     entries: BTreeMap<ConnectionId, Entry<P>>,
     /// The connection that is handed out for a peer.
     current: BTreeMap<P, ConnectionId>,
@@ -177,6 +187,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         Self {
             config,
             limits,
+            accepted: Shares::new(limits.all as u64),
             entries: BTreeMap::new(),
             current: BTreeMap::new(),
             dials: BTreeMap::new(),
@@ -247,7 +258,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             .filter(|entry| entry.origin == Origin::Dialed)
             .count();
         if dialed + self.dials.len() >= self.config.max_connections
-            && !self.make_room(activity, |entry| entry.origin == Origin::Dialed)
+            && !self.make_room(&activity, |entry| entry.origin == Origin::Dialed)
         {
             return Answer::Full;
         }
@@ -309,27 +320,37 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.failing.get(peer).map(|failing| &failing.cause)
     }
 
-    /// A peer has dialed us; `None` when there are as many such connections as are taken, of all or from its network, all in use.
+    /// A peer has dialed us; `None` when there are as many such connections as are taken, and no holder has to give way.
     pub(crate) fn accepted(
         &mut self,
         now: Instant,
-        peer: P,
-        from: Network,
+        holder: Holder<P>,
         activity: impl Fn(ConnectionId) -> Activity,
     ) -> Option<ConnectionId> {
-        let accepted = self.entries.values().filter(|it| it.origin == Origin::Accepted).count();
-        let from_there = self.entries.values().filter(|it| it.from == Some(from)).count();
-        let room = if from_there >= self.limits.each {
+        let held = |it: &Entry<P>, by: &Holder<P>| it.holder.as_ref() == Some(by);
+        let of_peer = |it: &Entry<P>| it.holder.as_ref().is_some_and(|it| it.peer == holder.peer);
+        let in_network = |it: &Entry<P>| it.holder.as_ref().is_some_and(|it| it.network == holder.network);
+        let room = if self.entries.values().filter(|it| of_peer(it)).count() >= self.limits.each_peer {
+            self.displace(&activity, of_peer)
+        } else if self.accepted.network_holds(holder.network) >= self.limits.each_network as u64 {
             // A network that has its share makes room among its own.
-            self.make_room(activity, |it| it.from == Some(from))
+            match self.accepted.victim_within(&holder, 1) {
+                Some(largest) => self.displace(&activity, |it| held(it, &largest)),
+                None => self.make_room(&activity, in_network),
+            }
+        } else if !self.accepted.fits(1) {
+            match self.accepted.victim(&holder, 1) {
+                Some(largest) => self.displace(&activity, |it| held(it, &largest)),
+                None => self.make_room(&activity, |it| it.origin == Origin::Accepted),
+            }
         } else {
-            accepted < self.limits.all || self.make_room(activity, |it| it.origin == Origin::Accepted)
+            true
         };
-        if !room {
+        if !room || self.accepted.admit(&holder, 1, self.next) != Admission::Granted {
             return None;
         }
         self.counts.accepted += 1;
-        Some(self.insert(now, peer, Origin::Accepted, None, Some(from)))
+        Some(self.insert(now, holder.peer.clone(), Origin::Accepted, None, Some(holder)))
     }
 
     fn insert(
@@ -338,7 +359,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         peer: P,
         origin: Origin,
         found_at: Option<u64>,
-        from: Option<Network>,
+        holder: Option<Holder<P>>,
     ) -> ConnectionId {
         let connection = ConnectionId(self.fresh());
         // A connected node is there: it may be dialed again at once when this connection ends.
@@ -363,7 +384,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
                 check_at,
                 old_at,
                 found_at,
-                from,
+                holder,
             },
         );
         connection
@@ -372,6 +393,9 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
     /// A connection has ended, or is being closed by the shell.
     pub(crate) fn closed(&mut self, connection: ConnectionId) {
         if let Some(entry) = self.entries.remove(&connection) {
+            if let Some(holder) = &entry.holder {
+                self.accepted.release(holder, 1);
+            }
             self.replace(&entry.peer, connection);
         }
     }
@@ -401,7 +425,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
     }
 
     /// Closes the least recently used idle connection `among` some, if one is idle.
-    fn make_room(&mut self, activity: impl Fn(ConnectionId) -> Activity, among: impl Fn(&Entry<P>) -> bool) -> bool {
+    fn make_room(&mut self, activity: &impl Fn(ConnectionId) -> Activity, among: impl Fn(&Entry<P>) -> bool) -> bool {
         let idle = self.entries.iter().filter(|(_, entry)| among(entry));
         let idle = idle.filter_map(|(&connection, _)| match activity(connection) {
             Activity::IdleSince(since) => Some((since, connection)),
@@ -412,6 +436,20 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         };
         self.counts.evicted += 1;
         self.close(connection, Closing::Evicted);
+        true
+    }
+
+    /// Closes the least recently used idle connection `among` some, or the oldest when all are in use.
+    fn displace(&mut self, activity: &impl Fn(ConnectionId) -> Activity, among: impl Fn(&Entry<P>) -> bool) -> bool {
+        if self.make_room(activity, &among) {
+            return true;
+        }
+        let Some((&oldest, _)) = self.entries.iter().find(|(_, entry)| among(entry)) else {
+            return false;
+        };
+        self.counts.evicted += 1;
+        self.closed(oldest);
+        self.outputs.push_back(Output::Displace(oldest));
         true
     }
 

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use macula_wire::Network;
 use proptest::prelude::*;
 
 use super::*;
@@ -56,6 +57,8 @@ enum Share {
     All(Origin),
     /// Accepted, from one network.
     From(u8),
+    /// Accepted, of one peer.
+    Of(u8),
 }
 
 impl Share {
@@ -63,14 +66,19 @@ impl Share {
         match self {
             Self::All(origin) => it.origin == origin,
             Self::From(network) => it.origin == Origin::Accepted && it.peer % 2 == network,
+            Self::Of(peer) => it.origin == Origin::Accepted && it.peer == peer,
         }
     }
 }
 
-const LIMITS: AcceptLimits = AcceptLimits { all: 3, each: 2 };
+const LIMITS: AcceptLimits = AcceptLimits {
+    all: 5,
+    each_network: 3,
+    each_peer: 2,
+};
 
 fn network(number: u8) -> Network {
-    Network::of([10, 0, 0, number].into())
+    Network::of([10, 0, number, 1].into())
 }
 
 struct Failure {
@@ -133,6 +141,7 @@ impl Model {
                     connection.retired = true;
                     continue;
                 }
+                Output::Displace(_) => panic!("only a peer that dials takes a place in use"),
             };
             match (why, self.activity(id)) {
                 (_, Activity::Busy) => panic!("a connection in use was closed"),
@@ -145,6 +154,55 @@ impl Model {
             outputs.push(output);
         }
         outputs
+    }
+
+    /// X8: a connection in use is closed only for a peer, or a network, that has fewer; or for the same peer, which has its most.
+    fn made_room(&mut self, state: &mut PoolState<u8, u8>, newcomer: u8) -> Option<Output> {
+        let output = state.poll_output()?;
+        assert_eq!(state.poll_output(), None, "one place is enough");
+        let (Output::Close(id, Closing::Evicted) | Output::Displace(id)) = output else {
+            panic!("{output:?} makes no room");
+        };
+        let victim = self.connections.borrow()[&id].peer;
+        let network = |peer: u8| self.count(Share::From(peer % 2));
+        let has_more = match victim % 2 == newcomer % 2 {
+            true => self.count(Share::Of(victim)) > self.count(Share::Of(newcomer)) + 1,
+            false => network(victim) > network(newcomer) + 1,
+        };
+        let own = victim == newcomer && self.count(Share::Of(newcomer)) == LIMITS.each_peer;
+        match self.activity(id) {
+            Activity::Busy => {
+                assert!(has_more || own, "a peer with no more lost a connection in use");
+                assert_eq!(self.idle(Share::Of(victim)), None, "an idle one could have made room");
+            }
+            Activity::IdleSince(_) => assert!(matches!(output, Output::Close(..))),
+        }
+        self.connections.borrow_mut().remove(&id);
+        Some(output)
+    }
+
+    /// X8: no one is refused while another has more, or is idle.
+    fn is_right_to_refuse(&self, newcomer: u8) {
+        let share = match self.count(Share::From(newcomer % 2)) >= LIMITS.each_network {
+            true => Share::From(newcomer % 2),
+            false => {
+                assert_eq!(self.count(Share::All(Origin::Accepted)), LIMITS.all);
+                let networks = [0, 1].map(|network| self.count(Share::From(network)));
+                assert!(
+                    networks
+                        .iter()
+                        .all(|&holds| holds <= networks[usize::from(newcomer % 2)] + 1)
+                );
+                Share::All(Origin::Accepted)
+            }
+        };
+        assert_eq!(self.idle(share), None);
+        let of = |peer| self.count(Share::Of(peer));
+        assert!(
+            (0..6)
+                .filter(|peer| peer % 2 == newcomer % 2)
+                .all(|peer| of(peer) <= of(newcomer) + 1)
+        );
     }
 
     fn get(&mut self, state: &mut PoolState<u8, u8>, peer: u8, addresses: u64) -> Answer {
@@ -250,7 +308,7 @@ impl Model {
     }
 
     fn apply(&mut self, state: &mut PoolState<u8, u8>, step: &Step) -> String {
-        let mut share = Share::All(Origin::Dialed);
+        let share = Share::All(Origin::Dialed);
         let mut answer = String::new();
         match *step {
             Step::Get { peer, addresses } => answer = format!("{:?}", self.get(state, peer, addresses)),
@@ -285,25 +343,14 @@ impl Model {
                 }
             }
             Step::Accepted { peer } => {
-                let from = Share::From(peer % 2);
-                if self.count(from) >= LIMITS.each {
-                    share = from;
-                } else {
-                    share = Share::All(Origin::Accepted);
-                }
-                match state.accepted(self.now, peer, network(peer % 2), |id| self.activity(id)) {
+                let newcomer = Holder::new(network(peer % 2), peer);
+                match state.accepted(self.now, newcomer, |id| self.activity(id)) {
                     Some(id) => {
-                        let outputs = self.take_outputs(state, share);
-                        answer = format!("{outputs:?}");
+                        answer = format!("{:?}", self.made_room(state, peer));
                         self.failures.remove(&peer);
                         self.add(id, peer, Origin::Accepted, None);
                     }
-                    None => {
-                        assert!(
-                            self.count(from) >= LIMITS.each || self.count(Share::All(Origin::Accepted)) >= LIMITS.all
-                        );
-                        assert_eq!(self.idle(share), None);
-                    }
+                    None => self.is_right_to_refuse(peer),
                 }
             }
             Step::Closed { which } => {
@@ -356,7 +403,7 @@ fn run(steps: &[Step], start: Instant) -> Vec<String> {
             "P2: too many connections"
         );
         assert!(model.count(Share::All(Origin::Accepted)) <= LIMITS.all);
-        assert!((0..2).all(|network| model.count(Share::From(network)) <= LIMITS.each));
+        assert!((0..2).all(|network| model.count(Share::From(network)) <= LIMITS.each_network));
         assert_eq!(state.len(), model.connections.borrow().len());
         let too_long = |it: &ModelConnection| matches!(it.activity, Activity::IdleSince(since) if since + CONFIG.idle_timeout <= model.now);
         if matches!(step, Step::Advance { .. }) {

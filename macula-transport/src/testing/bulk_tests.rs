@@ -120,12 +120,17 @@ async fn nothing_is_left(network: &Network, endpoints: &[&Endpoint]) {
             connections,
             calls_taken,
             calls_on_lanes,
+            memory,
+            places,
             ..
         } = endpoint.stats();
+        assert_eq!((memory.refused, memory.evicted), (0, 0));
         let expected = Stats {
             connections,
             calls_taken,
             calls_on_lanes,
+            memory,
+            places,
             ..Stats::default()
         };
         assert_eq!(endpoint.stats(), expected);

@@ -348,6 +348,10 @@ pub(crate) struct NodeArgs {
     /// The node's capacity in relation to others', for the weighted strategies.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..), env = "MACULA_WEIGHT")]
     pub(crate) weight: u32,
+    /// Mebibytes that all peers together may make the node keep [default: a quarter of the memory of the machine or of its control
+    /// group, at least 64]. When they are full, the peer that has most loses its largest message.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 30), env = "MACULA_MEMORY")]
+    pub(crate) memory: Option<u64>,
     /// How long the node's provider records are valid without being renewed, 20 to 3600.
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(20..=3600), env = "MACULA_TTL")]
     pub(crate) ttl: u64,

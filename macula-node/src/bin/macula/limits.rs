@@ -23,15 +23,15 @@ pub(crate) async fn watch(node: &Node) {
     }
 }
 
-type Counts = [(&'static str, u64); 7];
+type Counts = [(&'static str, u64); 8];
 
 /// The refusals so far, and the words for each.
 fn counts(state: &NodeState) -> Counts {
-    let (refusals, transport, dht) = (state.served.refusals, state.transport, state.directory.stats.dht);
+    let (transport, dht) = (state.transport, state.directory.stats.dht);
     [
         (
             "calls were refused, because as many run as may at a time",
-            refusals.busy,
+            transport.places.refused,
         ),
         (
             "peers were turned away: another realm or version, or no introduction",
@@ -52,6 +52,10 @@ fn counts(state: &NodeState) -> Counts {
         (
             "records of others were refused: the store is full, or they are wrong",
             dht.refused,
+        ),
+        (
+            "messages of peers were refused or given up, because the memory for them is full",
+            transport.memory.refused + transport.memory.evicted,
         ),
         ("handlers panicked", transport.handler_panics),
     ]

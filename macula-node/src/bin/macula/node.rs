@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
-use macula_node::{MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin, ingress::Ingress};
+use macula_node::{Limits, MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin, ingress::Ingress};
 use serde_json::json;
 use tokio::{
     io::AsyncReadExt,
@@ -141,6 +141,13 @@ async fn start(args: &NodeArgs, taken: Option<&(PathBuf, Taken)>) -> Result<Node
     }
     if let Some(folder) = &args.admin.folder {
         builder = builder.data(folder);
+    }
+    if let Some(mebibytes) = args.memory {
+        let limits = Limits {
+            memory_bytes: mebibytes << 20,
+            ..Limits::default()
+        };
+        builder = builder.transport(move |config| config.with_limits(limits));
     }
     for service in &args.serve {
         builder = builder.serve(service.name.clone(), service.handler(&args.service, &environment));

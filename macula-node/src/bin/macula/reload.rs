@@ -96,6 +96,7 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         ingress,
         zone,
         weight,
+        memory,
         ttl,
         grant_life,
         // How the node was started.
@@ -131,6 +132,7 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         ("ingress", differs(ingress, &now.ingress)),
         ("zone", differs(zone, &now.zone)),
         ("weight", differs(weight, &now.weight)),
+        ("memory", differs(memory, &now.memory)),
         ("ttl", differs(ttl, &now.ttl)),
         ("grant", differs(grant, &now.mesh.access.grant)),
         ("token", differs(token, &now.mesh.access.token)),

@@ -224,6 +224,8 @@ impl OutboundLane {
                     link.shared.counters.rejected_frames.add();
                     Unknown::Malformed
                 }
+                Err(ReceiveError::Slow) => Unknown::Incomplete,
+                Err(ReceiveError::Exhausted) => Unknown::NoMemory,
             },
             () = write => Unknown::Incomplete,
             () = named => Unknown::Incomplete,

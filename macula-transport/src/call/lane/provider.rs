@@ -1,6 +1,7 @@
 //! Drives the provider's end of a lane over a stream: ready handlers answer where their call was read.
 
 use std::{
+    collections::BTreeSet,
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,11 +21,11 @@ use tokio::{
 
 use super::{
     super::{
-        answer::{Begun, Provider},
+        answer::{Begun, Provider, gave_way},
         frame::{Head, INLINE_BYTES},
         messages::{CallKind, IncomingMessages},
         outbox::Flush,
-        reply::{Ended, Gone, LanePlace, ReplyStream, ReplyWriter, fitting},
+        reply::{Ended, Gone, LanePlace, ReplyStream, ReplyWriter, fitting, no_memory},
         types::Reply,
     },
     calls::CallId,
@@ -37,6 +38,11 @@ use crate::{
         stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, ResetCode, Unserved},
     },
     load::SMALL_LOAD,
+    share::{
+        budget::{Charge, Exhausted, Hold},
+        memory::{Kept, TASK_BYTES},
+        places::Runs,
+    },
 };
 
 /// A handler that blocks the reading task for longer than this makes the calls after it run in tasks of their own.
@@ -47,6 +53,9 @@ const SLOW_CALLS: usize = 64;
 const MAX_LARGE_REPLIES: usize = 16;
 /// How long replies may wait for a peer that does not take them, before the lane is given up.
 const CLOGGED: Duration = Duration::from_secs(30);
+
+/// Up to so many bytes of replies that are being written are part of what a connection takes.
+const FREE_QUEUE_BYTES: usize = 64 * 1024;
 
 /// A lane that the peer opened.
 pub(crate) struct InboundLane {
@@ -73,6 +82,10 @@ struct Running {
     begun: Begun,
     deadline: Instant,
     in_flight: InFlight,
+    /// What its request and its task take.
+    memory: Charge,
+    /// Its place among the calls that run.
+    place: Hold,
 }
 
 impl InboundLane {
@@ -122,6 +135,7 @@ impl InboundLane {
 
     /// Writes replies, until no further call is taken and the last reply is written.
     async fn write(&self, outgoing: &mut Outgoing) -> Result<(), Unserved> {
+        let mut kept = self.provider.link.memory.kept();
         loop {
             if self.provider.link.shared.load.is_above(SMALL_LOAD) {
                 tokio::task::yield_now().await;
@@ -138,6 +152,9 @@ impl InboundLane {
                 continue;
             }
             self.unclogged.notify_one();
+            let bytes: usize = chunks.iter().map(Bytes::len).sum();
+            kept.set(bytes.saturating_sub(FREE_QUEUE_BYTES))
+                .map_err(|Exhausted| Unserved::Exhausted)?;
             match timeout_at(Instant::now() + CLOGGED, outgoing.send(&mut chunks)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Unserved::Gone),
@@ -152,6 +169,8 @@ impl InboundLane {
         let mut names = Names::default();
         let mut beside = 0_usize;
         loop {
+            // The place of the call that is answered next where it was read.
+            let mut place = None;
             self.room().await;
             let mut calls = 0;
             let more = incoming.fill(&mut chunks, |frame| {
@@ -172,6 +191,8 @@ impl InboundLane {
             self.provider.link.shared.saw_clock(now.into_std());
             self.provider.link.flight.saw_small_calls(now.into_std());
             let frames = asked.len() as u32;
+            // Of a call and its cancel that were read together, as after a standstill, the call does not start.
+            let cancelled: BTreeSet<_> = asked.iter().filter_map(Asked::cancels).collect();
             for asked in asked.drain(..) {
                 match asked {
                     Asked::Call(id, head) => {
@@ -181,7 +202,12 @@ impl InboundLane {
                         }
                         let inline = beside == 0;
                         beside = beside.saturating_sub(1);
-                        self.call(id, head, now, &mut names, inline, inside.as_ref())?;
+                        if cancelled.contains(&id) {
+                            self.provider.link.shared.counters.calls_dropped.add();
+                            self.in_hand.fetch_sub(1, SeqCst);
+                            continue;
+                        }
+                        self.call(id, head, now, &mut names, inline, (inside.as_ref(), &mut place))?;
                         self.in_hand.fetch_sub(1, SeqCst);
                     }
                     Asked::Cancel(id) => {
@@ -228,23 +254,32 @@ impl InboundLane {
         now: Instant,
         names: &mut Names,
         inline: bool,
-        inside: Option<&InFlight>,
+        (inside, place): (Option<&InFlight>, &mut Option<Charge>),
     ) -> Result<(), ReceiveError> {
         let provider = &self.provider;
         let admitted = provider.admit(head, now, inside, |name| names.get(name));
-        let (call, deadline, kind) = match admitted.and_then(|(call, _)| Ok((provider.kind(&call)?, call))) {
-            Ok((kind, call)) => {
+        let admitted = admitted.and_then(|(call, _)| {
+            let kind = provider.kind(&call)?;
+            let taken = match (kind.runs(), place.take()) {
+                (Runs::Here, Some(place)) => place,
+                (runs, _) => provider.calls.take(runs)?,
+            };
+            Ok((kind, taken, call))
+        });
+        let (kind, taken, call, deadline) = match admitted {
+            Ok((kind, taken, call)) => {
                 let deadline = Instant::from_std(call.deadline);
-                (call, deadline, kind)
+                (kind, taken, call, deadline)
             }
             Err(reply) => {
                 self.reply(id, Vec::new(), reply, now);
                 return Ok(());
             }
         };
+        let bytes = TASK_BYTES + call.body.len() as u64;
         let mut begun = match kind {
             CallKind::Unary => provider.begin(call, None),
-            CallKind::Streaming => {
+            CallKind::Streaming | CallKind::Forwarded => {
                 let mut call = call;
                 let requests = IncomingMessages::one(std::mem::take(&mut call.body));
                 let place = LanePlace {
@@ -271,6 +306,7 @@ impl InboundLane {
             match ended {
                 Some(Ok((reply, messages))) => {
                     self.reply(id, messages, reply, deadline);
+                    *place = (kind.runs() == Runs::Here).then_some(taken);
                     return Ok(());
                 }
                 // It takes a stream.
@@ -279,12 +315,15 @@ impl InboundLane {
             }
         }
         let in_flight = provider.link.enter(Direction::Inbound);
+        let memory = provider.link.memory.force(bytes);
         self.lock().started(id).map_err(|Broken| ReceiveError::Broken)?;
         let running = Running {
             id,
             begun,
             deadline,
             in_flight,
+            memory,
+            place: taken.into_hold(),
         };
         let task = tokio::spawn(self.clone().finish(running));
         // A task that has ended already needs no stopping.
@@ -299,15 +338,24 @@ impl InboundLane {
             begun,
             deadline,
             mut in_flight,
+            memory: _memory,
+            place,
         } = running;
         let provider = &self.provider;
         let Some(writer) = begun.writer else {
-            let reply = provider.finish(begun.answer, deadline).await;
+            let reply = tokio::select! {
+                biased;
+                reply = provider.finish(begun.answer, deadline) => reply,
+                () = place.taken_back() => {
+                    provider.link.shared.counters.calls_dropped.add();
+                    gave_way()
+                }
+            };
             self.end(id, Vec::new(), reply, deadline);
             return;
         };
         let has_stream = || self.leave(id);
-        let ended = provider.finish_streaming(begun.answer, &writer, deadline, &mut in_flight, has_stream);
+        let ended = provider.finish_streaming(begun.answer, &writer, deadline, &mut in_flight, &place, has_stream);
         match ended.await {
             Some(Ended::OnLane(reply, messages)) => self.end(id, messages, reply, deadline),
             Some(Ended::CutShort(reply)) => {
@@ -339,10 +387,14 @@ impl InboundLane {
     fn reply(self: &Arc<Self>, id: CallId, messages: Vec<Bytes>, reply: Reply, deadline: Instant) {
         let reply = fitting(&self.provider.link, reply);
         if reply.body.len() > INLINE_BYTES {
+            let mut kept = self.provider.link.memory.kept();
+            if kept.set(reply.body.len()).is_err() {
+                return self.reply(id, Vec::new(), no_memory(), deadline);
+            }
             let large = Large::new(self.clone(), reply.body.len());
             // Counted before the call ends, so that the reply is under way without a gap.
             let in_flight = self.provider.link.enter_answered();
-            tokio::spawn(self.clone().reply_apart(id, reply, deadline, large, in_flight));
+            tokio::spawn(self.clone().reply_apart(id, reply, deadline, kept, (large, in_flight)));
             return;
         }
         let flush = {
@@ -364,18 +416,28 @@ impl InboundLane {
         id: CallId,
         reply: Reply,
         deadline: Instant,
-        _large: Large,
-        _in_flight: InFlight,
+        kept: Kept,
+        _under_way: (Large, InFlight),
     ) {
         let provider = &self.provider;
-        // Replies that the peer does not read are given up, so this one's turn comes.
-        let _turn = provider.places.turn(reply.body.len()).await;
         let place = LanePlace {
             lane: self.stream,
             call: id.to_wire(),
         };
-        match ReplyStream::open(&provider.link, place, deadline).await {
-            Ok(mut stream) => stream.send(&provider.link, reply).await,
+        let taken_back = kept.taken_back();
+        let opened = async {
+            // Replies that the peer does not read are given up, so this one's turn comes.
+            let turn = provider.places.turn(reply.body.len()).await;
+            let stream = ReplyStream::open(&provider.link, place, deadline).await?;
+            Ok((stream.keeping(kept), turn))
+        };
+        let opened = tokio::select! {
+            biased;
+            opened = opened => opened,
+            () = taken_back => Err(Gone),
+        };
+        match opened {
+            Ok((mut stream, _turn)) => stream.send(&provider.link, reply).await,
             Err(Gone) => {
                 provider.link.unserved(Unserved::Slow);
                 // Without this outcome the call would wait until its deadline.

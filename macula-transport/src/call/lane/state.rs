@@ -210,6 +210,16 @@ pub(crate) enum Asked {
     Cancel(CallId),
 }
 
+impl Asked {
+    /// The call that this cancels.
+    pub(crate) fn cancels(&self) -> Option<CallId> {
+        match self {
+            Self::Cancel(id) => Some(*id),
+            Self::Call(..) => None,
+        }
+    }
+}
+
 /// Reads what a caller sends on a lane.
 pub(crate) fn read_request(frame: &Bytes) -> Result<Asked, Broken> {
     match frame::read(frame) {

@@ -133,6 +133,7 @@ async fn spawn(
         "MACULA_DATA",
         "MACULA_ZONE",
         "MACULA_WEIGHT",
+        "MACULA_MEMORY",
         "MACULA_CONFIG",
     ] {
         command.env_remove(variable);

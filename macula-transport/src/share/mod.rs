@@ -1,0 +1,12 @@
+//! What all connections of an endpoint share: memory and places for calls.
+//!
+//! [`budget`] divides a resource fairly between the peers, [`memory`] charges the bytes that peers make this node keep, [`places`]
+//! counts the calls that run, and [`machine`] says how much memory there is.
+
+pub(crate) mod budget;
+mod machine;
+pub(crate) mod memory;
+pub(crate) mod places;
+pub(crate) mod window;
+
+pub(crate) use machine::default_memory_bytes;
