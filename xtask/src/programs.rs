@@ -26,6 +26,7 @@ const SIMS: &[(&str, &str)] = &[
     ("dht", "macula-dht"),
     ("mesh", "macula-node"),
     ("leaving", "macula-transport"),
+    ("attack", "macula-transport"),
 ];
 
 /// Each benchmark, the package it measures, and the parts it may have.

@@ -152,6 +152,7 @@ fn rules(source: &Source) -> Vec<Finding> {
     findings.extend(undocumented_module(source));
     findings.extend(forbidden(source));
     findings.extend(sleeping_tests(source));
+    findings.extend(unbounded_headers(source));
     findings
 }
 
@@ -226,6 +227,28 @@ fn sleeping_tests(source: &Source) -> Vec<Finding> {
                 format!("{}:{line}", source.path),
                 "a test that sleeps",
                 "wait for the event itself, with a timeout; or pause the clock",
+            )
+        })
+        .collect()
+}
+
+/// The only file that makes headers of a list that a peer wrote.
+const HEADER_READER: &str = "macula-rpc/src/tonic/headers.rs";
+
+/// Lists of headers that are made elsewhere than by the bounded reader: a `HeaderMap` panics when a peer makes it overflow (X9).
+fn unbounded_headers(source: &Source) -> Vec<Finding> {
+    static MAKES: LazyLock<Regex> =
+        LazyLock::new(|| pattern(r"\.append\(|\bHeaderMap::(?:from_iter|try_from)\b|\.collect::<HeaderMap\b"));
+    let ships = source.path != HEADER_READER && !source.is_integration_test();
+    if !ships || !source.shipped.contains("HeaderMap") {
+        return Vec::new();
+    }
+    matches(&source.shipped, &MAKES)
+        .map(|(line, _)| {
+            Finding::new(
+                format!("{}:{line}", source.path),
+                "headers made of a list without its bounds",
+                format!("read the list with {HEADER_READER}, which bounds it; or use `try_append`"),
             )
         })
         .collect()
@@ -325,6 +348,23 @@ mod tests {
             "a/src/a.rs:3 `todo!` is not allowed",
         ];
         assert_eq!(found("a/src/a.rs", text), expected);
+    }
+
+    #[test]
+    fn x9_lists_of_headers_are_made_by_their_one_reader() {
+        let text = "//! A.\nfn a(mut map: HeaderMap) { map.append(name, value); }\n";
+        assert_eq!(
+            found("macula-rpc/src/tonic/a.rs", text),
+            ["macula-rpc/src/tonic/a.rs:2 headers made of a list without its bounds"]
+        );
+        assert_eq!(found(HEADER_READER, text), [""; 0]);
+        assert_eq!(
+            found(
+                "a/src/a.rs",
+                "//! A.\nfn a(list: &mut Vec<u8>) { list.append(&mut b); }"
+            ),
+            [""; 0]
+        );
     }
 
     #[test]
