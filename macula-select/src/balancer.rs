@@ -495,7 +495,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
     }
 
-    /// Whether a provider is suspected or down.
+    /// Whether any provider is suspected or down.
     #[inline]
     pub(crate) fn any_silent(&self) -> bool {
         self.roster.count(SILENT) > 0
