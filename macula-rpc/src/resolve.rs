@@ -191,8 +191,8 @@ pub trait Resolve: Send + Sync + 'static {
         options: ResolveOptions,
     ) -> BoxFuture<'a, Result<Resolved, ResolveError>>;
 
-    /// The answer, if the directory has it without waiting, which spares the common call a future. The client looks here first. `None`,
-    /// the default, makes it [`resolve`](Self::resolve).
+    /// The answer, if the directory has it without waiting. The client looks here first, which spares the common call a future. After
+    /// `None`, the default, it asks with [`resolve`](Self::resolve).
     fn at_hand(&self, service: &ServiceName, options: ResolveOptions) -> Option<Resolved> {
         let _ = (service, options);
         None

@@ -161,8 +161,8 @@ impl Server {
         all.insert(service, options);
     }
 
-    /// How many calls of a service its [options](Server::configure) have denied since it is served; calls that the callers' grants do
-    /// not allow are denied before, and counted in the transport's statistics.
+    /// How many calls of a service its [options](Server::configure) have denied since it was served. Calls that the callers' grants do
+    /// not allow are denied earlier, and counted in the transport's statistics.
     #[must_use]
     pub fn denied(&self, service: &ServiceName) -> u64 {
         self.served(service).map_or(0, |served| served.guard.denied())
@@ -327,7 +327,7 @@ impl Server {
             .cloned()
     }
 
-    /// Admits a call unless the server drains. The transport has admitted those of peers by their number.
+    /// Admits a call unless the server drains. The transport has already bounded how many calls of peers run.
     fn admit(&self) -> Result<Running, Status> {
         // Counted before the flag is read: either the drain sees this call, or this call sees the flag.
         let running = Running::start(&self.shared);
@@ -341,7 +341,7 @@ impl Server {
         Ok(running)
     }
 
-    /// The client that forwards this call, and how: for a call that may be forwarded and is not served here.
+    /// The client that forwards this call, and the route; `None` unless the call may be forwarded and is not served here.
     fn router_of(&self, call: &IncomingCall) -> Option<(Client, Route)> {
         let route = call.route().filter(|_| !self.serves(call.service()))?;
         Some((self.shared.router.get()?.upgrade()?, route))

@@ -267,7 +267,7 @@ impl Answers {
         matches!(self, Self::One(None, _))
     }
 
-    /// Whether all of the replies are ready, and few.
+    /// Whether all of the replies are ready, and small together.
     fn are_whole(&self) -> bool {
         match self {
             Self::Stream(_) | Self::One(..) => false,

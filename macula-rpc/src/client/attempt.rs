@@ -288,7 +288,7 @@ impl<X: Exchange> Job<'_, X> {
                 return Landed { at: None, end };
             }
         };
-        // Before anything is sent: a call that is to take the attempt back finds out that it is too late.
+        // Set before anything is sent, so that a call that wants to take the attempt back sees that it is too late.
         progress.0.store(true, Relaxed);
         links::tell(way.balanced, now(), &way.member, Link::Up);
         match self.exchange_once(&connection, (start, now()), until, span).await {
@@ -300,7 +300,7 @@ impl<X: Exchange> Job<'_, X> {
         }
     }
 
-    /// Sends the call on a connection that was open; the reason when it should be dialed anew.
+    /// Sends the call on a connection that was open already. An error is the reason to dial the provider anew.
     async fn exchange_on(
         &self,
         connection: &Connection,
@@ -321,7 +321,7 @@ impl<X: Exchange> Job<'_, X> {
         Ok(Landed { at, end })
     }
 
-    /// Sends the call on a connection, at the second of the times.
+    /// Sends the call on a connection. The attempt began at `start`, and the call is sent at `now`.
     async fn exchange_once(
         &self,
         connection: &Connection,
@@ -512,7 +512,7 @@ impl<X: Exchange> Job<'_, X> {
 
     fn refusal(&self, status: StatusCode) -> Refusal {
         match status {
-            // A router that finds no provider is a router that works.
+            // A router that finds no provider is healthy: `NoSuchService` would count as its failure.
             StatusCode::NotFound if self.source == AnswerSource::Router => Refusal::Overloaded,
             StatusCode::Unimplemented | StatusCode::NotFound => Refusal::NoSuchService,
             StatusCode::Unavailable => Refusal::Draining,

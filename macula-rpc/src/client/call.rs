@@ -122,7 +122,7 @@ impl Client {
             // The handler may have taken its time to refuse.
             begun = now();
         }
-        // A named future would be moved.
+        // Awaited in place, because a future in a variable would be copied.
         let result = if watch.span().is_disabled() {
             self.exchange(&watch, begun, service, options, payload, &Unary).await
         } else {

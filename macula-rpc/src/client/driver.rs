@@ -453,7 +453,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
             .resume(now, &mut roster.balancer, |member| renewed.contains(member))
     }
 
-    /// The next attempt that ends; `None` when `at` passes first, or there are news.
+    /// The next attempt that ends; `None` when `at` passes first, or news arrive.
     async fn wait(&mut self, at: Instant, news: Notified<'_>) -> Option<(AttemptId, Landed<X::Answer>)> {
         let ends_by_itself = self.flights.iter().any(|flight| flight.until <= at);
         let flights = &mut self.flights;
@@ -519,7 +519,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         let member = self.call.attempts().get(attempt).map(|it| *it.provider());
         let mut roster = self.balanced.lock();
         if let (Some(member), Some(link)) = (&member, link) {
-            // Before the result: what was lost with a dead provider is not the call's to pay (L5).
+            // Told before the result, so that a retry after a lost provider is not charged (L5).
             roster.balancer.link(now, member, link);
         }
         self.call.on_result(now, &mut roster.balancer, attempt, fate);

@@ -40,7 +40,7 @@ const STREAM_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Sends the requests; an error ends the call.
 type Pump = BoxFuture<'static, Result<(), CallError>>;
 
-/// A provider's replies from the first on, which was taken.
+/// A provider's replies, of which the first was read already.
 pub(super) struct Opened {
     first: Option<Bytes>,
     replies: macula_transport::Replies,
@@ -53,7 +53,7 @@ struct Duplex<'a> {
     /// The requests after the one in the head, if any follow.
     replay: Option<Replay>,
     deadline: Instant,
-    /// Bytes of a whole reply that are awaited.
+    /// How many bytes of a whole reply are awaited before its first message is handed out.
     whole_bytes: usize,
 }
 
@@ -226,7 +226,7 @@ impl Client {
                 service,
                 replay: rest.map(|rest| Replay::new(&first, rest, memory)),
                 deadline: start + allowed,
-                // Whole replies for peers would fill a router.
+                // A router that held whole replies for its peers would fill its memory.
                 whole_bytes: if options.is_for_peer() { 0 } else { MAX_WHOLE_BYTES },
             };
             self.exchange(&watch, begun, service, options, &first, &duplex).await
@@ -256,7 +256,7 @@ impl Client {
     }
 }
 
-/// The message that travels with the head, if one is ready, and the messages that follow; `None` when surely none follows.
+/// The message that travels with the head, empty when none is ready, and the messages that follow; `None` when none can follow.
 fn at_hand(mut requests: MessageStream) -> Result<(Bytes, Option<MessageStream>), ()> {
     let first = match requests.next().now_or_never() {
         // An empty message in the head would count as no message.

@@ -49,12 +49,12 @@ impl Local {
         request.with_payload(payload)
     }
 
-    /// Runs a piece of the handler's code, until the deadline or a panic at most.
+    /// Runs a part of the handler's code. The deadline or a panic ends it.
     async fn step<T>(&self, work: impl Future<Output = T>) -> Result<T, CallError> {
         let work = AssertUnwindSafe(work.instrument(self.watch.span().clone())).catch_unwind();
         let done = match self.deadline {
             None => work.await,
-            // A timer would poll the work first.
+            // `timeout_at` would poll the work once before it looks at the time.
             Some(deadline) if deadline <= now() => return Err(self.late()),
             Some(deadline) => match tokio::time::timeout_at(deadline.into(), work).await {
                 Ok(done) => done,

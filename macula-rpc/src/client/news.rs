@@ -21,11 +21,11 @@ pub enum ClientEvent {
         /// The news.
         event: Event<NodeId>,
     },
-    /// A connected node has been silent for longer than one that lives (L2).
+    /// A connected node has been silent for longer than a living node would be (L2).
     Suspected(NodeId),
     /// A suspected node was heard again.
     Heard(NodeId),
-    /// News came faster than it was taken, and so much was lost.
+    /// Events came faster than they were taken, and so many were lost.
     Missed(u64),
 }
 

@@ -46,7 +46,7 @@ pub(crate) struct Options {
     pub(crate) may_route: bool,
     /// The leave of the peer whose call is forwarded; `None` for this node's own calls.
     pub(crate) passage: Option<Bytes>,
-    /// Where the requests that are kept of such a call are charged.
+    /// Where the kept requests of a forwarded call are charged.
     pub(crate) kept_by: Option<Memory>,
 }
 

@@ -25,8 +25,8 @@ struct Asked {
 }
 
 impl Refresh {
-    /// Asks the directory itself, past its cache. Calls that ask at once share one question, and so do those that have begun, at
-    /// `since`, before it was asked. `None` when the directory gives no answer.
+    /// Asks the directory itself, past its cache. A caller whose call began at `since`, before the last question, gets the answer to
+    /// that question, so calls that ask at the same time share one. `None` when the directory gives no answer.
     pub(super) async fn ask(
         &self,
         resolver: &dyn Resolve,

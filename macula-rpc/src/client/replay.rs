@@ -39,7 +39,7 @@ struct Kept {
     messages: Vec<Bytes>,
     /// The bytes read so far, with each message's overhead.
     bytes: usize,
-    /// Where the kept messages are charged; `None` when they are this process's own on both ends.
+    /// Where the kept messages are charged; `None` when both ends of the call are in this process.
     memory: Option<Memory>,
     charged: Option<MemoryCharge>,
     /// Whether every message read so far is kept.

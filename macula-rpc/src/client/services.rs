@@ -29,8 +29,8 @@ use crate::{
 /// Services whose health and rotation a client remembers. Beyond that it forgets a service without a running call for each new one.
 pub const MAX_SERVICES: usize = 4096;
 
-/// Services that only peers call through this client, of which it remembers as much. They are counted under [`OTHER`], because peers
-/// choose the names and a recorder keeps each label for ever.
+/// Services that only peers call through this client, and whose health and rotation it remembers. They are counted under [`OTHER`],
+/// because peers choose the names and a recorder keeps each label for ever.
 const MAX_SERVICES_FOR_PEERS: usize = 1024;
 
 /// How often a called provider's load report is read. A provider reports once a second at most.
@@ -213,7 +213,7 @@ impl DerefMut for Locked<'_> {
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
         while let Some(event) = self.roster.balancer.poll_event() {
-            // A provider that has just left the list has no place any more, and no reader who cares.
+            // A provider that has just left the list has no name here any more; nothing is told of it.
             let named = event.named(|member| self.roster.node(member));
             self.teller.tell(named);
         }

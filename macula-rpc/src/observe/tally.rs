@@ -88,7 +88,7 @@ impl Tally {
     }
 
     pub(crate) fn stats(&self) -> CallStats {
-        // The ends before the beginnings: a call that ends meanwhile counts as under way.
+        // The ends are read before the beginnings, so that a call that ends meanwhile counts as under way.
         let [ok, errors, refused, cancelled] =
             [&self.ok, &self.error, &self.refused, &self.cancelled].map(|count| count.load(Relaxed));
         let ended = ok + errors + refused + cancelled;
@@ -111,7 +111,7 @@ impl Tally {
 fn bucket(micros: u64) -> usize {
     let micros = micros.max(1);
     let power = u64::from(micros.ilog2());
-    // The first powers are narrower than their steps: they use only some.
+    // The first powers of two hold fewer microseconds than steps, so they leave some steps empty.
     let step = ((micros - (1 << power)) * STEPS) >> power;
     ((power * STEPS + step) as usize).min(LATENCY_BUCKETS - 1)
 }

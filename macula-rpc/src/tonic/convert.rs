@@ -130,7 +130,7 @@ pub(super) fn too_large(list: &str, error: HeadersError) -> ::tonic::Status {
 pub(super) fn error(error: &CallError) -> ::tonic::Status {
     match error {
         CallError::Answered { status, .. } => return grpc_status(status),
-        // As a gRPC server without the service.
+        // A gRPC server without the service answers the same.
         CallError::ServiceNotFound { .. } | CallError::InvalidName(_) => {
             return ::tonic::Status::unimplemented(error.to_string());
         }
