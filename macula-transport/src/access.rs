@@ -1,6 +1,6 @@
 //! This node's place in its realm: its own grant, and the judgement of the grants of others (A1 to A3).
 //!
-//! One value is shared by the endpoint, its connections and whatever else has to ask. A renewed grant or a revocation takes effect
+//! The endpoint, its connections and the layers above share one value. A renewed grant or a revocation takes effect
 //! everywhere at once: [`Access::changed`] wakes each connection, which shows its peer the renewed grant, or ends.
 
 use std::{
@@ -86,7 +86,7 @@ impl Access {
         Ok(member)
     }
 
-    /// The member that this node itself is, valid now.
+    /// This node as a member, by a grant that is valid now.
     ///
     /// # Errors
     /// When it has no grant, or its grant is not valid any more.
@@ -95,7 +95,7 @@ impl Access {
         self.check(&own).map(|()| own)
     }
 
-    /// The member that this node itself is by its last grant, valid or not; `None` in a closed realm before its first.
+    /// This node as a member by its last grant, valid or not; `None` in a closed realm before its first grant.
     #[must_use]
     pub fn member(&self) -> Option<Member> {
         self.0.own.read().unwrap_or_else(PoisonError::into_inner).clone()
@@ -126,7 +126,7 @@ impl Access {
         self.verifier().pass(passage, router, service, self.now())
     }
 
-    /// Checks that a member is one still.
+    /// Checks that a member is still one.
     ///
     /// # Errors
     /// That its grant has not begun, has ended or was revoked.

@@ -12,14 +12,14 @@ pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 pub const MAX_METADATA_ENTRIES: usize = 128;
 /// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
-/// Replies to one peer that outgrew the stream which calls share and so have streams of their own, at a time, those of one message
-/// apart. Further ones wait for their turn, within their deadlines.
+/// How many replies to one peer may have outgrown their lane at a time, so that each has a stream of its own. Replies of one message do
+/// not count. Further ones wait for their turn, within their deadlines.
 pub const MAX_MOVED_REPLIES: usize = 256;
 
 /// The largest message that any node takes, in bytes.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 1 << 28;
 
-/// The longest time anything waits: what is longer is meant as never, and must not overflow the clock.
+/// The longest time anything waits. A longer one means never, and must not overflow the clock.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Everything an [`Endpoint`](crate::Endpoint) is told at its start. Only the identity has no default.
@@ -147,7 +147,7 @@ impl Config {
         self
     }
 
-    /// Where the endpoint's choices at random begin, when they are to be repeated.
+    /// The seed of the endpoint's random choices, when they are to be repeated.
     pub(crate) fn next_seed(&self) -> Option<u64> {
         #[cfg(feature = "testing")]
         if let Some(network) = &self.network {
@@ -180,7 +180,7 @@ pub enum KeyExchange {
 /// What a peer may take of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest payload of a message, either way, in bytes. Default 4 MiB, at most 256 MiB: more is taken for that.
+    /// The largest payload of a message, either way, in bytes. Default 4 MiB; more than 256 MiB counts as 256 MiB.
     pub max_message_bytes: usize,
     /// Calls running at a time for one connection; more are refused as not started. Default 1 024.
     pub max_concurrent_calls: usize,

@@ -10,7 +10,7 @@ pub(crate) const SMALL_LOAD: usize = 8;
 pub(crate) struct Load {
     /// Calls of ours under way.
     outbound: AtomicUsize,
-    /// How many calls of peers came together, last time some came.
+    /// How many calls of peers came together the last time.
     batch: AtomicUsize,
 }
 
@@ -30,7 +30,7 @@ impl Load {
         }
     }
 
-    /// Whether waiting a moment is likely to save packets. A peer's calls come in smaller groups than are under way.
+    /// Whether waiting a moment is likely to save packets. A peer's calls come in groups smaller than the number under way.
     pub(crate) fn is_above(&self, calls: usize) -> bool {
         self.outbound.load(Relaxed) > calls || self.batch.load(Relaxed) > calls / 2
     }

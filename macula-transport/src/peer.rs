@@ -64,8 +64,8 @@ pub struct PeerInfo {
     pub max_message_bytes: usize,
     /// How many calls it takes at a time on this connection.
     pub max_concurrent_calls: usize,
-    /// The router that passed the caller's call on: the peer of the connection, and all but the node id and the grant are said of it.
-    /// `None` when the caller itself is connected.
+    /// The router that passed the caller's call on, which is the peer of the connection. All fields but the node id and the grant then
+    /// describe the router. `None` when the caller itself is connected.
     pub router: Option<NodeId>,
     pub(crate) standing: Standing,
 }

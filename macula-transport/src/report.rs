@@ -1,7 +1,11 @@
 //! How busy a node says it is: the reports that peers choose by.
 //!
-//! When one is sent is a core's matter, [`Reporter`]: no clock, no socket. **Invariants:** the same is not said twice within
-//! [`REPEAT`]; a peer that was told that a node is busy is told again while it is, because a report grows old.
+//! [`Reporter`] decides when one is sent.
+//!
+//! A core: no clock, no socket.
+//!
+//! **Invariants:** the same is not said twice within [`REPEAT`]; a peer that was told that a node is busy is told again while it is,
+//! because a report grows old.
 //!
 //! What is left out: what a load means. [`Handler::load`](crate::Handler::load) says it, and the layer that chooses weighs it.
 

@@ -172,8 +172,8 @@ impl Provider {
         Ok((call, inside))
     }
 
-    /// The member that a call is of, when its grant lets it call the service (A5); else the reply that denies it. A call that is to be
-    /// passed on is the peer's own here, so a router passes on only calls that its peer may make.
+    /// The caller of a call, when its grant lets it call the service (A5); else the reply that denies the call. A call that this node is
+    /// to pass on counts as its peer's own, so a router passes on only calls that its peer may make.
     fn caller(&self, head: &Head, service: &ServiceName) -> Result<Arc<PeerInfo>, Reply> {
         let peer = &self.link.peer;
         let caller = if head.passage.is_empty() || head.route.is_some() {
@@ -205,7 +205,7 @@ impl Provider {
         now + Duration::from_micros(head.timeout_us).min(self.link.shared.places.max_call_time())
     }
 
-    /// How the handler exchanges the messages of a call, or the reply of one that panicked.
+    /// How the handler exchanges the messages of a call; the reply when it panicked.
     pub(crate) fn kind(&self, call: &IncomingCall) -> Result<CallKind, Reply> {
         std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.kind(call))).map_err(|_| self.panicked())
     }
@@ -406,7 +406,7 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
     }
 }
 
-/// Runs a call of one request, once that is here, and one reply.
+/// Runs a call of one request and one reply, once the request has arrived.
 async fn unary(
     provider: &Provider,
     outgoing: &Outgoing,

@@ -46,7 +46,7 @@ pub(crate) struct Caller {
     credit: Arc<Semaphore>,
     /// Where small calls go.
     lane: Mutex<Option<Arc<OutboundLane>>>,
-    /// How many further large requests are written at a time.
+    /// Permits to write a large request, [`MAX_LARGE_SENDS`] at first.
     large_sends: Semaphore,
 }
 
@@ -243,7 +243,7 @@ async fn call_apart(
     result
 }
 
-/// The start of a call's stream: its kind, the head, and the message that is known of the request.
+/// The start of a call's stream: its kind, the head, and the request's first message where it is known.
 pub(crate) fn opening(request: &CallRequest<'_>, deadline: Instant, requests: OpenWith) -> Vec<Bytes> {
     let mut outbox = Outbox::brief();
     let _ = outbox.write(|buffer| buffer.put_u8(StreamKind::Call.byte()));

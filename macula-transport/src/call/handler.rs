@@ -42,16 +42,16 @@ pub trait Handler: Send + Sync + 'static {
         CallKind::Unary
     }
 
-    /// The reply to a call that this node refuses whatever its request is, such as one to an unknown service. Asked before a
-    /// request that did not come with the call is waited for; a call that is not refused here may be refused later. The default
-    /// refuses none.
+    /// The reply that refuses a call whatever its request is, such as a call of an unknown service; `None` lets it go on. Asked before
+    /// the node waits for a request that did not come with the call. A call that goes on may be refused later. The default refuses
+    /// none.
     fn refuses(&self, call: &IncomingCall) -> Option<Reply> {
         let _ = call;
         None
     }
 
-    /// Answers a streaming call: its outcome is what the future gives, its body, unless empty, the last message. The call's own
-    /// body is empty. The default refuses.
+    /// Answers a streaming call. The future gives the outcome, whose body, unless empty, is the last message. The call's own body is
+    /// empty. The default refuses.
     fn stream(
         &self,
         call: IncomingCall,
@@ -76,9 +76,8 @@ pub trait Handler: Send + Sync + 'static {
         std::future::ready(None).boxed()
     }
 
-    /// How busy the node is, for the peers that call it: they choose by it, as
-    /// [`Connection::load`](crate::Connection::load) tells them. Asked once a second; `None`, the default, tells nothing. A
-    /// handler that gives `None` when its endpoint is bound is not asked again.
+    /// How busy the node is. Peers that call it learn this from [`Connection::load`](crate::Connection::load), and choose by it. Asked
+    /// once a second; `None`, the default, tells nothing. A handler that gives `None` when its endpoint is bound is not asked again.
     fn load(&self) -> Option<LoadReport> {
         None
     }

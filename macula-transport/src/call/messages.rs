@@ -166,9 +166,9 @@ impl OutgoingMessages {
         self.flush().await
     }
 
-    /// Takes a message to be sent with what follows: with the next that is sent, with [`OutgoingMessages::flush`], with the
-    /// outcome, or when 16 or 64 KiB wait. So messages that are ready at once cost one write; a handler that then waits for more
-    /// flushes first.
+    /// Takes a message to be sent in one write with those after it: with the next that is sent, with [`OutgoingMessages::flush`], or
+    /// with the outcome. It leaves earlier when 64 KiB wait, or 16 KiB where the reply has no stream yet. So messages that are ready
+    /// at once cost one write; a handler that then waits for more flushes first.
     ///
     /// # Errors
     /// As [`OutgoingMessages::send`].

@@ -193,9 +193,9 @@ impl Replies {
 
     /// The first message, as [`Replies::next`] gives it. When the provider says that it
     /// [has the whole reply](crate::OutgoingMessages::gather_whole), it is handed out once all of that is here, so the reply is lost
-    /// as a whole or not at all. A reply of more than `whole_bytes`, each message counted with 64 more, goes on as any other.
+    /// as a whole or not at all. A reply of more than `whole_bytes`, each message counted with 64 more, is handed out as it arrives.
     ///
-    /// At most one message more than `whole_bytes` are held in memory for it.
+    /// At most `whole_bytes` and one message are held in memory for it.
     ///
     /// # Errors
     /// As [`Replies::next`].
@@ -252,8 +252,8 @@ impl Replies {
         }
     }
 
-    /// The outcome, its body empty; `None` before [`Replies::next`] has said that there is no further message, or given the last one
-    /// with it.
+    /// The outcome, with an empty body; `None` until [`Replies::next`] has returned `None`, or the last message where the outcome came
+    /// with that.
     #[must_use]
     pub fn reply(&self) -> Option<&CallReply> {
         match self.source {

@@ -245,7 +245,7 @@ pub(crate) struct ReplyWriter {
     state: Mutex<WriterState>,
     /// Woken when the reply has a stream.
     streams: Notify,
-    /// Waits until the caller stops that.
+    /// Waits until the caller stops that stream.
     stopped: std::sync::Mutex<Option<BoxFuture<'static, ()>>>,
 }
 

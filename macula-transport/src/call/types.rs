@@ -11,7 +11,7 @@ use macula_wire::{ServiceName, StatusCode, proto};
 
 use crate::{error::Pushback, metadata::Metadata, peer::PeerInfo};
 
-/// One call: which service, with what, and for how long to wait.
+/// A call to make: the service, the request, and how long to wait.
 #[derive(Debug, Clone)]
 pub struct CallRequest<'a> {
     pub(crate) service: &'a ServiceName,
@@ -118,8 +118,8 @@ impl<'a> CallRequest<'a> {
 
     /// Sets when the call began, which saves a read of tokio's clock. By default a call begins when it is first polled.
     ///
-    /// What lies in the past shortens the wait. A provider that is called over a lane is told the whole timeout all the same, any
-    /// other what is left of it.
+    /// A start in the past shortens the wait. A provider that is called over a lane is told the whole timeout all the same; any other
+    /// is told the time that is left.
     #[must_use]
     pub fn with_start(mut self, start: Instant) -> Self {
         self.start = Some(start);
@@ -133,9 +133,8 @@ impl<'a> CallRequest<'a> {
         self
     }
 
-    /// Sets the caller's leave to pass the call on: for the peer, which is to route it
-    /// ([`Connection::passage`](crate::Connection::passage)), or for this node, which does so
-    /// ([`IncomingCall::passage`]).
+    /// Sets the caller's leave to pass the call on. A caller gives the peer that is to route the call its
+    /// [`Connection::passage`](crate::Connection::passage); a router shows the provider the [`IncomingCall::passage`] that it was given.
     #[must_use]
     pub fn with_passage(mut self, passage: Bytes) -> Self {
         self.passage = passage;
@@ -147,7 +146,7 @@ impl<'a> CallRequest<'a> {
     }
 }
 
-/// What the provider answered, success or not.
+/// A provider's answer, success or not.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct CallReply {

@@ -27,9 +27,9 @@ const LATELY: Duration = Duration::from_millis(10);
 /// The longest that one piece of bulk waits for room, in case the count is wrong.
 const MAX_WAIT: Duration = Duration::from_millis(10);
 
-/// What a new connection may have under way, in bytes: five datagrams of the largest size. A window of two, as RFC 9002 would
-/// have it for large datagrams, is full while the size of the path's datagrams is being found out, and what ends a connection then,
-/// the word why it is refused among it, is never sent.
+/// What a new connection may have under way, in bytes: five datagrams of the largest size. RFC 9002 allows two where datagrams are
+/// large. Probes for the path's datagram size fill such a window, and then the frame that closes a connection, with its reason, is never
+/// sent.
 const INITIAL_WINDOW: u64 = 5 * crate::endpoint::quic::MAX_DATAGRAM_BYTES as u64;
 
 /// What a connection has under way, shared between its congestion controller and the tasks that write to it.
@@ -77,7 +77,7 @@ impl Bulk {
         &self.pulse
     }
 
-    /// Ends with the next acknowledgement after it was made.
+    /// Ends with the next acknowledgement after this call.
     pub(crate) fn acknowledged(&self) -> Notified<'_> {
         self.acked.notified()
     }

@@ -9,6 +9,8 @@
 //! **Invariants:** a writer that waits for room has it once everything was acknowledged; the count is set right whenever everything
 //! that was written has been sent.
 //!
+//! A core: no clock, no lock.
+//!
 //! Left out: how much the network takes, which is the congestion controller's to say.
 
 use std::time::Duration;
@@ -19,7 +21,7 @@ const MIN_BULK_BYTES: u64 = 48 * 1024;
 /// The fastest path that bulk beside small calls can fill, in bytes for each second.
 const PATH_BYTES_PER_SECOND: u64 = 250_000_000;
 
-/// What a connection has under way. Without clock, lock or I/O.
+/// What a connection has under way.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Flight {
     /// Bulk that was written and not yet acknowledged, in bytes. Other bytes are acknowledged too, so this is a lower bound.

@@ -96,7 +96,7 @@ impl Connection {
             .map(|error| self.caller.link.lost(error))
     }
 
-    /// How busy the peer said it is, and when it said so last; `None` while it has said nothing, which an idle peer does not.
+    /// How busy the peer said it is, and when it said so last; `None` while it has said nothing. A peer that was never busy says nothing.
     ///
     /// A peer that is called and busy repeats itself every few seconds: what is older than 10 s says nothing any more.
     #[must_use]

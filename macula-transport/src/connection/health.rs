@@ -1,6 +1,8 @@
 //! Whether the peer is still there while calls wait for it (P3).
 //!
-//! QUIC's own idle timeout is for quiet connections; a call must not hang that long. A core: no clock and no socket.
+//! QUIC's own idle timeout is for quiet connections; a call must not hang that long.
+//!
+//! A core: no clock and no socket.
 //!
 //! **Invariants:** nothing is sent while no call waits; a peer that is heard, in any way, is not given up; a peer that is silent
 //! while a call waits is asked, and given up after [`SilenceRules::dead_after`], or soon after a call's time is up. When a look

@@ -37,7 +37,7 @@ use crate::{
 const MAX_CONTROL_QUEUE: usize = 16;
 /// The most services for which a router has this node's leave at a time; beyond it they are signed anew.
 const MAX_PASSAGES: usize = 256;
-/// Why a connection ends that gives way to others.
+/// The reason that a peer is given when its connection gives way to others.
 const GAVE_WAY: &str = "the node gave the connection up, because it took more than its share";
 
 /// A connection.
@@ -70,7 +70,7 @@ pub(crate) struct Link {
     quiet: Notify,
     closed_as: OnceLock<CloseCode>,
     load: Mutex<LoadTold>,
-    /// What looks after the peer while calls are under way.
+    /// The watch over the peer while calls are under way.
     pub(crate) watch: Watch,
     /// This node's leave for the peer to pass its calls on, by service, and when each was signed.
     passages: Mutex<BTreeMap<ServiceName, (u64, Bytes)>>,
@@ -401,10 +401,10 @@ impl Link {
         self.is_quiet() && self.inbound.lanes() == 0
     }
 
-    /// The peer takes no further calls; one that drains leaves it to this side to close, which knows when it has the answers.
+    /// The peer takes no further calls. A peer that drains leaves the closing to this side, which knows when it has the answers.
     pub(crate) fn peer_leaves(&self, draining: bool, accepted: Option<proto::Accepted>) {
         if let Some(accepted) = accepted {
-            // What it named first holds.
+            // Only the first list that it named counts.
             let _ = self.leaving.accepted.set(accepted);
         }
         self.leaving.said.store(true, SeqCst);
@@ -436,7 +436,7 @@ impl Link {
         self.until(spent).await;
     }
 
-    /// Waits until something holds, which is looked at whenever something ended here, or the connection is over.
+    /// Waits until `holds` says yes, or the connection is over. It is asked again whenever a call or request ends here.
     async fn until(&self, holds: impl Fn(&Self) -> bool) {
         let held = async {
             loop {
@@ -461,8 +461,8 @@ impl Link {
 
     /// Waits until nothing is under way and the peer has every reply, then closes the connection. The gate was shut before.
     ///
-    /// A peer that lives has the last replies of its lanes within a few round trips: one that has not by the time at which a silent
-    /// one counts as dead is not waited for, and is told that its calls are not finished.
+    /// A living peer has the last replies of its lanes within a few round trips. The wait ends after the time in which a silent peer
+    /// counts as dead; then the peer is told that its calls are not finished.
     pub(crate) async fn leave(&self, code: CloseCode, words: &str) {
         self.until(Self::is_quiet).await;
         let done = self.until(Self::is_done);

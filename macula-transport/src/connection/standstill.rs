@@ -1,8 +1,8 @@
 //! Whether this process stood still, and for how long packets may have waited for it (Y15).
 //!
-//! A stopped process reads, once it goes on, what has come in the meantime: calls that their callers gave up long ago. No packet says
-//! when it came. But it came after the last beat of a heart that beats while the process runs, for else it would have been read then.
-//! After a beat that is late, the heart has to beat in time before that is certain again.
+//! A process that was stopped and goes on reads the packets that came meanwhile, among them calls that their callers gave up long ago. A
+//! packet does not say when it came. So a heart beats while the process runs, and a packet came after the last beat: else it would have
+//! been read then. After a late beat this is certain again only once the heart has beaten in time.
 //!
 //! A core: no clock, no lock.
 //!

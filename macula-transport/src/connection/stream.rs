@@ -106,7 +106,7 @@ pub(crate) struct Outgoing {
 
 /// More than this is written in pieces of this size, each when there is room for it.
 const PIECE_BYTES: usize = 16 * 1024;
-/// A piece, where nothing waits.
+/// The size of a piece where no small call waits.
 const LARGE_PIECE_BYTES: usize = 64 * 1024;
 
 /// The peer or the connection ended a sending half.
@@ -497,7 +497,7 @@ fn cut(
     }
 }
 
-/// Takes the first bytes of `chunks`, at most `most` beside frames' own few; not copied.
+/// Takes the first bytes of `chunks` without copying them: at most `most`, and the few that a frame adds.
 fn first_bytes(chunks: &mut VecDeque<Bytes>, most: usize) -> Vec<Bytes> {
     let (mut taken, mut left) = (Vec::new(), most);
     while let Some(chunk) = chunks.front_mut() {

@@ -1,7 +1,9 @@
 //! Whether a silent peer is suspected to be gone (L1 to L4).
 //!
 //! A peer that lives acknowledges within its `max_ack_delay`, whatever its handlers do. So the silence of a peer that owes an
-//! acknowledgement speaks of its process or of the path. A core: no clock and no socket.
+//! acknowledgement speaks of its process or of the path.
+//!
+//! A core: no clock and no socket.
 //!
 //! ```text
 //!            a call waits, a hint          owes, silent for some PTO, ping unanswered
@@ -12,8 +14,10 @@
 //! ```
 //!
 //! **Invariants:** one datagram clears a suspicion. A peer is suspected only when it owes an acknowledgement, is silent for as long as
-//! the rules say, and has left a ping unanswered for a PTO, or after a hint two of them for a prompt PTO. Pings are bounded between two datagrams of the peer, and hints are
-//! bounded in time. When a look comes late, this process stood still: the silence counts from then, once.
+//! the rules say, and has left a ping unanswered for a PTO. After a hint, two pings unanswered for a PTO without acknowledgement
+//! delay are enough.
+//! Pings are bounded between two datagrams of the peer, and hints are bounded in time. When a look comes late, this process stood still:
+//! the silence counts from then, once.
 
 use std::time::{Duration, Instant};
 
@@ -89,7 +93,7 @@ pub(crate) struct Suspicion {
     rules: SuspicionRules,
     belief: Belief,
     heard: u64,
-    /// What asked for an acknowledgement up to the look that saw the peer heard last: it may be settled.
+    /// Frames that asked for an acknowledgement before the look that last heard the peer. They may be acknowledged already.
     eliciting: u64,
     progress: u64,
     progressed_at: Option<Instant>,

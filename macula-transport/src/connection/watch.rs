@@ -38,8 +38,8 @@ impl PresenceWatch {
         *self.0.borrow()
     }
 
-    /// Waits until the peer's presence is another than it was when this was last asked, or made. Pending for good once the connection
-    /// is over: its calls end by themselves.
+    /// Waits until the peer's presence has changed since this watch was last asked, or made. Pending for good once the connection is
+    /// over: its calls end by themselves.
     ///
     /// Cancel safe.
     pub async fn changed(&mut self) -> Presence {

@@ -23,7 +23,7 @@ pub(crate) const MAX_AGENT_BYTES: usize = 64;
 /// limit fails and is not tried elsewhere, so a peer with a tiny limit could fail every call.
 const MIN_PEER_MESSAGE_BYTES: u32 = 64 * 1024;
 
-/// What this node says of itself to a peer whose packets come from `peer_addr`.
+/// This node's introduction to a peer whose packets come from `peer_addr`.
 ///
 /// # Errors
 /// When this node has no valid grant of its closed realm.
@@ -66,7 +66,7 @@ pub(crate) fn is_question(frame: &Bytes) -> bool {
     )
 }
 
-/// What the peer says of itself, checked.
+/// The peer's introduction, read and checked.
 pub(crate) fn read(
     frame: Bytes,
     access: &Access,
@@ -118,7 +118,7 @@ pub(crate) fn read(
 }
 
 impl HelloError {
-    /// How the peer is told.
+    /// The code that closes the connection, which tells the peer.
     pub(crate) fn close_code(&self) -> CloseCode {
         match self {
             Self::Realm => CloseCode::Realm,

@@ -407,10 +407,10 @@ async fn heed_hints(inner: Weak<Inner>, mut reports: mpsc::Receiver<SocketAddr>)
     }
 }
 
-/// How often it is said at most that peers are not let in.
+/// The least time between two log lines about peers that are not let in.
 const SAID_EVERY: Duration = Duration::from_secs(1);
 
-/// Peers that were not let in and not yet spoken of.
+/// Peers that were not let in since the last log line.
 #[derive(Debug, Default)]
 struct KeptOut {
     handshakes: u64,
@@ -418,7 +418,7 @@ struct KeptOut {
 }
 
 impl KeptOut {
-    /// One more. Says so, at most once a second.
+    /// Counts one more, and logs the number at most once a second.
     fn one_more(&mut self, inner: &Inner) {
         inner.shared.counters.rejected_busy.add();
         self.handshakes += 1;

@@ -5,7 +5,7 @@
 //!
 //! **What the error queue costs.** It shares the receive buffer, so a task empties it as soon as something is in it. A report makes
 //! the next `sendmsg` fail, which then has sent nothing: the queue is emptied and the datagram is sent again. And tokio takes the
-//! error for the end of the socket's writing half for good, so from the first report on a full send buffer is waited for with a timer.
+//! error for the lasting end of the socket's writing half. So from the first report on, a timer waits for a full send buffer.
 
 use std::{
     fmt,

@@ -104,8 +104,8 @@ impl Pool {
 
     /// A connection to a node, verified against its id: the open one, or a new one to whichever endpoint answers first.
     ///
-    /// Concurrent requests for one node make one dial (P1). Dropping the future does not stop the dial, from which others may
-    /// gain.
+    /// Concurrent requests for one node make one dial (P1). Dropping the future does not stop the dial, because other
+    /// requests may wait for it.
     ///
     /// # Errors
     /// When the node cannot be reached, has another id, failed a moment ago, or the pool is full of connections in
@@ -180,8 +180,8 @@ impl Pool {
         self.shell.open(node)
     }
 
-    /// As [`Pool::open`], for a caller that asks for one node again and again: while nothing in the pool has changed, what was
-    /// found last is given without a look into the pool. `found` is that caller's, and that node's.
+    /// As [`Pool::open`], for a caller that asks for one node again and again: while nothing in the pool has changed, the
+    /// connection that was found last is given without a look into the pool. Keep one `found` for each caller and node.
     #[must_use]
     pub fn open_again(&self, node: &NodeId, found: &mut FoundConnection) -> Option<Connection> {
         let shell = &self.shell;

@@ -1,7 +1,9 @@
 //! Which key has taken which one's place.
 //!
-//! A core. **Invariants:** at most [`MAX_SUCCESSIONS`] are remembered, the one longest known is forgotten first; following them ends,
-//! also where keys name each other in a circle.
+//! A core: no clock, no lock.
+//!
+//! **Invariants:** at most [`MAX_SUCCESSIONS`] are remembered, the one longest known is forgotten first; following them ends, also where
+//! keys name each other in a circle.
 
 use std::collections::BTreeMap;
 

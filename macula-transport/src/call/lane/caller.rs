@@ -173,7 +173,7 @@ impl OutboundLane {
         }
     }
 
-    /// Once the peer has named the calls that it accepted, ends those beyond them. It answers the others, on the lane or apart.
+    /// Once the peer has named the calls that it accepted, ends those beyond them. The peer answers the others, on the lane or on streams.
     async fn end_beyond(&self, link: &Link) {
         link.peer_named().await;
         let (Some(stream), Some(accepted)) = (self.stream(), link.peer_accepted()) else {

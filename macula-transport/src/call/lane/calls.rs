@@ -5,6 +5,8 @@
 //!
 //! The wheel is a hashed one (Varghese and Lauck, 1987, scheme 6): a bucket may hold later rounds, which is why it remembers
 //! the earliest of its deadlines.
+//!
+//! A core: no clock, no lock, no socket.
 
 use std::time::{Duration, Instant};
 

@@ -5,7 +5,7 @@
 //! call in any order. Only what fits [`INLINE_BYTES`](super::frame::INLINE_BYTES) travels here: a larger request takes a stream of its
 //! own, and a reply that outgrows the lane continues on a stream that the provider opens.
 //!
-//! [`calls`] and [`state`] are cores: no clock, no lock, no socket, no quinn type. [`caller`] and [`provider`] drive them over a stream.
+//! [`calls`] and [`state`] are cores. [`caller`] and [`provider`] drive them over a stream.
 
 pub(crate) mod caller;
 mod calls;

@@ -54,7 +54,7 @@ const MAX_LARGE_REPLIES: usize = 16;
 /// How long replies may wait for a peer that does not take them, before the lane is given up.
 const CLOGGED: Duration = Duration::from_secs(30);
 
-/// Up to so many bytes of replies that are being written are part of what a connection takes.
+/// Bytes of replies that may be written without a charge of their own: the connection's own charge covers them.
 const FREE_QUEUE_BYTES: usize = 64 * 1024;
 
 /// A lane that the peer opened.
@@ -191,7 +191,7 @@ impl InboundLane {
             self.provider.link.shared.saw_clock(now.into_std());
             self.provider.link.flight.saw_small_calls(now.into_std());
             let frames = asked.len() as u32;
-            // Of a call and its cancel that were read together, as after a standstill, the call does not start.
+            // A call that was read together with its cancel, as after a standstill, does not start.
             let cancelled: BTreeSet<_> = asked.iter().filter_map(Asked::cancels).collect();
             for asked in asked.drain(..) {
                 match asked {
@@ -309,7 +309,7 @@ impl InboundLane {
                     *place = (kind.runs() == Runs::Here).then_some(taken);
                     return Ok(());
                 }
-                // It takes a stream.
+                // The reply needs a stream, and so a task.
                 Some(Err(reply)) => begun.answer = Box::pin(std::future::ready(reply)),
                 None => {}
             }

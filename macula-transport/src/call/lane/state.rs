@@ -7,6 +7,8 @@
 //!   not read stops reading calls;
 //! - the messages of a reply before its outcome are bounded by [`MAX_REPLY_BYTES`].
 //!
+//! A core: no clock, no lock, no socket.
+//!
 //! Left out: running the calls.
 
 use std::{
@@ -276,7 +278,7 @@ impl<R> ProviderLane<R> {
         self.running.remove(&id).is_some()
     }
 
-    /// The caller does not want a call any more. What stops it, when it runs.
+    /// The caller does not want a call any more. Gives what stops the call, if it runs.
     pub(crate) fn cancelled(&mut self, id: CallId) -> Option<R> {
         self.running.remove(&id).flatten()
     }
