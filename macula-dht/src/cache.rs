@@ -4,6 +4,10 @@
 //! that is less; an empty one for [`CacheLimits::negative`]. For [`CacheLimits::stale`] after that it is still served while
 //! a caller refreshes it.
 //!
+//! A list that has changed is likely to change again: a rolling restart takes one provider after the other away and brings it back.
+//! So an answer with other nodes than the one before is fresh for [`CacheLimits::changed`] only, and each answer with the same nodes
+//! for twice as long as the last (D12).
+//!
 //! When there is no room for another key, the least recently used key goes that was not used again since it was last passed over
 //! (the second chance of the clock algorithm: a hit is noted and moves nothing).
 //!
@@ -29,6 +33,8 @@ pub struct CacheLimits {
     pub keys: usize,
     /// How long an answer is fresh at most.
     pub fresh: Duration,
+    /// How long an answer is fresh that names other nodes than the answer before it; at most [`CacheLimits::fresh`].
+    pub changed: Duration,
     /// How long an answer without providers is fresh.
     pub negative: Duration,
     /// How long an answer that is no longer fresh is served while it is refreshed.
@@ -42,6 +48,7 @@ impl Default for CacheLimits {
         Self {
             keys: 4096,
             fresh: Duration::from_secs(60),
+            changed: Duration::from_secs(2),
             negative: Duration::from_secs(5),
             stale: Duration::from_secs(30),
             flight: Duration::from_secs(10),
@@ -103,6 +110,8 @@ struct Answer {
     /// When each of them expires.
     expiries: Vec<Instant>,
     fresh_until: Instant,
+    /// How long the answer is fresh where no record in it expires before.
+    fresh: Duration,
 }
 
 /// The latest answers of lookups.
@@ -207,9 +216,7 @@ impl DirectoryCache {
         }
         self.counters.misses += 1;
         let limit = self.limits.flight;
-        let entry = self.touch(key);
-        entry.answer = None;
-        Cached::Miss(take_off(&mut entry.flight, now, limit))
+        Cached::Miss(take_off(&mut self.touch(key).flight, now, limit))
     }
 
     /// The answer for `key` that can be served without waiting. `None` where [`DirectoryCache::get`] says [`Cached::Miss`]; no caller
@@ -263,21 +270,22 @@ impl DirectoryCache {
             .collect();
         kept.sort_by_cached_key(|(_, provider)| key.rank(provider.node_id()));
         expiries.extend(kept.iter().map(|(expiry, _)| *expiry));
-        let mut fresh = if kept.is_empty() {
-            self.limits.negative
-        } else {
-            self.limits.fresh
-        };
-        if let Some(first) = expiries.iter().min() {
-            fresh = fresh.min(first.saturating_duration_since(now));
-        }
-        let providers = kept.into_iter().map(|(_, provider)| provider).collect();
+        let providers: Arc<[_]> = kept.into_iter().map(|(_, provider)| provider).collect();
+        let limits = self.limits;
         let entry = self.touch(key);
+        let fresh = match &entry.answer {
+            _ if providers.is_empty() => limits.negative,
+            None => limits.fresh,
+            Some(before) if before.names(&providers) => (before.fresh * 2).min(limits.fresh),
+            Some(_) => limits.changed.min(limits.fresh),
+        };
+        let first = expiries.iter().min().copied();
         entry.flight = None;
         entry.answer = Some(Answer {
             providers,
             expiries,
-            fresh_until: now + fresh,
+            fresh_until: first.map_or(now + fresh, |first| first.clamp(now, now + fresh)),
+            fresh,
         });
     }
 
@@ -347,6 +355,12 @@ fn take_off(flight: &mut Option<Instant>, now: Instant, limit: Duration) -> Flig
 }
 
 impl Answer {
+    /// Whether it names the nodes of `providers` and no others. Both are in the key's order.
+    fn names(&self, providers: &[VerifiedProvider]) -> bool {
+        let known = self.providers.iter().map(VerifiedProvider::node_id);
+        known.eq(providers.iter().map(VerifiedProvider::node_id))
+    }
+
     fn drop_expired(&mut self, now: Instant) {
         if self.expiries.iter().all(|&expiry| now < expiry) {
             return;

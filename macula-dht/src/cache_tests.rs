@@ -55,6 +55,34 @@ fn d7_an_answer_is_fresh_for_60_s_and_served_for_30_more_while_one_caller_refres
 }
 
 #[test]
+fn d12_a_list_that_has_changed_is_asked_again_after_2_s_and_ever_less_often_while_it_stays() {
+    let mut f = Fixture::new();
+    let both = |f: &Fixture| vec![f.record(1, 0, 300), f.record(2, 0, 300)];
+    f.insert(0, both(&f));
+    f.insert(10, vec![f.record(1, 0, 300)]);
+    assert!(matches!(f.get(11), Cached::Hit(p) if p.len() == 1));
+    assert!(matches!(f.get(12), Cached::Stale(_, Flight::Lead)));
+    f.insert(12, both(&f));
+    assert!(matches!(f.get(14), Cached::Stale(..)), "it has changed again");
+    let mut at = 14;
+    for fresh in [4, 8, 16, 32, 60, 60] {
+        f.insert(at, both(&f));
+        assert!(matches!(f.get(at + fresh - 1), Cached::Hit(_)), "{fresh} s");
+        at += fresh;
+        assert!(matches!(f.get(at), Cached::Stale(..)), "{fresh} s");
+    }
+}
+
+#[test]
+fn d12_the_first_providers_after_an_empty_answer_are_a_change() {
+    let mut f = Fixture::new();
+    f.insert(0, vec![]);
+    assert!(matches!(f.get(5), Cached::Miss(Flight::Lead)));
+    f.insert(5, vec![f.record(1, 0, 300)]);
+    assert!(matches!(f.get(7), Cached::Stale(_, Flight::Lead)));
+}
+
+#[test]
 fn d7_an_empty_answer_is_fresh_for_5_s() {
     let mut f = Fixture::new();
     f.insert(0, vec![]);

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
@@ -73,8 +73,20 @@ pub(super) struct Mesh {
 }
 
 /// Plays `scenario` and says what was seen.
-pub(crate) fn play(scenario: &'static Scenario, backend: Backend, seed: u64, program: &Path) -> Result<Row> {
-    let folder = shared_folder()?;
+///
+/// With `keep`, the folder with the nodes' data, logs and calls stays, and its name is printed.
+pub(crate) fn play(
+    scenario: &'static Scenario,
+    backend: Backend,
+    seed: u64,
+    program: &Path,
+    keep: bool,
+) -> Result<Row> {
+    let mut folder = shared_folder()?;
+    folder.disable_cleanup(keep);
+    if keep {
+        eprintln!("{} leaves its files in {}", scenario.name, folder.path().display());
+    }
     let (mut mesh, places) = Mesh::ready(scenario, backend, seed, program, folder.path())?;
     let begun = Instant::now();
     mesh.truth.last_fault_us = unix_us();
@@ -140,8 +152,14 @@ impl Mesh {
     pub(super) fn bench(&mut self, place: &Place, options: &[&str]) -> Result<Started> {
         let mut args = words(&["bench", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
         args.extend(words(options));
+        self.start(place, args)
+    }
+
+    /// Starts the program at a place, with the place's clock and the place's log.
+    fn start(&mut self, place: &Place, args: Vec<String>) -> Result<Started> {
         let env = self.clocks.get(&place.number).map(Clock::env).unwrap_or_default();
-        self.hosts.start(place, &Launch { args, env })
+        let log = self.folder.join(format!("host-{}.log", place.number));
+        self.hosts.start(place, &Launch { args, env, log })
     }
 
     fn add_clock(&mut self, place: &Place, needs: &BTreeSet<Need>) -> Result<()> {
@@ -175,7 +193,7 @@ impl Mesh {
 
     /// Starts a node's process; the line that says that it is ready is still to come.
     fn spawn(&mut self, node: usize) -> Result<BufReader<ChildStdout>> {
-        let it = &mut self.nodes[node];
+        let it = &self.nodes[node];
         let mut args = words(&["node", "--json", "--listen", &it.place.listen, "--data"]);
         args.push(it.data.to_string_lossy().into_owned());
         if node > 0 {
@@ -186,10 +204,10 @@ impl Mesh {
                 &self.bootstrap,
             ]));
         }
-        let env = self.clocks.get(&it.place.number).map(Clock::env).unwrap_or_default();
-        let mut started = self.hosts.start(&it.place, &Launch { args, env })?;
+        let place = it.place.clone();
+        let mut started = self.start(&place, args)?;
         let stdout = started.child.stdout.take().context("a node has no standard output")?;
-        it.running = Some(started);
+        self.nodes[node].running = Some(started);
         Ok(BufReader::new(stdout))
     }
 
@@ -198,11 +216,8 @@ impl Mesh {
         let mut line = String::new();
         stdout.read_line(&mut line).context("a node's output cannot be read")?;
         if line.is_empty() {
-            let mut said = String::new();
-            if let Some(stderr) = it.running.as_mut().and_then(|it| it.child.stderr.as_mut()) {
-                let _ = stderr.read_to_string(&mut said);
-            }
-            bail!("node {node} ended before it was ready: {}", said.trim());
+            let said = it.running.as_ref().map(Started::said).unwrap_or_default();
+            bail!("node {node} ended before it was ready: {said}");
         }
         let ready: Value = serde_json::from_str(&line).with_context(|| format!("node {node} printed {line:?}"))?;
         let text = |name: &str| ready[name].as_str().with_context(|| format!("{line:?} has no {name}"));
@@ -254,16 +269,8 @@ impl Mesh {
         let until = Instant::now() + READY_WITHIN;
         loop {
             let args = words(&["providers", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
-            let launch = Launch {
-                args,
-                ..Launch::default()
-            };
-            let asked = self.hosts.start(place, &launch)?;
-            let output = asked
-                .child
-                .wait_with_output()
-                .context("`macula providers` cannot be waited for")?;
-            let list: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+            let (output, said) = self.start(place, args)?.finish()?;
+            let list: Value = serde_json::from_slice(&output).unwrap_or_default();
             let found = list["providers"].as_array().map_or(0, Vec::len);
             if found == count {
                 return Ok(());
@@ -271,7 +278,7 @@ impl Mesh {
             ensure!(
                 Instant::now() < until,
                 "a caller sees {found} of {count} providers after {READY_WITHIN:?}: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
+                said
             );
             thread::sleep(Duration::from_millis(200));
         }
@@ -489,12 +496,8 @@ impl Drop for Mesh {
 
 /// Waits for a caller, and reads its summary.
 pub(super) fn summary(caller: Started) -> Result<Value> {
-    let output = caller.child.wait_with_output();
-    let output = output.context("a caller's output cannot be read")?;
-    serde_json::from_slice(&output.stdout).with_context(|| {
-        let said = String::from_utf8_lossy(&output.stderr);
-        format!("a caller printed no summary: {}", said.trim())
-    })
+    let (output, said) = caller.finish()?;
+    serde_json::from_slice(&output).with_context(|| format!("a caller printed no summary: {said}"))
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -48,6 +48,9 @@ pub(crate) struct Request {
     /// What losses, delays and churn are drawn from.
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
+    /// Keeps the files of each scenario: the nodes' data and logs, and the calls that were made.
+    #[arg(long)]
+    keep: bool,
     /// Prints one JSON object for each scenario.
     #[arg(long)]
     json: bool,
@@ -80,7 +83,7 @@ pub(crate) fn cluster(request: &Request) -> Result<()> {
     for scenario in wanted {
         let started = Instant::now();
         let row = match request.backend.cannot(scenario) {
-            None => mesh::play(scenario, request.backend, request.seed, &program)
+            None => mesh::play(scenario, request.backend, request.seed, &program, request.keep)
                 .with_context(|| format!("scenario {}", scenario.name))?,
             Some(lack) => table::Row::skipped(scenario, lack),
         };
@@ -125,6 +128,7 @@ pub(crate) fn quick(backend: Backend, required: bool) -> Result<()> {
         list: false,
         program: None,
         seed: 1,
+        keep: false,
         json: false,
     })
 }

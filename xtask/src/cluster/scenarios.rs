@@ -68,6 +68,7 @@ pub(crate) const ALL: &[Scenario] = &[
             (8.0, Fault::Leave(3)),
             (9.0, Fault::Restart(3)),
         ]),
+        quick: true,
         ..PLAIN
     },
     Scenario {

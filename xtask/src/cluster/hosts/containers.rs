@@ -87,7 +87,7 @@ impl Hosts for Containers {
         command
             .args(["--volume", &format!("{folder}:{folder}"), &self.image])
             .args(&launch.args);
-        let mut started = Started::spawn(&mut command)?;
+        let mut started = Started::spawn(&mut command, &launch.log)?;
         let until = Instant::now() + STARTED_WITHIN;
         started.pid = loop {
             let pid = tool(&["docker", "inspect", "--format", "{{.State.Pid}}", &name]);

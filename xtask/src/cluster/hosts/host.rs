@@ -1,7 +1,9 @@
 //! A host, the program that runs on it, and the faults of its network.
 
 use std::{
+    fs::{self, OpenOptions},
     net::IpAddr,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -39,6 +41,8 @@ pub(crate) struct Launch {
     pub(crate) args: Vec<String>,
     /// Variables added to the environment.
     pub(crate) env: Vec<(String, String)>,
+    /// The file that gets its standard error: its log. A pipe that nothing reads would stop a program that says much.
+    pub(crate) log: PathBuf,
 }
 
 /// The hosts of one scenario. Dropping it gives everything back that it made.
@@ -107,21 +111,41 @@ pub(crate) struct Started {
     pub(crate) child: Child,
     /// The program itself, where the child is something that waits for it.
     pub(crate) pid: i32,
+    log: PathBuf,
 }
 
 impl Started {
-    /// Starts `command` as the program itself.
-    pub(super) fn spawn(command: &mut Command) -> Result<Self> {
+    /// Starts `command` as the program itself, with its standard error appended to the file `log`.
+    pub(super) fn spawn(command: &mut Command, log: &Path) -> Result<Self> {
         let shown = line(command);
+        let file = OpenOptions::new().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("cannot open {}", log.display()))?;
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(file)
             .spawn()
             .with_context(|| format!("cannot start `{shown}`"))?;
         let pid = i32::try_from(child.id()).context("a process id beyond those of Linux")?;
-        Ok(Self { child, pid })
+        let log = log.to_path_buf();
+        Ok(Self { child, pid, log })
     }
+
+    /// Waits for its end, and gives its standard output and its log.
+    pub(crate) fn finish(self) -> Result<(Vec<u8>, String)> {
+        let Self { child, log, .. } = self;
+        let output = child.wait_with_output().context("a program's output cannot be read")?;
+        Ok((output.stdout, read_log(&log)))
+    }
+
+    /// Its log so far.
+    pub(crate) fn said(&self) -> String {
+        read_log(&self.log)
+    }
+}
+
+fn read_log(log: &Path) -> String {
+    fs::read_to_string(log).unwrap_or_default().trim().to_owned()
 }
 
 /// Runs a tool that says nothing when all is well.

@@ -249,7 +249,7 @@ impl Hosts for Namespaces {
             .arg(&self.program)
             .args(&launch.args)
             .envs(launch.env.iter().map(|(name, value)| (name, value)));
-        Started::spawn(&mut command)
+        Started::spawn(&mut command, &launch.log)
     }
 
     fn afflict(&mut self, place: &mut Place, fault: NetFault) -> Result<()> {

@@ -45,7 +45,7 @@ impl Hosts for Processes {
 
     fn start(&mut self, _place: &Place, launch: &Launch) -> Result<Started> {
         let env = launch.env.iter().map(|(name, value)| (name, value));
-        Started::spawn(Command::new(&self.program).args(&launch.args).envs(env))
+        Started::spawn(Command::new(&self.program).args(&launch.args).envs(env), &launch.log)
     }
 
     fn afflict(&mut self, _place: &mut Place, fault: NetFault) -> Result<()> {
