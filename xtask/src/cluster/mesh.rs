@@ -31,6 +31,8 @@ const SERVICE: &str = "demo.echo";
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long a node may take to leave in order.
 const LEAVES_WITHIN: Duration = Duration::from_secs(30);
+/// How much longer than planned a load may last on a slow machine.
+const MAX_STRETCH: u32 = 10;
 /// How long after its load a caller may take to end: a call's deadline, and some time to leave.
 const CALLER_ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// How long a node that has moved may take to publish its new address (D13).
@@ -91,13 +93,19 @@ pub(crate) fn play(
     let begun = Instant::now();
     mesh.truth.last_fault_us = unix_us();
     mesh.start_callers(scenario, &places)?;
+    let lasts = Duration::from_secs(scenario.lasts.into());
+    let mut until = begun + lasts;
     for (at, fault) in scenario.steps(seed) {
-        thread::sleep(Duration::from_secs_f64(at).saturating_sub(begun.elapsed()));
+        let at = Duration::from_secs_f64(at);
+        thread::sleep(at.saturating_sub(begun.elapsed()));
         mesh.afflict(fault, &places)
-            .with_context(|| format!("{fault:?} after {at} s"))?;
+            .with_context(|| format!("{fault:?} after {at:?}"))?;
         mesh.truth.last_fault_us = unix_us();
+        // A fault takes its time on a slow machine. The load after it lasts as long as planned.
+        until = until.max(Instant::now() + lasts.saturating_sub(at));
     }
-    let (calls, connections) = mesh.gather(begun + Duration::from_secs(scenario.lasts.into()))?;
+    thread::sleep(until.saturating_duration_since(Instant::now()));
+    let (calls, connections) = mesh.stop_callers()?;
     mesh.weigh();
     Ok(Row {
         scenario,
@@ -286,7 +294,10 @@ impl Mesh {
 
     fn start_callers(&mut self, scenario: &Scenario, places: &[Place]) -> Result<()> {
         let rate = (scenario.rate / places.len() as u32).max(1).to_string();
-        let (lasts, payload) = (format!("{}s", scenario.lasts), scenario.payload.to_string());
+        let (longest, payload) = (
+            format!("{}s", scenario.lasts * MAX_STRETCH),
+            scenario.payload.to_string(),
+        );
         let clients = scenario.clients.to_string();
         for (number, place) in places.iter().enumerate() {
             let calls = self.calls_of(number);
@@ -297,7 +308,7 @@ impl Mesh {
                     "--rate",
                     &rate,
                     "--duration",
-                    &lasts,
+                    &longest,
                     "--payload",
                     &payload,
                     "--clients",
@@ -438,9 +449,13 @@ impl Mesh {
         Ok(())
     }
 
-    /// Waits for the callers, and gives their calls and the number of connections that they opened.
-    fn gather(&mut self, loaded_until: Instant) -> Result<(Vec<Call>, u64)> {
-        let until = loaded_until + CALLER_ENDS_WITHIN;
+    /// Ends the callers' load, and gives their calls and the number of connections that they opened.
+    fn stop_callers(&mut self) -> Result<(Vec<Call>, u64)> {
+        for caller in &self.callers {
+            let pid = Pid::from_raw(caller.pid).context("a process has an id")?;
+            kill_process(pid, Signal::INT).context("a caller ended before its load")?;
+        }
+        let until = Instant::now() + CALLER_ENDS_WITHIN;
         let (mut calls, mut connections) = (Vec::new(), 0);
         for (number, mut caller) in std::mem::take(&mut self.callers).into_iter().enumerate() {
             while caller
