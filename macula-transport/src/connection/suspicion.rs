@@ -14,10 +14,9 @@
 //! ```
 //!
 //! **Invariants:** one datagram clears a suspicion. A peer is suspected only when it owes an acknowledgement, is silent for as long as
-//! the rules say, and has left a ping unanswered for a PTO. After a hint, two pings unanswered for a PTO without acknowledgement
-//! delay are enough.
-//! Pings are bounded between two datagrams of the peer, and hints are bounded in time. When a look comes late, this process stood still:
-//! the silence counts from then, once.
+//! the rules say, and has left a ping unanswered for a PTO. After a hint it is enough that two pings are unanswered for a PTO
+//! without acknowledgement delay. Pings are bounded between two datagrams of the peer, and hints are bounded in time. When a look comes
+//! late, this process stood still: the silence counts from then, once.
 
 use std::time::{Duration, Instant};
 
