@@ -18,7 +18,7 @@ use crate::peer::Role;
 /// Tells the time in seconds since the Unix epoch.
 pub type UnixClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-/// A node's realm, its own grant, and what it knows of others' grants. Cheap to clone; clones are the same.
+/// A node's realm, its own grant, and its knowledge of others' grants. Cheap to clone; clones are the same.
 #[derive(Clone)]
 pub struct Access(Arc<Inner>);
 
@@ -157,7 +157,7 @@ impl Access {
         Ok(news)
     }
 
-    /// The signed lists of revocations that are in force: what another node has to be told.
+    /// The signed lists of revocations that are in force. Another node has to be told all of them.
     #[must_use]
     pub fn revocations(&self) -> Vec<SignedRevocations> {
         self.verifier().revocations().lists()

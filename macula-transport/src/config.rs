@@ -82,7 +82,7 @@ impl Config {
         self
     }
 
-    /// Sets what this node does in the mesh.
+    /// Sets the part that this node has in the mesh.
     #[must_use]
     pub fn with_role(mut self, role: Role) -> Self {
         self.role = role;
@@ -139,7 +139,7 @@ impl Config {
         self
     }
 
-    /// Puts the endpoint on a network in memory: it opens no socket, and reaches only what is on the same network.
+    /// Puts the endpoint on a network in memory: it opens no socket, and reaches only endpoints on the same network.
     #[cfg(feature = "testing")]
     #[must_use]
     pub fn with_network(mut self, network: &crate::testing::Network) -> Self {
@@ -171,7 +171,7 @@ pub enum KeyExchange {
     /// Elliptic curves only (RFC 7748).
     #[default]
     X25519,
-    /// Elliptic curves and ML-KEM-768 together, so that what is recorded today stays secret if one of them is broken; with a peer
+    /// Elliptic curves and ML-KEM-768 together, so that recorded traffic stays secret if one of them is broken; with a peer
     /// that has only the former, elliptic curves.
     #[cfg(feature = "aws-lc-rs")]
     X25519MlKem768,
@@ -274,9 +274,9 @@ pub struct Timers {
     /// Silence of a peer that owes nothing, while a call waits, after which it is pinged, or a probe timeout where that is longer.
     /// A call that has waited for long is pinged for less often, up to four fifths of [`Timers::probe_after`]. Default 25 ms.
     pub ping_after: Duration,
-    /// A timer of this node that fires so late shows that the node itself stood still: silence counts from then. Default 20 ms.
+    /// When a timer of this node fires later than this, the node itself stood still: silence counts from then. Default 20 ms.
     pub stood_still_after: Duration,
-    /// For so long after a report that a peer's address is unreachable, others are not heeded. Default 250 ms.
+    /// How long after a report that a peer's address is unreachable further reports are ignored. Default 250 ms.
     pub hint_pause: Duration,
     /// From the start of one address's dial to the start of the next one's (RFC 8305, section 5). Default 250 ms.
     pub next_address: Duration,

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-/// Up to so many calls at a time, each leaves at once.
+/// Up to this number of calls at a time, each leaves at once.
 pub(crate) const SMALL_LOAD: usize = 8;
 
 /// How many calls go through an endpoint at a time.
@@ -23,7 +23,7 @@ impl Load {
         self.outbound.fetch_sub(1, Relaxed);
     }
 
-    /// So many calls of peers came together.
+    /// Notes the number of calls of peers that came together.
     pub(crate) fn arrived(&self, calls: usize) {
         if self.batch.load(Relaxed) != calls {
             self.batch.store(calls, Relaxed);

@@ -7,7 +7,7 @@
 //! **Invariants:** the same is not said twice within [`REPEAT`]; a peer that was told that a node is busy is told again while it is,
 //! because a report grows old.
 //!
-//! What is left out: what a load means. [`Handler::load`](crate::Handler::load) says it, and the layer that chooses weighs it.
+//! Left out: the meaning of a load. [`Handler::load`](crate::Handler::load) says it, and the layer that chooses weighs it.
 
 use std::time::{Duration, Instant};
 

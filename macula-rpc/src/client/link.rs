@@ -1,4 +1,4 @@
-//! The state of the way to a provider, as a balancer knows it, from what the connection pool says.
+//! The state of the link to a provider, as a balancer knows it, from the connection pool's word.
 
 use macula_select::Link;
 use macula_transport::{CloseCode, Lost, Pool, Presence};

@@ -1,4 +1,4 @@
-//! Tells the balancers what the connection pool learns of the way to each provider, and dials providers behind the calls (H5, L2).
+//! Tells the balancers of each provider's link, as the connection pool sees it, and dials providers behind the calls (H5, L2).
 //!
 //! One task a client follows the pool: a connection opens, falls silent, is heard again, ends. A service whose balancer wants dials has
 //! one more task, which ends when the service is no longer called.
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::keyed::Keyed;
 
-/// While a provider is silent or not reached, its service's list is asked for anew so often.
+/// The time between two questions for a service's list while one of its providers is silent or not reached.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a dial behind the calls may take. A provider that is down is dialed again soon.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -156,7 +156,7 @@ impl Peers {
         }
     }
 
-    /// Notes what is believed of a peer.
+    /// Notes whether a peer is believed to be there.
     fn note(&mut self, node: NodeId, presence: Presence) {
         match presence {
             Presence::Up => self.silent.remove(&node),

@@ -25,7 +25,7 @@ pub enum ClientEvent {
     Suspected(NodeId),
     /// A suspected node was heard again.
     Heard(NodeId),
-    /// Events came faster than they were taken, and so many were lost.
+    /// Events came faster than they were taken: the number of those lost.
     Missed(u64),
 }
 

@@ -58,7 +58,7 @@ impl CallWatch {
         self.known.meters.lookup(source.map_or("none", AnswerSource::name));
     }
 
-    /// The call ended after so many attempts.
+    /// The call ended, after this number of attempts.
     pub(crate) fn end(mut self, attempts: usize, ended: Ended) {
         observe::record_end(&self.span, attempts, ended);
         self.ended = ended;

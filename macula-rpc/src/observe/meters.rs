@@ -155,7 +155,7 @@ impl Meters {
         self.attempt_seconds.record(&self.labels, took);
     }
 
-    /// A call went on to so many further providers.
+    /// A call went on to this number of further providers.
     pub(crate) fn failovers(&self, count: usize) {
         if count > 0 {
             self.failovers.add(&self.labels, count);

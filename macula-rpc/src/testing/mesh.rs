@@ -168,7 +168,7 @@ impl Mesh {
         self.shared.network.cut_one_way(self.addr(from), self.addr(to));
     }
 
-    /// Stops a node as SIGSTOP does, as seen from outside: what it is sent waits, and what it sends leaves when it resumes.
+    /// Stops a node as SIGSTOP does, as seen from outside: datagrams to it wait, and its own leave when it resumes.
     ///
     /// # Panics
     /// As [`Mesh::kill`].

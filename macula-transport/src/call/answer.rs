@@ -1,4 +1,4 @@
-//! The provider's side of a connection: what a peer's stream asks, answered by the handler.
+//! The provider's side of a connection: it has the handler answer the streams that a peer opens.
 //!
 //! Every call is let in by [`Provider::admit`] and begun by [`Provider::begin`], from a stream of its own or from a lane.
 
@@ -473,7 +473,7 @@ async fn streaming(
     }
 }
 
-/// The whole request: what the head carries, and the frames after it.
+/// The whole request: the part in the head, and the frames after it.
 async fn body(link: &Link, incoming: &mut Incoming, first: Bytes) -> Result<Bytes, Unserved> {
     let limit = link.shared.config.limits.max_message_bytes;
     incoming.set_limit(limit + FRAME_OVERHEAD);

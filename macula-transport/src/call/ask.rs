@@ -96,7 +96,7 @@ impl Caller {
         self.lock_lane().clone().filter(|lane| lane.stream() == Some(stream))
     }
 
-    /// Waits for the turn of a request of so many bytes. The turn ends when the permit is dropped.
+    /// Waits for the turn of a request of this size, in bytes. The turn ends when the permit is dropped.
     async fn turn(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
         match bytes > LARGE_BYTES {
             true => self.large_sends.acquire().await.ok(),

@@ -3,7 +3,7 @@
 //! Neither side builds the schema's messages. A frame is written field by field into the outbox, and read field by field where it lies:
 //! its payload, its names and its metadata's values are slices of it.
 //!
-//! **Invariants:** a frame that is read is what the schema's decoder reads of the same bytes, and every frame that is written is read
+//! **Invariants:** a frame is read as the schema's decoder reads the same bytes, and every frame that is written is read
 //! back. A frame costs no more memory than its bytes and [`MAX_METADATA_ENTRIES`] entries.
 //!
 //! Stricter than the schema: a frame holds one kind once, and no group.
@@ -40,7 +40,7 @@ pub(crate) enum Frame {
     Head(Head),
     /// A message of either side.
     Data(Data),
-    /// The provider's outcome, with the last message of its reply: what it answered, or that it refuses the call.
+    /// The provider's outcome, with the last message of its reply: its answer, or its refusal of the call.
     Trailers(Result<CallReply, CallError>),
     /// The caller gives the call up.
     Cancel,
@@ -84,7 +84,7 @@ pub(crate) struct Data {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// Reads a frame: the call it belongs to, 0 on a stream of the call's own, and what it says.
+/// Reads a frame, and the id of its call: 0 on a stream of the call's own.
 #[inline]
 pub(crate) fn read(frame: &Bytes) -> Result<(u64, Frame), Malformed> {
     let (mut call, mut kind) = (0, None);
@@ -257,7 +257,7 @@ impl<'f> Fields<'f> {
                 self.take(4)?;
                 Value::Fixed
             }
-            // Groups, which the schema does not have, and what is no wire type.
+            // Groups, which the schema does not have, and numbers that are no wire type.
             3 | 4 | 6.. => return Err(Malformed),
         };
         let field = key >> 3;

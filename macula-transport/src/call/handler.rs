@@ -1,4 +1,4 @@
-//! What a node does with what its peers ask.
+//! The handler: a node's answers to the requests of its peers.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub enum Protocol {
     Revocations,
 }
 
-/// What a node does with what its peers ask, on every connection, whichever side dialed it.
+/// A node's answers to the requests of its peers, on every connection, whichever side dialed it.
 ///
 /// A returned future is polled once where the request was read, so a handler that is ready at once costs no task; one that
 /// blocks its thread holds up every other call of that connection. The future is dropped when the caller cancels, when the

@@ -87,7 +87,7 @@ impl IncomingMessages {
         }
     }
 
-    /// Where what is kept of these requests is charged: to the caller. `None` when there is no request beyond the first.
+    /// Where requests that are kept are charged: to the caller. `None` when there is no request beyond the first.
     #[must_use]
     pub fn memory(&self) -> Option<Memory> {
         match &self.source {
@@ -140,7 +140,7 @@ impl IncomingMessages {
     }
 }
 
-/// The replies of a streaming call, from the handler's side; the outcome is what the handler returns.
+/// The replies of a streaming call, from the handler's side; the handler returns the outcome.
 #[derive(Debug)]
 pub struct OutgoingMessages {
     writer: Arc<ReplyWriter>,
@@ -186,7 +186,7 @@ impl OutgoingMessages {
         self.writer.gather(first, true).await
     }
 
-    /// Sends what was gathered, waiting until the caller has room for it.
+    /// Sends the gathered messages, waiting until the caller has room for it.
     ///
     /// # Errors
     /// When the caller does not wait any more.

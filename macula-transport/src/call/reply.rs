@@ -41,7 +41,7 @@ const REPLY_GRACE: Duration = Duration::from_secs(1);
 const MAX_SHORTENED_BYTES: usize = 1024;
 /// The most that waits for the outcome of a call on a lane, in bytes of memory: a few messages that together fit on the lane.
 const MAX_HELD_BYTES: usize = INLINE_BYTES + 64 * size_of::<Bytes>();
-/// Gathered messages of so many bytes are written, whether or not more is ready.
+/// Gathered messages are written once they have this size, in bytes, even if more are ready.
 const MAX_GATHERED_BYTES: usize = 64 * 1024;
 
 /// The peer, the connection or the deadline ended the call: nothing that the handler sends from here on arrives.
@@ -69,7 +69,7 @@ impl Default for ReplyPlaces {
 }
 
 impl ReplyPlaces {
-    /// Waits for the turn of a message of so many bytes. The turn ends when the permit is dropped.
+    /// Waits for the turn of a message of this size, in bytes. The turn ends when the permit is dropped.
     pub(crate) async fn turn(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
         match bytes > LARGE_BYTES {
             true => self.large.acquire().await.ok(),
@@ -78,7 +78,7 @@ impl ReplyPlaces {
     }
 }
 
-/// Where a call on a lane is: what a stream for its reply starts with.
+/// The place of a call on a lane. A stream for its reply starts with it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LanePlace {
     pub(crate) lane: u64,
@@ -123,13 +123,13 @@ impl ReplyStream {
         Ok(stream)
     }
 
-    /// Takes over what was charged for its message already.
+    /// Takes over the charge that its message has already.
     pub(crate) fn keeping(mut self, kept: Kept) -> Self {
         self.kept = kept;
         self
     }
 
-    /// Takes a message to be written with what follows.
+    /// Takes a message to be written with those after it.
     fn put(&mut self, message: &Bytes) {
         let part = match std::mem::take(&mut self.whole) {
             true => Part::FirstOfWhole,
@@ -353,7 +353,7 @@ impl ReplyWriter {
         self.limit
     }
 
-    /// Takes a message to be sent with what follows; with `whole`, the first of a reply that is there already.
+    /// Takes a message to be sent with those after it; with `whole`, the first of a reply that is there already.
     pub(crate) async fn gather(&self, message: Bytes, whole: bool) -> Result<(), Gone> {
         if let Ok(mut state) = self.state.try_lock()
             && let WriterState {
@@ -401,7 +401,7 @@ impl ReplyWriter {
         state.written(relieved)
     }
 
-    /// Sends what was gathered.
+    /// Sends the gathered messages.
     pub(crate) async fn flush(&self) -> Result<(), Gone> {
         let mut state = self.state.lock().await;
         if state.failed.is_some() {
@@ -421,7 +421,7 @@ impl ReplyWriter {
         state.written(flushed)
     }
 
-    /// Moves what was gathered to a stream, when it is this reply's turn.
+    /// Moves the gathered messages to a stream, when it is this reply's turn.
     async fn open(&self, state: &mut WriterState) -> Result<(), Gone> {
         let (Some(at), Way::Lane(_)) = (self.place, &state.way) else {
             return Err(Gone);
@@ -492,7 +492,7 @@ impl ReplyWriter {
         Ok((reply, messages))
     }
 
-    /// Sends what was gathered and the outcome, or says what goes over the lane.
+    /// Sends the gathered messages and the outcome, or gives those that go over the lane.
     pub(crate) async fn end(&self, reply: Reply) -> Ended {
         let mut state = self.state.lock().await;
         let mut reply = match self.fit_lane(&mut state, reply) {

@@ -39,7 +39,7 @@ pub(crate) struct LaneEntry {
 }
 
 impl LaneEntry {
-    /// So many more calls were read, which enter next.
+    /// Notes that this many more calls were read, which enter next.
     pub(crate) fn read(&self, calls: usize) {
         self.calls.fetch_add(calls as u64, SeqCst);
     }

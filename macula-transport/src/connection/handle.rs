@@ -98,7 +98,7 @@ impl Connection {
 
     /// How busy the peer said it is, and when it said so last; `None` while it has said nothing. A peer that was never busy says nothing.
     ///
-    /// A peer that is called and busy repeats itself every few seconds: what is older than 10 s says nothing any more.
+    /// A peer that is called and busy repeats itself every few seconds, so a report that is older than 10 s says nothing any more.
     #[must_use]
     pub fn load(&self) -> Option<(LoadReport, Instant)> {
         self.caller.link.peer_load()
@@ -117,7 +117,7 @@ impl Connection {
     /// Tells when [`Connection::presence`] changes.
     ///
     /// While calls wait, a silent peer is pinged, and suspected after [`Timers::suspect_after_ptos`](crate::Timers) of silence. Neither
-    /// the calls nor the connection end for that: what to do with a suspicion is the caller's choice.
+    /// the calls nor the connection end for that: the caller decides what to do.
     #[must_use]
     pub fn watch_presence(&self) -> PresenceWatch {
         self.caller.link.watch.subscribe()

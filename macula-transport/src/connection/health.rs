@@ -119,7 +119,7 @@ impl Health {
         }
     }
 
-    /// A look that comes so long after it was due came from a process that stood still: stopped, asleep, or starved.
+    /// When a look comes later than it was due by this, the process stood still: stopped, asleep, or starved.
     fn late(&self) -> Duration {
         2 * self.rules.ask_after
     }

@@ -213,7 +213,7 @@ impl Link {
         self.quic.close(code.to_wire(), &reason);
     }
 
-    /// Closes the connection because others need what it takes.
+    /// Closes the connection because others need its share.
     pub(crate) fn give_way(&self) {
         self.close_naming(CloseCode::Aborted, GAVE_WAY);
     }
@@ -330,7 +330,7 @@ impl Link {
         self.inbound.enter_from(stream).then(|| self.inside())
     }
 
-    /// Lets so many calls of the peer in that were read from a lane; `None` when no further ones are taken.
+    /// Lets in `calls` calls of the peer that were read from a lane; `None` when no further ones are taken.
     pub(crate) fn let_in_on(self: &Arc<Self>, lane: &LaneEntry, calls: usize) -> Option<InFlight> {
         lane.read(calls);
         self.inbound.enter().then(|| self.inside())

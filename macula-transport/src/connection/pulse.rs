@@ -51,7 +51,7 @@ impl Pulse {
         }
     }
 
-    /// Acknowledgements came, and leave so many bytes without one.
+    /// Acknowledgements came, and leave `in_flight` bytes without one.
     pub(crate) fn acknowledged(&self, now: Instant, in_flight: u64) {
         let stamp = if in_flight == 0 { 0 } else { self.stamp(now, true) };
         self.unanswered.store(stamp, Relaxed);

@@ -39,7 +39,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// `handler_takes` so many calls at a time, when it says so.
+    /// `handler_takes` is the number of calls that the handler takes at a time, when it gives one.
     pub(crate) fn new(config: Config, counters: Arc<Counters>, load: Arc<Load>, handler_takes: Option<u32>) -> Self {
         Self {
             memory: MemoryBudget::new(config.limits.memory_bytes),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 /// How often the heart beats.
 pub(crate) const BEAT: Duration = Duration::from_millis(250);
-/// A beat that is so late shows that the process stood still. A busy one beats late, too, but not by so much.
+/// A beat that is later than this shows that the process stood still. A busy process beats late, too, but not by that much.
 const LATE: Duration = Duration::from_millis(500);
 /// How many beats in time show that everything which waited was read.
 const BEATS_IN_TIME: u8 = 2;

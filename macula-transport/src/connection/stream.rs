@@ -325,7 +325,7 @@ impl Incoming {
         }
     }
 
-    /// Charges what is unfinished to the peer.
+    /// Charges unfinished messages to the peer.
     pub(crate) fn charged(mut self, memory: &Memory) -> Self {
         self.kept = Some(memory.kept());
         self
@@ -366,7 +366,7 @@ impl Incoming {
         }
     }
 
-    /// Reads what has arrived, and charges what is here of an unfinished message; false at the end of the stream.
+    /// Reads the bytes that have arrived, and charges the part of an unfinished message; false at the end of the stream.
     async fn read_more(&mut self) -> Result<bool, ReceiveError> {
         let here = self.decoder.buffered();
         if let Some(kept) = &mut self.kept {
@@ -384,7 +384,7 @@ impl Incoming {
         }
     }
 
-    /// Reads what has arrived; false at the end of the stream.
+    /// Reads the bytes that have arrived; false at the end of the stream.
     async fn read(&mut self) -> Result<bool, ReceiveError> {
         let mut chunks = [const { Bytes::new() }; NEXT_BATCH];
         let Some(count) = self.stream.read_chunks(&mut chunks).await? else {

@@ -34,7 +34,7 @@ const HINT_PING_AGAIN: Duration = Duration::from_millis(1);
 /// The least silence after them that confirms a hint: a peer that is busy may be late by less.
 const HINT_SILENCE: Duration = Duration::from_millis(10);
 /// A peer that owes nothing is pinged when it is silent for this part of the time in which no call made progress: finding out that
-/// it is gone adds little to what was waited already.
+/// it is gone adds little to the time that was waited already.
 const PART_OF_WAIT: u32 = 64;
 
 /// When silence is suspicious.
@@ -44,13 +44,13 @@ pub(crate) struct SuspicionRules {
     pub(crate) after_ptos: u32,
     /// The least silence before a suspicion.
     pub(crate) after: Duration,
-    /// A peer that owes nothing is pinged after so long while a call waits, or a PTO where that is longer.
+    /// The silence after which a peer that owes nothing is pinged while a call waits, or a PTO where that is longer.
     pub(crate) ping_after: Duration,
     /// The longest time between two pings, however long the calls have waited.
     pub(crate) ping_at_most: Duration,
-    /// A look that comes so long after it was due comes from a process that stood still.
+    /// When a look comes later than it was due by this, the process stood still.
     pub(crate) late: Duration,
-    /// Hints that come sooner after another are not heeded.
+    /// Hints that follow another within this time are ignored.
     pub(crate) hint_pause: Duration,
 }
 
@@ -183,7 +183,7 @@ impl Suspicion {
                 ..Silence::new(now)
             },
         };
-        // What was heard until now does not answer the hint.
+        // Packets that were heard until now do not answer the hint.
         (self.heard, self.eliciting) = (sight.heard, sight.eliciting);
         self.hinted_at = Some(now);
         self.belief = Belief::Watched(Silence { hint: true, ..silence });
@@ -314,7 +314,7 @@ impl Suspicion {
         match self.belief {
             Belief::Idle => None,
             Belief::Watched(silence) => {
-                // What is sent meanwhile is seen at the next look.
+                // Packets that are sent meanwhile are seen at the next look.
                 let look = now + self.rules.ping_after.max(sight.pto);
                 let ping = self.ping_at(now, sight, &silence);
                 let suspect = self.suspect_at(sight, &silence);

@@ -17,7 +17,7 @@ use std::{
 
 use macula_wire::{Admission, Holder, Network, Shares};
 
-/// A handshake that is older than this gives way to any newcomer. It takes two round trips and what the peers compute.
+/// A handshake that is older than this gives way to any newcomer. It takes two round trips, and the time in which the peers compute.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The handshakes under way. `H` ends one.

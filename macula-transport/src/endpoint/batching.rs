@@ -1,7 +1,7 @@
 //! A runtime for quinn whose tasks, under load, let others go first.
 //!
 //! quinn wakes a connection's driver for every small write, and the driver sends a packet for each. When many calls are under way
-//! it pays to let the tasks that are ready run first: then one packet carries what they all wrote. So a driver that was woken
+//! it pays to let the tasks that are ready run first: then one packet carries the frames of all of them. So a driver that was woken
 //! yields once before it runs. With few calls under way it runs at once, for yielding would only add to their latency.
 
 use std::{

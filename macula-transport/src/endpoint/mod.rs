@@ -235,10 +235,10 @@ impl Endpoint {
             .snapshot(self.inner.pool.len(), shared.memory.stats(), shared.places.stats())
     }
 
-    /// Takes no further calls and waits until those under way are answered: peers are told, and what they send all the same
-    /// is refused as not started (N4).
+    /// Takes no further calls and waits until those under way are answered: peers are told, and calls that they send all the same
+    /// are refused as not started (N4).
     ///
-    /// There is no way back. This node may call others until it is shut down: what it still runs may have to.
+    /// There is no way back. This node may call others until it is shut down, because its running handlers may have to.
     pub async fn drain(&self) {
         self.inner.shared.drain();
         let links = self.inner.pool.links();
@@ -250,8 +250,8 @@ impl Endpoint {
         }
     }
 
-    /// Drains, waits until the peers have acknowledged every reply, and closes every connection: all within `grace`. After that what
-    /// is not finished is given up, and its callers are told that it may have run.
+    /// Drains, waits until the peers have acknowledged every reply, and closes every connection: all within `grace`. After that
+    /// unfinished calls are given up, and their callers are told that they may have run.
     pub async fn shutdown(&self, grace: Duration) {
         let left = async {
             self.drain().await;
@@ -521,7 +521,7 @@ async fn accept_one(inner: &Arc<Inner>, arriving: quinn::Incoming) {
     }
 }
 
-/// A node may start without a grant, and be given one later. A grant that it has must let it be what it says that it is.
+/// A node may start without a grant, and be given one later. A grant that it has must allow the role that it names.
 fn check_grant(config: &Config) -> Result<(), BindError> {
     match config.access.own() {
         Ok(own) if !own.may_be(config.role.needs()) => Err(BindError::Grant(AccessError::Role(own.role()))),

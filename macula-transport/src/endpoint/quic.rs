@@ -92,7 +92,7 @@ pub(crate) fn endpoint_config(
         .take(8)
         .fold(0, |mark, &byte| mark << 8 | u64::from(byte));
     let mut config = EndpointConfig::new(Arc::new(reset_key));
-    // What is taken bounds what the peer's path discovery tries. Fails only for sizes that QUIC does not have.
+    // The size that is taken bounds the sizes that the peer's path discovery tries. Fails only for sizes that QUIC does not have.
     if let Err(error) = config.max_udp_payload_size(MAX_DATAGRAM_BYTES) {
         tracing::warn!(%error, "datagrams stay small");
     }

@@ -1,6 +1,6 @@
 //! A UDP socket that also hears ICMP: which of its datagrams did not reach a process (L4).
 //!
-//! Linux keeps what routers and hosts report of a socket's datagrams in an error queue, when asked to (`IP_RECVERR`, ip(7)). A report
+//! Linux keeps the reports of routers and hosts about a socket's datagrams in an error queue, when asked to (`IP_RECVERR`, ip(7)). A report
 //! is a hint and no proof: a sender that knows the two ports can forge one.
 //!
 //! **What the error queue costs.** It shares the receive buffer, so a task empties it as soon as something is in it. A report makes
@@ -107,7 +107,7 @@ impl Shared {
     /// Takes reports out of the queue; how many.
     fn take_reports(&self) -> usize {
         self.reported.store(true, Relaxed);
-        // IPv6's comes after what else the socket asks the system to say of a datagram.
+        // IPv6's comes after the other facts that the socket asks the system for.
         let mut space = cmsg_space!(
             libc::sock_extended_err,
             libc::sockaddr_in6,

@@ -124,7 +124,7 @@ impl Identity {
         }
     }
 
-    /// Writes the identity to a file of mode 0600, replacing what is there.
+    /// Writes the identity to a file of mode 0600, replacing one that is there.
     ///
     /// # Errors
     /// [`IdentityError::Write`] when the file cannot be written.
@@ -145,7 +145,7 @@ impl Identity {
         })
     }
 
-    /// The public half: what others know the node by.
+    /// The public half, by which others know the node.
     #[must_use]
     pub fn node_id(&self) -> NodeId {
         self.key.node_id()

@@ -35,7 +35,7 @@ pub enum PoolEvent {
         /// Why.
         error: Arc<DialError>,
     },
-    /// Events came faster than they were taken, and so many were lost.
+    /// Events came faster than they were taken: the number of those lost.
     Missed(u64),
 }
 

@@ -261,7 +261,7 @@ enum Wanted {
 
 type Waiter = oneshot::Sender<Result<Connection, DialError>>;
 
-/// The pool's state behind its lock, with what the core does not know: links and waiters.
+/// The pool's state behind its lock, with the links and waiters that the core does not know.
 #[derive(Debug)]
 pub(crate) struct Shell {
     shared: Arc<Shared>,
@@ -512,7 +512,7 @@ impl Shell {
         self.shared.room.freed();
     }
 
-    /// Does what the core says.
+    /// Performs the core's outputs.
     fn perform(&self, mut table: MutexGuard<'_, Table>) {
         while let Some(output) = table.state.poll_output() {
             match output {

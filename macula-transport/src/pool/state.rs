@@ -199,7 +199,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         }
     }
 
-    /// A connection to `peer`, or what must happen first.
+    /// A connection to `peer`, or the step that must come first.
     pub(crate) fn get(
         &mut self,
         now: Instant,
@@ -229,7 +229,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.current.get(peer).copied()
     }
 
-    /// A connection to the node at an address: the one that was made to it before, or what must happen first.
+    /// A connection to the node at an address: the one that was made to it before, or the step that must come first.
     pub(crate) fn get_anyone(&mut self, at: u64, activity: impl Fn(ConnectionId) -> Activity) -> Answer {
         let found = self
             .entries
@@ -458,7 +458,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.outputs.push_back(Output::Close(connection, why));
     }
 
-    /// Closes what has been idle for too long. Early or repeated calls are harmless.
+    /// Closes connections that have been idle for too long. Early or repeated calls are harmless.
     pub(crate) fn handle_timeout(&mut self, now: Instant, activity: impl Fn(ConnectionId) -> Activity) {
         let due: Vec<_> = self
             .entries

@@ -22,7 +22,7 @@ use std::{
 use macula_wire::{Admission, Holder, NodeId, Shares};
 use tokio::sync::Notify;
 
-/// An account gives back what it does not use once it is so many units.
+/// An account gives its unused units back once it has this many.
 const SPARE_UNITS: u64 = 2;
 
 /// There is no room, and no other peer holds more than its share.
@@ -302,7 +302,7 @@ impl Account {
         })
     }
 
-    /// Charges a small amount even where there is no room: for what exists already. Then the account [is short](Self::is_short).
+    /// Charges a small amount even where there is no room, for things that exist already. Then the account [is short](Self::is_short).
     pub(crate) fn force(self: &Arc<Self>, amount: u64) -> Charge {
         self.use_more(amount);
         Charge {
@@ -311,7 +311,7 @@ impl Account {
         }
     }
 
-    /// Charges what the connection takes by itself, once, until the account is closed; as [`Account::force`].
+    /// Charges the connection's own amount, once, until the account is closed; as [`Account::force`].
     pub(crate) fn set_base(&self, amount: u64) {
         self.base.store(amount, SeqCst);
         self.use_more(amount);
@@ -337,7 +337,7 @@ impl Account {
         self.hold_of(0)
     }
 
-    /// A hold of what is charged already.
+    /// A hold of an amount that is charged already.
     fn hold_of(self: &Arc<Self>, amount: u64) -> Hold {
         let signal = Arc::new(Signal::default());
         let mut holds = self.inner.lock_holds();

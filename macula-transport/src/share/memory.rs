@@ -3,7 +3,7 @@
 //! Whatever a peer can make large is charged to its connection's [`Memory`] before it grows, and given back when it is dropped. A
 //! message that is whole in the first read is not charged: QUIC's window bounds what arrives, and it is gone at once.
 //!
-//! Left out: what QUIC itself keeps, which its [windows](super::window) bound, and what the application keeps of a message that it was given.
+//! Left out: QUIC's own buffers, which its [windows](super::window) bound, and messages that the application keeps.
 
 use std::{future::Future, sync::Arc};
 
@@ -19,14 +19,14 @@ const CONNECTION_BYTES: u64 = 128 * 1024;
 pub(crate) const STREAM_BYTES: u64 = 8 * 1024;
 /// What a call that runs beside its lane takes beside its request, in bytes: its task.
 pub(crate) const TASK_BYTES: u64 = 2 * 1024;
-/// Up to so many bytes of a message are part of what its stream takes.
+/// Bytes of a message that its stream's own charge covers.
 const FREE_BYTES: usize = 1024;
 /// A message is charged in steps of this size, in bytes.
 const STEP_BYTES: usize = 16 * 1024;
 /// The part of the memory that is for this node's own calls, as a divisor: peers cannot fill it, and it takes nothing from them.
 const OWN_PART: u64 = 8;
 
-/// The part of the memory that is for what peers make this node keep, as a divisor. What is left of it is for QUIC's windows: see
+/// The part of the memory that is charged to peers piece by piece, as a divisor. The rest is for QUIC's windows: see
 /// [`window`](super::window).
 const PEERS_PART: u64 = 2;
 
@@ -63,7 +63,7 @@ impl MemoryBudget {
         }
     }
 
-    /// The memory of a connection, and what it takes by itself. `give_way` ends the connection.
+    /// The memory of a connection, its own amount charged. `give_way` ends the connection.
     pub(crate) fn connection(&self, holder: Holder<NodeId>, give_way: impl Fn() + Send + Sync + 'static) -> Memory {
         let memory = Memory(Account::open(&self.peers, holder, give_way));
         memory.0.set_base(CONNECTION_BYTES);

@@ -11,7 +11,7 @@ use macula_wire::{Holder, NodeId};
 use super::budget::{Account, Budget, Charge, Exhausted};
 use crate::config::Limits;
 
-/// Up to so many places, an account draws them one by one.
+/// Where there are at most this many places, an account draws them one by one.
 const FEW: u64 = 4096;
 /// How many places an account draws at a time, where there are more.
 const UNIT: u64 = 4;

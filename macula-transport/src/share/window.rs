@@ -14,7 +14,7 @@ const PART: u64 = 16;
 /// No window is smaller, in bytes: small calls fit into it, and large messages take more round trips.
 const LEAST_BYTES: u32 = 64 * 1024;
 
-/// The window of a new connection, in bytes each way, when there are so many connections, it included.
+/// The window of a new connection, in bytes each way, when there are `connections` of them with it.
 pub(crate) fn of_connection(limits: &Limits, connections: usize) -> u32 {
     let each = limits.memory_bytes / PART / (connections.max(1) as u64) / 2;
     let halves = std::iter::successors(Some(limits.connection_window), |window| Some(window / 2));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The way from one host to another: how long it takes, and how much of it fails.
 ///
-/// Chances are between 0 and 1; what is outside counts as the nearer of the two.
+/// Chances are between 0 and 1; a value outside counts as the nearer of the two.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
     pub(super) latency: Duration,

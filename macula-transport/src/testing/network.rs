@@ -101,7 +101,7 @@ pub(super) struct RecvFrom<'a> {
 
 /// The result of a socket's look for datagrams.
 pub(super) enum Arrivals {
-    /// So many were taken.
+    /// The number that was taken.
     Taken(usize),
     /// The next one arrives then.
     Next(Instant),
@@ -225,7 +225,7 @@ impl Network {
     }
 
     /// Stops a host as SIGSTOP and a suspended machine do, as seen from outside: it receives nothing and sends nothing until
-    /// [`Network::resume`]. What arrives meanwhile waits, and what it sends leaves when it resumes.
+    /// [`Network::resume`]. Datagrams to it wait meanwhile, and its own leave when it resumes.
     ///
     /// Its tasks still run, so its own timers are on time; those of a process that was stopped are late.
     pub fn pause(&self, host: SocketAddr) {
@@ -253,7 +253,7 @@ impl Network {
     }
 
     /// Gives a running host another address, as a network does that assigns a new lease or a new mapping. The host is not told: its
-    /// connections go on from the new address, and what is sent to the old one goes nowhere.
+    /// connections go on from the new address, and datagrams to the old one go nowhere.
     ///
     /// Does nothing when no host has the first address or one has the second.
     pub fn move_host(&self, from: SocketAddr, to: SocketAddr) {
@@ -481,7 +481,8 @@ impl State {
         }
     }
 
-    /// Hands what has arrived to `take`, at most `room` datagrams, and to `unreachable` where nothing listens; when there is nothing yet, `waker` is woken by the next send.
+    /// Hands the datagrams that have arrived to `take`, at most `room` of them, and the addresses where nothing listens to `unreachable`.
+    /// When there is nothing yet, the next send wakes `waker`.
     pub(super) fn receive(
         &mut self,
         socket: u64,

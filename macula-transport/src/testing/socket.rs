@@ -86,7 +86,7 @@ impl AsyncUdpSocket for MemorySocket {
         loop {
             let mut state = self.network.lock();
             let take = |n: usize, arrived: &RecvFrom<'_>| {
-                // As the system does: what does not fit is cut off.
+                // As the system does, the part that does not fit is cut off.
                 let len = arrived.body.len().min(bufs[n].len());
                 bufs[n][..len].copy_from_slice(&arrived.body[..len]);
                 meta[n] = RecvMeta {

@@ -153,7 +153,7 @@ impl OutboundLane {
         }
     }
 
-    /// Writes what is queued, reads replies and keeps the deadlines until the stream or the connection ends.
+    /// Writes the queued frames, reads replies and keeps the deadlines until the stream or the connection ends.
     async fn run(self: Arc<Self>, link: Arc<Link>) {
         let unknown = tokio::select! {
             biased;
@@ -199,7 +199,7 @@ impl OutboundLane {
         // Opened once.
         let _ = self.stream.set(outgoing.index());
         outgoing.carry_small_calls();
-        // A lane whose writing half was refused still reads the replies to what it has sent.
+        // A lane whose writing half was refused still reads the replies to the calls that it has sent.
         let write = async {
             if outgoing.send(&mut [kind_bytes(StreamKind::Lane)]).await.is_ok() {
                 self.write(link, &mut outgoing).await;

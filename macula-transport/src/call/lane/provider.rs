@@ -76,7 +76,7 @@ pub(crate) struct InboundLane {
     provider: Arc<Provider>,
 }
 
-/// A call that runs on beside the lane, and what it needs.
+/// A call that runs on beside the lane, with everything it needs.
 struct Running {
     id: CallId,
     begun: Begun,
@@ -449,7 +449,7 @@ impl InboundLane {
     }
 }
 
-/// One large reply under way, of so many bytes.
+/// One large reply under way, with its size in bytes.
 struct Large(Arc<InboundLane>, usize);
 
 impl Large {

@@ -73,7 +73,7 @@ pub(crate) struct Unanswered<W> {
     pub(crate) written_as: Option<u64>,
 }
 
-/// A call was put on the lane: what the shell must do.
+/// The duties of the shell after a call was put on the lane.
 #[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) id: CallId,
@@ -176,7 +176,7 @@ impl<W> CallerLane<W> {
         self.calls.len()
     }
 
-    /// Ends every call: the lane is over, and what was not written never will be.
+    /// Ends every call: the lane is over, and frames that were not written never will be.
     pub(crate) fn close(&mut self) -> Vec<Unanswered<W>> {
         self.outbox.take();
         let written = self.written;
@@ -196,7 +196,7 @@ pub(crate) enum Answered {
     Outcome(CallId, Result<CallReply, CallError>),
 }
 
-/// Reads what a provider sends on a lane.
+/// Reads a provider's frame on a lane.
 pub(crate) fn read_reply(frame: &Bytes) -> Result<Answered, Broken> {
     match frame::read(frame) {
         Ok((call, Frame::Trailers(outcome))) => Ok(Answered::Outcome(CallId::from_wire(call), outcome)),
@@ -222,7 +222,7 @@ impl Asked {
     }
 }
 
-/// Reads what a caller sends on a lane.
+/// Reads a caller's frame on a lane.
 pub(crate) fn read_request(frame: &Bytes) -> Result<Asked, Broken> {
     match frame::read(frame) {
         Ok((call, Frame::Head(head))) if head.end => Ok(Asked::Call(CallId::from_wire(call), head)),
@@ -278,7 +278,7 @@ impl<R> ProviderLane<R> {
         self.running.remove(&id).is_some()
     }
 
-    /// The caller does not want a call any more. Gives what stops the call, if it runs.
+    /// The caller does not want a call any more. Gives the means to stop the call, if it runs.
     pub(crate) fn cancelled(&mut self, id: CallId) -> Option<R> {
         self.running.remove(&id).flatten()
     }
