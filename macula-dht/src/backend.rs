@@ -3,7 +3,7 @@
 //! A backend is a cache, not an authority: its records are verified like a stranger's. The core works from memory
 //! and hands changes over in batches, so a slow or broken disk delays only the commit.
 
-use macula_wire::{NodeId, ServiceKey, SignedProvider};
+use macula_wire::{Holder, NodeId, ServiceKey, SignedProvider};
 
 use crate::Contact;
 
@@ -70,6 +70,8 @@ pub struct StoredRecord {
     pub node: NodeId,
     /// The record.
     pub record: SignedProvider,
+    /// The peer that delivered it, for which it counts (X7).
+    pub deliverer: Holder<NodeId>,
     /// From then on it is not shown, in milliseconds since the Unix epoch.
     pub expires_ms: u64,
     /// From then on its place is free, in milliseconds since the Unix epoch. Until then it hides the records it superseded.

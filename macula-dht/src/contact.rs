@@ -1,8 +1,9 @@
 //! A peer and how to reach it.
 //!
 //! A peer chooses the addresses it announces, and those it names for others. A node that dialed them all could be made to send
-//! packets to any host. So a stranger is dialed only at the address it was seen at ([`Contact::as_seen`]), and a peer on a public
-//! address names no private ones ([`Contact::named_by`]).
+//! packets to any host, or to ask name servers for any name. So a stranger is dialed only at the address it was seen at
+//! ([`Contact::as_seen`]), a peer on a public address names no private ones ([`Contact::named_by`]), and host names are not passed on: peers
+//! are told the address that was seen instead ([`Contact::as_told`]).
 
 use std::{
     fmt,
@@ -34,13 +35,13 @@ struct Inner {
 /// How far an address means the same host, the widest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Scope {
-    /// Everywhere. A host name counts as public: the shell resolves it, and knows then.
+    /// Everywhere.
     Public,
     /// Within one site.
     Private,
     /// On one host.
     Loopback,
-    /// It is no address of a host.
+    /// It is a host name, which is not looked up for others, or no address of a host.
     None,
 }
 
@@ -60,7 +61,7 @@ impl Scope {
     }
 
     fn of_address(address: &Address) -> Self {
-        address.ip().map_or(Self::Public, Self::of)
+        address.ip().map_or(Self::None, Self::of)
     }
 }
 
@@ -70,10 +71,9 @@ impl Contact {
     pub fn new(node_id: NodeId, endpoints: impl IntoIterator<Item = Address>) -> Self {
         let endpoints: Box<[_]> = endpoints.into_iter().take(MAX_ENDPOINTS).collect();
         let claimed = endpoints.first().and_then(Address::ip);
-        let first = claimed.map_or(Scope::Public, Scope::of);
-        let others = endpoints.iter().skip(1).map(Scope::of_address);
+        let scopes = endpoints.iter().map(Scope::of_address);
         Self(Arc::new(Inner {
-            scope: others.fold(first, Scope::max),
+            scope: scopes.fold(Scope::Public, Scope::max),
             names: claimed.map_or(Scope::Loopback, Scope::of),
             node_id,
             observed: None,
@@ -122,8 +122,25 @@ impl Contact {
         (!endpoints.is_empty()).then(|| Self::new(*self.node_id(), endpoints).observed_at(seen))
     }
 
-    /// The same contact without the endpoints that `namer` cannot know: private ones from a peer on a public address, loopback ones
-    /// from another host. `None` when no endpoint is left.
+    /// The same contact as others are told of it: with the address it was seen at in place of host names.
+    pub(crate) fn as_told(&self) -> Self {
+        let Some(seen) = self.0.observed.filter(|_| self.0.scope == Scope::None) else {
+            return self.clone();
+        };
+        let mut endpoints = Vec::new();
+        for endpoint in self.endpoints() {
+            let at = Address::try_from(SocketAddr::new(endpoint.ip().unwrap_or(seen), endpoint.port()));
+            if let Ok(at) = at
+                && !endpoints.contains(&at)
+            {
+                endpoints.push(at);
+            }
+        }
+        Self::new(*self.node_id(), endpoints).observed_at(seen)
+    }
+
+    /// The same contact without host names, and without the endpoints that `namer` cannot know: private ones from a peer on a public
+    /// address, loopback ones from another host. `None` when no endpoint is left.
     pub(crate) fn named_by(self, namer: &Contact) -> Option<Self> {
         let narrowest = namer.0.names;
         if self.0.scope <= narrowest {
@@ -324,13 +341,20 @@ mod tests {
             ])
         };
         let by = |ip: &str| shown(named().named_by(&at(&[]).observed_at(ip.parse().unwrap())));
-        assert_eq!(by("198.51.100.1"), ["203.0.113.5:4", "node1.example:6"]);
-        assert_eq!(
-            by("10.0.0.9"),
-            ["10.0.0.1:1", "203.0.113.5:4", "[fe80::1]:5", "node1.example:6"]
-        );
-        assert_eq!(by("127.0.0.1").len(), 5);
+        assert_eq!(by("198.51.100.1"), ["203.0.113.5:4"]);
+        assert_eq!(by("10.0.0.9"), ["10.0.0.1:1", "203.0.113.5:4", "[fe80::1]:5"]);
+        assert_eq!(by("127.0.0.1").len(), 4);
         assert_eq!(at(&["10.0.0.1:1"]).named_by(&at(&["198.51.100.1:1"])), None);
+    }
+
+    #[test]
+    fn x12_others_are_told_addresses_and_no_host_names() {
+        let seen = at(&["node1.example:4433", "203.0.113.5:4433", "10.0.0.1:1"]).observed_at([203, 0, 113, 5].into());
+        let told = seen.as_told();
+        assert_eq!(shown(Some(told.clone())), ["203.0.113.5:4433", "10.0.0.1:1"]);
+        let namer = at(&[]).observed_at([10, 0, 0, 9].into());
+        assert_eq!(told.clone().named_by(&namer), Some(told));
+        assert_eq!(at(&["node1.example:4433"]).named_by(&namer), None);
     }
 
     #[test]

@@ -25,7 +25,8 @@ pub use clock::{Clock, DateError, MAX_CLOCK_SKEW};
 pub use config::Config;
 pub use contact::{Contact, Peer, Role, Seed};
 pub use dht::{
-    AdvertiseError, Counters, Dht, MAX_JOBS, MAX_PEER_LOOKUPS, MAX_QUERIES, MAX_SEEDS, PeerLookupError, TooManyQueries,
+    AdvertiseError, Begun, Checks, Counters, Dht, MAX_CHECKS_PER_ANSWER, MAX_JOBS, MAX_PEER_LOOKUPS, MAX_PEER_REQUESTS,
+    MAX_QUERIES, MAX_SEEDS, PeerLookupError, Publication, Received, TooManyQueries,
 };
 pub use limiter::{PEER_LOOKUP_COST, RateLimits};
 pub use lookup::{ALPHA, MAX_CANDIDATES, MAX_OUTSTANDING};

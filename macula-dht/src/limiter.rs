@@ -2,7 +2,8 @@
 //!
 //! A request costs a token, and another for every kibibyte of its reply. So a peer's bucket bounds the bytes it gets out of this
 //! node (amplification). Signature checks are the one expensive thing that a peer can cause. All peers share a
-//! bucket for them, of which a network gets half at most. Each check costs the peer [`CHECKED`] tokens of its own too, or
+//! bucket for them, of which a network gets one part and each other network that asks another; one part more is left for a newcomer. Each
+//! check costs the peer [`CHECKED`] tokens of its own too, or
 //! [`FORGED`] when the signature is wrong, so that no peer uses up the budget of all.
 //!
 //! **Invariant:** at most [`RateLimits::peers`] buckets of peers are held, and as many of networks. A full bucket says nothing and
@@ -26,9 +27,9 @@ pub struct RateLimits {
     pub burst: f64,
     /// The most peers that are told apart; the others share one bucket.
     pub peers: usize,
-    /// Signatures checked in a second, for one network half of it.
+    /// Signatures checked in a second, shared by the networks that ask; one network alone gets half.
     pub signatures_per_second: f64,
-    /// Signatures checked at once after a quiet time, for one network half of it.
+    /// Signatures checked at once after a quiet time, shared in the same way.
     pub signature_burst: f64,
 }
 
@@ -50,8 +51,8 @@ pub const PEER_LOOKUP_COST: u8 = 20;
 const CHECKED: f32 = 0.25;
 /// The cost of a forged record. Honest nodes check the records they pass on.
 const FORGED: f32 = 20.0;
-/// The part of the signature checks that one network may use.
-const NETWORK_PART: f64 = 0.5;
+/// How long a network counts among those that ask after its bucket is full again, at most, in nanoseconds.
+const NETWORKS_EVERY: Tick = 1_000_000_000;
 /// The shortest time between two searches for full buckets when there is no room for another, in nanoseconds: a crowd of
 /// strangers does not make every request cost a walk through all buckets.
 const SWEEP_EVERY: Tick = 10_000_000;
@@ -177,13 +178,9 @@ impl Limiter {
             per_second: limits.signatures_per_second,
             burst: limits.signature_burst,
         };
-        let of_network = Rate {
-            per_second: NETWORK_PART * signature_rate.per_second,
-            burst: (NETWORK_PART * signature_rate.burst).max(1.0),
-        };
         Self {
             peers: Buckets::new(asking, limits.peers, seed),
-            networks: Buckets::new(of_network, limits.peers, seed),
+            networks: Buckets::new(signature_rate, limits.peers, seed),
             signature_rate,
             signatures: TokenBucket::full(signature_rate, 0),
         }
@@ -215,6 +212,20 @@ impl Limiter {
 
     /// Whether another signature may be checked now for a peer of `network`.
     pub(crate) fn admit_signature(&mut self, tick: Tick, network: Network) -> bool {
+        if self
+            .networks
+            .swept
+            .is_none_or(|swept| tick.saturating_sub(swept) >= NETWORKS_EVERY)
+        {
+            self.networks.sweep(tick);
+        }
+        let known = self.networks.each.contains_key(&network);
+        // One part for each network that asks, and one for a newcomer. So the parts never add up to all of it.
+        let parts = (self.networks.each.len() + usize::from(!known) + 1) as f64;
+        self.networks.rate = Rate {
+            per_second: self.signature_rate.per_second / parts,
+            burst: (self.signature_rate.burst / parts).max(1.0),
+        };
         self.networks.take(tick, &network) && self.signatures.take(self.signature_rate, tick)
     }
 
@@ -281,13 +292,19 @@ mod tests {
         assert!(limiter.peers.each.len() <= 20);
     }
 
-    /// One network uses half of the signature checks at most, and all networks together no more than there are.
+    /// Networks that take all they can leave some to each newcomer, and all together get no more than there is.
     #[test]
     fn x12_a_network_does_not_use_up_the_signature_checks_of_all() {
         let mut limiter = limiter();
         let network = |n| Network::V4([203, 0, n]);
         let mut admitted = |n, tick| (0..10).filter(|_| limiter.admit_signature(tick, network(n))).count();
-        assert_eq!((admitted(1, 0), admitted(2, 0), admitted(3, 0)), (2, 2, 0));
-        assert_eq!((admitted(1, SECOND), admitted(2, SECOND)), (1, 1));
+        assert_eq!((admitted(1, 0), admitted(2, 0), admitted(3, 0)), (2, 1, 1));
+        assert_eq!(admitted(4, 0), 0, "no more than there is");
+        let mut flood = 0;
+        for second in 1..20 {
+            flood += admitted(1, second * SECOND) + admitted(2, second * SECOND);
+        }
+        assert!(flood < 2 * 19, "a part is left");
+        assert_eq!(admitted(5, 20 * SECOND), 1, "a newcomer is not kept out");
     }
 }

@@ -19,6 +19,9 @@ pub const MAX_CANDIDATES: usize = 128;
 /// The hop of candidates that this node itself knows. Candidates named by peers never crowd them out: a few peers that name only
 /// dead nodes could otherwise decide which nodes a lookup asks.
 const OWN: u8 = 1;
+/// The most silent nodes of one public subnet that a lookup asks on the word of peers, while no node of it answers. A peer can name any
+/// address: without this bound one answer would send handshakes to twenty ports of a host that has no part in the mesh.
+const MAX_SILENT: usize = 4;
 /// The most requests of one lookup that wait for an answer, overdue ones included.
 pub const MAX_OUTSTANDING: usize = 24;
 
@@ -126,12 +129,14 @@ impl Lookup {
         }
         let (mut ahead, region) = (0, self.region);
         let target = self.target;
-        for candidate in &mut self.candidates {
+        for at in 0..self.candidates.len() {
+            let is_silent = self.is_of_silent_subnet(&self.candidates[at]);
+            let candidate = &mut self.candidates[at];
             if ahead >= K && region.is_none_or(|region| candidate.distance(&target) > region) {
                 break;
             }
             match candidate.state {
-                Progress::New if skip(candidate.contact.node_id()) => candidate.state = Progress::Failed,
+                Progress::New if is_silent || skip(candidate.contact.node_id()) => candidate.state = Progress::Failed,
                 Progress::New => {
                     candidate.state = Progress::Asked;
                     return Some((candidate.contact.clone(), candidate.hop));
@@ -141,6 +146,20 @@ impl Lookup {
             }
         }
         None
+    }
+
+    /// Whether a candidate is to be asked on the word of a peer, in a public subnet where nothing answers.
+    fn is_of_silent_subnet(&self, candidate: &Candidate) -> bool {
+        let subnet = candidate.contact.subnet();
+        if candidate.state != Progress::New || candidate.hop <= OWN || !subnet.is_limited() {
+            return false;
+        }
+        let (mut silent, mut answered) = (0, false);
+        for neighbour in self.candidates.iter().filter(|it| it.contact.subnet() == subnet) {
+            answered |= neighbour.state == Progress::Answered;
+            silent += usize::from(matches!(neighbour.state, Progress::Overdue | Progress::Failed));
+        }
+        silent >= MAX_SILENT && !answered
     }
 
     pub(crate) fn on_answer(&mut self, node: &NodeId) {

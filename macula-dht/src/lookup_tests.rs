@@ -115,3 +115,29 @@ fn with_too_few_others_an_overdue_peer_is_waited_for() {
     lookup.on_failure(node.node_id());
     assert!(lookup.is_finished());
 }
+
+/// A peer names twenty ports of a host that has no part in the mesh.
+#[test]
+fn x12_a_silent_subnet_is_not_asked_on_the_word_of_a_peer() {
+    let asked = |ip: &str, answers: bool| {
+        let mut lookup = Lookup::new(NodeId::from_bytes([0; 32]), Point::from_bytes(&[0; 32]));
+        let at = |n: u8| {
+            let endpoint = format!("{ip}:{}", 1000 + u16::from(n));
+            Contact::new(NodeId::from_bytes([n; 32]), [endpoint.parse().unwrap()])
+        };
+        lookup.add((1..=20).map(at), 1);
+        let mut asked = 0;
+        while let Some((contact, _)) = lookup.next(|_| false) {
+            asked += 1;
+            if answers && asked == 2 {
+                lookup.on_answer(contact.node_id());
+            } else {
+                lookup.on_overdue(contact.node_id());
+            }
+        }
+        asked
+    };
+    assert_eq!(asked("203.0.113.5", false), MAX_SILENT);
+    assert_eq!(asked("203.0.113.5", true), 20);
+    assert_eq!(asked("10.0.0.1", false), 20, "a private subnet is a site");
+}

@@ -472,14 +472,14 @@ fn contact_size(contact: &Contact) -> usize {
 /// As many of `contacts` as [`MAX_REPLY_CONTACTS`] and [`MAX_CONTACT_BYTES`] allow, and the bytes they take.
 ///
 /// A contact with too many endpoints to fit keeps as many as do.
-pub(crate) fn fit_contacts<'a>(contacts: impl Iterator<Item = &'a Contact>) -> (Vec<Contact>, usize) {
+pub(crate) fn fit_contacts(contacts: impl Iterator<Item = Contact>) -> (Vec<Contact>, usize) {
     let (mut fitting, mut used) = (Vec::with_capacity(MAX_REPLY_CONTACTS), 0);
     for contact in contacts.take(MAX_REPLY_CONTACTS) {
         // Each gets an equal share of the remaining bytes, so one long list does not crowd out the rest.
         let share = (MAX_CONTACT_BYTES - used) / (MAX_REPLY_CONTACTS - fitting.len());
-        let size = contact_size(contact);
+        let size = contact_size(&contact);
         if size <= share {
-            fitting.push(contact.clone());
+            fitting.push(contact);
             used += size;
             continue;
         }

@@ -106,7 +106,7 @@ proptest! {
         let endpoint = "node.example:443".parse().unwrap();
         let advertisement = Advertisement::new([endpoint]).with_metadata("m", vec![0; metadata]);
         let record = VerifiedProvider::sign(&signer, &realm, &key, 1, 1, &advertisement).unwrap();
-        let (closest, used) = fit_contacts(contacts.iter());
+        let (closest, used) = fit_contacts(contacts.iter().cloned());
         let records = vec![record; count.into()];
         let (fitting, more) = fit_records(records.iter(), used);
         prop_assert_eq!(more, fitting.len() < records.len());

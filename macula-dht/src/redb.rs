@@ -15,7 +15,7 @@ use std::{
 use ::redb::{
     Database, DatabaseError, ReadableDatabase as _, ReadableTable, StorageError, TableDefinition, TableError,
 };
-use macula_wire::{NodeId, ServiceKey, SignedProvider, proto};
+use macula_wire::{Holder, Network, NodeId, ServiceKey, SignedProvider, proto};
 use prost::Message as _;
 
 use crate::{
@@ -23,7 +23,7 @@ use crate::{
     message::{contact_from_proto, contact_to_proto},
 };
 
-const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records-v2");
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records-v3");
 const CONTACTS: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("contacts-v1");
 /// The bytes of the file that redb may keep in memory: the file is written in batches and read once.
 const PAGE_CACHE_BYTES: usize = 4 * 1024 * 1024;
@@ -197,7 +197,8 @@ fn place(key: &ServiceKey, node: &NodeId) -> [u8; 64] {
     place
 }
 
-/// When it expires, until when its place is held, the length of the body, the body, the signature of 64 bytes, the chain.
+/// When it expires, until when its place is held, the network and the id of the peer that delivered it, the length of the body, the body,
+/// the signature of 64 bytes, the chain.
 fn encode_record(record: &StoredRecord) -> Vec<u8> {
     let length = u32::try_from(record.record.body.len())
         .unwrap_or(u32::MAX)
@@ -205,6 +206,8 @@ fn encode_record(record: &StoredRecord) -> Vec<u8> {
     [
         &record.expires_ms.to_be_bytes()[..],
         &record.held_until_ms.to_be_bytes(),
+        &encode_network(record.deliverer.network),
+        record.deliverer.peer.as_bytes(),
         &length,
         &record.record.body,
         &record.record.signature,
@@ -217,6 +220,8 @@ fn decode_record(place: &[u8], value: &[u8]) -> Option<StoredRecord> {
     let (key, node) = place.split_at_checked(32)?;
     let (expires_ms, rest) = value.split_first_chunk()?;
     let (held_until_ms, rest) = rest.split_first_chunk()?;
+    let (network, rest) = rest.split_first_chunk()?;
+    let (peer, rest) = rest.split_at_checked(NodeId::LEN)?;
     let (length, rest) = rest.split_first_chunk()?;
     let (body, rest) = rest.split_at_checked(usize::try_from(u32::from_be_bytes(*length)).ok()?)?;
     let (signature, chain) = rest.split_at_checked(64)?;
@@ -228,7 +233,26 @@ fn decode_record(place: &[u8], value: &[u8]) -> Option<StoredRecord> {
             signature: signature.to_vec().into(),
             chain: chain.to_vec().into(),
         },
+        deliverer: Holder::new(decode_network(*network)?, NodeId::from_slice(peer)?),
         expires_ms: u64::from_be_bytes(*expires_ms),
         held_until_ms: u64::from_be_bytes(*held_until_ms),
     })
+}
+
+/// The kind of a network, and its address, filled up with zeros.
+fn encode_network(network: Network) -> [u8; 9] {
+    match network {
+        Network::Unknown => [0; 9],
+        Network::V4([a, b, c]) => [4, a, b, c, 0, 0, 0, 0, 0],
+        Network::V6([a, b, c, d, e, f, g, h]) => [6, a, b, c, d, e, f, g, h],
+    }
+}
+
+fn decode_network(bytes: [u8; 9]) -> Option<Network> {
+    match bytes {
+        [0, ..] => Some(Network::Unknown),
+        [4, a, b, c, ..] => Some(Network::V4([a, b, c])),
+        [6, rest @ ..] => Some(Network::V6(rest)),
+        _ => None,
+    }
 }

@@ -7,15 +7,16 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use common::{
     EPOCH_MS, advertisement,
-    bench::{Bench, agreeable},
+    bench::{Bench, agreeable, peer},
     contact_of, secret,
 };
 use macula_dht::{
-    Backend, BackendError, Change, Config, Dht, Event, Loaded, Outcome, Refusal, Request, Response, StoredRecord, Want,
+    Backend, BackendError, Begun, Change, Config, Dht, Event, Loaded, Outcome, Refusal, Request, Response,
+    StoredRecord, Want,
 };
 use macula_wire::{
-    Advertisement, Grant, GrantRole, Issue, Member, Order, Pattern, Patterns, Place, Realm, RealmKey, RealmName,
-    SecretKey, ServiceKey, ServiceName, SignedProvider, SignedRevocations, Signer, VerifiedProvider,
+    Advertisement, Grant, GrantRole, Holder, Issue, Member, Network, Order, Pattern, Patterns, Place, Realm, RealmKey,
+    RealmName, SecretKey, ServiceKey, ServiceName, SignedProvider, SignedRevocations, Signer, VerifiedProvider,
 };
 
 const NOW: u64 = EPOCH_MS / 1000;
@@ -272,6 +273,7 @@ fn a4_a_store_on_disk_is_believed_no_more_than_a_stranger() {
         key: key("shop.cart"),
         node: secret(n).node_id(),
         record,
+        deliverer: Holder::new(Network::Unknown, secret(9).node_id()),
         expires_ms: EPOCH_MS + 500_000,
         held_until_ms: EPOCH_MS + 500_000,
     };
@@ -286,4 +288,26 @@ fn a4_a_store_on_disk_is_believed_no_more_than_a_stranger() {
         .map(|it| *it.node_id())
         .collect();
     assert_eq!(kept, [secret(2).node_id()]);
+}
+
+/// A grant that is revoked while the signatures are checked counts as revoked.
+#[test]
+fn a6_a_revocation_during_the_check_of_a_record_holds() {
+    let mut bench = closed();
+    let request = Request::Publish {
+        key: key("shop.cart"),
+        records: vec![record(1, "shop.cart", 5000), record(2, "shop.cart", 5000)],
+    };
+    let Begun::Checking(mut checks) = bench.dht.begin_request(bench.now, &peer(3), Ok(request)) else {
+        panic!("two records are to be checked")
+    };
+    while checks.step() {}
+    assert!(bench.dht.revoke(bench.now, &revocation(1)).unwrap());
+    let response = bench.dht.finish_request(bench.now, checks);
+    let outcomes = [Outcome::Refused(Refusal::Invalid), Outcome::Stored];
+    assert!(
+        matches!(&response, Response::Published { outcomes: seen, .. } if seen[..] == outcomes),
+        "{response:?}"
+    );
+    assert_eq!(held(&bench, "shop.cart"), 1);
 }

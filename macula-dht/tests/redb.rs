@@ -15,7 +15,7 @@ use macula_dht::{
     Backend, BackendError, Change, Config, Dht, Loaded, Output, Peer, RedbBackend, Reply, Request, Response, Role,
     StoredContact, StoredRecord, Want,
 };
-use macula_wire::{Realm, SecretKey, ServiceKey, VerifiedProvider};
+use macula_wire::{Holder, Network, NodeId, Realm, SecretKey, ServiceKey, VerifiedProvider};
 use proptest::prelude::*;
 
 struct Home(tempfile::TempDir);
@@ -203,6 +203,10 @@ fn seeds_take_part_in_a_join_from_kept_contacts() {
     assert!(matches!(events[..], [macula_dht::Event::Joined { .. }]), "{events:?}");
 }
 
+fn deliverer() -> Holder<NodeId> {
+    Holder::new(Network::V4([198, 51, 100]), *contact_of(9).node_id())
+}
+
 #[test]
 fn a_kept_record_that_was_tampered_with_is_not_taken() {
     let (home, now) = (Home::new(), Instant::now());
@@ -213,6 +217,7 @@ fn a_kept_record_that_was_tampered_with_is_not_taken() {
             key: service,
             node,
             record,
+            deliverer: deliverer(),
             expires_ms: EPOCH_MS + 1_000_000,
             held_until_ms: EPOCH_MS + 1_000_000,
         })
@@ -347,6 +352,7 @@ fn filled(path: &Path) {
                 key: service,
                 node: *record.node_id(),
                 record: record.to_signed(),
+                deliverer: deliverer(),
                 expires_ms: EPOCH_MS,
                 held_until_ms: EPOCH_MS + 1,
             })
@@ -388,7 +394,7 @@ proptest! {
                 let node = *contact_of(n).node_id();
                 if put {
                     let record = record(n, service, 100).to_signed();
-                    let record = StoredRecord { key: service, node, record, expires_ms: expires.into(), held_until_ms: u64::from(expires) + 7 };
+                    let record = StoredRecord { key: service, node, record, deliverer: deliverer(), expires_ms: expires.into(), held_until_ms: u64::from(expires) + 7 };
                     model.insert((service, node), record.clone());
                     changes.push(Change::Put(record));
                 } else {

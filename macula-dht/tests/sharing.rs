@@ -4,17 +4,23 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{
+    cell::RefCell,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use common::{
+    EPOCH_MS, advertisement,
     bench::{Bench, agreeable, peer, record},
-    contact_of, key,
+    contact_of, key, secret,
 };
 use macula_dht::{
-    Config, Contact, Event, MAX_PEER_LOOKUPS, MAX_QUERIES, Outcome, Output, PEER_LOOKUP_COST, Peer, PeerLookupError,
-    QueryResult, Refusal, Request, RequestFailed, Response, Role, Want,
+    ALPHA, Backend, BackendError, Change, Config, Contact, Dht, Event, Loaded, MAX_PEER_LOOKUPS, MAX_PEER_REQUESTS,
+    MAX_QUERIES, Outcome, Output, PEER_LOOKUP_COST, Peer, PeerLookupError, QueryResult, Refusal, Request,
+    RequestFailed, Response, Role, StoredRecord, Want,
 };
-use macula_wire::{Address, NodeId, ServiceKey, SignedProvider};
+use macula_wire::{Address, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider};
 
 /// The bytes of a store that is soon full.
 const BYTES: usize = 64 * 1024;
@@ -229,7 +235,7 @@ fn x10_lookups_for_a_peer_have_a_budget() {
 #[test]
 fn x10_lookups_for_peers_leave_a_reserve_and_are_shared() {
     let mut bench = Bench::new(Config::default());
-    bench.befriend(1..20);
+    bench.befriend([1]);
     let at = |n: usize, ip: [u8; 4]| Peer {
         contact: contact_of(n).observed_at(ip.into()),
         role: Role::Node,
@@ -265,6 +271,164 @@ fn x10_lookups_for_peers_leave_a_reserve_and_are_shared() {
             .dht
             .start_lookup(bench.now, key(&format!("own.service{n}")), Want::All);
         assert!(own.is_ok(), "{n}");
+    }
+}
+
+/// Lookups of the first node of a mesh end at once, and take no place afterwards.
+#[test]
+fn x10_a_lookup_that_ends_at_once_gives_its_place_back() {
+    let mut bench = Bench::new(Config::default());
+    for n in 0..2 * MAX_PEER_LOOKUPS {
+        let lookup = bench
+            .dht
+            .start_lookup_for(bench.now, &peer(n + 1), key("made.up"), Want::All);
+        assert!(lookup.is_ok(), "{n}: {lookup:?}");
+        assert!(matches!(bench.outputs()[..], [Output::Event(Event::Finished { .. })]));
+    }
+}
+
+/// Peers' lookups meet silent contacts. This node's own requests are sent nevertheless, and other networks' too.
+#[test]
+fn x10_requests_for_peers_leave_a_reserve() {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..20);
+    let mut sent = 0;
+    for n in 0..MAX_PEER_LOOKUPS {
+        let by = Peer {
+            contact: contact_of(100 + n).observed_at([203, 0, 113, 1].into()),
+            role: Role::Node,
+        };
+        let _ = bench
+            .dht
+            .start_lookup_for(bench.now, &by, key(&format!("made.up{n}")), Want::All);
+        sent += bench.sends().len();
+    }
+    assert_eq!(sent, MAX_PEER_REQUESTS / 2, "one network has its part");
+    let other = Peer {
+        contact: contact_of(50).observed_at([198, 51, 100, 1].into()),
+        role: Role::Node,
+    };
+    let lookup = bench.dht.start_lookup_for(bench.now, &other, key("a.b"), Want::All);
+    assert!(lookup.is_ok() && bench.sends().len() == ALPHA);
+    bench
+        .dht
+        .start_lookup(bench.now, key("own.service"), Want::All)
+        .unwrap();
+    assert_eq!(bench.sends().len(), ALPHA);
+}
+
+/// A node that was too busy to ask all it should have does not say that there is no provider.
+#[test]
+fn x10_a_lookup_that_was_sent_in_part_is_no_word_that_there_is_nothing() {
+    let mut bench = Bench::new(Config::default());
+    bench.befriend(1..20);
+    let query = bench.dht.start_lookup(bench.now, key("a.b"), Want::All).unwrap();
+    let (mut answered, mut result) = (false, None);
+    while result.is_none() {
+        for output in bench.outputs() {
+            match output {
+                Output::Send { id, request, .. } if !answered => {
+                    answered = true;
+                    bench.answer(id, agreeable(&request));
+                }
+                Output::Send { id, .. } => bench.dht.handle_response(bench.now, id, Err(RequestFailed::NotSent)),
+                Output::Event(Event::Finished {
+                    query: of, result: end, ..
+                }) if of == query => result = Some(end),
+                Output::Event(_) | Output::Identify { .. } => {}
+            }
+        }
+    }
+    assert!(answered);
+    assert_eq!(result, Some(QueryResult::Busy));
+}
+
+/// A record that grows finds room as a new one does: at the cost of the peer that delivered most.
+#[test]
+fn x7_a_record_that_grows_takes_from_the_peers_that_delivered_most() {
+    let mut config = Config::default();
+    config.store.bytes = BYTES;
+    let mut bench = Bench::new(config);
+    let service = key("honest");
+    assert_eq!(
+        deliver(&mut bench, 1, [198, 51, 100, 1], service, record(1, service, 1)),
+        Outcome::Stored
+    );
+    for n in 0..400 {
+        let junk = key(&format!("junk{n}"));
+        deliver(&mut bench, 100, [203, 0, 113, 1], junk, record(1000 + n, junk, 1));
+    }
+    let grown = advertisement(1).with_metadata("text", vec![7; 500]);
+    let grown = VerifiedProvider::sign(&secret(1), &Realm::default().hash(), &service, 2, EPOCH_MS, &grown).unwrap();
+    assert_eq!(
+        deliver(&mut bench, 1, [198, 51, 100, 1], service, grown.to_signed()),
+        Outcome::Stored
+    );
+    assert_eq!(bench.dht.store().held(&service, &secret(1).node_id()), Some(&grown));
+    assert!(bench.dht.store().usage().bytes <= BYTES);
+}
+
+/// Keeps what it is given, as a disk does.
+#[derive(Clone, Default)]
+struct Disk(Rc<RefCell<Vec<StoredRecord>>>);
+
+impl Backend for Disk {
+    fn load(&mut self) -> Result<Loaded, BackendError> {
+        Ok(Loaded {
+            records: self.0.borrow().clone(),
+            contacts: Vec::new(),
+        })
+    }
+
+    fn commit(&mut self, changes: &[Change]) -> Result<(), BackendError> {
+        let puts = changes.iter().filter_map(|change| match change {
+            Change::Put(record) => Some(record.clone()),
+            _ => None,
+        });
+        self.0.borrow_mut().extend(puts);
+        Ok(())
+    }
+}
+
+/// A flooder filled the store before the restart. Its records still count for it, and not for the providers that it made up.
+#[test]
+fn x7_a_restart_does_not_hide_the_peer_that_delivered_most() {
+    let (disk, now) = (Disk::default(), Instant::now());
+    let mut config = Config::default();
+    config.store.bytes = BYTES;
+    let node = |disk: &Disk| {
+        Dht::<SecretKey, _>::new(
+            config.clone(),
+            secret(0),
+            Realm::default(),
+            disk.clone(),
+            now,
+            EPOCH_MS,
+            7,
+        )
+    };
+    let publish = |dht: &mut Dht<SecretKey, Disk>, by: usize, ip: [u8; 4], n: usize| {
+        let service = key(&format!("service{n}"));
+        let contact = contact_of(by).observed_at(ip.into());
+        let peer = Peer {
+            contact,
+            role: Role::Node,
+        };
+        let records = vec![record(n, service, 1)];
+        match dht.handle_request(now, &peer, Ok(Request::Publish { key: service, records })) {
+            Response::Published { outcomes, .. } => outcomes[0],
+            other => panic!("{other:?}"),
+        }
+    };
+    let mut before = node(&disk);
+    for n in 1000..1400 {
+        publish(&mut before, 99, [203, 0, 113, 1], n);
+    }
+    before.flush(now);
+    let mut after = node(&disk);
+    assert_eq!(after.store().usage().records, before.store().usage().records);
+    for n in 1..40 {
+        assert_eq!(publish(&mut after, n, [198, 51, n as u8, 1], n), Outcome::Stored, "{n}");
     }
 }
 

@@ -286,9 +286,37 @@ impl SignedProvider {
         key: &ServiceKey,
         now: u64,
     ) -> Result<VerifiedProvider, RecordError> {
-        let realm = verifier.realm().hash();
-        if !realm.is_closed() {
-            return self.verify(&realm, key);
+        let realm = verifier.realm().clone();
+        self.verify_by(&realm, key, |chain| verifier.verify(chain, now))
+    }
+
+    /// As [`SignedProvider::verify_with`] but for revocations, on any thread: it needs no [`Verifier`]. `known` is the member of the
+    /// record's chain when that was verified before. [`Verifier::learn`] does the rest.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn verify_apart(
+        &self,
+        realm: &Realm,
+        key: &ServiceKey,
+        known: Option<&Member>,
+        now: u64,
+    ) -> Result<VerifiedProvider, RecordError> {
+        self.verify_by(realm, key, |chain| {
+            let known = known.filter(|member| member.chain() == Some(chain));
+            known.map_or_else(|| chain.verify(realm, now), |member| Ok(member.clone()))
+        })
+    }
+
+    fn verify_by(
+        &self,
+        realm: &Realm,
+        key: &ServiceKey,
+        member_of: impl FnOnce(&Chain) -> Result<Member, AccessError>,
+    ) -> Result<VerifiedProvider, RecordError> {
+        let hash = realm.hash();
+        if !hash.is_closed() {
+            return self.verify(&hash, key);
         }
         if self.body.len() > MAX_RECORD_BYTES {
             return Err(RecordError::TooLarge(self.body.len()));
@@ -296,18 +324,18 @@ impl SignedProvider {
         let record = proto::ProviderRecord::decode(&self.body[..])?;
         let service = ServiceName::new(&record.service).map_err(|_| RecordError::Unproven)?;
         let chain = Chain::from_bytes(self.chain.clone())?;
-        let is_of = *key == ServiceKey::new(verifier.realm(), &service);
+        let is_of = *key == ServiceKey::new(realm, &service);
         if !is_of || record.chain != chain.hash().as_bytes()[..] {
             return Err(RecordError::Unproven);
         }
-        let member = verifier.verify(&chain, now)?;
+        let member = member_of(&chain)?;
         if record.node_id != member.node_id().as_bytes()[..] {
             return Err(RecordError::Unproven);
         }
         if !member.may_provide(&service) {
             return Err(RecordError::NotGranted(service));
         }
-        self.verify_signed(&realm, key, member.shared().cloned())
+        self.verify_signed(&hash, key, member.shared().cloned())
     }
 
     fn verify_signed(
@@ -435,8 +463,8 @@ impl Place {
     }
 }
 
-/// A record that its owner signed: made by [`VerifiedProvider::sign`], [`VerifiedProvider::sign_withdrawal`] or
-/// [`SignedProvider::verify`] or [`SignedProvider::verify_with`], and in no other way (D9, A4).
+/// A record that its owner signed: made by [`VerifiedProvider::sign`], [`VerifiedProvider::sign_withdrawal`] or the `verify…` methods
+/// of [`SignedProvider`], and in no other way (D9, A4).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedProvider {
     key: ServiceKey,

@@ -4,9 +4,9 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use macula_wire::NodeId;
+use macula_wire::{Network, NodeId};
 
-use super::purpose::Purpose;
+use super::{peer_lookups::MAX_PEER_REQUESTS, purpose::Purpose};
 use crate::{
     Contact, Request, RequestId,
     clock::{Tick, nanos},
@@ -19,6 +19,7 @@ pub(super) struct Inflight {
     pub(super) to: Contact,
     pub(super) purpose: Purpose,
     pub(super) expects: Expected,
+    for_peer: Option<Network>,
     sent: Tick,
 }
 
@@ -28,6 +29,8 @@ pub(super) struct Exchange {
     /// Numbers grow and every request has the same timeouts, so the first is due first.
     inflight: BTreeMap<RequestId, Inflight>,
     next: u64,
+    /// The number of those that lookups for the peers of each network have sent.
+    for_peers: BTreeMap<Network, usize>,
     /// The first request that is not known to be overdue.
     soft_from: RequestId,
     soft: Tick,
@@ -39,24 +42,44 @@ impl Exchange {
         Self {
             inflight: BTreeMap::new(),
             next: 0,
+            for_peers: BTreeMap::new(),
             soft_from: RequestId(0),
             soft: nanos(soft),
             hard: nanos(hard),
         }
     }
 
+    /// Whether a lookup for a peer of `network` may send a request. Of [`MAX_PEER_REQUESTS`] each network that has some under way gets a
+    /// part, and one part is left for a newcomer.
+    pub(super) fn admits(&self, network: Network) -> bool {
+        let own = self.for_peers.get(&network).copied().unwrap_or(0);
+        let parts = self.for_peers.len() + usize::from(own == 0) + 1;
+        own < (MAX_PEER_REQUESTS / parts).max(1)
+    }
+
     /// Notes a request that goes out at `tick`. Returns its number.
-    pub(super) fn begin(&mut self, tick: Tick, to: Contact, purpose: Purpose, request: &Request) -> RequestId {
+    pub(super) fn begin(
+        &mut self,
+        tick: Tick,
+        to: Contact,
+        purpose: Purpose,
+        request: &Request,
+        for_peer: Option<Network>,
+    ) -> RequestId {
         let id = RequestId(self.next);
         self.next += 1;
         let expects = request.expects();
         let sent = tick;
+        if let Some(network) = for_peer {
+            *self.for_peers.entry(network).or_default() += 1;
+        }
         self.inflight.insert(
             id,
             Inflight {
                 to,
                 purpose,
                 expects,
+                for_peer,
                 sent,
             },
         );
@@ -65,13 +88,26 @@ impl Exchange {
 
     /// Ends a request that was answered or failed.
     pub(super) fn end(&mut self, id: RequestId) -> Option<Inflight> {
-        self.inflight.remove(&id)
+        let ended = self.inflight.remove(&id)?;
+        if let Some(network) = ended.for_peer
+            && let Some(count) = self.for_peers.get_mut(&network)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.for_peers.remove(&network);
+            }
+        }
+        Some(ended)
     }
 
     /// The next request that has waited longer than the hard timeout. It has ended.
     pub(super) fn next_timed_out(&mut self, tick: Tick) -> Option<Inflight> {
-        let first = self.inflight.first_entry()?;
-        (first.get().sent + self.hard <= tick).then(|| first.remove())
+        let (&id, first) = self.inflight.first_key_value()?;
+        if first.sent + self.hard <= tick {
+            self.end(id)
+        } else {
+            None
+        }
     }
 
     /// The next request that has waited longer than the soft timeout, each once. It goes on.
@@ -112,7 +148,7 @@ mod tests {
 
     fn begin(exchange: &mut Exchange, tick: Tick) -> RequestId {
         let to = Contact::new(NodeId::from_bytes([1; 32]), []);
-        exchange.begin(tick, to, Purpose::Probe, &Request::Ping)
+        exchange.begin(tick, to, Purpose::Probe, &Request::Ping, None)
     }
 
     #[test]
@@ -128,6 +164,30 @@ mod tests {
         assert!(exchange.next_timed_out(30 * MS).is_some());
         assert!(exchange.end(first).is_none(), "it has ended");
         assert!(exchange.next_timed_out(30 * MS).is_none());
+    }
+
+    /// Networks that take all they can leave a part to the next one, and all of it comes back.
+    #[test]
+    fn x10_the_requests_for_peers_are_shared_by_networks() {
+        let mut exchange = exchange();
+        let mut fill = |n: u8| {
+            let (network, mut ids) = (Network::V4([10, 0, n]), Vec::new());
+            let to = || Contact::new(NodeId::from_bytes([1; 32]), []);
+            while exchange.admits(network) {
+                ids.push(exchange.begin(0, to(), Purpose::Probe, &Request::Ping, Some(network)));
+            }
+            ids
+        };
+        let (first, second, third) = (fill(1), fill(2), fill(3));
+        let counts = [first.len(), second.len(), third.len()];
+        assert_eq!(
+            counts,
+            [MAX_PEER_REQUESTS / 2, MAX_PEER_REQUESTS / 3, MAX_PEER_REQUESTS / 4]
+        );
+        for id in [first, second, third].concat() {
+            exchange.end(id);
+        }
+        assert!(exchange.for_peers.is_empty());
     }
 
     #[test]

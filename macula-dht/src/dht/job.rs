@@ -31,6 +31,8 @@ pub(super) struct Job {
     pub(super) holders: Vec<Contact>,
     /// The largest sequence number of this node's own records that holders have shown.
     pub(super) newer_seq: Option<u64>,
+    /// This node was too busy to ask all nodes that a lookup should have: the closest may have been missed.
+    pub(super) is_partial: bool,
     refused: Vec<(NodeId, Refusal)>,
     unreachable: usize,
 }
@@ -48,6 +50,7 @@ impl Job {
             waiting: 0,
             holders: Vec::new(),
             newer_seq: None,
+            is_partial: false,
             refused: Vec::new(),
             unreachable: 0,
         }
@@ -92,6 +95,7 @@ pub(super) struct Ended {
     pub(super) refused: Vec<(NodeId, Refusal)>,
     pub(super) unreachable: usize,
     pub(super) newer_seq: Option<u64>,
+    pub(super) is_partial: bool,
 }
 
 impl From<Job> for Ended {
@@ -103,6 +107,7 @@ impl From<Job> for Ended {
             refused: job.refused,
             unreachable: job.unreachable,
             newer_seq: job.newer_seq,
+            is_partial: job.is_partial,
         }
     }
 }

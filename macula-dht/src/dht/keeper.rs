@@ -99,18 +99,21 @@ impl<B: Backend> Keeper<B> {
         let at = |until: Instant| now_ms.saturating_add(millis(until.saturating_duration_since(now)));
         let changed = local.store.take_changes().into_iter();
         let mut changes: Vec<_> = changed
-            .map(
-                |(key, node)| match (local.store.held(&key, &node), local.store.times(&key, &node)) {
-                    (Some(record), Some((shown, held))) if node != local.own => Change::Put(StoredRecord {
+            .map(|(key, node)| {
+                let store = &local.store;
+                let kept = store.held(&key, &node).zip(store.times(&key, &node));
+                match kept.zip(store.deliverer(&key, &node)) {
+                    Some(((record, (shown, held)), deliverer)) if node != local.own => Change::Put(StoredRecord {
                         key,
                         node,
                         record: record.to_signed(),
+                        deliverer,
                         expires_ms: at(shown),
                         held_until_ms: at(held),
                     }),
-                    (Some(_) | None, Some(_) | None) => Change::Remove { key, node },
-                },
-            )
+                    Some(_) | None => Change::Remove { key, node },
+                }
+            })
             .collect();
         let contacts = memorable_contacts(local);
         if contacts != self.kept_contacts {
@@ -139,7 +142,7 @@ fn restore_record(local: &mut Local, now: Instant, stored: StoredRecord) -> bool
         Ok(record) if *record.node_id() == stored.node => {
             let at = |ms: u64| now + Duration::from_millis(ms.saturating_sub(now_ms).min(millis(MAX_TTL)));
             let (shown, held) = (at(stored.expires_ms), at(stored.held_until_ms));
-            local.store.restore(now, record, shown, held).is_ok()
+            local.store.restore(now, record, shown, held, stored.deliverer).is_ok()
         }
         Ok(_) | Err(_) => false,
     }

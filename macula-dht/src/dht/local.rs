@@ -42,7 +42,7 @@ impl Local {
     }
 
     /// The wall clock in whole seconds, by which grants are judged.
-    fn unix_seconds(&self, now: Instant) -> u64 {
+    pub(super) fn unix_seconds(&self, now: Instant) -> u64 {
         self.clock.unix_ms(now) / 1000
     }
 
@@ -55,6 +55,18 @@ impl Local {
     ) -> Result<VerifiedProvider, RecordError> {
         let seconds = self.unix_seconds(now);
         record.verify_with(&mut self.verifier, key, seconds)
+    }
+
+    /// Decides about a record that was checked apart: its grant may have been revoked meanwhile.
+    pub(super) fn confirm(
+        &mut self,
+        now: Instant,
+        checked: Result<VerifiedProvider, RecordError>,
+    ) -> Result<VerifiedProvider, RecordError> {
+        let record = checked?;
+        let seconds = self.unix_seconds(now);
+        self.verifier.learn(&record.member(), seconds)?;
+        Ok(record)
     }
 
     /// Where this node publishes: under the key of a service of an open realm, or under a service's name as the member it is.

@@ -12,6 +12,7 @@
 //! **Invariants:** nothing here blocks, sleeps, or reads a clock; every table and queue has a limit; a query has at most one final
 //! event; an answer that was not asked for, or comes too late, changes nothing.
 
+mod checks;
 mod coverage;
 mod exchange;
 mod handover;
@@ -37,6 +38,16 @@ use macula_wire::{
     VerifiedProvider, Verifier,
 };
 
+pub use self::{
+    checks::Checks,
+    local::MAX_SEEDS,
+    peer_lookups::{MAX_PEER_LOOKUPS, MAX_PEER_REQUESTS, PeerLookupError},
+    publisher::{AdvertiseError, MAX_JOBS},
+    queries::{MAX_QUERIES, TooManyQueries},
+    route::Received,
+    search::MAX_CHECKS_PER_ANSWER,
+    serve::{Begun, Publication},
+};
 use self::{
     exchange::Exchange,
     handover::HandOvers,
@@ -49,12 +60,6 @@ use self::{
     purpose::Purpose,
     queries::{Goal, Queries},
     search::Search,
-};
-pub use self::{
-    local::MAX_SEEDS,
-    peer_lookups::{MAX_PEER_LOOKUPS, PeerLookupError},
-    publisher::{AdvertiseError, MAX_JOBS},
-    queries::{MAX_QUERIES, TooManyQueries},
 };
 use crate::{
     Backend, Clock, Config, Contact, Event, Memory, Output, Peer, Point, ProviderStore, QueryId, Request, RequestId,
@@ -333,19 +338,27 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     /// # Errors
     /// When [`MAX_QUERIES`] are running.
     pub fn start_lookup(&mut self, now: Instant, key: ServiceKey, want: Want) -> Result<QueryId, TooManyQueries> {
+        let id = self.prepare_lookup(now, key, want)?;
+        self.run_lookup(now, id);
+        Ok(id)
+    }
+
+    fn prepare_lookup(&mut self, now: Instant, key: ServiceKey, want: Want) -> Result<QueryId, TooManyQueries> {
         let goal = Goal::Providers(Search::new(key, want));
-        let id = self.queries.start(&mut self.local, now, key.into(), goal)?;
+        self.queries.start(&mut self.local, now, key.into(), goal)
+    }
+
+    fn run_lookup(&mut self, now: Instant, id: QueryId) {
         self.queries.take_local(&mut self.local, now, id);
         self.queries.pump(&mut self.local, now, id);
         self.route(now);
-        Ok(id)
     }
 
     /// Looks for providers of `key` for a peer, such as one whose call this node routes. Events are those of
     /// [`Dht::start_lookup`]; a lookup that gives way to those of other peers ends with [`QueryResult::Busy`](crate::QueryResult::Busy).
     ///
     /// A lookup costs the peer [`PEER_LOOKUP_COST`](crate::PEER_LOOKUP_COST) of the tokens it may ask with. At most [`MAX_PEER_LOOKUPS`] run for all peers
-    /// together, so that the rest of [`MAX_QUERIES`] is left to this node itself; they are shared as
+    /// together with at most [`MAX_PEER_REQUESTS`] requests, so that the rest is left to this node itself; they are shared as
     /// [`Shares`](macula_wire::Shares) says.
     ///
     /// # Errors
@@ -367,10 +380,14 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 Started::InsteadOf(query) => self.queries.give_way(&self.local, now, query),
             }
         }
-        let started = self.start_lookup(now, key, want);
-        self.peer_lookups.begin(&peer.contact, started.ok());
-        self.route(now);
-        Ok(started?)
+        let prepared = self.prepare_lookup(now, key, want);
+        // Before it runs, since it may end at once.
+        self.peer_lookups.begin(&peer.contact, prepared.ok());
+        match prepared {
+            Ok(id) => self.run_lookup(now, id),
+            Err(_) => self.route(now),
+        }
+        Ok(prepared?)
     }
 
     /// Looks for the nodes closest to `target`: one [`Event::Finished`].

@@ -12,6 +12,9 @@ use crate::{Contact, QueryId, clock::Tick};
 /// The most lookups that run for peers at a time: half of [`MAX_QUERIES`].
 pub const MAX_PEER_LOOKUPS: usize = MAX_QUERIES / 2;
 
+/// The most requests that lookups for peers have under way. A shell should allow twice as many, so that this node's own are sent.
+pub const MAX_PEER_REQUESTS: usize = 1024;
+
 /// A lookup for a peer is not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -77,6 +80,11 @@ impl PeerLookups {
             }
             None => self.shares.release(&holder, 1),
         }
+    }
+
+    /// The network of the peer that a lookup runs for.
+    pub(super) fn network(&self, query: QueryId) -> Option<Network> {
+        self.by_query.get(&query).map(|holder| holder.network)
     }
 
     /// A lookup has ended. A lookup of this node itself changes nothing.

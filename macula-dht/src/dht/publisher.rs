@@ -298,11 +298,15 @@ impl<S: Signer> Publisher<S> {
         id: JobId,
         query: QueryId,
         lookup: &Lookup,
+        not_sent: bool,
     ) {
         let Some(job) = self.jobs.get_mut(&id) else { return };
         job.running.remove(&query);
+        job.is_partial |= not_sent;
         let tick = local.tick(now);
-        self.coverage.add(tick, lookup.target(), lookup.closest());
+        if !not_sent {
+            self.coverage.add(tick, lookup.target(), lookup.closest());
+        }
         if job.kind == JobKind::Withdraw {
             // A holder that knows the neighbourhood only in part may have taken a node for a newcomer among the closest and handed
             // it the record. The holder names that node to this one, too.
@@ -350,19 +354,21 @@ impl<S: Signer> Publisher<S> {
         }
     }
 
-    /// A holder shows a newer record of this node than the one a job publishes.
+    /// A holder shows a newer record of this node than the one a job publishes. Returns its key if its signature is to be checked.
     ///
     /// Only a record that this node signed moves its sequence number: a holder that merely claims to know a larger number could
     /// drive it to the largest there is, which nothing supersedes.
-    pub(super) fn handle_newer(&mut self, local: &mut Local, now: Instant, id: JobId, newer: &SignedProvider) {
-        let Some(job) = self.jobs.get_mut(&id) else { return };
-        let claimed = peek(&newer.body).filter(|peek| peek.node == local.own);
+    pub(super) fn wants_newer(&self, local: &Local, id: JobId, newer: &SignedProvider) -> Option<ServiceKey> {
+        let job = self.jobs.get(&id)?;
+        let claimed = peek(&newer.body).filter(|peek| peek.node == local.own)?;
         let known = job.newer_seq.unwrap_or(0).max(job.record.seq());
-        if claimed.is_none_or(|claimed| claimed.seq < known) {
-            return;
-        }
-        if let Ok(record) = local.verify(now, &job.key, newer) {
-            job.newer_seq = job.newer_seq.max(Some(record.seq()));
+        (claimed.seq >= known).then_some(job.key)
+    }
+
+    /// Takes the record that [`Publisher::wants_newer`] asked for.
+    pub(super) fn handle_newer(&mut self, id: JobId, newer: &VerifiedProvider) {
+        if let Some(job) = self.jobs.get_mut(&id) {
+            job.newer_seq = job.newer_seq.max(Some(newer.seq()));
         }
     }
 
@@ -517,7 +523,7 @@ impl<S: Signer> Publisher<S> {
         // An earlier process of this identity had a clock that was ahead, or another process uses the identity.
         let outdated = ended.newer_seq >= Some(service.seq);
         service.seq = service.seq.max(ended.newer_seq.unwrap_or(0));
-        let refused = outdated || ended.was_refused_as(Refusal::Busy);
+        let refused = outdated || ended.is_partial || ended.was_refused_as(Refusal::Busy);
         let retry = tick + (nanos(RETRY) << service.refusals.min(MAX_DOUBLINGS));
         service.refusals = if refused { service.refusals + 1 } else { 0 };
         if (unheld || refused) && service.next > retry {

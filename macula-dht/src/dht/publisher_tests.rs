@@ -58,7 +58,7 @@ impl Bench {
                         while let Some((asked, _)) = lookup.next(|_| false) {
                             lookup.on_answer(asked.node_id());
                         }
-                        publisher.handle_lookup_done(local, now, job, query, &lookup);
+                        publisher.handle_lookup_done(local, now, job, query, &lookup, false);
                     }
                 }
                 PublisherOutput::DropLookup(_) => {}

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_wire::{NodeId, SignedProvider, VerifiedProvider};
+use macula_wire::{AccessError, NodeId, RecordError, SignedProvider, VerifiedProvider};
 
 use super::{
     local::Local,
     purpose::{Errand, Step},
-    search::{Effort, Search, Verified},
+    search::{Effort, Search, Selection},
 };
 use crate::{
     Contact, Event, K, Point, QueryId, QueryResult, Request, Response, Stats, clock::Tick, lookup::Lookup,
@@ -51,12 +51,13 @@ pub(super) enum QueryOutput {
     Ask { step: Step, to: Contact, request: Request },
     /// News for the caller.
     Event(Event),
-    /// A lookup for another core has ended; `answered` peers took part.
+    /// A lookup for another core has ended; `answered` peers took part. With `not_sent`, this node was too busy to ask all it should.
     Done {
         query: QueryId,
         errand: Errand,
         lookup: Lookup,
         answered: usize,
+        not_sent: bool,
     },
 }
 
@@ -72,6 +73,22 @@ struct Query {
     had_contacts: bool,
     /// Whether this node was too busy to send a request.
     not_sent: bool,
+}
+
+/// A peer's answer to a step, without its records.
+#[derive(Debug)]
+pub(super) struct Answer {
+    step: Step,
+    peer: Contact,
+    closest: Vec<Contact>,
+    /// The provider after which the next page of the peer's list begins, when there is one.
+    next: Option<NodeId>,
+}
+
+impl Answer {
+    pub(super) fn peer(&self) -> &NodeId {
+        self.peer.node_id()
+    }
 }
 
 /// The lookups of a node.
@@ -182,48 +199,84 @@ impl Queries {
         }
     }
 
-    /// Takes a peer's answer to a step. Returns `false` when the answer holds a forged record.
+    /// Takes a peer's answer to a step. [`Queries::handle_checked`] goes on with it when the selected records are checked. `None` when
+    /// nothing waits for it.
     pub(super) fn handle_answer(
         &mut self,
-        local: &mut Local,
-        now: Instant,
+        local: &Local,
         step: Step,
-        peer: &Contact,
+        peer: Contact,
         response: Response,
-    ) -> bool {
-        let id = step.query;
-        if !self.queries.contains_key(&id) {
-            return true;
-        }
+    ) -> Option<(Answer, Option<Selection>)> {
         let (records, closest, more) = match response {
             Response::Nodes(closest) => (Vec::new(), closest, false),
             Response::Providers { records, closest, more } => (records, closest, more),
-            Response::Pong | Response::Published { .. } | Response::Declined(_) => return true,
+            Response::Pong | Response::Published { .. } | Response::Declined(_) => return None,
         };
+        let query = self.queries.get_mut(&step.query)?;
         let last = records.last().and_then(provider_of);
-        let Some(verified) = self.verify(local, now, id, peer.node_id(), &records) else {
-            self.handle_failure(local, now, step, peer.node_id());
-            return false;
+        let selection = match &mut query.goal {
+            Goal::Providers(search) => Some(search.select(local, peer.node_id(), records)),
+            Goal::Nodes | Goal::Errand(_) => None,
         };
-        self.merge(local, now, id, step.hop, verified.records);
-        let Some(query) = self.queries.get_mut(&id) else {
+        let cut_after = selection.as_ref().and_then(|selection| selection.cut_after);
+        let answer = Answer {
+            step,
+            peer,
+            closest,
+            next: cut_after.or(if more { last } else { None }),
+        };
+        Some((answer, selection))
+    }
+
+    /// Takes the records of an answer that were checked, and goes on. Returns `false` when one is forged.
+    ///
+    /// A record whose grant has ended or was revoked is left out and no forgery: its holder may not have heard.
+    pub(super) fn handle_checked(
+        &mut self,
+        local: &mut Local,
+        now: Instant,
+        answer: Answer,
+        checked: Vec<Result<VerifiedProvider, RecordError>>,
+    ) -> bool {
+        let Answer {
+            step,
+            peer,
+            closest,
+            next,
+        } = answer;
+        let mut records = Vec::with_capacity(checked.len());
+        for checked in checked {
+            match local.confirm(now, checked) {
+                Ok(record) => records.push(record),
+                Err(RecordError::Access(AccessError::Ended(_) | AccessError::NotYet(_) | AccessError::Revoked(_))) => {}
+                Err(_) => {
+                    self.handle_failure(local, now, step, peer.node_id());
+                    return false;
+                }
+            }
+        }
+        self.merge(local, now, step.query, step.hop, records);
+        let Some(query) = self.queries.get_mut(&step.query) else {
             return true;
         };
-        let next = verified.cut_after.or(if more { last } else { None });
         let next = next.and_then(|after| query.next_page(local, peer.node_id(), after));
         let Some(lookup) = query.paths.get_mut(usize::from(step.path)) else {
             return true;
         };
-        lookup.add(closest.into_iter().filter_map(|named| named.named_by(peer)), step.hop);
+        lookup.add(closest.into_iter().filter_map(|named| named.named_by(&peer)), step.hop);
         match next {
             Some(request) => {
                 query.messages += 1;
-                let to = peer.clone();
-                self.outputs.push_back(QueryOutput::Ask { step, to, request });
+                self.outputs.push_back(QueryOutput::Ask {
+                    step,
+                    to: peer,
+                    request,
+                });
             }
             None => lookup.on_answer(peer.node_id()),
         }
-        self.pump(local, now, id);
+        self.pump(local, now, step.query);
         true
     }
 
@@ -282,21 +335,6 @@ impl Queries {
         }
     }
 
-    /// Checks the records of an answer; `None` when one is forged.
-    fn verify(
-        &mut self,
-        local: &mut Local,
-        now: Instant,
-        id: QueryId,
-        peer: &NodeId,
-        records: &[SignedProvider],
-    ) -> Option<Verified> {
-        match self.search(id) {
-            Some(search) => search.verify(local, now, peer, records),
-            None => Some(Verified::default()),
-        }
-    }
-
     /// Merges records into a search, and ends it when it has enough.
     fn merge(&mut self, local: &mut Local, now: Instant, id: QueryId, hop: u8, records: Vec<VerifiedProvider>) {
         let Some(search) = self.search(id) else { return };
@@ -323,10 +361,11 @@ impl Queries {
         query.observe_size(local);
         let mut stats = query.stats(local, now);
         let answered = stats.answered as usize;
-        let unknown = match (answered, query.not_sent) {
-            (0, true) => Some(QueryResult::Busy),
-            (0, false) if query.had_contacts => Some(QueryResult::Unreachable),
-            (_, true | false) => None,
+        let not_sent = query.not_sent;
+        let unknown = match answered {
+            0 if not_sent => Some(QueryResult::Busy),
+            0 if query.had_contacts => Some(QueryResult::Unreachable),
+            _ => None,
         };
         let Query { goal, mut paths, .. } = *query;
         let result = match goal {
@@ -337,6 +376,7 @@ impl Queries {
                     errand,
                     lookup,
                     answered,
+                    not_sent,
                 };
                 return self.outputs.push_back(done);
             }
@@ -346,6 +386,8 @@ impl Queries {
                 let providers = search.into_providers();
                 match providers.is_empty() {
                     false => QueryResult::Found(providers),
+                    // A node that was not asked may know a provider.
+                    true if not_sent => QueryResult::Busy,
                     true => unknown.unwrap_or(QueryResult::NotFound),
                 }
             }

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     Want,
     dht::{
+        checks::Checks,
         search::MAX_CHECKS_PER_ANSWER,
         testing::{EPOCH_MS, contact, local, local_with},
     },
@@ -39,6 +40,25 @@ fn providers(records: Vec<SignedProvider>) -> Response {
     }
 }
 
+/// Takes an answer, and checks its records as a shell does. Returns `false` when one is forged.
+fn take(
+    queries: &mut Queries,
+    local: &mut Local,
+    now: Instant,
+    step: Step,
+    peer: &Contact,
+    response: Response,
+) -> bool {
+    let Some((answer, selection)) = queries.handle_answer(local, step, peer.clone(), response) else {
+        return true;
+    };
+    let checked = match selection {
+        Some(selection) => Checks::new(local, now, selection.key, selection.unknown, ()).finish().1,
+        None => Vec::new(),
+    };
+    queries.handle_checked(local, now, answer, checked)
+}
+
 #[test]
 fn a_search_for_the_first_provider_ends_with_the_first_answer() {
     let now = Instant::now();
@@ -50,7 +70,7 @@ fn a_search_for_the_first_provider_ends_with_the_first_answer() {
     };
     assert_eq!(asked.len(), crate::ALPHA);
     let answer = providers(vec![record(1, &local)]);
-    assert!(queries.handle_answer(&mut local, now, *step, to, answer));
+    assert!(take(&mut queries, &mut local, now, *step, to, answer));
     let ended = outputs(&mut queries);
     assert!(
         matches!(&ended[..], [
@@ -65,7 +85,7 @@ fn a_search_for_the_first_provider_ends_with_the_first_answer() {
             continue;
         };
         let answer = providers(vec![record(2, &local)]);
-        assert!(queries.handle_answer(&mut local, now, *step, to, answer));
+        assert!(take(&mut queries, &mut local, now, *step, to, answer));
     }
     assert!(outputs(&mut queries).is_empty());
 }
@@ -81,7 +101,7 @@ fn a_forged_record_fails_its_peer_and_the_lookup_goes_on() {
     };
     let mut forged = record(1, &local);
     forged.signature = record(2, &local).signature;
-    assert!(!queries.handle_answer(&mut local, now, *step, to, providers(vec![forged])));
+    assert!(!take(&mut queries, &mut local, now, *step, to, providers(vec![forged])));
     assert!(
         matches!(outputs(&mut queries)[..], [QueryOutput::Ask { .. }]),
         "another peer is asked"
@@ -127,7 +147,14 @@ fn x12_signature_checks_are_bounded_for_one_answer() {
     // The record after the bound is not looked at yet. It would fail its peer.
     let forged = records[MAX_CHECKS_PER_ANSWER].signature.clone();
     records[MAX_CHECKS_PER_ANSWER].signature = records[0].signature.clone();
-    assert!(queries.handle_answer(&mut local, now, *step, to, providers(records.clone())));
+    assert!(take(
+        &mut queries,
+        &mut local,
+        now,
+        *step,
+        to,
+        providers(records.clone())
+    ));
     let next = outputs(&mut queries);
     let last = provider_of(&records[MAX_CHECKS_PER_ANSWER - 1]);
     assert!(
@@ -140,7 +167,7 @@ fn x12_signature_checks_are_bounded_for_one_answer() {
     // The pages that follow hold the rest.
     records[MAX_CHECKS_PER_ANSWER].signature = forged;
     for page in [&records[32..], &records[64..]] {
-        assert!(queries.handle_answer(&mut local, now, *step, to, providers(page.to_vec())));
+        assert!(take(&mut queries, &mut local, now, *step, to, providers(page.to_vec())));
     }
     let ended = outputs(&mut queries);
     assert!(
@@ -175,7 +202,7 @@ fn x12_signature_checks_are_bounded_for_one_lookup() {
                     closest: Vec::new(),
                     more,
                 };
-                assert!(queries.handle_answer(&mut local, now, step, &to, response));
+                assert!(take(&mut queries, &mut local, now, step, &to, response));
             }
             QueryOutput::Event(Event::Finished {
                 result: QueryResult::Found(all),

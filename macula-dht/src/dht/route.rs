@@ -2,39 +2,89 @@
 
 use std::time::Instant;
 
-use macula_wire::Signer;
+use macula_wire::{RecordError, Signer, VerifiedProvider};
 
 use super::{
     Dht,
+    checks::Checks,
     exchange::Inflight,
     joining::JoinOutput,
     publisher::PublisherOutput,
-    purpose::{Errand, Purpose},
-    queries::{Goal, QueryOutput},
+    purpose::{Errand, JobId, Purpose},
+    queries::{Answer, Goal, QueryOutput},
 };
 use crate::{
     Backend, Contact, Declined, Event, Insertion, Outcome, Output, Point, QueryId, Refusal, Reply, Request,
     RequestFailed, RequestId, Response, Role,
 };
 
+/// A peer's reply, without the records that are checked.
+#[derive(Debug)]
+pub struct Received(Rest);
+
+#[derive(Debug)]
+enum Rest {
+    /// To a step of a lookup.
+    Step(Answer),
+    /// To a publication.
+    Store {
+        job: JobId,
+        contact: Contact,
+        outcome: Option<Outcome>,
+    },
+}
+
 impl<S: Signer, B: Backend> Dht<S, B> {
-    /// Takes the end of a request: the peer's reply, or why there is none.
+    /// Takes the end of a request: the peer's reply, or why there is none. Signatures in it are checked at once; a shell that has other
+    /// tasks calls [`Dht::begin_response`].
     ///
     /// A number that nothing waits for, or no longer, changes nothing.
     pub fn handle_response(&mut self, now: Instant, id: RequestId, result: Result<Reply, RequestFailed>) {
+        if let Some(checks) = self.begin_response(now, id, result) {
+            self.finish_response(now, checks);
+        }
+    }
+
+    /// As [`Dht::handle_response`], but for signatures, of which there are at most [`MAX_CHECKS_PER_ANSWER`]: make these checks on a
+    /// task of their own, and call [`Dht::finish_response`]. A lookup waits for it.
+    pub fn begin_response(
+        &mut self,
+        now: Instant,
+        id: RequestId,
+        result: Result<Reply, RequestFailed>,
+    ) -> Option<Checks<Received>> {
         let Some(inflight) = self.exchange.end(id) else {
             self.counters.unexpected += 1;
-            return;
+            return None;
         };
-        match result {
+        let checks = match result {
             Ok(reply) => self.on_reply(now, inflight, reply),
-            Err(RequestFailed::NotSent) => self.not_sent(now, inflight),
-            Err(RequestFailed::Unreachable | RequestFailed::Lost | RequestFailed::TimedOut) => self.fail(now, inflight),
-        }
+            Err(RequestFailed::NotSent) => {
+                self.not_sent(now, inflight);
+                None
+            }
+            Err(RequestFailed::Unreachable | RequestFailed::Lost | RequestFailed::TimedOut) => {
+                self.fail(now, inflight);
+                None
+            }
+        };
+        self.route(now);
+        checks
+    }
+
+    /// Takes a reply whose records were checked. Those that were not are checked now.
+    pub fn finish_response(&mut self, now: Instant, checks: Checks<Received>) {
+        let (received, checked) = checks.finish();
+        self.on_checked(now, received, checked);
         self.route(now);
     }
 
-    fn on_reply(&mut self, now: Instant, inflight: Inflight, Reply { response, role, ip }: Reply) {
+    fn on_reply(
+        &mut self,
+        now: Instant,
+        inflight: Inflight,
+        Reply { response, role, ip }: Reply,
+    ) -> Option<Checks<Received>> {
         match response {
             Ok(response) if response.answers(inflight.expects) => {
                 self.counters.answered += 1;
@@ -42,7 +92,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                     Some(ip) => inflight.to.observed_at(ip),
                     None => inflight.to,
                 };
-                self.on_answer(now, contact, inflight.purpose, response, role);
+                return self.on_answer(now, contact, inflight.purpose, response, role);
             }
             // The peer is there, but busy or of another version. That is no reason to forget it, and no answer either.
             Ok(Response::Declined(Declined::RateLimited)) => {
@@ -50,30 +100,35 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 self.local.table.note_answer(now, inflight.to.node_id());
                 if let Purpose::Store(job) = inflight.purpose {
                     let busy = Some(Outcome::Refused(Refusal::Busy));
-                    return self
-                        .publisher
+                    self.publisher
                         .handle_outcome(&mut self.local, now, job, inflight.to, busy);
+                } else {
+                    self.end(now, inflight);
                 }
-                self.end(now, inflight);
             }
             Ok(_) | Err(_) => {
                 self.counters.misbehaved += 1;
                 self.fail(now, inflight);
             }
         }
+        None
     }
 
     /// A peer answered as asked.
-    fn on_answer(&mut self, now: Instant, contact: Contact, purpose: Purpose, response: Response, role: Role) {
+    fn on_answer(
+        &mut self,
+        now: Instant,
+        contact: Contact,
+        purpose: Purpose,
+        response: Response,
+        role: Role,
+    ) -> Option<Checks<Received>> {
         self.welcome(now, &contact, role, purpose);
-        match (purpose, response) {
+        let (rest, unchecked) = match (purpose, response) {
             (Purpose::Step(step), response) => {
-                let local = &mut self.local;
-                if !self.queries.handle_answer(local, now, step, &contact, response) {
-                    // It answered, but with lies.
-                    self.counters.misbehaved += 1;
-                    self.local.note_failure(contact.node_id());
-                }
+                let (answer, selection) = self.queries.handle_answer(&self.local, step, contact, response)?;
+                let unchecked = selection.map(|selection| (selection.key, selection.unknown));
+                (Rest::Step(answer), unchecked)
             }
             (Purpose::Store(job), response) => {
                 let (outcome, newer) = match response {
@@ -82,18 +137,58 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                         (None, None)
                     }
                 };
-                if let Some(newer) = newer {
-                    self.publisher.handle_newer(&mut self.local, now, job, &newer);
-                }
-                self.publisher
-                    .handle_outcome(&mut self.local, now, job, contact, outcome);
+                let unchecked = newer.and_then(|newer| {
+                    let key = self.publisher.wants_newer(&self.local, job, &newer)?;
+                    Some((key, vec![newer]))
+                });
+                (Rest::Store { job, contact, outcome }, unchecked)
             }
             (Purpose::HandOver, Response::Published { outcomes, .. }) => {
                 let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
                 self.counters.handed_over += stored as u64;
+                return None;
             }
-            (Purpose::Probe, _) => self.probes.end(contact.node_id()),
-            (Purpose::Check | Purpose::HandOver, _) => {}
+            (Purpose::Probe, _) => {
+                self.probes.end(contact.node_id());
+                return None;
+            }
+            (Purpose::Check | Purpose::HandOver, _) => return None,
+        };
+        let received = Received(rest);
+        match unchecked {
+            Some((key, records)) if !records.is_empty() => Some(Checks::new(&self.local, now, key, records, received)),
+            Some(_) | None => {
+                self.on_checked(now, received, Vec::new());
+                None
+            }
+        }
+    }
+
+    /// The records of a reply are checked.
+    fn on_checked(
+        &mut self,
+        now: Instant,
+        Received(rest): Received,
+        checked: Vec<Result<VerifiedProvider, RecordError>>,
+    ) {
+        match rest {
+            Rest::Step(answer) => {
+                let peer = *answer.peer();
+                if !self.queries.handle_checked(&mut self.local, now, answer, checked) {
+                    // It answered, but with lies.
+                    self.counters.misbehaved += 1;
+                    self.local.note_failure(&peer);
+                }
+            }
+            Rest::Store { job, contact, outcome } => {
+                for newer in checked {
+                    if let Ok(newer) = self.local.confirm(now, newer) {
+                        self.publisher.handle_newer(job, &newer);
+                    }
+                }
+                self.publisher
+                    .handle_outcome(&mut self.local, now, job, contact, outcome);
+            }
         }
     }
 
@@ -162,9 +257,19 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     pub(super) fn send(&mut self, now: Instant, to: Contact, purpose: Purpose, request: Request) {
+        let for_peer = match purpose {
+            Purpose::Step(step) => self.peer_lookups.network(step.query),
+            Purpose::Store(_) | Purpose::Probe | Purpose::Check | Purpose::HandOver => None,
+        };
+        if let (Purpose::Step(step), Some(network)) = (purpose, for_peer)
+            && !self.exchange.admits(network)
+        {
+            self.counters.not_sent += 1;
+            return self.queries.handle_not_sent(&mut self.local, now, step, to.node_id());
+        }
         self.counters.sent += 1;
         let tick = self.local.tick(now);
-        let id = self.exchange.begin(tick, to.clone(), purpose, &request);
+        let id = self.exchange.begin(tick, to.clone(), purpose, &request, for_peer);
         self.outputs.push_back(Output::Send { id, to, request });
     }
 
@@ -232,10 +337,13 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 errand,
                 lookup,
                 answered,
+                not_sent,
             } => {
                 let local = &mut self.local;
                 match errand {
-                    Errand::Publish(job) => self.publisher.handle_lookup_done(local, now, job, query, &lookup),
+                    Errand::Publish(job) => self
+                        .publisher
+                        .handle_lookup_done(local, now, job, query, &lookup, not_sent),
                     Errand::Join => self.joining.handle_lookup_done(local, now, answered),
                     Errand::Refresh => self.joining.handle_refreshed(local, true),
                     Errand::Meet => {}

@@ -5,7 +5,7 @@ use std::{
     time::Instant,
 };
 
-use macula_wire::{AccessError, NodeId, RecordError, ServiceKey, SignedProvider, VerifiedProvider};
+use macula_wire::{NodeId, ServiceKey, SignedProvider, VerifiedProvider};
 
 use super::local::Local;
 use crate::{
@@ -20,9 +20,9 @@ const MAX_PAGES: u8 = 32;
 /// The most providers that a search takes from one peer, or [`StoreLimits::providers_per_key`](crate::StoreLimits) when that is
 /// more.
 const LIST: usize = 256;
-/// The most signatures that are checked for one answer: about a millisecond of work. The rest of a longer answer is asked for
-/// again, as its next page.
-pub(super) const MAX_CHECKS_PER_ANSWER: usize = 32;
+/// The most records of one answer that are checked: one to five milliseconds of work, since a chain that is not known has two signatures
+/// more. The rest of a longer answer is asked for again, as its next page.
+pub const MAX_CHECKS_PER_ANSWER: usize = 32;
 /// The signatures that are checked for each peer, independent of the others. Beyond them all peers of a search share as many as
 /// one list has.
 const CHECKS_PER_PEER: usize = 32;
@@ -59,11 +59,12 @@ struct Given {
     checks: usize,
 }
 
-/// The part of an answer that was looked at.
-#[derive(Debug, Default)]
-pub(super) struct Verified {
-    /// The records that were not known.
-    pub(super) records: Vec<VerifiedProvider>,
+/// The part of an answer that is looked at.
+#[derive(Debug)]
+pub(super) struct Selection {
+    pub(super) key: ServiceKey,
+    /// The records that are not known, to be checked.
+    pub(super) unknown: Vec<SignedProvider>,
     /// The last provider looked at, when the answer was too long to look at all of it.
     pub(super) cut_after: Option<NodeId>,
 }
@@ -111,23 +112,20 @@ impl Search {
         self.want.is_satisfied_by(self.live)
     }
 
-    /// Checks the records of an answer that are not known yet; `None` when one is forged.
+    /// Selects the records of an answer that are not known yet and are to be checked.
     ///
     /// Made-up providers cost a peer nothing, so the work is bounded: for one answer by [`MAX_CHECKS_PER_ANSWER`], and for a peer
     /// by [`CHECKS_PER_PEER`] and its part of one list's length that all peers share. A peer that uses up the shared part takes
     /// nothing from the others' own.
-    ///
-    /// A record whose grant has ended or was revoked is left out and no forgery: its holder may not have heard.
-    pub(super) fn verify(
-        &mut self,
-        local: &mut Local,
-        now: Instant,
-        peer: &NodeId,
-        records: &[SignedProvider],
-    ) -> Option<Verified> {
+    pub(super) fn select(&mut self, local: &Local, peer: &NodeId, records: Vec<SignedProvider>) -> Selection {
         let most = most_records(local);
         let given = self.given.entry(*peer).or_default();
-        let (mut checks, mut verified, mut last) = (0, Verified::default(), None);
+        let mut selection = Selection {
+            key: self.key,
+            unknown: Vec::new(),
+            cut_after: None,
+        };
+        let mut last = None;
         for record in records {
             if given.records == most {
                 break;
@@ -138,8 +136,8 @@ impl Search {
                 known.body() == &record.body && known.signature()[..] == record.signature[..]
             });
             if !is_known {
-                if checks == MAX_CHECKS_PER_ANSWER {
-                    verified.cut_after = last;
+                if selection.unknown.len() == MAX_CHECKS_PER_ANSWER {
+                    selection.cut_after = last;
                     break;
                 }
                 if given.checks >= CHECKS_PER_PEER {
@@ -150,20 +148,13 @@ impl Search {
                     }
                     self.shared_checks += 1;
                 }
-                checks += 1;
                 given.checks += 1;
-                match local.verify(now, &self.key, record) {
-                    Ok(record) => verified.records.push(record),
-                    Err(RecordError::Access(
-                        AccessError::Ended(_) | AccessError::NotYet(_) | AccessError::Revoked(_),
-                    )) => {}
-                    Err(_) => return None,
-                }
+                selection.unknown.push(record);
             }
             given.records += 1;
             last = provider;
         }
-        Some(verified)
+        selection
     }
 
     /// Merges records found at `hop`. Returns those that are news to the caller.

@@ -3,32 +3,80 @@
 use std::time::Instant;
 
 use macula_wire::{
-    MAX_CHAIN_BYTES, MAX_RECORD_BYTES, Network, NodeId, ServiceKey, SignedProvider, Signer, VerifiedProvider,
+    MAX_CHAIN_BYTES, MAX_RECORD_BYTES, Network, NodeId, RecordError, ServiceKey, SignedProvider, Signer,
+    VerifiedProvider,
 };
 
-use super::Dht;
+use super::{Dht, checks::Checks};
 use crate::{
     Backend, Contact, Declined, Inserted, MessageError, Origin, Outcome, Peer, Point, Refusal, Request, Response, Role,
     message::{fit_contacts, fit_records, peek, wire_bytes},
     table::K,
 };
 
+/// A request that [`Dht::begin_request`] has taken.
+#[derive(Debug)]
+#[must_use]
+pub enum Begun {
+    /// It is answered.
+    Answered(Response),
+    /// [`Dht::finish_request`] answers it when these signatures are checked.
+    Checking(Checks<Publication>),
+}
+
+/// A peer's publication, whose records are checked.
+#[derive(Debug)]
+pub struct Publication {
+    from: Contact,
+    key: ServiceKey,
+    records: Vec<SignedProvider>,
+    /// One for each record.
+    verdicts: Vec<Verdict>,
+}
+
+/// The verdict on a record of a publication.
+#[derive(Debug)]
+enum Verdict {
+    Given(Outcome),
+    /// It depends on the next of the records that are checked.
+    AfterCheck,
+}
+
+/// A record that is not refused at sight.
+enum Sight {
+    /// It is stored already.
+    Known,
+    /// Its signature is to be checked.
+    Unknown,
+}
+
 impl<S: Signer, B: Backend> Dht<S, B> {
     /// Answers a peer's request, as it was decoded. The answer is at most [`MAX_MESSAGE_BYTES`](crate::MAX_MESSAGE_BYTES) long.
+    ///
+    /// Signatures in it are checked at once; a shell that has other tasks calls [`Dht::begin_request`].
     pub fn handle_request(&mut self, now: Instant, from: &Peer, request: Result<Request, MessageError>) -> Response {
+        match self.begin_request(now, from, request) {
+            Begun::Answered(response) => response,
+            Begun::Checking(checks) => self.finish_request(now, checks),
+        }
+    }
+
+    /// As [`Dht::handle_request`], but for signatures, of which the rates of the peer's network allow so many: make these checks on a
+    /// task of their own, and call [`Dht::finish_request`].
+    pub fn begin_request(&mut self, now: Instant, from: &Peer, request: Result<Request, MessageError>) -> Begun {
         let tick = self.local.tick(now);
         let peer = from.contact.node_id();
         if !self.limiter.admit(tick, peer) {
             self.counters.rate_limited += 1;
-            return Response::Declined(Declined::RateLimited);
+            return Begun::Answered(Response::Declined(Declined::RateLimited));
         }
         let Ok(request) = request else {
             self.counters.malformed += 1;
-            return Response::Declined(Declined::Malformed);
+            return Begun::Answered(Response::Declined(Declined::Malformed));
         };
         self.counters.served += 1;
         self.meet(now, from);
-        match request {
+        let response = match request {
             Request::Ping => Response::Pong,
             Request::FindNode { target } => {
                 let (closest, bytes) = self.closest_for(peer, &target);
@@ -46,27 +94,85 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 self.limiter.charge(tick, peer, bytes);
                 Response::Providers { records, closest, more }
             }
-            Request::Publish { key, records } => {
-                let responsible = self.local.is_responsible(&key);
-                let outcomes = records.iter().map(|record| {
-                    let taken = if responsible {
-                        self.take(now, &from.contact, &key, record)
-                    } else {
-                        Err(Refusal::NotResponsible)
-                    };
-                    taken.map_or_else(Outcome::Refused, |()| Outcome::Stored)
-                });
-                let outcomes: Vec<_> = outcomes.collect();
-                let newer = self.newer_records(from.contact.node_id(), &key, &records, &outcomes);
-                let bytes = newer.iter().map(wire_bytes).sum();
-                self.limiter.charge(tick, peer, bytes);
-                let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
-                self.counters.stored += stored as u64;
-                self.counters.refused += (outcomes.len() - stored) as u64;
-                self.keeper.note_changes(&self.local, now);
-                Response::Published { outcomes, newer }
-            }
+            Request::Publish { key, records } => return self.begin_publication(now, &from.contact, key, records),
+        };
+        Begun::Answered(response)
+    }
+
+    /// Decides which records of a publication are to be checked.
+    fn begin_publication(
+        &mut self,
+        now: Instant,
+        from: &Contact,
+        key: ServiceKey,
+        records: Vec<SignedProvider>,
+    ) -> Begun {
+        let responsible = self.local.is_responsible(&key);
+        let (mut verdicts, mut unchecked) = (Vec::with_capacity(records.len()), Vec::new());
+        for record in &records {
+            let seen = if responsible {
+                self.look_at(now, from, &key, record)
+            } else {
+                Err(Refusal::NotResponsible)
+            };
+            verdicts.push(match seen {
+                Ok(Sight::Known) => Verdict::Given(Outcome::Stored),
+                Ok(Sight::Unknown) => {
+                    unchecked.push(record.clone());
+                    Verdict::AfterCheck
+                }
+                Err(refusal) => Verdict::Given(Outcome::Refused(refusal)),
+            });
         }
+        let publication = Publication {
+            from: from.clone(),
+            key,
+            records,
+            verdicts,
+        };
+        if unchecked.is_empty() {
+            Begun::Answered(self.end_publication(now, publication, Vec::new()))
+        } else {
+            Begun::Checking(Checks::new(&self.local, now, key, unchecked, publication))
+        }
+    }
+
+    /// Answers a request whose records were checked. Those that were not are checked now.
+    pub fn finish_request(&mut self, now: Instant, checks: Checks<Publication>) -> Response {
+        let (publication, checked) = checks.finish();
+        self.end_publication(now, publication, checked)
+    }
+
+    fn end_publication(
+        &mut self,
+        now: Instant,
+        publication: Publication,
+        checked: Vec<Result<VerifiedProvider, RecordError>>,
+    ) -> Response {
+        let Publication {
+            from,
+            key,
+            records,
+            verdicts,
+        } = publication;
+        let mut checked = checked.into_iter();
+        let outcomes = verdicts.into_iter().map(|verdict| match verdict {
+            Verdict::Given(outcome) => outcome,
+            Verdict::AfterCheck => {
+                let taken = checked.next().ok_or(Refusal::Busy);
+                let taken = taken.and_then(|record| self.take(now, &from, record));
+                taken.map_or_else(Outcome::Refused, |()| Outcome::Stored)
+            }
+        });
+        let outcomes: Vec<_> = outcomes.collect();
+        let newer = self.newer_records(from.node_id(), &key, &records, &outcomes);
+        let bytes = newer.iter().map(wire_bytes).sum();
+        self.limiter.charge(self.local.tick(now), from.node_id(), bytes);
+        let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
+        self.counters.stored += stored as u64;
+        self.counters.refused += (outcomes.len() - stored) as u64;
+        self.keeper.note_changes(&self.local, now);
+        Response::Published { outcomes, newer }
     }
 
     /// The stored records that prove to a publisher that its own records are stale.
@@ -90,7 +196,11 @@ impl<S: Signer, B: Backend> Dht<S, B> {
 
     fn closest_for(&self, peer: &NodeId, target: &Point) -> (Vec<Contact>, usize) {
         let closest = self.local.table.closest(target, K + 1);
-        fit_contacts(closest.filter(|contact| contact.node_id() != peer))
+        fit_contacts(
+            closest
+                .filter(|contact| contact.node_id() != peer)
+                .map(Contact::as_told),
+        )
     }
 
     /// Asks a stranger whether it answers when the routing table has a use for it, and only where it was seen.
@@ -108,18 +218,24 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
-    /// Stores a peer's record, or says why not. Everything that is cheap to see is looked at before the signature.
-    fn take(&mut self, now: Instant, from: &Contact, key: &ServiceKey, record: &SignedProvider) -> Result<(), Refusal> {
+    /// Looks at everything about a peer's record that is cheap to see, before its signature.
+    fn look_at(
+        &mut self,
+        now: Instant,
+        from: &Contact,
+        key: &ServiceKey,
+        record: &SignedProvider,
+    ) -> Result<Sight, Refusal> {
         if record.body.len() > MAX_RECORD_BYTES || record.chain.len() > MAX_CHAIN_BYTES {
             return Err(Refusal::Invalid);
         }
         let peek = peek(&record.body).ok_or(Refusal::Invalid)?;
         if peek.node == self.local.own {
             // This node knows its own records best.
-            return Ok(());
+            return Ok(Sight::Known);
         }
         if self.local.store.precheck(now, key, record, &peek, from)? == Inserted::Unchanged {
-            return Ok(());
+            return Ok(Sight::Known);
         }
         let tick = self.local.tick(now);
         let network = Network::from(from.ip());
@@ -128,11 +244,23 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             .is_some_and(|chain| self.local.verifier.known(&chain).is_none());
         // A chain that was not seen before has up to two signatures of its own.
         let signatures = if is_new { 3 } else { 1 };
-        if !(0..signatures).all(|_| self.limiter.admit_signature(tick, network)) {
-            return Err(Refusal::Busy);
+        if (0..signatures).all(|_| self.limiter.admit_signature(tick, network)) {
+            Ok(Sight::Unknown)
+        } else {
+            Err(Refusal::Busy)
         }
-        let verified = self.local.verify(now, key, record);
-        self.limiter.charge_signature(tick, from.node_id(), verified.is_ok());
+    }
+
+    /// Stores a peer's record that was checked, or says why not.
+    fn take(
+        &mut self,
+        now: Instant,
+        from: &Contact,
+        checked: Result<VerifiedProvider, RecordError>,
+    ) -> Result<(), Refusal> {
+        let verified = self.local.confirm(now, checked);
+        self.limiter
+            .charge_signature(self.local.tick(now), from.node_id(), verified.is_ok());
         let verified = verified.map_err(|_| Refusal::Invalid)?;
         self.local.store.insert(now, verified, Origin::Remote(from))?;
         Ok(())

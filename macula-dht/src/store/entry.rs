@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use macula_wire::{Address, Holder, Network, NodeId, ServiceKey, Shares, VerifiedProvider};
+use macula_wire::{NodeId, ServiceKey, Shares, VerifiedProvider};
 use sha2::{Digest, Sha256};
 
 use super::records::{HolderId, Place, Records, Stored};
@@ -104,14 +104,4 @@ fn digest(record: &VerifiedProvider) -> [u8; 32] {
         .chain_update(record.signature())
         .finalize()
         .into()
-}
-
-/// The holder that a record from a file counts for: its provider, at the first address of the record itself.
-pub(super) fn claimed_holder(record: &VerifiedProvider) -> Holder<NodeId> {
-    let advertisement = record.advertisement();
-    let first = advertisement
-        .as_ref()
-        .and_then(|a| a.endpoints().first())
-        .and_then(Address::ip);
-    Holder::new(Network::from(first), *record.node_id())
 }

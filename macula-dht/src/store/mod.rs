@@ -29,11 +29,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_wire::{MAX_TTL, NodeId, ServiceKey, SignedProvider, VerifiedProvider};
+use macula_wire::{Holder, MAX_TTL, NodeId, ServiceKey, SignedProvider, VerifiedProvider};
 
 pub(crate) use self::entry::supersedes;
 use self::{
-    entry::{KeyEntry, claimed_holder},
+    entry::KeyEntry,
     holders::Holders,
     records::{Place, Records, Stored, bytes_of, size_of},
     room::holder_of,
@@ -80,8 +80,8 @@ pub enum Origin<'a> {
     Local,
     /// This peer delivered it. In a full store or key the peer that delivered most gives way.
     Remote(&'a Contact),
-    /// It was read back from a backend.
-    Restored,
+    /// It was read back from a backend, and this peer had delivered it.
+    Restored(Holder<NodeId>),
 }
 
 /// How a record was taken.
@@ -252,6 +252,7 @@ impl ProviderStore {
         record: VerifiedProvider,
         shown: Instant,
         held: Instant,
+        deliverer: Holder<NodeId>,
     ) -> Result<Inserted, InsertError> {
         let tick = self.clock.tick(now);
         let (expires, retain) = match self.lifetime(now, tick, &record) {
@@ -266,7 +267,7 @@ impl ProviderStore {
             let by = Duration::from_nanos(tick - retain);
             return Err(DateError::Expired { by }.into());
         }
-        self.place(tick, record, expires, retain, Origin::Restored)
+        self.place(tick, record, expires, retain, Origin::Restored(deliverer))
     }
 
     /// Merges a record whose times are known.
@@ -288,7 +289,7 @@ impl ProviderStore {
         let holder = match origin {
             Origin::Local => None,
             Origin::Remote(contact) => Some(holder_of(contact)),
-            Origin::Restored => Some(claimed_holder(&record)),
+            Origin::Restored(holder) => Some(holder),
         };
         if let Err(refused) = self.make_room(tick, &key, record.node_id(), size, holder.as_ref()) {
             self.settle(&key);
@@ -510,16 +511,16 @@ impl ProviderStore {
             if local && self.usage.local >= self.limits.local_records {
                 return Err(InsertError::StoreFull);
             }
-            if !local && !self.holders.fits(after.saturating_sub(before)) {
-                return Err(InsertError::StoreFull);
-            }
             if local {
                 stored.holder = None;
                 self.take_over(&key, &node, id, place, before);
             } else {
+                self.make_room_to_grow(id, after.saturating_sub(before))?;
                 self.holders.resize(tick, id, before, after);
             }
         }
+        // Records that gave way may have moved this one.
+        let place = self.find(&key, &node).unwrap_or(place);
         let stored = self.records.get_mut(place);
         stored.retain = stored.retain.max(retain);
         stored.expires = expires;
@@ -648,6 +649,12 @@ impl ProviderStore {
     pub(crate) fn times(&self, key: &ServiceKey, node: &NodeId) -> Option<(Instant, Instant)> {
         let stored = self.records.get(self.find(key, node)?);
         Some((self.clock.instant(stored.expires), self.clock.instant(stored.retain)))
+    }
+
+    /// The peer that a record counts for; `None` for this node's own.
+    pub(crate) fn deliverer(&self, key: &ServiceKey, node: &NodeId) -> Option<Holder<NodeId>> {
+        let stored = self.records.get(self.find(key, node)?);
+        stored.holder.map(|id| *self.holders.holder(id))
     }
 
     fn forget_publisher(&mut self, node: &NodeId) {

@@ -117,6 +117,15 @@ impl ProviderStore {
         }
     }
 
+    /// Makes room for a record of the holder `id` to grow by so many bytes, at the cost of larger holders.
+    pub(super) fn make_room_to_grow(&mut self, id: HolderId, more: usize) -> Result<(), InsertError> {
+        while !self.holders.fits(more) {
+            let victim = self.holders.victim(self.holders.holder(id), more);
+            self.evict(&victim.ok_or(InsertError::StoreFull)?);
+        }
+        Ok(())
+    }
+
     /// Whether a record under `key` needs a key more than there may be.
     fn needs_key(&self, key: &ServiceKey) -> bool {
         let has_remote = self.keys.get(key).is_some_and(|entry| entry.remote > 0);

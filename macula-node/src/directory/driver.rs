@@ -1,6 +1,7 @@
 //! The task that owns the DHT core: it performs the core's outputs, and tells it events with their time.
 //!
-//! **Invariant:** every effect is performed in the one match of [`Driver::perform`], and nothing else decides anything.
+//! **Invariant:** every effect is performed in the one match of [`Driver::perform`], and nothing else decides anything. No signature of a
+//! peer's message is checked here: see `checks.rs`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,7 +10,10 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use macula_dht::{Config, Contact, Dht, Event, Output, Peer, QueryId, QueryResult, Request, RequestFailed, Role, Want};
+use macula_dht::{
+    Begun, Config, Contact, Dht, Event, MAX_PEER_REQUESTS, Output, Peer, QueryId, QueryResult, Request, RequestFailed,
+    Role, Want,
+};
 use macula_rpc::{Asker, Provider, ResolveError};
 use macula_transport::{Access, Identity, Pool};
 use macula_wire::{Member, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
@@ -21,6 +25,7 @@ use tokio::{
 
 use super::{
     Announcement, Command, Directory, LookupReply, PublishReport, Shared, Wait, WithdrawReport,
+    checks::{Checked, Checking},
     join::{Joining, Progress, Reached},
     neighbours::Neighbours,
     requests::{self, Done},
@@ -33,8 +38,9 @@ use crate::{
     events::NodeEvent,
 };
 
-/// Requests on their way at a time; the core is told that those beyond it were not sent, and asks again later.
-const MAX_REQUESTS: usize = 1024;
+/// Requests on their way at a time; the core is told that those beyond it were not sent, and asks again later. Half of them are left for
+/// this node itself.
+const MAX_REQUESTS: usize = 2 * MAX_PEER_REQUESTS;
 /// How often the driver looks after connections to neighbours and the clocks, and every [`LOOKS_A_ROUND`] times after its addresses.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_A_ROUND: u32 = 2;
@@ -62,6 +68,7 @@ pub(crate) struct Driver {
     /// This node's services.
     own: HashMap<ServiceKey, Own>,
     requests: JoinSet<Done>,
+    checking: Checking,
     neighbours: Neighbours,
     timeouts: Timeouts,
     /// Done when every change is written to disk.
@@ -164,6 +171,7 @@ impl Driver {
             withdrawing: HashMap::new(),
             own: HashMap::new(),
             requests: JoinSet::new(),
+            checking: Checking::default(),
             neighbours: Neighbours::default(),
             timeouts,
             kept: closed,
@@ -261,6 +269,7 @@ impl Driver {
                         self.take(done, &mut announcement);
                     }
                 }
+                checked = self.checking.next() => self.end_check(checked),
                 taken = self.commands.recv_many(&mut batch, COMMANDS_AT_ONCE) => {
                     if taken == 0 {
                         return;
@@ -465,7 +474,9 @@ impl Driver {
                     self.shared.answered.notify_waiters();
                     self.neighbours.talked_to(to, connection);
                 }
-                self.core.handle_response(now, id, result);
+                if let Some(checks) = self.core.begin_response(now, id, result) {
+                    self.checking.reply(checks);
+                }
                 // No other node has to find this one, so one node that answers is mesh enough.
                 if !self.core.table().is_empty() && self.core.advertised().next().is_none() {
                     self.joining.can_ask(self.core.table().len());
@@ -481,16 +492,30 @@ impl Driver {
         }
     }
 
+    /// Goes on with a message whose signatures are checked.
+    fn end_check(&mut self, checked: Checked) {
+        let now = self.clocks.now();
+        match checked {
+            Checked::Reply(checks) => self.core.finish_response(now, checks),
+            Checked::Request(checks, reply) => {
+                let response = self.core.finish_request(now, checks);
+                // The peer may have gone.
+                let _ = reply.send(response.encode());
+            }
+        }
+    }
+
     fn obey(&mut self, command: Command, announcement: &mut Announcement) {
         let now = self.clocks.now();
         match command {
             Command::Answer { peer, body, reply } => {
                 announcement.seen_by(now, &peer);
-                let response = self
-                    .core
-                    .handle_request(now, &requests::peer(&peer), Request::decode(body));
-                // The peer may have gone.
-                let _ = reply.send(response.encode());
+                let peer = requests::peer(&peer);
+                match self.core.begin_request(now, &peer, Request::decode(body)) {
+                    // The peer may have gone.
+                    Begun::Answered(response) => drop(reply.send(response.encode())),
+                    Begun::Checking(checks) => self.checking.request(&peer, checks, reply),
+                }
             }
             Command::Lookup { key, wait, asker } => self.look_up(key, wait, asker),
             Command::Advertise { service, reply } => match self.advertise(&service, announcement) {

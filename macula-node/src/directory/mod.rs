@@ -4,6 +4,7 @@
 //! [`driver`]. The core decides everything; this module moves bytes and answers.
 
 mod announce;
+mod checks;
 mod driver;
 mod join;
 mod neighbours;

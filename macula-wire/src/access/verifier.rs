@@ -111,6 +111,30 @@ impl Verifier {
         Ok(member)
     }
 
+    /// Remembers the chain of a member that was verified apart from this judge, as by
+    /// [`SignedProvider::verify_apart`](crate::SignedProvider::verify_apart).
+    ///
+    /// # Errors
+    /// That the chain is of another realm, or as [`Verifier::check`]. It is not remembered then.
+    pub fn learn(&mut self, member: &Member, now: u64) -> Result<(), AccessError> {
+        let hash = self.realm.hash();
+        let (Some(realm), Some(chain)) = (member.realm(), member.chain_hash()) else {
+            return if hash.is_closed() {
+                Err(AccessError::NoGrant)
+            } else {
+                Ok(())
+            };
+        };
+        if *realm != hash {
+            return Err(AccessError::OtherRealm);
+        }
+        self.check(member, now)?;
+        if self.chains.get(chain).is_none() {
+            self.chains.add(*chain, member.clone());
+        }
+        Ok(())
+    }
+
     /// The member whose call of `service` the peer `router` passes on at `now`, in seconds since the Unix epoch, by the member's
     /// [passage](Member::passage).
     ///

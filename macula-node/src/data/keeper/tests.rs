@@ -1,5 +1,5 @@
 use macula_dht::Contact;
-use macula_wire::SignedProvider;
+use macula_wire::{Holder, Network, SignedProvider};
 use proptest::prelude::*;
 
 use super::*;
@@ -13,6 +13,7 @@ fn record(key: u8, node: u8, expires_ms: u64) -> StoredRecord {
             signature: vec![0; 64].into(),
             chain: vec![node; 3].into(),
         },
+        deliverer: Holder::new(Network::Unknown, NodeId::from_bytes([node; 32])),
         expires_ms,
         held_until_ms: expires_ms,
     }
