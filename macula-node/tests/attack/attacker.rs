@@ -1,8 +1,9 @@
 //! Peers that keep to the transport's protocol and to nothing else.
 
+use macula_dht::{Request, Response};
 use macula_node::{Identity, Node};
-use macula_transport::{CallRequest, Config, Connection, Endpoint, NoService, Route};
-use macula_wire::ServiceName;
+use macula_transport::{CallRequest, Config, Connection, Endpoint, NoService, Protocol, Route};
+use macula_wire::{Address, ServiceName};
 use tokio::task::JoinSet;
 
 use crate::PATIENCE;
@@ -16,7 +17,14 @@ pub(crate) struct Attacker {
 impl Attacker {
     /// From this loopback network.
     pub(crate) async fn new(network: u8, victim: &Node) -> Self {
-        let config = Config::new(Identity::generate().unwrap()).with_listen(([127, 0, network, 1], 0).into());
+        Self::announcing(network, victim, []).await
+    }
+
+    /// From this loopback network, and it says that it listens at these addresses.
+    pub(crate) async fn announcing(network: u8, victim: &Node, at: impl IntoIterator<Item = Address>) -> Self {
+        let config = Config::new(Identity::generate().unwrap())
+            .with_listen(([127, 0, network, 1], 0).into())
+            .with_advertised(at);
         let endpoint = Endpoint::bind(config, NoService).await.unwrap();
         let at = [victim.local_addr().try_into().unwrap()];
         let connection = endpoint.pool().get(&victim.id(), &at).await.unwrap();
@@ -24,6 +32,12 @@ impl Attacker {
             connection,
             _endpoint: endpoint,
         }
+    }
+
+    /// Asks the victim's directory. `None` when it does not answer.
+    pub(crate) async fn ask(&self, request: &Request) -> Option<Response> {
+        let asked = self.connection.request(Protocol::Dht, request.encode(), PATIENCE);
+        Response::decode(asked.await.ok()?).ok()
     }
 
     /// Makes calls that it waits for as long as they may take.

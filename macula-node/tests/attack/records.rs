@@ -1,0 +1,116 @@
+//! Records that are made up or forged (X4, X12).
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use macula_dht::{MAX_PUBLISH_RECORDS, Outcome, Refusal, Request, Response};
+use macula_node::{Limits, Node, Realm};
+use macula_wire::{Advertisement, SecretKey, ServiceKey, ServiceName, SignedProvider, VerifiedProvider};
+use tokio::task::JoinSet;
+
+use crate::{SERVICE, attacker::Attacker, builder, compare, honest, served, until, victim, way_to};
+
+fn key(service: &str) -> ServiceKey {
+    ServiceKey::new(&Realm::default(), &service.parse::<ServiceName>().unwrap())
+}
+
+/// The record of a provider that does not exist, at a port where nothing listens.
+fn made_up(n: u16, service: &str) -> SignedProvider {
+    let mut secret = [7; 32];
+    secret[..2].copy_from_slice(&n.to_be_bytes());
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let nowhere = Advertisement::new(["127.0.99.1:9".parse().unwrap()]);
+    let signer = SecretKey::from_bytes(&secret);
+    let record = VerifiedProvider::sign(
+        &signer,
+        &Realm::default().hash(),
+        &key(service),
+        now_ms,
+        now_ms,
+        &nowhere,
+    );
+    record.unwrap().to_signed()
+}
+
+fn outcomes(response: Option<Response>) -> Vec<Outcome> {
+    match response {
+        Some(Response::Published { outcomes, .. }) => outcomes,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// One stranger fills the list of a service. Callers go on with the provider that answers, and another honest one still enters.
+#[tokio::test(flavor = "multi_thread")]
+async fn x4_made_up_providers_neither_fail_calls_nor_keep_an_honest_provider_out() {
+    let victim = victim(Limits::default()).await;
+    let honest = honest(&victim).await;
+    let calm = served(&honest, 64).await;
+    let attacker = Attacker::new(1, &victim).await;
+    let all: Vec<_> = (0..300).map(|n| made_up(n, SERVICE)).collect();
+    let mut stored = 0;
+    for records in all.chunks(MAX_PUBLISH_RECORDS) {
+        let (key, records) = (key(SERVICE), records.to_vec());
+        let taken = outcomes(attacker.ask(&Request::Publish { key, records }).await);
+        stored += taken.iter().filter(|outcome| **outcome == Outcome::Stored).count();
+    }
+    assert!(stored >= 200, "{stored} made-up providers are listed");
+    let listed = honest.lookup(&SERVICE.parse().unwrap()).await.unwrap();
+    assert!(listed.len() > stored / 2, "the caller knows {} of them", listed.len());
+    compare("made-up providers", calm, served(&honest, 64).await);
+    let late = builder(2, Limits::default())
+        .bootstrap([way_to(&victim)])
+        .start()
+        .await
+        .unwrap();
+    late.join().await.unwrap();
+    let echo = async |request: macula_node::Request| Ok::<_, macula_node::Status>(request.into_payload());
+    let published = late.serve(SERVICE.parse().unwrap(), echo).await.unwrap();
+    assert!(published.acknowledged >= 1, "{published}");
+}
+
+/// Strangers have the victim check signatures as fast as it lets them.
+#[tokio::test(flavor = "multi_thread")]
+async fn x12_forged_records_hold_up_neither_calls_nor_lookups() {
+    let victim = victim(Limits::default()).await;
+    let honest = honest(&victim).await;
+    let calm = served(&honest, 64).await;
+    let mut flood = JoinSet::new();
+    for network in [1, 1, 2, 2] {
+        let attacker = Attacker::new(network, &victim).await;
+        flood.spawn(async move {
+            let forged = |n| SignedProvider {
+                signature: vec![7; 64].into(),
+                ..made_up(n, "their.forgery")
+            };
+            let records: Vec<_> = (0..MAX_PUBLISH_RECORDS as u16).map(forged).collect();
+            let request = Request::Publish {
+                key: key("their.forgery"),
+                records,
+            };
+            loop {
+                attacker.ask(&request).await;
+            }
+        });
+    }
+    let refused = |victim: &Node| victim.directory_stats().dht.refused;
+    until("forged records are refused", || refused(&victim) > 0).await;
+    compare("forged records", calm, served(&honest, 64).await);
+    for n in 0..20 {
+        let service = format!("demo.own{n}").parse().unwrap();
+        assert!(honest.lookup(&service).await.unwrap().is_empty());
+    }
+    assert_eq!(victim.directory_stats().dht.stored, 0);
+    flood.shutdown().await;
+    let honest_record = Request::Publish {
+        key: key("demo.own"),
+        records: vec![made_up(1, "demo.own")],
+    };
+    let other = Attacker::new(3, &victim).await;
+    // It may have to wait until tokens for signatures are there again.
+    loop {
+        match outcomes(other.ask(&honest_record).await)[..] {
+            [Outcome::Stored] => break,
+            [Outcome::Refused(Refusal::Busy)] => tokio::task::yield_now().await,
+            ref other => panic!("{other:?}"),
+        }
+    }
+}
