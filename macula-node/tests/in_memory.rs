@@ -300,7 +300,6 @@ async fn d14_a_node_is_found_and_finds_once_its_machine_is_awake() {
     found_once_correct(12, slept, |clock| clock.suspend(slept)).await;
 }
 
-/// A caller that sleeps finds a service that was published meanwhile, though it had just learnt that there is none.
 #[tokio::test(start_paused = true)]
 async fn d14_a_clock_that_is_set_forth_and_back_loses_no_provider() {
     let network = Network::new(13);

@@ -3,7 +3,8 @@
 //! Over the last ten seconds, retries stay within `ratio × calls + per_second × 10 s` and hedges within
 //! `hedge_ratio × calls`, after Finagle's `RetryBudget`. A budget belongs to a service, not to a call and not to a
 //! process: it lives in the [`Balancer`](crate::Balancer), where all calls to the service meet, so one service's outage
-//! cannot spend the retries of the others. What was *not sent* made no load and is not counted.
+//! cannot spend the retries of the others. An attempt that was *not sent* made no load and is not counted. Neither is
+//! one that was lost with a silent provider, while at most half of the providers are silent (L5).
 
 use std::time::Duration;
 

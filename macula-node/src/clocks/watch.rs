@@ -5,8 +5,8 @@
 
 use std::time::Duration;
 
-/// How far the wall clock may drift from the time passed before the two are tied anew. Slewing stays below it for half an hour, and
-/// records forgive a minute.
+/// How far the wall clock may drift from the time passed before the two are tied anew. Records forgive a minute. On Linux a clock
+/// that is slewed shows no drift, because the monotonic clock is slewed with it (clock_gettime(2)).
 const MAX_DRIFT: Duration = Duration::from_secs(1);
 /// The shortest suspension that is noticed: below it is only the time between two readings.
 const MIN_SLEEP: Duration = Duration::from_millis(100);

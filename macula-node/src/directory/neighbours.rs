@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use macula_dht::Contact;
 use macula_transport::{CloseCode, Connection, Lost};
 
-/// The most connections that are watched; the one used longest ago makes room. The same limit holds for missing nodes.
+/// The most connections that are watched; the one used longest ago makes room. The same limit holds for missing nodes,
+/// and further ones are not asked after.
 const MAX_WATCHED: usize = 64;
 /// When a node is asked again after its connection broke: so often that the core gives up a node that never answers.
 const ASK_AFTER: [Duration; 4] = [

@@ -4,8 +4,8 @@
 //!
 //! A core: no clock and no socket.
 //!
-//! **Invariants:** nothing is sent while no call waits; a peer that is heard, in any way, is not given up; a peer that is silent
-//! while a call waits is asked, and given up after [`SilenceRules::dead_after`], or soon after a call's time is up. When a look
+//! **Invariants:** nothing is sent while nothing waits for the peer; a peer that is heard, in any way, is not given up; a peer that
+//! is silent while a call waits is asked, and given up after [`SilenceRules::dead_after`], or soon after a call's time is up. When a look
 //! comes late, it is this process that stood still: the peer is asked, and its silence counts from then, once.
 
 use std::time::{Duration, Instant};
