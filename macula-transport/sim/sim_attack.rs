@@ -1,7 +1,8 @@
 //! The memory of a node under each memory attack: its resident set beside its budget (X6).
 //!
 //! `sim_attack [MIB]` starts this program again as the node that is attacked, with a budget of so many mebibytes, 128 unless given.
-//! Each attack gets a fresh node, so that one's peak is not another's.
+//! Each attack gets a fresh node, so that one's peak is not another's. Honest calls are made before it, beside it and after it. The
+//! program ends with an error when the node held more than its budget and a fifth, or did not serve an honest call.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,7 +16,7 @@ mod common;
 use std::{
     io::{BufRead as _, BufReader},
     net::SocketAddr,
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
@@ -31,6 +32,8 @@ use macula_wire::{NodeId, Realm, proto};
 const BUDGET: &str = "MACULA_SIM_BUDGET";
 /// What an attack may take until the memory of the node no longer grows.
 const LASTS: Duration = Duration::from_secs(12);
+/// The honest calls of one client.
+const CALLS: usize = 20;
 const MIB: usize = 1 << 20;
 
 /// `echo` answers with its request; `watch` reads and never answers; `deaf` does not even read.
@@ -168,70 +171,98 @@ async fn flood(victim: SocketAddr, network: u8, streams: usize, bytes: Bytes) {
     futures::future::join_all(sends).await;
 }
 
-/// How many of some honest calls are served.
-async fn honest(victim: &Victim) -> usize {
-    let client = common::client().await;
-    let at = [victim.address.try_into().unwrap()];
-    let Ok(connection) = client.pool().get(&victim.node_id, &at).await else {
-        return 0;
-    };
-    let (echo, mut served) = (common::service("echo"), 0);
-    for _ in 0..20 {
-        let request = CallRequest::new(&echo, vec![1; 64 << 10]).with_timeout(LASTS);
-        served += usize::from(
-            connection
-                .call(request)
-                .await
-                .is_ok_and(|reply| reply.body.len() == 64 << 10),
-        );
-    }
-    served
+/// Honest calls, as many as were made and served, and how long each took.
+#[derive(Default)]
+struct Honest {
+    made: usize,
+    served: usize,
+    took: Vec<Duration>,
 }
 
-async fn attack(budget: usize, name: &str, connections: usize, bytes: Bytes) {
+impl Honest {
+    /// Makes some calls of 64 KiB from a client of its own.
+    async fn call(&mut self, victim: &Victim) {
+        let client = common::client().await;
+        let at = [victim.address.try_into().unwrap()];
+        let dialed = client.pool().get(&victim.node_id, &at).await;
+        let echo = common::service("echo");
+        for _ in 0..CALLS {
+            self.made += 1;
+            let Ok(connection) = &dialed else { continue };
+            let began = Instant::now();
+            let request = CallRequest::new(&echo, vec![1; 64 << 10]).with_timeout(LASTS);
+            let reply = connection.call(request).await;
+            self.took.push(began.elapsed());
+            self.served += usize::from(reply.is_ok_and(|reply| reply.body.len() == 64 << 10));
+        }
+    }
+
+    /// The time that all but a hundredth of the calls took at most, in milliseconds.
+    fn p99(&mut self) -> f64 {
+        self.took.sort_unstable();
+        let last = self.took.len().saturating_sub(1 + self.took.len() / 100);
+        self.took.get(last).map_or(f64::NAN, |took| took.as_secs_f64() * 1e3)
+    }
+
+    fn were_all_served(&self) -> bool {
+        self.made > 0 && self.served == self.made
+    }
+}
+
+/// Returns whether the node kept to its budget and served every honest call.
+async fn attack(budget: usize, name: &str, connections: usize, bytes: Bytes) -> bool {
     let victim = Victim::start(budget);
+    let mut calm = Honest::default();
+    for _ in 0..10 {
+        calm.call(&victim).await;
+    }
     let before = victim.memory("VmRSS");
     let mut floods = tokio::task::JoinSet::new();
     for n in 0..connections {
         floods.spawn(flood(victim.address, 1 + (n % 4) as u8, 200, bytes.clone()));
     }
-    let (started, mut served, mut made) = (Instant::now(), 0, 0);
+    let (started, mut beside) = (Instant::now(), Honest::default());
     while started.elapsed() < LASTS {
-        served += honest(&victim).await;
-        made += 20;
+        beside.call(&victim).await;
     }
-    let peak = victim.memory("VmHWM");
+    let above = victim.memory("VmHWM").saturating_sub(before);
     let allowed = budget / MIB * 6 / 5;
+    floods.shutdown().await;
+    let mut after = Honest::default();
+    after.call(&victim).await;
     println!(
-        "{name:<34} {connections:>4} connections: {:>5} MiB above {before} MiB at rest, allowed {allowed}; {served} of {made} honest calls",
-        peak - before
+        "{name:<36} {connections:>4} {above:>6} {allowed:>8} {:>11} {:>11} {:>9.1} {:>9.1}",
+        format!("{}/{}", calm.served, calm.made),
+        format!("{}/{}", beside.served, beside.made),
+        calm.p99(),
+        beside.p99(),
     );
-    drop(floods);
+    above <= allowed as u64 && [calm, beside, after].iter().all(Honest::were_all_served)
 }
 
 #[tokio::main]
-async fn main() {
+async fn main() -> ExitCode {
     if let Ok(budget) = std::env::var(BUDGET) {
-        return serve(budget.parse().unwrap()).await;
+        serve(budget.parse().unwrap()).await;
+        return ExitCode::SUCCESS;
     }
     let mebibytes: usize = std::env::args().nth(1).map_or(128, |text| text.parse().unwrap());
     let budget = mebibytes * MIB;
-    println!("a budget of {mebibytes} MiB");
-    attack(budget, "requests that do not end", 16, call("echo", 3 * MIB, false)).await;
-    attack(
-        budget,
-        "messages of streams that do not end",
-        16,
-        call("watch", 3 * MIB, false),
-    )
-    .await;
-    attack(budget, "replies that are not read", 16, call("echo", 2 * MIB, true)).await;
-    attack(budget, "messages that are not taken", 16, call("deaf", 3 * MIB, false)).await;
-    attack(
-        budget,
-        "the same, of many connections",
-        64,
-        call("deaf", 3 * MIB, false),
-    )
-    .await;
+    println!("a budget of {mebibytes} MiB; memory in MiB above that at rest, p99 of honest calls of 64 KiB in ms");
+    println!(
+        "{:<36} {:>4} {:>6} {:>8} {:>11} {:>11} {:>9} {:>9}",
+        "attack", "from", "peak", "allowed", "calm", "beside", "calm p99", "its p99"
+    );
+    let attacks = [
+        ("requests that do not end", 16, call("echo", 3 * MIB, false)),
+        ("messages of streams that do not end", 16, call("watch", 3 * MIB, false)),
+        ("replies that are not read", 16, call("echo", 2 * MIB, true)),
+        ("messages that are not taken", 16, call("deaf", 3 * MIB, false)),
+        ("the same, of many connections", 64, call("deaf", 3 * MIB, false)),
+    ];
+    let mut kept = true;
+    for (name, connections, bytes) in attacks {
+        kept &= attack(budget, name, connections, bytes).await;
+    }
+    if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask sim leaving -- SEEDS`: providers that leave, die and come back, and calls that must not run twice.
 //!
 //! The same seeds give the same document. It ends with an error when a promise was broken.
-#![expect(clippy::print_stdout, reason = "prints its result")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "prints its result")]
 
 #[path = "../tests/leaving/scenario.rs"]
 mod scenario;
@@ -14,10 +14,14 @@ use scenario::{Found, drawn, run_alone};
 const SEEDS: u64 = 1_000;
 
 fn main() -> ExitCode {
-    let seeds = std::env::args()
-        .nth(1)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(SEEDS);
+    let seeds = match std::env::args().nth(1).map(|text| text.parse()) {
+        None => SEEDS,
+        Some(Ok(seeds)) => seeds,
+        Some(Err(_)) => {
+            eprintln!("write the number of seeds to run, such as 10000");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut all = Found::default();
     for seed in 0..seeds {
         all.add(run_alone(&drawn(seed)));
