@@ -6,7 +6,8 @@
 //!
 //! **Invariants:** nothing is sent while nothing waits for the peer; a peer that is heard, in any way, is not given up; a peer that
 //! is silent while a call waits is asked, and given up after [`SilenceRules::dead_after`], or soon after a call's time is up. When a look
-//! comes late, it is this process that stood still: the peer is asked, and its silence counts from then, once.
+//! comes late, it is this process that stood still: the peer is asked, and its silence counts from then, once. A shorter stop is not
+//! noticed, so a last look follows before a peer is given up with a call: by then all that had come was read.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub(crate) struct SilenceRules {
     pub(crate) dead_after: Duration,
     /// How long an answer may take once a call's time is up, beside three round trips.
     pub(crate) grace: Duration,
+    /// How long after that the last look is. An answer may wait to be read, because this process stood still.
+    pub(crate) last_look_after: Duration,
 }
 
 /// What the shell must do, the gravest last.
@@ -45,6 +48,8 @@ pub(crate) struct Health {
     asked_at: Option<Instant>,
     /// A call's time is up: an answer must come before this.
     answer_by: Option<Instant>,
+    /// None had come by then, and the last look is to come.
+    looks_again: bool,
     /// The last look while a call waits.
     looked_at: Option<Instant>,
     /// The silence has been counted anew once.
@@ -59,6 +64,7 @@ impl Health {
             silent_since: None,
             asked_at: None,
             answer_by: None,
+            looks_again: false,
             looked_at: None,
             excused: false,
         }
@@ -70,7 +76,7 @@ impl Health {
         if heard != self.heard || (!waiting && self.answer_by.is_none()) {
             self.heard = heard;
             (self.silent_since, self.asked_at, self.answer_by) = (None, None, None);
-            self.excused = false;
+            (self.excused, self.looks_again) = (false, false);
         }
         if !waiting && self.answer_by.is_none() {
             self.looked_at = None;
@@ -78,15 +84,21 @@ impl Health {
         }
         self.looked_at = Some(now);
         if late && self.silent_since.is_some() && !self.excused {
-            self.excused = true;
+            (self.excused, self.looks_again) = (true, false);
             self.silent_since = Some(now);
             // A call that is over is not reported again.
             self.answer_by = self.answer_by.map(|_| now + self.rules.grace + self.late());
             return self.ask(now);
         }
         let silent_since = *self.silent_since.get_or_insert(now);
-        if now >= silent_since + self.rules.dead_after || self.answer_by.is_some_and(|by| now >= by) {
+        if now >= silent_since + self.rules.dead_after {
             return Verdict::Dead;
+        }
+        if self.answer_by.is_some_and(|by| now >= by) {
+            if self.looks_again {
+                return Verdict::Dead;
+            }
+            self.look_again(now);
         }
         let ask_at = self
             .asked_at
@@ -107,9 +119,13 @@ impl Health {
         }
         let grace = self.rules.grace + 3 * rtt;
         match self.asked_at {
-            Some(asked) if now >= asked + grace => Verdict::Dead,
+            Some(_) if self.looks_again => Verdict::Wait,
             Some(asked) => {
-                self.answer_by = Some(asked + grace);
+                let by = asked + grace;
+                self.answer_by = Some(by);
+                if now >= by {
+                    self.look_again(now);
+                }
                 Verdict::Wait
             }
             None => {
@@ -117,6 +133,11 @@ impl Health {
                 self.ask(now)
             }
         }
+    }
+
+    fn look_again(&mut self, now: Instant) {
+        self.looks_again = true;
+        self.answer_by = Some(now + self.rules.last_look_after);
     }
 
     /// When a look comes later than it was due by this, the process stood still: stopped, asleep, or starved.
@@ -160,6 +181,7 @@ mod tests {
         ask_again: Duration::from_secs(2),
         dead_after: Duration::from_secs(6),
         grace: Duration::from_millis(250),
+        last_look_after: Duration::from_millis(20),
     };
 
     fn ms(millis: u64) -> Duration {
@@ -197,7 +219,32 @@ mod tests {
 
         assert_eq!(health.look(start, 0, true), Verdict::Wait);
         assert_eq!(health.look(start + ms(500), 0, true), Verdict::Ask);
-        assert_eq!(health.timed_out(start + ms(1000), ms(1)), Verdict::Dead);
+        assert_eq!(health.timed_out(start + ms(1000), ms(1)), Verdict::Wait);
+        assert_eq!(health.look(start + ms(1020), 0, false), Verdict::Dead);
+    }
+
+    /// The answer is there, and this process has stood still before it read it.
+    #[test]
+    fn p3_a_last_look_follows_before_a_peer_is_given_up_with_a_call() {
+        let (start, late) = (Instant::now(), ms(600));
+        let stopped = |overdue_at: Instant| {
+            let mut health = Health::new(RULES);
+            assert_eq!(health.look(start, 0, true), Verdict::Wait);
+            assert_eq!(health.look(start + ms(500), 0, true), Verdict::Ask);
+            assert_eq!(health.look_overdue(overdue_at, 0, ms(1)), Verdict::Wait);
+            health
+        };
+        // It stops after the call's time was up, and before.
+        for (mut health, woken) in [
+            (stopped(start + ms(510)), start + ms(510) + late),
+            (stopped(start + ms(510) + late), start + ms(510) + late),
+        ] {
+            assert_eq!(health.look(woken, 0, false), Verdict::Wait);
+            let look = health.poll_timeout().unwrap();
+            assert_eq!(look, woken + RULES.last_look_after);
+            assert_eq!(health.look(look, 1, false), Verdict::Wait, "it has answered");
+            assert_eq!(health.poll_timeout(), None);
+        }
     }
 
     #[test]
@@ -208,7 +255,8 @@ mod tests {
         assert_eq!(health.poll_timeout(), Some(start + ms(353)));
         // The call is gone, and the question stands.
         assert_eq!(health.look(start + ms(200), 0, false), Verdict::Wait);
-        assert_eq!(health.look(start + ms(353), 0, false), Verdict::Dead);
+        assert_eq!(health.look(start + ms(353), 0, false), Verdict::Wait);
+        assert_eq!(health.look(start + ms(373), 0, false), Verdict::Dead);
         // An answer clears it.
         let mut health = Health::new(RULES);
         assert_eq!(health.look(start, 0, true), Verdict::Wait);
@@ -225,7 +273,8 @@ mod tests {
         assert_eq!(health.look_overdue(now, 0, ms(1)), Verdict::Ask);
         let by = health.poll_timeout().unwrap();
         assert_eq!(by, now + RULES.grace + ms(3));
-        assert_eq!(health.look(by, 0, false), Verdict::Dead);
+        assert_eq!(health.look(by, 0, false), Verdict::Wait);
+        assert_eq!(health.look(by + RULES.last_look_after, 0, false), Verdict::Dead);
     }
 
     #[test]
@@ -273,7 +322,7 @@ mod tests {
         while health.look(now, 0, false) == Verdict::Wait {
             now = health.poll_timeout().unwrap();
         }
-        assert_eq!(now, woken + RULES.grace + ms(3));
+        assert_eq!(now, woken + RULES.grace + ms(3) + RULES.last_look_after);
     }
 
     proptest! {

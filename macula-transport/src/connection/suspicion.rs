@@ -94,6 +94,8 @@ pub(crate) struct Suspicion {
     heard: u64,
     /// Frames that asked for an acknowledgement before the look that last heard the peer. They may be acknowledged already.
     eliciting: u64,
+    /// When the peer was first asked for an acknowledgement after that, or the look that noticed it.
+    asked_at: Option<Instant>,
     progress: u64,
     progressed_at: Option<Instant>,
     hinted_at: Option<Instant>,
@@ -149,6 +151,7 @@ impl Suspicion {
             belief: Belief::Idle,
             heard: 0,
             eliciting: 0,
+            asked_at: None,
             progress: 0,
             progressed_at: None,
             hinted_at: None,
@@ -184,7 +187,7 @@ impl Suspicion {
             },
         };
         // Packets that were heard until now do not answer the hint.
-        (self.heard, self.eliciting) = (sight.heard, sight.eliciting);
+        (self.heard, self.eliciting, self.asked_at) = (sight.heard, sight.eliciting, None);
         self.hinted_at = Some(now);
         self.belief = Belief::Watched(Silence { hint: true, ..silence });
         self.due = Some(now);
@@ -192,13 +195,15 @@ impl Suspicion {
 
     /// Looks at the peer.
     pub(crate) fn look(&mut self, now: Instant, sight: &Sight) -> Finding {
-        let late = self.due.is_some_and(|due| now >= due + self.rules.late);
+        let late = self.due.is_some_and(|due| now >= due + self.late());
         if sight.progress != self.progress || self.progressed_at.is_none() {
             (self.progress, self.progressed_at) = (sight.progress, Some(now));
         }
         let is_heard = std::mem::replace(&mut self.heard, sight.heard) != sight.heard;
         if is_heard {
-            self.eliciting = sight.eliciting;
+            (self.eliciting, self.asked_at) = (sight.eliciting, None);
+        } else if self.asked_at.is_none() && sight.eliciting != self.eliciting {
+            self.asked_at = Some(self.pinged_at().unwrap_or(now));
         }
         let was_suspected = self.is_suspected();
         if is_heard || matches!(self.belief, Belief::Idle) {
@@ -260,11 +265,30 @@ impl Suspicion {
         finding
     }
 
-    /// Since when the peer owes something in this silence.
+    /// Since when the peer owes something in this silence. The first packet without an acknowledgement may have asked for none.
     fn owes_since(&self, sight: &Sight, silence: &Silence) -> Option<Instant> {
         let unanswered = sight.unanswered?;
-        let owes = unanswered.certain || sight.eliciting != self.eliciting;
-        owes.then(|| unanswered.since.max(silence.since))
+        let since = unanswered.since.max(silence.since);
+        match (unanswered.certain, self.asked_at) {
+            (true, _) => Some(since),
+            (false, asked_at) => asked_at.map(|at| at.max(since)),
+        }
+    }
+
+    /// The last ping of this silence.
+    fn pinged_at(&self) -> Option<Instant> {
+        match self.belief {
+            Belief::Watched(silence) => silence.pings.map(|(_, last, _)| last),
+            Belief::Idle | Belief::Suspected { .. } => None,
+        }
+    }
+
+    /// A look that comes so late comes from a process that stood still. After a hint a shorter silence counts, and so does a shorter stop.
+    fn late(&self) -> Duration {
+        match self.belief {
+            Belief::Watched(silence) if silence.hint => self.rules.late.min(HINT_SILENCE / 2),
+            Belief::Watched(_) | Belief::Idle | Belief::Suspected { .. } => self.rules.late,
+        }
     }
 
     fn suspect_at(&self, sight: &Sight, silence: &Silence) -> Option<Instant> {

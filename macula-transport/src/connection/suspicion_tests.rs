@@ -118,6 +118,23 @@ fn l2_a_peer_that_owes_nothing_is_pinged_before_its_silence_counts() {
     assert!(at < 5 * PTO + ms(100), "L6");
 }
 
+/// This side has sent an acknowledgement, which asks for none. A request that follows later is not as old.
+#[test]
+fn l1_silence_before_anything_was_owed_is_no_silence() {
+    let mut world = World::new(PTO);
+    world.look();
+    world.now += ms(25);
+    world.acknowledges();
+    world.now += ms(20);
+    let sent = world.now;
+    world.sends();
+    let (pinged, finding) = world.next();
+    assert_eq!(finding, Finding::Ping);
+    assert!(world.start + pinged >= sent + PTO, "{pinged:?}");
+    while world.next().1 != Finding::Suspect {}
+    assert!(world.now - sent >= ms(100), "{:?}", world.now - sent);
+}
+
 #[test]
 fn l1_a_handler_that_takes_its_time_is_no_silence() {
     let mut world = World::new(PTO);
@@ -189,6 +206,22 @@ fn l4_a_hint_asks_twice_at_once_and_silence_confirms_it() {
     assert_eq!(world.next(), (ms(2) + HINT_SILENCE, Finding::Suspect));
 }
 
+/// A pause of this process that is as long as the silence after a hint may be.
+#[test]
+fn l4_a_process_that_stood_still_after_a_hint_asks_anew() {
+    let mut world = World::new(PTO);
+    world.sends();
+    world.look();
+    world.core.hint(world.now, &world.sight.clone());
+    assert_eq!((world.look(), world.next().1), (Finding::Ping, Finding::Ping));
+    world.now += HINT_SILENCE + HINT_SILENCE / 2;
+    assert_eq!(world.look(), Finding::Ping);
+    let woken = world.now;
+    assert_eq!(world.next().1, Finding::Ping);
+    assert_eq!(world.next().1, Finding::Suspect);
+    assert_eq!(world.now - woken, HINT_PING_AGAIN + HINT_SILENCE);
+}
+
 #[test]
 fn l4_a_flood_of_forged_hints_costs_few_pings_and_no_suspicion() {
     for waiting in [false, true] {
@@ -249,6 +282,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 #[derive(Default)]
 struct Reference {
     heard_at: Option<Instant>,
+    /// When this side first sent something since then that asks for an acknowledgement.
+    asked_at: Option<Instant>,
     hints: Vec<Instant>,
     pings: Vec<Instant>,
     suspected: bool,
@@ -262,9 +297,7 @@ impl Reference {
             let pings = self.pings.iter();
             pings.filter(|&&at| since(at) && now >= at + for_so_long).count()
         };
-        let owed_for = sight.unanswered.map_or(Duration::ZERO, |unanswered| {
-            now - unanswered.since.max(self.heard_at.unwrap_or(unanswered.since))
-        });
+        let owed_for = self.asked_at.map_or(Duration::ZERO, |at| now - at);
         let silent = (RULES.after_ptos * sight.pto).max(RULES.after);
         let prompt = sight.prompt_pto.max(HINT_SILENCE);
         let by_silence = owed_for >= silent && unanswered(sight.pto) > 0;
@@ -291,10 +324,11 @@ proptest! {
             }
             if step.sends {
                 world.sends();
+                reference.asked_at.get_or_insert(world.now);
             }
             if step.hears {
                 world.hears();
-                reference.heard_at = Some(world.now);
+                (reference.heard_at, reference.asked_at) = (Some(world.now), None);
                 pings_in_silence = 0;
             }
             if step.hint {
@@ -306,6 +340,7 @@ proptest! {
                 Finding::Ping => {
                     prop_assert!(step.waits || pings_in_silence > 0 || reference.suspected || !reference.hints.is_empty());
                     reference.pings.push(world.now);
+                    reference.asked_at.get_or_insert(world.now);
                     pings_in_silence += u32::from(!reference.suspected);
                     // A silence may be let begin anew once, and by each hint.
                     prop_assert!(pings_in_silence <= 2 * MAX_PINGS + MAX_HINT_PINGS * (reference.hints.len() as u32));

@@ -156,6 +156,7 @@ impl Judges {
             ask_again: timers.probe_again,
             dead_after: timers.dead_after,
             grace: timers.probe_grace,
+            last_look_after: timers.stood_still_after,
         };
         let serves = SilenceRules {
             ask_after: timers.serving_probe_after,
