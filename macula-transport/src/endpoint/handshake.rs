@@ -229,8 +229,8 @@ async fn attempt(
     }
 }
 
-/// A QUIC connection to an address. After a report that nothing listens there the handshake is begun once more, and the address is given
-/// up when a probe timeout has passed without an answer. A forged report costs this much.
+/// A QUIC connection to an address. After a report that nothing listens there the handshake is begun once more. The address is given
+/// up after another report and a probe timeout without an answer: one report alone may be forged, or of a moment ago (L4).
 async fn connect_heeding(
     introducer: &Introducer,
     alpn: Alpn,
@@ -238,23 +238,33 @@ async fn connect_heeding(
     addr: SocketAddr,
 ) -> Result<quinn::Connection, DialError> {
     // Before the first packet, which the report answers.
-    let mut reports = introducer.unreachable.subscribe();
+    let (mut reports, started) = (introducer.unreachable.subscribe(), Instant::now());
     let mut first = pin!(connect(introducer, alpn, expected, addr));
     tokio::select! {
         biased;
         connected = &mut first => return connected,
         () = reported(&mut reports, addr) => {}
     }
+    // A report takes as long as an answer.
+    let patience = INITIAL_PTO.max(INITIAL_RTT + 3 * started.elapsed());
     let second = async {
         // A process that starts again needs a moment.
         tokio::time::sleep(INITIAL_RTT).await;
         connect(introducer, alpn, expected, addr).await
     };
+    let given_up = async {
+        let again = async {
+            tokio::time::sleep(INITIAL_RTT).await;
+            let mut reports = introducer.unreachable.subscribe();
+            reported(&mut reports, addr).await;
+        };
+        tokio::join!(again, tokio::time::sleep(patience));
+    };
     tokio::select! {
         biased;
         connected = first => connected,
         connected = second => connected,
-        () = tokio::time::sleep(INITIAL_PTO) => Err(DialError::Unreachable { addr }),
+        () = given_up => Err(DialError::Unreachable { addr }),
     }
 }
 
