@@ -116,6 +116,8 @@ struct Live {
     recalled: bool,
     /// Whether the next attempt was started because this one's provider is silent.
     replaced: bool,
+    /// Whether it was not sent for a reason of the caller's own.
+    withheld: bool,
 }
 
 impl Live {
@@ -126,6 +128,7 @@ impl Live {
             until,
             recalled: false,
             replaced: false,
+            withheld: false,
         }
     }
 }
@@ -304,6 +307,16 @@ impl<K: Eq + Hash + Clone> Call<K> {
         let now = self.tick(now);
         if let Some(live) = self.live.take(|live| live.attempt == attempt) {
             self.settle(now, balancer, live, fate);
+        }
+    }
+
+    /// Tells that an attempt was not sent for a reason of the caller's own, such as no room for one more connection. It ends as
+    /// [`Fate::NotSent`] and says nothing about the provider's health.
+    pub fn on_withheld(&mut self, now: Instant, balancer: &mut Balancer<K>, attempt: AttemptId) {
+        let now = self.tick(now);
+        if let Some(mut live) = self.live.take(|live| live.attempt == attempt) {
+            live.withheld = true;
+            self.settle(now, balancer, live, Fate::NotSent);
         }
     }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::{at, balancer, balancer_with, start};
 use macula_select::{
-    Balancer, BalancerConfig, Code, EjectionReason, Event, Fate, Link, Loss, PickContext, PickError, ProbeConsent,
-    Provider, ProviderState, Pushback, Refusal, RestoreReason, Strategy,
+    Balancer, BalancerConfig, Call, CallOptions, Code, EjectionReason, Event, Fate, Link, Loss, Output, PickContext,
+    PickError, ProbeConsent, Provider, ProviderState, Pushback, Refusal, RestoreReason, Strategy,
 };
 use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
 
@@ -657,4 +657,31 @@ fn h3_a_shrinking_set_restores_those_nearest_to_their_return() {
         until[..2].iter().map(|(_, provider)| *provider).collect::<Vec<_>>()
     );
     assert_eq!(balancer.stats().ejected, 4);
+}
+
+#[test]
+fn h1_what_the_caller_did_not_send_for_its_own_reasons_says_nothing_of_a_provider() {
+    let mut balancer = balancer(2);
+    for now in 0..10 {
+        let options = CallOptions {
+            strategy: Some(Strategy::First),
+            ..CallOptions::default()
+        };
+        let mut call = Call::new(at(now), options);
+        let Output::Dispatch { attempt, to: 0, .. } = call.poll(at(now), &mut balancer) else {
+            panic!("the first is asked first");
+        };
+        call.on_withheld(at(now), &mut balancer, attempt);
+        let Output::Dispatch { attempt, to: 1, .. } = call.poll(at(now), &mut balancer) else {
+            panic!("the call goes on at the other one");
+        };
+        call.on_result(at(now), &mut balancer, attempt, Fate::Ok);
+        assert!(matches!(call.poll(at(now), &mut balancer), Output::Done(Ok(_))));
+        assert_eq!(
+            call.attempts().iter().next().map(|first| first.fate()),
+            Some(Fate::NotSent)
+        );
+    }
+    let first = balancer.providers().next().expect("it is in the set");
+    assert_eq!((first.counts.failed, first.consecutive_failures), (0, 0));
 }

@@ -42,12 +42,13 @@ impl<K: Eq + Hash + Clone> Call<K> {
             lease,
             recalled,
             replaced,
+            withheld,
             until: _,
         } = live;
         let silent = balancer.is_silent(lease.handle);
         let taken_back = recalled && fate == Fate::NotSent;
         // That says nothing of the provider.
-        let verdict = if taken_back { Fate::Cancelled } else { fate };
+        let verdict = if taken_back || withheld { Fate::Cancelled } else { fate };
         self.close(now, balancer, attempt, lease, (fate, verdict));
         match fate {
             Fate::Ok => return self.end(now, balancer, End::Ok(attempt)),
