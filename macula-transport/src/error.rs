@@ -69,7 +69,7 @@ pub enum CloseCode {
     #[error("the node shut down")]
     Shutdown,
     /// The connection was idle for too long, or made room for another.
-    #[error("the connection was idle")]
+    #[error("the connection was idle or made room for others")]
     Retired,
     /// The peer broke the protocol.
     #[error("the protocol was broken")]

@@ -34,7 +34,7 @@ pub use config::{
     PoolConfig, Timers,
 };
 pub use connection::{
-    handle::Connection,
+    handle::{Connection, ConnectionEnd},
     snapshot::{ConnectionStats, Opener},
     watch::{Presence, PresenceWatch},
 };

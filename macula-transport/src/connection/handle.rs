@@ -8,7 +8,10 @@ use std::{
 use bytes::Bytes;
 use macula_wire::ServiceName;
 
-use super::watch::{Presence, PresenceWatch};
+use super::{
+    link::Link,
+    watch::{Presence, PresenceWatch},
+};
 use crate::{
     call::{
         ask::{self, Caller},
@@ -89,11 +92,13 @@ impl Connection {
     /// Why the connection has ended; `None` while it has not.
     #[must_use]
     pub fn lost(&self) -> Option<Lost> {
-        self.caller
-            .link
-            .quic
-            .close_reason()
-            .map(|error| self.caller.link.lost(error))
+        self.end().lost()
+    }
+
+    /// Tells why the connection has ended, and is no handle to it.
+    #[must_use]
+    pub fn end(&self) -> ConnectionEnd {
+        ConnectionEnd(Arc::clone(&self.caller.link))
     }
 
     /// How busy the peer said it is, and when it said so last; `None` while it has said nothing. A peer that was never busy says nothing.
@@ -127,6 +132,18 @@ impl Connection {
     #[must_use]
     pub fn rtt(&self) -> Duration {
         self.caller.link.quic.rtt()
+    }
+}
+
+/// How a connection ends, for an observer that does not use it: the connection may be closed to make room for another.
+#[derive(Debug, Clone)]
+pub struct ConnectionEnd(Arc<Link>);
+
+impl ConnectionEnd {
+    /// As [`Connection::lost`].
+    #[must_use]
+    pub fn lost(&self) -> Option<Lost> {
+        self.0.quic.close_reason().map(|error| self.0.lost(error))
     }
 }
 

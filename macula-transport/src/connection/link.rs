@@ -215,7 +215,8 @@ impl Link {
 
     /// Closes the connection because others need its share.
     pub(crate) fn give_way(&self) {
-        self.close_naming(CloseCode::Aborted, GAVE_WAY);
+        // Not "aborted", which its peer takes for the end of this node (L5).
+        self.close_naming(CloseCode::Retired, GAVE_WAY);
     }
 
     fn farewell(&self, reason: GoAwayReason, accepted: Option<&proto::Accepted>, words: &str) -> proto::GoAway {

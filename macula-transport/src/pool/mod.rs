@@ -174,7 +174,7 @@ impl Pool {
         self.shell.moved(node, at);
     }
 
-    /// The open connection to a node, if there is one.
+    /// The open connection to a node, if there is one: if there are several, one over which the node is heard.
     #[must_use]
     pub fn open(&self, node: &NodeId) -> Option<Connection> {
         self.shell.open(node)
@@ -403,8 +403,13 @@ impl Shell {
     fn open(&self, node: &NodeId) -> Option<Connection> {
         let mut table = self.lock();
         let node = table.successions.current(*node);
-        let id = table.state.current(&node)?;
-        table.lease(id)
+        loop {
+            let id = table.state.current(&node)?;
+            if !table.leave(id, &[]) {
+                return table.lease(id);
+            }
+            self.outdate(&mut table);
+        }
     }
 
     /// Takes in a connection that a peer has dialed; `None` when there are too many, or no further calls are taken.
@@ -445,11 +450,12 @@ impl Shell {
             reason,
             Lost::ClosedHere(CloseCode::Retired | CloseCode::Shutdown | CloseCode::Aborted)
         );
-        self.tell(PoolEvent::Closed { node, reason });
         let mut table = self.lock();
         table.forget(id);
         table.lost += u64::from(!ended_here);
         self.outdate(&mut table);
+        // A watcher looks for another connection of the node: it must not find this one.
+        self.tell(PoolEvent::Closed { node, reason });
         drop(table);
         self.shared.room.freed();
     }
@@ -556,8 +562,8 @@ impl Table {
         self.open.remove(&id);
     }
 
-    /// Retires a connection over which its peer has fallen silent, when the peer now listens elsewhere; whether it did. A host name
-    /// may stand for any address.
+    /// Retires a connection over which its peer has fallen silent, when the peer is heard over another one or now listens elsewhere;
+    /// whether it did. A host name may stand for any address.
     fn leave(&mut self, id: ConnectionId, at: &[macula_wire::Address]) -> bool {
         let Some(caller) = self.open.get(&id) else { return false };
         let link = &caller.link;
@@ -565,7 +571,12 @@ impl Table {
             let ip = address.ip();
             ip.is_some_and(|ip| SocketAddr::new(ip, address.port()) != link.peer.remote_addr)
         };
-        let has_left = link.watch.presence() == Presence::Suspected && !at.is_empty() && at.iter().all(is_elsewhere);
+        let is_heard = |other| {
+            let other = self.open.get(&other).map(|caller| &caller.link);
+            other.is_some_and(|link| link.quic.close_reason().is_none() && link.watch.presence() == Presence::Up)
+        };
+        let has_left = link.watch.presence() == Presence::Suspected
+            && ((!at.is_empty() && at.iter().all(is_elsewhere)) || self.state.others(id).any(is_heard));
         if has_left {
             link.retire();
             self.state.retired(id);

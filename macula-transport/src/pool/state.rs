@@ -229,6 +229,16 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.current.get(peer).copied()
     }
 
+    /// The other connections that may be handed out for the peer of `connection`.
+    pub(crate) fn others(&self, connection: ConnectionId) -> impl Iterator<Item = ConnectionId> {
+        let peer = self.entries.get(&connection).map(|entry| &entry.peer);
+        let others = self
+            .entries
+            .iter()
+            .filter(move |(id, entry)| **id != connection && !entry.retired && Some(&entry.peer) == peer);
+        others.map(|(&id, _)| id)
+    }
+
     /// A connection to the node at an address: the one that was made to it before, or the step that must come first.
     pub(crate) fn get_anyone(&mut self, at: u64, activity: impl Fn(ConnectionId) -> Activity) -> Answer {
         let found = self
@@ -269,7 +279,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
 
     /// A dial has succeeded. The connection is `peer`'s, whichever node was dialed.
     ///
-    /// When the peer dialed us in the meantime, both connections stay until one is idle; the older one is handed out.
+    /// When the peer dialed us in the meantime, both connections stay until one is idle; the older one is handed out, unless it is retired.
     pub(crate) fn dialed(&mut self, now: Instant, ticket: Ticket, peer: P) -> ConnectionId {
         let found_at = match self.dials.remove(&ticket) {
             Some(Dialed::Anyone { at }) => Some(at),

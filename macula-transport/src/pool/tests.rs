@@ -6,7 +6,8 @@ use futures::future::{BoxFuture, FutureExt as _};
 
 use super::*;
 use crate::{
-    CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, Reply, connection::link::Direction,
+    CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, PoolConfig, Reply,
+    connection::link::Direction,
 };
 
 struct Hang;
@@ -59,4 +60,23 @@ async fn n4_a_drain_waits_for_a_call_that_came_while_its_connection_was_being_cl
     while !shell.links().is_empty() {
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test]
+async fn p2_a_connection_that_is_only_observed_makes_room_for_another() {
+    let pool = PoolConfig {
+        max_connections: 1,
+        ..PoolConfig::default()
+    };
+    let client = Endpoint::bind(config().with_pool(pool), NoService).await.unwrap();
+    let mut ends = Vec::new();
+    for _ in 0..3 {
+        let provider = Endpoint::bind(config(), NoService).await.unwrap();
+        let at = [provider.local_addr().try_into().unwrap()];
+        let connection = client.pool().get(&provider.node_id(), &at).await.unwrap();
+        ends.push((connection.end(), provider));
+    }
+    let lost = ends.iter().map(|(end, _)| end.lost());
+    let retired = Some(Lost::ClosedHere(CloseCode::Retired));
+    assert_eq!(lost.collect::<Vec<_>>(), [retired.clone(), retired, None]);
 }

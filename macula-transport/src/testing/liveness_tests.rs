@@ -12,7 +12,8 @@ use super::{
     tests::{PATIENCE, Service, call, connect, host, identity},
 };
 use crate::{
-    CallRequest, Config, Connection, DialError, Endpoint, Handler, IncomingCall, NoService, Presence, Reply, Timers,
+    CallRequest, Config, Connection, DialError, Endpoint, FoundConnection, Handler, IncomingCall, NoService, Presence,
+    Reply, Timers,
     connection::pulse::{MAX_ACK_DELAY, pto},
 };
 
@@ -390,4 +391,38 @@ async fn d13_a_silent_peer_that_has_moved_is_dialed_at_its_new_address() {
     provider.check_connections();
     tokio::time::sleep(Timers::default().probe_grace * 2).await;
     assert_eq!(provider.pool().stats().open, 1);
+}
+
+/// A provider that was killed has started elsewhere and dials a node that still has the old connection.
+#[tokio::test(start_paused = true)]
+async fn l3_a_silent_peer_is_called_over_the_connection_on_which_it_is_heard() {
+    let network = Network::new(42);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+    let (node, before) = (provider.node_id(), provider.local_addr());
+    let connection = connect(&caller, &provider).await;
+    network.kill(before);
+    let mut watch = connection.watch_presence();
+    let mut waiting = Box::pin(call(&connection, "hang", Bytes::new(), PATIENCE));
+    tokio::select! {
+        biased;
+        result = &mut waiting => panic!("{result:?}"),
+        presence = watch.changed() => assert_eq!(presence, Presence::Suspected),
+    }
+    let config = Config::new(identity(2))
+        .with_network(&network)
+        .with_listen(([10, 0, 0, 9], 9443).into());
+    let again = Endpoint::bind(config, Service).await.unwrap();
+    let _dialed = connect(&again, &caller).await;
+    let pool = caller.pool();
+    let mut found = FoundConnection::default();
+    for open in [
+        pool.open(&node).unwrap(),
+        pool.open_again(&node, &mut found).unwrap(),
+        pool.get(&node, &[before.try_into().unwrap()]).await.unwrap(),
+    ] {
+        assert_eq!(open.peer().remote_addr, again.local_addr());
+        call(&open, "echo", Bytes::new(), PATIENCE).await.unwrap();
+    }
+    // The call that waits is not ended by that.
+    assert!((&mut waiting).now_or_never().is_none() && connection.lost().is_none());
 }
