@@ -141,6 +141,8 @@ pub(super) struct Failure {
     pub(super) restarted: bool,
     /// The state in which the attempt found the link to its provider.
     pub(super) link: Option<Link>,
+    /// It was not sent for a reason of this side, which says nothing about its provider.
+    pub(super) withheld: bool,
 }
 
 /// Whether a request may have been sent already. While it says no, the attempt waits for a dial.
@@ -179,6 +181,7 @@ impl<A> End<A> {
             cause,
             restarted: false,
             link: None,
+            withheld: false,
         })
     }
 
@@ -188,6 +191,17 @@ impl<A> End<A> {
             cause: Cause::NotSent(Arc::new(reason)),
             restarted: false,
             link,
+            withheld: false,
+        })
+    }
+
+    fn withheld(cause: Cause, link: Option<Link>) -> Self {
+        Self::Failed(Failure {
+            fate: Fate::NotSent,
+            cause,
+            restarted: false,
+            link,
+            withheld: true,
         })
     }
 }
@@ -279,8 +293,11 @@ impl<X: Exchange> Job<'_, X> {
             Some(Ok(connection)) => connection,
             Some(Err(error)) => {
                 let at = error.addr();
-                let link = links::after_dial(&error);
-                let end = End::not_sent(error, Some(link));
+                let link = Some(links::after_dial(&error));
+                let end = match error {
+                    DialError::PoolFull { .. } => End::withheld(Cause::NotSent(Arc::new(error)), link),
+                    error => End::not_sent(error, link),
+                };
                 return Landed { at, end };
             }
             None => {
@@ -290,7 +307,7 @@ impl<X: Exchange> Job<'_, X> {
         };
         // Set before anything is sent, so that a call that wants to take the attempt back sees that it is too late.
         progress.0.store(true, Relaxed);
-        links::tell(way.balanced, now(), &way.member, Link::Up);
+        links::tell(way.balanced, now(), &way.member, link::over(connection.presence()));
         match self.exchange_once(&connection, (start, now()), until, span).await {
             (at, Ok(end)) => Landed { at, end },
             (at, Err(error)) => Landed {
@@ -488,11 +505,12 @@ impl<X: Exchange> Job<'_, X> {
                     restarted: matches!(reason, Unknown::Lost(Lost::Restarted)),
                     cause: Cause::Lost(Arc::new(reason)),
                     link,
+                    withheld: false,
                 })
             }
             // Another provider may take a message of this size.
             Error::TooLarge { bytes, limit } if bytes <= Limits::default().max_message_bytes => {
-                End::failed(Fate::NotSent, Cause::TooLarge { size: bytes, limit })
+                End::withheld(Cause::TooLarge { size: bytes, limit }, None)
             }
             Error::TooLarge { bytes, limit } => End::Fault(CallError::RequestTooLarge { size: bytes, limit }),
             Error::HeadTooLarge { bytes } => End::Fault(CallError::MetadataTooLarge { size: bytes }),

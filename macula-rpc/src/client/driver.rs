@@ -24,6 +24,7 @@ use tracing::{Instrument as _, Span};
 use super::{
     attempt::{End, Exchange, Failure, Job, Landed, Progress, Tried, Way},
     links,
+    refresh::ASK_EVERY,
     services::{Balanced, Member, Roster},
     shared::now,
     verdict,
@@ -422,16 +423,14 @@ impl<'a, X: Exchange> Driver<'a, X> {
     /// Asks the directory anew, once, when every known provider was tried (D12). Returns whether the call goes on.
     async fn ask_anew(&mut self) -> bool {
         let job = self.job;
-        if job.asker().is_none() || std::mem::replace(&mut self.asked_anew, true) {
-            return false;
-        }
-        let asked = job
-            .known
-            .refresh
-            .ask(&*job.client.shared.resolver, job.service, job.found);
-        let Ok(Some(list)) = tokio::time::timeout_at(self.call.deadline().into(), asked).await else {
+        let Some(asker) = job.asker().filter(|_| !self.asked_anew) else {
             return false;
         };
+        self.asked_anew = true;
+        // A call that has lasted for long needs a newer answer than one from its beginning.
+        let since = now().checked_sub(ASK_EVERY).map_or(job.found, |at| at.max(job.found));
+        let asked = tokio::time::timeout_at(self.call.deadline().into(), asker.ask(since)).await;
+        let Ok(Ok(Some(list))) = asked else { return false };
         let pool = &job.client.shared.pool;
         let now = now();
         let mut roster = self.balanced.lock();
@@ -499,17 +498,18 @@ impl<'a, X: Exchange> Driver<'a, X> {
     /// Tells the core how an attempt ended; an error when the call is wrong at every provider.
     fn landed(&mut self, attempt: AttemptId, landed: Landed<X::Answer>) -> Result<Output<Member>, CallError> {
         let now = now();
-        let (fate, cause, restarted, link) = match landed.end {
+        let (fate, cause, restarted, link, withheld) = match landed.end {
             End::Answer(answer) => {
                 self.answer = Some(answer);
-                (Fate::Ok, None, false, None)
+                (Fate::Ok, None, false, None, false)
             }
             End::Failed(Failure {
                 fate,
                 cause,
                 restarted,
                 link,
-            }) => (fate, Some(cause), restarted, link),
+                withheld,
+            }) => (fate, Some(cause), restarted, link, withheld),
             End::Fault(error) => return Err(error),
         };
         self.record(attempt, landed.at, cause);
@@ -522,7 +522,11 @@ impl<'a, X: Exchange> Driver<'a, X> {
             // Told before the result, so that a retry after a lost provider is not charged (L5).
             roster.balancer.link(now, member, link);
         }
-        self.call.on_result(now, &mut roster.balancer, attempt, fate);
+        if withheld {
+            self.call.on_withheld(now, &mut roster.balancer, attempt);
+        } else {
+            self.call.on_result(now, &mut roster.balancer, attempt, fate);
+        }
         if let Some(member) = member.filter(|_| restarted) {
             roster.balancer.renew(now, &member);
         }
@@ -539,6 +543,9 @@ impl<'a, X: Exchange> Driver<'a, X> {
             let asker = self.job.asker();
             if let Some(asker) = &asker {
                 asker.ask(self.job.found);
+                if is_leaving {
+                    asker.await_return();
+                }
             }
             self.balanced.news().notify_waiters();
             links::dial_behind(self.balanced, &self.job.client.shared.pool, asker);

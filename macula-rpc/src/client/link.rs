@@ -6,10 +6,15 @@ use macula_wire::NodeId;
 
 /// The link that the pool has to a node.
 pub(super) fn of(pool: &Pool, node: &NodeId) -> Link {
-    match pool.open(node).map(|connection| connection.presence()) {
-        Some(Presence::Up) => Link::Up,
-        Some(Presence::Suspected) => Link::Suspected,
-        None => Link::Idle,
+    pool.open(node)
+        .map_or(Link::Idle, |connection| over(connection.presence()))
+}
+
+/// The link over an open connection.
+pub(super) fn over(presence: Presence) -> Link {
+    match presence {
+        Presence::Up => Link::Up,
+        Presence::Suspected => Link::Suspected,
     }
 }
 
@@ -19,7 +24,7 @@ pub(super) fn after(lost: &Lost) -> Link {
         Lost::Restarted => Link::Idle,
         Lost::ClosedByPeer { code, .. } => match code {
             CloseCode::Shutdown | CloseCode::Aborted => Link::Down,
-            // The peer is there and made room.
+            // The peer is there, and made room or turned this node away.
             _ => Link::Idle,
         },
         Lost::ClosedHere(code) => match code {

@@ -19,6 +19,7 @@ use futures::{
 use macula_select::Link;
 use macula_transport::{DialError, Pool, PoolEvent, PoolEvents, Presence, PresenceWatch};
 use macula_wire::{NodeId, ServiceName};
+use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
     link,
@@ -26,10 +27,14 @@ use super::{
     services::{Balanced, Member, Roster, Service, WeakBalanced},
     shared::{Client, WeakClient, now},
 };
-use crate::keyed::Keyed;
+use crate::{Provider, keyed::Keyed};
 
 /// The time between two questions for a service's list while one of its providers is silent or not reached.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+/// For so long after a provider said that it leaves, its service's list is asked for, too: most of those that leave start again.
+const RETURNS_WITHIN: Duration = Duration::from_secs(10);
+/// How long the calls that wait on a silent connection have to go elsewhere, before the node counts as heard over another one.
+const CALLS_LEAVE: Duration = Duration::from_millis(100);
 /// How long a dial behind the calls may take. A provider that is down is dialed again soon.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -115,20 +120,41 @@ impl Asker {
         self.ask(now().checked_sub(ASK_AGAIN).unwrap_or_else(now));
     }
 
-    /// Asks, unless the directory was asked after `since`, and takes the list over.
-    pub(super) fn ask(&self, since: Instant) {
-        let (Some(client), Some(known)) = (self.client.upgrade(), self.known.upgrade()) else {
+    /// Asks for a while. A provider that leaves is no longer listed, so no link tells that it is back.
+    pub(super) fn await_return(&self) {
+        let until = now() + RETURNS_WITHIN;
+        let Some(known) = self.known.upgrade() else { return };
+        let before = known.awaits_return().replace(until);
+        if before.is_some() {
             return;
-        };
-        let service = self.service.clone();
+        }
+        let asker = self.clone();
         tokio::spawn(async move {
-            let Client { shared } = &client;
-            let asked = known.refresh.ask(&*shared.resolver, &service, since);
-            if let Some(list) = asked.await {
-                known.balanced.lock().reconcile(&list, now(), &shared.pool);
-                known.balanced.news().notify_waiters();
+            loop {
+                tokio::time::sleep(ASK_AGAIN).await;
+                asker.ask_again();
+                let Some(known) = asker.known.upgrade() else { return };
+                let mut until = known.awaits_return();
+                if until.is_none_or(|until| now() >= until) {
+                    *until = None;
+                    return;
+                }
             }
         });
+    }
+
+    /// Asks, unless the directory was asked at `since` or later, and takes the list over. It is a task of its own: a call that no
+    /// longer waits for the list leaves the question to the others that do.
+    pub(super) fn ask(&self, since: Instant) -> JoinHandle<Option<Arc<[Provider]>>> {
+        let Self { client, service, known } = self.clone();
+        tokio::spawn(async move {
+            let (client, known) = (client.upgrade()?, known.upgrade()?);
+            let Client { shared } = &client;
+            let list = known.refresh.ask(&*shared.resolver, &service, since).await?;
+            known.balanced.lock().reconcile(&list, now(), &shared.pool);
+            known.balanced.news().notify_waiters();
+            Some(list)
+        })
     }
 }
 
@@ -141,27 +167,24 @@ struct Peers {
     silent: HashSet<NodeId, Keyed>,
 }
 
-type Change = futures::future::BoxFuture<'static, (NodeId, Presence, PresenceWatch)>;
+type Change = futures::future::BoxFuture<'static, (NodeId, Presence)>;
 
 impl Peers {
     fn follow(&mut self, node: NodeId, mut watch: PresenceWatch) {
         let (end, registration) = AbortHandle::new_pair();
-        let change: Change = Box::pin(async move {
-            let presence = watch.changed().await;
-            (node, presence, watch)
-        });
+        let change: Change = Box::pin(async move { (node, watch.changed().await) });
         self.changes.push(Abortable::new(change, registration));
         if let Some(before) = self.ends.insert(node, end) {
             before.abort();
         }
     }
 
-    /// Notes whether a peer is believed to be there.
-    fn note(&mut self, node: NodeId, presence: Presence) {
+    /// Notes whether a peer is believed to be there. Returns whether that is new.
+    fn note(&mut self, node: NodeId, presence: Presence) -> bool {
         match presence {
             Presence::Up => self.silent.remove(&node),
             Presence::Suspected => self.silent.insert(node),
-        };
+        }
     }
 
     fn forget(&mut self, node: &NodeId) {
@@ -171,8 +194,39 @@ impl Peers {
         }
     }
 
-    /// The next change; pending while no peer is connected.
-    async fn next(&mut self) -> (NodeId, Presence, PresenceWatch) {
+    /// Looks at the connection over which calls go to a node, follows it, and tells the balancers. `None` without a connection.
+    fn look(&mut self, client: &Client, node: NodeId) -> Option<Presence> {
+        let connection = client.shared.pool.open(&node)?;
+        // Before the look: the watch tells of what happens after it.
+        self.follow(node, connection.watch_presence());
+        let presence = connection.presence();
+        client.tell_link(&node, link::over(presence));
+        if self.note(node, presence) {
+            client.shared.services.news.tell(match presence {
+                Presence::Up => ClientEvent::Heard(node),
+                Presence::Suspected => ClientEvent::Suspected(node),
+            });
+        }
+        Some(presence)
+    }
+
+    /// The presence of a node over one connection has changed.
+    fn changed(&mut self, client: &Client, node: NodeId, presence: Presence) {
+        let found = self.look(client, node);
+        if (presence, found) == (Presence::Suspected, Some(Presence::Up)) {
+            // It is heard over another connection. The calls that wait on the silent one have to know.
+            client.tell_link(&node, Link::Suspected);
+            let later: Change = Box::pin(async move {
+                tokio::time::sleep(CALLS_LEAVE).await;
+                (node, Presence::Up)
+            });
+            let (_, registration) = AbortHandle::new_pair();
+            self.changes.push(Abortable::new(later, registration));
+        }
+    }
+
+    /// The next node whose presence has changed, and to what; pending while no peer is connected.
+    async fn next(&mut self) -> (NodeId, Presence) {
         loop {
             match self.changes.next().await {
                 Some(Ok(change)) => return change,
@@ -199,16 +253,9 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
                 ask_at = tokio::time::Instant::now() + ASK_AGAIN;
                 continue;
             }
-            (node, presence, watch) = peers.next() => {
+            (node, presence) = peers.next() => {
                 let Some(client) = client.upgrade() else { return };
-                peers.note(node, presence);
-                peers.follow(node, watch);
-                let (link, event) = match presence {
-                    Presence::Up => (Link::Up, ClientEvent::Heard(node)),
-                    Presence::Suspected => (Link::Suspected, ClientEvent::Suspected(node)),
-                };
-                client.tell_link(&node, link);
-                client.shared.services.news.tell(event);
+                peers.changed(&client, node, presence);
                 continue;
             }
         };
@@ -218,23 +265,13 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
         let pool = &client.shared.pool;
         match event {
             PoolEvent::Opened { node, .. } => {
-                if let Some(connection) = pool.open(&node) {
-                    peers.note(node, Presence::Up);
-                    peers.follow(node, connection.watch_presence());
-                    client.tell_link(&node, Link::Up);
-                }
+                peers.look(&client, node);
             }
-            PoolEvent::Closed { node, reason } => match pool.open(&node) {
-                // The pool has kept the better of two connections.
-                Some(connection) => {
-                    peers.note(node, connection.presence());
-                    peers.follow(node, connection.watch_presence());
-                }
-                None => {
-                    peers.forget(&node);
-                    client.tell_link(&node, link::after(&reason));
-                }
-            },
+            // Unless the node has another connection.
+            PoolEvent::Closed { node, reason } if peers.look(&client, node).is_none() => {
+                peers.forget(&node);
+                client.tell_link(&node, link::after(&reason));
+            }
             PoolEvent::DialFailed { node: Some(node), .. } if pool.open(&node).is_none() => {
                 client.tell_link(&node, Link::Down);
             }
@@ -255,18 +292,27 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
     }
 }
 
-/// Makes sure that the dials that the balancer wants are made. A provider that is not reached may have another address by now, so
-/// `asker` asks the directory.
+/// Makes sure that the dials that the balancer wants are made in time. A provider that is not reached may have another address by now,
+/// so `asker` asks the directory.
 pub(super) fn dial_behind(balanced: &Balanced, pool: &Pool, asker: Option<Asker>) {
     let mut roster = balanced.lock();
-    if roster.dialing || roster.balancer.next_dial().is_none() {
+    if !roster.wants_dial() {
         return;
     }
-    roster.dialing = true;
-    tokio::spawn(dial(balanced.downgrade(), pool.clone(), asker));
+    if roster.dials_at.is_some() {
+        balanced.sooner().notify_one();
+        return;
+    }
+    roster.dials_at = roster.balancer.next_dial();
+    tokio::spawn(dial(
+        balanced.downgrade(),
+        balanced.sooner().clone(),
+        pool.clone(),
+        asker,
+    ));
 }
 
-async fn dial(balanced: WeakBalanced, pool: Pool, asker: Option<Asker>) {
+async fn dial(balanced: WeakBalanced, sooner: Arc<Notify>, pool: Pool, asker: Option<Asker>) {
     loop {
         let next = {
             let Some(balanced) = balanced.upgrade() else { return };
@@ -276,12 +322,14 @@ async fn dial(balanced: WeakBalanced, pool: Pool, asker: Option<Asker>) {
                 tokio::spawn(dial_one(balanced.downgrade(), pool.clone(), member, asker.clone()));
             }
             let next = roster.balancer.next_dial();
-            roster.dialing = next.is_some();
-            next
+            roster.dials_at = next.map(|at| at.max(now + Duration::from_millis(1)));
+            roster.dials_at
         };
-        match next {
-            Some(at) => tokio::time::sleep_until(at.max(now() + Duration::from_millis(1)).into()).await,
-            None => return,
+        let Some(at) = next else { return };
+        tokio::select! {
+            biased;
+            () = sooner.notified() => {}
+            () = tokio::time::sleep_until(at.into()) => {}
         }
     }
 }
@@ -291,7 +339,7 @@ async fn dial_one(balanced: WeakBalanced, pool: Pool, member: Member, asker: Opt
     let Some((node, endpoints)) = peer else { return };
     let dialed = tokio::time::timeout(DIAL_TIMEOUT, pool.get(&node, &endpoints)).await;
     let link = match dialed {
-        Ok(Ok(_)) => Link::Up,
+        Ok(Ok(connection)) => link::over(connection.presence()),
         Ok(Err(error)) => after_dial(&error),
         Err(_) => Link::Down,
     };

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use crate::{Provider, Resolve, ResolveOptions};
 
 /// The shortest time between two questions about a service.
-const ASK_EVERY: Duration = Duration::from_secs(1);
+pub(super) const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// The questions about one service: one at a time, and one a second.
 #[derive(Default)]
@@ -25,8 +25,8 @@ struct Asked {
 }
 
 impl Refresh {
-    /// Asks the directory itself, past its cache. A caller whose call began at `since`, before the last question, gets the answer to
-    /// that question, so calls that ask at the same time share one. `None` when the directory gives no answer.
+    /// Asks the directory itself, past its cache. A question that was asked at `since` or later is not asked again: its answer is
+    /// given. `None` when the directory gives no answer.
     pub(super) async fn ask(
         &self,
         resolver: &dyn Resolve,
@@ -40,10 +40,14 @@ impl Refresh {
             }
             tokio::time::sleep_until((at + ASK_EVERY).into()).await;
         }
-        asked.at = Some(tokio::time::Instant::now().into_std());
+        let at = tokio::time::Instant::now().into_std();
         let options = ResolveOptions::default().with_force_refresh(true);
         let answer = resolver.resolve(service, options).await;
-        asked.list = answer.ok().map(|resolved| resolved.providers);
+        // Together: without an answer the question does not count as asked.
+        *asked = Asked {
+            at: Some(at),
+            list: answer.ok().map(|resolved| resolved.providers),
+        };
         asked.list.clone()
     }
 }

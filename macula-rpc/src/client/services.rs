@@ -57,6 +57,14 @@ pub(super) struct Service {
     pub(super) balanced: Balanced,
     pub(super) meters: Arc<Meters>,
     pub(super) refresh: Refresh,
+    /// Until then the directory is asked again and again, because a provider was leaving; `None` while no task does it.
+    awaits_return: Mutex<Option<Instant>>,
+}
+
+impl Service {
+    pub(super) fn awaits_return(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.awaits_return.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Services {
@@ -119,6 +127,7 @@ impl Services {
             balanced: Balanced::new(&self.defaults, seed, self.news.teller(Some(service))),
             meters: meters(),
             refresh: Refresh::default(),
+            awaits_return: Mutex::default(),
         });
         if services.len() < max {
             services.insert(service.clone(), Arc::clone(&fresh));
@@ -187,6 +196,8 @@ struct Shared {
     roster: Mutex<Roster>,
     /// Woken when the link of a provider has changed: calls that wait look at their attempts anew.
     news: Notify,
+    /// Woken when a dial behind the calls is due sooner than before.
+    sooner: Arc<Notify>,
     teller: Teller,
 }
 
@@ -228,8 +239,8 @@ pub(super) struct Roster {
     places: HashMap<NodeId, u32, Keyed>,
     peers: Vec<Option<Peer>>,
     free: Vec<u32>,
-    /// A task dials providers behind the calls.
-    pub(super) dialing: bool,
+    /// When the task that dials providers behind the calls looks next; `None` without such a task.
+    pub(super) dials_at: Option<Instant>,
 }
 
 /// A provider as the balancer knows it: small, because a call copies it several times, and an index, which spares a lookup.
@@ -306,11 +317,12 @@ impl Balanced {
             places: HashMap::default(),
             peers: Vec::new(),
             free: Vec::new(),
-            dialing: false,
+            dials_at: None,
         };
         Self(Arc::new(Shared {
             roster: Mutex::new(roster),
             news: Notify::new(),
+            sooner: Arc::default(),
             teller,
         }))
     }
@@ -325,6 +337,12 @@ impl Balanced {
     /// Woken when the link of a provider has changed.
     pub(super) fn news(&self) -> &Notify {
         &self.0.news
+    }
+
+    /// Woken when a dial behind the calls is due sooner than before. Shared, so that the task that waits for it does not keep the
+    /// balancer.
+    pub(super) fn sooner(&self) -> &Arc<Notify> {
+        &self.0.sooner
     }
 
     pub(super) fn downgrade(&self) -> WeakBalanced {
@@ -367,9 +385,10 @@ impl Roster {
         self.list = Arc::clone(providers);
     }
 
-    /// Whether a task should dial providers behind the calls.
+    /// Whether a provider is to be dialed behind the calls, sooner than the task looks that does it.
     pub(super) fn wants_dial(&self) -> bool {
-        !self.dialing && self.balancer.next_dial().is_some()
+        let next = self.balancer.next_dial();
+        next.is_some_and(|next| self.dials_at.is_none_or(|at| next < at))
     }
 
     /// Gives every listed provider a place; one that had a place keeps it. Returns those that are new or have other addresses.

@@ -13,6 +13,8 @@ mod flow;
 mod here;
 mod limits;
 #[cfg(feature = "testing")]
+mod liveness;
+#[cfg(feature = "testing")]
 mod load;
 mod mesh;
 mod observed;
