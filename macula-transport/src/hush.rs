@@ -29,6 +29,17 @@ impl Hush {
     }
 }
 
+/// One [`Hush`] for each kind of message about peers and their grants: a peer that causes one kind hides no other.
+#[derive(Debug, Default)]
+pub(crate) struct Hushes {
+    /// A peer was turned away.
+    pub(crate) turned_away: Hush,
+    /// A connection ended with its peer's grant.
+    pub(crate) ended: Hush,
+    /// A peer's renewed grant is not valid.
+    pub(crate) renewals: Hush,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -78,7 +78,7 @@ impl PeerInfo {
             role: Role::Client,
             endpoints: Vec::new(),
             router: Some(self.node_id),
-            standing: Standing::new(caller),
+            standing: Standing::Fixed(caller),
             ..self.clone()
         }
     }
@@ -98,37 +98,107 @@ impl PeerInfo {
     /// Whether the peer's grant lets it call `service`: a look at what the connection knows (A8).
     #[must_use]
     pub fn may_call(&self, service: &ServiceName) -> bool {
-        self.standing.with(|member| member.may_call(service))
+        self.standing.rights(service).call
+    }
+
+    /// Whether the peer's grant lets it provide `service`, as [`PeerInfo::may_call`].
+    #[must_use]
+    pub fn may_provide(&self, service: &ServiceName) -> bool {
+        self.standing.rights(service).provide
     }
 
     /// Keeps the grant that the peer has renewed.
     pub(crate) fn renew(&self, member: Member) {
         match &self.standing {
-            Standing::Open(_) => {}
-            Standing::Closed(current) => *current.write().unwrap_or_else(PoisonError::into_inner) = member,
+            Standing::Fixed(_) => {}
+            Standing::Renewable(remembered) => {
+                *remembered.write().unwrap_or_else(PoisonError::into_inner) = Remembered::of(member);
+            }
         }
     }
 }
 
-/// The member that a peer is; in a closed realm it changes when the peer's grant is renewed.
+/// The most services whose rights a connection remembers. About others the grant itself is asked.
+const MAX_REMEMBERED_SERVICES: usize = 64;
+
+/// The member that a peer is.
 #[derive(Debug, Clone)]
 pub(crate) enum Standing {
-    Open(Member),
-    Closed(Arc<RwLock<Member>>),
+    /// For as long as it is known: in an open realm, and of a caller behind a router.
+    Fixed(Member),
+    /// In a closed realm, until the peer renews its grant.
+    Renewable(Arc<RwLock<Remembered>>),
+}
+
+/// The rights of a member to one service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rights {
+    call: bool,
+    provide: bool,
+}
+
+impl Rights {
+    fn of(member: &Member, service: &ServiceName) -> Self {
+        Self {
+            call: member.may_call(service),
+            provide: member.may_provide(service),
+        }
+    }
+}
+
+/// A member, and its rights to the services that it was asked about.
+#[derive(Debug)]
+pub(crate) struct Remembered {
+    member: Member,
+    rights: BTreeMap<ServiceName, Rights>,
+}
+
+impl Remembered {
+    fn of(member: Member) -> Self {
+        Self {
+            member,
+            rights: BTreeMap::new(),
+        }
+    }
+
+    fn rights(this: &RwLock<Self>, service: &ServiceName) -> Rights {
+        let known = this
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .rights
+            .get(service)
+            .copied();
+        if let Some(rights) = known {
+            return rights;
+        }
+        let mut this = this.write().unwrap_or_else(PoisonError::into_inner);
+        let rights = Rights::of(&this.member, service);
+        if this.rights.len() < MAX_REMEMBERED_SERVICES {
+            this.rights.insert(service.clone(), rights);
+        }
+        rights
+    }
 }
 
 impl Standing {
     pub(crate) fn new(member: Member) -> Self {
         match member.chain() {
-            None => Self::Open(member),
-            Some(_) => Self::Closed(Arc::new(RwLock::new(member))),
+            None => Self::Fixed(member),
+            Some(_) => Self::Renewable(Arc::new(RwLock::new(Remembered::of(member)))),
+        }
+    }
+
+    fn rights(&self, service: &ServiceName) -> Rights {
+        match self {
+            Self::Fixed(member) => Rights::of(member, service),
+            Self::Renewable(remembered) => Remembered::rights(remembered, service),
         }
     }
 
     fn with<T>(&self, ask: impl FnOnce(&Member) -> T) -> T {
         match self {
-            Self::Open(member) => ask(member),
-            Self::Closed(current) => ask(&current.read().unwrap_or_else(PoisonError::into_inner)),
+            Self::Fixed(member) => ask(member),
+            Self::Renewable(remembered) => ask(&remembered.read().unwrap_or_else(PoisonError::into_inner).member),
         }
     }
 }
@@ -163,5 +233,56 @@ impl PeerInfo {
     /// Whose share it takes from.
     pub(crate) fn holder(&self) -> Holder<NodeId> {
         Holder::new(Network::of(self.remote_addr.ip()), self.node_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use macula_wire::{Grant, Patterns, RealmKey, RealmName, SecretKey, Signer as _};
+
+    use super::*;
+
+    /// A member that may call the services of this pattern, and provide none.
+    fn member(call: &str) -> Member {
+        let key = RealmKey::from_bytes(&[1; 32]);
+        let realm = key.realm(RealmName::default());
+        let node_id = SecretKey::from_bytes(&[2; 32]).node_id();
+        let call = Patterns::from_iter([call.parse().unwrap()]);
+        let grant = Grant::new(&realm, node_id, 1000..=2000).with_call(call).sign(&key);
+        grant.unwrap().verify(&realm, 1000).unwrap()
+    }
+
+    #[test]
+    fn a8_the_rights_to_a_bounded_number_of_services_are_remembered() {
+        let remembered = RwLock::new(Remembered::of(member("shop.*")));
+        for n in 0..2 * MAX_REMEMBERED_SERVICES {
+            let (may, may_not) = (format!("shop.n{n}"), format!("mail.n{n}"));
+            for _ in 0..2 {
+                assert!(Remembered::rights(&remembered, &may.parse().unwrap()).call);
+                assert!(!Remembered::rights(&remembered, &may_not.parse().unwrap()).call);
+            }
+            let known = remembered.read().unwrap().rights.len();
+            assert_eq!(known, MAX_REMEMBERED_SERVICES.min(2 * n + 2));
+        }
+    }
+
+    #[test]
+    fn a8_a_renewed_grant_is_asked_anew() {
+        let peer = PeerInfo {
+            node_id: *member("shop.*").node_id(),
+            role: Role::Client,
+            endpoints: Vec::new(),
+            remote_addr: ([127, 0, 0, 1], 1).into(),
+            observed: None,
+            agent: String::new(),
+            max_message_bytes: 0,
+            max_concurrent_calls: 0,
+            router: None,
+            standing: Standing::new(member("shop.*")),
+        };
+        let cart: ServiceName = "shop.cart".parse().unwrap();
+        assert!(peer.may_call(&cart) && !peer.may_provide(&cart));
+        peer.renew(member("mail.*"));
+        assert!(!peer.may_call(&cart));
     }
 }

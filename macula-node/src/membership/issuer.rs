@@ -8,7 +8,7 @@
 //! lost can be asked for again.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -38,7 +38,10 @@ pub(crate) struct Doorkeeper {
     folder: Option<IssuerFolder>,
     /// How long a grant lasts, in seconds.
     life: u64,
-    limiter: Mutex<Limiter<Network>>,
+    /// Of strangers, by their network.
+    strangers: Mutex<Limiter<Network>>,
+    /// Of members that renew, by their key: no stranger takes from their share.
+    members: Mutex<Limiter<NodeId>>,
     endpoints: watch::Receiver<Arc<[Address]>>,
     /// Held while a token is looked at and used: two nodes must not take one use.
     files: Mutex<()>,
@@ -58,7 +61,8 @@ impl Doorkeeper {
             identity,
             folder,
             life: life.as_secs(),
-            limiter: Mutex::new(Limiter::new(now)),
+            strangers: Mutex::new(Limiter::new(now)),
+            members: Mutex::new(Limiter::new(now)),
             endpoints,
             files: Mutex::new(()),
         }
@@ -66,18 +70,28 @@ impl Doorkeeper {
 
     /// Answers a visitor; `None` for what is no request.
     pub(crate) async fn answer(self: Arc<Self>, visitor: Visitor, body: Bytes, now: Instant) -> Option<Bytes> {
-        if !self.admits(Network::of(visitor.remote_addr.ip()), now) {
+        let request = JoinRequest::decode(body).ok()?;
+        let renewed = match &request {
+            JoinRequest::Renew(chain) => self.renewable(&visitor.node_id, chain),
+            JoinRequest::Join { .. } | JoinRequest::Revoke(_) => None,
+        };
+        let admitted = match &renewed {
+            Some(member) => lock(&self.members).admit(*member.node_id(), now),
+            None => lock(&self.strangers).admit(Network::of(visitor.remote_addr.ip()), now),
+        };
+        if !admitted {
             return Some(JoinReply::Refused(JoinRefusal::Busy).encode());
         }
-        let request = JoinRequest::decode(body).ok()?;
         // Files are written.
-        let work = tokio::task::spawn_blocking(move || self.reply(&visitor, request));
+        let work = tokio::task::spawn_blocking(move || self.reply(&visitor, request, renewed));
         Some(work.await.ok()?.encode())
     }
 
-    fn admits(&self, network: Network, now: Instant) -> bool {
-        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
-        limiter.admit(network, now)
+    /// The member whose grant an issuer may renew: the node's own, which an issuer signed, and which ended less than [`LATE`] ago. The
+    /// check costs less than the handshake before it.
+    fn renewable(&self, node_id: &NodeId, chain: &Chain) -> Option<Member> {
+        let member = chain.verify_late(self.access.realm(), self.access.now(), LATE).ok()?;
+        (member.node_id() == node_id && member.issuer().is_some()).then_some(member)
     }
 
     /// Answers a member that calls the service. Which member that is, its connection knows.
@@ -91,7 +105,7 @@ impl Doorkeeper {
         reply.ok_or_else(|| Status::invalid_argument("the message is no request of a member"))
     }
 
-    fn reply(&self, visitor: &Visitor, request: JoinRequest) -> JoinReply {
+    fn reply(&self, visitor: &Visitor, request: JoinRequest, renewed: Option<Member>) -> JoinReply {
         let node_id = &visitor.node_id;
         let replied = match request {
             JoinRequest::Revoke(orders) => match self.access.revoke(&orders) {
@@ -107,7 +121,7 @@ impl Doorkeeper {
                 }
             },
             JoinRequest::Join { token, secret } => self.join(node_id, &token, &secret),
-            JoinRequest::Renew(chain) => self.renew(node_id, &chain),
+            JoinRequest::Renew(_) => self.renew(renewed),
         };
         match replied {
             Ok(chain) => JoinReply::Admitted {
@@ -131,7 +145,7 @@ impl Doorkeeper {
     fn join(&self, node_id: &NodeId, id: &TokenId, secret: &TokenSecret) -> Result<Chain, Unusable> {
         let own = self.issuer()?;
         let folder = self.folder.as_ref().ok_or(JoinRefusal::UnknownToken)?;
-        let _files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let _files = lock(&self.files);
         let now = self.access.now();
         let token = folder.token(id, secret, now)?;
         let known = folder.member(node_id)?;
@@ -144,19 +158,16 @@ impl Doorkeeper {
         Ok(chain)
     }
 
-    fn renew(&self, node_id: &NodeId, chain: &Chain) -> Result<Chain, Unusable> {
+    fn renew(&self, renewed: Option<Member>) -> Result<Chain, Unusable> {
         let own = self.issuer()?;
         let now = self.access.now();
-        let late = chain.verify_late(self.access.realm(), now, LATE);
-        let member = late.map_err(|_| JoinRefusal::NotRenewable)?;
-        if member.node_id() != node_id || member.issuer().is_none() {
-            return Err(JoinRefusal::NotRenewable.into());
-        }
+        let member = renewed.ok_or(JoinRefusal::NotRenewable)?;
+        let node_id = member.node_id();
         self.access.check_unrevoked(&member).map_err(|_| JoinRefusal::Revoked)?;
         let terms = Terms::of(&member).ok_or(JoinRefusal::NotRenewable)?;
         let chain = self.grant(&own, node_id, &terms, now)?;
         if let Some(folder) = &self.folder {
-            let _files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+            let _files = lock(&self.files);
             let known = folder.member(node_id)?;
             folder.keep_member(node_id, known.as_ref(), None, &chain, now)?;
         }
@@ -202,4 +213,8 @@ impl Doorkeeper {
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,8 +4,8 @@
 //! together do not ask together. An issuer that does not answer is asked again with backoff, and others are asked, too: those that the
 //! last answer named, and those in the directory. So an absent issuer does no harm until the grant ends (A7).
 //!
-//! **By hand.** A grant that the realm's key signed is not renewed by issuers. When it is due its file is read again, so that a new
-//! grant that is put there is used without a restart.
+//! **By hand.** A grant that the realm's key signed is not renewed by issuers. When a grant is due its file is read again, so that one
+//! that is put there and ends later is used without a restart.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,6 +26,8 @@ use crate::directory::Directory;
 const MAX_FILE_BYTES: usize = 16 * 1024;
 /// How long a sleep lasts before the clock is read again: a timer stands still while the machine is suspended.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How long a node that joins with a token puts up with a busy issuer.
+const BUSY_WITHIN: Duration = Duration::from_secs(60);
 /// The first pause after a renewal that failed, and the longest.
 const RETRY: Duration = Duration::from_secs(5);
 const MAX_RETRY: Duration = Duration::from_secs(300);
@@ -165,7 +167,23 @@ impl Place {
                     token: token.id,
                     secret: token.secret.clone(),
                 };
-                self.ask(&token.issuer, &request).await.map(|_| ())
+                self.ask_patiently(&token.issuer, &request).await
+            }
+        }
+    }
+
+    /// Asks an issuer, and again while it is busy: nodes that start together come faster than it admits a network's nodes.
+    async fn ask_patiently(&mut self, issuer: &Issuer, request: &JoinRequest) -> Result<(), MembershipError> {
+        let give_up = tokio::time::Instant::now() + BUSY_WITHIN;
+        loop {
+            let asked = self.ask(issuer, request).await.map(|_| ());
+            let pause = Duration::from_millis(500 + self.random(2500));
+            match &asked {
+                Err(MembershipError::Refused {
+                    reason: JoinRefusal::Busy,
+                    ..
+                }) if tokio::time::Instant::now() + pause < give_up => tokio::time::sleep(pause).await,
+                Ok(()) | Err(_) => return asked,
             }
         }
     }
@@ -285,24 +303,35 @@ impl Place {
     }
 
     async fn next_grant(&mut self, directory: &Directory) -> Result<(), MembershipError> {
-        if let Some(file) = self.file.clone()
-            && let Ok(read) = tokio::task::spawn_blocking(move || Kept::read(&file)).await
-            && let Some(membership) = read?
-        {
-            let present = self.last_grant();
-            if membership.realm == *self.access.realm() && present.as_ref() != Some(&membership.chain) {
-                self.access
-                    .set_grant(&membership.chain)
-                    .map_err(MembershipError::Grant)?;
-                self.learn(membership.issuers);
-                return Ok(());
-            }
+        // A file that cannot be read is no reason to fall out of the realm: an issuer is asked.
+        match self.longer_in_file().await {
+            Ok(None) => {}
+            Ok(Some(given)) => match self.access.set_grant(&given.chain) {
+                Ok(_) => {
+                    self.learn(given.issuers);
+                    return Ok(());
+                }
+                Err(error) => say(&MembershipError::Grant(error), false),
+            },
+            Err(error) => say(&error, false),
         }
         let Some(chain) = self.last_grant() else {
             return Err(MembershipError::NoIssuer);
         };
         let found = self.issuers_in(directory).await;
         self.renew(&chain, found).await.map(|_| ())
+    }
+
+    /// The grant in the file, when it is valid for longer than the present one. The file may be older: it could not be written then.
+    async fn longer_in_file(&self) -> Result<Option<Membership>, MembershipError> {
+        let Some(file) = self.file.clone() else { return Ok(None) };
+        let Ok(read) = tokio::task::spawn_blocking(move || Kept::read(&file)).await else {
+            return Ok(None);
+        };
+        let (realm, now) = (self.access.realm(), self.access.now());
+        let end = |chain: &Chain| chain.verify(realm, now).ok().and_then(|member| member.not_after());
+        let present = self.access.member().and_then(|member| member.not_after());
+        Ok(read?.filter(|given| given.realm == *realm && end(&given.chain) > present))
     }
 
     /// The last grant, valid or not.

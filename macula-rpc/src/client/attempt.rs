@@ -19,7 +19,7 @@ use macula_select::{CallOptions, Code, Fate, Link, Loss, Refusal, RetryPolicy};
 use macula_transport::{
     CallReply, CallRequest, Connection, DialError, Limits, Lost, Metadata, NotSent, Repeat, Route, Unknown,
 };
-use macula_wire::{ServiceName, StatusCode};
+use macula_wire::{NodeId, ServiceName, StatusCode};
 use tracing::Span;
 
 use super::{
@@ -220,6 +220,11 @@ enum Again {
 #[error("no connection within {0:?}")]
 struct NoConnection(Duration);
 
+/// A directory named a node that may not provide the service (A4).
+#[derive(Debug, thiserror::Error)]
+#[error("the grant of node {0} does not let it provide {1}")]
+struct NotProvided(NodeId, ServiceName);
+
 impl<X: Exchange> Job<'_, X> {
     /// How long the whole call may take.
     pub(super) fn allowed(&self) -> Duration {
@@ -346,8 +351,15 @@ impl<X: Exchange> Job<'_, X> {
         until: Instant,
         span: &Span,
     ) -> (Option<SocketAddr>, Result<End<X::Answer>, macula_transport::CallError>) {
-        let at = connection.peer().remote_addr;
+        let peer = connection.peer();
+        let at = peer.remote_addr;
         observe::record_peer(span, at);
+        // A router passes the call on, and a provider that the caller names is the caller's choice.
+        let is_listed = self.source != AnswerSource::Router && self.options.provider.is_none();
+        if is_listed && !peer.may_provide(self.service) {
+            let reason = NotProvided(peer.node_id, self.service.clone());
+            return (Some(at), Ok(End::not_sent(reason, None)));
+        }
         let traced = self.traced(span);
         let metadata = traced.as_ref().or(self.options.metadata.as_ref());
         let mut request = CallRequest::new(self.service, self.payload.clone())

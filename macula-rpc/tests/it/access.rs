@@ -44,15 +44,19 @@ fn name(text: &str) -> ServiceName {
     text.parse().unwrap()
 }
 
-/// Node `n`, whose grant lets it call `call`, with the label `team`.
+/// Node `n`, whose grant lets it call `call` and provide everything, with the label `team`.
 async fn node(network: &Network, realm: &Realm, n: u8, call: &str, team: &str) -> Node {
+    member(network, realm, n, call, Patterns::all(), team).await
+}
+
+async fn member(network: &Network, realm: &Realm, n: u8, call: &str, provide: Patterns, team: &str) -> Node {
     let access = Access::with_clock(realm.clone(), id(n), Arc::new(|| NOW));
     if realm.is_closed() {
         let call = Patterns::from_iter([call.parse::<Pattern>().unwrap()]);
         let grant = Grant::new(realm, id(n), NOW..=NOW + 1000)
             .with_role(GrantRole::Node)
             .with_call(call);
-        let grant = grant.with_provide(Patterns::all()).with_label("team", team);
+        let grant = grant.with_provide(provide).with_label("team", team);
         access.set_grant(&grant.sign(&realm_key()).unwrap()).unwrap();
     }
     let server = Server::new();
@@ -189,6 +193,34 @@ async fn a5_a_callers_grant_decides_and_a_denial_is_final() {
     }
     let counted = provider.endpoint.stats().calls_denied + second.endpoint.stats().calls_denied;
     assert_eq!(counted, 22);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a4_a_client_sends_no_call_to_a_node_that_may_not_provide_the_service() {
+    let network = Network::new(1);
+    let realm = closed();
+    let caller = node(&network, &realm, 1, "*", "a").await;
+    let liar = member(&network, &realm, 2, "*", Patterns::NONE, "a").await;
+    let provider = node(&network, &realm, 3, "*", "a").await;
+    for node in [&liar, &provider] {
+        let own = node.endpoint.node_id().to_string();
+        let answer = move |_: Request| ready(Ok::<_, Status>(own.clone()));
+        node.server.serve(name("shop.cart"), answer).unwrap();
+    }
+    // The directory lies: it names the node without the right first.
+    let both = [liar.provider(), provider.provider()];
+    let known = StaticResolver::new().with_service(name("shop.cart"), both);
+    let client = Client::builder(&caller.endpoint, known)
+        .strategy(macula_rpc::Strategy::First)
+        .build();
+    for _ in 0..10 {
+        let answer = text(client.call("shop.cart", "secret").await);
+        assert_eq!(answer, id(3).to_string());
+    }
+    let error = caller.client_of(&liar, "shop.cart").call("shop.cart", "secret").await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("does not let it provide shop.cart"), "{error}");
+    assert_eq!(liar.endpoint.stats().calls_taken, 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,11 +66,12 @@ pub(crate) async fn run(
         // The receiving half notices the end and says why.
         std::future::pending::<()>().await;
     };
+    let mut bad_renewals = 0;
     let listen = async {
         let words = loop {
             match incoming.next().await {
                 Ok(Some(frame)) => {
-                    if !hear(&link, &*events, frame) {
+                    if !hear(&link, &*events, frame, &mut bad_renewals) {
                         break "a control message cannot be read";
                     }
                 }
@@ -103,7 +104,7 @@ pub(crate) async fn run(
 }
 
 /// Acts on a control message; `false` when it cannot be read.
-fn hear(link: &Link, events: &dyn Events, frame: bytes::Bytes) -> bool {
+fn hear(link: &Link, events: &dyn Events, frame: bytes::Bytes, bad_renewals: &mut usize) -> bool {
     let Ok(message) = proto::Control::decode(frame) else {
         return false;
     };
@@ -116,7 +117,9 @@ fn hear(link: &Link, events: &dyn Events, frame: bytes::Bytes) -> bool {
             events.peer_leaves();
         }
         Some(control::Kind::Load(load)) => link.peer_is_busy(LoadReport::from_wire(load)),
-        Some(control::Kind::Renewed(proto::Renewed { chain })) => membership::renewed(link, &chain),
+        Some(control::Kind::Renewed(proto::Renewed { chain })) => {
+            membership::renewed(link, &chain, bad_renewals);
+        }
         // A second introduction changes nothing, and later versions may say more.
         Some(control::Kind::Hello(_) | control::Kind::Ask(_) | control::Kind::ProbeAck(_)) | None => {}
     }

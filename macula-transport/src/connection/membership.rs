@@ -16,6 +16,8 @@ use crate::error::CloseCode;
 
 /// How long the grant's end is waited for before the clock is read again: a timer stands still while the machine is suspended.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// How many grants that are not valid a peer may show on a connection: each costs the checks of its signatures.
+const MAX_BAD_RENEWALS: usize = 8;
 
 impl CloseCode {
     /// How a peer is told that its grant is not, or no longer, valid.
@@ -37,15 +39,10 @@ pub(crate) async fn keep(link: &Link, mut shown: Option<ChainHash>) {
     }
     let mut changed = access.changed();
     loop {
-        if let Some((hash, chain)) = access.shown().filter(|(hash, _)| shown != Some(*hash)) {
-            let chain = chain.as_bytes().clone();
-            link.tell_surely(control::Kind::Renewed(proto::Renewed { chain })).await;
-            shown = Some(hash);
-        }
         let member = link.peer.member();
         if let Err(error) = access.check(&member) {
             link.shared.counters.grants_ended.add();
-            link.shared.hush.say(|unsaid| {
+            link.shared.hushes.ended.say(|unsaid| {
                 tracing::warn!(peer = %link.peer.node_id, %error, unsaid, "a connection ends with its peer's grant");
             });
             link.close(CloseCode::of_access(&error), &error.to_string());
@@ -53,6 +50,16 @@ pub(crate) async fn keep(link: &Link, mut shown: Option<ChainHash>) {
         }
         let left = member.not_after().unwrap_or(u64::MAX).saturating_sub(access.now());
         let wait = Duration::from_secs(left.max(1)).min(LOOK_AGAIN);
+        let news = access.shown().filter(|(hash, _)| shown != Some(*hash));
+        // A peer that takes no control messages must not keep its own grant from being looked at.
+        let show = async {
+            let Some((hash, chain)) = news else {
+                return std::future::pending().await;
+            };
+            let chain = chain.as_bytes().clone();
+            link.tell_surely(control::Kind::Renewed(proto::Renewed { chain })).await;
+            hash
+        };
         tokio::select! {
             biased;
             change = changed.changed() => {
@@ -60,13 +67,15 @@ pub(crate) async fn keep(link: &Link, mut shown: Option<ChainHash>) {
                     return std::future::pending().await;
                 }
             }
+            hash = show => shown = Some(hash),
             () = tokio::time::sleep(wait) => {}
         }
     }
 }
 
-/// Takes the grant that the peer has renewed. One that is not valid changes nothing: the connection ends with the one before.
-pub(crate) fn renewed(link: &Link, chain: &Bytes) {
+/// Takes the grant that the peer has renewed. One that is not valid changes nothing: the connection ends with the one before, or when
+/// the peer has shown [`MAX_BAD_RENEWALS`], which `bad` counts.
+pub(crate) fn renewed(link: &Link, chain: &Bytes, bad: &mut usize) {
     let admitted = link
         .shared
         .config
@@ -76,9 +85,13 @@ pub(crate) fn renewed(link: &Link, chain: &Bytes) {
         Ok(member) => link.peer.renew(member),
         Err(error) => {
             link.shared.counters.rejected_renewals.add();
-            link.shared.hush.say(|unsaid| {
+            link.shared.hushes.renewals.say(|unsaid| {
                 tracing::warn!(peer = %link.peer.node_id, %error, unsaid, "a peer's renewed grant is not valid");
             });
+            *bad += 1;
+            if *bad >= MAX_BAD_RENEWALS {
+                link.close(CloseCode::of_access(&error), &error.to_string());
+            }
         }
     }
 }

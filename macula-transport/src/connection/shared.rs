@@ -11,7 +11,7 @@ use std::{
 use super::{room::Room, standstill};
 use crate::{
     config::Config,
-    hush::Hush,
+    hush::Hushes,
     load::Load,
     share::{memory::MemoryBudget, places::CallPlaces},
     stats::Counters,
@@ -35,7 +35,7 @@ pub(crate) struct Shared {
     /// The callers that wait for a place in the pool.
     pub(crate) room: Room,
     /// What is said of peers without a valid grant.
-    pub(crate) hush: Hush,
+    pub(crate) hushes: Hushes,
 }
 
 impl Shared {
@@ -52,7 +52,7 @@ impl Shared {
             read_before: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             room: Room::default(),
-            hush: Hush::default(),
+            hushes: Hushes::default(),
         }
     }
 

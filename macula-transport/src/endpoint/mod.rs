@@ -510,7 +510,7 @@ async fn accept_one(inner: &Arc<Inner>, arriving: quinn::Incoming) {
                 let node = tls::peer_id(quic.peer_identity())
                     .map(|node| node.to_string())
                     .unwrap_or_default();
-                inner.shared.hush.say(|unsaid| {
+                inner.shared.hushes.turned_away.say(|unsaid| {
                     tracing::warn!(%from, node, %error, unsaid, "a peer without a valid grant was turned away");
                 });
             } else {

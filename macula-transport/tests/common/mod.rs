@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part of this")]
 
 pub(crate) mod clock;
+pub(crate) mod log;
 pub(crate) mod proxy;
 pub(crate) mod raw;
 
