@@ -122,6 +122,14 @@ pub enum Event {
         /// The number of peers that should hold it and did not answer.
         unreachable: usize,
     },
+    /// A peer published or handed out a record that is forged, or that its node may not provide. Reported ever more rarely, so that no
+    /// peer fills a log: for the first time, the second, the fourth, the eighth.
+    Misbehaved {
+        /// The peer.
+        peer: NodeId,
+        /// How often peers have done so.
+        times: u64,
+    },
     /// A service that is due could not be published: in a closed realm, the node's grant has ended or does not cover it any more.
     NotAdvertised {
         /// The service's key.

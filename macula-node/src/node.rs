@@ -70,6 +70,7 @@ pub(crate) struct Inner {
     pub(crate) progress: watch::Receiver<Progress>,
     pub(crate) life: Life,
     task: JoinHandle<()>,
+    spread: Spread,
     /// Ended when dropped.
     _membership: JoinSet<()>,
 }
@@ -191,6 +192,7 @@ impl Node {
             let keeper = Doorkeeper::new(
                 access.clone(),
                 identity,
+                spread.clone(),
                 tokens,
                 builder.standing.life,
                 endpoints.clone(),
@@ -201,7 +203,7 @@ impl Node {
             // The grant may be a new one, and services are published with it.
             driver.follow_access();
             tasks.spawn(place.stay(directory.clone()));
-            tasks.spawn(spread.run(transport.pool(), reached.clone()));
+            tasks.spawn(spread.clone().run(transport.pool(), reached.clone()));
         } else if !transport.local_addr().ip().is_loopback() && listen.is_some() {
             tracing::warn!(
                 realm = %access.realm(),
@@ -261,6 +263,7 @@ impl Node {
             progress,
             life: Life::begin(builder.realm, role),
             task,
+            spread,
             _membership: tasks,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -463,6 +466,12 @@ impl Node {
     #[must_use]
     pub fn transport_stats(&self) -> macula_transport::Stats {
         self.inner.transport.stats()
+    }
+
+    /// How many revocations that peers passed on were not valid (A6).
+    #[must_use]
+    pub fn refused_revocations(&self) -> u64 {
+        self.inner.spread.refused()
     }
 
     /// The counters of the directory.

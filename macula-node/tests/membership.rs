@@ -271,6 +271,184 @@ async fn a7_a_renewal_is_refused_to_revoked_nodes_and_for_others_grants() {
     assert_eq!(renew(7, &chain).await, JoinReply::Refused(JoinRefusal::Revoked));
 }
 
+/// A6: an order crosses a cut of the network that heals, whether the connections outlive the cut or not.
+#[tokio::test(start_paused = true)]
+async fn a6_an_order_crosses_a_cut_within_a_minute_of_its_end() {
+    for cut in [5, 300] {
+        let network = Network::new(28);
+        let mut nodes = vec![issuer(&network, 1).await];
+        for n in 2..=8 {
+            nodes.push(member(&network, n).await);
+        }
+        pass(60).await;
+        network.partition((1..=4).map(addr));
+        let order = Order::revoke(identity(9).node_id(), START + 60);
+        let orders = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();
+        nodes[0].access().revoke(&orders).unwrap();
+        pass(cut).await;
+        let knows = |node: &Node| node.access().revocations() == [orders.clone()];
+        assert!(nodes[..4].iter().all(knows), "it does not cross its own side");
+        assert!(!nodes[4..].iter().any(knows), "the network is not cut");
+        network.heal();
+        pass(60).await;
+        for node in &nodes {
+            assert!(knows(node), "{} has not heard of it after a cut of {cut} s", node.id());
+        }
+    }
+}
+
+/// A6: a newcomer has every order from the first node that it meets, however many there are.
+#[tokio::test(start_paused = true)]
+async fn a6_a_newcomer_has_every_order_of_its_first_peer_within_a_minute() {
+    let network = Network::new(29);
+    let first = issuer(&network, 1).await;
+    for n in 0..300_u16 {
+        let mut node = [7; 32];
+        node[..2].copy_from_slice(&n.to_be_bytes());
+        let order = Order::revoke(macula_node::NodeId::from_bytes(node), START);
+        let list = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();
+        first.access().revoke(&list).unwrap();
+    }
+    let newcomer = member(&network, 2).await;
+    pass(60).await;
+    assert_eq!(newcomer.access().revocations().len(), 300);
+}
+
+/// A6: a member that was let in by one issuer is revoked by it, although another has renewed its grant.
+#[tokio::test(start_paused = true)]
+async fn a6_an_issuers_order_reaches_a_member_that_another_issuer_renewed() {
+    let network = Network::new(30);
+    let (one, other) = (issuer(&network, 1).await, issuer(&network, 4).await);
+    let member = member(&network, 2).await;
+    let renew = JoinRequest::Renew(member.access().member().unwrap().chain().unwrap().clone());
+    pass(60).await;
+    let JoinReply::Admitted { chain, .. } = member.visit(&at(4), &renew).await.unwrap() else {
+        panic!("it is not renewed")
+    };
+    let renewed = member.access().set_grant(&chain).unwrap();
+    assert_eq!(
+        (renewed.issuer(), renewed.admitted_by()),
+        (Some(&other.id()), Some(&one.id()))
+    );
+    let orders = [Order::revoke(member.id(), START + 60)];
+    let own = one.access().own().unwrap();
+    let orders = SignedRevocations::issue(&realm(), &own, &identity(1), orders).unwrap();
+    one.access().revoke(&orders).unwrap();
+    pass(60).await;
+    assert!(other.access().check(&renewed).is_err(), "the other has not heard of it");
+    let again = other.visit(&at(1), &JoinRequest::Renew(chain)).await.unwrap();
+    assert_eq!(again, JoinReply::Refused(JoinRefusal::NotRenewable), "another node's");
+}
+
+/// A7: strangers of a member's own network ask without pause, and its renewal is answered.
+#[tokio::test(start_paused = true)]
+async fn a7_no_crowd_of_strangers_keeps_a_member_from_its_next_grant() {
+    let network = Network::new(31);
+    let _issuer = issuer(&network, 1).await;
+    let visitor = async |n: u8| {
+        let node = Node::builder().network(&network).client().identity(identity(n));
+        let node = node.listen(addr(n));
+        node.start().await.unwrap()
+    };
+    let stranger = visitor(99).await;
+    let guess = JoinRequest::Join {
+        token: TokenId::from_bytes([1; TokenId::LEN]),
+        secret: TokenSecret::from_bytes(&[1; TokenSecret::LEN]),
+    };
+    while stranger.visit(&at(1), &guess).await.unwrap() != JoinReply::Refused(JoinRefusal::Busy) {}
+    let member = visitor(7).await;
+    let renew = JoinRequest::Renew(of_member(7).chain);
+    assert!(matches!(
+        member.visit(&at(1), &renew).await.unwrap(),
+        JoinReply::Admitted { .. }
+    ));
+    // The stranger shows the grant of the member, which every peer has seen.
+    let stolen = stranger.visit(&at(1), &renew).await.unwrap();
+    assert_eq!(stolen, JoinReply::Refused(JoinRefusal::Busy));
+}
+
+/// A7: a node that joins with a token waits for an issuer that is busy.
+#[cfg(feature = "redb")]
+#[tokio::test(start_paused = true)]
+async fn a7_a_node_waits_for_an_issuer_that_many_ask_at_once() {
+    let (network, folder) = (Network::new(32), tempfile::tempdir().unwrap());
+    let builder = builder(&network, 1, membership(of_issuer(1))).data(folder.path());
+    let first = builder.start().await.unwrap();
+    let token = macula_node::IssuerFolder::new(folder.path()).create_token(
+        &realm(),
+        Issuer {
+            node_id: first.id(),
+            endpoints: vec![at(1).endpoint],
+        },
+        macula_node::Terms {
+            role: GrantRole::Client,
+            provide: Patterns::NONE,
+            call: Patterns::all(),
+            labels: Default::default(),
+        },
+        1,
+        START,
+        START + HOUR,
+    );
+    let stranger = Node::builder().network(&network).client().identity(identity(99));
+    let stranger = stranger.listen(addr(99)).start().await.unwrap();
+    let guess = JoinRequest::Join {
+        token: TokenId::from_bytes([1; TokenId::LEN]),
+        secret: TokenSecret::from_bytes(&[1; TokenSecret::LEN]),
+    };
+    while stranger.visit(&at(1), &guess).await.unwrap() != JoinReply::Refused(JoinRefusal::Busy) {}
+    let joins = Node::builder()
+        .network(&network)
+        .identity(identity(5))
+        .client()
+        .listen(addr(5))
+        .token(token.unwrap());
+    let joined = joins.start().await.unwrap();
+    assert_eq!(joined.access().own().unwrap().issuer(), Some(&first.id()));
+}
+
+/// A7: the disk takes no new grant. The node renews all the same, and does not fall back to the grant in the file.
+#[tokio::test(start_paused = true)]
+async fn a7_a_grant_that_cannot_be_kept_is_renewed_again_and_again() {
+    let (network, folder) = (Network::new(33), tempfile::tempdir().unwrap());
+    let _issuer = issuer(&network, 1).await;
+    // It can be read. The file that would replace it has a longer name, which no file system takes.
+    let file = folder.path().join("g".repeat(250));
+    std::fs::write(&file, format!("{}\n", of_member(2))).unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let node = builder(&network, 2, of_member(2)).grant_file(&file);
+    let node = node.start().await.unwrap();
+    node.join().await.unwrap();
+    pass(4 * LIFE.as_secs()).await;
+    assert!(node.access().own().is_ok(), "it fell out of the realm");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{}\n", of_member(2)));
+}
+
+/// A4, D5: a service whose records last longer than its node's grants is found all the time.
+#[tokio::test(start_paused = true)]
+async fn a4_a_service_is_published_with_each_new_grant() {
+    const SHORT: u64 = 30 * 60;
+    let network = Network::new(34);
+    let life = Duration::from_secs(SHORT);
+    let first = builder(&network, 1, membership(of_issuer(1))).grant_life(life);
+    let first = first.start().await.unwrap();
+    let by = of_issuer(1).verify(&realm(), START).unwrap();
+    let chain = grant(2, START + SHORT).issue(&by, &identity(1)).unwrap();
+    let echo = async |request: Request| Ok::<Bytes, Status>(request.into_payload());
+    let node = builder(&network, 2, membership(chain)).ttl(Duration::from_secs(3600));
+    let node = node.serve(SERVICE, echo).start().await.unwrap();
+    node.join().await.unwrap();
+    pass(60).await;
+    for minute in 0..4 * SHORT / 60 {
+        let found = first.lookup(&SERVICE.parse().unwrap()).await.unwrap();
+        assert!(
+            found.iter().any(|it| it.node_id == node.id()),
+            "not found after {minute} min"
+        );
+        pass(60).await;
+    }
+}
+
 /// A stranger guesses tokens: it is told nothing but no, and soon to wait.
 #[tokio::test(start_paused = true)]
 async fn a7_a_stranger_that_guesses_tokens_is_slowed_down() {

@@ -102,7 +102,8 @@ proptest! {
         loop {
             let request = RevocationsRequest { known: known_hash(&one.lists()), news: vec![], from };
             let request = RevocationsRequest::decode(request.encode()).unwrap();
-            let reply = RevocationsReply::to(&request, &other.lists()).encode();
+            let lists = other.lists();
+            let reply = RevocationsReply::to(&request, known_hash(&lists), &lists).encode();
             prop_assert!(reply.len() < 16 * 1024);
             let reply = RevocationsReply::decode(reply).unwrap();
             for list in &reply.lists {

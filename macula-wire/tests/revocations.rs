@@ -108,6 +108,43 @@ fn a6_the_orders_of_a_revoked_issuer_do_not_count() {
     assert!(!is_revoked(&list, &member(7, 1)));
 }
 
+/// The member was let in by the one issuer, and renewed by the other.
+#[test]
+fn a6_an_issuer_revokes_the_members_that_it_let_in_whichever_issuer_renewed_them() {
+    let renewed = |by: u8, first: u8| {
+        let chain = grant(7).with_admitted_by(id(first)).issue(&issuer(by), &node(by));
+        chain.unwrap().verify(&realm(), NOW).unwrap()
+    };
+    let order = [signed(1, [Order::revoke(id(7), NOW)])];
+    assert!(!is_revoked(&order, &member(7, 3)), "another issuer's member");
+    assert!(is_revoked(&order, &renewed(3, 1)));
+    assert!(!is_revoked(&order, &renewed(3, 4)));
+    let later = [signed(3, [Order::revoke(id(7), NOW)])];
+    assert!(is_revoked(&later, &renewed(3, 1)), "the issuer of the present grant");
+    let out = [order[0].clone(), signed(0, [Order::revoke(id(1), NOW)])];
+    assert!(!is_revoked(&out, &renewed(3, 1)), "the first issuer is out itself");
+}
+
+/// A stolen issuer's key signs more lists than a newcomer reads at once.
+#[test]
+fn a6_the_realms_lists_come_first_and_those_of_a_revoked_issuer_not_at_all() {
+    let crowd: Vec<_> = (10..110).map(|n| signed(1, [Order::revoke(id(n), NOW)])).collect();
+    let of_realm = signed(0, [Order::revoke(id(7), NOW)]);
+    let honest = signed(3, [Order::revoke(id(8), NOW)]);
+    let mut all = known(&crowd);
+    all.merge(&honest, NOW).unwrap();
+    all.merge(&of_realm, NOW).unwrap();
+    assert_eq!((all.lists().len(), &all.lists()[0]), (102, &of_realm));
+    let out = signed(0, [Order::revoke(id(1), NOW)]);
+    all.merge(&out, NOW).unwrap();
+    let lists = all.lists();
+    assert_eq!(lists.len(), 3);
+    assert!([of_realm, honest, out].iter().all(|list| lists.contains(list)));
+    // The issuer is let in again, and so are its orders.
+    all.merge(&signed(0, [Order::lift(id(1), NOW + 1)]), NOW).unwrap();
+    assert_eq!(all.lists().len(), 103);
+}
+
 #[test]
 fn a6_a_later_order_counts_and_a_replay_of_the_old_one_changes_nothing() {
     let old = signed(0, [Order::revoke(id(7), NOW - 10)]);

@@ -94,6 +94,8 @@ pub struct Counters {
     pub stored: u64,
     /// Records of others refused.
     pub refused: u64,
+    /// Those of them that were forged, or that their nodes may not provide.
+    pub unproven: u64,
     /// Records handed over to new closest nodes.
     pub handed_over: u64,
 }

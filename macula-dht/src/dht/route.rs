@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use macula_wire::{RecordError, Signer, VerifiedProvider};
+use macula_wire::{NodeId, RecordError, Signer, VerifiedProvider};
 
 use super::{
     Dht,
@@ -177,6 +177,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 if !self.queries.handle_checked(&mut self.local, now, answer, checked) {
                     // It answered, but with lies.
                     self.counters.misbehaved += 1;
+                    self.denounce(peer);
                     self.local.note_failure(&peer);
                 }
             }
@@ -277,6 +278,14 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     pub(super) fn probe(&mut self, now: Instant, contact: Contact) {
         if self.probes.begin(&contact) {
             self.send(now, contact, Purpose::Probe, Request::Ping);
+        }
+    }
+
+    /// Tells of a peer's record that proves nothing.
+    pub(super) fn denounce(&mut self, peer: NodeId) {
+        let times = self.counters.misbehaved + self.counters.unproven;
+        if times.is_power_of_two() {
+            self.report(Event::Misbehaved { peer, times });
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use macula_wire::{
-    MAX_CHAIN_BYTES, MAX_RECORD_BYTES, Network, NodeId, RecordError, ServiceKey, SignedProvider, Signer,
+    AccessError, MAX_CHAIN_BYTES, MAX_RECORD_BYTES, Network, NodeId, RecordError, ServiceKey, SignedProvider, Signer,
     VerifiedProvider,
 };
 
@@ -259,8 +259,20 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         checked: Result<VerifiedProvider, RecordError>,
     ) -> Result<(), Refusal> {
         let verified = self.local.confirm(now, checked);
+        // A peer may not have heard yet that a grant has ended or was revoked.
+        let is_outdated = matches!(
+            verified,
+            Err(RecordError::Access(
+                AccessError::Ended(_) | AccessError::NotYet(_) | AccessError::Revoked(_)
+            ))
+        );
+        let is_honest = verified.is_ok() || is_outdated;
         self.limiter
-            .charge_signature(self.local.tick(now), from.node_id(), verified.is_ok());
+            .charge_signature(self.local.tick(now), from.node_id(), is_honest);
+        if !is_honest {
+            self.counters.unproven += 1;
+            self.denounce(*from.node_id());
+        }
         let verified = verified.map_err(|_| Refusal::Invalid)?;
         self.local.store.insert(now, verified, Origin::Remote(from))?;
         Ok(())

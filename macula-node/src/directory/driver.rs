@@ -16,7 +16,7 @@ use macula_dht::{
 };
 use macula_rpc::{Asker, Provider, ResolveError};
 use macula_transport::{Access, Identity, Pool};
-use macula_wire::{Member, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
+use macula_wire::{ChainHash, Member, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -56,6 +56,8 @@ type Core = Dht<SecretKey, Kept>;
 pub(crate) struct Driver {
     core: Core,
     access: Access,
+    /// The grant that services are published with.
+    grant: Option<ChainHash>,
     clocks: Clocks,
     watch: ClockWatch,
     commands: mpsc::Receiver<Command>,
@@ -161,6 +163,7 @@ impl Driver {
         let mut driver = Self {
             core,
             access,
+            grant: None,
             clocks,
             watch,
             commands,
@@ -193,8 +196,9 @@ impl Driver {
             .advertise_service(self.clocks.now(), service, announcement.advertisement())
     }
 
-    /// Uses this node's present grant, and drops what revoked nodes have published (A6).
-    pub(crate) fn follow_access(&mut self) {
+    /// Uses this node's present grant, and drops what revoked nodes have published (A6). Returns whether the grant is another one than
+    /// before.
+    pub(crate) fn follow_access(&mut self) -> bool {
         let now = self.clocks.now();
         let mut revoked = false;
         for list in self.access.revocations() {
@@ -208,11 +212,18 @@ impl Driver {
             self.shared.cache().found.forget_unless(is_member);
         }
         let own = self.access.own().ok();
-        if let Some(grant) = own.as_ref().and_then(Member::chain)
-            && let Err(error) = self.core.set_grant(now, grant)
-        {
-            tracing::warn!(%error, "the directory does not take this node's grant");
+        let Some(grant) = own.as_ref().and_then(Member::chain) else {
+            return false;
+        };
+        let hash = grant.hash();
+        if self.grant == Some(hash) {
+            return false;
         }
+        match self.core.set_grant(now, grant) {
+            Ok(()) => self.grant = Some(hash),
+            Err(error) => tracing::warn!(%error, "the directory does not take this node's grant"),
+        }
+        self.grant == Some(hash)
     }
 
     /// Runs until it is closed, or every [`Directory`] is gone.
@@ -280,7 +291,12 @@ impl Driver {
                     }
                 }
                 // It cannot fail: the driver keeps the sender.
-                _ = changed.changed() => self.follow_access(),
+                _ = changed.changed() => {
+                    // A record ends with the grant that it was signed under.
+                    if self.follow_access() {
+                        self.publish_anew(&announcement);
+                    }
+                }
                 _ = look.tick() => {
                     looks = looks.wrapping_add(1);
                     let jumped = self.look_at_clocks();
@@ -421,6 +437,9 @@ impl Driver {
                 for reply in self.advertising.remove(&key).into_iter().flatten() {
                     let _ = reply.send(Ok(report.clone()));
                 }
+            }
+            Event::Misbehaved { peer, times } => {
+                tracing::warn!(%peer, times, "a peer publishes or hands out records that are forged or without right");
             }
             Event::NotAdvertised { key, error } => {
                 let service = self.own.get(&key).map(|own| own.name.as_str()).unwrap_or_default();

@@ -24,6 +24,8 @@ use macula_wire::{
 
 /// The most tokens that an issuer keeps.
 pub const MAX_TOKENS: usize = 1024;
+/// The most members that an issuer keeps. It renews the grants of others as well, but does not list them.
+pub const MAX_MEMBERS: usize = 65_536;
 /// The most bytes of a file here.
 const MAX_FILE_BYTES: usize = 16 * 1024;
 
@@ -218,6 +220,10 @@ impl IssuerFolder {
         chain: &Chain,
         now: u64,
     ) -> Result<(), FolderError> {
+        if known.is_none() && self.count(MEMBERS)? >= MAX_MEMBERS {
+            tracing::warn!(node = %node_id, "a member is not listed: the issuer keeps {MAX_MEMBERS}; remove some of them below {MEMBERS}/");
+            return Ok(());
+        }
         let member = KeptMember {
             token: token.or_else(|| known?.token),
             since: known.map_or(now, |known| known.since),
@@ -236,6 +242,19 @@ impl IssuerFolder {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder);
         made.and_then(|()| private_file::write(&path, bytes))
             .map_err(|source| FolderError::Write { path, source })
+    }
+
+    /// How many files of a kind there are.
+    fn count(&self, kind: &str) -> Result<usize, FolderError> {
+        let path = self.0.join(kind);
+        match fs::read_dir(&path) {
+            Ok(entries) => Ok(entries.count()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(source) => Err(FolderError::Read {
+                path,
+                source: source.into(),
+            }),
+        }
     }
 
     fn all<K: Ord, V>(

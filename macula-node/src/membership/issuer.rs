@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use super::{
     folder::{IssuerFolder, Unusable},
     limiter::Limiter,
+    spread::Spread,
 };
 
 /// How long a grant lasts that an issuer signs, unless it is told otherwise.
@@ -34,6 +35,7 @@ const LATE: u64 = 7 * 24 * 60 * 60;
 pub(crate) struct Doorkeeper {
     access: Access,
     identity: Identity,
+    spread: Spread,
     /// Where tokens and members are kept; without it only renewals are answered.
     folder: Option<IssuerFolder>,
     /// How long a grant lasts, in seconds.
@@ -51,6 +53,7 @@ impl Doorkeeper {
     pub(crate) fn new(
         access: Access,
         identity: Identity,
+        spread: Spread,
         folder: Option<IssuerFolder>,
         life: Duration,
         endpoints: watch::Receiver<Arc<[Address]>>,
@@ -59,6 +62,7 @@ impl Doorkeeper {
         Self {
             access,
             identity,
+            spread,
             folder,
             life: life.as_secs(),
             strangers: Mutex::new(Limiter::new(now)),
@@ -111,6 +115,8 @@ impl Doorkeeper {
             JoinRequest::Revoke(orders) => match self.access.revoke(&orders) {
                 Ok(news) => {
                     if news {
+                        // The order outlives this node once its sender is told that it is in force.
+                        self.spread.keep();
                         tracing::info!(from = %visitor.remote_addr, "a revocation was handed in");
                     }
                     return JoinReply::Heeded;
@@ -149,7 +155,7 @@ impl Doorkeeper {
         let now = self.access.now();
         let token = folder.token(id, secret, now)?;
         let known = folder.member(node_id)?;
-        let chain = self.grant(&own, node_id, &token.terms, now)?;
+        let chain = self.grant(&own, node_id, &token.terms, None, now)?;
         if known.as_ref().is_none_or(|known| known.token != Some(*id)) {
             folder.use_up(id, &token)?;
         }
@@ -165,7 +171,8 @@ impl Doorkeeper {
         let node_id = member.node_id();
         self.access.check_unrevoked(&member).map_err(|_| JoinRefusal::Revoked)?;
         let terms = Terms::of(&member).ok_or(JoinRefusal::NotRenewable)?;
-        let chain = self.grant(&own, node_id, &terms, now)?;
+        let first = member.admitted_by().or(member.issuer());
+        let chain = self.grant(&own, node_id, &terms, first, now)?;
         if let Some(folder) = &self.folder {
             let _files = lock(&self.files);
             let known = folder.member(node_id)?;
@@ -181,10 +188,21 @@ impl Doorkeeper {
         own.issue().is_some().then_some(own).ok_or(JoinRefusal::NoIssuer)
     }
 
-    fn grant(&self, own: &Member, node_id: &NodeId, terms: &Terms, now: u64) -> Result<Chain, JoinRefusal> {
+    /// Signs a grant of a node that `first` let in, this issuer unless it is named.
+    fn grant(
+        &self,
+        own: &Member,
+        node_id: &NodeId,
+        terms: &Terms,
+        first: Option<&NodeId>,
+        now: u64,
+    ) -> Result<Chain, JoinRefusal> {
         let begin = now.max(own.not_before());
         let end = begin.saturating_add(self.life).min(own.not_after().unwrap_or(u64::MAX));
-        let grant = terms.grant(self.access.realm(), *node_id, begin..=end);
+        let mut grant = terms.grant(self.access.realm(), *node_id, begin..=end);
+        if let Some(first) = first.filter(|first| *first != own.node_id()) {
+            grant = grant.with_admitted_by(*first);
+        }
         let chain = grant.issue(own, &self.identity);
         let chain = chain.map_err(|_| JoinRefusal::BeyondIssuer)?;
         let member = chain.verify(self.access.realm(), now);

@@ -14,7 +14,7 @@ mod place;
 mod spread;
 
 pub use self::{
-    folder::{FolderError, IssuerFolder, MAX_TOKENS},
+    folder::{FolderError, IssuerFolder, MAX_MEMBERS, MAX_TOKENS},
     issuer::DEFAULT_GRANT_LIFE,
     place::MembershipError,
 };

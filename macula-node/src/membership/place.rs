@@ -58,6 +58,9 @@ pub enum MembershipError {
     /// An issuer answered something else.
     #[error("the issuer {0} gave an answer that this version does not understand")]
     Malformed(NodeId),
+    /// An issuer gave a grant that ends no later than the present one.
+    #[error("the issuer {0} gave a grant that ends no later than the present one: its own grant may be about to end")]
+    NoLonger(NodeId),
     /// The grant received is not valid here.
     #[error("the grant received cannot be used: compare the clocks of both machines")]
     Grant(#[source] AccessError),
@@ -218,6 +221,11 @@ impl Place {
         })?;
         match JoinReply::decode(reply) {
             Ok(JoinReply::Admitted { chain, issuers }) => {
+                // Every peer has seen this node's earlier grants, and could hand one of them out.
+                let given = chain.verify(self.access.realm(), self.access.now());
+                if given.map_err(MembershipError::Grant)?.not_after() <= self.end() {
+                    return Err(MembershipError::NoLonger(node_id));
+                }
                 let member = self.access.set_grant(&chain).map_err(MembershipError::Grant)?;
                 self.learn(issuers);
                 self.keep().await;
@@ -277,7 +285,11 @@ impl Place {
                 continue;
             }
             match self.next_grant(&directory).await {
-                Ok(()) => (pause, warned) = (RETRY, false),
+                Ok(()) => {
+                    (pause, warned) = (RETRY, false);
+                    // A grant may be due as soon as it is there: that of an issuer whose own is about to end.
+                    tokio::time::sleep(RETRY).await;
+                }
                 Err(error) => {
                     say(&error, warned);
                     warned = true;
@@ -330,8 +342,12 @@ impl Place {
         };
         let (realm, now) = (self.access.realm(), self.access.now());
         let end = |chain: &Chain| chain.verify(realm, now).ok().and_then(|member| member.not_after());
-        let present = self.access.member().and_then(|member| member.not_after());
-        Ok(read?.filter(|given| given.realm == *realm && end(&given.chain) > present))
+        Ok(read?.filter(|given| given.realm == *realm && end(&given.chain) > self.end()))
+    }
+
+    /// When the last grant ends or has ended.
+    fn end(&self) -> Option<u64> {
+        self.access.member()?.not_after()
     }
 
     /// The last grant, valid or not.

@@ -1,9 +1,14 @@
 //! Revocations from member to member, with no issuer in between (A6).
 //!
-//! **How they travel.** A node that learns of one tells every peer with an open connection at once, and these tell theirs. Beside that
-//! each node compares what it knows with others, by a hash: with each new connection's peer, and every [`COMPARE_EVERY`] with
-//! [`COMPARED`] of its peers. So news crosses the open connections in round trips, and a node that missed it is at most two comparisons
-//! behind, well within the minute of A6.
+//! **How they travel.** A node that learns of one tells every peer with an open connection, and these tell theirs. It tells a peer again
+//! until the peer has answered or the connection has ended. A new connection begins with a comparison: each side asks the other for what
+//! it lacks, by a hash. So a connection either carries the news or ends, also when the network was cut meanwhile, and news crosses the
+//! open connections in round trips, well within the minute of A6. Should a node miss news all the same, as when it fell behind its own
+//! events, it finds out in turn: every [`COMPARE_EVERY`] it compares with [`COMPARED`] of its peers.
+//!
+//! **Why not in the directory.** A list under a key of the realm would lie on twenty nodes, which could hold it back, and every node
+//! would have to ask for it all the time. A revoked node does harm over its connections alone, and a node with a connection hears the
+//! order over it.
 //!
 //! **What is known is kept** in a file and read before the node opens a connection. Each list proves itself, so it does not matter who
 //! brings it: replays and old orders change nothing, and forged ones are refused.
@@ -11,7 +16,10 @@
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,7 +27,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use macula_rpc::Routers as _;
 use macula_transport::{Access, Connection, PeerInfo, Pool, PoolEvent, Protocol, private_file};
-use macula_wire::{NodeId, RevocationsReply, RevocationsRequest, SignedRevocations, known_hash};
+use macula_wire::{AccessError, NodeId, RevocationsReply, RevocationsRequest, SignedRevocations, known_hash};
 use tokio::task::JoinSet;
 
 use super::limiter::Limiter;
@@ -31,10 +39,17 @@ const COMPARE_EVERY: Duration = Duration::from_secs(20);
 const COMPARED: usize = 3;
 /// How long a peer is waited for.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
-/// The most pages that are read of one peer at a time.
-const MAX_PAGES: usize = 256;
-/// The most peers that are told at a time, and compared with at a time.
+/// How long to wait before a peer is told or asked again that gave no answer.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often a peer is told some news at most: for longer than a dead connection lasts.
+const MAX_TELLS: usize = 12;
+/// The most pages that are read of one peer at a time, and how often a page is asked for: peers answer two requests a second for long.
+const MAX_PAGES: usize = 1024;
+const MAX_ASKS: usize = 4;
+/// The most peers that are told at a time.
 const AT_A_TIME: usize = 32;
+/// The most comparisons at a time: more than a node has connections, unless it is told to take very many.
+const MAX_COMPARISONS: usize = 1024;
 /// The most bytes of the file.
 const MAX_FILE_BYTES: usize = 16 * 1024 * 1024;
 
@@ -62,22 +77,40 @@ pub(crate) struct Spread(Arc<Inner>);
 struct Inner {
     access: Access,
     file: Option<PathBuf>,
+    /// Held while the file is written.
+    writing: Mutex<()>,
+    /// Lists of the file that this node's clock, which may be slow, puts into the future.
+    ahead: Mutex<Vec<SignedRevocations>>,
     known: Mutex<Known>,
     limiter: Mutex<Limiter<NodeId>>,
+    /// Lists of peers that were not valid.
+    refused: AtomicU64,
 }
 
 impl Spread {
     /// Reads the revocations kept in `file`. Not for an async thread.
     pub(crate) fn open(access: Access, file: Option<PathBuf>, now: Instant) -> Self {
+        let mut ahead = Vec::new();
         for list in file.iter().flat_map(|file| read(file)) {
-            // Those that have served their time are refused or no news; that is no fault.
-            if let Err(error) = access.revoke(&list) {
-                tracing::debug!(%error, "a revocation that was kept is not used");
+            match access.revoke(&list) {
+                Ok(_) => {}
+                Err(AccessError::FromTheFuture(seconds)) => {
+                    tracing::warn!(
+                        seconds,
+                        "a revocation that was kept is dated ahead: is this machine's clock slow?"
+                    );
+                    ahead.push(list);
+                }
+                // Those that have served their time are no fault.
+                Err(error) => tracing::debug!(%error, "a revocation that was kept is not used"),
             }
         }
         Self(Arc::new(Inner {
             known: Mutex::new(Known::of(&access)),
             limiter: Mutex::new(Limiter::new(now)),
+            refused: AtomicU64::new(0),
+            writing: Mutex::default(),
+            ahead: Mutex::new(ahead),
             access,
             file,
         }))
@@ -96,19 +129,45 @@ impl Spread {
         }
         drop(limiter);
         let request = RevocationsRequest::decode(body).ok()?;
-        self.take(&request.news);
-        Some(RevocationsReply::to(&request, &self.known().1).encode())
+        self.take(&peer.node_id, &request.news);
+        let (hash, lists) = self.known();
+        Some(RevocationsReply::to(&request, hash, &lists).encode())
     }
 
-    /// Takes in the lists that are not known. The first that is refused ends it: an honest peer has none.
-    fn take(&self, lists: &[SignedRevocations]) {
+    /// Takes in the lists that are not known.
+    fn take(&self, peer: &NodeId, lists: &[SignedRevocations]) {
         let (_, known) = self.known();
         for list in lists.iter().filter(|list| !known.contains(list)) {
             if let Err(error) = self.0.access.revoke(list) {
-                tracing::warn!(%error, "a peer passes on revocations that are not valid");
-                return;
+                let refused = self.0.refused.fetch_add(1, Relaxed) + 1;
+                // Ever more rarely, so that no peer fills the log.
+                if refused.is_power_of_two() {
+                    tracing::warn!(%peer, %error, refused, "a peer passes on a revocation that is not valid");
+                }
             }
         }
+    }
+
+    /// How many lists of peers were not valid.
+    pub(crate) fn refused(&self) -> u64 {
+        self.0.refused.load(Relaxed)
+    }
+
+    /// Writes what is known to the file. Not for an async thread.
+    pub(crate) fn keep(&self) {
+        let Some(file) = &self.0.file else { return };
+        let _writing = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lists = self.0.access.revocations();
+        lists.extend_from_slice(&self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = write(file, &lists) {
+            tracing::warn!(file = %file.display(), %error, "the revocations are not kept: after a restart the node learns them from others");
+        }
+    }
+
+    /// Takes the lists that were dated ahead, now that the clock has gone on or was set.
+    fn look_at_those_ahead(&self) {
+        let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        ahead.retain(|list| matches!(self.0.access.revoke(list), Err(AccessError::FromTheFuture(_))));
     }
 
     /// Tells, compares and keeps, for as long as the node runs.
@@ -131,16 +190,19 @@ impl Spread {
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => Vec::new(),
                 event = events.next() => match event {
                     Some(PoolEvent::Opened { node, .. }) => pool.open(&node).into_iter().collect(),
+                    // Any of them may be new.
+                    Some(PoolEvent::Missed(_)) => pool.all(),
                     Some(_) => Vec::new(),
                     None => return,
                 },
                 _ = compare.tick() => {
                     turn = turn.wrapping_add(1);
+                    self.look_at_those_ahead();
                     self.some_peers(&pool, &routers, turn).await
                 }
             };
             for connection in met {
-                if tasks.len() < AT_A_TIME {
+                if tasks.len() < MAX_COMPARISONS {
                     let spread = self.clone();
                     tasks.spawn(async move { spread.compare(&connection).await });
                 }
@@ -177,12 +239,9 @@ impl Spread {
         }
         let old: BTreeSet<_> = before.lists.iter().collect();
         let news: Vec<_> = lists.iter().filter(|list| !old.contains(list)).cloned().collect();
-        if let Some(file) = self.0.file.clone() {
-            let written = tokio::task::spawn_blocking(move || write(&file, &lists).map_err(|error| (file, error)));
-            if let Ok(Err((file, error))) = written.await {
-                tracing::warn!(file = %file.display(), %error, "the revocations are not kept: after a restart the node learns them from others");
-            }
-        }
+        let spread = self.clone();
+        // It does not panic.
+        let _ = tokio::task::spawn_blocking(move || spread.keep()).await;
         if news.is_empty() {
             return;
         }
@@ -192,22 +251,12 @@ impl Spread {
             from: 0,
         };
         let body = request.encode();
-        let peers = pool.all();
-        tasks.spawn(async move {
-            let told = stream::iter(peers).for_each_concurrent(AT_A_TIME, |peer| {
-                let body = body.clone();
-                async move {
-                    // A peer that is not told now finds out when it compares.
-                    let _ = peer.request(Protocol::Revocations, body, ANSWERS_WITHIN).await;
-                }
-            });
-            told.await;
-        });
+        tasks.spawn(tell(pool.all(), body));
     }
 
     /// Asks a peer for what it knows and this node does not.
     async fn compare(&self, peer: &Connection) {
-        let mut from = 0;
+        let (mut from, mut asks) = (0, 0);
         for _ in 0..MAX_PAGES {
             let request = RevocationsRequest {
                 known: self.known().0,
@@ -215,16 +264,46 @@ impl Spread {
                 from,
             };
             let asked = peer.request(Protocol::Revocations, request.encode(), ANSWERS_WITHIN);
-            let Ok(reply) = asked.await else { return };
-            let Ok(reply) = RevocationsReply::decode(reply) else {
-                return;
+            let reply = match asked.await {
+                Ok(reply) => RevocationsReply::decode(reply),
+                // It was asked too often. What was read is not read again.
+                Err(_) if peer.lost().is_none() && asks < MAX_ASKS => {
+                    asks += 1;
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                    continue;
+                }
+                Err(_) => return,
             };
-            self.take(&reply.lists);
+            let Ok(reply) = reply else { return };
+            asks = 0;
+            self.take(&peer.peer().node_id, &reply.lists);
             match reply.next.filter(|next| *next > from) {
                 Some(next) => from = next,
                 None => return,
             }
         }
+    }
+}
+
+/// Tells peers some news, and those that give no answer again while their connections last.
+async fn tell(mut peers: Vec<Connection>, news: Bytes) {
+    for _ in 0..MAX_TELLS {
+        let told = stream::iter(peers).map(|peer| {
+            let news = news.clone();
+            async move {
+                let told = peer.request(Protocol::Revocations, news, ANSWERS_WITHIN).await;
+                (told.is_err() && peer.lost().is_none()).then_some(peer)
+            }
+        });
+        peers = told
+            .buffer_unordered(AT_A_TIME)
+            .filter_map(std::future::ready)
+            .collect()
+            .await;
+        if peers.is_empty() {
+            return;
+        }
+        tokio::time::sleep(AGAIN_AFTER).await;
     }
 }
 

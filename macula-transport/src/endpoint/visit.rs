@@ -3,8 +3,7 @@
 //! A visit has an application protocol and a connection of its own, and this file is all that such a connection reaches: no
 //! introduction, no calls, no directory. So a stranger is kept from the rest of the node by having no way there.
 //!
-//! **Limits.** A visit counts as a handshake under way until it is over: see [`Limits::max_handshakes`](crate::Limits) and
-//! [`Limits::max_handshakes_per_network`](crate::Limits). Each step has [`Timers::connect`](crate::Timers), each message
+//! **Limits.** A visit counts as a handshake under way until it is over: see [`Limits::max_handshakes`](crate::Limits). Each step has [`Timers::connect`](crate::Timers), each message
 //! [`MAX_VISIT_BYTES`].
 
 use std::{panic::AssertUnwindSafe, sync::Arc};

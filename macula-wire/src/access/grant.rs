@@ -51,6 +51,7 @@ pub struct Grant {
     pub(super) call: Patterns,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) issue: Option<Issue>,
+    pub(super) admitted_by: Option<NodeId>,
 }
 
 impl Grant {
@@ -67,6 +68,7 @@ impl Grant {
             call: Patterns::NONE,
             labels: BTreeMap::new(),
             issue: None,
+            admitted_by: None,
         }
     }
 
@@ -102,6 +104,13 @@ impl Grant {
     #[must_use]
     pub fn with_issue(mut self, issue: Issue) -> Self {
         self.issue = Some(issue);
+        self
+    }
+
+    /// Names the issuer that let the node in, when another one renews the grant: the first issuer's revocations go on counting (A6).
+    #[must_use]
+    pub fn with_admitted_by(mut self, issuer: NodeId) -> Self {
+        self.admitted_by = Some(issuer);
         self
     }
 
@@ -153,6 +162,10 @@ impl Grant {
             call: texts(&self.call),
             labels: labels_to_wire(&self.labels),
             issue: self.issue.as_ref().map(Issue::to_wire),
+            admitted_by: self
+                .admitted_by
+                .map(|issuer| Bytes::copy_from_slice(issuer.as_bytes()))
+                .unwrap_or_default(),
         }
     }
 
@@ -170,6 +183,10 @@ impl Grant {
             call: patterns(&grant.call)?,
             labels: labels(grant.labels)?,
             issue: grant.issue.map(Issue::from_wire).transpose()?,
+            admitted_by: match grant.admitted_by.is_empty() {
+                true => None,
+                false => Some(NodeId::from_slice(&grant.admitted_by).ok_or(AccessError::Malformed)?),
+            },
         })
     }
 }

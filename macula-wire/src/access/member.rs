@@ -139,6 +139,12 @@ impl Member {
         self.granted.as_ref()?.issuer.as_ref().map(|issuer| &issuer.node_id)
     }
 
+    /// The issuer that let it in, when another one has renewed its grant since.
+    #[must_use]
+    pub fn admitted_by(&self) -> Option<&NodeId> {
+        self.granted.as_ref()?.grant.admitted_by.as_ref()
+    }
+
     /// When its grant begins, in seconds since the Unix epoch; 0 in an open realm.
     #[must_use]
     pub fn not_before(&self) -> u64 {

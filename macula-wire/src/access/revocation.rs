@@ -9,6 +9,9 @@
 //! grant the realm's key signed. When the realm revokes an issuer, the orders of that issuer count no more: a stolen issuer's key
 //! cannot go on shutting members out. An issuer's order is dated within the issuer's grant, and outlives it.
 //!
+//! A member stays a member of the issuer that let it in when another issuer renews its grant: the new grant names the first issuer, whose
+//! orders go on counting.
+//!
 //! An order concerns the node's key and not single grants: a node that is revoked cannot renew its way back in at an issuer that
 //! has not heard of it yet. It is forgotten after [`MAX_GRANT_SECS`], when every grant of its day has ended. A later order is
 //! forgotten later, so no order that it replaced comes back.
@@ -281,7 +284,7 @@ impl Revocations {
 
     /// Takes the orders of a list that are news at `now`, in seconds since the Unix epoch. Returns whether there were any.
     ///
-    /// A list of the realm's key that holds no news costs no signature check.
+    /// A list that is kept already costs no signature check, and neither does one of the realm's key that holds no news.
     ///
     /// # Errors
     /// The reason why the list is not valid, or that its signer has reached its bound.
@@ -295,6 +298,13 @@ impl Revocations {
             .find(|it| it.ordered_at > now.saturating_add(CLOCK_TOLERANCE_SECS))
         {
             return Err(AccessError::FromTheFuture(ahead.ordered_at - now));
+        }
+        let is_kept = |order: &Order| {
+            let by_signer = self.orders.get(&order.node_id);
+            by_signer.is_some_and(|by| by.values().any(|kept| kept.list.signed == *signed))
+        };
+        if orders.iter().any(is_kept) {
+            return Ok(false);
         }
         let issuer = if signed.issuer.is_empty() {
             None
@@ -395,7 +405,7 @@ impl Revocations {
             && (self.realm_revoked(node_id, now)
                 || member
                     .issuer()
-                    .is_some_and(|issuer| self.issuer_revoked(node_id, issuer, now)));
+                    .is_some_and(|issuer| self.issuer_revoked(node_id, issuer, member.admitted_by(), now)));
         if is_revoked {
             Err(AccessError::Revoked(*node_id))
         } else {
@@ -413,8 +423,8 @@ impl Revocations {
         self.of_realm(node_id, now).is_some_and(|order| !order.lifted)
     }
 
-    /// Whether an order of an issuer takes back the grant that `issuer` signed.
-    fn issuer_revoked(&self, node_id: &NodeId, issuer: &NodeId, now: u64) -> bool {
+    /// Whether an order of an issuer takes back the grant that `issuer` signed for a member that `first` let in.
+    fn issuer_revoked(&self, node_id: &NodeId, issuer: &NodeId, first: Option<&NodeId>, now: u64) -> bool {
         // The realm's later word stands above any issuer's.
         let lifted_at = self.of_realm(node_id, now).map(|order| order.ordered_at);
         let counts = |(signer, kept): (&Option<NodeId>, &Kept)| {
@@ -422,24 +432,29 @@ impl Revocations {
                 kept.order.is_live(now)
                     && !kept.order.lifted
                     && lifted_at.is_none_or(|at| at < kept.order.ordered_at)
-                    && (signer == issuer || kept.may_revoke())
+                    && (signer == issuer || Some(signer) == first || kept.may_revoke())
                     && !self.realm_revoked(signer, now)
             })
         };
         self.orders.get(node_id).is_some_and(|by| by.iter().any(counts))
     }
 
-    /// The signed lists that hold an order that counts among those of its signer: what another node has to be told. Each once.
+    /// The signed lists that hold the latest order of their signer about a member: what another node has to be told. Each once, those of
+    /// the realm's key first, and none of an issuer that the realm has revoked. So no issuer's lists, however many, keep the realm's
+    /// word from a node that reads them in turn.
     #[must_use]
     pub fn lists(&self) -> Vec<SignedRevocations> {
-        let mut lists: Vec<_> = self
-            .orders
-            .values()
-            .flat_map(BTreeMap::values)
-            .map(|it| &it.list.signed)
-            .collect();
-        lists.sort_unstable();
+        let counts = |(signer, _): &(&Option<NodeId>, &Kept)| signer.is_none_or(|signer| !self.is_out(&signer));
+        let kept = self.orders.values().flatten().filter(counts);
+        let mut lists: Vec<_> = kept.map(|(_, kept)| &kept.list.signed).collect();
+        lists.sort_unstable_by_key(|list| (!list.issuer.is_empty(), *list));
         lists.dedup();
         lists.into_iter().cloned().collect()
+    }
+
+    /// Whether the realm's latest order about the node revokes it.
+    fn is_out(&self, node_id: &NodeId) -> bool {
+        let by_realm = self.orders.get(node_id).and_then(|by| by.get(&None));
+        by_realm.is_some_and(|kept| !kept.order.lifted)
     }
 }

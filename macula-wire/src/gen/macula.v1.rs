@@ -29,6 +29,9 @@ pub struct Grant {
     /// Lets the node sign grants of others.
     #[prost(message, optional, tag = "9")]
     pub issue: ::core::option::Option<Issue>,
+    /// The node id of the issuer that let the node in, 32 bytes, in a grant that another issuer renewed; else empty.
+    #[prost(bytes = "bytes", tag = "10")]
+    pub admitted_by: ::prost::bytes::Bytes,
 }
 /// One property of a member.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

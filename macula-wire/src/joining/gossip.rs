@@ -49,7 +49,7 @@ pub struct RevocationsRequest {
 }
 
 impl RevocationsRequest {
-    /// The encoded form. News that does not fit is left out: the receiver asks for it when it sees that it lacks some.
+    /// The encoded form. News that does not fit is left out: the receiver gets it when it compares.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let (news, _) = page(&self.news, 0);
@@ -87,10 +87,9 @@ pub struct RevocationsReply {
 }
 
 impl RevocationsReply {
-    /// What a node that knows `lists` says to a request.
+    /// What a node that knows `lists`, of which `known` is the [`known_hash`], says to a request.
     #[must_use]
-    pub fn to(request: &RevocationsRequest, lists: &[SignedRevocations]) -> Self {
-        let known = known_hash(lists);
+    pub fn to(request: &RevocationsRequest, known: [u8; 32], lists: &[SignedRevocations]) -> Self {
         let (lists, next) = match known == request.known {
             true => (Vec::new(), None),
             false => page(lists, request.from),

@@ -82,7 +82,7 @@ pub enum JoinRefusal {
     #[error("the node issues no grants: ask an issuer of the realm")]
     NoIssuer,
     /// No token has this id and secret.
-    #[error("the issuer does not know the token: ask for a new one")]
+    #[error("the issuer does not know the token, which works only at the issuer that made it: ask for a new one")]
     UnknownToken,
     /// The token has been used as often as it may be.
     #[error("the token is used up: ask for a new one")]
@@ -102,7 +102,9 @@ pub enum JoinRefusal {
     #[error("the issuer itself may not give such a grant, or its own grant has ended")]
     BeyondIssuer,
     /// The orders are not valid.
-    #[error("the revocation is not valid in this realm")]
+    #[error(
+        "the revocation is not valid in this realm: see that the key is the realm's, and compare the clocks of both machines"
+    )]
     BadOrders,
     /// Too many ask.
     #[error("too many nodes ask just now: try again")]

@@ -355,7 +355,7 @@ pub(crate) struct NodeArgs {
     /// How long the node's provider records are valid without being renewed, 20 to 3600.
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(20..=3600), env = "MACULA_TTL")]
     pub(crate) ttl: u64,
-    /// How long the grants last that this node signs as an issuer, like `24h` or `10m` [default: 24h]. Members renew them by themselves.
+    /// How long the grants last that this node signs as an issuer, like `24h` or `30m` [default: 24h]. Members renew them by themselves.
     #[arg(long, value_name = "TIME", value_parser = realm::life, env = "MACULA_GRANT_LIFE")]
     pub(crate) grant_life: Option<u64>,
     /// Prints the line that says the node is ready as JSON.

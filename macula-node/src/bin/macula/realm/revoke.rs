@@ -2,8 +2,12 @@
 //!
 //! The order proves itself, so any node takes it and passes it on; neither an issuer nor a membership is needed.
 
+use std::time::Duration;
+
 use futures::future::join_all;
-use macula_node::{BootstrapAddr, IssuerFolder, JoinReply, JoinRequest, Node, NodeId, Order, Realm, SignedRevocations};
+use macula_node::{
+    BootstrapAddr, IssuerFolder, JoinRefusal, JoinReply, JoinRequest, Node, NodeId, Order, Realm, SignedRevocations,
+};
 use serde_json::json;
 
 use super::{
@@ -15,6 +19,9 @@ use crate::{
     args::RevokeArgs,
     failure::{Failure, chain, print_line, say},
 };
+
+/// How often a busy node is asked to take the order, a second apart.
+const MAX_TRIES: usize = 10;
 
 pub(super) async fn run(args: &RevokeArgs) -> Result<(), Failure> {
     let (realm, orders, to) = sign(args)?;
@@ -56,7 +63,7 @@ pub(super) async fn run(args: &RevokeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The order, with those that were given before: a node may have missed them.
+/// The order, and after it those that were given before, the latest first: a node may have missed them.
 fn sign(args: &RevokeArgs) -> Result<(Realm, Vec<SignedRevocations>, Vec<BootstrapAddr>), Failure> {
     let order = order(args.node_id, args.lift);
     let failed = |error: &dyn std::error::Error| Failure::other(chain(error));
@@ -78,7 +85,9 @@ fn sign(args: &RevokeArgs) -> Result<(Realm, Vec<SignedRevocations>, Vec<Bootstr
     let list = SignedRevocations::sign(&file.realm, &file.unlock()?, [order]).map_err(|error| failed(&error))?;
     let granted = Granted::beside(&file.path);
     granted.add_revocation(&list)?;
-    Ok((file.realm, granted.revocations()?, to))
+    let mut orders = granted.revocations()?;
+    orders.reverse();
+    Ok((file.realm, orders, to))
 }
 
 fn order(node_id: NodeId, lift: bool) -> Order {
@@ -88,14 +97,32 @@ fn order(node_id: NodeId, lift: bool) -> Order {
     }
 }
 
+/// Hands the orders in, the new one first. A node takes so many visits at a time and no more, and hears of the earlier orders from others
+/// as well.
 async fn tell(visitor: &Node, at: &BootstrapAddr, orders: &[SignedRevocations]) -> Result<(), String> {
-    for list in orders {
-        match visitor.visit(at, &JoinRequest::Revoke(list.clone())).await {
-            Ok(JoinReply::Heeded) => {}
-            Ok(JoinReply::Refused(reason)) => return Err(format!("{at} refused: {reason}")),
-            Ok(JoinReply::Admitted { .. }) => return Err(format!("{at} gave an answer to another question")),
-            Err(error) => return Err(format!("{at}: {}", chain(&error))),
+    for (n, list) in orders.iter().enumerate() {
+        let tries = if n == 0 { MAX_TRIES } else { 1 };
+        match hand_in(visitor, at, list, tries).await {
+            Ok(()) => {}
+            Err(error) if n == 0 => return Err(error),
+            Err(_) => return Ok(()),
         }
     }
     Ok(())
+}
+
+async fn hand_in(visitor: &Node, at: &BootstrapAddr, list: &SignedRevocations, mut tries: usize) -> Result<(), String> {
+    loop {
+        tries -= 1;
+        return match visitor.visit(at, &JoinRequest::Revoke(list.clone())).await {
+            Ok(JoinReply::Heeded) => Ok(()),
+            Ok(JoinReply::Refused(JoinRefusal::Busy)) if tries > 0 => {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                continue;
+            }
+            Ok(JoinReply::Refused(reason)) => Err(format!("{at} refused: {reason}")),
+            Ok(JoinReply::Admitted { .. }) => Err(format!("{at} gave an answer to another question")),
+            Err(error) => Err(format!("{at}: {}", chain(&error))),
+        };
+    }
 }
