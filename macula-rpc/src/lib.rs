@@ -49,6 +49,8 @@ pub use macula_select::{
 };
 pub use macula_transport::{Metadata, Pushback};
 pub use macula_wire::{Address, NameError, NodeId, ServiceName, StatusCode};
+#[cfg(feature = "metrics")]
+pub use observe::describe_metrics;
 pub use observe::{CallStats, LATENCY_BUCKETS, Latency, MAX_METHODS};
 pub use request::{Request, Response};
 pub use resolve::{Asker, Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};

@@ -17,6 +17,8 @@ mod tally;
 pub(crate) use meters::{Meters, PoolMeters, ServedMeters};
 pub use methods::MAX_METHODS;
 pub(crate) use methods::{Method, MethodNames, OTHER};
+#[cfg(feature = "metrics")]
+pub use recorded::describe_metrics;
 pub(crate) use spans::{
     attempt_span, call_span, record_attempt, record_end, record_peer, record_served, record_step, serve_span,
 };

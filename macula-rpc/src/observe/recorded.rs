@@ -7,7 +7,9 @@ use std::{sync::OnceLock, time::Duration};
 
 use macula_transport::Pool;
 use macula_wire::ServiceName;
-use metrics::{Counter, Histogram, Label, counter, gauge, histogram};
+use metrics::{
+    Counter, Histogram, Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 
 use super::Method;
 
@@ -102,4 +104,48 @@ pub(super) fn show(pool: &Pool) {
     counter!("macula.pool.dial_failures").absolute(stats.dial_failures);
     counter!("macula.pool.evicted").absolute(stats.evicted);
     counter!("macula.pool.lost").absolute(stats.lost);
+}
+
+/// Tells the recorder of the `metrics` facade the meaning and the unit of each number that this crate records. Call it once, after the
+/// recorder was installed.
+pub fn describe_metrics() {
+    for (name, meaning) in [
+        ("macula.rpc.calls", "Calls that this process has made, by their outcome"),
+        (
+            "macula.rpc.lookups",
+            "Lists of providers that calls took, by their source",
+        ),
+        ("macula.rpc.attempts", "Attempts of calls, by their fate"),
+        (
+            "macula.rpc.not_retried",
+            "Failed attempts that no other followed, by the reason",
+        ),
+        ("macula.rpc.failovers", "Attempts after the first of a call"),
+        (
+            "macula.rpc.served",
+            "Calls that this process has served, by their outcome",
+        ),
+        ("macula.pool.opened", "Connections that this process has opened"),
+        ("macula.pool.accepted", "Connections that peers have opened"),
+        ("macula.pool.reused", "Calls that found an open connection"),
+        ("macula.pool.dial_failures", "Dials that have failed"),
+        ("macula.pool.evicted", "Connections that were closed for others"),
+        ("macula.pool.lost", "Connections that were lost"),
+    ] {
+        describe_counter!(name, meaning);
+    }
+    describe_gauge!("macula.pool.connections", "Open connections");
+    for (name, meaning) in [
+        (
+            "rpc.client.call.duration",
+            "How long the calls took that this process has made",
+        ),
+        (
+            "rpc.server.call.duration",
+            "How long the calls took that this process has served",
+        ),
+        ("macula.rpc.attempt.duration", "How long attempts took"),
+    ] {
+        describe_histogram!(name, Unit::Seconds, meaning);
+    }
 }
