@@ -3,6 +3,7 @@
 use std::{array::IntoIter, iter::Flatten, sync::Arc};
 
 use ::tonic::{
+    ConnectError,
     body::Body,
     codegen::{
         Service,
@@ -73,8 +74,17 @@ fn is_not_started(status: &::tonic::Status) -> bool {
     std::error::Error::source(status).is_some_and(|source| source.is::<NotStarted>())
 }
 
+/// Whether the service is a channel to another server that could not connect: it has sent nothing.
+fn is_unconnected(error: &BoxError) -> bool {
+    let first: &(dyn std::error::Error + 'static) = error.as_ref();
+    std::iter::successors(Some(first), |error| error.source()).any(|error| error.is::<ConnectError>())
+}
+
 /// A layer's error, such as a time limit's, or that it sheds load.
 fn failed(error: BoxError) -> ::tonic::Status {
+    if is_unconnected(&error) {
+        return not_started(error);
+    }
     #[cfg(feature = "tower")]
     if error.is::<::tower::load_shed::error::Overloaded>() {
         let mut status = ::tonic::Status::resource_exhausted("the service runs as many calls as its limit allows");

@@ -54,7 +54,8 @@ impl TonicServices {
     }
 
     /// Adds `tonic::service::Routes`, or any `tower::Service` of gRPC requests. It gets the calls of the named services, and answers
-    /// calls of methods that it does not have; `Routes` and generated servers answer *unimplemented*.
+    /// calls of methods that it does not have; `Routes` and generated servers answer *unimplemented*. A `tonic::transport::Channel`
+    /// provides the services of another gRPC server; a call is refused, and goes elsewhere, while the channel cannot connect.
     #[must_use]
     pub fn with_routes<S, B>(mut self, names: impl IntoIterator<Item = impl Into<String>>, service: S) -> Self
     where

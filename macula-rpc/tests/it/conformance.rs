@@ -1,6 +1,7 @@
 //! tonic's clients and servers on the mesh, after the public descriptions of gRPC's interoperability tests
 //! (<https://github.com/grpc/grpc/blob/master/doc/interop-test-descriptions.md>), with a provider being killed between cases.
 
+mod behind;
 mod failing;
 #[cfg(feature = "testing")]
 mod hostile;
