@@ -56,5 +56,5 @@ pub use request::{Request, Response};
 pub use resolve::{Asker, Provider, Resolve, ResolveError, ResolveOptions, Resolved, Source, StaticResolver};
 pub use server::{DEFAULT_MAX_CONCURRENT_CALLS, Refusals, ServeError, Server};
 pub use status::Status;
-pub use streaming::{MAX_WHOLE_BYTES, Requests, StreamHandler};
+pub use streaming::{MAX_WHOLE_BYTES, ReplyStream, Requests, StreamHandler};
 pub use trace::{Propagate, TRACEPARENT, TraceContext, W3c};

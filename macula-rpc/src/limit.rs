@@ -11,15 +11,10 @@ use std::{
     },
 };
 
-use bytes::Bytes;
-use futures::{
-    StreamExt as _,
-    future::BoxFuture,
-    stream::{self, BoxStream},
-};
+use futures::{StreamExt as _, future::BoxFuture, stream};
 use macula_wire::ServiceName;
 
-use crate::{Handler, Request, Requests, Response, Status, StreamHandler};
+use crate::{Handler, ReplyStream, Request, Requests, Response, Status, StreamHandler};
 
 /// A handler that runs a limited number of calls at a time, and refuses the rest.
 ///
@@ -80,24 +75,21 @@ impl<H: Handler> Handler for Limited<H> {
 
 /// A stream runs until its last reply.
 impl<H: StreamHandler> StreamHandler for Limited<H> {
-    fn handle(
-        &self,
-        request: Request<Requests>,
-    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, Status>>, Status>> {
+    fn handle(&self, request: Request<Requests>) -> BoxFuture<'static, Result<Response<ReplyStream>, Status>> {
         let place = match self.place(request.service()) {
             Ok(place) => place,
             Err(full) => return Box::pin(std::future::ready(Err(full))),
         };
         let answer = self.handler.handle(request);
         Box::pin(async move {
-            let replies = answer.await?;
+            let (replies, metadata) = answer.await?.into_parts();
             // The last reply gives the place back, though the stream may live longer.
             let replies = stream::unfold(Some((replies, place)), async |running| {
                 let (mut replies, place) = running?;
                 let next = replies.next().await?;
                 Some((next, Some((replies, place))))
             });
-            Ok(replies.fuse().boxed())
+            Ok(Response::new(replies.fuse().boxed()).with_metadata(metadata))
         })
     }
 }

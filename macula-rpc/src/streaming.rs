@@ -111,6 +111,9 @@ pub(crate) fn gone_away(gone: &macula_transport::Gone) -> Status {
     Status::new(StatusCode::Cancelled, gone.to_string())
 }
 
+/// The replies of a streaming call as its handler gives them; an error is the outcome.
+pub type ReplyStream = BoxStream<'static, Result<Bytes, Status>>;
+
 /// A streaming service's code: an async function from the requests to a stream of replies, or to a [`Status`].
 ///
 /// Every `Fn(Request<Requests>) -> impl Future<Output = Result<impl Stream<Item = Result<impl Encode, Status>>, Status>>` is a handler.
@@ -133,11 +136,9 @@ pub(crate) fn gone_away(gone: &macula_transport::Gone) -> Status {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait StreamHandler: Send + Sync + 'static {
-    /// Answers one call: with the replies as they come, or with the outcome of a call without replies.
-    fn handle(
-        &self,
-        request: Request<Requests>,
-    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, Status>>, Status>>;
+    /// Answers one call: with the replies as they come, or with the outcome of a call without replies. The response's metadata comes
+    /// with the end, after the last reply.
+    fn handle(&self, request: Request<Requests>) -> BoxFuture<'static, Result<Response<ReplyStream>, Status>>;
 }
 
 impl<F, Fut, S, R> StreamHandler for F
@@ -147,17 +148,14 @@ where
     S: Stream<Item = Result<R, Status>> + Send + 'static,
     R: Encode + Send,
 {
-    fn handle(
-        &self,
-        request: Request<Requests>,
-    ) -> BoxFuture<'static, Result<BoxStream<'static, Result<Bytes, Status>>, Status>> {
+    fn handle(&self, request: Request<Requests>) -> BoxFuture<'static, Result<Response<ReplyStream>, Status>> {
         let answer = self(request);
         Box::pin(async move {
             let encode = |message: Result<R, Status>| {
                 let encoded = message?.encode();
                 encoded.map_err(|error| Status::internal(format!("a reply could not be written: {error}")))
             };
-            Ok(answer.await?.map(encode).boxed())
+            Ok(Response::new(answer.await?.map(encode).boxed()))
         })
     }
 }
@@ -183,7 +181,10 @@ impl Kind {
                 // Over the network, too, an empty reply is no message.
                 Ok(Answers::One(Some(reply).filter(|reply| !reply.is_empty()), metadata))
             }
-            Self::Streaming(handler) => handler.handle(request).await.map(Answers::Stream),
+            Self::Streaming(handler) => {
+                let (replies, metadata) = handler.handle(request).await?.into_parts();
+                Ok(Answers::Stream(replies, metadata))
+            }
             #[cfg(feature = "tonic")]
             Self::Tonic(mounted) => mounted.open(request).await,
         }
@@ -245,7 +246,7 @@ impl Kind {
 
 /// The replies of a call as its handler gives them.
 pub(crate) enum Answers {
-    Stream(BoxStream<'static, Result<Bytes, Status>>),
+    Stream(ReplyStream, Metadata),
     One(Option<Bytes>, Metadata),
     #[cfg(feature = "tonic")]
     Grpc(Box<crate::tonic::GrpcReply>),
@@ -255,7 +256,7 @@ impl Answers {
     /// The next reply; `None` after the last one. Dropping the future loses nothing.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         match self {
-            Self::Stream(messages) => messages.next().await.transpose(),
+            Self::Stream(messages, _) => messages.next().await.transpose(),
             Self::One(reply, _) => Ok(reply.take()),
             #[cfg(feature = "tonic")]
             Self::Grpc(reply) => reply.next().await,
@@ -270,7 +271,7 @@ impl Answers {
     /// Whether all of the replies are ready, and small together.
     fn are_whole(&self) -> bool {
         match self {
-            Self::Stream(_) | Self::One(..) => false,
+            Self::Stream(..) | Self::One(..) => false,
             #[cfg(feature = "tonic")]
             Self::Grpc(reply) => reply.is_whole(),
         }
@@ -279,8 +280,7 @@ impl Answers {
     /// The metadata of the outcome, after the last reply.
     pub(crate) fn metadata(&self) -> Metadata {
         match self {
-            Self::Stream(_) => Metadata::new(),
-            Self::One(_, metadata) => metadata.clone(),
+            Self::Stream(_, metadata) | Self::One(_, metadata) => metadata.clone(),
             #[cfg(feature = "tonic")]
             Self::Grpc(reply) => reply.trailers().cloned().unwrap_or_default(),
         }

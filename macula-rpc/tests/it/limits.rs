@@ -123,8 +123,7 @@ impl<H: macula_rpc::StreamHandler> macula_rpc::StreamHandler for StreamOf<H> {
     fn handle(
         &self,
         request: Request<Requests>,
-    ) -> futures::future::BoxFuture<'static, Result<stream::BoxStream<'static, Result<bytes::Bytes, Status>>, Status>>
-    {
+    ) -> futures::future::BoxFuture<'static, Result<macula_rpc::Response<macula_rpc::ReplyStream>, Status>> {
         self.0.handle(request)
     }
 }
