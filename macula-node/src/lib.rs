@@ -13,8 +13,12 @@ mod events;
 pub mod ingress;
 mod inspection;
 mod life;
+#[cfg(any(feature = "ingress", feature = "ops"))]
+mod listener;
 mod membership;
 mod node;
+#[cfg(feature = "ops")]
+pub mod ops;
 mod state;
 
 pub use bootstrap::{BootstrapAddr, MAX_BOOTSTRAP, ParseBootstrapError};

@@ -1,6 +1,8 @@
 //! Programs that know nothing of Macula reach the mesh through a node's ingress (N6).
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+mod http1;
+
 use std::{
     convert::Infallible,
     net::SocketAddr,
@@ -11,12 +13,13 @@ use std::{
     task::{Context, Poll},
 };
 
+use http1::{exchange, post};
 use macula_node::{
     Bytes, Node, NodeBuilder, Request, Requests, Response, Status, TonicServices,
     ingress::{Ingress, IngressConfig, IngressError, Tokens},
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tonic::{
@@ -46,41 +49,6 @@ async fn ingress(node: &Node, config: impl FnOnce(IngressConfig) -> IngressConfi
     let listen = IngressConfig::new("127.0.0.1:0".parse().unwrap());
     let ingress = Ingress::bind(&entry, config(listen)).await.unwrap();
     (entry, ingress)
-}
-
-/// An answer over HTTP/1.1.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
-}
-
-impl Answer {
-    fn json(&self) -> serde_json::Value {
-        serde_json::from_str(&self.body).unwrap()
-    }
-}
-
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, head: &str, body: &str) -> Answer {
-    let length = body.len();
-    let request = format!("{head}\r\nHost: mesh\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut bytes = Vec::new();
-    // A TLS peer that closes without a word has said all the same.
-    let _ = stream.read_to_end(&mut bytes).await;
-    let text = String::from_utf8(bytes).unwrap();
-    let (head, body) = text.split_once("\r\n\r\n").unwrap();
-    Answer {
-        status: head.split(' ').nth(1).unwrap().parse().unwrap(),
-        head: head.to_lowercase(),
-        body: body.to_owned(),
-    }
-}
-
-async fn post(at: SocketAddr, path: &str, headers: &str, body: &str) -> Answer {
-    let stream = TcpStream::connect(at).await.unwrap();
-    exchange(stream, &format!("POST {path} HTTP/1.1{headers}"), body).await
 }
 
 async fn echo(request: Request) -> Result<Response<Bytes>, Status> {

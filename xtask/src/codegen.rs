@@ -139,7 +139,7 @@ fn generator(stubs: Stubs) -> Config {
         Stubs::Admin => {
             let stubs = tonic_prost_build::configure().build_transport(false);
             config.service_generator(stubs.service_generator());
-            config.message_attribute(".", r#"#[cfg_attr(feature = "cli", derive(serde::Serialize))]"#);
+            config.message_attribute(".", r#"#[cfg_attr(feature = "ops", derive(serde::Serialize))]"#);
         }
     }
     // Payloads are sliced out of the receive buffer instead of copied, and maps encode in one order only.

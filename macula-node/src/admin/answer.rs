@@ -29,7 +29,7 @@ impl Room {
     }
 }
 
-pub(super) fn state(state: &NodeState, build: Build) -> State {
+pub(crate) fn state(state: &NodeState, build: Build) -> State {
     let mut room = Room::default();
     let mut providers = MAX_ENTRIES;
     let mut calls = Vec::new();
@@ -269,7 +269,7 @@ fn limits(state: &NodeState) -> Limits {
     }
 }
 
-pub(super) fn event(event: &NodeEvent) -> Event {
+pub(crate) fn event(event: &NodeEvent) -> Event {
     Event {
         at_ms: unix_ms(SystemTime::now()),
         kind: event.kind().to_owned(),

@@ -33,6 +33,8 @@ use std::{
 
 use tokio::{sync::watch, task::JoinHandle};
 
+#[cfg(feature = "ops")]
+pub(crate) use self::answer::{event as event_message, state as state_message};
 pub use self::{
     client::{AdminClient, ConnectError, connect},
     place::{RUNTIME_VARIABLE, default_socket, sockets},

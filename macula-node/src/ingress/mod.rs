@@ -28,24 +28,16 @@ mod http;
 mod reflection;
 mod serve;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_rustls::TlsAcceptor;
 
 pub use self::guard::{GuardError, MIN_TOKEN_BYTES, Tokens};
-use crate::Node;
-
-/// The most connections at a time; later ones wait in the kernel's queue.
-pub const MAX_CONNECTIONS: usize = 1_024;
-/// The most requests at a time on one HTTP/2 connection.
-pub const MAX_STREAMS: u32 = 256;
-/// The largest headers of a request, in bytes.
-pub const MAX_HEADER_BYTES: u32 = 64 * 1024;
-/// How long a client may take for its TLS handshake, and for the headers of a request.
-pub const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// How long the end waits for running requests.
-const CLOSE_WITHIN: Duration = Duration::from_secs(30);
+pub use crate::listener::{HEADERS_WITHIN, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_STREAMS};
+use crate::{
+    Node,
+    listener::{Listener, Plain},
+};
 
 /// Where an ingress listens, and who may use it.
 #[derive(Debug, Clone)]
@@ -100,11 +92,7 @@ pub enum IngressError {
 
 /// An ingress, open. Dropping it closes it at once; [`Ingress::close`] closes it in order.
 #[derive(Debug)]
-pub struct Ingress {
-    address: SocketAddr,
-    task: JoinHandle<()>,
-    stop: watch::Sender<bool>,
-}
+pub struct Ingress(Listener);
 
 impl Ingress {
     /// Opens an ingress to the mesh that `node` is in. Its calls are the node's own: they are made with the node's client, and other
@@ -120,37 +108,22 @@ impl Ingress {
         let tls = tls
             .map(|(certificate, key)| guard::server_tls(&certificate, &key))
             .transpose()?;
-        let failed = |error| IngressError::Listen(listen, error);
-        let listener = TcpListener::bind(listen).await.map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
-        let (stop, stopped) = watch::channel(false);
         let app = serve::app(node, tokens);
-        let task = tokio::spawn(serve::accept(
-            listener,
-            tls.map(|tls| TlsAcceptor::from(Arc::new(tls))),
-            app,
-            stopped,
-        ));
-        Ok(Self { address, task, stop })
+        let bound = match tls {
+            None => Listener::bind("ingress", listen, Plain, app).await,
+            Some(tls) => Listener::bind("ingress", listen, TlsAcceptor::from(Arc::new(tls)), app).await,
+        };
+        bound.map(Self).map_err(|error| IngressError::Listen(listen, error))
     }
 
     /// Where it listens.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.0.local_addr()
     }
 
     /// Takes no further requests and finishes the running ones, within 30 s.
-    pub async fn close(mut self) {
-        self.stop.send_replace(true);
-        if tokio::time::timeout(CLOSE_WITHIN, &mut self.task).await.is_err() {
-            tracing::warn!("requests at the ingress were still running after {CLOSE_WITHIN:?} and were cut off");
-        }
-    }
-}
-
-impl Drop for Ingress {
-    fn drop(&mut self) {
-        self.task.abort();
+    pub async fn close(self) {
+        self.0.close().await;
     }
 }

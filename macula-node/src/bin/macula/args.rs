@@ -342,6 +342,8 @@ pub(crate) struct NodeArgs {
     pub(crate) exec_env: Vec<String>,
     #[command(flatten)]
     pub(crate) ingress: IngressArgs,
+    #[command(flatten)]
+    pub(crate) ops: OpsArgs,
     /// Where the node runs, such as a data centre: callers of the same zone prefer it.
     #[arg(long, value_name = "NAME", env = "MACULA_ZONE")]
     pub(crate) zone: Option<String>,
@@ -386,6 +388,17 @@ pub(crate) struct IngressArgs {
     /// A file with a token in each line; a request brings one as `Authorization: Bearer TOKEN`.
     #[arg(long, value_name = "FILE", requires = "ingress", env = "MACULA_INGRESS_TOKENS")]
     pub(crate) ingress_tokens: Option<PathBuf>,
+}
+
+/// The port for orchestrators and Prometheus.
+#[derive(Debug, Args)]
+pub(crate) struct OpsArgs {
+    /// A TCP address for probes, Prometheus and a browser: `/livez`, `/readyz`, `/metrics`, and a live page at `/`.
+    ///
+    /// Beyond loopback every host that reaches it learns the names of this node's services and how busy they are. The page is for this
+    /// host only.
+    #[arg(long, value_name = "ADDR", value_parser = address, env = "MACULA_OPS")]
+    pub(crate) ops: Option<SocketAddr>,
 }
 
 #[derive(Debug, Args)]

@@ -1,17 +1,18 @@
-//! The ingress of `macula node`.
+//! The TCP ports of `macula node`: the ingress and the ops port.
 
 use macula_node::{
     Node,
     ingress::{Ingress, IngressConfig, Tokens},
+    ops::{Metrics, Ops},
 };
 
 use crate::{
-    args::IngressArgs,
+    args::{IngressArgs, OpsArgs},
     failure::{Failure, cause_first},
 };
 
 /// Opens the ingress that the options ask for.
-pub(crate) async fn open(args: &IngressArgs, node: &Node) -> Result<Option<Ingress>, Failure> {
+pub(crate) async fn open_ingress(args: &IngressArgs, node: &Node) -> Result<Option<Ingress>, Failure> {
     let Some(listen) = args.ingress else {
         return Ok(None);
     };
@@ -24,5 +25,20 @@ pub(crate) async fn open(args: &IngressArgs, node: &Node) -> Result<Option<Ingre
         config = config.tokens(tokens);
     }
     let opened = Ingress::bind(node, config).await;
+    opened.map(Some).map_err(|error| Failure::other(cause_first(&error)))
+}
+
+/// Begins to count the calls of this process when the options ask for the ops port. Goes before the node's start.
+pub(crate) fn count_calls(args: &OpsArgs) -> Result<Option<Metrics>, Failure> {
+    let metrics = args.ops.map(|_| Metrics::install()).transpose();
+    metrics.map_err(|error| Failure::other(cause_first(&error)))
+}
+
+/// Opens the ops port that the options ask for.
+pub(crate) async fn open_ops(args: &OpsArgs, node: &Node, metrics: Option<Metrics>) -> Result<Option<Ops>, Failure> {
+    let Some(listen) = args.ops else {
+        return Ok(None);
+    };
+    let opened = Ops::bind(node, listen, metrics).await;
     opened.map(Some).map_err(|error| Failure::other(cause_first(&error)))
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
-use macula_node::{Limits, MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin, ingress::Ingress};
+use macula_node::{Limits, MAX_BOOTSTRAP, MAX_ENDPOINTS, Node, admin::Admin, ingress::Ingress, ops::Ops};
 use serde_json::json;
 use tokio::{
     io::AsyncReadExt,
@@ -30,14 +30,16 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
     let manager = Manager::of_environment();
     let serving = async {
         let taken = take_identity(&args)?;
+        let metrics = door::count_calls(&args.ops)?;
         let node = start(&args, taken.as_ref()).await?;
+        let ops = door::open_ops(&args.ops, &node, metrics).await?;
         let admin = own::serve(&args.admin, &node).await?;
-        let ingress = door::open(&args.ingress, &node).await?;
+        let ingress = door::open_ingress(&args.ingress, &node).await?;
         join(&args, &node).await;
-        announce(&args, &node, ingress.as_ref())?;
-        Ok::<_, Failure>((node, taken, admin, ingress))
+        announce(&args, &node, ingress.as_ref(), ops.as_ref())?;
+        Ok::<_, Failure>((node, taken, admin, ingress, ops))
     };
-    let (node, _taken, admin, ingress) = tokio::select! {
+    let (node, _taken, admin, ingress, ops) = tokio::select! {
         started = serving => started?,
         _ = signals.next() => return Ok(()),
     };
@@ -67,6 +69,9 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
     }
     if let Some(admin) = admin {
         admin.close().await;
+    }
+    if let Some(ops) = ops {
+        ops.close().await;
     }
     Ok(())
 }
@@ -202,7 +207,7 @@ pub(crate) fn check(args: &NodeArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn announce(args: &NodeArgs, node: &Node, ingress: Option<&Ingress>) -> Result<(), Failure> {
+fn announce(args: &NodeArgs, node: &Node, ingress: Option<&Ingress>, ops: Option<&Ops>) -> Result<(), Failure> {
     let endpoints: Vec<_> = node.endpoints().iter().map(ToString::to_string).collect();
     let services: Vec<_> = args.serve.iter().map(|service| service.name.as_str()).collect();
     if !args.json {
@@ -211,8 +216,9 @@ fn announce(args: &NodeArgs, node: &Node, ingress: Option<&Ingress>) -> Result<(
             _ => services.join(" "),
         };
         let ingress = ingress.map_or(String::new(), |it| format!("; ingress at {}", it.local_addr()));
+        let ops = ops.map_or(String::new(), |it| format!("; ops at {}", it.local_addr()));
         return print_line(format!(
-            "ready: {} at {} serves {services}{ingress}",
+            "ready: {} at {} serves {services}{ingress}{ops}",
             node.id(),
             endpoints.join(" ")
         ));
@@ -224,6 +230,7 @@ fn announce(args: &NodeArgs, node: &Node, ingress: Option<&Ingress>) -> Result<(
         "realm": node.access().realm().to_string(),
         "services": services,
         "ingress": ingress.map(|it| it.local_addr().to_string()),
+        "ops": ops.map(|it| it.local_addr().to_string()),
     }))
 }
 
