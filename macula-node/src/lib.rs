@@ -45,8 +45,8 @@ pub use macula_rpc::{
     Allowed, Answer, AnswerSource, Attempt, Backoff, BalancerEvent, BalancerStats, BudgetConfig, CallBuilder,
     CallError, CallStats, CalledProvider, CalledService, Cause, Client, ClientBuilder, ClientEvent, Counts,
     EjectionReason, Handler, Hedge, Latency, Limited, Link, Metadata, Propagate, Provider, ProviderState, Pushback,
-    Refusals, Replies, Request, Requests, Response, RestoreReason, RetryPolicy, Server, ServiceOptions, Source,
-    Spending, Status, StatusCode, StopReason, Strategy, StreamHandler, TraceContext, W3c, typed,
+    Refusals, Replies, ReplyStream, Request, Requests, Response, RestoreReason, RetryPolicy, Server, ServiceOptions,
+    Source, Spending, Status, StatusCode, StopReason, Strategy, StreamHandler, TraceContext, W3c, typed,
 };
 #[cfg(feature = "tonic")]
 pub use macula_rpc::{Channel, TonicServices};

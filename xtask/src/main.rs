@@ -8,6 +8,7 @@
     reason = "the terminal is the interface of this tool"
 )]
 
+mod clients;
 mod cluster;
 mod codegen;
 mod deny;
@@ -71,6 +72,8 @@ enum Command {
     },
     /// Check the deployment files by the schemas of Compose, systemd and Kubernetes.
     Deploy,
+    /// Use a mesh with a gRPC server and client in Python, and look at a node's page in a browser.
+    Clients,
     /// Run every program in the packages' `examples/`.
     Examples,
     /// Check which package depends on which, and that the cores stay pure.
@@ -130,6 +133,7 @@ fn main() -> ExitCode {
         Command::Codegen { check: true } => codegen::check(),
         Command::Deny { advisories } => deny::check(advisories),
         Command::Deploy => deploy::check(),
+        Command::Clients => clients::check(),
         Command::Examples => examples::check(),
         Command::Layers { modules } => layers::check(modules),
         Command::Package => package::check(),

@@ -13,7 +13,7 @@ use crate::cluster::{self, Backend};
 use crate::house::published;
 use crate::metadata::packages;
 use crate::workspace::{cargo, run, side_packages};
-use crate::{codegen, deny, deploy, examples, fuzz, layers, package, programs, tidy};
+use crate::{clients, codegen, deny, deploy, examples, fuzz, layers, package, programs, tidy};
 
 /// One thing to run.
 struct Step {
@@ -109,6 +109,11 @@ const TEST: &[Step] = &[
         run: examples::check,
     },
     Step {
+        name: "clients",
+        again: "cargo xtask clients",
+        run: clients::check,
+    },
+    Step {
         name: "bottle",
         again: "cargo xtask sim mesh -- --seeds 21..63",
         run: bottle,
@@ -132,7 +137,7 @@ pub(crate) fn check() -> Result<()> {
     run_all(&[CHECK])
 }
 
-/// Every example, test and doctest, and the simulated mesh.
+/// Every example, test and doctest, clients in other languages, and the simulated mesh.
 pub(crate) fn test() -> Result<()> {
     run_all(&[TEST])
 }

@@ -63,6 +63,8 @@ pub(crate) fn stdout(output: &Output) -> String {
 pub(crate) struct NodeProcess {
     pub(crate) id: String,
     pub(crate) endpoint: String,
+    /// The line that says the node is ready.
+    pub(crate) ready: Value,
     child: Child,
     /// Closing it would end the node.
     _stdin: ChildStdin,
@@ -104,6 +106,7 @@ impl NodeProcess {
         Self {
             id: ready["node_id"].as_str().unwrap().to_owned(),
             endpoint: ready["endpoint"].as_str().unwrap().to_owned(),
+            ready,
             _stdin: child.stdin.take().unwrap(),
             log: child.stderr.take().map(BufReader::new),
             child,

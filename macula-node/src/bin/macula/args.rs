@@ -311,8 +311,12 @@ pub(crate) struct NodeArgs {
     pub(crate) identity: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
-    /// A service to provide: `NAME=echo`, or `NAME=exec:COMMAND` to run a shell command for each call; may be given several
-    /// times.
+    /// A service to provide: `NAME=echo`, `NAME=exec:COMMAND` to run a shell command for each call, `NAME=http://HOST:PORT/PATH` or
+    /// `NAME=grpc://HOST:PORT` for a server beside the node; may be given several times.
+    ///
+    /// `grpc://HOST:PORT` alone provides every service that the server's reflection names. The server's own grpc.health.v1 decides when a
+    /// service is published. For `http://` a call is a POST of the request, its metadata are headers, and its method is the last part of
+    /// the path.
     ///
     /// A command reads the request from standard input. Its answer is its standard output up to its exit. Its process group is killed
     /// then, and also when the caller cancels or the deadline passes. Standard error goes to the node's log. MACULA_CALLER holds the
@@ -321,11 +325,11 @@ pub(crate) struct NodeArgs {
     /// When it exits with an error, the caller gets the last line of its standard output: as the caller's own fault, which is not tried
     /// elsewhere, for the exit codes 64 and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied); as a failure that
     /// another provider may not have, for the others.
-    #[arg(long, value_name = "NAME=echo|exec:COMMAND")]
+    #[arg(long, value_name = "[NAME=]echo|exec:COMMAND|URL")]
     pub(crate) serve: Vec<Serve>,
     /// A setting of one service; may be given several times. In a file: a table `[node.service."NAME"]` with a line `KEY = VALUE` each.
     ///
-    /// `concurrency=N`: calls at a time; more are refused and go elsewhere. For `exec:` also `timeout=TIME`, after which a command is
+    /// `concurrency=N`: calls at a time; more are refused and go elsewhere; not for `grpc://`. For `exec:` also `timeout=TIME`, after which a command is
     /// killed and its call has failed; `output=BYTES`, the longest answer; `user=NAME`, `folder=DIR` and `env=NAME[=VALUE]` for its process.
     #[arg(long, value_name = "NAME:KEY=VALUE")]
     pub(crate) service: Vec<Setting>,

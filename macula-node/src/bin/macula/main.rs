@@ -1,6 +1,7 @@
 //! `macula`: runs a node of the mesh, and calls, lists and shows from the command line.
 
 mod args;
+mod backend;
 mod bench;
 mod call;
 mod config;

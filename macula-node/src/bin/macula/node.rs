@@ -11,6 +11,7 @@ use tokio::{
 
 use crate::{
     args::{Cli, Command, NodeArgs},
+    backend::Backends,
     door,
     exec::{self, Environment},
     failure::{Failure, cause_first, print_line, say},
@@ -32,14 +33,16 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
         let taken = take_identity(&args)?;
         let metrics = door::count_calls(&args.ops)?;
         let node = start(&args, taken.as_ref()).await?;
+        let mut backends = Backends::new(&node);
+        args.serve.iter().for_each(|service| backends.start(service));
         let ops = door::open_ops(&args.ops, &node, metrics).await?;
         let admin = own::serve(&args.admin, &node).await?;
         let ingress = door::open_ingress(&args.ingress, &node).await?;
         join(&args, &node).await;
         announce(&args, &node, ingress.as_ref(), ops.as_ref())?;
-        Ok::<_, Failure>((node, taken, admin, ingress, ops))
+        Ok::<_, Failure>((node, taken, admin, ingress, ops, backends))
     };
-    let (node, _taken, admin, ingress, ops) = tokio::select! {
+    let (node, _taken, admin, ingress, ops, mut backends) = tokio::select! {
         started = serving => started?,
         _ = signals.next() => return Ok(()),
     };
@@ -49,11 +52,12 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
         _ = signals.next() => {}
         () = stdin_closed(), if until_stdin_closes => {}
         () = drain_asked(admin.as_ref()) => {}
-        never = reloads(&node, &manager, hangups, args) => match never {},
+        never = reloads(&node, &mut backends, &manager, hangups, args) => match never {},
         () = limits::watch(&node) => {}
         () = signs_of_life(&manager) => {}
     }
     manager.stopping();
+    backends.leave();
     let leaving = async {
         // Its requests are calls of this node, so they end first.
         if let Some(ingress) = ingress {
@@ -77,7 +81,13 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
 }
 
 /// Reads the configuration again at each SIGHUP.
-async fn reloads(node: &Node, manager: &Manager, mut hangups: Signal, mut args: NodeArgs) -> Infallible {
+async fn reloads(
+    node: &Node,
+    backends: &mut Backends,
+    manager: &Manager,
+    mut hangups: Signal,
+    mut args: NodeArgs,
+) -> Infallible {
     loop {
         if hangups.recv().await.is_none() {
             // No further one comes.
@@ -90,7 +100,7 @@ async fn reloads(node: &Node, manager: &Manager, mut hangups: Signal, mut args: 
             ..
         }) = line::parse()
         {
-            args = reload::apply(node, args, *now).await;
+            args = reload::apply(node, backends, args, *now).await;
         }
         manager.ready();
     }
@@ -155,7 +165,7 @@ async fn start(args: &NodeArgs, taken: Option<&(PathBuf, Taken)>) -> Result<Node
         builder = builder.transport(move |config| config.with_limits(limits));
     }
     for service in &args.serve {
-        builder = builder.serve(service.name.clone(), service.handler(&args.service, &environment));
+        builder = service.add_to(builder, &args.service, &environment);
     }
     Ok(builder.start().await?)
 }
@@ -174,8 +184,9 @@ async fn join(args: &NodeArgs, node: &Node) {
 
 /// Checks the options beyond their form.
 pub(crate) fn check(args: &NodeArgs) -> Result<(), Failure> {
-    let names: BTreeSet<_> = args.serve.iter().map(|service| &service.name).collect();
-    if names.len() < args.serve.len() {
+    let names: Vec<_> = args.serve.iter().map(ToString::to_string).collect();
+    let distinct: BTreeSet<_> = names.iter().map(String::as_str).collect();
+    if distinct.len() < names.len() {
         return Err(Failure::usage("two --serve have the same name; give each service one"));
     }
     if args.advertise.len() > MAX_ENDPOINTS {
@@ -188,7 +199,11 @@ pub(crate) fn check(args: &NodeArgs) -> Result<(), Failure> {
             "{MAX_BOOTSTRAP} --bootstrap are enough; leave some out"
         )));
     }
-    if let Some(setting) = args.service.iter().find(|setting| !names.contains(&setting.service)) {
+    if let Some(setting) = args
+        .service
+        .iter()
+        .find(|setting| !distinct.contains(setting.service.as_str()))
+    {
         return Err(Failure::usage(format!(
             "--service {}: there is no --serve of that name",
             setting.service
@@ -201,7 +216,7 @@ pub(crate) fn check(args: &NodeArgs) -> Result<(), Failure> {
     for service in &args.serve {
         if let Kind::Exec(command) = &service.kind {
             exec::check(command, &environment)
-                .map_err(|error| Failure::usage(format!("--serve {}=exec:{command}: {error}", service.name)))?;
+                .map_err(|error| Failure::usage(format!("--serve {service}=exec:{command}: {error}")))?;
         }
     }
     Ok(())
@@ -209,7 +224,7 @@ pub(crate) fn check(args: &NodeArgs) -> Result<(), Failure> {
 
 fn announce(args: &NodeArgs, node: &Node, ingress: Option<&Ingress>, ops: Option<&Ops>) -> Result<(), Failure> {
     let endpoints: Vec<_> = node.endpoints().iter().map(ToString::to_string).collect();
-    let services: Vec<_> = args.serve.iter().map(|service| service.name.as_str()).collect();
+    let services: Vec<_> = args.serve.iter().map(ToString::to_string).collect();
     if !args.json {
         let services = match services[..] {
             [] => "no service".to_owned(),

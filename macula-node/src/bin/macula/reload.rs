@@ -10,6 +10,7 @@ use tracing::Level;
 
 use crate::{
     args::{AccessArgs, AdminArgs, MeshArgs, NodeArgs},
+    backend::Backends,
     exec::Environment,
     failure::chain,
     logging, node,
@@ -21,14 +22,14 @@ use crate::{
 struct Plan {
     log: bool,
     /// Services that end, those that are served anew among them.
-    withdraw: Vec<ServiceName>,
+    withdraw: Vec<Serve>,
     serve: Vec<Serve>,
     /// Options that a running node cannot change.
     restart: Vec<&'static str>,
 }
 
 /// Applies a new configuration to a node that runs with `before`; gives the one that it runs with now.
-pub(crate) async fn apply(node: &Node, before: NodeArgs, now: NodeArgs) -> NodeArgs {
+pub(crate) async fn apply(node: &Node, backends: &mut Backends, before: NodeArgs, now: NodeArgs) -> NodeArgs {
     if let Err(wrong) = node::check(&now) {
         // It says what is wrong by itself.
         let _ = wrong.report();
@@ -41,27 +42,30 @@ pub(crate) async fn apply(node: &Node, before: NodeArgs, now: NodeArgs) -> NodeA
     }
     let environment = Arc::new(Environment::new(&now.exec_env));
     for service in &plan.withdraw {
-        node.withdraw(service).await;
+        backends.stop(service).await;
+        if let Some(name) = &service.name {
+            node.withdraw(name).await;
+        }
     }
     for service in &plan.serve {
-        let handler = service.handler(&now.service, &environment);
-        if let Err(error) = node.serve(service.name.clone(), handler).await {
-            tracing::error!(service = %service.name, error = chain(&error), "a service is not served any more");
+        backends.start(service);
+        if let Err(error) = service.serve_at(node, &now.service, &environment).await {
+            tracing::error!(%service, error = chain(&error), "a service is not served any more");
         }
     }
     for option in &plan.restart {
         tracing::warn!(option, "this option cannot change while the node runs; start it anew");
     }
-    let names = |services: &mut dyn Iterator<Item = &ServiceName>| {
-        let names: Vec<_> = services.map(ServiceName::as_str).collect();
+    let names = |services: &mut dyn Iterator<Item = &Serve>| {
+        let names: Vec<_> = services.map(ToString::to_string).collect();
         names.join(" ")
     };
     let ended = plan
         .withdraw
         .iter()
-        .filter(|name| plan.serve.iter().all(|fresh| fresh.name != **name));
+        .filter(|old| plan.serve.iter().all(|fresh| fresh.to_string() != old.to_string()));
     tracing::warn!(
-        served = names(&mut plan.serve.iter().map(|service| &service.name)),
+        served = names(&mut plan.serve.iter()),
         withdrawn = names(&mut ended.into_iter()),
         log = now.log,
         "the configuration was read again"
@@ -105,13 +109,13 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         init: _,
         until_stdin_closes: _,
     } = before;
-    let settings = |all: &[Setting], name: &ServiceName| {
-        let own = all.iter().filter(|setting| setting.service == *name);
+    let settings = |all: &[Setting], name: Option<&ServiceName>| {
+        let own = all.iter().filter(|setting| Some(&setting.service) == name);
         own.map(|setting| setting.rule.clone()).collect::<Vec<_>>()
     };
     let is_same = |old: &Serve, new: &Serve| {
-        let environment = matches!(new.kind, Kind::Echo) || *exec_env == now.exec_env;
-        old == new && environment && settings(service, &old.name) == settings(&now.service, &new.name)
+        let environment = !matches!(new.kind, Kind::Exec(_)) || *exec_env == now.exec_env;
+        old == new && environment && settings(service, old.name.as_ref()) == settings(&now.service, new.name.as_ref())
     };
     let is_kept = |one: &Serve, others: &[Serve], same: &dyn Fn(&Serve, &Serve) -> bool| {
         others.iter().any(|other| same(one, other))
@@ -142,7 +146,7 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
     ];
     Plan {
         log: *log != now.log,
-        withdraw: gone.map(|old| old.name.clone()).collect(),
+        withdraw: gone.cloned().collect(),
         serve: fresh.cloned().collect(),
         restart: fixed
             .into_iter()
@@ -192,12 +196,9 @@ mod tests {
             "127.0.0.1:0",
         ]);
         let plan = plan(&before, &now);
-        let names = |services: &[Serve]| services.iter().map(|it| it.name.to_string()).collect::<Vec<_>>();
+        let names = |services: &[Serve]| services.iter().map(ToString::to_string).collect::<Vec<_>>();
         assert!(plan.log);
-        assert_eq!(
-            plan.withdraw.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["a", "b"]
-        );
+        assert_eq!(names(&plan.withdraw), ["a", "b"]);
         assert_eq!(names(&plan.serve), ["b", "d"]);
         assert_eq!(plan.restart, ["listen", "zone"]);
     }
@@ -207,6 +208,6 @@ mod tests {
         let before = args(&["--serve", "a=echo", "--serve", "b=exec:cat"]);
         let now = args(&["--serve", "a=echo", "--serve", "b=exec:cat", "--exec-env", "A=1"]);
         let plan = plan(&before, &now);
-        assert_eq!(plan.serve.iter().map(|it| it.name.as_str()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(plan.serve.iter().map(ToString::to_string).collect::<Vec<_>>(), ["b"]);
     }
 }

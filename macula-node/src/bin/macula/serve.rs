@@ -1,30 +1,45 @@
-//! The values of `--serve` and `--service`: a name with echo or a command, and the settings of it.
+//! The values of `--serve` and `--service`: a service with what answers its calls, and the settings of it.
 
-use std::{path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use macula_node::{Bytes, Handler, Limited, MAX_MESSAGE_BYTES, NameError, Request, ServiceName, Status};
+use macula_node::{Bytes, Limited, MAX_MESSAGE_BYTES, NameError, Node, NodeBuilder, Request, ServiceName, Status};
+use tonic::codegen::http::uri::{Authority, Uri};
 
-use crate::exec::{Environment, Exec, Process, User};
+use crate::{
+    backend::Http,
+    exec::{Environment, Exec, Process, User},
+};
 
 /// The commands that one service runs at a time, when it is not told otherwise.
 const MAX_COMMANDS: usize = 64;
+/// The requests that one service has at its HTTP server at a time, when it is not told otherwise.
+const MAX_REQUESTS: usize = 256;
 
 /// A service and its handler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Serve {
-    pub(crate) name: ServiceName,
+    /// Without one, the services are those that a gRPC server names.
+    pub(crate) name: Option<ServiceName>,
     pub(crate) kind: Kind,
 }
 
+/// What answers the calls of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     Echo,
+    /// A command for each call.
     Exec(String),
+    /// A gRPC server beside the node.
+    Grpc(Authority),
+    /// An HTTP server beside the node.
+    Http(Uri),
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ServeError {
-    #[error("write a service as `NAME=echo` or `NAME=exec:COMMAND`")]
+    #[error(
+        "write a service as `NAME=echo`, `NAME=exec:COMMAND`, `NAME=http://HOST:PORT/PATH`, `NAME=grpc://HOST:PORT`, or `grpc://HOST:PORT` for every service of a gRPC server"
+    )]
     Form,
     #[error(transparent)]
     Name(#[from] NameError),
@@ -34,16 +49,39 @@ impl FromStr for Serve {
     type Err = ServeError;
 
     fn from_str(text: &str) -> Result<Self, ServeError> {
+        let grpc = |at: &str| {
+            let at = at.parse::<Authority>().ok().filter(|at| at.port().is_some());
+            at.map(Kind::Grpc).ok_or(ServeError::Form)
+        };
+        if let Some(at) = text.strip_prefix("grpc://") {
+            return Ok(Self {
+                name: None,
+                kind: grpc(at)?,
+            });
+        }
         let (name, kind) = text.split_once('=').ok_or(ServeError::Form)?;
-        let kind = match (kind, kind.strip_prefix("exec:")) {
-            ("echo", _) => Kind::Echo,
-            (_, Some(command)) if !command.trim().is_empty() => Kind::Exec(command.to_owned()),
+        let kind = match kind.split_once(':') {
+            None if kind == "echo" => Kind::Echo,
+            Some(("exec", command)) if !command.trim().is_empty() => Kind::Exec(command.to_owned()),
+            Some(("grpc", at)) => grpc(at.strip_prefix("//").ok_or(ServeError::Form)?)?,
+            Some(("http", _)) => Kind::Http(kind.parse().map_err(|_| ServeError::Form)?),
             _ => return Err(ServeError::Form),
         };
         Ok(Self {
-            name: ServiceName::new(name)?,
+            name: Some(ServiceName::new(name)?),
             kind,
         })
+    }
+}
+
+/// The name, or the server whose services it stands for.
+impl fmt::Display for Serve {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.name, &self.kind) {
+            (Some(name), _) => name.fmt(f),
+            (None, Kind::Grpc(at)) => write!(f, "grpc://{at}"),
+            (None, kind) => write!(f, "{kind:?}"),
+        }
     }
 }
 
@@ -106,18 +144,82 @@ impl FromStr for Setting {
 }
 
 impl Serve {
-    /// The handler of this service by those of the settings that are its own.
-    pub(crate) fn handler(&self, settings: &[Setting], environment: &Arc<Environment>) -> impl Handler + use<> {
+    /// Has it served from the node's start. The services of gRPC servers are served when they are found.
+    pub(crate) fn add_to(
+        &self,
+        builder: NodeBuilder,
+        settings: &[Setting],
+        environment: &Arc<Environment>,
+    ) -> NodeBuilder {
+        let Some(name) = self.name.clone() else {
+            return builder;
+        };
+        let calls = self.concurrency(settings);
+        match &self.kind {
+            Kind::Echo => builder.serve(name, Limited::new(calls, echo)),
+            Kind::Exec(command) => {
+                let exec = self.exec(command, settings, environment);
+                builder.serve(name, Limited::new(calls, move |request| run(exec.clone(), request)))
+            }
+            Kind::Http(at) => builder.serve_streaming(name, Limited::new(calls, Http::new(at.clone()))),
+            Kind::Grpc(_) => builder,
+        }
+    }
+
+    /// Has it served by a node that runs, with the same exception.
+    pub(crate) async fn serve_at(
+        &self,
+        node: &Node,
+        settings: &[Setting],
+        environment: &Arc<Environment>,
+    ) -> Result<(), macula_node::ServeError> {
+        let Some(name) = self.name.clone() else {
+            return Ok(());
+        };
+        let calls = self.concurrency(settings);
+        match &self.kind {
+            Kind::Echo => node.serve(name, Limited::new(calls, echo)).await?,
+            Kind::Exec(command) => {
+                let exec = self.exec(command, settings, environment);
+                let handler = move |request| run(exec.clone(), request);
+                node.serve(name, Limited::new(calls, handler)).await?
+            }
+            Kind::Http(at) => {
+                let handler = Limited::new(calls, Http::new(at.clone()));
+                node.serve_streaming(name, handler).await?
+            }
+            Kind::Grpc(_) => return Ok(()),
+        };
+        Ok(())
+    }
+
+    /// Those of the settings that are its own.
+    fn own<'a>(&self, settings: &'a [Setting]) -> impl Iterator<Item = &'a Rule> + use<'a, '_> {
+        let own = settings
+            .iter()
+            .filter(|setting| Some(&setting.service) == self.name.as_ref());
+        own.map(|setting| &setting.rule)
+    }
+
+    /// The calls that it runs at a time at most.
+    fn concurrency(&self, settings: &[Setting]) -> usize {
+        let set = self.own(settings).filter_map(|rule| match rule {
+            Rule::Concurrency(calls) => Some(*calls),
+            _ => None,
+        });
+        set.last().unwrap_or(match self.kind {
+            Kind::Echo | Kind::Grpc(_) => usize::MAX,
+            Kind::Exec(_) => MAX_COMMANDS,
+            Kind::Http(_) => MAX_REQUESTS,
+        })
+    }
+
+    fn exec(&self, command: &str, settings: &[Setting], environment: &Arc<Environment>) -> Exec {
         let mut process = Process::default();
         let mut environment = Arc::clone(environment);
-        let mut concurrency = match self.kind {
-            Kind::Echo => usize::MAX,
-            Kind::Exec(_) => MAX_COMMANDS,
-        };
-        let own = settings.iter().filter(|setting| setting.service == self.name);
-        for setting in own {
-            match &setting.rule {
-                Rule::Concurrency(calls) => concurrency = *calls,
+        for rule in self.own(settings) {
+            match rule {
+                Rule::Concurrency(_) => {}
                 Rule::Timeout(time) => process.timeout = Some(*time),
                 Rule::Output(bytes) => process.max_output = *bytes,
                 Rule::User(user) => process.user = Some(*user),
@@ -125,29 +227,31 @@ impl Serve {
                 Rule::Env(variable) => environment = Arc::new(environment.with(variable)),
             }
         }
-        let exec = match &self.kind {
-            Kind::Echo => None,
-            Kind::Exec(command) => Some(Exec::new(command, &environment, process)),
-        };
-        Limited::new(concurrency, move |request: Request| {
-            let exec = exec.clone();
-            async move {
-                match exec {
-                    None => Ok::<_, Status>(request.into_payload()),
-                    Some(exec) => exec.call(request).await.map(Bytes::from),
-                }
-            }
-        })
+        Exec::new(command, &environment, process)
     }
 
     /// Why one of the settings is none for this service.
     pub(crate) fn misfit(&self, settings: &[Setting]) -> Option<String> {
-        let own = settings.iter().filter(|setting| setting.service == self.name);
-        let is_wrong = |setting: &&Setting| self.kind == Kind::Echo && !matches!(setting.rule, Rule::Concurrency(_));
-        own.filter(is_wrong)
-            .map(|_| format!("{} runs no command, so only its concurrency can be set", self.name))
-            .next()
+        let fits = |rule: &Rule| match self.kind {
+            Kind::Exec(_) => true,
+            Kind::Echo | Kind::Http(_) => matches!(rule, Rule::Concurrency(_)),
+            Kind::Grpc(_) => false,
+        };
+        let why = match self.kind {
+            Kind::Grpc(_) => "is a gRPC server's, so nothing can be set here",
+            _ => "runs no command, so only its concurrency can be set",
+        };
+        let wrong = self.own(settings).find(|rule| !fits(rule));
+        wrong.map(|_| format!("{self} {why}"))
     }
+}
+
+async fn echo(request: Request) -> Result<Bytes, Status> {
+    Ok(request.into_payload())
+}
+
+async fn run(exec: Exec, request: Request) -> Result<Bytes, Status> {
+    exec.call(request).await.map(Bytes::from)
 }
 
 #[cfg(test)]
@@ -163,7 +267,30 @@ mod tests {
             Kind::Exec("tr a-z A-Z".into())
         );
         assert_eq!(serve("x=exec:a=b").unwrap().kind, Kind::Exec("a=b".into()));
-        for bad in ["echo", "a=", "a=Echo", "a=exec:", "a=exec: "] {
+        let all = serve("grpc://127.0.0.1:50051").unwrap();
+        assert_eq!(
+            (all.name.clone(), all.to_string().as_str()),
+            (None, "grpc://127.0.0.1:50051")
+        );
+        let one = serve("shop.Cart=grpc://cart:50051").unwrap();
+        assert_eq!(
+            (one.kind, one.name.unwrap().as_str()),
+            (Kind::Grpc("cart:50051".parse().unwrap()), "shop.Cart")
+        );
+        let web = serve("web.page=http://127.0.0.1:8080/page?x=1").unwrap();
+        assert!(matches!(web.kind, Kind::Http(at) if at.path() == "/page"));
+        for bad in [
+            "echo",
+            "a=",
+            "a=Echo",
+            "a=exec:",
+            "a=exec: ",
+            "grpc://host",
+            "a=grpc:host:1",
+            "a=grpc://host",
+            "a=http://",
+            "a=https://host/",
+        ] {
             assert_eq!(serve(bad), Err(ServeError::Form), "{bad} was taken");
         }
         assert!(matches!(serve("a b=echo"), Err(ServeError::Name(_))));

@@ -1,0 +1,43 @@
+//! `cargo xtask clients`: programs that know nothing of Macula use a mesh: a gRPC server and a gRPC client in Python, and a browser.
+//!
+//! The play is `macula-node/tests/clients/play.py`. Python's packages come once into the build folder, each at one version. A tool that
+//! this machine lacks is named, and the rest runs.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use crate::workspace::{cargo, output, root, run, target_dir};
+
+const PACKAGES: [&str; 4] = [
+    "grpcio==1.85.3",
+    "grpcio-health-checking==1.85.1",
+    "grpcio-reflection==1.85.1",
+    "protobuf==7.36.2",
+];
+
+/// Plays with the program as it is built for tests.
+///
+/// # Errors
+/// A call fails, the page does not show the mesh, or the packages cannot be installed.
+pub(crate) fn check() -> Result<()> {
+    if output(Command::new("python3").arg("--version")).is_err() {
+        println!("clients in other languages are not tried: there is no Python");
+        return Ok(());
+    }
+    let folder = target_dir().join("tools/grpcio-1.85.3");
+    let python = folder.join("bin/python");
+    if output(Command::new(&python).args(["-c", "import grpc_health, grpc_reflection"])).is_err() {
+        run(Command::new("python3").args(["-m", "venv"]).arg(&folder)).context("Python cannot make an environment")?;
+        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
+        run(Command::new(&python).args(install).args(PACKAGES)).context("grpcio comes from PyPI: check the network")?;
+    }
+    run(cargo().args(["build", "--locked", "--workspace", "--all-features", "--bin", "macula"]))?;
+    let play = root().join("macula-node/tests/clients/play.py");
+    let mut command = Command::new(python);
+    command
+        .arg(play)
+        .arg(target_dir().join("debug/macula"))
+        .arg(target_dir());
+    run(&mut command)
+}
