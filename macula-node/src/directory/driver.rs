@@ -491,7 +491,7 @@ impl Driver {
                 if let Ok(connection) = end {
                     announcement.seen_by(now, connection.peer());
                     self.shared.answered.notify_waiters();
-                    self.neighbours.talked_to(to, connection);
+                    self.neighbours.talked_to(to, connection.end());
                 }
                 if let Some(checks) = self.core.begin_response(now, id, result) {
                     self.checking.reply(checks);

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use macula_dht::Contact;
-use macula_transport::{CloseCode, Connection, Lost};
+use macula_transport::{CloseCode, ConnectionEnd, Lost};
 
 /// The most connections that are watched; the one used longest ago makes room. The same limit holds for missing nodes,
 /// and further ones are not asked after.
@@ -25,7 +25,7 @@ const ASK_AFTER: [Duration; 4] = [
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
     /// The latest last.
-    connected: Vec<(Contact, Connection)>,
+    connected: Vec<(Contact, ConnectionEnd)>,
     missing: Vec<Missing>,
 }
 
@@ -37,8 +37,8 @@ struct Missing {
 }
 
 impl Neighbours {
-    /// A request to `to` was answered over `connection`.
-    pub(super) fn talked_to(&mut self, to: Contact, connection: Connection) {
+    /// A request to `to` was answered over a connection, which tells its end.
+    pub(super) fn talked_to(&mut self, to: Contact, connection: ConnectionEnd) {
         self.missing.retain(|missing| missing.contact.node_id() != to.node_id());
         self.connected.retain(|(known, _)| known.node_id() != to.node_id());
         if self.connected.len() == MAX_WATCHED {
@@ -80,12 +80,40 @@ impl Neighbours {
 
 /// Whether a connection ended because it was not needed, which says nothing about the node.
 fn is_retired(end: &Lost) -> bool {
-    matches!(
-        end,
-        Lost::ClosedHere(_)
-            | Lost::ClosedByPeer {
-                code: CloseCode::Retired,
-                ..
-            }
-    )
+    match end {
+        // Given up because the node was silent.
+        Lost::ClosedHere(CloseCode::Unresponsive) => false,
+        Lost::ClosedHere(_) => true,
+        Lost::ClosedByPeer { code, .. } => *code == CloseCode::Retired,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn n3_a_node_that_was_given_up_as_silent_is_missing_and_one_that_was_not_needed_is_not() {
+        let by_peer = |code| Lost::ClosedByPeer {
+            code,
+            reason: "".into(),
+        };
+        for missing in [
+            Lost::ClosedHere(CloseCode::Unresponsive),
+            Lost::TimedOut,
+            Lost::Restarted,
+            by_peer(CloseCode::Shutdown),
+            by_peer(CloseCode::Aborted),
+        ] {
+            assert!(!is_retired(&missing), "{missing:?}");
+        }
+        for retired in [
+            Lost::ClosedHere(CloseCode::Retired),
+            Lost::ClosedHere(CloseCode::Shutdown),
+            by_peer(CloseCode::Retired),
+        ] {
+            assert!(is_retired(&retired), "{retired:?}");
+        }
+    }
 }
