@@ -1,10 +1,11 @@
 //! The addresses that a node advertises (D13).
 //!
 //! A node that listens on one address advertises it. A node that listens on every address advertises those of its interfaces, and
-//! the address that peers in two networks see it at: that is how a node behind a translating router learns its own address.
+//! the addresses that peers in several networks see it at: that is how a node behind a translating router learns its own address.
 //!
-//! **Invariants:** a loopback address is advertised only while the node has never had another one; one network alone cannot make
-//! the node advertise an address; at most [`MAX_ENDPOINTS`] addresses are advertised, each once.
+//! **Invariants:** a loopback address is advertised only while the node has never had another one; one network alone, or a small part
+//! of those that report, cannot make the node advertise an address; reports change at most [`MAX_OBSERVED`] addresses in
+//! [`OBSERVED_LASTS`]; at most [`MAX_ENDPOINTS`] addresses are advertised, each once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,10 +21,13 @@ use super::interfaces::Interfaces;
 const MAX_SIGHTINGS: usize = 64;
 /// How long a report counts.
 const SIGHTING_LASTS: Duration = Duration::from_secs(600);
-/// Networks that must report an address before it is advertised.
+/// Networks that must report an address before it is advertised, and at least this part of those that report any.
 const MIN_NETWORKS: usize = 2;
+const MIN_PART: usize = 4;
 /// Reported addresses that are advertised.
 const MAX_OBSERVED: usize = 2;
+/// How long a reported address stays advertised once too few networks report it: each change makes the node publish all its services.
+const OBSERVED_LASTS: Duration = Duration::from_secs(60);
 
 /// Where others can reach a node.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub(crate) struct Everywhere {
     /// The interfaces' addresses in the order in which they are advertised.
     own: Vec<IpAddr>,
     sightings: BTreeMap<IpAddr, Sighting>,
+    /// The reported addresses that are advertised, and when enough networks last reported each.
+    observed: Vec<(SocketAddr, Instant)>,
 }
 
 /// Where a network last saw this node.
@@ -65,11 +71,12 @@ impl Reach {
             both_families: bound.is_ipv6(),
             own: Vec::new(),
             sightings: BTreeMap::new(),
+            observed: Vec::new(),
         })
     }
 
     /// The addresses to advertise, the preferred one first.
-    pub(crate) fn addresses(&self, now: Instant) -> Vec<Address> {
+    pub(crate) fn addresses(&mut self, now: Instant) -> Vec<Address> {
         match self {
             Self::Fixed(addresses) => addresses.clone(),
             Self::Bound(bound) => Address::try_from(*bound).into_iter().collect(),
@@ -79,8 +86,9 @@ impl Reach {
 }
 
 impl Everywhere {
-    /// Takes in the interfaces as they are now.
-    pub(crate) fn set_interfaces(&mut self, found: &Interfaces) {
+    /// Takes in the interfaces as they are now, and says whether an address is gone.
+    pub(crate) fn set_interfaces(&mut self, found: &Interfaces) -> bool {
+        let before = self.own.clone();
         let mut rest: Vec<_> = found.all.iter().copied().filter(|ip| is_outside(*ip)).collect();
         rest.sort_by_key(|ip| (is_private(*ip), ip.is_ipv6(), *ip));
         let routed = found.routed.iter().filter(|ip| rest.contains(ip)).copied();
@@ -97,6 +105,7 @@ impl Everywhere {
             self.own = loopback.filter(|ip| self.listens_in(*ip)).collect();
         }
         // Otherwise the node has lost its last address and keeps it: there is no peer left to tell.
+        before.iter().any(|ip| !self.own.contains(ip))
     }
 
     /// A peer at `by` says that this node's packets come from `at`.
@@ -114,31 +123,53 @@ impl Everywhere {
         self.sightings.insert(network, Sighting { at, reported: now });
     }
 
-    fn addresses(&self, now: Instant) -> Vec<Address> {
+    fn addresses(&mut self, now: Instant) -> Vec<Address> {
+        self.heed_reports(now);
         let own = self.own.iter().map(|ip| SocketAddr::new(*ip, self.port));
         let (first, rest): (Vec<_>, Vec<_>) = own.enumerate().partition(|(place, _)| *place == 0);
         let own = |part: Vec<(usize, SocketAddr)>| part.into_iter().map(|(_, address)| address);
         own(first)
-            .chain(self.agreed(now))
+            .chain(self.observed.iter().map(|(at, _)| *at))
             .chain(own(rest))
             .filter_map(|address| Address::try_from(address).ok())
             .take(MAX_ENDPOINTS)
             .collect()
     }
 
-    /// The addresses that enough networks report, those of the most networks first.
-    fn agreed(&self, now: Instant) -> Vec<SocketAddr> {
-        let mut counts = BTreeMap::<_, usize>::new();
-        for sighting in self.sightings.values() {
-            if now.saturating_duration_since(sighting.reported) < SIGHTING_LASTS
-                && !self.own.contains(&sighting.at.ip())
-            {
-                *counts.entry(sighting.at).or_default() += 1;
+    /// Decides which reported addresses are advertised. One that is stays for a while, so that reports which change all the time
+    /// change little; others take the places that are free.
+    fn heed_reports(&mut self, now: Instant) {
+        let agreed = self.agreed(now);
+        for (at, agreed_at) in &mut self.observed {
+            if agreed.contains(at) {
+                *agreed_at = now;
             }
         }
-        let mut agreed: Vec<_> = counts.into_iter().filter(|(_, count)| *count >= MIN_NETWORKS).collect();
+        let own = &self.own;
+        self.observed.retain(|(at, agreed_at)| {
+            !own.contains(&at.ip()) && now.saturating_duration_since(*agreed_at) < OBSERVED_LASTS
+        });
+        for at in agreed {
+            if self.observed.len() < MAX_OBSERVED && self.observed.iter().all(|(known, _)| *known != at) {
+                self.observed.push((at, now));
+            }
+        }
+    }
+
+    /// The addresses that enough networks report, those of the most networks first.
+    fn agreed(&self, now: Instant) -> Vec<SocketAddr> {
+        let fresh = self.sightings.values();
+        let fresh: Vec<_> = fresh
+            .filter(|sighting| now.saturating_duration_since(sighting.reported) < SIGHTING_LASTS)
+            .collect();
+        let mut counts = BTreeMap::<_, usize>::new();
+        for sighting in fresh.iter().filter(|sighting| !self.own.contains(&sighting.at.ip())) {
+            *counts.entry(sighting.at).or_default() += 1;
+        }
+        let enough = MIN_NETWORKS.max(fresh.len().div_ceil(MIN_PART));
+        let mut agreed: Vec<_> = counts.into_iter().filter(|(_, count)| *count >= enough).collect();
         agreed.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        agreed.into_iter().map(|(at, _)| at).take(MAX_OBSERVED).collect()
+        agreed.into_iter().map(|(at, _)| at).collect()
     }
 
     fn listens_in(&self, ip: IpAddr) -> bool {
@@ -201,13 +232,13 @@ mod tests {
         }
     }
 
-    fn texts(everywhere: &Everywhere, now: Instant) -> Vec<String> {
+    fn texts(everywhere: &mut Everywhere, now: Instant) -> Vec<String> {
         everywhere.addresses(now).iter().map(ToString::to_string).collect()
     }
 
     #[test]
     fn d13_a_node_on_one_address_advertises_that_one() {
-        let reach = Reach::of("127.0.0.1:4000".parse().unwrap());
+        let mut reach = Reach::of("127.0.0.1:4000".parse().unwrap());
         assert_eq!(reach.addresses(Instant::now()), ["127.0.0.1:4000".parse().unwrap()]);
     }
 
@@ -228,7 +259,7 @@ mod tests {
             ],
         ));
         assert_eq!(
-            texts(&node, Instant::now()),
+            texts(&mut node, Instant::now()),
             ["https://10.0.0.2:4000", "https://172.17.0.1:4000"]
         );
     }
@@ -241,25 +272,25 @@ mod tests {
             &["::1", "10.0.0.2", "2001:db8::2", "fe80::1"],
         ));
         assert_eq!(
-            texts(&node, Instant::now()),
+            texts(&mut node, Instant::now()),
             ["https://[2001:db8::2]:4000", "https://10.0.0.2:4000"]
         );
         let mut only_v6 = everywhere("[::]:4000");
         only_v6.set_interfaces(&interfaces(&[], &["::1", "2001:db8::2"]));
-        assert_eq!(texts(&only_v6, Instant::now()), ["https://[2001:db8::2]:4000"]);
+        assert_eq!(texts(&mut only_v6, Instant::now()), ["https://[2001:db8::2]:4000"]);
     }
 
     #[test]
     fn d13_loopback_is_advertised_only_by_a_host_without_a_network() {
         let (mut node, now) = (everywhere("[::]:4000"), Instant::now());
         node.set_interfaces(&interfaces(&[], &["127.0.0.1", "::1"]));
-        assert_eq!(texts(&node, now), ["https://127.0.0.1:4000", "https://[::1]:4000"]);
+        assert_eq!(texts(&mut node, now), ["https://127.0.0.1:4000", "https://[::1]:4000"]);
         assert!(is_this_host_only(&node.addresses(now)));
         node.set_interfaces(&interfaces(&[], &["127.0.0.1", "10.0.0.2"]));
-        assert_eq!(texts(&node, now), ["https://10.0.0.2:4000"]);
+        assert_eq!(texts(&mut node, now), ["https://10.0.0.2:4000"]);
         assert!(!is_this_host_only(&node.addresses(now)));
         node.set_interfaces(&interfaces(&[], &["127.0.0.1"]));
-        assert_eq!(texts(&node, now), ["https://10.0.0.2:4000"], "the last one is kept");
+        assert_eq!(texts(&mut node, now), ["https://10.0.0.2:4000"], "the last one is kept");
     }
 
     #[test]
@@ -269,18 +300,69 @@ mod tests {
         let at = "198.51.100.7:31000".parse().unwrap();
         node.observed(now, "203.0.113.1".parse().unwrap(), at);
         node.observed(now, "203.0.113.99".parse().unwrap(), at);
-        assert_eq!(texts(&node, now).len(), 2, "both reports are of one network");
+        assert_eq!(texts(&mut node, now).len(), 2, "both reports are of one network");
         node.observed(now, "192.0.2.1".parse().unwrap(), at);
         let all = [
             "https://10.0.0.2:4000",
             "https://198.51.100.7:31000",
             "https://10.1.0.2:4000",
         ];
-        assert_eq!(texts(&node, now), all);
-        assert_eq!(texts(&node, now + SIGHTING_LASTS).len(), 2, "reports grow old");
+        assert_eq!(texts(&mut node, now), all);
+        assert_eq!(texts(&mut node, now + SIGHTING_LASTS).len(), 2, "reports grow old");
         let moved = "198.51.100.8:31000".parse().unwrap();
         node.observed(now, "192.0.2.1".parse().unwrap(), moved);
-        assert_eq!(texts(&node, now).len(), 2, "a network has one opinion");
+        let later = now + OBSERVED_LASTS;
+        assert_eq!(texts(&mut node, later).len(), 2, "a network has one opinion");
+    }
+
+    fn report(node: &mut Everywhere, now: Instant, networks: std::ops::Range<u8>, at: &str) {
+        for network in networks {
+            node.observed(now, Ipv4Addr::new(203, 0, network, 1).into(), at.parse().unwrap());
+        }
+    }
+
+    #[test]
+    fn d13_reports_that_change_all_the_time_change_few_addresses() {
+        let (mut node, mut now) = (everywhere("0.0.0.0:4000"), Instant::now());
+        node.set_interfaces(&interfaces(&["10.0.0.2"], &["10.0.0.2"]));
+        let (start, mut changes, mut before) = (now, 0, texts(&mut node, now));
+        while now < start + OBSERVED_LASTS {
+            report(&mut node, now, 0..3, "198.51.100.7:4000");
+            let seconds = (now - start).as_secs();
+            report(&mut node, now, 3..5, &format!("192.0.2.{seconds}:4000"));
+            let after = texts(&mut node, now);
+            assert!(after.contains(&"https://198.51.100.7:4000".to_owned()), "{after:?}");
+            changes += u32::from(after != before);
+            (now, before) = (now + Duration::from_secs(2), after);
+        }
+        assert!(changes <= 2, "{changes}");
+    }
+
+    #[test]
+    fn d13_two_networks_of_many_are_not_heeded() {
+        let (mut node, now) = (everywhere("0.0.0.0:4000"), Instant::now());
+        node.set_interfaces(&interfaces(&["10.0.0.2"], &["10.0.0.2"]));
+        report(&mut node, now, 0..10, "198.51.100.7:4000");
+        report(&mut node, now, 10..12, "192.0.2.1:4000");
+        assert_eq!(
+            texts(&mut node, now),
+            ["https://10.0.0.2:4000", "https://198.51.100.7:4000"]
+        );
+    }
+
+    #[test]
+    fn d13_only_an_address_of_an_interface_is_gone_with_it() {
+        let (mut node, now) = (everywhere("0.0.0.0:4000"), Instant::now());
+        assert!(!node.set_interfaces(&interfaces(&["10.0.0.2"], &["10.0.0.2"])));
+        report(&mut node, now, 0..3, "198.51.100.7:4000");
+        assert_eq!(texts(&mut node, now).len(), 2);
+        let later = now + SIGHTING_LASTS;
+        assert!(!node.set_interfaces(&interfaces(&["10.0.0.2"], &["10.0.0.2", "10.1.0.2"])));
+        assert_eq!(
+            texts(&mut node, later),
+            ["https://10.0.0.2:4000", "https://10.1.0.2:4000"]
+        );
+        assert!(node.set_interfaces(&interfaces(&["10.0.0.2"], &["10.0.0.2"])));
     }
 
     prop_compose! {

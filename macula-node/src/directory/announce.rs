@@ -81,14 +81,20 @@ impl Announcement {
     /// Looks where the node can be reached now, and says whether that has changed.
     pub(super) fn look(&mut self, now: Instant) -> bool {
         let transport = self.transport.upgrade();
-        match (&mut self.reach, &transport) {
+        let one_is_gone = match (&mut self.reach, &transport) {
             (Reach::Everywhere(everywhere), _) => match interfaces::read(&self.bootstrap) {
                 Ok(found) => everywhere.set_interfaces(&found),
-                Err(error) => tracing::debug!(%error, "the network interfaces cannot be read"),
+                Err(error) => {
+                    tracing::debug!(%error, "the network interfaces cannot be read");
+                    false
+                }
             },
-            (Reach::Bound(bound), Some(transport)) => *bound = transport.local_addr(),
-            (Reach::Fixed(_), _) | (Reach::Bound(_), None) => {}
-        }
+            (Reach::Bound(bound), Some(transport)) => {
+                let before = std::mem::replace(bound, transport.local_addr());
+                before != *bound
+            }
+            (Reach::Fixed(_), _) | (Reach::Bound(_), None) => false,
+        };
         let addresses = self.reach.addresses(now);
         if self.addresses.borrow()[..] == addresses[..] {
             return false;
@@ -103,8 +109,9 @@ impl Announcement {
         }
         if let Some(transport) = transport {
             transport.set_advertised(addresses.iter().cloned());
-            if self.addresses.borrow().iter().any(|before| !addresses.contains(before)) {
-                // Connections over an address that is gone carry nothing, and the news have to reach the others.
+            if one_is_gone {
+                // Connections over an address that is gone carry nothing, and the news have to reach the others. An address that
+                // peers reported is no reason: they could have all connections checked again and again.
                 transport.check_connections();
             }
         }
