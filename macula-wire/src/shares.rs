@@ -208,6 +208,17 @@ impl<P: Ord + Clone> Shares<P> {
         (self.holds(&largest) > self.holds(newcomer) + amount).then_some(largest)
     }
 
+    /// Whether `newcomer` may have a unit that `holder` does not need, such as an idle one, although no holder has to give way. It may
+    /// when it holds less, and so ends up with no more than `holder` had.
+    #[must_use]
+    pub fn may_replace(&self, newcomer: &Holder<P>, holder: &Holder<P>) -> bool {
+        if newcomer.network == holder.network {
+            newcomer.peer == holder.peer || self.holds(newcomer) < self.holds(holder)
+        } else {
+            self.network_holds(newcomer.network) < self.network_holds(holder.network)
+        }
+    }
+
     /// Whether `amount` units are free.
     #[must_use]
     pub fn fits(&self, amount: u64) -> bool {

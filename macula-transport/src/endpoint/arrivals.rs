@@ -1,8 +1,8 @@
 //! Which handshakes of peers go on, and which give way to others.
 //!
 //! A handshake has a place until its peer has introduced itself. When all places are taken, a newcomer takes the oldest place of the
-//! address that has most of them; and one that waits for long gives way to any newcomer. So peers that never introduce themselves keep
-//! no one out for longer than [`PATIENCE`].
+//! address that has most of them. A handshake that takes long also gives way to an address that has fewer, and to its own. So peers that
+//! never introduce themselves keep others out for no longer than [`PATIENCE`].
 //!
 //! A peer without a place is not answered: QUIC sends its first packet again, several times within a dial's time (RFC 9002, section
 //! 6.2), and so a crowd that comes at once is let in one after another.
@@ -17,7 +17,8 @@ use std::{
 
 use macula_wire::{Admission, Holder, Network, Shares};
 
-/// A handshake that is older than this gives way to any newcomer. It takes two round trips, and the time in which the peers compute.
+/// A handshake that is older than this gives way to an address that has fewer. A handshake takes two round trips, and the time in which
+/// the peers compute.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The handshakes under way. `H` ends one.
@@ -64,8 +65,8 @@ impl<H> Arrivals<H> {
                 Admission::Refused => self
                     .places
                     .iter()
-                    .next()
-                    .filter(|(_, oldest)| now.saturating_duration_since(oldest.since) >= PATIENCE),
+                    .take_while(|(_, place)| now.saturating_duration_since(place.since) >= PATIENCE)
+                    .find(|(_, place)| self.shares.may_replace(&holder, &place.holder)),
             };
             let (&oldest, _) = gives_way?;
             displaced.extend(self.end(oldest));
@@ -131,6 +132,20 @@ mod tests {
         assert!(arrivals.begin(now + PATIENCE / 2, ip(1, 1), |number| number).is_none());
         let displaced = arrivals.begin(now + PATIENCE, ip(1, 1), |number| number).unwrap();
         assert_eq!(displaced, [1]);
+    }
+
+    #[test]
+    fn x8_the_network_with_most_handshakes_takes_no_place_of_others_however_long_they_take() {
+        let mut arrivals = Arrivals::new(4);
+        let now = Instant::now();
+        for (network, host) in [(2, 1), (1, 1), (1, 2), (1, 3)] {
+            arrivals.begin(now, ip(network, host), |number| number).unwrap();
+        }
+        let later = now + PATIENCE;
+        let displaced = arrivals.begin(later, ip(1, 4), |number| number).unwrap();
+        assert_eq!(displaced, [2], "a place of its own network");
+        assert!(arrivals.begin(later + PATIENCE, ip(3, 1), |number| number).is_some());
+        assert!(arrivals.end(1).is_some(), "the other network keeps its place");
     }
 
     proptest! {

@@ -6,8 +6,8 @@
 //! - at most one dial to a peer is under way, and to an address whose peer is not known;
 //! - dialed connections and dials together never exceed the limit;
 //! - no network and no peer has more than its limit of the accepted connections;
-//! - a peer that dials takes the place of a holder that has more, as [`Shares`] says; among the connections of one holder, and where all
-//!   have as many, the least recently used idle one goes first;
+//! - a peer that dials takes the place of a holder that has more, as [`Shares`] says; among the connections of one holder, the least
+//!   recently used idle one goes first; where no holder has to give way, the peer takes the idle place of one that has more than itself;
 //! - a connection in use is closed only for a peer that has fewer;
 //! - a peer that failed is not dialed again before its pause is over, unless it is now known at another address.
 //!
@@ -351,7 +351,11 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         } else if !self.accepted.fits(1) {
             match self.accepted.victim(&holder, 1) {
                 Some(largest) => self.displace(&activity, |it| held(it, &largest)),
-                None => self.make_room(&activity, |it| it.origin == Origin::Accepted),
+                None => {
+                    let may_replace = |it: &Holder<P>| self.accepted.may_replace(&holder, it);
+                    let idle = self.idlest(&activity, |it| it.holder.as_ref().is_some_and(may_replace));
+                    self.evict_idle(idle)
+                }
             }
         } else {
             true
@@ -436,12 +440,26 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
 
     /// Closes the least recently used idle connection `among` some, if one is idle.
     fn make_room(&mut self, activity: &impl Fn(ConnectionId) -> Activity, among: impl Fn(&Entry<P>) -> bool) -> bool {
+        let idle = self.idlest(activity, among);
+        self.evict_idle(idle)
+    }
+
+    /// The least recently used idle connection `among` some.
+    fn idlest(
+        &self,
+        activity: &impl Fn(ConnectionId) -> Activity,
+        among: impl Fn(&Entry<P>) -> bool,
+    ) -> Option<ConnectionId> {
         let idle = self.entries.iter().filter(|(_, entry)| among(entry));
         let idle = idle.filter_map(|(&connection, _)| match activity(connection) {
             Activity::IdleSince(since) => Some((since, connection)),
             Activity::Busy => None,
         });
-        let Some((_, connection)) = idle.min() else {
+        idle.min().map(|(_, connection)| connection)
+    }
+
+    fn evict_idle(&mut self, idle: Option<ConnectionId>) -> bool {
+        let Some(connection) = idle else {
             return false;
         };
         self.counts.evicted += 1;

@@ -175,16 +175,32 @@ impl Model {
                 assert!(has_more || own, "a peer with no more lost a connection in use");
                 assert_eq!(self.idle(Share::Of(victim)), None, "an idle one could have made room");
             }
-            Activity::IdleSince(_) => assert!(matches!(output, Output::Close(..))),
+            Activity::IdleSince(_) => {
+                assert!(matches!(output, Output::Close(..)));
+                let in_full_network =
+                    victim % 2 == newcomer % 2 && self.count(Share::From(newcomer % 2)) == LIMITS.each_network;
+                assert!(
+                    has_more || own || in_full_network || self.has_more(victim, newcomer),
+                    "a peer with no more lost an idle connection"
+                );
+            }
         }
         self.connections.borrow_mut().remove(&id);
         Some(output)
     }
 
-    /// X8: no one is refused while another has more, or is idle.
+    /// Whether an idle connection of `holder` may go to `newcomer`, where no holder has to give way.
+    fn has_more(&self, holder: u8, newcomer: u8) -> bool {
+        match holder % 2 == newcomer % 2 {
+            true => holder == newcomer || self.count(Share::Of(holder)) > self.count(Share::Of(newcomer)),
+            false => self.count(Share::From(holder % 2)) > self.count(Share::From(newcomer % 2)),
+        }
+    }
+
+    /// X8: no one is refused while another has more than one more, or has more and is idle.
     fn is_right_to_refuse(&self, newcomer: u8) {
-        let share = match self.count(Share::From(newcomer % 2)) >= LIMITS.each_network {
-            true => Share::From(newcomer % 2),
+        match self.count(Share::From(newcomer % 2)) >= LIMITS.each_network {
+            true => assert_eq!(self.idle(Share::From(newcomer % 2)), None),
             false => {
                 assert_eq!(self.count(Share::All(Origin::Accepted)), LIMITS.all);
                 let networks = [0, 1].map(|network| self.count(Share::From(network)));
@@ -193,10 +209,11 @@ impl Model {
                         .iter()
                         .all(|&holds| holds <= networks[usize::from(newcomer % 2)] + 1)
                 );
-                Share::All(Origin::Accepted)
+                for holder in (0..6).filter(|&holder| self.has_more(holder, newcomer)) {
+                    assert_eq!(self.idle(Share::Of(holder)), None);
+                }
             }
-        };
-        assert_eq!(self.idle(share), None);
+        }
         let of = |peer| self.count(Share::Of(peer));
         assert!(
             (0..6)
@@ -432,6 +449,32 @@ proptest! {
         let trace = run(&steps, start);
         prop_assert_eq!(trace, run(&steps, start), "same inputs, same outputs");
     }
+}
+
+/// The network has many peers with one connection each, so no holder has to give way to the next of them.
+#[test]
+fn x8_the_network_with_most_connections_takes_no_idle_one_of_another() {
+    let limits = AcceptLimits {
+        all: 4,
+        each_network: 4,
+        each_peer: 2,
+    };
+    let mut state: PoolState<u8, ()> = PoolState::new(CONFIG, limits, 1);
+    let now = Instant::now();
+    let idle = |_| Activity::IdleSince(now);
+    let mut accept = |peer: u8, from| state.accepted(now, Holder::new(network(from), peer), idle);
+    let honest = accept(0, 0).unwrap();
+    let first = [1, 2, 3].map(|peer| accept(peer, 1).unwrap())[0];
+    assert!(accept(4, 1).is_some());
+    assert!(accept(5, 2).is_some(), "a network without any is let in");
+    let mut closed = Vec::new();
+    while let Some(Output::Close(id, _)) = state.poll_output() {
+        closed.push(id);
+    }
+    assert!(
+        closed[0] == first && closed.len() == 2 && !closed.contains(&honest),
+        "{closed:?}"
+    );
 }
 
 #[test]
