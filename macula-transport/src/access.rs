@@ -10,7 +10,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use macula_wire::{AccessError, Chain, ChainHash, Member, NodeId, Realm, ServiceName, SignedRevocations, Verifier};
+use macula_wire::{
+    AccessError, Chain, ChainHash, Member, NodeId, Passage, Realm, ServiceName, SignedRevocations, Verifier,
+};
 use tokio::sync::watch;
 
 use crate::peer::Role;
@@ -80,7 +82,7 @@ impl Access {
         if !self.0.realm.is_closed() {
             return Err(AccessError::OtherRealm);
         }
-        let member = self.verifier().admit(&self.0.node_id, Some(chain), self.now())?;
+        let member = self.verified(&self.0.node_id, Some(chain))?;
         *self.0.own.write().unwrap_or_else(PoisonError::into_inner) = Some(member.clone());
         self.0.changed.send_replace(());
         Ok(member)
@@ -113,7 +115,7 @@ impl Access {
             true => None,
             false => Some(Chain::from_bytes(chain.clone())?),
         };
-        let member = self.verifier().admit(node_id, chain.as_ref(), self.now())?;
+        let member = self.verified(node_id, chain.as_ref())?;
         if member.may_be(role.needs()) {
             Ok(member)
         } else {
@@ -121,9 +123,28 @@ impl Access {
         }
     }
 
-    /// The member whose call of `service` the peer `router` passes on.
-    pub(crate) fn pass(&self, passage: &Bytes, router: &NodeId, service: &ServiceName) -> Result<Member, AccessError> {
-        self.verifier().pass(passage, router, service, self.now())
+    /// The member whose call of `service` the peer `router` passes on. It costs signatures: remember the result.
+    pub(crate) fn pass(
+        &self,
+        passage: &Passage,
+        router: &NodeId,
+        service: &ServiceName,
+    ) -> Result<Member, AccessError> {
+        passage.check_at(&self.0.realm, self.now())?;
+        passage.check_signed(&self.0.realm, router, service)?;
+        self.verified(passage.node_id(), passage.chain())
+    }
+
+    /// The member that a node is by the chain that it shows. Nothing is locked while signatures are checked.
+    fn verified(&self, node_id: &NodeId, chain: Option<&Chain>) -> Result<Member, AccessError> {
+        let now = self.now();
+        if let Some(chain) = chain.filter(|_| self.0.realm.is_closed())
+            && self.verifier().known(&chain.hash()).is_none()
+        {
+            let member = chain.verify(&self.0.realm, now)?;
+            self.verifier().learn(&member, now)?;
+        }
+        self.verifier().admit(node_id, chain, now)
     }
 
     /// Checks that a member is still one.

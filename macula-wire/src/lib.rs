@@ -37,9 +37,9 @@ pub mod proto {
 
 pub use access::{
     AccessError, Beyond, CLOCK_TOLERANCE_SECS, Chain, ChainHash, Grant, GrantRole, Issue, MAX_CHAIN_BYTES,
-    MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_KNOWN_CHAINS, MAX_KNOWN_PASSAGES, MAX_LABEL_KEY_BYTES,
-    MAX_LABEL_VALUE_BYTES, MAX_ORDERS, MAX_ORDERS_OF_SIGNER, MAX_PASSAGE_BYTES, Member, Order, PASSAGE_SECS, Pattern,
-    Patterns, Revocations, SignedRevocations, Terms, Verifier,
+    MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_KNOWN_CHAINS, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_ORDERS,
+    MAX_ORDERS_OF_SIGNER, MAX_PASSAGE_BYTES, Member, Order, PASSAGE_SECS, Passage, Pattern, Patterns, Revocations,
+    SignedRevocations, Terms, Verifier,
 };
 pub use address::{Address, AddressError};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};

@@ -24,6 +24,7 @@ use super::{
     handler::{Handler, Protocol},
     lane::provider::InboundLane,
     messages::{CallKind, IncomingMessages, OutgoingMessages},
+    passages::{NotPassed, Passages},
     reply::{Ended, ReplyPlaces, ReplyStream, ReplyWriter},
     types::{IncomingCall, Reply},
 };
@@ -55,6 +56,7 @@ pub(crate) struct Provider {
     pub(crate) calls: PeerPlaces,
     /// How many of its calls were denied.
     denied: AtomicU64,
+    passages: Passages,
 }
 
 /// Why a call is not taken.
@@ -139,6 +141,7 @@ impl Provider {
             lanes: Semaphore::new(MAX_PEER_LANES),
             places: Arc::default(),
             denied: AtomicU64::new(0),
+            passages: Passages::default(),
         }
     }
 
@@ -167,10 +170,9 @@ impl Provider {
         counters.calls_taken.add();
         let service = name(head.service());
         let service = service.map_err(|error| Reply::error(StatusCode::InvalidArgument, error.to_string()))?;
-        let peer = self.caller(&head, &service)?;
         let deadline = self.deadline(&head, now);
         let call = IncomingCall {
-            peer,
+            peer: self.link.peer.clone(),
             service,
             method: head.method,
             metadata: head.metadata,
@@ -182,23 +184,35 @@ impl Provider {
         Ok((call, inside))
     }
 
-    /// The caller of a call, when its grant lets it call the service (A5); else the reply that denies the call. A call that this node is
-    /// to pass on counts as its peer's own, so a router passes on only calls that its peer may make.
-    fn caller(&self, head: &Head, service: &ServiceName) -> Result<Arc<PeerInfo>, Reply> {
-        let peer = &self.link.peer;
-        let caller = if head.passage.is_empty() || head.route.is_some() {
-            peer.clone()
-        } else {
-            let access = &self.link.shared.config.access;
-            let passed = access.pass(&head.passage, &peer.node_id, service);
-            let member = passed.map_err(|error| self.denied(peer, service, &error.to_string()))?;
-            Arc::new(peer.passing_on_for(member))
-        };
-        if caller.may_call(service) {
-            Ok(caller)
-        } else {
-            Err(self.denied(&caller, service, "its grant does not let it call the service"))
+    /// Finds the caller of a call, when its grant lets it call the service (A5); else gives the reply that denies the call. A call that
+    /// this node is to pass on counts as its peer's own, so a router passes on only calls that its peer may make.
+    ///
+    /// This may check signatures, so every cheaper refusal comes before it.
+    pub(crate) fn find_caller(&self, call: &mut IncomingCall) -> Result<(), Reply> {
+        if !call.passage.is_empty() && call.route.is_none() {
+            let peer = &self.link.peer;
+            let passed = self
+                .passages
+                .member(&self.link, &call.passage, &peer.node_id, &call.service);
+            let member = passed.map_err(|why| match why {
+                NotPassed::Denied(error) => self.denied(peer, &call.service, &error.to_string()),
+                NotPassed::Busy => self.busy_checking(),
+            })?;
+            call.peer = Arc::new(peer.passing_on_for(member));
         }
+        if call.peer.may_call(&call.service) {
+            Ok(())
+        } else {
+            Err(self.denied(&call.peer, &call.service, "its grant does not let it call the service"))
+        }
+    }
+
+    fn busy_checking(&self) -> Reply {
+        self.link.shared.counters.calls_refused.add();
+        Reply::refused(
+            StatusCode::ResourceExhausted,
+            "the node checks as many new callers as it can; try again later",
+        )
     }
 
     fn denied(&self, caller: &PeerInfo, service: &ServiceName, why: &str) -> Reply {
@@ -383,13 +397,15 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
     let until = provider.deadline(&head, now);
     let inside = link.let_in_from(outgoing.index());
     let admitted = provider.admit(head, now, inside, ServiceName::new);
-    let admitted = admitted.and_then(|(call, inside)| {
+    let admitted = admitted.and_then(|(mut call, inside)| {
         link.shared.load.arrived(1);
         if !ended {
             provider.refuse_early(&call)?;
         }
         let kind = provider.kind(&call)?;
-        Ok((kind, provider.calls.take(kind.runs())?.into_hold(), call, inside))
+        let place = provider.calls.take(kind.runs())?;
+        provider.find_caller(&mut call)?;
+        Ok((kind, place.into_hold(), call, inside))
     });
     let (kind, place, call, mut in_flight) = match admitted {
         Ok(admitted) => admitted,

@@ -33,6 +33,7 @@ pub(crate) mod lane;
 pub(crate) mod messages;
 mod outbox;
 mod outcome;
+mod passages;
 pub(crate) mod replies;
 pub(crate) mod reply;
 pub(crate) mod types;

@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     hush::Hushes,
     load::Load,
-    share::{memory::MemoryBudget, places::CallPlaces},
+    share::{checks::Checks, memory::MemoryBudget, places::CallPlaces},
     stats::Counters,
 };
 
@@ -36,23 +36,27 @@ pub(crate) struct Shared {
     pub(crate) room: Room,
     /// What is said of peers without a valid grant.
     pub(crate) hushes: Hushes,
+    /// The passages that are checked.
+    pub(crate) checks: Checks,
 }
 
 impl Shared {
     /// `handler_takes` is the number of calls that the handler takes at a time, when it gives one.
     pub(crate) fn new(config: Config, counters: Arc<Counters>, load: Arc<Load>, handler_takes: Option<u32>) -> Self {
+        let epoch = tokio::time::Instant::now().into_std();
         Self {
             memory: MemoryBudget::new(config.limits.memory_bytes),
             places: CallPlaces::new(&config.limits, handler_takes),
             config,
             counters,
             load,
-            epoch: tokio::time::Instant::now().into_std(),
+            epoch,
             lately: AtomicU64::new(0),
             read_before: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             room: Room::default(),
             hushes: Hushes::default(),
+            checks: Checks::new(epoch),
         }
     }
 

@@ -4,6 +4,7 @@
 //! counts the calls that run, and [`machine`] says how much memory there is.
 
 pub(crate) mod budget;
+pub(crate) mod checks;
 mod machine;
 pub(crate) mod memory;
 pub(crate) mod places;

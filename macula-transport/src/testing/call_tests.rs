@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _, join_all};
-use macula_wire::{SecretKey, ServiceName, StatusCode};
+use macula_wire::{Member, Realm, SecretKey, ServiceName, Signer as _, StatusCode};
 use tokio::{sync::mpsc, time::Instant};
 
 use super::{Link, Network};
@@ -155,6 +155,70 @@ async fn n4_the_answer_of_a_slow_handler_comes_before_the_farewell() {
 #[tokio::test(start_paused = true)]
 async fn n4_a_large_answer_on_a_long_way_comes_before_the_farewell() {
     answered_and_left(Link::new(Duration::from_millis(400)), "second", LARGE_REPLY).await;
+}
+
+/// More made-up passages at once than are checked in a second.
+#[tokio::test(start_paused = true)]
+async fn a8_made_up_passages_use_up_only_their_peers_share_of_the_checks() {
+    let network = Network::new(1);
+    let (flooder, provider, flood) = pair(&network, service_only(), Limits::default()).await;
+    let config = Config::new(Identity::generate().unwrap())
+        .with_network(&network)
+        .with_listen(([10, 0, 9, 1], 9443).into());
+    let honest = Endpoint::bind(config, NoService).await.unwrap();
+    let at = [provider.local_addr().try_into().unwrap()];
+    let connection = honest.pool().get(&provider.node_id(), &at).await.unwrap();
+    let echo = name("echo");
+    let pass_on = async |connection: &Connection, passage: &Bytes| {
+        let request = CallRequest::new(&echo, "x").with_passage(passage.clone());
+        match connection.call(request.with_timeout(PATIENCE)).await {
+            Ok(reply) => Ok(reply.status),
+            Err(CallError::Refused { status, .. }) => Err(status),
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    let passage = |n: u8, router: &Endpoint, signer: u8| {
+        let (realm, secret) = (Realm::default(), |n| SecretKey::from_bytes(&[n; SecretKey::LEN]));
+        let caller = Member::open(&realm, secret(n).node_id()).unwrap();
+        caller.passage(&secret(signer), &realm.hash(), &router.node_id(), &echo, 0)
+    };
+    let known = passage(7, &flooder, 7);
+    assert_eq!(pass_on(&flood, &known).await, Ok(StatusCode::Ok));
+    let made_up = passage(8, &flooder, 9);
+    let flooded = join_all((0..1_500).map(|_| pass_on(&flood, &made_up))).await;
+    let denied = flooded.iter().filter(|it| **it == Ok(StatusCode::PermissionDenied));
+    assert_eq!(denied.count(), 1_023, "all checks of a second but one");
+    let refused = flooded.iter().filter(|it| **it == Err(StatusCode::ResourceExhausted));
+    assert_eq!(refused.count(), 1_500 - 1_023);
+    assert_eq!(pass_on(&flood, &known).await, Ok(StatusCode::Ok), "it is checked once");
+    let theirs = passage(7, &honest, 7);
+    assert_eq!(pass_on(&connection, &theirs).await, Ok(StatusCode::Ok));
+}
+
+/// A passage that would be denied.
+#[tokio::test(start_paused = true)]
+async fn a8_a_call_without_a_place_is_refused_before_its_passage_is_checked() {
+    let network = Network::new(1);
+    let limits = Limits {
+        max_running_calls: 1,
+        ..Limits::default()
+    };
+    let (_caller, _provider, connection) = pair(&network, service_only(), limits).await;
+    let slow = tokio::spawn({
+        let connection = connection.clone();
+        async move { call(&connection, "slow", Bytes::new(), PATIENCE).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let echo = name("echo");
+    for bytes in [1, 20_000] {
+        let request = CallRequest::new(&echo, vec![0; bytes]).with_passage(Bytes::from_static(b"no passage"));
+        let refused = connection.call(request).await;
+        assert!(
+            matches!(refused, Err(CallError::Refused { .. })),
+            "{bytes}: {refused:?}"
+        );
+    }
+    slow.await.unwrap().unwrap();
 }
 
 /// The seed of a network on which waiting messages block the others for good, if more are sent than the peer assembles.

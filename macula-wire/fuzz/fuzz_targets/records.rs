@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use macula_wire::{
-    Address, MAX_ENDPOINTS, Realm, RealmKey, RealmName, SecretKey, ServiceKey, ServiceName, SignedProvider, Signer,
-    Verifier,
+    Address, MAX_ENDPOINTS, Passage, Realm, RealmKey, RealmName, SecretKey, ServiceKey, ServiceName, SignedProvider,
+    Signer, Verifier,
 };
 
 static OPEN: LazyLock<Realm> = LazyLock::new(Realm::default);
@@ -29,11 +29,17 @@ fuzz_target!(|data: &[u8]| {
     };
     assert!(record.verify(&OPEN.hash(), &KEY).is_err());
     assert!(record.verify_apart(&CLOSED, &KEY, None, NOW).is_err());
-    assert!(record.verify_with(&mut Verifier::new(CLOSED.clone()), &KEY, NOW).is_err());
+    assert!(
+        record
+            .verify_with(&mut Verifier::new(CLOSED.clone()), &KEY, NOW)
+            .is_err()
+    );
     signed(bytes.clone());
     let service: ServiceName = "a.b".parse().expect("a valid name");
     for realm in [&*OPEN, &*CLOSED] {
-        assert!(Verifier::new(realm.clone()).pass(&bytes, &SIGNER.node_id(), &service, NOW).is_err());
+        if let Ok(passage) = Passage::read(&bytes) {
+            assert!(passage.check_signed(realm, &SIGNER.node_id(), &service).is_err());
+        }
     }
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Ok(address) = text.parse::<Address>() {
@@ -45,7 +51,14 @@ fuzz_target!(|data: &[u8]| {
 fn signed(body: Bytes) {
     let length = u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes();
     let realm = OPEN.hash();
-    let message = [b"macula/v1/provider\0", &realm.as_bytes()[..], KEY.as_bytes(), &length, &body].concat();
+    let message = [
+        b"macula/v1/provider\0",
+        &realm.as_bytes()[..],
+        KEY.as_bytes(),
+        &length,
+        &body,
+    ]
+    .concat();
     let record = SignedProvider {
         body,
         signature: Bytes::copy_from_slice(&SIGNER.sign(&message)),

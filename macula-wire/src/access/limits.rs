@@ -23,5 +23,3 @@ pub const MAX_KNOWN_CHAINS: usize = 4096;
 pub const MAX_PASSAGE_BYTES: usize = MAX_CHAIN_BYTES + 128;
 /// How long a passage lasts, in seconds, and by how much the clocks of a caller and a provider may differ for one.
 pub const PASSAGE_SECS: u64 = 60 * 60;
-/// The most passages whose check a node remembers.
-pub const MAX_KNOWN_PASSAGES: usize = 1024;

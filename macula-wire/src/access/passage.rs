@@ -13,15 +13,15 @@ use super::{
     limits::{MAX_PASSAGE_BYTES, PASSAGE_SECS},
     member::Member,
 };
-use crate::{NodeId, RealmHash, ServiceName, Signer, proto, realm::is_signed};
+use crate::{NodeId, Realm, RealmHash, ServiceName, Signer, hash::sha256, proto, realm::is_signed};
 
 const SIGNED_BY_CALLER: &[u8] = b"macula/v1/passage\0";
 
 /// A passage as it travels, read but unchecked.
 #[derive(Debug, Clone)]
-pub(super) struct Passage {
-    pub(super) node_id: NodeId,
-    pub(super) chain: Option<Chain>,
+pub struct Passage {
+    node_id: NodeId,
+    chain: Option<Chain>,
     until: u64,
     signature: Bytes,
 }
@@ -50,7 +50,11 @@ impl Member {
 }
 
 impl Passage {
-    pub(super) fn read(bytes: &Bytes) -> Result<Self, AccessError> {
+    /// Reads a passage.
+    ///
+    /// # Errors
+    /// [`AccessError::BadPassage`], or what is wrong with the form of the chain in it.
+    pub fn read(bytes: &Bytes) -> Result<Self, AccessError> {
         if bytes.len() > MAX_PASSAGE_BYTES {
             return Err(AccessError::BadPassage);
         }
@@ -66,19 +70,52 @@ impl Passage {
         })
     }
 
-    /// Checks the date. The callers' clocks may be off by as much as a passage lasts.
-    pub(super) fn check_at(&self, now: u64) -> Result<(), AccessError> {
+    /// Names a passage with the router that brings it and the service that it is for (SHA-256): what was checked of one holds for all of
+    /// the same name.
+    #[must_use]
+    pub fn hash(bytes: &Bytes, router: &NodeId, service: &ServiceName) -> [u8; 32] {
+        let length = (bytes.len() as u64).to_be_bytes();
+        let parts = [&length[..], router.as_bytes(), bytes, service.as_str().as_bytes()];
+        sha256(b"macula/v1/known-passage\0", &parts)
+    }
+
+    /// The caller that it names.
+    #[must_use]
+    pub fn node_id(&self) -> &NodeId {
+        &self.node_id
+    }
+
+    /// The chain that the caller shows; `None` in an open realm.
+    #[must_use]
+    pub fn chain(&self) -> Option<&Chain> {
+        self.chain.as_ref()
+    }
+
+    /// Checks the date at `now`, in seconds since the Unix epoch, in a closed realm: in an open one nothing else depends on the clocks
+    /// of others either. The callers' clocks may be off by as much as a passage lasts.
+    ///
+    /// # Errors
+    /// [`AccessError::OldPassage`].
+    pub fn check_at(&self, realm: &Realm, now: u64) -> Result<(), AccessError> {
         let earliest = now.saturating_sub(PASSAGE_SECS);
-        if (earliest..=now.saturating_add(2 * PASSAGE_SECS)).contains(&self.until) {
+        if !realm.is_closed() || (earliest..=now.saturating_add(2 * PASSAGE_SECS)).contains(&self.until) {
             Ok(())
         } else {
             Err(AccessError::OldPassage)
         }
     }
 
-    pub(super) fn is_signed(&self, realm: &RealmHash, router: &NodeId, service: &ServiceName) -> bool {
-        let signed = signed_bytes(realm, router, service, self.until);
-        is_signed(self.node_id.as_bytes(), &signed, &self.signature)
+    /// Checks that the caller lets `router` pass its calls of `service` on. It costs one signature; the chain has others.
+    ///
+    /// # Errors
+    /// [`AccessError::BadPassage`].
+    pub fn check_signed(&self, realm: &Realm, router: &NodeId, service: &ServiceName) -> Result<(), AccessError> {
+        let signed = signed_bytes(&realm.hash(), router, service, self.until);
+        if is_signed(self.node_id.as_bytes(), &signed, &self.signature) {
+            Ok(())
+        } else {
+            Err(AccessError::BadPassage)
+        }
     }
 }
 

@@ -1,27 +1,22 @@
-//! Judges chains and passages at a time: what is right with them once is remembered, what may change is asked each time.
+//! Judges chains at a time: what is right with them once is remembered, what may change is asked each time.
 
 use std::collections::{BTreeMap, VecDeque};
-
-use bytes::Bytes;
 
 use super::{
     chain::{Chain, ChainHash},
     error::AccessError,
-    limits::{MAX_KNOWN_CHAINS, MAX_KNOWN_PASSAGES},
+    limits::MAX_KNOWN_CHAINS,
     member::Member,
-    passage::Passage,
     revocation::{Revocations, SignedRevocations},
 };
-use crate::{NodeId, Realm, ServiceName, hash::sha256};
+use crate::{NodeId, Realm};
 
-/// Judges which nodes belong to a realm. It remembers the chains and passages whose signatures it has checked, at most
-/// [`MAX_KNOWN_CHAINS`] and [`MAX_KNOWN_PASSAGES`] of them, and the revocations; dates and revocations are asked each time.
+/// Judges which nodes belong to a realm. It remembers the chains whose signatures were checked, at most [`MAX_KNOWN_CHAINS`] of them, and
+/// the revocations; dates and revocations are asked each time.
 #[derive(Debug, Clone)]
 pub struct Verifier {
     realm: Realm,
     chains: Known<ChainHash, Member>,
-    /// By the hash of a passage with its router and service.
-    passages: Known<[u8; 32], Member>,
     revocations: Revocations,
 }
 
@@ -68,7 +63,6 @@ impl Verifier {
             revocations: Revocations::new(realm.clone()),
             realm,
             chains: Known::new(MAX_KNOWN_CHAINS),
-            passages: Known::new(MAX_KNOWN_PASSAGES),
         }
     }
 
@@ -133,38 +127,6 @@ impl Verifier {
             self.chains.add(*chain, member.clone());
         }
         Ok(())
-    }
-
-    /// The member whose call of `service` the peer `router` passes on at `now`, in seconds since the Unix epoch, by the member's
-    /// [passage](Member::passage).
-    ///
-    /// # Errors
-    /// The first thing that is wrong with the passage or with the chain in it.
-    pub fn pass(
-        &mut self,
-        passage: &Bytes,
-        router: &NodeId,
-        service: &ServiceName,
-        now: u64,
-    ) -> Result<Member, AccessError> {
-        let read = Passage::read(passage)?;
-        // In an open realm nothing else depends on the clocks of others either.
-        if self.realm.is_closed() {
-            read.check_at(now)?;
-        }
-        let parts = [router.as_bytes(), passage.as_ref(), service.as_str().as_bytes()];
-        let lengths = (passage.len() as u64).to_be_bytes();
-        let hash = sha256(b"macula/v1/known-passage\0", &[&lengths, parts[0], parts[1], parts[2]]);
-        if let Some(member) = self.passages.get(&hash) {
-            self.check(member, now)?;
-            return Ok(member.clone());
-        }
-        let member = self.admit(&read.node_id, read.chain.as_ref(), now)?;
-        if !read.is_signed(&self.realm.hash(), router, service) {
-            return Err(AccessError::BadPassage);
-        }
-        self.passages.add(hash, member.clone());
-        Ok(member)
     }
 
     /// The member of a chain that was verified and is remembered, valid or not.

@@ -258,12 +258,13 @@ impl InboundLane {
     ) -> Result<(), ReceiveError> {
         let provider = &self.provider;
         let admitted = provider.admit(head, now, inside, |name| names.get(name));
-        let admitted = admitted.and_then(|(call, _)| {
+        let admitted = admitted.and_then(|(mut call, _)| {
             let kind = provider.kind(&call)?;
             let taken = match (kind.runs(), place.take()) {
                 (Runs::Here, Some(place)) => place,
                 (runs, _) => provider.calls.take(runs)?,
             };
+            provider.find_caller(&mut call)?;
             Ok((kind, taken, call))
         });
         let (kind, taken, call, deadline) = match admitted {
