@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    NO_MEMORY,
     frame::{self, Frame, Head, MAX_HEAD_FRAME},
     handler::{Handler, Protocol},
     lane::provider::InboundLane,
@@ -90,10 +91,7 @@ impl From<NotAdmitted> for Reply {
 
 /// The call did not start, because its request would not fit in memory.
 fn no_memory() -> Reply {
-    Reply::refused(
-        StatusCode::ResourceExhausted,
-        "the node has no memory left for the call; try again later",
-    )
+    Reply::refused(StatusCode::ResourceExhausted, NO_MEMORY)
 }
 
 impl From<Full> for Reply {
@@ -334,7 +332,7 @@ pub(crate) async fn stream(provider: Arc<Provider>, send: quinn::SendStream, rec
     let mut outgoing = Outgoing::new(send).beside(&link.flight);
     let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME).charged(&link.memory);
     let Ok(_stream) = link.memory.take(STREAM_BYTES) else {
-        return refuse(link, Unserved::Exhausted, &mut outgoing, &mut incoming);
+        return refuse(link, Unserved::NotBegun, &mut outgoing, &mut incoming);
     };
     let now = Instant::now();
     link.shared.saw_clock(now.into_std());
@@ -387,6 +385,7 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
         Ok(Ok((_, Frame::Data(_) | Frame::Trailers(_) | Frame::Cancel)) | Err(frame::Malformed)) => {
             Err(Unserved::Broken)
         }
+        Err(Unserved::Exhausted) => Err(Unserved::NotBegun),
         Err(unserved) => Err(unserved),
     };
     let head = match head {

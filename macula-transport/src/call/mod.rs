@@ -46,3 +46,5 @@ const LARGE_BYTES: usize = 66 * 1024;
 /// How many large requests, and how many large replies, are written to a peer at a time. With more, each takes longer, and together
 /// they take more of the peer's memory.
 const MAX_LARGE_SENDS: usize = 12;
+/// Why a call is refused for which there is no memory.
+const NO_MEMORY: &str = "the node has no memory left for the call; try again later";

@@ -12,7 +12,8 @@
 //! | closed here | not sent | unknown | unknown | not sent |
 //! | restarted: a stateless reset | not sent | unknown | unknown | not sent |
 //! | silent, or a failure of the transport | not sent | unknown | unknown | not sent |
-//! | the stream was reset, cut short, or brought no reply | not sent | unknown | unknown | not sent |
+//! | the peer gave the stream back as not begun: it had no memory for it | not sent | not sent | not sent | not sent |
+//! | the stream was reset otherwise, cut short, or brought no reply | not sent | unknown | unknown | not sent |
 //! | the deadline passed | not sent | unknown | unknown | not sent |
 //!
 //! - **unsent**: the connection never gets a byte of it. A call that waits in a lane's outbox counts as sent.
@@ -23,16 +24,20 @@
 //! Streams may overtake each other, so a call on a stream below the last accepted one may not have been read. It counts as accepted all
 //! the same: the name errs on the side of *unknown*. On a lane calls come in their order, and the name is exact.
 //!
+//! A stream that is given back as not begun may be below the last accepted one, and none of its calls ran all the same. Its calls are
+//! reported as *refused*.
+//!
 //! A peer turns a connection away before it reads a call, so a call sent on it did not run. A *refused* call needs no row: its TRAILERS
 //! are a reply.
 //!
 //! **Invariant:** a call that is not sent, or refused, never ran and never will. The tests check it on a model of both ends and the
 //! network between them.
 
-use macula_wire::proto;
+use macula_wire::{StatusCode, proto};
 
+use super::NO_MEMORY;
 use crate::{
-    connection::link::Link,
+    connection::{link::Link, stream::ResetCode},
     error::{CallError, CloseCode, Lost, NotSent, Unknown},
 };
 
@@ -46,6 +51,7 @@ pub(crate) enum End {
     ClosedHere,
     Restarted,
     Failed,
+    NotBegun,
     StreamEnded,
     Deadline,
 }
@@ -71,7 +77,9 @@ pub(crate) enum Outcome {
 /// The outcome of a call, by the table above.
 pub(crate) fn outcome(end: End, progress: Progress) -> Outcome {
     match (end, progress) {
-        (_, Progress::Unsent | Progress::Beyond) | (End::TurnedAway, Progress::Sent) => Outcome::NotSent,
+        (_, Progress::Unsent | Progress::Beyond) | (End::TurnedAway, Progress::Sent) | (End::NotBegun, _) => {
+            Outcome::NotSent
+        }
         (
             End::TurnedAway
             | End::Left
@@ -122,8 +130,14 @@ pub(crate) fn over(link: &Link, unknown: Unknown, place: Option<Place>) -> CallE
         unknown => unknown,
     };
     let progress = place.map_or(Progress::Unsent, |place| Progress::of(place, link.peer_accepted()));
-    match (outcome((&unknown).into(), progress), unknown) {
+    let end = End::from(&unknown);
+    match (outcome(end, progress), unknown) {
         (Outcome::Unknown, unknown) => CallError::Unknown(unknown),
+        (Outcome::NotSent, _) if end == End::NotBegun => CallError::Refused {
+            status: StatusCode::ResourceExhausted,
+            message: NO_MEMORY.to_owned(),
+            pushback: None,
+        },
         (Outcome::NotSent, Unknown::Lost(lost)) => CallError::NotSent(NotSent::Lost(lost)),
         (Outcome::NotSent, _) => CallError::NotSent(NotSent::GoingAway),
     }
@@ -163,6 +177,7 @@ impl From<&Unknown> for End {
         match unknown {
             Unknown::Timeout(_) => Self::Deadline,
             Unknown::Lost(lost) => lost.into(),
+            Unknown::Reset(code) if *code == ResetCode::NotBegun as u64 => Self::NotBegun,
             Unknown::Reset(_)
             | Unknown::Incomplete
             | Unknown::Frame(_)

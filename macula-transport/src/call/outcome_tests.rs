@@ -400,19 +400,17 @@ fn x1_every_end_and_progress_has_its_outcome() {
         End::ClosedHere,
         End::Restarted,
         End::Failed,
+        End::NotBegun,
         End::StreamEnded,
         End::Deadline,
     ];
     for end in ends {
         let row = [Progress::Unsent, Progress::Sent, Progress::Accepted, Progress::Beyond].map(|it| outcome(end, it));
-        let sent = match end {
-            End::TurnedAway => Outcome::NotSent,
-            _ => Outcome::Unknown,
+        let (sent, accepted) = match end {
+            End::TurnedAway => (Outcome::NotSent, Outcome::Unknown),
+            End::NotBegun => (Outcome::NotSent, Outcome::NotSent),
+            _ => (Outcome::Unknown, Outcome::Unknown),
         };
-        assert_eq!(
-            row,
-            [Outcome::NotSent, sent, Outcome::Unknown, Outcome::NotSent],
-            "{end:?}"
-        );
+        assert_eq!(row, [Outcome::NotSent, sent, accepted, Outcome::NotSent], "{end:?}");
     }
 }

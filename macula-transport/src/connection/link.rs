@@ -187,6 +187,7 @@ impl Link {
                 ResetCode::Slow
             }
             Unserved::Exhausted => ResetCode::Exhausted,
+            Unserved::NotBegun => ResetCode::NotBegun,
             Unserved::Gone => ResetCode::Cancelled,
         }
     }

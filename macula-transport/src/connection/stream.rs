@@ -85,6 +85,8 @@ pub(crate) enum ResetCode {
     Declined = 4,
     /// There is no memory left for what the stream carries.
     Exhausted = 5,
+    /// There was no memory for the stream: nothing that it asks for was begun, and nothing will be.
+    NotBegun = 6,
 }
 
 impl From<ResetCode> for VarInt {
@@ -293,6 +295,8 @@ pub(crate) enum Unserved {
     Slow,
     /// This node has no memory left for it.
     Exhausted,
+    /// As [`Unserved::Exhausted`], before anything that it asks for was begun.
+    NotBegun,
     /// The peer or the connection ended it.
     Gone,
 }
