@@ -463,15 +463,10 @@ impl Link {
 
     /// Waits until nothing is under way and the peer has every reply, then closes the connection. The gate was shut before.
     ///
-    /// A living peer has the last replies of its lanes within a few round trips. The wait ends after the time in which a silent peer
-    /// counts as dead; then the peer is told that its calls are not finished.
+    /// It ends earlier only with the connection: while it waits, [`Link::waits`] has the peer watched, and a silent one is given up.
     pub(crate) async fn leave(&self, code: CloseCode, words: &str) {
-        self.until(Self::is_quiet).await;
-        let done = self.until(Self::is_done);
-        match tokio::time::timeout(self.shared.config.timers.dead_after, done).await {
-            Ok(()) => self.close_naming(code, words),
-            Err(_) => self.close_naming(CloseCode::Aborted, words),
-        }
+        self.until(Self::is_done).await;
+        self.close_naming(code, words);
     }
 
     fn noticed(&self) {

@@ -173,6 +173,11 @@ impl Kept {
         self.beside = bytes;
     }
 
+    /// As [`Kept::taken_back`], and covers what is charged later.
+    pub(crate) fn ever_taken_back(&mut self) -> impl Future<Output = ()> + Send + 'static {
+        self.hold.get_or_insert_with(|| self.memory.0.hold()).taken_back()
+    }
+
     /// Waits until the memory is taken back, to be given up at once. Waits for ever when nothing is charged.
     pub(crate) fn taken_back(&self) -> impl Future<Output = ()> + Send + 'static {
         let taken = self.hold.as_ref().map(Hold::taken_back);

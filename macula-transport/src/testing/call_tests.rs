@@ -157,6 +157,21 @@ async fn n4_a_large_answer_on_a_long_way_comes_before_the_farewell() {
     answered_and_left(Link::new(Duration::from_millis(400)), "second", LARGE_REPLY).await;
 }
 
+/// The replies on the lane take twelve seconds, twice as long as a silent peer would be waited for.
+#[tokio::test(start_paused = true)]
+async fn x1_n4_replies_on_a_lane_are_waited_for_as_long_as_their_caller_takes_them() {
+    let network = Network::new(1).with_link(Link::new(Duration::from_millis(10)).with_bandwidth(40_000));
+    let (_caller, provider, connection) = pair(&network, service_only(), Limits::default()).await;
+    let calls = join_all((0..30).map(|_| call(&connection, "large", "16000".into(), PATIENCE)));
+    let (answers, ()) = tokio::join!(calls, async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        provider.shutdown(PATIENCE).await;
+    });
+    for answer in answers {
+        assert_eq!(answer.unwrap().len(), 16_000);
+    }
+}
+
 /// More made-up passages at once than are checked in a second.
 #[tokio::test(start_paused = true)]
 async fn a8_made_up_passages_use_up_only_their_peers_share_of_the_checks() {

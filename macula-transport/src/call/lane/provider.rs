@@ -1,7 +1,7 @@
 //! Drives the provider's end of a lane over a stream: ready handlers answer where their call was read.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     panic::AssertUnwindSafe,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -54,17 +54,16 @@ const MAX_LARGE_REPLIES: usize = 16;
 /// How long replies may wait for a peer that does not take them, before the lane is given up.
 const CLOGGED: Duration = Duration::from_secs(30);
 
-/// Bytes of replies that may be written without a charge of their own: the connection's own charge covers them.
-const FREE_QUEUE_BYTES: usize = 64 * 1024;
-
 /// A lane that the peer opened.
 pub(crate) struct InboundLane {
-    core: Mutex<ProviderLane<AbortHandle>>,
+    core: Mutex<Core>,
     entry: Arc<LaneEntry>,
     /// Calls that were read and are not begun, or have ended and are not answered.
     in_hand: AtomicUsize,
     /// Woken when replies were taken to be written.
     unclogged: Notify,
+    /// Woken when there is no memory for the replies that wait.
+    exhausted: Notify,
     /// Large replies under way, in bytes.
     large_bytes: AtomicUsize,
     /// The most of them, in bytes: a count of replies would make small calls wait behind many medium ones.
@@ -74,6 +73,31 @@ pub(crate) struct InboundLane {
     /// Which of the peer's streams it is.
     stream: u64,
     provider: Arc<Provider>,
+}
+
+/// The lane's calls and replies, and what the replies are charged to.
+struct Core {
+    lane: ProviderLane<AbortHandle>,
+    /// The replies that were taken to be written and are not yet, in bytes.
+    writing: usize,
+    /// What these and the replies in the lane's queue are charged to.
+    kept: Kept,
+}
+
+impl Core {
+    /// Gives up the replies that wait, and stops every call.
+    fn close(&mut self) -> VecDeque<AbortHandle> {
+        let running = self.lane.close();
+        self.writing = 0;
+        // Less is never refused.
+        let _ = self.charge();
+        running
+    }
+
+    /// Charges the replies that wait to be written.
+    fn charge(&mut self) -> Result<(), Exhausted> {
+        self.kept.set(self.lane.queued_bytes() + self.writing)
+    }
 }
 
 /// A call that runs on beside the lane, with everything it needs.
@@ -98,27 +122,38 @@ impl InboundLane {
         let link = &provider.link;
         outgoing.carry_small_calls();
         let entry = link.lane_opened(outgoing.index());
+        let mut kept = link.memory.kept();
+        let taken_back = kept.ever_taken_back();
+        let core = Core {
+            lane: ProviderLane::new(),
+            writing: 0,
+            kept,
+        };
         let lane = Arc::new(Self {
-            core: Mutex::new(ProviderLane::new()),
+            core: Mutex::new(core),
             entry: entry.clone(),
             in_hand: AtomicUsize::new(0),
             unclogged: Notify::new(),
+            exhausted: Notify::new(),
             large_bytes: AtomicUsize::new(0),
             max_large_bytes: MAX_LARGE_REPLIES.saturating_mul(link.shared.config.limits.max_message_bytes),
             clogged: AtomicBool::new(false),
             stream: outgoing.index(),
             provider: provider.clone(),
         });
-        let end = tokio::select! {
+        let mut end = tokio::select! {
             biased;
             // A peer that ends its half waits for no reply.
             end = lane.read(incoming) => Err(end.map_or_else(Unserved::from, |()| Unserved::Gone)),
             end = lane.write(outgoing) => end,
+            () = lane.exhausted.notified() => Err(Unserved::Exhausted),
+            () = taken_back => Err(Unserved::Exhausted),
         };
         if end.is_ok() {
             incoming.stop(ResetCode::Cancelled);
             outgoing.finish();
-            outgoing.stopped().await;
+            let acknowledged = timeout_at(Instant::now() + CLOGGED, outgoing.stopped()).await;
+            end = acknowledged.map_err(|_| Unserved::Slow);
         }
         let running = lane.lock().close();
         for stop in running {
@@ -129,20 +164,23 @@ impl InboundLane {
         end
     }
 
-    fn lock(&self) -> MutexGuard<'_, ProviderLane<AbortHandle>> {
+    fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes replies, until no further call is taken and the last reply is written.
     async fn write(&self, outgoing: &mut Outgoing) -> Result<(), Unserved> {
-        let mut kept = self.provider.link.memory.kept();
         loop {
             if self.provider.link.shared.load.is_above(SMALL_LOAD) {
                 tokio::task::yield_now().await;
             }
             let (mut chunks, idle) = {
                 let mut core = self.lock();
-                (core.take_output(), core.is_idle())
+                let chunks = core.lane.take_output();
+                core.writing = chunks.iter().map(Bytes::len).sum();
+                // The replies before these are written. Less is never refused, and a charge that was taken back ends the lane.
+                let _ = core.charge();
+                (chunks, core.lane.is_idle())
             };
             if chunks.is_empty() {
                 if idle && self.provider.link.is_shut() && self.in_hand.load(SeqCst) == 0 {
@@ -152,9 +190,6 @@ impl InboundLane {
                 continue;
             }
             self.unclogged.notify_one();
-            let bytes: usize = chunks.iter().map(Bytes::len).sum();
-            kept.set(bytes.saturating_sub(FREE_QUEUE_BYTES))
-                .map_err(|Exhausted| Unserved::Exhausted)?;
             match timeout_at(Instant::now() + CLOGGED, outgoing.send(&mut chunks)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(Unserved::Gone),
@@ -211,7 +246,7 @@ impl InboundLane {
                         self.in_hand.fetch_sub(1, SeqCst);
                     }
                     Asked::Cancel(id) => {
-                        let running = self.lock().cancelled(id);
+                        let running = self.lock().lane.cancelled(id);
                         if let Some(stop) = running {
                             stop.abort();
                             self.provider.link.shared.counters.calls_dropped.add();
@@ -241,7 +276,7 @@ impl InboundLane {
 
     /// Waits until the peer has taken enough of the replies that another call may be begun.
     async fn room(&self) {
-        while self.lock().is_clogged() || self.holds_enough() {
+        while self.lock().lane.is_clogged() || self.holds_enough() {
             self.unclogged.notified().await;
         }
         self.clogged.store(false, SeqCst);
@@ -317,7 +352,7 @@ impl InboundLane {
         }
         let in_flight = provider.link.enter(Direction::Inbound);
         let memory = provider.link.memory.force(bytes);
-        self.lock().started(id).map_err(|Broken| ReceiveError::Broken)?;
+        self.lock().lane.started(id).map_err(|Broken| ReceiveError::Broken)?;
         let running = Running {
             id,
             begun,
@@ -328,7 +363,7 @@ impl InboundLane {
         };
         let task = tokio::spawn(self.clone().finish(running));
         // A task that has ended already needs no stopping.
-        let _ = self.lock().stop_with(id, task.abort_handle());
+        let _ = self.lock().lane.stop_with(id, task.abort_handle());
         Ok(())
     }
 
@@ -369,7 +404,7 @@ impl InboundLane {
 
     /// Takes a call off the lane, because its reply has a stream or its caller cancelled.
     fn leave(&self, id: CallId) {
-        let _ = self.lock().ended(id);
+        let _ = self.lock().lane.ended(id);
         self.call_left();
     }
 
@@ -377,7 +412,7 @@ impl InboundLane {
     fn end(self: &Arc<Self>, id: CallId, messages: Vec<Bytes>, reply: Reply, deadline: Instant) {
         // Counted as in hand first, so that the lane does not end between the two steps.
         self.in_hand.fetch_add(1, SeqCst);
-        if self.lock().ended(id) {
+        if self.lock().lane.ended(id) {
             self.reply(id, messages, reply, deadline);
         }
         self.in_hand.fetch_sub(1, SeqCst);
@@ -398,14 +433,17 @@ impl InboundLane {
             tokio::spawn(self.clone().reply_apart(id, reply, deadline, kept, (large, in_flight)));
             return;
         }
-        let flush = {
+        let (flush, charged) = {
             let mut core = self.lock();
-            let flush = core.reply(id, &messages, &reply);
-            if core.is_clogged() {
+            let flush = core.lane.reply(id, &messages, &reply);
+            if core.lane.is_clogged() {
                 self.clogged.store(true, SeqCst);
             }
-            flush
+            (flush, core.charge())
         };
+        if charged.is_err() {
+            self.exhausted.notify_one();
+        }
         match flush {
             Flush::Wake => self.entry.writable.notify_one(),
             Flush::AlreadyDue => {}

@@ -300,7 +300,12 @@ impl<R> ProviderLane<R> {
 
     /// Whether so many replies wait that no further call is read.
     pub(crate) fn is_clogged(&self) -> bool {
-        self.outbox.bytes() > MAX_QUEUED_BYTES
+        self.queued_bytes() > MAX_QUEUED_BYTES
+    }
+
+    /// The replies that wait to be taken, in bytes.
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.outbox.bytes()
     }
 
     pub(crate) fn take_output(&mut self) -> Vec<Bytes> {
