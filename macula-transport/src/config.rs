@@ -198,8 +198,9 @@ pub struct Limits {
     pub stream_window: u32,
     /// Bytes a peer may have in flight on one connection. Default 16 MiB; less where the memory is shared by many connections.
     pub connection_window: u32,
-    /// Accepted connections at a time. Beyond it a new one takes the place of the network and peer that have most; the place of an idle
-    /// one where they all have as many; else it is refused. Default 4 096.
+    /// Accepted connections at a time, at most one for each 96 KiB of [`Limits::memory_bytes`]. Beyond it a new one takes the place of the
+    /// network and peer that have most; where none has to give way, an idle place of one that has more than its own; else it is refused.
+    /// Default 4 096.
     pub max_accepted: usize,
     /// Accepted connections at a time from one network: an IPv4 /24 or an IPv6 /64. Beyond it, the same within the network.
     /// Default 1 024.

@@ -2,7 +2,7 @@
 
 use futures::future::{FutureExt as _, join_all};
 use macula_transport::{
-    CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, Reply, testing::Network,
+    CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, Limits, NoService, Reply, testing::Network,
 };
 use macula_wire::{ServiceName, StatusCode};
 
@@ -16,7 +16,8 @@ impl Handler for Echo {
 
 const CLIENTS: u16 = 500;
 
-/// Y16: more clients of one address than there are handshakes at a time join and are served, each with one dial.
+/// Y16: more clients of one address than there are handshakes at a time join and are served, each with one dial, also by a node that has
+/// as little memory as a default may be.
 #[tokio::test(start_paused = true)]
 async fn y16_five_hundred_clients_of_one_address_join_at_once() {
     let network = Network::new(16);
@@ -25,7 +26,11 @@ async fn y16_five_hundred_clients_of_one_address_join_at_once() {
             .with_network(&network)
             .with_listen(([10, 0, 0, host], port).into())
     };
-    let provider = Endpoint::bind(config(1, 9443), Echo).await.unwrap();
+    let limits = Limits {
+        memory_bytes: 64 << 20,
+        ..Limits::default()
+    };
+    let provider = Endpoint::bind(config(1, 9443).with_limits(limits), Echo).await.unwrap();
     let at = [provider.local_addr().try_into().unwrap()];
     let mut clients = Vec::new();
     for n in 0..CLIENTS {
@@ -47,6 +52,8 @@ async fn y16_five_hundred_clients_of_one_address_join_at_once() {
         failed[0]
     );
     assert_eq!(provider.stats().connections, usize::from(CLIENTS));
+    let memory = provider.stats().memory;
+    assert_eq!((memory.refused, memory.evicted), (0, 0), "{memory:?}");
     assert!(
         provider.stats().rejected_busy + provider.stats().retried > 0,
         "some had to send again"

@@ -11,7 +11,7 @@ use common::{
     PATIENCE, client,
     clock::Clock,
     config, connect, echoes,
-    raw::{introduced, raw_client},
+    raw::{introduced, introduced_taking, raw_client},
     service, until,
 };
 use futures::future::{BoxFuture, FutureExt as _, join_all};
@@ -198,6 +198,43 @@ async fn x6_replies_that_are_not_read_stay_within_the_memory_and_others_are_serv
     }
 }
 
+/// A peer that takes nothing from its lane, whose replies are all ready where their calls are read.
+#[tokio::test]
+async fn x6_replies_that_wait_on_a_lane_are_charged_and_the_lane_ends_where_there_is_no_memory() {
+    let (services, _events) = common::Service::new();
+    let limits = Limits {
+        memory_bytes: 1 << 20,
+        ..Limits::default()
+    };
+    let provider = Endpoint::bind(config().with_limits(limits), services).await.unwrap();
+    let endpoint = raw_client();
+    let (connection, _control) = introduced_taking(&endpoint, &provider, 1024).await;
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&[3]).await.unwrap();
+    let echo = |call| {
+        let head = proto::Head {
+            service: "echo".into(),
+            timeout_us: 3_600_000_000,
+            payload: vec![0; 16_000].into(),
+            end: true,
+            ..Default::default()
+        };
+        let kind = Some(proto::call_frame::Kind::Head(head));
+        macula_wire::frame(&proto::CallFrame { call, kind })
+    };
+    // The first reply fills what the peer takes; the others wait behind it.
+    send.write_all(&echo(1)).await.unwrap();
+    until("its call was taken", || provider.stats().calls_taken == 1).await;
+    for call in 2..=40 {
+        // Fails once the lane has ended.
+        let _ = send.write_all(&echo(call)).await;
+    }
+    until("there is no memory", || provider.stats().memory.refused > 0).await;
+    let ended = tokio::time::timeout(PATIENCE, recv.received_reset()).await.unwrap();
+    assert_eq!(ended.unwrap().map(quinn::VarInt::into_inner), Some(5));
+    until("its memory is given back", || provider.stats().memory.used < 256 << 10).await;
+}
+
 #[tokio::test]
 async fn x6_a_message_that_does_not_go_on_is_given_up() {
     let clock = Clock::stop();
@@ -274,20 +311,65 @@ async fn x6_a_call_that_finds_no_memory_is_refused_as_not_started() {
     echoes(&connection, vec![1; 3 * MIB]).await;
 }
 
-#[tokio::test]
-async fn x6_a_node_with_no_memory_left_turns_connections_away() {
-    let (services, _events) = common::Service::new();
+/// A provider with memory for so many connections, and two streams of each.
+async fn tiny(connections: u64) -> (Endpoint, mpsc::UnboundedReceiver<common::Seen>) {
+    let (services, events) = common::Service::new();
     let limits = Limits {
-        memory_bytes: 896 << 10,
+        memory_bytes: 2 * connections * (48 << 10),
         ..Limits::default()
     };
     let tiny = Endpoint::bind(config().with_limits(limits), services).await.unwrap();
+    (tiny, events)
+}
+
+/// On a stream of their own, and on the lane.
+#[tokio::test]
+async fn f5_x6_calls_whose_streams_find_no_memory_are_refused_as_not_started() {
+    let (tiny, _events) = tiny(1).await;
+    let client = client().await;
+    let connection = connect(&client, &tiny).await.unwrap();
+    let name = service("hang");
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        open.push(connection.open(CallRequest::new(&name, "x")).await.unwrap());
+    }
+    until("their streams are taken", || tiny.stats().calls_taken == 2).await;
+    for bytes in [1, 20_000] {
+        let refused = connection
+            .call(CallRequest::new(&service("echo"), vec![0; bytes]))
+            .await;
+        assert!(
+            matches!(
+                &refused,
+                Err(CallError::Refused {
+                    status: StatusCode::ResourceExhausted,
+                    ..
+                })
+            ),
+            "{bytes}: {refused:?}"
+        );
+    }
+    drop(open);
+    tokio::time::timeout(PATIENCE, async {
+        while connection.call(CallRequest::new(&service("echo"), "x")).await.is_err() {}
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn x6_a_node_with_no_memory_left_turns_connections_away() {
+    let (tiny, mut events) = tiny(3).await;
     let mut clients = Vec::new();
     for _ in 0..3 {
         let client = client().await;
         let connection = connect(&client, &tiny).await.unwrap();
-        echoes(&connection, "small").await;
-        clients.push((client, connection));
+        // So that none of them is idle.
+        let hanging = connection.open(CallRequest::new(&service("hang"), "")).await.unwrap();
+        let (requests, replies) = hanging.split();
+        requests.finish();
+        events.recv().await.unwrap();
+        clients.push((client, connection, replies));
     }
     let one_more = client().await;
     assert!(connect(&one_more, &tiny).await.is_err());

@@ -294,7 +294,7 @@ impl Shell {
     pub(crate) fn new(shared: Arc<Shared>, seed: u64) -> Self {
         let (config, limits) = (shared.config.pool, shared.config.limits);
         let limits = AcceptLimits {
-            all: limits.max_accepted,
+            all: limits.max_accepted.min(shared.memory.max_accepted()),
             each_network: limits.max_accepted_per_network,
             each_peer: limits.max_accepted_per_peer,
         };
@@ -417,12 +417,18 @@ impl Shell {
         let mut table = self.lock();
         // Asked while the table is held: a drain that begins after this finds the connection in it.
         let peer = &caller.link.peer;
-        if table.stopped || self.shared.is_draining() || caller.link.memory.is_short() {
+        if table.stopped || self.shared.is_draining() {
             return None;
         }
         let now = now();
         let Table { state, open, .. } = &mut *table;
         let id = state.accepted(now, peer.holder(), |id| activity(open, id, now))?;
+        caller.link.memory.open();
+        if caller.link.memory.is_short() {
+            state.closed(id);
+            self.perform(table);
+            return None;
+        }
         self.tell(PoolEvent::Opened {
             node: peer.node_id,
             dialed: false,
@@ -628,6 +634,7 @@ async fn dial(
                     return None;
                 }
                 let node = caller.link.peer.node_id;
+                caller.link.memory.open();
                 let id = table.state.dialed(now(), ticket, node);
                 table.open.insert(id, caller.clone());
                 shell.tell(PoolEvent::Opened { node, dialed: true });

@@ -22,9 +22,6 @@ use std::{
 use macula_wire::{Admission, Holder, NodeId, Shares};
 use tokio::sync::Notify;
 
-/// An account gives its unused units back once it has this many.
-const SPARE_UNITS: u64 = 2;
-
 /// There is no room, and no other peer holds more than its share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Exhausted;
@@ -34,6 +31,8 @@ pub(crate) struct Exhausted;
 pub(crate) struct Budget {
     /// The least amount that an account draws.
     unit: u64,
+    /// An account gives back what it does not use once it is so much.
+    spare: u64,
     state: Mutex<State>,
     refused: AtomicU64,
     evicted: AtomicU64,
@@ -96,8 +95,8 @@ enum Eviction {
 }
 
 impl Budget {
-    /// A budget of `capacity`, of which accounts draw `unit` at a time.
-    pub(crate) fn new(capacity: u64, unit: u64) -> Arc<Self> {
+    /// A budget of `capacity`, of which accounts draw `unit` at a time and keep less than `spare` that they do not use.
+    pub(crate) fn new(capacity: u64, unit: u64, spare: u64) -> Arc<Self> {
         let state = State {
             shares: Shares::new(capacity / unit),
             accounts: BTreeMap::new(),
@@ -105,6 +104,7 @@ impl Budget {
         };
         Arc::new(Self {
             unit,
+            spare,
             state: Mutex::new(state),
             refused: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
@@ -288,7 +288,7 @@ impl Account {
     fn give(&self, amount: u64) {
         let used = self.inner.used.fetch_sub(amount, SeqCst) - amount;
         let spare = self.inner.granted.load(SeqCst).saturating_sub(used);
-        if spare >= SPARE_UNITS * self.budget.unit {
+        if spare >= self.budget.spare {
             self.budget.reclaim(&self.inner);
         }
     }

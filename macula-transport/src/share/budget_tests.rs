@@ -20,7 +20,7 @@ fn is_taken(hold: &Hold) -> bool {
 
 #[test]
 fn x6_a_newcomer_takes_the_largest_hold_of_the_largest_holder() {
-    let budget = Budget::new(100, 10);
+    let budget = Budget::new(100, 10, 20);
     let (flooder, honest) = (account(&budget, 1, 1), account(&budget, 2, 2));
     let mut holds: Vec<_> = [30, 50, 20]
         .map(|amount| {
@@ -45,7 +45,7 @@ fn x6_a_newcomer_takes_the_largest_hold_of_the_largest_holder() {
 
 #[test]
 fn x6_a_holder_without_anything_to_take_back_loses_its_connection() {
-    let budget = Budget::new(100, 10);
+    let budget = Budget::new(100, 10, 20);
     let ended = Arc::new(AtomicBool::new(false));
     let flag = ended.clone();
     let flooder = Account::open(&budget, holder(1, 1), move || flag.store(true, SeqCst));
@@ -60,7 +60,7 @@ fn x6_a_holder_without_anything_to_take_back_loses_its_connection() {
 
 #[test]
 fn x6_units_that_nobody_uses_are_taken_before_anything_is_taken_back() {
-    let budget = Budget::new(100, 10);
+    let budget = Budget::new(100, 10, 20);
     let idle: Vec<_> = (0..10).map(|peer| account(&budget, peer, peer)).collect();
     for account in &idle {
         drop(account.charge(1).unwrap());
@@ -73,7 +73,7 @@ fn x6_units_that_nobody_uses_are_taken_before_anything_is_taken_back() {
 
 #[test]
 fn x6_the_connections_of_one_peer_count_together() {
-    let budget = Budget::new(100, 10);
+    let budget = Budget::new(100, 10, 20);
     let many: Vec<_> = (0..5).map(|_| account(&budget, 1, 1)).collect();
     let mut holds: Vec<_> = many.iter().map(|account| account.hold()).collect();
     for hold in &mut holds {
@@ -87,7 +87,7 @@ fn x6_the_connections_of_one_peer_count_together() {
 
 #[test]
 fn a_forced_charge_makes_the_account_short_until_it_is_given_back() {
-    let budget = Budget::new(20, 10);
+    let budget = Budget::new(20, 10, 20);
     let one = account(&budget, 1, 1);
     let _all = one.charge(20).unwrap();
     assert!(!one.is_short());
@@ -99,7 +99,7 @@ fn a_forced_charge_makes_the_account_short_until_it_is_given_back() {
 
 #[tokio::test]
 async fn the_owner_of_a_hold_hears_that_it_was_taken_back() {
-    let budget = Budget::new(100, 10);
+    let budget = Budget::new(100, 10, 20);
     let (one, two) = (account(&budget, 1, 1), account(&budget, 2, 2));
     let mut hold = one.hold();
     hold.set(100).unwrap();
@@ -135,7 +135,7 @@ proptest! {
     /// Against the sum of everything that is charged and was not taken back.
     #[test]
     fn x6_what_is_used_is_granted_and_what_is_granted_is_within_the_capacity(steps in prop::collection::vec(step(), 1..120)) {
-        let budget = Budget::new(200, 10);
+        let budget = Budget::new(200, 10, 20);
         let accounts: Vec<_> = (0..6).map(|n| account(&budget, n % 3, n)).collect();
         let mut charges: Vec<(usize, Charge)> = Vec::new();
         let mut holds: Vec<(usize, Hold)> = Vec::new();

@@ -12,9 +12,13 @@ use macula_wire::{Holder, Network, NodeId};
 use super::budget::{Account, Budget, Charge, Exhausted, Hold};
 
 /// Memory is drawn in pieces of this size, in bytes.
-const UNIT_BYTES: u64 = 64 * 1024;
+const UNIT_BYTES: u64 = 16 * 1024;
+/// An account gives back what it does not use once it is so much, in bytes. Below it calls that come and go draw nothing.
+const SPARE_BYTES: u64 = 128 * 1024;
 /// What an open connection takes, in bytes: its state, its tasks, and small messages that are not charged one by one.
-const CONNECTION_BYTES: u64 = 128 * 1024;
+const CONNECTION_BYTES: u64 = 32 * 1024;
+/// The part of the memory that a node reserves for each connection that it accepts, in bytes: the connection, its lane and a call.
+const ACCEPTED_BYTES: u64 = 48 * 1024;
 /// What a stream of a peer takes while it is served, in bytes: its state and its task.
 pub(crate) const STREAM_BYTES: u64 = 8 * 1024;
 /// What a call that runs beside its lane takes beside its request, in bytes: its task.
@@ -58,16 +62,19 @@ impl MemoryBudget {
     pub(crate) fn new(bytes: u64) -> Self {
         Self {
             budget: bytes,
-            peers: Budget::new(bytes / PEERS_PART, UNIT_BYTES),
+            peers: Budget::new(bytes / PEERS_PART, UNIT_BYTES, SPARE_BYTES),
             own: Memory::of(bytes / OWN_PART),
         }
     }
 
-    /// The memory of a connection, its own amount charged. `give_way` ends the connection.
+    /// The memory of a connection, which takes nothing yet. `give_way` ends the connection.
     pub(crate) fn connection(&self, holder: Holder<NodeId>, give_way: impl Fn() + Send + Sync + 'static) -> Memory {
-        let memory = Memory(Account::open(&self.peers, holder, give_way));
-        memory.0.set_base(CONNECTION_BYTES);
-        memory
+        Memory(Account::open(&self.peers, holder, give_way))
+    }
+
+    /// How many accepted connections there is memory for, with a call on each.
+    pub(crate) fn max_accepted(&self) -> usize {
+        usize::try_from(self.budget / PEERS_PART / ACCEPTED_BYTES).unwrap_or(usize::MAX)
     }
 
     /// The memory for this node's own calls.
@@ -100,7 +107,11 @@ impl Memory {
     #[must_use]
     pub fn of(bytes: u64) -> Self {
         let alone = Holder::new(Network::Unknown, NodeId::from_bytes([0; NodeId::LEN]));
-        Self(Account::open(&Budget::new(bytes, UNIT_BYTES), alone, || ()))
+        Self(Account::open(
+            &Budget::new(bytes, UNIT_BYTES, SPARE_BYTES),
+            alone,
+            || (),
+        ))
     }
 
     /// Charges bytes before they are kept; `None` when there is no room for them.
@@ -116,6 +127,11 @@ impl Memory {
     /// Charges a little that exists already.
     pub(crate) fn force(&self, bytes: u64) -> Charge {
         self.0.force(bytes)
+    }
+
+    /// Charges what the connection takes by itself, once, when it is taken in.
+    pub(crate) fn open(&self) {
+        self.0.set_base(CONNECTION_BYTES);
     }
 
     /// Whether no further call should be taken.

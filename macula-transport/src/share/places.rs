@@ -15,6 +15,8 @@ use crate::config::Limits;
 const FEW: u64 = 4096;
 /// How many places an account draws at a time, where there are more.
 const UNIT: u64 = 4;
+/// An account gives places back once it has so many units that it does not use.
+const SPARE_UNITS: u64 = 2;
 
 /// The places of an endpoint.
 #[derive(Debug)]
@@ -71,7 +73,8 @@ impl CallPlaces {
         let handler_takes = handler_takes.map_or(u64::MAX, u64::from);
         let budget = |places: usize| {
             let places = (places as u64).min(handler_takes);
-            Budget::new(places, if places > FEW { UNIT } else { 1 })
+            let unit = if places > FEW { UNIT } else { 1 };
+            Budget::new(places, unit, SPARE_UNITS * unit)
         };
         Self {
             own: budget(limits.max_running_calls),

@@ -168,7 +168,16 @@ pub(crate) fn raw_client() -> quinn::Endpoint {
 
 /// A QUIC connection without any of the node's code, its handshake done.
 pub(crate) async fn raw_connection(endpoint: &quinn::Endpoint, to: &Endpoint) -> quinn::Connection {
-    let config = client_tls(Shown::Key(super::identity()), b"macula/1");
+    raw_connection_with(endpoint, to, quinn::TransportConfig::default()).await
+}
+
+async fn raw_connection_with(
+    endpoint: &quinn::Endpoint,
+    to: &Endpoint,
+    transport: quinn::TransportConfig,
+) -> quinn::Connection {
+    let mut config = client_tls(Shown::Key(super::identity()), b"macula/1");
+    config.transport_config(Arc::new(transport));
     endpoint
         .connect_with(config, to.local_addr(), "x")
         .unwrap()
@@ -192,7 +201,21 @@ pub(crate) fn hello(realm: &Realm, version: u32) -> Vec<u8> {
 
 /// A connection that has introduced itself, by hand.
 pub(crate) async fn introduced(endpoint: &quinn::Endpoint, to: &Endpoint) -> (quinn::Connection, quinn::SendStream) {
-    let connection = raw_connection(endpoint, to).await;
+    introduce(raw_connection(endpoint, to).await).await
+}
+
+/// As [`introduced`], by a peer that takes so many bytes of each stream that it does not read.
+pub(crate) async fn introduced_taking(
+    endpoint: &quinn::Endpoint,
+    to: &Endpoint,
+    bytes: u32,
+) -> (quinn::Connection, quinn::SendStream) {
+    let mut transport = quinn::TransportConfig::default();
+    transport.stream_receive_window(bytes.into());
+    introduce(raw_connection_with(endpoint, to, transport).await).await
+}
+
+async fn introduce(connection: quinn::Connection) -> (quinn::Connection, quinn::SendStream) {
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(&hello(&Realm::default(), 1)).await.unwrap();
     recv.read_chunk(1, true).await.unwrap().unwrap();
