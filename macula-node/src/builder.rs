@@ -25,6 +25,10 @@ use crate::{
 const GRANT_FILE: &str = "identity.grant";
 /// The shortest life of a grant that an issuer signs: between its renewal and its end every service is published anew.
 const MIN_GRANT_LIFE: Duration = Duration::from_secs(15 * 60);
+/// How long a node that leaves waits for calls, unless it is told otherwise.
+const DEFAULT_DRAIN_TIME: Duration = Duration::from_secs(30);
+/// The longest that it waits; more would overflow the clock.
+const MAX_DRAIN_TIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Services and their handlers, before the node runs.
 pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<Vec<ServiceName>, ServeError> + Send>;
@@ -32,7 +36,7 @@ pub(crate) type Registration = Box<dyn FnOnce(&macula_rpc::Server) -> Result<Vec
 /// A user's changes to a configuration that the node also changes.
 pub(crate) type Configure<T> = Box<dyn FnOnce(T) -> T + Send>;
 
-/// Builds a [`Node`].
+/// Builds a [`Node`]. Its fields are one setting each.
 #[must_use = "a builder does nothing until it is started"]
 pub struct NodeBuilder {
     identity: Option<Identity>,
@@ -45,6 +49,7 @@ pub struct NodeBuilder {
     pub(crate) bootstrap: Vec<BootstrapAddr>,
     pub(crate) mode: Mode,
     pub(crate) ttl: Duration,
+    pub(crate) drain_time: Duration,
     pub(crate) weight: u32,
     pub(crate) zone: Option<String>,
     pub(crate) strategy: Strategy,
@@ -155,6 +160,7 @@ impl NodeBuilder {
             bootstrap: Vec::new(),
             mode: Mode::Node,
             ttl: DEFAULT_TTL,
+            drain_time: DEFAULT_DRAIN_TIME,
             weight: 1,
             zone: None,
             strategy: Strategy::default(),
@@ -261,6 +267,13 @@ impl NodeBuilder {
     /// Sets how long the node's provider records are valid without being renewed.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// Sets how long [`Node::shutdown`](crate::Node::shutdown) waits for running calls, and for callers to acknowledge their replies.
+    /// Without it 30 s; more than a year counts as a year.
+    pub fn drain_time(mut self, time: Duration) -> Self {
+        self.drain_time = time.min(MAX_DRAIN_TIME);
         self
     }
 

@@ -46,8 +46,6 @@ const WITHDRAW_WITHIN: Duration = Duration::from_secs(2);
 /// How long a shutdown waits for the next answer of a holder before it takes the silent ones for gone: enough for a dial and an exchange
 /// with a node that is far away.
 const SILENT_FOR: Duration = Duration::from_millis(500);
-/// How long a shutdown waits for running calls.
-const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// How long a shutdown waits until the directory is written to disk.
 const KEEP_WITHIN: Duration = Duration::from_secs(3);
 
@@ -67,6 +65,8 @@ pub(crate) struct Inner {
     pub(crate) directory: Directory,
     publisher: Publisher,
     endpoints: watch::Receiver<Arc<[Address]>>,
+    /// How long a shutdown waits for calls.
+    drain_time: Duration,
     pub(crate) progress: watch::Receiver<Progress>,
     pub(crate) life: Life,
     task: JoinHandle<()>,
@@ -260,6 +260,7 @@ impl Node {
             directory,
             publisher,
             endpoints,
+            drain_time: builder.drain_time,
             progress,
             life: Life::begin(builder.realm, role),
             task,
@@ -481,8 +482,11 @@ impl Node {
     }
 
     /// Leaves in order (N4): withdraws every service, refuses new calls so that their callers go elsewhere, finishes the running
-    /// ones, writes the data folder, and closes every connection. Takes 40 s at most, and under a second when no call runs, even when
-    /// other nodes have died before.
+    /// ones, writes the data folder, and closes each connection once its peer has acknowledged every reply or is found to be dead.
+    ///
+    /// Calls, this node's own among them, and acknowledgements have the [drain time](NodeBuilder::drain_time). The callers of those
+    /// that are not finished by then are told which calls may have run. All of it takes 6 s more at most, and under a second when no
+    /// call runs and no caller has just died.
     pub async fn shutdown(&self) {
         let inner = &self.inner;
         inner.life.ends(Ending::Draining);
@@ -498,7 +502,8 @@ impl Node {
         if !withdrawn {
             tracing::info!("not every holder of this node's records has confirmed their withdrawal");
         }
-        if tokio::time::timeout(DRAIN_WITHIN, inner.server.drain()).await.is_err() {
+        let until = tokio::time::Instant::now() + inner.drain_time;
+        if tokio::time::timeout_at(until, inner.server.drain()).await.is_err() {
             tracing::warn!(running = inner.server.running(), "calls still run; they are given up");
         }
         inner.inspection.ended();
@@ -508,7 +513,8 @@ impl Node {
         {
             tracing::warn!("the disk is too slow; the last changes of the directory may not have been kept");
         }
-        inner.transport.shutdown(WITHDRAW_WITHIN).await;
+        let left = until.saturating_duration_since(tokio::time::Instant::now());
+        inner.transport.shutdown(left).await;
         inner.task.abort();
         inner.life.ends(Ending::Left);
         inner.directory.news().tell(NodeEvent::Left);

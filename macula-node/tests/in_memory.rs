@@ -164,6 +164,42 @@ async fn n4_an_orderly_end_takes_a_moment_though_others_were_killed() {
     assert!(took < A_MOMENT, "{took:?}");
 }
 
+/// The reply takes seven seconds on its way.
+#[tokio::test(start_paused = true)]
+async fn x1_n4_an_orderly_end_waits_until_a_large_reply_has_arrived() {
+    let network = Network::new(6).with_link(Link::default().with_bandwidth(600_000));
+    let first = node(&network, 1).await;
+    let caller = builder(&network, 2).start().await.unwrap();
+    caller.join().await.unwrap();
+    let large = vec![7; 4_000_000];
+    let long = Duration::from_secs(60);
+    let request = caller.client().request(SERVICE).timeout(long).attempt_timeout(long);
+    let (answer, ()) = tokio::join!(request.send(large.clone()), async {
+        // The request takes as long.
+        pass(Duration::from_secs(8)).await;
+        first.shutdown().await;
+    });
+    assert!(*answer.unwrap().payload() == large);
+}
+
+#[tokio::test(start_paused = true)]
+async fn n4_an_orderly_end_takes_no_longer_than_its_drain_time_though_a_call_never_ends() {
+    let network = Network::new(7);
+    let never = async |_: Request| std::future::pending::<Result<Bytes, Status>>().await;
+    let first = builder(&network, 1).serve(SERVICE, never).drain_time(A_MOMENT);
+    let first = first.start().await.unwrap();
+    first.join().await.unwrap();
+    let caller = builder(&network, 2).start().await.unwrap();
+    caller.join().await.unwrap();
+    let (answer, took) = tokio::join!(caller.call(SERVICE, "x"), async {
+        pass(A_MOMENT).await;
+        shutdown_takes(&network, first).await
+    });
+    assert!((A_MOMENT..2 * A_MOMENT).contains(&took), "{took:?}");
+    let error = answer.unwrap_err().to_string();
+    assert!(error.contains("the node shut down with calls unfinished"), "{error}");
+}
+
 /// A client has no calls to finish.
 #[tokio::test(start_paused = true)]
 async fn a_client_leaves_at_once() {

@@ -361,6 +361,11 @@ pub(crate) struct NodeArgs {
     /// How long the node's provider records are valid without being renewed, 20 to 3600.
     #[arg(long, value_name = "SECS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(20..=3600), env = "MACULA_TTL")]
     pub(crate) ttl: u64,
+    /// How long the node waits for running calls when it leaves, and for their callers to have the replies, like `30s` or `5m`.
+    ///
+    /// Calls that are not finished by then are given up. The process ends within 6 seconds after that.
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, env = "MACULA_DRAIN_TIME")]
+    pub(crate) drain_time: Duration,
     /// How long the grants last that this node signs as an issuer, like `24h` or `30m` [default: 24h]. Members renew them by themselves.
     #[arg(long, value_name = "TIME", value_parser = realm::life, env = "MACULA_GRANT_LIFE")]
     pub(crate) grant_life: Option<u64>,

@@ -142,7 +142,8 @@ async fn start(args: &NodeArgs, taken: Option<&(PathBuf, Taken)>) -> Result<Node
         .advertise(args.advertise.clone())
         .bootstrap(args.mesh.bootstrap.clone())
         .weight(args.weight)
-        .ttl(Duration::from_secs(args.ttl));
+        .ttl(Duration::from_secs(args.ttl))
+        .drain_time(args.drain_time);
     if let Some(zone) = &args.zone {
         builder = builder.zone(zone);
     }

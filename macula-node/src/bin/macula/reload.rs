@@ -103,6 +103,7 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         weight,
         memory,
         ttl,
+        drain_time,
         grant_life,
         // How the node was started.
         json: _,
@@ -140,6 +141,7 @@ fn plan(before: &NodeArgs, now: &NodeArgs) -> Plan {
         ("weight", differs(weight, &now.weight)),
         ("memory", differs(memory, &now.memory)),
         ("ttl", differs(ttl, &now.ttl)),
+        ("drain-time", differs(drain_time, &now.drain_time)),
         ("grant", differs(grant, &now.mesh.access.grant)),
         ("token", differs(token, &now.mesh.access.token)),
         ("grant-life", differs(grant_life, &now.grant_life)),
