@@ -54,14 +54,14 @@ async fn a6_replayed_and_forged_orders_change_nothing_for_any_node() {
     let attacker = Attacker::new(&network).await;
     let connection = attacker.connect(&nodes[0]).await;
     // Every member passes orders on, and this one is the realm's.
-    pass(&connection, &[old.clone()]).await;
+    pass(&connection, std::slice::from_ref(&old)).await;
     assert!(!is_member(&nodes[0], 3));
     nodes[0].access().revoke(&lifted).unwrap();
     assert!(is_member(&nodes[0], 3));
 
     // The old one again, and as if it were new.
     for _ in 0..10 {
-        pass(&connection, &[old.clone()]).await;
+        pass(&connection, std::slice::from_ref(&old)).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let other = RealmKey::from_bytes(&[8; 32]);
