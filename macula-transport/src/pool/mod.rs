@@ -292,14 +292,9 @@ fn now() -> Instant {
 
 impl Shell {
     pub(crate) fn new(shared: Arc<Shared>, seed: u64) -> Self {
-        let (config, limits) = (shared.config.pool, shared.config.limits);
-        let limits = AcceptLimits {
-            all: limits.max_accepted.min(shared.memory.max_accepted()),
-            each_network: limits.max_accepted_per_network,
-            each_peer: limits.max_accepted_per_peer,
-        };
+        let limits = AcceptLimits::new(&shared.config.limits, shared.memory.max_accepted());
         let table = Table {
-            state: PoolState::new(config, limits, seed),
+            state: PoolState::new(shared.config.pool, limits, seed),
             open: BTreeMap::new(),
             waiters: HashMap::new(),
             lost: 0,
@@ -423,8 +418,7 @@ impl Shell {
         let now = now();
         let Table { state, open, .. } = &mut *table;
         let id = state.accepted(now, peer.holder(), |id| activity(open, id, now))?;
-        caller.link.memory.open();
-        if caller.link.memory.is_short() {
+        if !caller.link.memory.open() {
             state.closed(id);
             self.perform(table);
             return None;

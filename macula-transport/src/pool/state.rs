@@ -21,7 +21,7 @@ use std::{
 
 use macula_wire::{Admission, Holder, Shares};
 
-use crate::config::PoolConfig;
+use crate::config::{Limits, PoolConfig};
 
 /// Names a connection within the pool; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -39,6 +39,17 @@ pub(crate) struct AcceptLimits {
     pub(crate) each_network: usize,
     /// Of one peer.
     pub(crate) each_peer: usize,
+}
+
+impl AcceptLimits {
+    /// Those of an endpoint with memory for so many connections.
+    pub(crate) fn new(limits: &Limits, memory_for: usize) -> Self {
+        Self {
+            all: limits.max_accepted.min(memory_for),
+            each_network: limits.max_accepted_per_network,
+            each_peer: limits.max_accepted_per_peer,
+        }
+    }
 }
 
 /// Which side made a connection.

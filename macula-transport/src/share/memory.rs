@@ -129,9 +129,10 @@ impl Memory {
         self.0.force(bytes)
     }
 
-    /// Charges what the connection takes by itself, once, when it is taken in.
-    pub(crate) fn open(&self) {
+    /// Charges what the connection takes by itself, once, when it is taken in. Returns whether there was room for it.
+    pub(crate) fn open(&self) -> bool {
         self.0.set_base(CONNECTION_BYTES);
+        !self.is_short()
     }
 
     /// Whether no further call should be taken.

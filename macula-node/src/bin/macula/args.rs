@@ -295,6 +295,7 @@ pub(crate) struct VersionArgs {
     pub(crate) json: bool,
 }
 
+/// The options of `macula node`. Its fields are one option or one group of them each.
 #[derive(Debug, Args)]
 pub(crate) struct NodeArgs {
     #[command(flatten)]
