@@ -122,6 +122,10 @@ fn x12_a_forgery_that_is_found_later_fails_its_peer() {
     assert_eq!(bench.dht.counters().misbehaved, 0);
     bench.dht.finish_response(bench.now, checks);
     assert_eq!(bench.dht.counters().misbehaved, 1);
+    assert!(matches!(
+        bench.outputs()[..],
+        [Output::Event(Event::Misbehaved { times: 1, .. })]
+    ));
     let checks = begin_answer(&mut bench, asked[1].0, vec![record(3, key("a.b"), 1)]).unwrap();
     bench.dht.drop_query(query);
     bench.dht.finish_response(bench.now, checks);
