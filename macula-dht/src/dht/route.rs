@@ -45,7 +45,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
-    /// As [`Dht::handle_response`], but for signatures, of which there are at most [`MAX_CHECKS_PER_ANSWER`]: make these checks on a
+    /// As [`Dht::handle_response`], but for signatures, of which there are at most [`MAX_CHECKS_PER_ANSWER`](crate::MAX_CHECKS_PER_ANSWER): make these checks on a
     /// task of their own, and call [`Dht::finish_response`]. A lookup waits for it.
     pub fn begin_response(
         &mut self,
