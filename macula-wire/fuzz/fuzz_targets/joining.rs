@@ -26,7 +26,7 @@ fuzz_target!(|data: &[u8]| {
     again!(KeptToken, bytes);
     again!(KeptMember, bytes);
     if let Ok(request) = RevocationsRequest::decode(bytes.clone()) {
-        let _ = RevocationsReply::to(&request, &request.news).encode();
+        let _ = RevocationsReply::to(&request, [0; 32], &request.news).encode();
     }
     if let Ok(reply) = RevocationsReply::decode(bytes) {
         let _ = reply.encode();
