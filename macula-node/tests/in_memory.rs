@@ -298,6 +298,35 @@ async fn n3_a_call_goes_through_the_router_when_the_directory_gives_no_answer() 
     );
 }
 
+/// It withdraws before it ends, so callers ask for a list without it and keep that.
+#[tokio::test(start_paused = true)]
+async fn n4_a_provider_that_restarts_in_order_is_called_again_within_5_s() {
+    let network = Network::new(13);
+    let caller = builder(&network, 1).start().await.unwrap();
+    let (_stays, leaves) = (node(&network, 2).await, node(&network, 3).await);
+    let id = leaves.id();
+    let calls_it = async || {
+        let answer = caller.client().request(SERVICE).send("x").await.unwrap();
+        answer.provider().is_some_and(|provider| provider.node_id == id)
+    };
+    while !calls_it().await {
+        pass(A_MOMENT / 10).await;
+    }
+    leaves.shutdown().await;
+    drop(leaves);
+    for _ in 0..30 {
+        assert!(!calls_it().await);
+        pass(A_MOMENT / 10).await;
+    }
+    let _again = node(&network, 3).await;
+    let back = network.elapsed();
+    while !calls_it().await {
+        let waited = network.elapsed() - back;
+        assert!(waited < Duration::from_secs(5), "{waited:?}");
+        pass(A_MOMENT / 10).await;
+    }
+}
+
 /// How long a node may take to be found after its clock is right again.
 const SOON: Duration = Duration::from_secs(5);
 

@@ -543,9 +543,6 @@ impl<'a, X: Exchange> Driver<'a, X> {
             let asker = self.job.asker();
             if let Some(asker) = &asker {
                 asker.ask(self.job.found);
-                if is_leaving {
-                    asker.await_return();
-                }
             }
             self.balanced.news().notify_waiters();
             links::dial_behind(self.balanced, &self.job.client.shared.pool, asker);

@@ -6,7 +6,7 @@
 //! **Invariant.** The calls that wait are woken after the balancer was told, so they see the news.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
@@ -31,8 +31,6 @@ use crate::{Provider, keyed::Keyed};
 
 /// The time between two questions for a service's list while one of its providers is silent or not reached.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// For so long after a provider said that it leaves, its service's list is asked for, too: most of those that leave start again.
-const RETURNS_WITHIN: Duration = Duration::from_secs(10);
 /// How long the calls that wait on a silent connection have to go elsewhere, before the node counts as heard over another one.
 const CALLS_LEAVE: Duration = Duration::from_millis(100);
 /// How long a dial behind the calls may take. A provider that is down is dialed again soon.
@@ -118,29 +116,6 @@ impl Asker {
     /// Asks, unless the directory was asked a moment ago.
     fn ask_again(&self) {
         self.ask(now().checked_sub(ASK_AGAIN).unwrap_or_else(now));
-    }
-
-    /// Asks for a while. A provider that leaves is no longer listed, so no link tells that it is back.
-    pub(super) fn await_return(&self) {
-        let until = now() + RETURNS_WITHIN;
-        let Some(known) = self.known.upgrade() else { return };
-        let before = known.awaits_return().replace(until);
-        if before.is_some() {
-            return;
-        }
-        let asker = self.clone();
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(ASK_AGAIN).await;
-                asker.ask_again();
-                let Some(known) = asker.known.upgrade() else { return };
-                let mut until = known.awaits_return();
-                if until.is_none_or(|until| now() >= until) {
-                    *until = None;
-                    return;
-                }
-            }
-        });
     }
 
     /// Asks, unless the directory was asked at `since` or later, and takes the list over. It is a task of its own: a call that no
@@ -276,7 +251,7 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
                 client.tell_link(&node, Link::Down);
             }
             PoolEvent::Missed(_) => {
-                let known: HashSet<NodeId, Keyed> = client.listed().into_iter().collect();
+                let known: BTreeSet<NodeId> = client.listed().into_iter().collect();
                 for node in known {
                     if let Some(connection) = pool.open(&node) {
                         peers.follow(node, connection.watch_presence());

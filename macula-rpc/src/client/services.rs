@@ -57,14 +57,6 @@ pub(super) struct Service {
     pub(super) balanced: Balanced,
     pub(super) meters: Arc<Meters>,
     pub(super) refresh: Refresh,
-    /// Until then the directory is asked again and again, because a provider was leaving; `None` while no task does it.
-    awaits_return: Mutex<Option<Instant>>,
-}
-
-impl Service {
-    pub(super) fn awaits_return(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.awaits_return.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Services {
@@ -127,7 +119,6 @@ impl Services {
             balanced: Balanced::new(&self.defaults, seed, self.news.teller(Some(service))),
             meters: meters(),
             refresh: Refresh::default(),
-            awaits_return: Mutex::default(),
         });
         if services.len() < max {
             services.insert(service.clone(), Arc::clone(&fresh));
@@ -142,13 +133,7 @@ impl Services {
 
     /// The services that this client has called itself, sorted by name.
     pub(super) fn own(&self) -> Vec<(ServiceName, Arc<Service>)> {
-        let services = self.services.read().unwrap_or_else(PoisonError::into_inner);
-        let known = services.iter();
-        let mut own: Vec<_> = known
-            .map(|(name, service)| (name.clone(), Arc::clone(service)))
-            .collect();
-        own.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-        own
+        sorted(&self.services)
     }
 
     /// The calls that were forwarded for peers.
@@ -156,17 +141,10 @@ impl Services {
         self.peers_meters.stats()
     }
 
-    /// The services that are remembered.
+    /// The services that are remembered: first the client's own, then those called for peers, each sorted by name.
     pub(super) fn all(&self) -> Vec<(ServiceName, Arc<Service>)> {
-        let mut all = Vec::new();
-        for services in [&self.services, &self.for_peers] {
-            let services = services.read().unwrap_or_else(PoisonError::into_inner);
-            all.extend(
-                services
-                    .iter()
-                    .map(|(name, service)| (name.clone(), Arc::clone(service))),
-            );
-        }
+        let mut all = sorted(&self.services);
+        all.extend(sorted(&self.for_peers));
         all
     }
 
@@ -179,6 +157,17 @@ impl Services {
 fn get(known: &RwLock<Known>, service: &ServiceName) -> Option<Arc<Service>> {
     let known = known.read().unwrap_or_else(PoisonError::into_inner);
     known.get(service).cloned()
+}
+
+/// A table's own order is another one in each process. Work that follows it could not be repeated from a seed.
+fn sorted(known: &RwLock<Known>) -> Vec<(ServiceName, Arc<Service>)> {
+    let known = known.read().unwrap_or_else(PoisonError::into_inner);
+    let mut all: Vec<_> = known
+        .iter()
+        .map(|(name, service)| (name.clone(), Arc::clone(service)))
+        .collect();
+    all.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    all
 }
 
 fn other() -> ServiceName {
@@ -400,7 +389,9 @@ impl Roster {
                 self.places.insert(id, place);
             }
         }
-        for place in left.into_values() {
+        let mut left: Vec<u32> = left.into_values().collect();
+        left.sort_unstable();
+        for place in left {
             self.peers[place as usize] = None;
             self.free.push(place);
         }
@@ -447,13 +438,16 @@ impl Roster {
 
     /// The nodes of the list.
     pub(super) fn listed(&self) -> Vec<NodeId> {
-        self.places.keys().copied().collect()
+        self.peers.iter().flatten().map(|peer| peer.provider.node_id).collect()
     }
 
     /// Tells the balancer the link of every listed provider.
     pub(super) fn tell_all(&mut self, now: Instant, link: impl Fn(&NodeId) -> Link) {
-        for (id, place) in &self.places {
-            self.balancer.link(now, &Member::new(*place, id), link(id));
+        for peer in self.peers.iter().flatten() {
+            let id = &peer.provider.node_id;
+            if let Some(place) = self.places.get(id) {
+                self.balancer.link(now, &Member::new(*place, id), link(id));
+            }
         }
     }
 

@@ -2,14 +2,14 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::future::{BoxFuture, FutureExt as _, ready};
+use futures::future::{BoxFuture, FutureExt as _};
 use macula_rpc::{
     BudgetConfig, CallError, Client, Link, Provider, Request, Resolve, ResolveError, ResolveOptions, Resolved, Server,
     ServiceName, Source, StaticResolver, Status, Strategy,
@@ -303,68 +303,4 @@ async fn l5_a_call_lost_with_a_connection_that_made_room_is_charged() {
     let error = call.await.unwrap().unwrap_err();
     assert!(matches!(error, CallError::NotRetried { .. }), "{error}");
     assert_eq!(link(&client, &provider(&full)), Link::Idle);
-}
-
-/// A directory that gives what it was last asked for past its cache.
-#[derive(Default)]
-struct Cached {
-    listed: Mutex<Arc<[Provider]>>,
-    cached: Mutex<Arc<[Provider]>>,
-}
-
-impl Cached {
-    fn list(&self, providers: impl IntoIterator<Item = Provider>) {
-        *self.listed.lock().unwrap() = providers.into_iter().collect();
-    }
-}
-
-impl Resolve for Cached {
-    fn resolve<'a>(
-        &'a self,
-        _: &'a ServiceName,
-        options: ResolveOptions,
-    ) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
-        let mut cached = self.cached.lock().unwrap();
-        if options.force_refresh || cached.is_empty() {
-            *cached = Arc::clone(&self.listed.lock().unwrap());
-        }
-        let resolved = Resolved {
-            providers: Arc::clone(&cached),
-            source: Source::Static,
-        };
-        ready(Ok(resolved)).boxed()
-    }
-}
-
-/// It withdraws first, so the list that is asked for when it refuses a call does not name it, and is then kept.
-#[tokio::test(start_paused = true)]
-async fn n4_a_provider_that_restarts_in_order_is_used_again_although_the_list_was_asked_for_without_it() {
-    let network = Network::new(7);
-    let (caller, other) = (caller(&network).await, host(&network, "other").await);
-    let (identity, directory) = (Identity::generate().unwrap(), Arc::new(Cached::default()));
-    let server = answering("before");
-    let first = Endpoint::bind(config(&network, &identity), server.clone())
-        .await
-        .unwrap();
-    let (leaving, at) = (provider(&first), first.local_addr());
-    directory.list([leaving.clone(), provider(&other)]);
-    let client = Client::builder(&caller, Arc::clone(&directory))
-        .strategy(Strategy::First)
-        .build();
-    assert_eq!(answer(&client).await, "before");
-
-    directory.list([provider(&other)]);
-    server.drain().await;
-    assert_eq!(answer(&client).await, "other");
-    first.shutdown(Duration::ZERO).await;
-    drop(first);
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let again = config(&network, &identity).with_listen(at);
-    let _again = Endpoint::bind(again, answering("again")).await.unwrap();
-    directory.list([leaving, provider(&other)]);
-    let back = Instant::now();
-    while answer(&client).await != "again" {
-        assert!(back.elapsed() < Duration::from_secs(3), "{:?}", back.elapsed());
-        tokio::time::sleep(millis(100)).await;
-    }
 }
