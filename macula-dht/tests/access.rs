@@ -3,17 +3,16 @@
 
 mod common;
 
-use std::{cell::RefCell, rc::Rc, time::Duration};
+use std::time::Duration;
 
 use common::{
     EPOCH_MS, advertisement,
     bench::{Bench, agreeable, peer},
-    contact_of, secret,
+    contact_of,
+    disk::Disk,
+    secret,
 };
-use macula_dht::{
-    Backend, BackendError, Begun, Change, Config, Dht, Event, Loaded, Outcome, Refusal, Request, Response,
-    StoredRecord, Want,
-};
+use macula_dht::{Begun, Config, Dht, Event, Outcome, Refusal, Request, Response, StoredRecord, Want};
 use macula_wire::{
     Advertisement, Grant, GrantRole, Holder, Issue, Member, Network, Order, Pattern, Patterns, Place, Realm, RealmKey,
     RealmName, SecretKey, ServiceKey, ServiceName, SignedProvider, SignedRevocations, Signer, VerifiedProvider,
@@ -250,22 +249,6 @@ fn a4_a_node_publishes_only_what_its_grant_lets_it_provide() {
     assert_eq!(held(&bench, "shop.cart"), 0);
 }
 
-#[derive(Clone, Default)]
-struct Disk(Rc<RefCell<Vec<StoredRecord>>>);
-
-impl Backend for Disk {
-    fn load(&mut self) -> Result<Loaded, BackendError> {
-        Ok(Loaded {
-            records: self.0.borrow().clone(),
-            ..Loaded::default()
-        })
-    }
-
-    fn commit(&mut self, _: &[Change]) -> Result<(), BackendError> {
-        Ok(())
-    }
-}
-
 #[test]
 fn a4_a_store_on_disk_is_believed_no_more_than_a_stranger() {
     let disk = Disk::default();
@@ -277,10 +260,8 @@ fn a4_a_store_on_disk_is_believed_no_more_than_a_stranger() {
         expires_ms: EPOCH_MS + 500_000,
         held_until_ms: EPOCH_MS + 500_000,
     };
-    disk.0
-        .borrow_mut()
-        .extend(hostile(1, "shop.cart").into_iter().map(|record| stored(1, record)));
-    disk.0.borrow_mut().push(stored(2, record(2, "shop.cart", 5000)));
+    let forged = hostile(1, "shop.cart").into_iter().map(|record| stored(1, record));
+    disk.keep(forged.chain([stored(2, record(2, "shop.cart", 5000))]));
     let now = std::time::Instant::now();
     let dht = Dht::<SecretKey, _>::new(Config::default(), secret(0), realm(), disk, now, EPOCH_MS, 7);
     let kept: Vec<_> = dht

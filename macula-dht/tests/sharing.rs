@@ -4,21 +4,18 @@
 
 mod common;
 
-use std::{
-    cell::RefCell,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use common::{
     EPOCH_MS, advertisement,
     bench::{Bench, agreeable, peer, record},
-    contact_of, key, secret,
+    contact_of,
+    disk::Disk,
+    key, secret,
 };
 use macula_dht::{
-    ALPHA, Backend, BackendError, Change, Config, Contact, Dht, Event, Loaded, MAX_PEER_LOOKUPS, MAX_PEER_REQUESTS,
-    MAX_QUERIES, Outcome, Output, PEER_LOOKUP_COST, Peer, PeerLookupError, QueryResult, Refusal, Request,
-    RequestFailed, Response, Role, StoredRecord, Want,
+    ALPHA, Config, Contact, Dht, Event, MAX_PEER_LOOKUPS, MAX_PEER_REQUESTS, MAX_QUERIES, Outcome, Output,
+    PEER_LOOKUP_COST, Peer, PeerLookupError, QueryResult, Refusal, Request, RequestFailed, Response, Role, Want,
 };
 use macula_wire::{Address, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider};
 
@@ -366,28 +363,6 @@ fn x7_a_record_that_grows_takes_from_the_peers_that_delivered_most() {
     );
     assert_eq!(bench.dht.store().held(&service, &secret(1).node_id()), Some(&grown));
     assert!(bench.dht.store().usage().bytes <= BYTES);
-}
-
-/// Keeps what it is given, as a disk does.
-#[derive(Clone, Default)]
-struct Disk(Rc<RefCell<Vec<StoredRecord>>>);
-
-impl Backend for Disk {
-    fn load(&mut self) -> Result<Loaded, BackendError> {
-        Ok(Loaded {
-            records: self.0.borrow().clone(),
-            contacts: Vec::new(),
-        })
-    }
-
-    fn commit(&mut self, changes: &[Change]) -> Result<(), BackendError> {
-        let puts = changes.iter().filter_map(|change| match change {
-            Change::Put(record) => Some(record.clone()),
-            _ => None,
-        });
-        self.0.borrow_mut().extend(puts);
-        Ok(())
-    }
 }
 
 /// A flooder filled the store before the restart. Its records still count for it, and not for the providers that it made up.

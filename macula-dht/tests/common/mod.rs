@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 
 pub(crate) mod bench;
+pub(crate) mod disk;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
