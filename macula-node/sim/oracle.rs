@@ -315,7 +315,7 @@ impl<'a> Judge<'a> {
         let took = end - call.from;
         let slow = runs.iter().any(|run| self.is_slow(run));
         let once = call.plan.policy == Policy::NeverProcessed || matches!(call.plan.shape, Shape::Stream(_));
-        if took <= DEAD_COSTS + self.transfer(call) || slow || once || !self.is_well(call.caller, call.from, end) {
+        if took <= DEAD_COSTS + self.transfer(call, end) || slow || once || !self.is_well(call.caller, call.from, end) {
             return;
         }
         if !self.well_providers(call.from, end).is_empty() {
@@ -324,11 +324,18 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// The time that a call's messages may need, both ways: a path that was bad has a small congestion window.
-    fn transfer(&self, call: &Called) -> Duration {
-        let was_bad = self.schedule.faults.iter().any(|fault| fault.kind.is_of_reach());
-        let both_ways = 2 * u64::from(call.plan.bytes);
-        Duration::from_millis(if was_bad { both_ways * 1_000 / SHRUNK_RATE } else { 0 })
+    /// The time that a call's messages may need, both ways: a path that was bad has a small congestion window, and carries the messages of
+    /// the caller's other calls as well.
+    fn transfer(&self, call: &Called, end: Duration) -> Duration {
+        if !self.schedule.faults.iter().any(|fault| fault.kind.is_of_reach()) {
+            return Duration::ZERO;
+        }
+        let beside = self.facts.calls.iter().filter(|other| {
+            let over = other.end.as_ref().is_some_and(|(over, _)| *over < call.from);
+            other.caller == call.caller && other.from <= end && !over
+        });
+        let bytes: u64 = beside.map(|other| u64::from(other.plan.bytes)).sum();
+        Duration::from_millis(2 * bytes * 1_000 / SHRUNK_RATE)
     }
 
     /// A call fails only when no reachable provider lived during it, or when its attempts or its policy were used up by what providers
