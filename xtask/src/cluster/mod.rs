@@ -73,7 +73,11 @@ pub(crate) fn cluster(request: &Request) -> Result<()> {
         Some(program) => program
             .canonicalize()
             .with_context(|| format!("no program {}", program.display()))?,
-        None => build()?,
+        None => build(if request.quick {
+            Profile::Simulations
+        } else {
+            Profile::Release
+        })?,
     };
     if request.measure {
         println!("{}", measure::measure(request.backend, &program)?);
@@ -147,16 +151,25 @@ fn choose(request: &Request) -> Result<Vec<&'static Scenario>> {
     Ok(wanted.collect())
 }
 
-/// Builds the program as users get it.
-fn build() -> Result<PathBuf> {
-    run(cargo().args([
-        "build",
-        "--locked",
-        "--release",
-        "--package",
-        "macula-node",
-        "--bin",
-        "macula",
-    ]))?;
-    Ok(target_dir().join("release/macula"))
+/// How the program is built.
+#[derive(Debug, Clone, Copy)]
+enum Profile {
+    /// As users get it.
+    Release,
+    /// In one build with the mesh in a bottle, which the CI runs too: a build of its own takes longer than the quick scenarios.
+    Simulations,
+}
+
+fn build(profile: Profile) -> Result<PathBuf> {
+    let (name, target): (_, &[&str]) = match profile {
+        Profile::Release => ("release", &["--bin", "macula"]),
+        Profile::Simulations => (
+            "sim",
+            &["--bin", "macula", "--example", "sim_mesh", "--features", "cli,testing"],
+        ),
+    };
+    let mut command = cargo();
+    command.args(["build", "--locked", "--profile", name, "--package", "macula-node"]);
+    run(command.args(target))?;
+    Ok(target_dir().join(name).join("macula"))
 }
