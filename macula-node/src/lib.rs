@@ -8,6 +8,7 @@ mod builder;
 mod clocks;
 mod data;
 mod directory;
+mod error_line;
 mod events;
 #[cfg(feature = "ingress")]
 pub mod ingress;
@@ -32,6 +33,7 @@ pub use directory::{
     DirectoryState, DirectoryStats, JoinCause, JoinError, JoinReport, ProviderRecord, Publication, PublishReport,
     TrustedPeer, WithdrawReport, WrongClock,
 };
+pub use error_line::error_line;
 pub use events::{MAX_NODE_EVENTS, NodeEvent, NodeEvents};
 pub use life::Phase;
 pub use macula_dht::{AdvertiseError, Contact, Refusal, StoreLimits, Usage};

@@ -11,7 +11,7 @@ use super::schema::{
     Addresses, Build, Cache, CallStats, CalledProvider, CalledService, Contact, Event, LatencyBucket, Limits, Mesh,
     ObservedAddress, Peer, PublishedRecord, Records, Refusal, ServedService, State,
 };
-use crate::{Link, NodeEvent, NodeState, Opener, Phase, Presence, ProviderState, Role};
+use crate::{Link, NodeEvent, NodeState, Opener, Phase, Presence, ProviderState, Role, error_line};
 
 /// The most entries of a list, and of all providers of called services together.
 const MAX_ENTRIES: usize = 4096;
@@ -77,7 +77,7 @@ pub(crate) fn state(state: &NodeState, build: Build) -> State {
 
 fn mesh(state: &NodeState, room: &mut Room) -> Mesh {
     let error = match &state.join {
-        Some(Err(error)) => Some(chain(error)),
+        Some(Err(error)) => Some(error_line(error)),
         Some(Ok(_)) | None => None,
     };
     Mesh {
@@ -293,21 +293,6 @@ fn role(role: Role) -> String {
 
 fn texts<T: ToString>(all: &[T]) -> Vec<String> {
     all.iter().map(ToString::to_string).collect()
-}
-
-/// An error and its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        // Transparent errors repeat their source.
-        if !line.ends_with(&text) {
-            line = format!("{line}: {text}");
-        }
-        source = cause.source();
-    }
-    line
 }
 
 fn millis(time: Duration) -> u64 {

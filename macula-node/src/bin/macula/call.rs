@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{
     args::CallArgs,
-    failure::{Failure, call_code, chain},
+    failure::{Failure, call_code, error_line},
     mesh,
     signals::Signals,
 };
@@ -241,7 +241,7 @@ pub(crate) fn attempts(attempts: &[Attempt]) -> Vec<Value> {
         json!({
             "provider": attempt.node_id.to_string(),
             "endpoint": attempt.endpoint.as_ref().map(ToString::to_string),
-            "cause": chain(&attempt.cause),
+            "cause": error_line(&attempt.cause),
             "started_us": attempt.started.as_micros() as u64,
             "us": attempt.took.as_micros() as u64,
         })

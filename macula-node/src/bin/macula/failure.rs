@@ -3,6 +3,7 @@
 use std::{fmt::Display, io::Write, path::Path, process::ExitCode};
 
 use clap::error::{ContextKind, ContextValue};
+pub(crate) use macula_node::error_line;
 use macula_node::{CallError, StartError};
 
 /// A command's failure.
@@ -54,7 +55,7 @@ impl From<CallError> for Failure {
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        Self::other(chain(&error))
+        Self::other(error_line(&error))
     }
 }
 
@@ -76,21 +77,6 @@ pub(crate) fn call_code(error: &CallError) -> u8 {
         CallError::Answered { .. } => 7,
         _ => 1,
     }
-}
-
-/// An error and its causes, in one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        // Transparent errors repeat their source.
-        if !line.ends_with(&text) {
-            line = format!("{line}: {text}");
-        }
-        source = cause.source();
-    }
-    line
 }
 
 /// An error in one line, its first cause before the rest of the chain.

@@ -14,7 +14,7 @@ use tonic_reflection::pb::v1::{
 
 use crate::{
     args::HealthArgs,
-    failure::{Failure, chain, print_line},
+    failure::{Failure, error_line, print_line},
     mesh,
     own::{self, unanswered},
 };
@@ -64,7 +64,7 @@ async fn ask_all(node: &Node, args: &HealthArgs) -> Result<(), Failure> {
     let providers = match (&args.service, &args.on[..]) {
         (Some(service), []) => {
             let found = node.lookup(service).await;
-            let found = found.map_err(|error| Failure::other(chain(&error)))?;
+            let found = found.map_err(|error| Failure::other(error_line(&error)))?;
             if found.is_empty() {
                 let service = service.clone();
                 return Err(CallError::ServiceNotFound { service }.into());

@@ -6,7 +6,7 @@ use macula_node::Identity;
 
 use crate::{
     args::{IdAction, IdArgs},
-    failure::{Failure, chain, print_line, say},
+    failure::{Failure, error_line, print_line, say},
     identity::{self, default_file, make_folder_of},
 };
 
@@ -26,12 +26,12 @@ pub(crate) fn run(args: &IdArgs) -> Result<(), Failure> {
             Identity::load_or_generate(&file)
         }
     };
-    print_line(identity.map_err(|error| Failure::other(chain(&error)))?.node_id())
+    print_line(identity.map_err(|error| Failure::other(error_line(&error)))?.node_id())
 }
 
 /// Puts a new key in the place of the old one.
 fn rotate(file: &Path) -> Result<(), Failure> {
-    let failed = |error: &dyn std::error::Error| Failure::other(chain(error));
+    let failed = |error: &dyn std::error::Error| Failure::other(error_line(error));
     // No node may use the old key: it would be known by both.
     let old = identity::take_existing(file)?;
     let fresh = Identity::generate().map_err(|error| failed(&error))?;

@@ -8,7 +8,7 @@ use std::{
 
 use macula_node::Identity;
 
-use crate::failure::{Failure, chain};
+use crate::failure::{Failure, error_line};
 
 /// A key that this process uses, and no other while this is kept.
 #[derive(Debug)]
@@ -40,13 +40,13 @@ pub(crate) fn make_folder_of(file: &Path) -> Result<(), Failure> {
 
 /// Takes the identity in `file`, which has to be there.
 pub(crate) fn take_existing(file: &Path) -> Result<Taken, Failure> {
-    Identity::load(file).map_err(|error| Failure::other(chain(&error)))?;
+    Identity::load(file).map_err(|error| Failure::other(error_line(&error)))?;
     take(file)
 }
 
 /// Takes the identity in `file`, made if it is missing. Two nodes with one key would each be taken for the other.
 pub(crate) fn take(file: &Path) -> Result<Taken, Failure> {
-    let identity = Identity::load_or_generate(file).map_err(|error| Failure::other(chain(&error)))?;
+    let identity = Identity::load_or_generate(file).map_err(|error| Failure::other(error_line(&error)))?;
     let lock = File::open(file).map_err(|error| Failure::other(format!("{} was lost: {error}", file.display())))?;
     match lock.try_lock() {
         Err(TryLockError::WouldBlock) => Err(Failure::other(format!(

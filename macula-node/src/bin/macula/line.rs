@@ -21,7 +21,7 @@ pub(crate) fn parse() -> Result<Cli, ExitCode> {
         return read(typed).map_err(|error| failure::usage(&error));
     };
     let command = config::with_file(typed.clone(), &file);
-    let command = command.map_err(|error| Failure::usage(failure::chain(&error)).report())?;
+    let command = command.map_err(|error| Failure::usage(failure::error_line(&error)).report())?;
     read(command).map_err(|error| match read(typed) {
         // The command line is right, so the file is wrong.
         Ok(_) => failure::usage_in(&file, &error),

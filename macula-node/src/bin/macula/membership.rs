@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::{
     args::{AccessArgs, JoinArgs},
-    failure::{Failure, chain, print_line},
+    failure::{Failure, error_line, print_line},
     identity::{self, Taken, default_file, make_folder_of, user_folder},
 };
 
@@ -29,18 +29,18 @@ pub(crate) fn from_line_or_file(text: &str) -> Result<Membership, Failure> {
     if text.starts_with("macula_") {
         return text
             .parse()
-            .map_err(|error: macula_node::LineError| Failure::usage(chain(&error)));
+            .map_err(|error: macula_node::LineError| Failure::usage(error_line(&error)));
     }
     // A file that a secret store lays out is often readable by its group; the grant in it is no secret.
     let text = std::fs::read_to_string(text)
         .map_err(|error| Failure::usage(format!("{text} is neither a grant nor a file with one: {error}")))?;
     text.parse()
-        .map_err(|error: macula_node::LineError| Failure::usage(chain(&error)))
+        .map_err(|error: macula_node::LineError| Failure::usage(error_line(&error)))
 }
 
 /// The grant that a node keeps in this file, if there is one.
 pub(crate) fn read_file(file: &Path) -> Result<Option<Membership>, Failure> {
-    let damaged = |error: &dyn std::error::Error| Failure::other(format!("{}: {}", file.display(), chain(error)));
+    let damaged = |error: &dyn std::error::Error| Failure::other(format!("{}: {}", file.display(), error_line(error)));
     match private_file::read(file, MAX_FILE_BYTES) {
         Err(private_file::ReadError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(damaged(&error)),
@@ -54,7 +54,7 @@ pub(crate) fn read_file(file: &Path) -> Result<Option<Membership>, Failure> {
 
 /// A token as it is typed: the line itself, or a file that holds it.
 fn token(text: &str) -> Result<JoinToken, Failure> {
-    let wrong = |error: macula_node::LineError| Failure::usage(chain(&error));
+    let wrong = |error: macula_node::LineError| Failure::usage(error_line(&error));
     if text.starts_with("macula_") {
         return text.parse().map_err(wrong);
     }
@@ -140,7 +140,7 @@ pub(crate) async fn join(args: JoinArgs) -> Result<(), Failure> {
     node.shutdown().await;
     std::fs::rename(&fresh, &kept)
         .map_err(|error| Failure::other(format!("the grant could not be kept in {}: {error}", kept.display())))?;
-    let member = member.map_err(|error| Failure::other(chain(&error)))?;
+    let member = member.map_err(|error| Failure::other(error_line(&error)))?;
     if args.json {
         return print_line(json!({
             "realm": realm.to_string(),

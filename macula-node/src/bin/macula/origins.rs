@@ -54,7 +54,7 @@ pub(crate) fn run(args: &ConfigArgs, file: Option<&Path>) -> Result<(), Failure>
 fn read(command: &str, file: Option<&Path>, words: &[String]) -> Result<(Command, ArgMatches), Failure> {
     let mut typed = args::command();
     if let Some(file) = file {
-        typed = config::with_file(typed, file).map_err(|error| Failure::usage(failure::chain(&error)))?;
+        typed = config::with_file(typed, file).map_err(|error| Failure::usage(failure::error_line(&error)))?;
     }
     let Some(found) = typed.find_subcommand(command) else {
         return Err(Failure::usage(format!(

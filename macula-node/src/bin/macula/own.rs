@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 
 use crate::{
     args::AdminArgs,
-    failure::{Failure, chain, say},
+    failure::{Failure, error_line, say},
     version,
 };
 
@@ -27,9 +27,12 @@ pub(crate) async fn serve(args: &AdminArgs, node: &macula_node::Node) -> Result<
             tracing::info!(path = %admin.path().display(), "the admin interface is served");
             Ok(Some(admin))
         }
-        Err(error) if asked => Err(Failure::other(chain(&error))),
+        Err(error) if asked => Err(Failure::other(error_line(&error))),
         Err(error) => {
-            say(&format!("{}; `macula status` will not find this node", chain(&error)));
+            say(&format!(
+                "{}; `macula status` will not find this node",
+                error_line(&error)
+            ));
             Ok(None)
         }
     }
@@ -81,7 +84,7 @@ pub(crate) fn several(paths: &[PathBuf]) -> Failure {
 pub(crate) async fn connect(path: &Path) -> Result<AdminClient, Failure> {
     admin::connect(path)
         .await
-        .map_err(|error| Failure::other(chain(&error)))
+        .map_err(|error| Failure::other(error_line(&error)))
 }
 
 /// A request that the node did not answer.

@@ -12,7 +12,7 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
 use crate::{
     args::{PingArgs, PingTarget},
-    failure::{Failure, cause_first, chain, print, print_json},
+    failure::{Failure, cause_first, error_line, print, print_json},
     mesh,
     signals::Signals,
     table::{Look, Table, Tone, number, state, text, time},
@@ -99,7 +99,7 @@ async fn ping(node: &Node, args: &PingArgs, provider: &Provider, service: &str) 
     };
     match tokio::time::timeout(args.timeout, node.reach(provider)).await {
         Err(_) => pinged.error = Some(format!("it did not answer within {:?}", args.timeout)),
-        Ok(Err(error)) => pinged.error = Some(chain(&error)),
+        Ok(Err(error)) => pinged.error = Some(error_line(&error)),
         Ok(Ok(reached)) => {
             pinged.address = Some(reached.peer.remote_addr.to_string());
             pinged.handshake_us = reached.handshake.map(micros);

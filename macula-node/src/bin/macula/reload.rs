@@ -12,7 +12,7 @@ use crate::{
     args::{AccessArgs, AdminArgs, MeshArgs, NodeArgs},
     backend::Backends,
     exec::Environment,
-    failure::chain,
+    failure::error_line,
     logging, node,
     serve::{Kind, Serve, Setting},
 };
@@ -50,7 +50,7 @@ pub(crate) async fn apply(node: &Node, backends: &mut Backends, before: NodeArgs
     for service in &plan.serve {
         backends.start(service);
         if let Err(error) = service.serve_at(node, &now.service, &environment).await {
-            tracing::error!(%service, error = chain(&error), "a service is not served any more");
+            tracing::error!(%service, error = error_line(&error), "a service is not served any more");
         }
     }
     for option in &plan.restart {

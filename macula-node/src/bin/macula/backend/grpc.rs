@@ -14,7 +14,7 @@ use tonic::{
 
 use super::look;
 use crate::{
-    failure::chain,
+    failure::error_line,
     serve::{Kind, Serve},
     sparse::Sparse,
 };
@@ -157,7 +157,7 @@ impl Server {
             }
             Err(error) => {
                 self.failures.warn(|_| {
-                    tracing::warn!(%service, server = %self.at, error = chain(&error), "the service cannot be provided");
+                    tracing::warn!(%service, server = %self.at, error = error_line(&error), "the service cannot be provided");
                 });
                 false
             }

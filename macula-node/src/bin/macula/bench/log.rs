@@ -13,7 +13,7 @@ use serde_json::json;
 use super::load::Ended;
 use crate::{
     call::attempts,
-    failure::{Failure, chain},
+    failure::{Failure, error_line},
 };
 
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl CallLog {
     pub(super) fn write(&mut self, call: &Ended) -> Result<(), Failure> {
         let (name, message, failed): (_, _, &[Attempt]) = match &call.outcome {
             Ok(answer) => (None, None, answer.failed_attempts()),
-            Err(error) => (Some(error.name()), Some(chain(error)), error.attempts()),
+            Err(error) => (Some(error.name()), Some(error_line(error)), error.attempts()),
         };
         let provider = call.outcome.as_ref().ok().and_then(|answer| answer.provider());
         let unix = call.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);

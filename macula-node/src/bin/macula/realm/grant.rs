@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     args::GrantArgs,
-    failure::{Failure, chain, print_line, say},
+    failure::{Failure, error_line, print_line, say},
 };
 
 /// What an issuer has to provide so that members find it.
@@ -38,10 +38,10 @@ pub(super) fn run(args: &GrantArgs) -> Result<(), Failure> {
             .fold(issue, |issue, (key, value)| issue.with_label(key, value));
         grant = grant.with_issue(issue);
     }
-    let signed = grant.sign(&key).map_err(|error| Failure::usage(chain(&error)))?;
+    let signed = grant.sign(&key).map_err(|error| Failure::usage(error_line(&error)))?;
     let member = signed
         .verify(&file.realm, begin)
-        .map_err(|error| Failure::other(chain(&error)))?;
+        .map_err(|error| Failure::other(error_line(&error)))?;
     let membership = Membership {
         realm: file.realm.clone(),
         chain: signed,
@@ -85,7 +85,7 @@ fn terms(args: &GrantArgs) -> Result<Terms, Failure> {
         terms.labels.clear();
         let renew = RENEW_SERVICE
             .parse()
-            .map_err(|error| Failure::other(chain(&error as &dyn std::error::Error)))?;
+            .map_err(|error| Failure::other(error_line(&error as &dyn std::error::Error)))?;
         terms.provide = issued(&args.rights.serve).iter().cloned().chain([renew]).collect();
         terms.call = issued(&args.rights.call);
     }

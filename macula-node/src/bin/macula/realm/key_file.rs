@@ -123,8 +123,12 @@ impl KeyFile {
     /// Reads a key file.
     pub(super) fn read(path: &Path) -> Result<Self, Failure> {
         let shown = path.display();
-        let text = private_file::read(path, MAX_FILE_BYTES)
-            .map_err(|error| Failure::other(format!("the realm's key {shown}: {}", crate::failure::chain(&error))))?;
+        let text = private_file::read(path, MAX_FILE_BYTES).map_err(|error| {
+            Failure::other(format!(
+                "the realm's key {shown}: {}",
+                crate::failure::error_line(&error)
+            ))
+        })?;
         let text = std::str::from_utf8(&text).unwrap_or_default();
         let (realm, secret) = parse(text)
             .ok_or_else(|| Failure::other(format!("{shown} is no realm's key, or it is damaged: use a copy of it")))?;
@@ -246,7 +250,7 @@ impl Granted {
             Failure::other(format!(
                 "{} cannot be read: {}",
                 self.0.display(),
-                crate::failure::chain(error)
+                crate::failure::error_line(error)
             ))
         };
         match private_file::read(&self.0, MAX_LIST_BYTES) {

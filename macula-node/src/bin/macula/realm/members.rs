@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     args::MembersArgs,
-    failure::{Failure, chain, print_line},
+    failure::{Failure, error_line, print_line},
 };
 
 struct Row {
@@ -47,7 +47,7 @@ fn of_issuer(
     let realm = OwnIssuer::of(data, identity)?.membership.realm;
     let kept = IssuerFolder::new(data)
         .members()
-        .map_err(|error| Failure::other(chain(&error)))?;
+        .map_err(|error| Failure::other(error_line(&error)))?;
     let known = crate::membership::revocations(data, &realm, now());
     let row = |(id, KeptMember { since, chain, .. }): (NodeId, KeptMember)| {
         let member = chain.verify_late(&realm, now(), u64::MAX).ok()?;
@@ -65,7 +65,7 @@ fn of_key(args: &MembersArgs) -> Result<(Realm, BTreeMap<NodeId, Row>), Failure>
     for list in granted.revocations()? {
         known
             .merge(&list, now())
-            .map_err(|error| Failure::other(chain(&error)))?;
+            .map_err(|error| Failure::other(error_line(&error)))?;
     }
     let mut rows = BTreeMap::new();
     for membership in granted.grants()? {

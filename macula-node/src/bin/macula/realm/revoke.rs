@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     args::RevokeArgs,
-    failure::{Failure, chain, print_line, say},
+    failure::{Failure, error_line, print_line, say},
 };
 
 /// How often a busy node is asked to take the order, a second apart.
@@ -66,7 +66,7 @@ pub(super) async fn run(args: &RevokeArgs) -> Result<(), Failure> {
 /// The order, and after it those that were given before, the latest first: a node may have missed them.
 fn sign(args: &RevokeArgs) -> Result<(Realm, Vec<SignedRevocations>, Vec<BootstrapAddr>), Failure> {
     let order = order(args.node_id, args.lift);
-    let failed = |error: &dyn std::error::Error| Failure::other(chain(error));
+    let failed = |error: &dyn std::error::Error| Failure::other(error_line(error));
     let mut to = args.bootstrap.clone();
     if let Some(data) = &args.data {
         let own = OwnIssuer::of(data, args.identity.as_deref())?;
@@ -122,7 +122,7 @@ async fn hand_in(visitor: &Node, at: &BootstrapAddr, list: &SignedRevocations, m
             }
             Ok(JoinReply::Refused(reason)) => Err(format!("{at} refused: {reason}")),
             Ok(JoinReply::Admitted { .. }) => Err(format!("{at} gave an answer to another question")),
-            Err(error) => Err(format!("{at}: {}", chain(&error))),
+            Err(error) => Err(format!("{at}: {}", error_line(&error))),
         };
     }
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     args::ShowArgs,
-    failure::{Failure, chain, print_line},
+    failure::{Failure, error_line, print_line},
 };
 
 pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
@@ -18,7 +18,7 @@ pub(super) fn run(args: &ShowArgs) -> Result<(), Failure> {
         Some(line) if line.starts_with("macula_token_") => {
             let token = line
                 .parse()
-                .map_err(|error| Failure::usage(chain(&error as &macula_node::LineError)))?;
+                .map_err(|error| Failure::usage(error_line(&error as &macula_node::LineError)))?;
             self::token(args, &token)
         }
         Some(line) => grant(args, &crate::membership::from_line_or_file(line)?),
@@ -39,7 +39,7 @@ fn realm(args: &ShowArgs) -> Result<(), Failure> {
 
 fn grant(args: &ShowArgs, membership: &Membership) -> Result<(), Failure> {
     let member = membership.chain.verify_late(&membership.realm, now(), u64::MAX);
-    let member = member.map_err(|error| Failure::other(chain(&error)))?;
+    let member = member.map_err(|error| Failure::other(error_line(&error)))?;
     if args.json {
         return print_line(json!({
             "realm": membership.realm.to_string(),

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::rights::{self, now};
 use crate::{
     args::TokenArgs,
-    failure::{Failure, chain, print_line, say},
+    failure::{Failure, error_line, print_line, say},
 };
 
 /// The issuer of a data folder: its identity and its grant.
@@ -19,7 +19,7 @@ pub(super) struct OwnIssuer {
 impl OwnIssuer {
     pub(super) fn of(data: &std::path::Path, identity: Option<&std::path::Path>) -> Result<Self, Failure> {
         let file = identity.map_or_else(|| data.join("identity"), ToOwned::to_owned);
-        let identity = Identity::load(&file).map_err(|error| Failure::other(chain(&error)))?;
+        let identity = Identity::load(&file).map_err(|error| Failure::other(error_line(&error)))?;
         let file = crate::membership::grant_file(&file);
         let Some(membership) = crate::membership::read_file(&file)? else {
             return Err(Failure::other(format!(
@@ -29,7 +29,7 @@ impl OwnIssuer {
             )));
         };
         let member = membership.chain.verify(&membership.realm, now());
-        let member = member.map_err(|error| Failure::other(chain(&error)))?;
+        let member = member.map_err(|error| Failure::other(error_line(&error)))?;
         if member.issue().is_none() || *member.node_id() != identity.node_id() {
             return Err(Failure::other(
                 "this node is no issuer: give it a grant of `macula realm grant NODEID --issue`",
@@ -46,7 +46,7 @@ impl OwnIssuer {
 pub(super) fn run(args: &TokenArgs) -> Result<(), Failure> {
     let folder = IssuerFolder::new(&args.data);
     let own = OwnIssuer::of(&args.data, args.identity.as_deref())?;
-    let failed = |error: macula_node::FolderError| Failure::other(chain(&error));
+    let failed = |error: macula_node::FolderError| Failure::other(error_line(&error));
     let endpoints = match args.at.is_empty() {
         false => args.at.clone(),
         true => folder.addresses().map_err(failed)?,
@@ -62,7 +62,7 @@ pub(super) fn run(args: &TokenArgs) -> Result<(), Failure> {
     let probe = terms.grant(realm, own.identity.node_id(), now..=now + 1);
     probe
         .issue(&own.member, &own.identity)
-        .map_err(|error| Failure::usage(chain(&error)))?;
+        .map_err(|error| Failure::usage(error_line(&error)))?;
     let issuer = Issuer {
         node_id: own.identity.node_id(),
         endpoints,
