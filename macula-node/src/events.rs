@@ -54,6 +54,13 @@ pub enum NodeEvent {
         /// How far the wall clock was set, in milliseconds.
         stepped_ms: i64,
     },
+    /// The node has another grant than before: it was renewed, by the same issuer or another, or given by hand.
+    Rotated {
+        /// The node that signed it; `None` when the realm's key did.
+        issuer: Option<NodeId>,
+        /// How long it is valid.
+        valid_for: Duration,
+    },
     /// A connection was opened or ended, or a dial failed.
     Connection(PoolEvent),
     /// The standing of a provider changed for this node's calls.
@@ -138,6 +145,7 @@ impl NodeEvent {
             Self::Withdrawn { .. } => "withdrawn",
             Self::Addresses(_) => "addresses",
             Self::ClockJumped { .. } => "clock_jumped",
+            Self::Rotated { .. } => "rotated",
             Self::Connection(event) => match event {
                 PoolEvent::Opened { .. } => "opened",
                 PoolEvent::Closed { .. } => "closed",
@@ -191,6 +199,7 @@ impl NodeEvent {
                     | BalancerEvent::Unreachable { provider },
                 ..
             }) => Some(*provider),
+            Self::Rotated { issuer, .. } => *issuer,
             _ => None,
         }
     }
@@ -217,6 +226,15 @@ impl fmt::Display for NodeEvent {
             Self::ClockJumped { slept, stepped_ms } => write!(
                 f,
                 "the machine was suspended for {slept:?} and its wall clock set by {stepped_ms} ms"
+            ),
+            Self::Rotated { issuer, valid_for } => write!(
+                f,
+                "the node has a new grant, signed by {}, valid for {valid_for:?}",
+                if issuer.is_some() {
+                    "this issuer"
+                } else {
+                    "the realm's key"
+                }
             ),
             Self::Connection(event) => match event {
                 PoolEvent::Opened { dialed: true, .. } => f.write_str("a connection to it was opened"),

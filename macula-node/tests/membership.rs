@@ -139,6 +139,26 @@ async fn a7_an_issuer_that_is_away_for_an_hour_does_no_harm() {
     }
 }
 
+/// An operator sees each renewed grant, and the node that signed it.
+#[tokio::test(start_paused = true)]
+async fn n5_a_renewed_grant_is_an_event() {
+    let network = Network::new(35);
+    let first = issuer(&network, 1).await;
+    let node = member(&network, 2).await;
+    let mut events = node.events();
+    let rotated = loop {
+        let event = events.next().await.unwrap();
+        if event.kind() == "rotated" {
+            break event;
+        }
+    };
+    assert_eq!(rotated.node(), Some(first.id()));
+    let valid = end(&node) - node.access().now();
+    let expected = format!("the node has a new grant, signed by this issuer, valid for {valid}s");
+    assert_eq!(rotated.to_string(), expected);
+    assert!(end(&node) > START + LIFE.as_secs());
+}
+
 /// When the issuer is away for too long the members part, and they meet again when it is back, without new tokens.
 #[tokio::test(start_paused = true)]
 async fn a7_members_whose_grants_ended_are_let_in_again_by_an_issuer_that_was_away() {

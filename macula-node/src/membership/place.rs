@@ -16,11 +16,12 @@ use std::{
 use macula_rpc::{Resolve as _, ResolveOptions};
 use macula_transport::{Access, Endpoint, VisitError, private_file};
 use macula_wire::{
-    AccessError, Chain, Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, MAX_ISSUERS, Member, Membership, NodeId,
+    AccessError, Chain, ChainHash, Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, MAX_ISSUERS, Member,
+    Membership, NodeId,
 };
 
 use super::RENEW_SERVICE;
-use crate::directory::Directory;
+use crate::{NodeEvent, directory::Directory};
 
 /// The most bytes of a grant's file.
 const MAX_FILE_BYTES: usize = 16 * 1024;
@@ -271,9 +272,11 @@ impl Place {
     /// Renews the grant for as long as the node runs.
     pub(crate) async fn stay(mut self, directory: Directory) {
         let mut changed = self.access.changed();
+        let mut grant = self.grant();
         let mut pause = RETRY;
         let mut warned = false;
         loop {
+            self.tell_rotation(&mut grant, &directory);
             let due_in = self.access.own().ok().map(|own| self.due_in(&own));
             if let Some(due_in) = due_in.filter(|due_in| !due_in.is_zero()) {
                 (pause, warned) = (RETRY, false);
@@ -286,6 +289,7 @@ impl Place {
             }
             match self.next_grant(&directory).await {
                 Ok(()) => {
+                    self.tell_rotation(&mut grant, &directory);
                     (pause, warned) = (RETRY, false);
                     // A grant may be due as soon as it is there: that of an issuer whose own is about to end.
                     tokio::time::sleep(RETRY).await;
@@ -302,6 +306,19 @@ impl Place {
                 }
             }
         }
+    }
+
+    /// Tells the node's readers when its grant is another than `known`.
+    fn tell_rotation(&self, known: &mut Option<ChainHash>, directory: &Directory) {
+        let present = self.grant();
+        if let (true, Some(own)) = (*known != present, self.access.member()) {
+            let ends = own.not_after().unwrap_or_default();
+            directory.news().tell(NodeEvent::Rotated {
+                issuer: own.issuer().copied(),
+                valid_for: Duration::from_secs(ends.saturating_sub(self.access.now())),
+            });
+        }
+        *known = present;
     }
 
     /// How long until the grant is due: two thirds of its life, less up to a tenth of it.
@@ -343,6 +360,11 @@ impl Place {
         let (realm, now) = (self.access.realm(), self.access.now());
         let end = |chain: &Chain| chain.verify(realm, now).ok().and_then(|member| member.not_after());
         Ok(read?.filter(|given| given.realm == *realm && end(&given.chain) > self.end()))
+    }
+
+    /// The last grant's hash, valid or not.
+    fn grant(&self) -> Option<ChainHash> {
+        self.access.member()?.chain_hash().copied()
     }
 
     /// When the last grant ends or has ended.

@@ -367,9 +367,9 @@ pub struct Limits {
 pub struct Event {
     #[prost(uint64, tag = "1")]
     pub at_ms: u64,
-    /// `joined`, `join_failed`, `published`, `refused`, `withdrawn`, `addresses`, `clock_jumped`, `opened`, `closed`, `dial_failed`,
-    /// `ejected`, `probing`, `restored`, `unreachable`, `suspected`, `heard`, `health_ignored`, `health_heeded`, `budget_exhausted`,
-    /// `draining`, `left`, or `missed`.
+    /// `joined`, `join_failed`, `published`, `refused`, `withdrawn`, `addresses`, `clock_jumped`, `rotated`, `opened`, `closed`,
+    /// `dial_failed`, `ejected`, `probing`, `restored`, `unreachable`, `suspected`, `heard`, `health_ignored`, `health_heeded`,
+    /// `budget_exhausted`, `draining`, `left`, or `missed`.
     #[prost(string, tag = "2")]
     pub kind: ::prost::alloc::string::String,
     /// The service that it is about, if it is about one.

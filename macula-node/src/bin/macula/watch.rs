@@ -61,7 +61,7 @@ fn line(event: &Event, look: Look) -> String {
 fn tone(kind: &str) -> Tone {
     match kind {
         "joined" | "published" | "restored" | "heard" | "health_heeded" => Tone::Good,
-        "opened" | "closed" | "withdrawn" | "addresses" | "probing" => Tone::Plain,
+        "opened" | "closed" | "withdrawn" | "addresses" | "rotated" | "probing" => Tone::Plain,
         "ejected" | "unreachable" | "refused" | "join_failed" | "health_ignored" | "budget_exhausted" => Tone::Bad,
         _ => Tone::Warning,
     }
