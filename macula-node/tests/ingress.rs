@@ -220,6 +220,13 @@ async fn n6_grpc_reaches_services_of_the_mesh_and_the_nodes_health() {
         .check(HealthCheckRequest::default())
         .await;
     assert_eq!(health.unwrap().into_inner().status(), ServingStatus::Serving);
+    assert_eq!(
+        check(&channel, "shop.Cart").await.unwrap(),
+        ServingStatus::Serving,
+        "another node serves it"
+    );
+    let unknown = check(&channel, "shop.Missing").await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
     let mut missing = tonic::client::Grpc::new(channel);
     missing.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckResponse>::default();
@@ -228,6 +235,39 @@ async fn n6_grpc_reaches_services_of_the_mesh_and_the_nodes_health() {
         .unary(tonic::Request::new(HealthCheckRequest::default()), path, codec)
         .await;
     assert_eq!(error.unwrap_err().code(), tonic::Code::Unimplemented);
+}
+
+async fn check(channel: &Channel, service: &str) -> Result<ServingStatus, tonic::Status> {
+    let request = HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let answer = HealthClient::new(channel.clone()).check(request).await?;
+    Ok(answer.into_inner().status())
+}
+
+#[tokio::test]
+async fn n6_a_watch_of_health_ends_when_the_ingress_closes() {
+    let cart = TonicServices::new().with_server(Cart);
+    let provider = local().serve_tonic(cart).start().await.unwrap();
+    let (_entry, ingress) = ingress(&provider, |config| config).await;
+    let mut client = HealthClient::new(connect(&ingress).await);
+    let mut watches = Vec::new();
+    for (service, expected) in [
+        ("", ServingStatus::Serving),
+        ("shop.Cart", ServingStatus::Serving),
+        ("shop.Missing", ServingStatus::ServiceUnknown),
+    ] {
+        let service = service.to_owned();
+        let mut watch = client.watch(HealthCheckRequest { service }).await.unwrap().into_inner();
+        assert_eq!(watch.message().await.unwrap().unwrap().status(), expected);
+        watches.push(watch);
+    }
+    // Were they kept, the ingress would be open for its 30 s.
+    let (ends, ()) = tokio::join!(
+        futures::future::join_all(watches.iter_mut().map(tonic::Streaming::message)),
+        ingress.close()
+    );
+    assert!(ends.iter().all(|end| matches!(end, Ok(None))), "{ends:?}");
 }
 
 #[tokio::test]

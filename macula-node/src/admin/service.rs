@@ -13,6 +13,7 @@ use tokio::{
     sync::watch,
 };
 use tonic::{Request, Response, Status, transport::Server};
+use tonic_health::pb::health_server::HealthServer;
 
 use super::{
     answer,
@@ -54,7 +55,7 @@ pub(super) async fn serve(
             return;
         }
     };
-    let health = node.inner.inspection.health();
+    let health = HealthServer::new(node.inner.inspection.health());
     let service = Service {
         node,
         build,

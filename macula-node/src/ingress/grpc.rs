@@ -12,9 +12,11 @@ use axum::{
 };
 use futures::future::BoxFuture;
 use macula_rpc::Channel;
+use tokio::sync::watch;
 use tonic::{codegen::Service, server::NamedService as _, service::Routes};
+use tonic_health::pb::health_server::HealthServer;
 
-use super::{error::Failure, reflection::Reflection};
+use super::{error::Failure, health::MeshHealth, reflection::Reflection};
 use crate::Node;
 
 /// Whether the request is gRPC's.
@@ -36,8 +38,9 @@ pub(super) struct Gateway {
 }
 
 impl Gateway {
-    pub(super) fn new(node: &Node, mesh: Channel) -> Self {
-        let own = Routes::new(node.inner.inspection.health()).add_service(Reflection::new(node).into_server());
+    pub(super) fn new(node: &Node, mesh: Channel, stopped: watch::Receiver<bool>) -> Self {
+        let health = MeshHealth::new(node.inner.inspection.health(), node.clone(), stopped);
+        let own = Routes::new(HealthServer::new(health)).add_service(Reflection::new(node).into_server());
         Self {
             own: own.prepare(),
             mesh,
@@ -45,12 +48,10 @@ impl Gateway {
     }
 }
 
-/// Whether the path is of a service about the node itself.
+/// Whether the path is of health or reflection.
 fn is_own(path: &str) -> bool {
     let service = path.strip_prefix('/').and_then(|rest| rest.split('/').next());
-    service.is_some_and(|service| {
-        service == tonic_health::pb::health_server::HealthServer::<()>::NAME || service == Reflection::NAME
-    })
+    service.is_some_and(|service| service == HealthServer::<()>::NAME || service == Reflection::NAME)
 }
 
 impl Service<Request<Body>> for Gateway {

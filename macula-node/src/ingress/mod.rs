@@ -24,12 +24,14 @@
 mod error;
 mod grpc;
 mod guard;
+mod health;
 mod http;
 mod reflection;
 mod serve;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 pub use self::guard::{GuardError, MIN_TOKEN_BYTES, Tokens};
@@ -92,7 +94,11 @@ pub enum IngressError {
 
 /// An ingress, open. Dropping it closes it at once; [`Ingress::close`] closes it in order.
 #[derive(Debug)]
-pub struct Ingress(Listener);
+pub struct Ingress {
+    listener: Listener,
+    /// Ends the watches of health, which would keep the port open.
+    stop: watch::Sender<bool>,
+}
 
 impl Ingress {
     /// Opens an ingress to the mesh that `node` is in. Its calls are the node's own: they are made with the node's client, and other
@@ -108,22 +114,25 @@ impl Ingress {
         let tls = tls
             .map(|(certificate, key)| guard::server_tls(&certificate, &key))
             .transpose()?;
-        let app = serve::app(node, tokens);
+        let (stop, stopped) = watch::channel(false);
+        let app = serve::app(node, tokens, stopped);
         let bound = match tls {
             None => Listener::bind("ingress", listen, Plain, app).await,
             Some(tls) => Listener::bind("ingress", listen, TlsAcceptor::from(Arc::new(tls)), app).await,
         };
-        bound.map(Self).map_err(|error| IngressError::Listen(listen, error))
+        let listener = bound.map_err(|error| IngressError::Listen(listen, error))?;
+        Ok(Self { listener, stop })
     }
 
     /// Where it listens.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
-        self.0.local_addr()
+        self.listener.local_addr()
     }
 
     /// Takes no further requests and finishes the running ones, within 30 s.
     pub async fn close(self) {
-        self.0.close().await;
+        self.stop.send_replace(true);
+        self.listener.close().await;
     }
 }

@@ -21,6 +21,8 @@ use crate::Node;
 
 /// The most nodes that one stream of questions goes to.
 const MAX_ASKED: usize = 16;
+/// The most providers of one service that a question goes to, one after another.
+const MAX_OF_SERVICE: usize = 3;
 
 #[derive(Clone)]
 pub(super) struct Reflection {
@@ -83,7 +85,8 @@ impl Reflection {
         match ask {
             Ask::ListServices(_) => return self.list().await,
             Ask::FileContainingSymbol(symbol) => {
-                if let Some(provider) = self.provider_of(symbol).await {
+                // The first one is asked first, and the next ones when it is lost.
+                for provider in self.providers_of(symbol).await.into_iter().rev() {
                     if asked.len() == MAX_ASKED {
                         asked.remove(0);
                     }
@@ -122,22 +125,26 @@ impl Reflection {
         Told::ListServicesResponse(ListServiceResponse { service })
     }
 
-    /// A provider of the service that `symbol` is, or is a part of: `package.Service.Method` is a part of `package.Service`.
-    async fn provider_of(&self, symbol: &str) -> Option<Provider> {
+    /// Providers of the service that `symbol` is, or is a part of: `package.Service.Method` is a part of `package.Service`.
+    async fn providers_of(&self, symbol: &str) -> Vec<Provider> {
         let whole = Some(symbol);
         let parent = symbol.rsplit_once('.').map(|(parent, _)| parent);
         for name in [whole, parent].into_iter().flatten() {
             let Ok(service) = ServiceName::new(name) else { continue };
-            let providers = self.node.providers(&service).await.ok();
-            if let Some(provider) = providers.and_then(|found| found.first().cloned()) {
-                let channel = match provider.node_id == self.node.id() {
-                    true => self.own.clone(),
-                    false => Channel::new(self.node.client().clone()).with_provider(provider),
-                };
-                return Some(ServerReflectionClient::new(channel));
+            let found = self.node.providers(&service).await.unwrap_or_default();
+            if !found.is_empty() {
+                return found.iter().take(MAX_OF_SERVICE).map(|it| self.reach(it)).collect();
             }
         }
-        None
+        Vec::new()
+    }
+
+    fn reach(&self, provider: &macula_rpc::Provider) -> Provider {
+        let channel = match provider.node_id == self.node.id() {
+            true => self.own.clone(),
+            false => Channel::new(self.node.client().clone()).with_provider(provider.clone()),
+        };
+        ServerReflectionClient::new(channel)
     }
 }
 

@@ -10,13 +10,14 @@ use axum::{
     routing::post,
 };
 use macula_rpc::Channel;
+use tokio::sync::watch;
 use tonic::codegen::http::header;
 
 use super::{Tokens, error, grpc, http};
 use crate::{MAX_MESSAGE_BYTES, Node};
 
 /// What answers the requests.
-pub(super) fn app(node: &Node, tokens: Option<Tokens>) -> Router {
+pub(super) fn app(node: &Node, tokens: Option<Tokens>, stopped: watch::Receiver<bool>) -> Router {
     let calls = Router::new()
         .route("/v1/call/{service}", post(http::call))
         .route("/v1/call/{service}/{method}", post(http::call))
@@ -24,7 +25,7 @@ pub(super) fn app(node: &Node, tokens: Option<Tokens>) -> Router {
         .with_state(node.client().clone());
     let gate = Arc::new(tokens);
     calls
-        .fallback_service(grpc::Gateway::new(node, Channel::new(node.client().clone())))
+        .fallback_service(grpc::Gateway::new(node, Channel::new(node.client().clone()), stopped))
         .layer(middleware::from_fn_with_state(gate, admit))
 }
 

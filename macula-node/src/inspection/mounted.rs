@@ -61,8 +61,8 @@ impl Inspection {
 
     /// The health service, to be served elsewhere too.
     #[cfg(any(feature = "admin", feature = "ingress"))]
-    pub(crate) fn health(&self) -> HealthServer<impl tonic_health::pb::health_server::Health + use<>> {
-        HealthServer::new(self.statuses.clone())
+    pub(crate) fn health(&self) -> impl tonic_health::pb::health_server::Health + use<> {
+        self.statuses.clone()
     }
 
     /// The services about the node, to be called by the node itself.
