@@ -1,4 +1,5 @@
-//! `cargo xtask clients`: programs that know nothing of Macula use a mesh: a gRPC server and a gRPC client in Python, and a browser.
+//! `cargo xtask clients`: programs that know nothing of Macula use a mesh: a gRPC server and a gRPC client in Python, a health probe, curl,
+//! and a browser. It also holds that the numbers of the deployed dashboard and alert rules are there, by a parser of PromQL.
 //!
 //! The play is `macula-node/tests/clients/play.py`. Python's packages come once into the build folder, each at one version. A tool that
 //! this machine lacks is named, and the rest runs.
@@ -9,10 +10,11 @@ use anyhow::{Context as _, Result};
 
 use crate::workspace::{cargo, output, root, run, target_dir};
 
-const PACKAGES: [&str; 4] = [
+const PACKAGES: [&str; 5] = [
     "grpcio==1.85.3",
     "grpcio-health-checking==1.85.1",
     "grpcio-reflection==1.85.1",
+    "promql-parser==0.12.0",
     "protobuf==7.36.2",
 ];
 
@@ -27,10 +29,11 @@ pub(crate) fn check() -> Result<()> {
     }
     let folder = target_dir().join("tools/grpcio-1.85.3");
     let python = folder.join("bin/python");
-    if output(Command::new(&python).args(["-c", "import grpc_health, grpc_reflection"])).is_err() {
+    if output(Command::new(&python).args(["-c", "import grpc_health, grpc_reflection, promql_parser"])).is_err() {
         run(Command::new("python3").args(["-m", "venv"]).arg(&folder)).context("Python cannot make an environment")?;
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"];
-        run(Command::new(&python).args(install).args(PACKAGES)).context("grpcio comes from PyPI: check the network")?;
+        run(Command::new(&python).args(install).args(PACKAGES))
+            .context("its packages come from PyPI: check the network")?;
     }
     run(cargo().args(["build", "--locked", "--workspace", "--all-features", "--bin", "macula"]))?;
     let play = root().join("macula-node/tests/clients/play.py");
