@@ -100,3 +100,14 @@ fn what_is_typed_wrong_is_not_the_files_fault() {
         "{said}"
     );
 }
+
+#[test]
+fn n5_the_configuration_that_is_deployed_opens_an_ops_port() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/macula.toml");
+    let checked = run(&["--config", path, "config", "check"]);
+    assert!(checked.status.success(), "{}", stderr(&checked));
+    let shown = run(&["--config", path, "config", "show"]);
+    let shown = stdout(&shown);
+    let ops = shown.lines().find(|line| line.starts_with("ops ")).unwrap();
+    assert!(ops.contains("127.0.0.1:9090") && ops.contains("macula.toml"), "{shown}");
+}

@@ -76,6 +76,7 @@ fn systemd(file: &Path) -> Result<()> {
 }
 
 fn kubernetes(file: &Path) -> Result<()> {
+    probed(&fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?)?;
     if !answers("python3", "--version") {
         println!("kubernetes.yaml is not checked: there is no Python");
         return Ok(());
@@ -91,4 +92,44 @@ fn kubernetes(file: &Path) -> Result<()> {
     run(Command::new(program).args(["--strict", "--quiet"]).arg(file))?;
     println!("kubernetes.yaml holds Kubernetes objects");
     Ok(())
+}
+
+/// Holds that each node of a file for Kubernetes has an ops port, and that the probes and Prometheus ask it there.
+fn probed(pods: &str) -> Result<()> {
+    let nodes = pods.matches("image: macula").count();
+    ensure!(nodes > 0, "kubernetes.yaml runs no node");
+    for needed in [
+        "--ops",
+        "0.0.0.0:9090",
+        "containerPort: 9090",
+        "readinessProbe:\n            httpGet: {path: /readyz, port: ops}",
+        "livenessProbe:\n            httpGet: {path: /livez, port: ops}",
+        "prometheus.io/scrape: \"true\"",
+        "prometheus.io/port: \"9090\"",
+    ] {
+        let found = pods.matches(needed).count();
+        ensure!(
+            found == nodes,
+            "kubernetes.yaml runs {nodes} nodes and has {found} times `{needed}`"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_node_of_kubernetes_is_probed_and_scraped_at_its_ops_port() {
+        let deployed = include_str!("../../macula-node/deploy/kubernetes.yaml");
+        probed(deployed).unwrap();
+        for needed in ["/livez", "/readyz", "containerPort: 9090", "prometheus.io/scrape"] {
+            assert!(
+                probed(&deployed.replacen(needed, "", 1)).is_err(),
+                "{needed} is not missed"
+            );
+        }
+        probed("kind: Namespace").unwrap_err();
+    }
 }
