@@ -49,8 +49,8 @@ fn a_setting_without_its_service_is_a_usage_error() {
             "--service a: there is no --serve of that name",
         ),
         (
-            &["--serve", "a=echo", "--service", "a:timeout=1s"],
-            "only its concurrency can be set",
+            &["--serve", "a=echo", "--service", "a:output=5"],
+            "only its concurrency and timeout can be set",
         ),
         (
             &["--serve", "a=echo", "--service", "a:colour=red"],

@@ -1,11 +1,14 @@
-//! Which callers a service admits beside their grants (A5).
+//! The options of a service: which callers it admits beside their grants (A5), and how long their calls may take.
 //!
 //! The transport has checked already that the caller's grant lets it call the service. A service may ask for more: certain nodes, or
 //! certain labels in the caller's grant. A call that a router passes on is judged by its caller, not by the router.
 
-use std::sync::{
-    Arc, PoisonError, RwLock,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use macula_transport::PeerInfo;
@@ -55,13 +58,25 @@ impl From<NodeId> for Allowed {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceOptions {
     allow: Vec<Allowed>,
+    pub(crate) max_time: Option<Duration>,
 }
 
 impl ServiceOptions {
-    /// Every caller whose grant allows the service is admitted.
+    /// Every caller whose grant allows the service is admitted, for as long as the endpoint's
+    /// [`Limits::max_call_time`](macula_transport::Limits::max_call_time).
     #[must_use]
     pub const fn new() -> Self {
-        Self { allow: Vec::new() }
+        Self {
+            allow: Vec::new(),
+            max_time: None,
+        }
+    }
+
+    /// Ends calls of other nodes this long after they came, whatever deadline their callers ask for.
+    #[must_use]
+    pub const fn max_time(mut self, time: Duration) -> Self {
+        self.max_time = Some(time);
+        self
     }
 
     /// Admits these callers, and from the first of them on no others.
@@ -75,14 +90,14 @@ impl ServiceOptions {
 /// The options that a service has now, and the calls that they have denied.
 #[derive(Debug, Default)]
 pub(crate) struct Guard {
-    /// `None` admits every caller.
+    /// `None` admits every caller, for as long as the endpoint does.
     options: RwLock<Option<Arc<ServiceOptions>>>,
     denied: AtomicU64,
 }
 
 impl Guard {
     pub(crate) fn set(&self, options: &Arc<ServiceOptions>) {
-        let options = (!options.allow.is_empty()).then(|| Arc::clone(options));
+        let options = (**options != ServiceOptions::new()).then(|| Arc::clone(options));
         *self.options.write().unwrap_or_else(PoisonError::into_inner) = options;
     }
 
@@ -107,11 +122,17 @@ impl Guard {
     }
 
     fn judge(&self, options: &ServiceOptions, caller: &Member, service: &ServiceName) -> Result<(), Status> {
-        if options.allow.iter().any(|allowed| allowed.admits(caller)) {
+        if options.allow.is_empty() || options.allow.iter().any(|allowed| allowed.admits(caller)) {
             Ok(())
         } else {
             Err(self.deny(caller, service, "the service does not admit this caller"))
         }
+    }
+
+    /// The longest time that a call of a peer may take.
+    pub(crate) fn max_time(&self) -> Option<Duration> {
+        let options = self.options.read().unwrap_or_else(PoisonError::into_inner);
+        options.as_ref()?.max_time
     }
 
     fn deny(&self, caller: &Member, service: &ServiceName, why: &str) -> Status {

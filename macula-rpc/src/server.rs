@@ -12,7 +12,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::Poll,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt as _, future::BoxFuture};
@@ -61,6 +61,8 @@ struct Shared {
     options: RwLock<HashMap<ServiceName, Arc<ServiceOptions>>>,
     /// Whether a streaming service was ever served. Until then every call is unary, and its kind needs no lookup.
     streams: AtomicBool,
+    /// Whether a service was ever given a time. Until then no call looks for its own.
+    times: AtomicBool,
     max_concurrent: usize,
     running: AtomicUsize,
     draining: AtomicBool,
@@ -115,6 +117,7 @@ impl Server {
                 services: RwLock::default(),
                 options: RwLock::default(),
                 streams: AtomicBool::new(false),
+                times: AtomicBool::new(false),
                 max_concurrent: max,
                 running: AtomicUsize::new(0),
                 draining: AtomicBool::new(false),
@@ -150,9 +153,12 @@ impl Server {
         self.insert(services.map(|(service, mounted)| (service, Kind::Tonic(mounted))))
     }
 
-    /// Sets the options of a service, such as the callers that it admits, from now on. They outlast the service's handler, so set them
+    /// Sets the options of a service, such as the callers that it admits and the time of a call, from now on. They outlast the service's handler, so set them
     /// before it is served.
     pub fn configure(&self, service: ServiceName, options: ServiceOptions) {
+        if options.max_time.is_some() {
+            self.shared.times.store(true, Ordering::SeqCst);
+        }
         let options = Arc::new(options);
         let mut all = self.shared.options.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(served) = self.served(&service) {
@@ -507,6 +513,13 @@ impl macula_transport::Handler for Server {
             None | Some(Kind::Unary(_)) => CallKind::Unary,
             Some(_) => CallKind::Streaming,
         }
+    }
+
+    fn max_time(&self, call: &IncomingCall) -> Option<Duration> {
+        if !self.shared.times.load(Ordering::SeqCst) {
+            return None;
+        }
+        self.served(call.service())?.guard.max_time()
     }
 
     fn refuses(&self, call: &IncomingCall) -> Option<Reply> {

@@ -6,13 +6,13 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::stream;
 use macula_rpc::{
-    CallError, Cause, Client, Limited, Request, Requests, RetryPolicy, Server, ServiceName, StaticResolver, Status,
-    StatusCode, Strategy,
+    CallError, Cause, Client, Limited, Request, Requests, RetryPolicy, Server, ServiceName, ServiceOptions,
+    StaticResolver, Status, StatusCode, Strategy,
 };
 use macula_transport::{Config, Endpoint, Identity, NoService, PoolConfig};
 use tokio::sync::mpsc;
@@ -21,6 +21,8 @@ use crate::{
     calls::stuck,
     mesh::{Peer, caller, directory, name, serving},
 };
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 #[tokio::test]
 async fn f5_a_service_at_its_limit_refuses_and_the_call_goes_elsewhere() {
@@ -324,4 +326,41 @@ async fn p2_a_call_waits_for_a_place_in_a_full_pool_and_blames_no_provider() {
     tokio::task::yield_now().await;
     holding.abort();
     assert_eq!(waiting.await.unwrap().unwrap(), "x");
+}
+
+#[tokio::test]
+async fn x5_a_service_ends_a_call_at_its_own_time_whatever_the_caller_asks_for() {
+    let (started, mut running) = mpsc::unbounded_channel();
+    let peer = serving(move |request: Request| {
+        let _ = started.send(request.deadline().saturating_duration_since(Instant::now()));
+        pending::<Result<(), Status>>()
+    })
+    .await;
+    let (_endpoint, builder) = caller(directory(std::slice::from_ref(&peer))).await;
+    let client = builder.attempt_timeout(HOUR).build();
+    let call = || client.request(name()).timeout(HOUR).send("");
+    let mut first = Box::pin(call());
+    let until = running_until(&mut first, &mut running).await;
+    assert!(until > HOUR / 2, "{until:?}");
+    drop(first);
+    let options = ServiceOptions::new().max_time(Duration::from_millis(20));
+    peer.server.configure(name(), options);
+    let error = call().await.unwrap_err();
+    assert!(running.recv().await.unwrap() <= Duration::from_millis(20));
+    let answered = error.attempts().iter().find_map(|attempt| match &attempt.cause {
+        Cause::Answered(status) => Some(status.code()),
+        _ => None,
+    });
+    assert_eq!(answered, Some(StatusCode::DeadlineExceeded), "{error:?}");
+}
+
+/// Polls a call until its handler runs; gives the time that the handler has.
+async fn running_until(
+    call: &mut (impl Future<Output: std::fmt::Debug> + Unpin),
+    running: &mut mpsc::UnboundedReceiver<Duration>,
+) -> Duration {
+    tokio::select! {
+        until = running.recv() => until.unwrap(),
+        ended = call => panic!("{ended:?}"),
+    }
 }

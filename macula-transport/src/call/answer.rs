@@ -228,9 +228,15 @@ impl Provider {
         now + Duration::from_micros(head.timeout_us).min(self.link.shared.places.max_call_time())
     }
 
-    /// How the handler exchanges the messages of a call; the reply when it panicked.
-    pub(crate) fn kind(&self, call: &IncomingCall) -> Result<CallKind, Reply> {
-        std::panic::catch_unwind(AssertUnwindSafe(|| self.handler.kind(call))).map_err(|_| self.panicked())
+    /// How the handler exchanges the messages of a call, whose deadline comes no later than the handler lets it; the reply when the
+    /// handler panicked.
+    pub(crate) fn kind(&self, call: &mut IncomingCall, now: Instant) -> Result<CallKind, Reply> {
+        let asked = AssertUnwindSafe(|| (self.handler.kind(call), self.handler.max_time(call)));
+        let (kind, max_time) = std::panic::catch_unwind(asked).map_err(|_| self.panicked())?;
+        if let Some(ends) = max_time.and_then(|time| now.into_std().checked_add(time)) {
+            call.deadline = call.deadline.min(ends);
+        }
+        Ok(kind)
     }
 
     /// Refuses a call before its request is waited for, where the handler can.
@@ -401,7 +407,7 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
         if !ended {
             provider.refuse_early(&call)?;
         }
-        let kind = provider.kind(&call)?;
+        let kind = provider.kind(&mut call, now)?;
         let place = provider.calls.take(kind.runs())?;
         provider.find_caller(&mut call)?;
         Ok((kind, place.into_hold(), call, inside))
@@ -414,6 +420,7 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
             return ReplyStream::own(link, outgoing, until).send(link, reply).await;
         }
     };
+    let until = Instant::from_std(call.deadline);
     match kind {
         CallKind::Unary => match unary(provider, &outgoing, &mut incoming, call, ended, until, &place).await {
             Ok(reply) => {

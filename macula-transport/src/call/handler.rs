@@ -1,6 +1,6 @@
 //! The handler: a node's answers to the requests of its peers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt as _};
@@ -40,6 +40,13 @@ pub trait Handler: Send + Sync + 'static {
     fn kind(&self, call: &IncomingCall) -> CallKind {
         let _ = call;
         CallKind::Unary
+    }
+
+    /// The longest time that a call may take, whatever its caller asks for; asked before the call is answered. `None`, the default,
+    /// leaves it at [`Limits::max_call_time`](crate::Limits::max_call_time), which also bounds a longer one.
+    fn max_time(&self, call: &IncomingCall) -> Option<Duration> {
+        let _ = call;
+        None
     }
 
     /// The reply that refuses a call whatever its request is, such as a call of an unknown service; `None` lets it go on. Asked before
@@ -90,6 +97,10 @@ impl<H: Handler + ?Sized> Handler for Arc<H> {
 
     fn kind(&self, call: &IncomingCall) -> CallKind {
         (**self).kind(call)
+    }
+
+    fn max_time(&self, call: &IncomingCall) -> Option<Duration> {
+        (**self).max_time(call)
     }
 
     fn refuses(&self, call: &IncomingCall) -> Option<Reply> {

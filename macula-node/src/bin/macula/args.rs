@@ -330,8 +330,9 @@ pub(crate) struct NodeArgs {
     pub(crate) serve: Vec<Serve>,
     /// A setting of one service; may be given several times. In a file: a table `[node.service."NAME"]` with a line `KEY = VALUE` each.
     ///
-    /// `concurrency=N`: calls at a time; more are refused and go elsewhere; not for `grpc://`. For `exec:` also `timeout=TIME`, after which a command is
-    /// killed and its call has failed; `output=BYTES`, the longest answer; `user=NAME`, `folder=DIR` and `env=NAME[=VALUE]` for its process.
+    /// `timeout=TIME`, at most 1 h: a call that takes longer has failed, whatever its caller asks for, and its command is killed.
+    /// `concurrency=N`: calls at a time; more are refused and go elsewhere; not for `grpc://`. For `exec:` also `output=BYTES`, the longest
+    /// answer; `user=NAME`, `folder=DIR` and `env=NAME[=VALUE]` for its process.
     #[arg(long, value_name = "NAME:KEY=VALUE")]
     pub(crate) service: Vec<Setting>,
     /// The levels of the log, like `info` or `warn,macula_dht=debug`; RUST_LOG goes before it.

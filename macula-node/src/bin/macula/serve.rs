@@ -2,7 +2,9 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use macula_node::{Bytes, Limited, MAX_MESSAGE_BYTES, NameError, Node, NodeBuilder, Request, ServiceName, Status};
+use macula_node::{
+    Bytes, Limited, MAX_MESSAGE_BYTES, NameError, Node, NodeBuilder, Request, ServiceName, ServiceOptions, Status,
+};
 use tonic::codegen::http::uri::{Authority, Uri};
 
 use crate::{
@@ -92,7 +94,7 @@ pub(crate) struct Setting {
     pub(crate) rule: Rule,
 }
 
-/// A rule for the calls of a service. All but the first are for commands.
+/// A rule for the calls of a service. All but the first two are for commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Rule {
     Concurrency(usize),
@@ -155,6 +157,7 @@ impl Serve {
             return builder;
         };
         let calls = self.concurrency(settings);
+        let builder = builder.configure(name.clone(), self.options(settings));
         match &self.kind {
             Kind::Echo => builder.serve(name, Limited::new(calls, echo)),
             Kind::Exec(command) => {
@@ -177,6 +180,7 @@ impl Serve {
             return Ok(());
         };
         let calls = self.concurrency(settings);
+        node.configure(name.clone(), self.options(settings));
         match &self.kind {
             Kind::Echo => node.serve(name, Limited::new(calls, echo)).await?,
             Kind::Exec(command) => {
@@ -214,6 +218,15 @@ impl Serve {
         })
     }
 
+    /// The longest time of its calls. A command has its own, because its group is killed when it is over.
+    fn options(&self, settings: &[Setting]) -> ServiceOptions {
+        let times = self.own(settings).filter_map(|rule| match rule {
+            Rule::Timeout(time) if !matches!(self.kind, Kind::Exec(_)) => Some(*time),
+            _ => None,
+        });
+        times.fold(ServiceOptions::new(), ServiceOptions::max_time)
+    }
+
     fn exec(&self, command: &str, settings: &[Setting], environment: &Arc<Environment>) -> Exec {
         let mut process = Process::default();
         let mut environment = Arc::clone(environment);
@@ -234,12 +247,12 @@ impl Serve {
     pub(crate) fn misfit(&self, settings: &[Setting]) -> Option<String> {
         let fits = |rule: &Rule| match self.kind {
             Kind::Exec(_) => true,
-            Kind::Echo | Kind::Http(_) => matches!(rule, Rule::Concurrency(_)),
-            Kind::Grpc(_) => false,
+            Kind::Echo | Kind::Http(_) => matches!(rule, Rule::Concurrency(_) | Rule::Timeout(_)),
+            Kind::Grpc(_) => matches!(rule, Rule::Timeout(_)),
         };
         let why = match self.kind {
-            Kind::Grpc(_) => "is a gRPC server's, so nothing can be set here",
-            _ => "runs no command, so only its concurrency can be set",
+            Kind::Grpc(_) => "is a gRPC server's, so only its timeout can be set",
+            _ => "runs no command, so only its concurrency and timeout can be set",
         };
         let wrong = self.own(settings).find(|rule| !fits(rule));
         wrong.map(|_| format!("{self} {why}"))

@@ -294,7 +294,7 @@ impl InboundLane {
         let provider = &self.provider;
         let admitted = provider.admit(head, now, inside, |name| names.get(name));
         let admitted = admitted.and_then(|(mut call, _)| {
-            let kind = provider.kind(&call)?;
+            let kind = provider.kind(&mut call, now)?;
             let taken = match (kind.runs(), place.take()) {
                 (Runs::Here, Some(place)) => place,
                 (runs, _) => provider.calls.take(runs)?,
