@@ -408,3 +408,34 @@ fn pem(label: &str, der: &[u8]) -> String {
         STANDARD.encode(der)
     )
 }
+
+#[tokio::test]
+async fn x8_a_body_that_does_not_arrive_is_given_up() {
+    let node = local().serve("demo.echo", echo).start().await.unwrap();
+    let listen = IngressConfig::new("127.0.0.1:0".parse().unwrap());
+    let ingress = Ingress::bind(&node, listen).await.unwrap();
+    let mut stream = TcpStream::connect(ingress.local_addr()).await.unwrap();
+    let head = "POST /v1/call/demo.echo HTTP/1.1\r\nHost: mesh\r\nContent-Length: 5\r\n\r\nhel";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // From here on the time passes as soon as nothing else is to be done.
+    tokio::time::pause();
+    let mut answer = vec![0; 1024];
+    let read = stream.read(&mut answer).await.unwrap();
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+}
+
+#[tokio::test]
+async fn x8_a_connection_without_a_request_is_given_up() {
+    let node = local().start().await.unwrap();
+    let listen = IngressConfig::new("127.0.0.1:0".parse().unwrap());
+    let ingress = Ingress::bind(&node, listen).await.unwrap();
+    for said in ["", "PRI * HTTP/2.0", "POST / HTTP/1.1"] {
+        let mut stream = TcpStream::connect(ingress.local_addr()).await.unwrap();
+        stream.write_all(said.as_bytes()).await.unwrap();
+        tokio::time::pause();
+        // It ends, with or without an answer that says so.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        tokio::time::resume();
+    }
+}

@@ -35,6 +35,8 @@ use macula_wire::ServiceName;
 use super::error::Failure;
 use crate::MAX_MESSAGE_BYTES;
 
+/// How long the body of a request may take to arrive.
+pub const BODY_WITHIN: Duration = Duration::from_secs(60);
 const TIMEOUT: &str = "macula-timeout-ms";
 const RETRY: &str = "macula-retry";
 const METADATA: &str = "macula-meta-";
@@ -64,7 +66,12 @@ async fn answer(
     if let Some(method) = path.get("method") {
         call = call.method(method);
     }
-    let payload = axum::body::to_bytes(body, MAX_MESSAGE_BYTES).await.map_err(|_| {
+    let payload = axum::body::to_bytes(body, MAX_MESSAGE_BYTES);
+    let payload = tokio::time::timeout(BODY_WITHIN, payload).await.map_err(|_| {
+        let message = format!("the request's body did not arrive within {BODY_WITHIN:?}");
+        Failure::request(Http::REQUEST_TIMEOUT, "request_too_slow", message)
+    })?;
+    let payload = payload.map_err(|_| {
         let message = format!("the request's body was cut off, or has more than {MAX_MESSAGE_BYTES} bytes");
         Failure::request(Http::PAYLOAD_TOO_LARGE, "request_too_large", message)
     })?;

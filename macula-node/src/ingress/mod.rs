@@ -34,7 +34,10 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-pub use self::guard::{GuardError, MIN_TOKEN_BYTES, Tokens};
+pub use self::{
+    guard::{GuardError, MIN_TOKEN_BYTES, Tokens},
+    http::BODY_WITHIN,
+};
 pub use crate::listener::{HEADERS_WITHIN, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_STREAMS};
 use crate::{
     Node,
@@ -47,6 +50,7 @@ pub struct IngressConfig {
     listen: SocketAddr,
     tls: Option<(PathBuf, PathBuf)>,
     tokens: Option<Tokens>,
+    max_connections: usize,
 }
 
 impl IngressConfig {
@@ -57,7 +61,15 @@ impl IngressConfig {
             listen,
             tls: None,
             tokens: None,
+            max_connections: MAX_CONNECTIONS,
         }
+    }
+
+    /// Takes so many connections at a time; [`MAX_CONNECTIONS`] without it.
+    #[must_use]
+    pub const fn max_connections(mut self, most: usize) -> Self {
+        self.max_connections = most;
+        self
     }
 
     /// Serves TLS with this certificate chain and private key, both PEM files.
@@ -107,7 +119,12 @@ impl Ingress {
     /// # Errors
     /// When it would be open to other hosts without TLS and tokens, a file is not usable, or the address is taken.
     pub async fn bind(node: &Node, config: IngressConfig) -> Result<Self, IngressError> {
-        let IngressConfig { listen, tls, tokens } = config;
+        let IngressConfig {
+            listen,
+            tls,
+            tokens,
+            max_connections,
+        } = config;
         if !listen.ip().is_loopback() && (tls.is_none() || tokens.is_none()) {
             return Err(IngressError::Unguarded(listen));
         }
@@ -117,8 +134,11 @@ impl Ingress {
         let (stop, stopped) = watch::channel(false);
         let app = serve::app(node, tokens, stopped);
         let bound = match tls {
-            None => Listener::bind("ingress", listen, Plain, app).await,
-            Some(tls) => Listener::bind("ingress", listen, TlsAcceptor::from(Arc::new(tls)), app).await,
+            None => Listener::bind("ingress", listen, max_connections, Plain, app).await,
+            Some(tls) => {
+                let tls = TlsAcceptor::from(Arc::new(tls));
+                Listener::bind("ingress", listen, max_connections, tls, app).await
+            }
         };
         let listener = bound.map_err(|error| IngressError::Listen(listen, error))?;
         Ok(Self { listener, stop })

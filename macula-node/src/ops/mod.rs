@@ -40,7 +40,7 @@ pub use self::{
 };
 use crate::{
     Node,
-    listener::{Listener, Plain},
+    listener::{Listener, MAX_CONNECTIONS, Plain},
 };
 
 /// The ops port cannot be opened.
@@ -74,7 +74,7 @@ impl Ops {
             .route("/readyz", get(readyz))
             .route("/metrics", get(scrape))
             .with_state(asked);
-        let bound = Listener::bind("ops", listen, Plain, app).await;
+        let bound = Listener::bind("ops", listen, MAX_CONNECTIONS, Plain, app).await;
         let listener = bound.map_err(|error| OpsError(listen, error))?;
         Ok(Self { listener, stop })
     }

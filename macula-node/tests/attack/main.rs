@@ -11,10 +11,16 @@
 
 mod attacker;
 mod crowds;
+#[cfg(feature = "ingress")]
+mod ingress;
 mod memory;
 mod names;
 mod records;
 mod strangers;
+
+#[cfg(feature = "ingress")]
+#[path = "../http1/mod.rs"]
+mod http1;
 
 use std::{
     future::pending,

@@ -1,33 +1,36 @@
 //! The HTTP server under the ingress and the ops port: connections, their limits, and an end in order.
 //!
 //! **Invariant.** Connections, their requests, and the headers of a request have limits with names, and a client that says nothing is
-//! given up.
+//! given up. When all connections are taken, a newcomer takes one of the address that has most: see `places.rs`.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+mod held;
+mod places;
 
-use axum::{Extension, Router, extract::ConnectInfo};
+use std::{future::Future, io, net::SocketAddr, pin::pin, time::Duration};
+
+use axum::{Extension, Router, extract::ConnectInfo, middleware::from_fn_with_state};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{
-        conn::auto,
-        graceful::{GracefulShutdown, Watcher},
-    },
+    server::conn::auto,
     service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::{JoinHandle, JoinSet},
 };
 
-/// The most connections at a time; later ones wait in the kernel's queue.
+use self::held::{Held, Room};
+
+/// The most connections at a time, unless it is set. Beyond it a newcomer takes the place of one without a request, or of one of the
+/// address that has most; else it is closed.
 pub const MAX_CONNECTIONS: usize = 1_024;
 /// The most requests at a time on one HTTP/2 connection.
 pub const MAX_STREAMS: u32 = 256;
 /// The largest headers of a request, in bytes.
 pub const MAX_HEADER_BYTES: u32 = 64 * 1024;
-/// How long a client may take for its TLS handshake, and for the headers of a request.
+/// How long a client may take for its TLS handshake, for its first request, and for the headers of each.
 pub const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// How long the end waits for running requests.
 const CLOSE_WITHIN: Duration = Duration::from_secs(30);
@@ -83,13 +86,15 @@ impl Listener {
     pub(crate) async fn bind(
         name: &'static str,
         listen: SocketAddr,
+        max_connections: usize,
         secure: impl Secure,
         app: Router,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(accept(name, listener, secure, app, stopped));
+        let room = Room::new(max_connections);
+        let task = tokio::spawn(accept(name, listener, room, secure, app, stopped));
         Ok(Self {
             name,
             address,
@@ -124,25 +129,20 @@ impl Drop for Listener {
 async fn accept(
     name: &'static str,
     listener: TcpListener,
+    room: Room,
     secure: impl Secure,
     app: Router,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let graceful = GracefulShutdown::new();
     let mut running = JoinSet::new();
     loop {
         // Tasks that have ended leave the set.
         while running.try_join_next().is_some() {}
-        let arriving = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, stream, client) = tokio::select! {
+        let (stream, client) = tokio::select! {
             biased;
             () = told(&mut stopped) => break,
-            (place, accepted) = arriving => match accepted {
-                Ok((stream, client)) => (place, stream, client),
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     // No file descriptor is left, most likely: the next one may be.
                     tracing::warn!(port = name, %error, "a connection could not be taken");
@@ -151,14 +151,15 @@ async fn accept(
                 }
             },
         };
-        let (secure, watcher) = (secure.clone(), graceful.watcher());
+        let Some((held, gives_way)) = room.take(name, client.ip()) else {
+            continue;
+        };
         let app = app.clone().layer(Extension(ConnectInfo(client)));
+        let (secure, stopped) = (secure.clone(), stopped.clone());
         running.spawn(async move {
-            let _place = place;
-            let ended = match tokio::time::timeout(HEADERS_WITHIN, secure.secure(stream)).await {
-                Ok(Ok(stream)) => converse(stream, app, watcher).await,
-                Ok(Err(error)) => Err(error.into()),
-                Err(_) => Err("no TLS handshake in time".into()),
+            let ended = tokio::select! {
+                ended = serve(stream, secure, app, &held, stopped) => ended,
+                () = gives_way.asked() => Err("it gave way to a newcomer".into()),
             };
             if let Err(error) = ended {
                 tracing::debug!(port = name, error, "a connection has ended");
@@ -166,7 +167,6 @@ async fn accept(
         });
     }
     drop(listener);
-    graceful.shutdown().await;
     while running.join_next().await.is_some() {}
 }
 
@@ -175,12 +175,18 @@ async fn told(stopped: &mut watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-/// Answers the requests of one connection.
-async fn converse(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+/// Answers the requests of one connection, until it ends or brings no request in time.
+async fn serve(
+    stream: TcpStream,
+    secure: impl Secure,
     app: Router,
-    watcher: Watcher,
+    held: &Held,
+    mut stopped: watch::Receiver<bool>,
 ) -> Result<(), BoxError> {
+    let stream = match tokio::time::timeout(HEADERS_WITHIN, secure.secure(stream)).await {
+        Ok(stream) => stream?,
+        Err(_) => return Err("no TLS handshake in time".into()),
+    };
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -194,7 +200,15 @@ async fn converse(
         .keep_alive_timeout(PING_EVERY)
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_BYTES);
-    let service = TowerToHyperService::new(app);
-    let conversation = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-    watcher.watch(conversation).await
+    let app = app.layer(from_fn_with_state(held.clone(), held::count));
+    let conversation = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(app));
+    let mut conversation = pin!(conversation.into_owned());
+    tokio::select! {
+        ended = conversation.as_mut() => return ended,
+        () = told(&mut stopped) => {}
+        // Over HTTP/2 the client is told, and connects again when it has a request.
+        () = held.says_nothing(HEADERS_WITHIN) => {}
+    }
+    conversation.as_mut().graceful_shutdown();
+    conversation.await
 }
