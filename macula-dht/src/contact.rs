@@ -11,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use macula_wire::{Address, MAX_ENDPOINTS, NodeId};
+use macula_wire::{Address, MAX_ENDPOINTS, NodeId, VerifiedProvider};
 
 /// A node of the DHT and where it listens. One pointer: clones share the data, and tables hold hundreds.
 #[derive(Clone, PartialEq, Eq)]
@@ -152,6 +152,19 @@ impl Contact {
             .filter(|endpoint| Scope::of_address(endpoint) <= narrowest);
         let fitting: Vec<_> = fitting.cloned().collect();
         (!fitting.is_empty()).then(|| Self::new(*self.node_id(), fitting))
+    }
+
+    /// Whether this peer may bring a record: a record that names a loopback address comes from a peer on the same host.
+    ///
+    /// A private address is another matter. Its node says that it listens there, and may be of this site although a public peer brings
+    /// its record.
+    pub(crate) fn may_bring(&self, record: &VerifiedProvider) -> bool {
+        if self.0.names >= Scope::Loopback {
+            return true;
+        }
+        let advertised = record.advertisement();
+        let mut endpoints = advertised.iter().flat_map(|it| it.endpoints());
+        !endpoints.any(|endpoint| Scope::of_address(endpoint) == Scope::Loopback)
     }
 
     /// The node.

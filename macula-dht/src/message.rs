@@ -154,6 +154,11 @@ pub enum Refusal {
     /// The node checks as many signatures as it can.
     #[error("the node is busy checking signatures; it is asked again by itself")]
     Busy,
+    /// It names a loopback address, and the peer that brought it is on another host than the node (X12).
+    #[error(
+        "the record names an address such as 127.0.0.1, where other hosts reach themselves; advertise an address that they can reach"
+    )]
+    Loopback,
     /// A reason this version does not know.
     #[error("the node refused the record for a reason this version does not know")]
     Unknown,
@@ -422,6 +427,7 @@ fn outcome_to_proto(outcome: Outcome) -> proto::PublishOutcome {
             Refusal::PublisherQuota => P::PublisherQuota,
             Refusal::NotResponsible => P::NotResponsible,
             Refusal::Busy => P::Busy,
+            Refusal::Loopback => P::Loopback,
             Refusal::Unknown => P::Unspecified,
         },
     }
@@ -441,6 +447,7 @@ fn outcome_from_proto(code: i32, mut off_by: impl FnMut() -> Duration) -> Outcom
         Ok(P::PublisherQuota) => Refusal::PublisherQuota,
         Ok(P::NotResponsible) => Refusal::NotResponsible,
         Ok(P::Busy) => Refusal::Busy,
+        Ok(P::Loopback) => Refusal::Loopback,
         Ok(P::Unspecified) | Err(_) => Refusal::Unknown,
     })
 }

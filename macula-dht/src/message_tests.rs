@@ -63,6 +63,7 @@ fn response() -> impl Strategy<Value = Response> {
         Outcome::Refused(Refusal::PublisherQuota),
         Outcome::Refused(Refusal::NotResponsible),
         Outcome::Refused(Refusal::Busy),
+        Outcome::Refused(Refusal::Loopback),
         Outcome::Refused(Refusal::Unknown),
     ]);
     prop_oneof![

@@ -17,7 +17,9 @@ use macula_dht::{
     ALPHA, Config, Contact, Dht, Event, MAX_PEER_LOOKUPS, MAX_PEER_REQUESTS, MAX_QUERIES, Outcome, Output,
     PEER_LOOKUP_COST, Peer, PeerLookupError, QueryResult, Refusal, Request, RequestFailed, Response, Role, Want,
 };
-use macula_wire::{Address, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider};
+use macula_wire::{
+    Address, Advertisement, NodeId, Realm, SecretKey, ServiceKey, SignedProvider, Signer, VerifiedProvider,
+};
 
 /// The bytes of a store that is soon full.
 const BYTES: usize = 64 * 1024;
@@ -455,4 +457,45 @@ fn x12_private_addresses_named_by_a_public_peer_are_not_dialed() {
     );
     let asked: Vec<_> = bench.sends().into_iter().map(|(_, to, _)| to).collect();
     assert_eq!(asked, [at(4, "198.51.100.7:4433")]);
+}
+
+/// A record that names 127.0.0.1 would make each caller send packets to a port of its own host.
+#[test]
+fn x12_records_with_loopback_addresses_of_other_hosts_are_neither_stored_nor_used() {
+    let service = key("a.b");
+    let record = |n: usize, address: &str| {
+        let advertised = Advertisement::new(["203.0.113.7:4433".parse().unwrap(), address.parse().unwrap()]);
+        let realm = Realm::default().hash();
+        let record = VerifiedProvider::sign(&secret(n), &realm, &service, 1, EPOCH_MS, &advertised);
+        record.unwrap().to_signed()
+    };
+    let (public, here) = ([203, 0, 113, 5], [127, 0, 0, 1]);
+    let (loopback, private) = (record(2, "127.0.0.1:22"), record(3, "10.0.0.1:4433"));
+    let mut bench = Bench::new(Config::default());
+    let mut published = |by, record: &SignedProvider| deliver(&mut bench, 1, by, service, record.clone());
+    assert_eq!(published(public, &loopback), Outcome::Refused(Refusal::Loopback));
+    assert_eq!(published(here, &loopback), Outcome::Stored);
+    assert_eq!(published(public, &private), Outcome::Stored);
+
+    let mut bench = Bench::new(Config::default());
+    let holder = Contact::new(*contact_of(1).node_id(), ["203.0.113.5:4433".parse().unwrap()]);
+    bench.dht.add_contact(bench.now, holder);
+    let (id, ..) = bench.sends().remove(0);
+    bench.answer(id, Response::Pong);
+    bench.dht.start_lookup(bench.now, service, Want::All).unwrap();
+    let (id, ..) = bench.sends().remove(0);
+    bench.answer(
+        id,
+        Response::Providers {
+            records: vec![loopback, private],
+            closest: Vec::new(),
+            more: false,
+        },
+    );
+    let found = bench.outputs().into_iter().filter_map(|output| match output {
+        Output::Event(Event::Providers { batch, .. }) => Some(batch),
+        _ => None,
+    });
+    let found: Vec<_> = found.flatten().map(|record| *record.node_id()).collect();
+    assert_eq!(found, [*contact_of(3).node_id()]);
 }

@@ -231,7 +231,8 @@ impl Queries {
 
     /// Takes the records of an answer that were checked, and goes on. Returns `false` when one is forged.
     ///
-    /// A record whose grant has ended or was revoked is left out and no forgery: its holder may not have heard.
+    /// A record whose grant has ended or was revoked is left out and no forgery: its holder may not have heard. So is one of another
+    /// host that names a loopback address, where a caller would reach a port of its own host.
     pub(super) fn handle_checked(
         &mut self,
         local: &mut Local,
@@ -248,6 +249,7 @@ impl Queries {
         let mut records = Vec::with_capacity(checked.len());
         for checked in checked {
             match local.confirm(now, checked) {
+                Ok(record) if !peer.may_bring(&record) => {}
                 Ok(record) => records.push(record),
                 Err(RecordError::Access(AccessError::Ended(_) | AccessError::NotYet(_) | AccessError::Revoked(_))) => {}
                 Err(_) => {

@@ -274,6 +274,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             self.denounce(*from.node_id());
         }
         let verified = verified.map_err(|_| Refusal::Invalid)?;
+        if !from.may_bring(&verified) {
+            return Err(Refusal::Loopback);
+        }
         self.local.store.insert(now, verified, Origin::Remote(from))?;
         Ok(())
     }

@@ -693,6 +693,8 @@ pub enum PublishOutcome {
     Busy = 9,
     /// The record is dated too far ahead.
     FromTheFuture = 10,
+    /// The record names a loopback address, and comes from another host.
+    Loopback = 11,
 }
 impl PublishOutcome {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -712,6 +714,7 @@ impl PublishOutcome {
             Self::NotResponsible => "PUBLISH_OUTCOME_NOT_RESPONSIBLE",
             Self::Busy => "PUBLISH_OUTCOME_BUSY",
             Self::FromTheFuture => "PUBLISH_OUTCOME_FROM_THE_FUTURE",
+            Self::Loopback => "PUBLISH_OUTCOME_LOOPBACK",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -728,6 +731,7 @@ impl PublishOutcome {
             "PUBLISH_OUTCOME_NOT_RESPONSIBLE" => Some(Self::NotResponsible),
             "PUBLISH_OUTCOME_BUSY" => Some(Self::Busy),
             "PUBLISH_OUTCOME_FROM_THE_FUTURE" => Some(Self::FromTheFuture),
+            "PUBLISH_OUTCOME_LOOPBACK" => Some(Self::Loopback),
             _ => None,
         }
     }
