@@ -69,7 +69,7 @@ pub(super) struct Found {
 /// Finds the nodes that listen at an endpoint: at its address, or at each address of its host name.
 pub(super) async fn identify(pool: Pool, id: RequestId, endpoint: Address, within: Duration) -> Done {
     let search = async {
-        let addresses = addresses(&endpoint).await?;
+        let addresses = addresses(&pool, &endpoint).await?;
         identify_each(&pool, addresses).await
     };
     let peers = tokio::time::timeout(within, search).await;
@@ -78,19 +78,16 @@ pub(super) async fn identify(pool: Pool, id: RequestId, endpoint: Address, withi
 }
 
 /// The addresses to dial for an endpoint.
-async fn addresses(endpoint: &Address) -> Result<Vec<Address>, JoinCause> {
-    if endpoint.ip().is_some() {
-        return Ok(vec![endpoint.clone()]);
-    }
+async fn addresses(pool: &Pool, endpoint: &Address) -> Result<Vec<Address>, JoinCause> {
     let unresolved = |source| {
         JoinCause::Dial(Arc::new(DialError::Resolve {
             endpoint: endpoint.clone(),
             source: Arc::new(source),
         }))
     };
-    let found = tokio::net::lookup_host((endpoint.host(), endpoint.port())).await;
+    let found = pool.look_up(endpoint).await.map_err(unresolved)?;
     let mut addresses: Vec<_> = found
-        .map_err(unresolved)?
+        .into_iter()
         .filter_map(|addr| Address::try_from(addr).ok())
         .collect();
     addresses.sort_unstable();

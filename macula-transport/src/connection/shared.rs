@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     hush::Hushes,
     load::Load,
-    share::{checks::Checks, memory::MemoryBudget, places::CallPlaces},
+    share::{checks::Checks, memory::MemoryBudget, names::Names, places::CallPlaces},
     stats::Counters,
 };
 
@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) hushes: Hushes,
     /// The passages that are checked.
     pub(crate) checks: Checks,
+    /// The host names that are looked up.
+    pub(crate) names: Names,
 }
 
 impl Shared {
@@ -57,6 +59,7 @@ impl Shared {
             room: Room::default(),
             hushes: Hushes::default(),
             checks: Checks::new(epoch),
+            names: Names::default(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! A TLS 1.3 client is done before the server has judged its key, so neither side uses a connection before the other's HELLO.
 
 use std::{
+    io,
     net::SocketAddr,
     pin::pin,
     sync::{Arc, PoisonError, RwLock},
@@ -10,7 +11,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::stream::{FuturesUnordered, StreamExt as _};
+use futures::{
+    future::join_all,
+    stream::{FuturesUnordered, StreamExt as _},
+};
 use macula_wire::{
     Chain, ChainHash, NodeId,
     proto::{self, Hello, control},
@@ -32,6 +36,7 @@ use crate::{
     },
     error::{CloseCode, DialError, HelloError, Lost, TlsError},
     peer::PeerInfo,
+    share::names::{Names, ToldBy},
 };
 
 /// The most addresses one dial tries.
@@ -93,7 +98,9 @@ pub(crate) async fn dial(
     endpoints: &[macula_wire::Address],
 ) -> Result<Established, DialError> {
     introducer.shared.config.access.own().map_err(DialError::Grant)?;
-    race(introducer, endpoints, |addr, deadline| {
+    // Without an id it is this node's first contact with a mesh, at an address from its user.
+    let told_by = if expected.is_none() { ToldBy::User } else { ToldBy::Peer };
+    race(introducer, endpoints, told_by, |addr, deadline| {
         attempt(introducer, expected, addr, deadline)
     })
     .await
@@ -104,11 +111,19 @@ pub(crate) async fn dial(
 pub(super) async fn race<T, F: Future<Output = Result<T, DialError>>>(
     introducer: &Introducer,
     endpoints: &[macula_wire::Address],
+    told_by: ToldBy,
     attempt: impl Fn(SocketAddr, Instant) -> F,
 ) -> Result<T, DialError> {
     let start = Instant::now();
     let deadline = start + introducer.shared.config.timers.connect;
-    let (addresses, mut error) = timeout_at(deadline, resolve(endpoints)).await.unwrap_or_default();
+    // A name that is slow to look up holds up no address that is known.
+    let knows_some = endpoints.iter().any(|endpoint| endpoint.ip().is_some());
+    let patience = if knows_some {
+        start + introducer.shared.config.timers.next_address
+    } else {
+        deadline
+    };
+    let (addresses, mut error) = resolve(&introducer.shared.names, endpoints, told_by, patience).await;
     let mut waiting = addresses.into_iter();
     let mut dials = FuturesUnordered::new();
     let mut next_at = start;
@@ -139,16 +154,19 @@ pub(super) async fn race<T, F: Future<Output = Result<T, DialError>>>(
     }
 }
 
-/// The addresses of the endpoints in their order, IPv6 and IPv4 taking turns.
-async fn resolve(endpoints: &[macula_wire::Address]) -> (Vec<SocketAddr>, Option<DialError>) {
+/// The addresses of the endpoints in their order, IPv6 and IPv4 taking turns. Names are looked up until `patience` at most.
+async fn resolve(
+    names: &Names,
+    endpoints: &[macula_wire::Address],
+    told_by: ToldBy,
+    patience: Instant,
+) -> (Vec<SocketAddr>, Option<DialError>) {
     let mut addresses = Vec::new();
     let mut error = None;
-    for endpoint in endpoints.iter().take(macula_wire::MAX_ENDPOINTS) {
-        if let Some(ip) = endpoint.ip() {
-            addresses.push(SocketAddr::new(ip, endpoint.port()));
-            continue;
-        }
-        match tokio::net::lookup_host((endpoint.host(), endpoint.port())).await {
+    let endpoints = || endpoints.iter().take(macula_wire::MAX_ENDPOINTS);
+    let lookups = endpoints().map(|endpoint| timeout_at(patience, names.look_up(endpoint, told_by)));
+    for (endpoint, found) in endpoints().zip(join_all(lookups).await) {
+        match found.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(found) => addresses.extend(found),
             Err(source) => {
                 error = Some(DialError::Resolve {

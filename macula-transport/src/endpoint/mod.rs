@@ -12,6 +12,7 @@ mod unreachable;
 pub(crate) mod visit;
 
 use std::{
+    io,
     net::{Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
     time::Duration,
@@ -45,7 +46,7 @@ use crate::{
     load::Load,
     pool::{self, ConnectionId, Dialer, Pool},
     report::REPORT_EVERY,
-    share::window,
+    share::{names::ToldBy, window},
     stats::{Counters, Stats},
 };
 use arrivals::Arrivals;
@@ -295,6 +296,10 @@ impl Dialer for Inner {
         at: &'a [macula_wire::Address],
     ) -> BoxFuture<'a, Result<Established, DialError>> {
         handshake::dial(&self.introducer, node, at).boxed()
+    }
+
+    fn look_up<'a>(&'a self, at: &'a macula_wire::Address) -> BoxFuture<'a, io::Result<Vec<SocketAddr>>> {
+        self.shared.names.look_up(at, ToldBy::User).boxed()
     }
 
     /// Starts the tasks of a connection that both sides have accepted. False when the pool does not take it.

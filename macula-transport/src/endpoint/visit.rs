@@ -22,6 +22,7 @@ use crate::{
     connection::stream::{Incoming, Outgoing, ReceiveError, SendError, body_frame},
     error::{CloseCode, DialError, Lost},
     peer::Visitor,
+    share::names::ToldBy,
 };
 
 /// The most bytes of a visitor's request, and of its reply.
@@ -105,7 +106,7 @@ pub(super) async fn make(
     if body.len() > MAX_VISIT_BYTES {
         return Err(VisitError::TooLarge(body.len()));
     }
-    let (quic, node_id) = handshake::race(introducer, at, |addr, deadline| {
+    let (quic, node_id) = handshake::race(introducer, at, ToldBy::User, |addr, deadline| {
         handshake::reach(introducer, Alpn::Visit, node, addr, deadline)
     })
     .await?;

@@ -1,5 +1,6 @@
 //! The pool of connections: the shell that dials, waits and closes as [`state`] decides.
 
+mod dial;
 mod event;
 mod state;
 mod successions;
@@ -18,14 +19,14 @@ use std::{
     time::Instant,
 };
 
-use futures::future::BoxFuture;
 use macula_wire::NodeId;
 use tokio::sync::{Notify, broadcast, oneshot};
 
+pub(crate) use dial::Dialer;
 use event::MAX_EVENTS;
 pub use event::{PoolEvent, PoolEvents};
 pub(crate) use state::ConnectionId;
-use state::{AcceptLimits, Activity, Answer, Closing, DialFailure, Origin, Output, PoolState, Ticket};
+use state::{AcceptLimits, Activity, Answer, Closing, Origin, Output, PoolState, Ticket};
 use successions::Successions;
 
 use crate::{
@@ -37,24 +38,10 @@ use crate::{
         snapshot::{ConnectionStats, Opener},
         watch::Presence,
     },
-    endpoint::handshake::Established,
     error::{CloseCode, DialError, Lost},
     identity::successor::Succession,
     share::memory::Memory,
 };
-
-/// Makes the connections that the pool asks for: the endpoint.
-pub(crate) trait Dialer: Send + Sync + 'static {
-    /// Dials a node, or anyone, at the first of its addresses that answers.
-    fn dial<'a>(
-        &'a self,
-        node: Option<NodeId>,
-        at: &'a [macula_wire::Address],
-    ) -> BoxFuture<'a, Result<Established, DialError>>;
-
-    /// Starts the tasks of a connection, unless `register` gives it no id.
-    fn start(&self, established: Established, register: &mut dyn FnMut(&Arc<Caller>) -> Option<ConnectionId>) -> bool;
-}
 
 /// The connections of an endpoint: one for each peer, opened on demand, used again, closed when idle (P1, P2).
 ///
@@ -158,6 +145,14 @@ impl Pool {
     pub async fn first_contact(&self, at: &macula_wire::Address) -> Result<Connection, DialError> {
         let found = self.shell.get(&self.dialer, Wanted::Anyone, std::slice::from_ref(at))?;
         found.wait().await
+    }
+
+    /// The addresses of an endpoint that this node's user has named, at most sixteen lookups of host names at a time.
+    ///
+    /// # Errors
+    /// When the name cannot be looked up.
+    pub async fn look_up(&self, at: &macula_wire::Address) -> std::io::Result<Vec<std::net::SocketAddr>> {
+        self.dialer.look_up(at).await
     }
 
     /// Learns that a node has a new key: a request for the old one gets a connection to the new one.
@@ -379,7 +374,7 @@ impl Shell {
         };
         let waiter = table.wait(ticket);
         if new {
-            tokio::spawn(dial(self.clone(), dialer.clone(), ticket, node, at.to_vec()));
+            tokio::spawn(dial::dial(self.clone(), dialer.clone(), ticket, node, at.to_vec()));
         }
         self.perform(table);
         Ok(Found::Wait(waiter))
@@ -609,60 +604,6 @@ fn activity(open: &BTreeMap<ConnectionId, Arc<Caller>>, id: ConnectionId, now: I
         None => Activity::IdleSince(now),
         Some(Some(since)) => Activity::IdleSince(since),
         Some(None) => Activity::Busy,
-    }
-}
-
-async fn dial(
-    shell: Arc<Shell>,
-    dialer: Arc<dyn Dialer>,
-    ticket: Ticket,
-    node: Option<NodeId>,
-    at: Vec<macula_wire::Address>,
-) {
-    let result = match dialer.dial(node, &at).await {
-        Ok(established) => {
-            let mut connection = None;
-            dialer.start(established, &mut |caller| {
-                let mut table = shell.lock();
-                if table.stopped {
-                    return None;
-                }
-                let node = caller.link.peer.node_id;
-                caller.link.memory.open();
-                let id = table.state.dialed(now(), ticket, node);
-                table.open.insert(id, caller.clone());
-                shell.tell(PoolEvent::Opened { node, dialed: true });
-                // In use from the start: it must not make room for another before the callers that wait for it have it.
-                connection = Some(Connection::new(caller.clone()));
-                Some(id)
-            });
-            connection.ok_or(DialError::ShutDown)
-        }
-        Err(error) => {
-            tracing::debug!(node = node.map(|node| node.short()), %error, "a dial failed");
-            let failure = if error.is_refusal() {
-                DialFailure::Refused
-            } else {
-                DialFailure::Unreachable
-            };
-            let cause = Arc::new(error.clone());
-            shell.tell(PoolEvent::DialFailed {
-                node,
-                error: cause.clone(),
-            });
-            shell
-                .lock()
-                .state
-                .dial_failed(now(), ticket, state::fingerprint(&at), failure, cause);
-            Err(error)
-        }
-    };
-    let mut table = shell.lock();
-    let waiters = table.waiters.remove(&ticket).unwrap_or_default();
-    shell.perform(table);
-    for waiter in waiters {
-        // A caller that gave up has dropped its end, and needs no news.
-        let _ = waiter.send(result.clone());
     }
 }
 
