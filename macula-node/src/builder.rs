@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use macula_dht::AdvertiseError;
+use macula_dht::{AdvertiseError, StoreLimits};
 use macula_rpc::{
     ClientBuilder, DEFAULT_MAX_CONCURRENT_CALLS, Handler, Propagate, ServeError, ServiceOptions, Strategy,
     StreamHandler,
@@ -57,6 +57,7 @@ pub struct NodeBuilder {
     pub(crate) transport: Option<Configure<Config>>,
     pub(crate) propagate: Option<Arc<dyn Propagate>>,
     pub(crate) max_concurrent_calls: usize,
+    pub(crate) store_limits: StoreLimits,
     pub(crate) services: Vec<Result<Registration, NameError>>,
     #[cfg(feature = "tonic")]
     pub(crate) schemas: Vec<bytes::Bytes>,
@@ -168,6 +169,7 @@ impl NodeBuilder {
             transport: None,
             propagate: None,
             max_concurrent_calls: DEFAULT_MAX_CONCURRENT_CALLS,
+            store_limits: StoreLimits::default(),
             services: Vec::new(),
             #[cfg(feature = "tonic")]
             schemas: Vec::new(),
@@ -333,6 +335,12 @@ impl NodeBuilder {
     /// and go elsewhere.
     pub fn max_concurrent_calls(mut self, max: usize) -> Self {
         self.max_concurrent_calls = max;
+        self
+    }
+
+    /// Sets how many provider records this node keeps for others. When there is no room, the peers that delivered most make it.
+    pub fn store_limits(mut self, limits: StoreLimits) -> Self {
+        self.store_limits = limits;
         self
     }
 

@@ -134,12 +134,17 @@ impl Node {
             folder.as_ref().map(|it| it.join(REVOCATIONS_FILE)),
             granted.file.clone(),
         );
+        let dht = macula_dht::Config {
+            role: dht_role,
+            store: builder.store_limits,
+            ..macula_dht::Config::default()
+        };
         let make = move |identity: &Identity, kept| {
             let unix = Arc::new(move || wall.read().unix_ms / 1000);
             let access = Access::with_clock(realm, identity.node_id(), unix);
             let spread = Spread::open(access.clone(), revocations, now);
             let standing = granted.choose(&access)?;
-            let driver = Driver::new(identity, access.clone(), dht_role, bootstrap, kept, clocks, seed);
+            let driver = Driver::new(identity, access.clone(), dht, bootstrap, kept, clocks, seed);
             Ok::<_, StartError>((access, spread, standing, driver))
         };
         let (identity, made) = builder.keeping().open(make).await?;

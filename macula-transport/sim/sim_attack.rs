@@ -149,6 +149,32 @@ fn call(name: &str, announced: usize, whole: bool) -> Bytes {
     [&[2], &head[..], &data[..]].concat().into()
 }
 
+/// The start of a lane with many calls, whose replies wait on it.
+fn lane() -> Bytes {
+    let mut bytes = vec![3];
+    for call in 1..=200 {
+        let head = proto::Head {
+            service: "echo".into(),
+            timeout_us: 3_600_000_000,
+            payload: vec![7; 15 << 10].into(),
+            end: true,
+            ..Default::default()
+        };
+        let kind = Some(proto::call_frame::Kind::Head(head));
+        bytes.extend_from_slice(&macula_wire::frame(&proto::CallFrame { call, kind }));
+    }
+    bytes.into()
+}
+
+/// The start of a request to the directory that does not end.
+fn directory() -> Bytes {
+    let mut bytes = vec![0x10];
+    // Its length, as a varint: 65 000 bytes.
+    bytes.extend_from_slice(&[0xe8, 0xfb, 0x03]);
+    bytes.resize(64_000, 7);
+    bytes.into()
+}
+
 /// Opens many streams on a connection, and sends as much of `bytes` on each as the node takes. No reply is read.
 async fn flood(victim: SocketAddr, network: u8, streams: usize, bytes: Bytes) {
     let endpoint = quinn::Endpoint::client(([127, 0, network, 1], 0).into()).unwrap();
@@ -219,7 +245,9 @@ async fn attack(budget: usize, name: &str, connections: usize, bytes: Bytes) -> 
     let before = victim.memory("VmRSS");
     let mut floods = tokio::task::JoinSet::new();
     for n in 0..connections {
-        floods.spawn(flood(victim.address, 1 + (n % 4) as u8, 200, bytes.clone()));
+        // A connection has at most sixteen lanes.
+        let streams = if bytes.first() == Some(&3) { 16 } else { 200 };
+        floods.spawn(flood(victim.address, 1 + (n % 4) as u8, streams, bytes.clone()));
     }
     let (started, mut beside) = (Instant::now(), Honest::default());
     while started.elapsed() < LASTS {
@@ -259,6 +287,9 @@ async fn main() -> ExitCode {
         ("replies that are not read", 16, call("echo", 2 * MIB, true)),
         ("messages that are not taken", 16, call("deaf", 3 * MIB, false)),
         ("the same, of many connections", 64, call("deaf", 3 * MIB, false)),
+        ("replies that wait on lanes", 64, lane()),
+        ("directory requests that do not end", 64, directory()),
+        ("connections that do nothing", 512, Bytes::new()),
     ];
     let mut kept = true;
     for (name, connections, bytes) in attacks {

@@ -131,16 +131,12 @@ impl Driver {
     pub(crate) fn new(
         identity: &Identity,
         access: Access,
-        role: Role,
+        config: Config,
         bootstrap: Vec<BootstrapAddr>,
         kept: Kept,
         clocks: Clocks,
         seed: u64,
     ) -> (Directory, Self, watch::Receiver<Progress>, Reached) {
-        let config = Config {
-            role,
-            ..Config::default()
-        };
         let timeouts = Timeouts {
             request: config.hard_timeout,
             identify: config.identify_timeout,

@@ -16,6 +16,9 @@ mod ingress;
 mod memory;
 mod names;
 mod records;
+#[cfg(feature = "tonic")]
+mod replies;
+mod runs;
 mod strangers;
 
 #[cfg(feature = "ingress")]
@@ -45,16 +48,18 @@ fn builder(network: u8, limits: Limits) -> NodeBuilder {
         .transport(move |config| config.with_limits(limits))
 }
 
-/// The node that is attacked.
-async fn victim(limits: Limits) -> Node {
+/// The node that is attacked, not yet started.
+fn serving(limits: Limits) -> NodeBuilder {
     builder(0, limits)
         .serve(SERVICE, async |request: Request| {
             Ok::<Bytes, Status>(request.into_payload())
         })
         .serve(SILENT, async |_: Request| pending::<Result<Bytes, Status>>().await)
-        .start()
-        .await
-        .unwrap()
+}
+
+/// The node that is attacked.
+async fn victim(limits: Limits) -> Node {
+    serving(limits).start().await.unwrap()
 }
 
 fn way_to(node: &Node) -> BootstrapAddr {

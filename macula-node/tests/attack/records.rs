@@ -3,11 +3,11 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use macula_dht::{MAX_PUBLISH_RECORDS, Outcome, Refusal, Request, Response};
-use macula_node::{Limits, Node, Realm};
+use macula_node::{Limits, Node, Realm, StoreLimits};
 use macula_wire::{Advertisement, SecretKey, ServiceKey, ServiceName, SignedProvider, VerifiedProvider};
 use tokio::task::JoinSet;
 
-use crate::{SERVICE, attacker::Attacker, builder, compare, honest, served, until, victim, way_to};
+use crate::{SERVICE, attacker::Attacker, builder, compare, honest, served, serving, until, victim, way_to};
 
 fn key(service: &str) -> ServiceKey {
     ServiceKey::new(&Realm::default(), &service.parse::<ServiceName>().unwrap())
@@ -65,6 +65,58 @@ async fn x4_made_up_providers_neither_fail_calls_nor_keep_an_honest_provider_out
     let echo = async |request: macula_node::Request| Ok::<_, macula_node::Status>(request.into_payload());
     let published = late.serve(SERVICE.parse().unwrap(), echo).await.unwrap();
     assert!(published.acknowledged >= 1, "{published}");
+}
+
+/// Strangers publish under names of their own until the store is full, and go on. The services of honest nodes enter and stay.
+#[tokio::test(flavor = "multi_thread")]
+async fn x7_a_store_that_strangers_fill_takes_and_keeps_what_honest_nodes_publish() {
+    const KEYS: usize = 64;
+    let limits = StoreLimits {
+        keys: KEYS,
+        ..StoreLimits::default()
+    };
+    let victim = serving(Limits::default()).store_limits(limits).start().await.unwrap();
+    let honest = honest(&victim).await;
+    let calm = served(&honest, 64).await;
+    let mut attackers = Vec::new();
+    for network in [1, 1, 2, 2] {
+        attackers.push(Attacker::new(network, &victim).await);
+    }
+    let flood = async |from: u16| {
+        for n in from..from + 400 {
+            let service = format!("made.up.{n}");
+            let request = Request::Publish {
+                key: key(&service),
+                records: vec![made_up(n, &service)],
+            };
+            attackers[usize::from(n) % attackers.len()].ask(&request).await;
+        }
+    };
+    flood(0).await;
+    let held = || victim.directory_stats().records;
+    assert!(held() >= KEYS && victim.directory_stats().dht.refused > 0, "{}", held());
+    let late = builder(3, Limits::default())
+        .bootstrap([way_to(&victim)])
+        .start()
+        .await
+        .unwrap();
+    late.join().await.unwrap();
+    let services = [0, 1, 2, 3].map(|n| format!("their.{n}").parse::<ServiceName>().unwrap());
+    for service in &services {
+        let echo = async |request: macula_node::Request| Ok::<_, macula_node::Status>(request.into_payload());
+        let published = late.serve(service.clone(), echo).await.unwrap();
+        assert!(published.acknowledged >= 1, "{published}");
+    }
+    flood(400).await;
+    compare("records that fill the store", calm, served(&honest, 64).await);
+    for service in &services {
+        let found = honest.lookup(service).await.unwrap();
+        assert_eq!(
+            found.iter().map(|it| it.node_id).collect::<Vec<_>>(),
+            [late.id()],
+            "{service}"
+        );
+    }
 }
 
 /// Strangers have the victim check signatures as fast as it lets them.
