@@ -36,6 +36,9 @@ pub use message::{
 };
 pub use output::{Event, Output, QueryId, QueryResult, Reply, RequestFailed, RequestId, Stats, Want};
 pub use point::{Distance, Point};
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use redb::fuzz_record;
 #[cfg(feature = "redb")]
 pub use redb::{Opened, RedbBackend};
 pub use store::{InsertError, Inserted, Origin, ProviderStore, StoreLimits, Usage};

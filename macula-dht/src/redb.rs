@@ -239,6 +239,19 @@ fn decode_record(place: &[u8], value: &[u8]) -> Option<StoredRecord> {
     })
 }
 
+/// Any bytes as a record of the file. What is read is the same when it is written and read again.
+///
+/// # Panics
+/// When it is not.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_record(data: &[u8]) {
+    let (place, value) = data.split_at(data.len().min(64));
+    if let Some(read) = decode_record(place, value) {
+        let again = decode_record(place, &encode_record(&read));
+        assert_eq!(again.as_ref(), Some(&read));
+    }
+}
+
 /// The kind of a network, and its address, filled up with zeros.
 fn encode_network(network: Network) -> [u8; 9] {
     match network {

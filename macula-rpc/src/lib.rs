@@ -24,6 +24,9 @@ mod tonic;
 mod tower;
 mod trace;
 
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub use self::tonic::fuzz_headers;
 #[cfg(feature = "tonic")]
 pub use self::tonic::{Channel, TonicServices};
 #[cfg(feature = "tower")]

@@ -20,5 +20,7 @@ mod requests;
 mod services;
 
 pub use channel::Channel;
+#[cfg(feature = "fuzzing")]
+pub use headers::fuzz_headers;
 pub(crate) use mount::{GrpcReply, Mounted};
 pub use services::TonicServices;

@@ -8,18 +8,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use macula_wire::{FrameDecoder, MAX_ENDPOINTS, NodeId, Realm, proto};
+use macula_wire::{FrameDecoder, MAX_ENDPOINTS, NodeId, Realm, RealmKey, RealmName, proto};
 use prost::Message as _;
 
 use crate::{
-    CallRequest, LoadReport, PeerInfo, Reply,
+    CallRequest, LoadReport, PeerInfo, Reply, Role,
     access::Access,
     call::{
         frame::MAX_HEAD_FRAME,
         lane::fuzzed::{Answered, Asked, CallerLane, ProviderLane, read_reply, read_request},
+        outcome::{End, Outcome, Place, Progress, outcome},
     },
+    connection::stream::read_farewell,
     endpoint::hello::{self, MAX_AGENT_BYTES, MAX_CONTROL_BYTES},
-    error::HelloError,
+    error::{CloseCode, HelloError},
 };
 
 /// Bytes from a peer, in chunks cut by their first byte, as either end of a lane reads them.
@@ -115,15 +117,44 @@ fn said(message: proto::Control) {
         Some(proto::control::Kind::Load(load)) => {
             assert!((0.0..=1.0).contains(&LoadReport::from_wire(load).share()));
         }
-        Some(
-            proto::control::Kind::Probe(_)
-            | proto::control::Kind::ProbeAck(_)
-            | proto::control::Kind::GoAway(_)
-            | proto::control::Kind::Ask(_)
-            | proto::control::Kind::Renewed(_),
-        )
+        Some(proto::control::Kind::Probe(_) | proto::control::Kind::ProbeAck(_) | proto::control::Kind::Ask(_))
         | None => {}
+        Some(proto::control::Kind::GoAway(leaving)) => leaves(&leaving),
+        Some(proto::control::Kind::Renewed(proto::Renewed { chain })) => {
+            let realm = RealmKey::from_bytes(&[9; 32]).realm(RealmName::default());
+            let node = NodeId::from_bytes([1; 32]);
+            let access = Access::new(realm, node);
+            assert!(access.admit(&node, &chain, Role::Client).is_err(), "a grant is forged");
+        }
     }
+}
+
+/// Bytes from a stranger as the reason of a close.
+///
+/// # Panics
+/// When a call among those that the peer names as accepted is taken for one that did not run.
+pub fn farewell(data: &[u8]) {
+    let close = quinn::ApplicationClose {
+        error_code: CloseCode::Shutdown.to_wire(),
+        reason: Bytes::copy_from_slice(data),
+    };
+    read_farewell(&close).iter().for_each(leaves);
+}
+
+/// Takes in the calls that a peer names as it leaves.
+fn leaves(leaving: &proto::GoAway) {
+    let accepted = leaving.accepted.as_ref();
+    let outcome = |place| outcome(End::Left, Progress::of(place, accepted));
+    for stream in [0, 1, u64::MAX] {
+        let is_named = accepted.is_none_or(|accepted| stream < accepted.streams);
+        assert_eq!(outcome(Place::Stream(stream)) == Outcome::Unknown, is_named);
+        for number in [1, u64::MAX] {
+            let place = Place::Lane { stream, number };
+            // A lane that it does not name may have run anything.
+            assert!(outcome(place) == Outcome::Unknown || accepted.is_some());
+        }
+    }
+    assert_eq!(outcome(Place::Answering), Outcome::Unknown);
 }
 
 /// Both ends of a lane driven by a program, with forged frames in between: every call ends once.

@@ -138,6 +138,19 @@ pub(super) fn to_metadata(headers: &HeaderMap) -> Metadata {
         .collect()
 }
 
+/// Any bytes as the first message of a reply. Headers that are read are the same when they are written and read again.
+///
+/// # Panics
+/// When they are not.
+#[cfg(feature = "fuzzing")]
+pub fn fuzz_headers(data: &[u8]) {
+    if let Ok(headers) = read_message(Bytes::copy_from_slice(data)) {
+        let again = message(&headers).and_then(read_message);
+        assert_eq!(again.as_ref(), Ok(&headers));
+        assert!(of_request(&to_metadata(&headers)).is_ok());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -32,7 +32,7 @@ pub(crate) mod handler;
 pub(crate) mod lane;
 pub(crate) mod messages;
 mod outbox;
-mod outcome;
+pub(crate) mod outcome;
 mod passages;
 pub(crate) mod replies;
 pub(crate) mod reply;
