@@ -289,7 +289,7 @@ async fn main() -> ExitCode {
         ("the same, of many connections", 64, call("deaf", 3 * MIB, false)),
         ("replies that wait on lanes", 64, lane()),
         ("directory requests that do not end", 64, directory()),
-        ("connections that do nothing", 512, Bytes::new()),
+        ("connections that do nothing", 256, Bytes::new()),
     ];
     let mut kept = true;
     for (name, connections, bytes) in attacks {
