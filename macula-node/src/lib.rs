@@ -20,6 +20,8 @@ mod membership;
 mod node;
 #[cfg(feature = "ops")]
 pub mod ops;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 mod state;
 
 pub use bootstrap::{BootstrapAddr, MAX_BOOTSTRAP, ParseBootstrapError};

@@ -2,11 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+#[cfg(feature = "otlp")]
+use metrics::Recorder;
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use tokio::task::JoinHandle;
 
 /// The upper bounds of the buckets for times, in seconds: from a call on one machine to the longest default deadline.
-const BUCKETS: [f64; 16] = [
+pub(crate) const BUCKETS: [f64; 16] = [
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 /// How often the times of calls are put into their buckets. Until then each takes 8 bytes.
@@ -36,9 +38,28 @@ impl Metrics {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn install() -> Result<Self, RecorderInstalled> {
-        let builder = PrometheusBuilder::new().with_recommended_naming(true);
-        let builder = builder.set_buckets(&BUCKETS).map_err(|_| RecorderInstalled)?;
-        let handle = builder.install_recorder().map_err(|_| RecorderInstalled)?;
+        let (recorder, handle) = prometheus();
+        metrics::set_global_recorder(recorder).map_err(|_| RecorderInstalled)?;
+        Ok(Self::installed(handle))
+    }
+
+    /// The same for a process that has another recorder, too: what is counted goes to both.
+    ///
+    /// # Errors
+    /// When the process has a recorder that was installed before.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    #[cfg(feature = "otlp")]
+    pub fn install_beside(other: impl Recorder + Sync + 'static) -> Result<Self, RecorderInstalled> {
+        let (recorder, handle) = prometheus();
+        let both = metrics_util::layers::FanoutBuilder::default();
+        let both = both.add_recorder(recorder).add_recorder(other).build();
+        metrics::set_global_recorder(both).map_err(|_| RecorderInstalled)?;
+        Ok(Self::installed(handle))
+    }
+
+    fn installed(handle: PrometheusHandle) -> Self {
         macula_rpc::describe_metrics();
         let sorted = handle.clone();
         let task = tokio::spawn(async move {
@@ -48,15 +69,24 @@ impl Metrics {
                 sorted.run_upkeep();
             }
         });
-        Ok(Self {
+        Self {
             handle,
             _sorting: Arc::new(Sorting(task)),
-        })
+        }
     }
 
     pub(super) fn text(&self) -> String {
         self.handle.render()
     }
+}
+
+fn prometheus() -> (PrometheusRecorder, PrometheusHandle) {
+    let builder = PrometheusBuilder::new().with_recommended_naming(true);
+    let builder = builder.set_buckets(&BUCKETS);
+    let recorder = builder.unwrap_or_else(|error| unreachable!("there are buckets: {error}"));
+    let recorder = recorder.build_recorder();
+    let handle = recorder.handle();
+    (recorder, handle)
 }
 
 /// Ends the task when the last [`Metrics`] is dropped.

@@ -34,6 +34,8 @@ use std::{io, net::SocketAddr, sync::Arc};
 use axum::{extract::State, http::header, response::IntoResponse, routing::get};
 use tokio::sync::watch;
 
+#[cfg(feature = "otlp")]
+pub(crate) use self::{metrics::BUCKETS, numbers::record_state};
 pub use self::{
     metrics::{Metrics, RecorderInstalled},
     numbers::MAX_SERVICE_LABELS,

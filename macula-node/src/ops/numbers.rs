@@ -18,13 +18,16 @@ const OTHER: &str = "_OTHER";
 /// The node's numbers in Prometheus' text format.
 pub(super) fn text(state: &NodeState) -> String {
     let recorder = PrometheusBuilder::new().with_recommended_naming(true).build_recorder();
-    metrics::with_local_recorder(&recorder, || {
-        node(state);
-        directory(state);
-        services(state);
-        limits(state);
-    });
+    metrics::with_local_recorder(&recorder, || record_state(state));
     recorder.handle().render()
+}
+
+/// Gives the node's numbers to the recorder of the moment.
+pub(crate) fn record_state(state: &NodeState) {
+    node(state);
+    directory(state);
+    services(state);
+    limits(state);
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
@@ -43,127 +46,127 @@ fn count(name: &'static str, meaning: &'static str, count: u64) {
 }
 
 fn node(state: &NodeState) {
-    describe_gauge!("macula_node_info", "Always 1; the labels tell about the node");
+    describe_gauge!("macula.node.info", "Always 1; the labels tell about the node");
     let labels = [
         ("node_id", state.node_id.to_string()),
         ("realm", state.realm.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
-    gauge!("macula_node_info", &labels).set(1.0);
+    gauge!("macula.node.info", &labels).set(1.0);
     describe_gauge!(
-        "macula_node_uptime",
+        "macula.node.uptime",
         Unit::Seconds,
         "The time since the node was started"
     );
-    gauge!("macula_node_uptime").set(state.uptime.as_secs_f64());
+    gauge!("macula.node.uptime").set(state.uptime.as_secs_f64());
     let is = |truth| if truth { 1.0 } else { 0.0 };
     show(
-        "macula_node_ready",
+        "macula.node.ready",
         "Whether the node is in the mesh, published, and does not drain",
         is(reasons(state).is_empty()),
     );
     show(
-        "macula_node_joined",
+        "macula.node.joined",
         "Whether the node is in the mesh",
         is(state.phase == Phase::Serving),
     );
     show(
-        "macula_node_draining",
+        "macula.node.draining",
         "Whether the node leaves",
         is(matches!(state.phase, Phase::Draining | Phase::Left)),
     );
     describe_gauge!(
-        "macula_node_peers",
+        "macula.node.peers",
         "Open connections to other nodes, by what is known of the peer"
     );
     for (presence, name) in [(Presence::Up, "up"), (Presence::Suspected, "suspected")] {
         let so = state.connections.iter().filter(|peer| peer.presence == presence);
-        gauge!("macula_node_peers", "presence" => name).set(float(so.count()));
+        gauge!("macula.node.peers", "presence" => name).set(float(so.count()));
     }
     show(
-        "macula_node_calls_running",
+        "macula.node.calls_running",
         "Calls of services that run here now",
         float(state.served.running),
     );
     show(
-        "macula_node_calls_max",
+        "macula.node.calls_max",
         "Calls of services that run here at a time at most",
         float(state.served.max_running),
     );
     describe_gauge!(
-        "macula_node_memory_used",
+        "macula.node.memory_used",
         Unit::Bytes,
         "What peers make the node keep now"
     );
-    gauge!("macula_node_memory_used").set(float(state.transport.memory.used));
+    gauge!("macula.node.memory_used").set(float(state.transport.memory.used));
     describe_gauge!(
-        "macula_node_memory_budget",
+        "macula.node.memory_budget",
         Unit::Bytes,
         "What peers may make the node keep piece by piece"
     );
-    gauge!("macula_node_memory_budget").set(float(state.transport.memory.charged));
+    gauge!("macula.node.memory_budget").set(float(state.transport.memory.charged));
 }
 
 fn directory(state: &NodeState) {
     let directory = &state.directory;
     show(
-        "macula_node_contacts",
+        "macula.node.contacts",
         "Nodes in the routing table",
         float(directory.contacts.len()),
     );
     show(
-        "macula_node_mesh_nodes",
+        "macula.node.mesh_nodes",
         "An estimate of the nodes in the mesh; 0 while there is none",
         directory.network_size.unwrap_or_default(),
     );
     show(
-        "macula_node_records_held",
+        "macula.node.records_held",
         "Records of others that the node holds",
         float(directory.held.records),
     );
-    describe_gauge!("macula_node_records_held_size", Unit::Bytes, "Their size");
-    gauge!("macula_node_records_held_size").set(float(directory.held.bytes));
-    describe_gauge!("macula_node_records_max_size", Unit::Bytes, "The most they may have");
-    gauge!("macula_node_records_max_size").set(float(directory.limits.bytes));
+    describe_gauge!("macula.node.records_held_size", Unit::Bytes, "Their size");
+    gauge!("macula.node.records_held_size").set(float(directory.held.bytes));
+    describe_gauge!("macula.node.records_max_size", Unit::Bytes, "The most they may have");
+    gauge!("macula.node.records_max_size").set(float(directory.limits.bytes));
     let published = directory.published.iter().filter(|own| own.last.is_some());
     show(
-        "macula_node_records_published",
+        "macula.node.records_published",
         "Services of this node that are published",
         float(published.clone().count()),
     );
     show(
-        "macula_node_records_unpublished",
+        "macula.node.records_unpublished",
         "Services of this node that are not published yet",
         float(directory.published.len() - published.count()),
     );
     let holders = directory.published.iter();
     by_service(
-        "macula_node_service_holders",
+        "macula.node.service_holders",
         "Other nodes that hold the record of a service of this node",
         holders.map(|own| (own.service.as_str(), float(own.holders.len()))),
     );
     show(
-        "macula_node_cache_entries",
+        "macula.node.cache_entries",
         "Services whose providers are in the cache",
         float(directory.cached),
     );
     show(
-        "macula_node_cache_max_entries",
+        "macula.node.cache_max_entries",
         "The most services in the cache",
         float(directory.max_cached),
     );
     let cache = &directory.stats.cache;
-    describe_counter!("macula_node_cache_lookups", "Lookups, by the cache's answer");
+    describe_counter!("macula.node.cache_lookups", "Lookups, by the cache's answer");
     for (answer, times) in [
         ("hit", cache.hits),
         ("negative_hit", cache.negative_hits),
         ("stale", cache.stale),
         ("miss", cache.misses),
     ] {
-        counter!("macula_node_cache_lookups", "answer" => answer).absolute(times);
+        counter!("macula.node.cache_lookups", "answer" => answer).absolute(times);
     }
     count(
-        "macula_node_cache_evictions",
+        "macula.node.cache_evictions",
         "Services that left the cache for others",
         cache.evictions,
     );
@@ -173,11 +176,11 @@ fn services(state: &NodeState) {
     let ejections = state.called.iter();
     let ejections = ejections.map(|called| (called.service.as_str(), called.balancer.ejections));
     describe_counter!(
-        "macula_node_ejections",
+        "macula.node.ejections",
         "Providers of a called service that were taken out because they failed"
     );
     for (service, times) in bounded(ejections) {
-        counter!("macula_node_ejections", "service" => service.to_owned()).absolute(times);
+        counter!("macula.node.ejections", "service" => service.to_owned()).absolute(times);
     }
     for (provider_state, name) in STATES {
         let so = state.called.iter().map(|called| {
@@ -185,7 +188,7 @@ fn services(state: &NodeState) {
             (called.service.as_str(), float(so.count()))
         });
         describe_gauge!(
-            "macula_node_providers",
+            "macula.node.providers",
             "Providers of a called service, by their state for this caller"
         );
         for (service, providers) in bounded(so) {
@@ -193,7 +196,7 @@ fn services(state: &NodeState) {
                 Label::new("service", service.to_owned()),
                 Label::from_static_parts("state", name),
             ];
-            gauge!("macula_node_providers", labels).set(providers);
+            gauge!("macula.node.providers", labels).set(providers);
         }
     }
 }
@@ -212,7 +215,7 @@ const STATES: [(ProviderState, &str); 8] = [
 fn limits(state: &NodeState) {
     let (transport, dht) = (&state.transport, &state.directory.stats.dht);
     describe_counter!(
-        "macula_node_limits_reached",
+        "macula.node.limits_reached",
         "How often a limit was reached, or a peer was turned away"
     );
     for (limit, times) in [
@@ -230,30 +233,30 @@ fn limits(state: &NodeState) {
         ("directory_rate", dht.rate_limited),
         ("records", dht.refused),
     ] {
-        counter!("macula_node_limits_reached", "limit" => limit).absolute(times);
+        counter!("macula.node.limits_reached", "limit" => limit).absolute(times);
     }
     count(
-        "macula_node_suspicions",
+        "macula.node.suspicions",
         "How often a peer fell silent while calls waited",
         transport.suspicions,
     );
     count(
-        "macula_node_dial_failures",
+        "macula.node.dial_failures",
         "Dials that have failed",
         state.pool.dial_failures,
     );
     count(
-        "macula_node_connections_lost",
+        "macula.node.connections_lost",
         "Connections that were lost",
         state.pool.lost,
     );
     count(
-        "macula_node_handler_panics",
+        "macula.node.handler_panics",
         "Handlers that panicked",
         transport.handler_panics,
     );
     count(
-        "macula_node_dropped_replies",
+        "macula.node.dropped_replies",
         "Replies that came when their calls no longer waited",
         transport.dropped_replies,
     );

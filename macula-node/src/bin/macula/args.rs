@@ -401,7 +401,7 @@ pub(crate) struct IngressArgs {
     pub(crate) ingress_tokens: Option<PathBuf>,
 }
 
-/// The port for orchestrators and Prometheus.
+/// Where orchestrators, Prometheus and collectors get what they ask for.
 #[derive(Debug, Args)]
 pub(crate) struct OpsArgs {
     /// A TCP address for probes, Prometheus and a browser: `/livez`, `/readyz`, `/metrics`, and a live page at `/`.
@@ -410,6 +410,12 @@ pub(crate) struct OpsArgs {
     /// host only.
     #[arg(long, value_name = "ADDR", value_parser = address, env = "MACULA_OPS")]
     pub(crate) ops: Option<SocketAddr>,
+    /// A collector that gets traces and numbers of calls as OTLP over gRPC, like `http://127.0.0.1:4317`.
+    ///
+    /// `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER` and OpenTelemetry's other variables hold. The program has to be built with the
+    /// feature `otlp`.
+    #[arg(long, value_name = "URL", env = "MACULA_OTLP")]
+    pub(crate) otlp: Option<String>,
 }
 
 #[derive(Debug, Args)]

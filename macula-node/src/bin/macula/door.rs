@@ -9,6 +9,7 @@ use macula_node::{
 use crate::{
     args::{IngressArgs, OpsArgs},
     failure::{Failure, cause_first},
+    otlp::Otlp,
 };
 
 /// Opens the ingress that the options ask for.
@@ -28,9 +29,12 @@ pub(crate) async fn open_ingress(args: &IngressArgs, node: &Node) -> Result<Opti
     opened.map(Some).map_err(|error| Failure::other(cause_first(&error)))
 }
 
-/// Begins to count the calls of this process when the options ask for the ops port. Goes before the node's start.
-pub(crate) fn count_calls(args: &OpsArgs) -> Result<Option<Metrics>, Failure> {
-    let metrics = args.ops.map(|_| Metrics::install()).transpose();
+/// Begins to count the calls of this process when the options ask for the ops port or a collector. Goes before the node's start.
+pub(crate) fn count_calls(args: &OpsArgs, otlp: Option<&Otlp>) -> Result<Option<Metrics>, Failure> {
+    let metrics = match otlp {
+        Some(otlp) => otlp.count_calls().map(Some),
+        None => args.ops.map(|_| Metrics::install()).transpose(),
+    };
     metrics.map_err(|error| Failure::other(cause_first(&error)))
 }
 

@@ -10,6 +10,8 @@ use tracing_subscriber::{
     EnvFilter, Layer as _, Registry, layer::SubscriberExt as _, reload, util::SubscriberInitExt as _,
 };
 
+use crate::otlp::Otlp;
+
 /// How the log is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -22,8 +24,8 @@ pub(crate) enum LogFormat {
 
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Starts the log at these levels, written as `RUST_LOG`, or at `default`.
-pub(crate) fn start(levels: Option<&str>, default: Level, format: LogFormat) {
+/// Starts the log at these levels, written as `RUST_LOG`, or at `default`; spans go to the collector, too.
+pub(crate) fn start(levels: Option<&str>, default: Level, format: LogFormat, otlp: Option<&Otlp>) {
     let (filter, handle) = reload::Layer::new(filter(levels, default));
     // Started once.
     let _ = FILTER.set(handle);
@@ -41,7 +43,12 @@ pub(crate) fn start(levels: Option<&str>, default: Level, format: LogFormat) {
             .with_target(false)
             .boxed(),
     };
-    tracing_subscriber::registry().with(filter).with(lines).init();
+    // The levels are those of the lines alone.
+    let lines = lines.with_filter(filter);
+    tracing_subscriber::registry()
+        .with(lines)
+        .with(otlp.map(Otlp::layer))
+        .init();
 }
 
 /// Changes the levels.

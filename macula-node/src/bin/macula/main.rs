@@ -23,6 +23,8 @@ mod mesh;
 mod node;
 mod notify;
 mod origins;
+#[cfg_attr(not(feature = "otlp"), path = "no_otlp.rs")]
+mod otlp;
 mod own;
 mod papers;
 mod ping;
@@ -47,7 +49,8 @@ use tracing::Level;
 
 use crate::{
     args::{Cli, Command},
-    failure::Failure,
+    failure::{Failure, cause_first},
+    otlp::Otlp,
 };
 
 fn main() -> ExitCode {
@@ -62,7 +65,6 @@ fn main() -> ExitCode {
             Failure::other(format!("the node could not be started under process 1: {error}")).report()
         });
     }
-    start_logging(&cli.command);
     keep_damage_quiet();
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,10 +85,16 @@ fn keep_damage_quiet() {
     }));
 }
 
-/// Logs to standard error: a node at the levels it is told, other commands only errors, since they print their failures themselves.
-fn start_logging(command: &Command) {
+/// Logs to standard error: a node at the levels it is told, other commands only errors, since they print their failures themselves. The
+/// spans of a node go to its collector, too.
+fn start_logging(command: &Command) -> Result<Option<Otlp>, Failure> {
     match command {
-        Command::Node(args) => logging::start(Some(&args.log), Level::WARN, args.log_format),
+        Command::Node(args) => {
+            let otlp = args.ops.otlp.as_deref().map(Otlp::open).transpose();
+            let otlp = otlp.map_err(|error| Failure::usage(cause_first(&error)))?;
+            logging::start(Some(&args.log), Level::WARN, args.log_format, otlp.as_ref());
+            return Ok(otlp);
+        }
         Command::Demo(_)
         | Command::Call(_)
         | Command::Bench(_)
@@ -104,8 +112,9 @@ fn start_logging(command: &Command) {
         | Command::Man(_)
         | Command::Version(_)
         | Command::Realm(_)
-        | Command::Join(_) => logging::start(None, Level::ERROR, logging::LogFormat::Text),
+        | Command::Join(_) => logging::start(None, Level::ERROR, logging::LogFormat::Text, None),
     }
+    Ok(None)
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
@@ -115,8 +124,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         .build()
         .map_err(|error| Failure::other(format!("the threads of this program could not be started: {error}")))?;
     let result = runtime.block_on(async {
+        let otlp = start_logging(&command)?;
         match command {
-            Command::Node(args) => node::run(*args).await,
+            Command::Node(args) => node::run(*args, otlp).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Call(args) => call::run(args).await,
             Command::Bench(args) => bench::run(args).await,

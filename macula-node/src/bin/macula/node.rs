@@ -18,12 +18,13 @@ use crate::{
     identity::{self, Taken, default_file, user_folder},
     limits, line, membership, mesh,
     notify::Manager,
+    otlp::Otlp,
     own, reload,
     serve::Kind,
     signals::Signals,
 };
 
-pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
+pub(crate) async fn run(args: NodeArgs, otlp: Option<Otlp>) -> Result<(), Failure> {
     // Before anything starts: a signal during the start ends the node in order, too.
     let mut signals = Signals::new()?;
     let hangups = signal(SignalKind::hangup());
@@ -31,18 +32,21 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
     let manager = Manager::of_environment();
     let serving = async {
         let taken = take_identity(&args)?;
-        let metrics = door::count_calls(&args.ops)?;
-        let node = start(&args, taken.as_ref()).await?;
+        let metrics = door::count_calls(&args.ops, otlp.as_ref())?;
+        let node = start(&args, taken.as_ref(), otlp.as_ref()).await?;
+        if let Some(otlp) = &otlp {
+            otlp.observe(&node);
+        }
         let mut backends = Backends::new(&node);
         args.serve.iter().for_each(|service| backends.start(service));
-        let ops = door::open_ops(&args.ops, &node, metrics).await?;
+        let ops = door::open_ops(&args.ops, &node, metrics.clone()).await?;
         let admin = own::serve(&args.admin, &node).await?;
         let ingress = door::open_ingress(&args.ingress, &node).await?;
         join(&args, &node).await;
         announce(&args, &node, ingress.as_ref(), ops.as_ref())?;
-        Ok::<_, Failure>((node, taken, admin, ingress, ops, backends))
+        Ok::<_, Failure>((node, taken, admin, ingress, ops, metrics, backends))
     };
-    let (node, _taken, admin, ingress, ops, mut backends) = tokio::select! {
+    let (node, _taken, admin, ingress, ops, _metrics, mut backends) = tokio::select! {
         started = serving => started?,
         _ = signals.next() => return Ok(()),
     };
@@ -76,6 +80,9 @@ pub(crate) async fn run(args: NodeArgs) -> Result<(), Failure> {
     }
     if let Some(ops) = ops {
         ops.close().await;
+    }
+    if let Some(otlp) = otlp {
+        otlp.close().await;
     }
     Ok(())
 }
@@ -133,7 +140,7 @@ fn take_identity(args: &NodeArgs) -> Result<Option<(PathBuf, Taken)>, Failure> {
         .transpose()
 }
 
-async fn start(args: &NodeArgs, taken: Option<&(PathBuf, Taken)>) -> Result<Node, Failure> {
+async fn start(args: &NodeArgs, taken: Option<&(PathBuf, Taken)>, otlp: Option<&Otlp>) -> Result<Node, Failure> {
     let environment = Arc::new(Environment::new(&args.exec_env));
     check(args)?;
     let realm = args.mesh.realm.clone();
@@ -164,6 +171,9 @@ async fn start(args: &NodeArgs, taken: Option<&(PathBuf, Taken)>) -> Result<Node
             ..Limits::default()
         };
         builder = builder.transport(move |config| config.with_limits(limits));
+    }
+    if let Some(otlp) = otlp {
+        builder = otlp.trace(builder);
     }
     for service in &args.serve {
         builder = service.add_to(builder, &args.service, &environment);

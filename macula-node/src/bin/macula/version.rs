@@ -17,6 +17,7 @@ pub(crate) fn build() -> Build {
         ("json", cfg!(feature = "json")),
         ("metrics", cfg!(feature = "metrics")),
         ("ops", cfg!(feature = "ops")),
+        ("otlp", cfg!(feature = "otlp")),
         ("prost", cfg!(feature = "prost")),
         ("redb", cfg!(feature = "redb")),
         ("tonic", cfg!(feature = "tonic")),
