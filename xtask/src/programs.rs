@@ -39,6 +39,7 @@ const BENCHES: &[(&str, &str, &[Part])] = &[
     ("facade", "macula-rpc", &[Part::Report]),
     ("tonic", "macula-rpc", &[Part::Compare]),
     ("node", "macula-node", &[Part::Micro, Part::Report]),
+    ("operate", "macula-node", &[Part::Report]),
     ("failover", "macula-node", &[Part::Compare]),
 ];
 
