@@ -462,7 +462,9 @@ impl Driver {
             }
             Event::Joined { contacts } => {
                 self.shared.news.tell(NodeEvent::Joined { contacts });
-                let services: Vec<_> = self.core.advertised().copied().collect();
+                // A node that remembers others can have published before.
+                let unpublished = self.core.advertised().filter(|key| self.core.holders(key).is_empty());
+                let services: Vec<_> = unpublished.copied().collect();
                 self.joining.joined(contacts, services.into_iter());
             }
             Event::JoinFailed { retry_in } => {
