@@ -122,8 +122,8 @@ pub enum Event {
         /// The number of peers that should hold it and did not answer.
         unreachable: usize,
     },
-    /// A peer published or handed out a record that is forged, or that its node may not provide. Reported ever more rarely, so that no
-    /// peer fills a log: for the first time, the second, the fourth, the eighth.
+    /// A peer published or handed out a record that is forged, or that its node may not provide. Reported once an hour for each peer,
+    /// and for [`MAX_NAMED`](macula_wire::MAX_NAMED) peers at most, so that no peer fills a log.
     Misbehaved {
         /// The peer.
         peer: NodeId,

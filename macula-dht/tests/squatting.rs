@@ -177,7 +177,7 @@ fn d8_a_service_of_another_realm_is_invisible() {
     let foreign = VerifiedProvider::sign(&secret(1), &other.hash(), &foreign_key, 1, EPOCH_MS, &advertisement(1));
     let foreign = foreign.unwrap().to_signed();
     assert_eq!(
-        bench.publish(1, foreign_key, foreign.clone()),
+        bench.publish(2, foreign_key, foreign.clone()),
         Outcome::Refused(Refusal::Invalid)
     );
     bench.befriend([1]);

@@ -5,14 +5,14 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use macula_transport::PeerInfo;
-use macula_wire::{Member, NodeId, ServiceName, StatusCode};
+use macula_wire::{Member, Named, NodeId, ServiceName, StatusCode};
 
 use crate::Status;
 
@@ -93,6 +93,8 @@ pub(crate) struct Guard {
     /// `None` admits every caller, for as long as the endpoint does.
     options: RwLock<Option<Arc<ServiceOptions>>>,
     denied: AtomicU64,
+    /// The callers that the log has named.
+    named: Mutex<Named>,
 }
 
 impl Guard {
@@ -136,10 +138,12 @@ impl Guard {
     }
 
     fn deny(&self, caller: &Member, service: &ServiceName, why: &str) -> Status {
-        let denied = self.denied.fetch_add(1, Relaxed) + 1;
-        // Ever more rarely, so that a caller that is denied fills no log.
-        if denied.is_power_of_two() {
-            tracing::warn!(%service, caller = %caller.node_id(), denied, why, "a call was denied");
+        self.denied.fetch_add(1, Relaxed);
+        let now = tokio::time::Instant::now().into_std();
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.is_new(*caller.node_id(), now) {
+            drop(named);
+            tracing::warn!(%service, caller = %caller.node_id(), why, "a call was denied");
         }
         Status::new(StatusCode::PermissionDenied, format!("{service}: {why}"))
     }

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use macula_wire::{Named, NodeId};
+
 /// How far apart two messages are.
 const EVERY: Duration = Duration::from_secs(1);
 
@@ -29,15 +31,27 @@ impl Hush {
     }
 }
 
-/// One [`Hush`] for each kind of message about peers and their grants: a peer that causes one kind hides no other.
+/// One [`Hush`] for each kind of message about peers and their grants: a peer that causes one kind hides no other. Callers whose calls
+/// are denied are members with a name, so each of them is named.
 #[derive(Debug, Default)]
 pub(crate) struct Hushes {
+    /// The callers that made calls without right.
+    denied: Mutex<Named>,
     /// A peer was turned away.
     pub(crate) turned_away: Hush,
     /// A connection ended with its peer's grant.
     pub(crate) ended: Hush,
     /// A peer's renewed grant is not valid.
     pub(crate) renewals: Hush,
+}
+
+impl Hushes {
+    /// Whether a caller whose call is denied is to be named.
+    pub(crate) fn names_denied(&self, caller: NodeId) -> bool {
+        let now = tokio::time::Instant::now().into_std();
+        let mut denied = self.denied.lock().unwrap_or_else(PoisonError::into_inner);
+        denied.is_new(caller, now)
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ mod hex;
 mod joining;
 mod key;
 mod name;
+mod named;
 mod node_id;
 mod realm;
 mod record;
@@ -50,6 +51,7 @@ pub use joining::{
 };
 pub use key::ServiceKey;
 pub use name::{MAX_NAME_BYTES, NameError, RealmName, ServiceName};
+pub use named::{MAX_NAMED, NAMED_AGAIN_AFTER, Named};
 pub use node_id::{NodeId, ParseNodeIdError};
 pub use realm::{ParseRealmError, Realm, RealmHash, RealmKey, RealmPublicKey};
 pub use record::{

@@ -34,8 +34,8 @@ mod testing;
 use std::{collections::VecDeque, time::Instant};
 
 use macula_wire::{
-    AccessError, Advertisement, Chain, Member, NodeId, Realm, ServiceKey, ServiceName, SignedRevocations, Signer,
-    VerifiedProvider, Verifier,
+    AccessError, Advertisement, Chain, Member, Named, NodeId, Realm, ServiceKey, ServiceName, SignedRevocations,
+    Signer, VerifiedProvider, Verifier,
 };
 
 pub use self::{
@@ -116,6 +116,8 @@ pub struct Dht<S, B = Memory> {
     handovers: HandOvers,
     keeper: Keeper<B>,
     counters: Counters,
+    /// The peers that were told of as misbehaving.
+    named: Named,
     outputs: VecDeque<Output>,
 }
 
@@ -143,6 +145,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             handovers: HandOvers::default(),
             keeper: Keeper::new(backend),
             counters: Counters::default(),
+            named: Named::default(),
             outputs: VecDeque::new(),
             local: Local {
                 clock,

@@ -177,7 +177,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
                 if !self.queries.handle_checked(&mut self.local, now, answer, checked) {
                     // It answered, but with lies.
                     self.counters.misbehaved += 1;
-                    self.denounce(peer);
+                    self.denounce(now, peer);
                     self.local.note_failure(&peer);
                 }
             }
@@ -282,9 +282,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
     }
 
     /// Tells of a peer's record that proves nothing.
-    pub(super) fn denounce(&mut self, peer: NodeId) {
-        let times = self.counters.misbehaved + self.counters.unproven;
-        if times.is_power_of_two() {
+    pub(super) fn denounce(&mut self, now: Instant, peer: NodeId) {
+        if self.named.is_new(peer, now) {
+            let times = self.counters.misbehaved + self.counters.unproven;
             self.report(Event::Misbehaved { peer, times });
         }
     }

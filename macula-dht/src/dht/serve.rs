@@ -271,7 +271,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             .charge_signature(self.local.tick(now), from.node_id(), is_honest);
         if !is_honest {
             self.counters.unproven += 1;
-            self.denounce(*from.node_id());
+            self.denounce(now, *from.node_id());
         }
         let verified = verified.map_err(|_| Refusal::Invalid)?;
         if !from.may_bring(&verified) {

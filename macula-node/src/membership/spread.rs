@@ -27,7 +27,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use macula_rpc::Routers as _;
 use macula_transport::{Access, Connection, PeerInfo, Pool, PoolEvent, Protocol, private_file};
-use macula_wire::{AccessError, NodeId, RevocationsReply, RevocationsRequest, SignedRevocations, known_hash};
+use macula_wire::{AccessError, Named, NodeId, RevocationsReply, RevocationsRequest, SignedRevocations, known_hash};
 use tokio::task::JoinSet;
 
 use super::limiter::Limiter;
@@ -83,8 +83,9 @@ struct Inner {
     ahead: Mutex<Vec<SignedRevocations>>,
     known: Mutex<Known>,
     limiter: Mutex<Limiter<NodeId>>,
-    /// Lists of peers that were not valid.
+    /// Lists of peers that were not valid, and the peers that the log has named for them.
     refused: AtomicU64,
+    named: Mutex<Named>,
 }
 
 impl Spread {
@@ -109,6 +110,7 @@ impl Spread {
             known: Mutex::new(Known::of(&access)),
             limiter: Mutex::new(Limiter::new(now)),
             refused: AtomicU64::new(0),
+            named: Mutex::default(),
             writing: Mutex::default(),
             ahead: Mutex::new(ahead),
             access,
@@ -139,10 +141,12 @@ impl Spread {
         let (_, known) = self.known();
         for list in lists.iter().filter(|list| !known.contains(list)) {
             if let Err(error) = self.0.access.revoke(list) {
-                let refused = self.0.refused.fetch_add(1, Relaxed) + 1;
-                // Ever more rarely, so that no peer fills the log.
-                if refused.is_power_of_two() {
-                    tracing::warn!(%peer, %error, refused, "a peer passes on a revocation that is not valid");
+                self.0.refused.fetch_add(1, Relaxed);
+                let now = tokio::time::Instant::now().into_std();
+                let mut named = self.0.named.lock().unwrap_or_else(PoisonError::into_inner);
+                if named.is_new(*peer, now) {
+                    drop(named);
+                    tracing::warn!(%peer, %error, "a peer passes on a revocation that is not valid");
                 }
             }
         }

@@ -2,14 +2,7 @@
 //!
 //! Every call is let in by [`Provider::admit`] and begun by [`Provider::begin`], from a stream of its own or from a lane.
 
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, future::BoxFuture};
@@ -55,8 +48,6 @@ pub(crate) struct Provider {
     pub(crate) places: Arc<ReplyPlaces>,
     /// The places of its calls that run.
     pub(crate) calls: PeerPlaces,
-    /// How many of its calls were denied.
-    denied: AtomicU64,
     passages: Passages,
 }
 
@@ -138,7 +129,6 @@ impl Provider {
             handler,
             lanes: Semaphore::new(MAX_PEER_LANES),
             places: Arc::default(),
-            denied: AtomicU64::new(0),
             passages: Passages::default(),
         }
     }
@@ -215,10 +205,8 @@ impl Provider {
 
     fn denied(&self, caller: &PeerInfo, service: &ServiceName, why: &str) -> Reply {
         self.link.shared.counters.calls_denied.add();
-        let denied = self.denied.fetch_add(1, Relaxed) + 1;
-        // Counted for each connection, so that no peer hides another, and said ever more rarely, so that none fills the log.
-        if denied.is_power_of_two() {
-            tracing::warn!(caller = %caller.node_id, router = ?caller.router, %service, denied, why, "a call was denied");
+        if self.link.shared.hushes.names_denied(caller.node_id) {
+            tracing::warn!(caller = %caller.node_id, router = ?caller.router, %service, why, "a call was denied");
         }
         Reply::error(StatusCode::PermissionDenied, format!("{service}: {why}"))
     }
