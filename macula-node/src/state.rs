@@ -57,6 +57,8 @@ pub struct NodeState {
     pub called: Vec<CalledService>,
     /// The calls it has forwarded for others.
     pub forwarded: CallStats,
+    /// How many revocations that peers passed on were not valid (A6).
+    pub refused_revocations: u64,
 }
 
 /// The addresses of a node.
@@ -83,6 +85,8 @@ pub struct Served {
     pub max_running: usize,
     /// Calls that were refused because of that, or because of the node's end.
     pub refusals: Refusals,
+    /// Calls that the services' own lists did not admit (A5), and calls of this process that the node's own grant does not allow.
+    pub not_admitted: u64,
 }
 
 impl Node {
@@ -97,6 +101,7 @@ impl Node {
             *observed.entry(at).or_default() += 1;
         }
         let join = inner.progress.borrow().clone();
+        let services = inner.server.served_calls();
         NodeState {
             node_id: self.id(),
             realm: inner.life.realm.clone(),
@@ -115,13 +120,15 @@ impl Node {
             transport: inner.transport.stats(),
             directory,
             served: Served {
-                services: inner.server.served_calls(),
+                not_admitted: services.iter().map(|(service, _)| inner.server.denied(service)).sum(),
+                services,
                 running: inner.server.running(),
                 max_running: inner.server.max_concurrent_calls(),
                 refusals: inner.server.refusals(),
             },
             called: inner.client.called(),
             forwarded: inner.client.forwarded_calls(),
+            refused_revocations: self.refused_revocations(),
         }
     }
 

@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::schema::{
-    Addresses, Build, Cache, CallStats, CalledProvider, CalledService, Contact, Event, LatencyBucket, Limits, Mesh,
-    ObservedAddress, Peer, PublishedRecord, Records, Refusal, ServedService, State,
+    Access, Addresses, Build, Cache, CallStats, CalledProvider, CalledService, Contact, Event, LatencyBucket, Limits,
+    Mesh, ObservedAddress, Peer, PublishedRecord, Records, Refusal, ServedService, State,
 };
 use crate::{Link, NodeEvent, NodeState, Opener, Phase, Presence, ProviderState, Role, error_line};
 
@@ -70,6 +70,7 @@ pub(crate) fn state(state: &NodeState, build: Build) -> State {
         calls,
         forwarded: Some(call_stats(&state.forwarded)),
         limits: Some(limits(state)),
+        access: Some(access(state)),
         running_calls: state.served.running as u64,
         left_out: room.left_out as u64,
     }
@@ -266,6 +267,19 @@ fn limits(state: &NodeState) -> Limits {
         dial_failures: state.pool.dial_failures,
         rate_limited: dht.rate_limited,
         records_refused: dht.refused,
+    }
+}
+
+fn access(state: &NodeState) -> Access {
+    let transport = &state.transport;
+    Access {
+        rejected_grants: transport.rejected_grants,
+        grants_ended: transport.grants_ended,
+        rejected_renewals: transport.rejected_renewals,
+        calls_denied: transport.calls_denied,
+        calls_not_admitted: state.served.not_admitted,
+        records_unproven: state.directory.stats.dht.unproven,
+        revocations_refused: state.refused_revocations,
     }
 }
 

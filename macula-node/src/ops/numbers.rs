@@ -223,15 +223,20 @@ fn limits(state: &NodeState) {
         ("calls_draining", state.served.refusals.draining),
         ("calls_not_served", state.served.refusals.not_served),
         ("calls_denied", transport.calls_denied),
+        ("calls_not_admitted", state.served.not_admitted),
         ("memory", transport.memory.refused + transport.memory.evicted),
         ("connections", transport.rejected_busy + state.pool.evicted),
         ("handshakes", transport.rejected_handshakes),
         ("introductions", transport.rejected_hellos),
         ("grants", transport.rejected_grants),
+        ("grants_ended", transport.grants_ended),
+        ("grant_renewals", transport.rejected_renewals),
         ("frames", transport.rejected_frames),
         ("slow_streams", transport.slow_streams),
         ("directory_rate", dht.rate_limited),
         ("records", dht.refused),
+        ("records_unproven", dht.unproven),
+        ("revocations", state.refused_revocations),
     ] {
         counter!("macula.node.limits_reached", "limit" => limit).absolute(times);
     }

@@ -7,6 +7,10 @@ use std::{
 
 use macula_node::{
     Chain, Grant, GrantRole, Node, TonicServices,
+    admin::{
+        Admin, connect,
+        schema::{Build, StateRequest},
+    },
     ingress::{Ingress, IngressConfig, Tokens},
 };
 use tokio::{
@@ -102,6 +106,12 @@ async fn a5_an_ingress_reaches_what_its_nodes_grant_reaches_and_asks_for_a_token
     );
     assert_eq!((provider.transport_stats().calls_denied, counted.load(SeqCst)), (2, 0));
     assert_eq!(log.lines(&["a call was denied", &entry.id().to_string()]).len(), 1);
+    // What its operator sees.
+    let folder = tempfile::tempdir().unwrap();
+    let admin = Admin::serve(&provider, Build::default(), folder.path().join("admin.sock"));
+    let mut admin = connect(admin.await.unwrap().path()).await.unwrap();
+    let state = admin.get_state(StateRequest {}).await.unwrap().into_inner();
+    assert_eq!(state.access.unwrap().calls_denied, 2);
 }
 
 /// Adds the token.

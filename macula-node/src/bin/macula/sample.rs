@@ -1,8 +1,8 @@
 //! A node's state for the tests of pages: with something in each part.
 
 use macula_node::admin::schema::{
-    Addresses, Build, Cache, CallStats, CalledProvider, CalledService, Contact, Limits, Mesh, ObservedAddress, Peer,
-    PublishedRecord, Records, Refusal, ServedService, State,
+    Access, Addresses, Build, Cache, CallStats, CalledProvider, CalledService, Contact, Limits, Mesh, ObservedAddress,
+    Peer, PublishedRecord, Records, Refusal, ServedService, State,
 };
 
 fn id(byte: u8) -> String {
@@ -115,6 +115,11 @@ pub(crate) fn state() -> State {
             max_concurrent_calls: 16_384,
             calls_refused_busy: 5,
             ..Limits::default()
+        }),
+        access: Some(Access {
+            calls_denied: 7,
+            revocations_refused: 1,
+            ..Access::default()
         }),
         running_calls: 2,
         left_out: 0,

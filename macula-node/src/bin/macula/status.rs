@@ -120,6 +120,10 @@ fn facts(node: &State) -> Vec<(&'static str, String, Tone)> {
         reached if reached.is_empty() => fact("limits", "none reached".to_owned(), Tone::Plain),
         reached => fact("limits", reached.join(", "), Tone::Warning),
     }
+    let denied = denied(node);
+    if !denied.is_empty() {
+        fact("denied", denied.join(", "), Tone::Warning);
+    }
     facts
 }
 
@@ -140,8 +144,26 @@ fn limits(node: &State) -> Vec<String> {
         (limits.records_refused, "records refused"),
         (limits.handler_panics, "handlers panicked"),
     ];
-    let reached = counts.into_iter().filter(|(count, _)| *count > 0);
-    reached.map(|(count, words)| format!("{count} {words}")).collect()
+    not_zero(&counts)
+}
+
+/// What had no right, with its counts.
+fn denied(node: &State) -> Vec<String> {
+    let access = node.access.unwrap_or_default();
+    not_zero(&[
+        (access.rejected_grants, "peers without a valid grant"),
+        (access.grants_ended, "connections ended with their grants"),
+        (access.rejected_renewals, "renewed grants not valid"),
+        (access.calls_denied, "calls denied by grants"),
+        (access.calls_not_admitted, "calls not admitted by services"),
+        (access.records_unproven, "records without right"),
+        (access.revocations_refused, "revocations not valid"),
+    ])
+}
+
+fn not_zero(counts: &[(u64, &str)]) -> Vec<String> {
+    let counted = counts.iter().filter(|(count, _)| *count > 0);
+    counted.map(|(count, words)| format!("{count} {words}")).collect()
 }
 
 fn served(node: &State) -> Table<8> {
@@ -266,6 +288,7 @@ records     12 of others held (4.0 KiB of 64.0 MiB), 1 published
 refused     text.upper by 0303030303: the record expired 3600s ago by the node's clock
 cache       2 of 65536 keys, 90 % of 100 lookups answered
 limits      5 calls refused as too many
+denied      7 calls denied by grants, 1 revocations not valid
 
 SERVES      CALLS  ERRORS  REFUSED  RUNNING    P50   P99  HELD BY
 text.upper   1010      10        5        2  800µs  12ms        2
