@@ -18,13 +18,11 @@ use crate::{
     clocks::{Clocks, TimeSource},
     data::Kept,
     directory::Offer,
-    membership::{DEFAULT_GRANT_LIFE, Kept as Granted, MembershipError},
+    membership::{DEFAULT_GRANT_LIFE, Kept as Granted, MIN_GRANT_LIFE, MembershipError},
 };
 
 /// The node's grant in its data folder.
 const GRANT_FILE: &str = "identity.grant";
-/// The shortest life of a grant that an issuer signs: between its renewal and its end every service is published anew.
-const MIN_GRANT_LIFE: Duration = Duration::from_secs(15 * 60);
 /// How long a node that leaves waits for calls, unless it is told otherwise.
 const DEFAULT_DRAIN_TIME: Duration = Duration::from_secs(30);
 /// The longest that it waits; more would overflow the clock.
@@ -232,8 +230,9 @@ impl NodeBuilder {
         self
     }
 
-    /// Sets how long the grants last that this node signs when its own grant lets it issue, a day without it. They are renewed by
-    /// themselves, so this is how long a revoked member stays with nodes that no revocation reaches.
+    /// Sets how long the grants last that this node signs when its own grant lets it issue, a day without it,
+    /// [`MIN_GRANT_LIFE`](crate::MIN_GRANT_LIFE) at least. They are renewed by themselves, so this is how long a revoked member stays with
+    /// nodes that no revocation reaches.
     pub fn grant_life(mut self, life: Duration) -> Self {
         self.standing.life = life;
         self

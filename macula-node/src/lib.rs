@@ -67,7 +67,9 @@ pub use macula_wire::{
     NameError, NodeId, Order, ParseRealmError, Pattern, Patterns, Realm, RealmKey, RealmName, RealmPublicKey,
     Revocations, ServiceName, SignedRevocations, Signer, Terms, TokenId,
 };
-pub use membership::{DEFAULT_GRANT_LIFE, FolderError, IssuerFolder, MAX_MEMBERS, MAX_TOKENS, MembershipError};
+pub use membership::{
+    DEFAULT_GRANT_LIFE, FolderError, IssuerFolder, MAX_MEMBERS, MAX_TOKENS, MIN_GRANT_LIFE, MembershipError,
+};
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, Reached, ServeError};
 pub use state::{Addresses, NodeState, Served};
 

@@ -2,13 +2,16 @@
 #![cfg(feature = "testing")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt as _, time::Duration};
+
 
 use macula_node::{
     Address, BootstrapAddr, Bytes, Chain, Grant, GrantRole, Identity, Issue, Issuer, JoinRefusal, JoinReply,
     JoinRequest, Membership, Node, NodeBuilder, Order, Patterns, Realm, RealmKey, RealmName, Request,
     SignedRevocations, Status, TokenId,
 };
+#[cfg(feature = "redb")]
+use macula_node::{DataError, StartError};
 use macula_transport::testing::Network;
 use macula_wire::{SecretKey, TokenSecret};
 
@@ -219,9 +222,11 @@ async fn a6_a_revocation_reaches_every_node_within_a_minute_without_an_issuer() 
         .await
         .unwrap();
     let request = JoinRequest::Revoke(orders.clone());
-    assert_eq!(stranger.visit(&at(2), &request).await.unwrap(), JoinReply::Heeded);
+    // Those nodes have no data folder.
+    let heeded = JoinReply::Heeded { kept: false };
+    assert_eq!(stranger.visit(&at(2), &request).await.unwrap(), heeded);
     // A replay, and an order that no one signed.
-    assert_eq!(stranger.visit(&at(3), &request).await.unwrap(), JoinReply::Heeded);
+    assert_eq!(stranger.visit(&at(3), &request).await.unwrap(), heeded);
     let forged = SignedRevocations::sign(
         &RealmKey::from_bytes(&[8; 32]).realm(RealmName::new("shop").unwrap()),
         &RealmKey::from_bytes(&[8; 32]),
@@ -285,7 +290,7 @@ async fn a7_a_renewal_is_refused_to_revoked_nodes_and_for_others_grants() {
             .await
             .unwrap();
         let told = node.visit(&at(4), &JoinRequest::Revoke(orders.unwrap())).await.unwrap();
-        assert_eq!(told, JoinReply::Heeded);
+        assert_eq!(told, JoinReply::Heeded { kept: false });
     };
     revoke(1).await;
     assert_eq!(renew(7, &chain).await, JoinReply::Refused(JoinRefusal::Revoked));
@@ -435,13 +440,91 @@ async fn a7_a_grant_that_cannot_be_kept_is_renewed_again_and_again() {
     // It can be read. The file that would replace it has a longer name, which no file system takes.
     let file = folder.path().join("g".repeat(250));
     std::fs::write(&file, format!("{}\n", of_member(2))).unwrap();
-    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
     let node = builder(&network, 2, of_member(2)).grant_file(&file);
     let node = node.start().await.unwrap();
     node.join().await.unwrap();
     pass(4 * LIFE.as_secs()).await;
     assert!(node.access().own().is_ok(), "it fell out of the realm");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{}\n", of_member(2)));
+}
+
+/// A6: the disk takes no order. The node that was told says so, obeys, and writes it down when the disk is well again.
+#[cfg(feature = "redb")]
+#[tokio::test(start_paused = true)]
+async fn a6_an_order_that_the_disk_does_not_take_is_not_said_to_be_kept() {
+    let (network, folder) = (Network::new(37), tempfile::tempdir().unwrap());
+    let node = || builder(&network, 1, membership(of_issuer(1))).data(folder.path());
+    let first = node().start().await.unwrap();
+    let _ = first.join().await;
+    let stranger = Node::builder().network(&network).client().identity(identity(99));
+    let stranger = stranger.listen(addr(99)).start().await.unwrap();
+    let order = Order::revoke(identity(7).node_id(), START);
+    let orders = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();
+    let hand_in = async || {
+        let request = JoinRequest::Revoke(orders.clone());
+        stranger.visit(&at(1), &request).await.unwrap()
+    };
+    // A folder is no file that another replaces.
+    let file = folder.path().join("revocations");
+    std::fs::create_dir(&file).unwrap();
+    for _ in 0..2 {
+        assert_eq!(hand_in().await, JoinReply::Heeded { kept: false });
+    }
+    let of_seven = of_member(7).chain.verify(&realm(), START).unwrap();
+    assert!(first.access().check(&of_seven).is_err(), "it is not in force");
+    std::fs::remove_dir(&file).unwrap();
+    pass(60).await;
+    assert!(file.is_file(), "it is not tried again");
+    assert_eq!(hand_in().await, JoinReply::Heeded { kept: true });
+    first.shutdown().await;
+    drop(first);
+    let again = loop {
+        match node().start().await {
+            // The thread that writes the folder has not ended yet.
+            Err(StartError::Data(DataError::InUse { .. })) => tokio::task::yield_now().await,
+            again => break again.unwrap(),
+        }
+    };
+    assert_eq!(again.access().revocations(), [orders]);
+}
+
+/// A6: a member's rights are narrowed. It keeps its key, is out until it has its new grant, and that one is renewed as narrow as it is.
+#[tokio::test(start_paused = true)]
+async fn a6_a_member_is_given_other_rights_and_keeps_its_key() {
+    let network = Network::new(38);
+    let first = issuer(&network, 1).await;
+    let (narrowed, other) = (member(&network, 2).await, member(&network, 3).await);
+    pass(60).await;
+    call(&narrowed).await.unwrap();
+    let order = Order::revoke_present(narrowed.id(), START + 60);
+    let orders = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();
+    first.access().revoke(&orders).unwrap();
+    pass(60).await;
+    assert!(call(&narrowed).await.is_err());
+    let renew = JoinRequest::Renew(of_member(2).chain);
+    let again = narrowed.visit(&at(1), &renew).await.unwrap();
+    assert_eq!(again, JoinReply::Refused(JoinRefusal::Revoked));
+
+    let by = of_issuer(1).verify(&realm(), START).unwrap();
+    let begin = START + 120;
+    let narrow = Grant::new(&realm(), narrowed.id(), begin..=begin + LIFE.as_secs())
+        .with_role(GrantRole::Node)
+        .with_call(Patterns::from_iter([SERVICE.parse().unwrap()]));
+    narrowed
+        .access()
+        .set_grant(&narrow.issue(&by, &identity(1)).unwrap())
+        .unwrap();
+    // It is renewed in this time.
+    for _ in 0..3 {
+        pass(LIFE.as_secs() / 2).await;
+        call(&narrowed).await.unwrap();
+        let found = other.lookup(&SERVICE.parse().unwrap()).await.unwrap();
+        assert!(found.iter().all(|provider| provider.node_id != narrowed.id()));
+    }
+    let own = narrowed.access().own().unwrap();
+    assert!(own.not_after() > Some(begin + LIFE.as_secs()), "it is not renewed");
+    assert_eq!((own.admitted_at(), own.provide()), (begin, Some(&Patterns::NONE)));
 }
 
 /// A4, D5: a service whose records last longer than its node's grants is found all the time.

@@ -146,6 +146,19 @@ fn a7_a_closed_realm_of_five_nodes_from_nothing() {
         stderr(&answer)
     );
 
+    // A command that comes and goes, with a token and with a grant of the realm's key.
+    let once = shop.token(&["--call", "demo.*", "--role", "client"]);
+    let by_token = ["--token".to_owned(), once, "--bootstrap".to_owned(), bootstrap.clone()];
+    assert_eq!(succeed(&with(&["call", "demo.echo", "hello"], &by_token)), "hello");
+    let passing = shop.data("passing");
+    std::fs::create_dir_all(&passing).unwrap();
+    let id = succeed(&["id", "--data", &passing]);
+    let grant = succeed(&["realm", "grant", &id, "--key", &shop.key(), "--call", "demo.*"]);
+    let identity = format!("{passing}/identity");
+    let by_grant = ["--grant".to_owned(), grant, "--identity".to_owned(), identity];
+    let by_grant = [&by_grant[..], &by_token[2..]].concat();
+    assert_eq!(providers(&by_grant).len(), 4);
+
     // The realm's name alone opens nothing, and neither does the name with its key.
     let realm = succeed(&["realm", "show", "--key", &shop.key()]);
     for realm in ["shop", &realm] {
@@ -165,10 +178,34 @@ fn a7_a_closed_realm_of_five_nodes_from_nothing() {
 
     let members = json(&["realm", "members", "--data", &shop.data("issuer")]);
     let members = members["members"].as_array().unwrap();
-    assert_eq!(members.len(), 5);
+    assert_eq!(members.len(), 6);
     assert!(members.iter().all(|member| member["state"] == "valid"));
     let granted = json(&["realm", "members", "--key", &shop.key()]);
-    assert_eq!(granted["members"][0]["node_id"], shop.issuer.id.as_str());
+    let granted = granted["members"].as_array().unwrap();
+    assert!(
+        granted
+            .iter()
+            .any(|member| member["node_id"] == shop.issuer.id.as_str())
+    );
+}
+
+/// A1: beyond loopback a node of an open realm says in one line what that means, and how to close the realm.
+#[test]
+fn a1_a_node_of_an_open_realm_says_so_beyond_loopback_alone() {
+    let start = |listen: &str| {
+        let mut command = support::macula();
+        command.stderr(std::process::Stdio::piped());
+        NodeProcess::spawn(command, listen, &[])
+    };
+    let line = start("0.0.0.0:0").wait_for("the realm is open");
+    assert!(
+        line.contains("every node that reaches this one") && line.contains("macula realm new"),
+        "{line}"
+    );
+    let mut near = start("127.0.0.1:0");
+    near.signal(rustix::process::Signal::TERM);
+    near.wait();
+    assert!(!near.rest_of_log().contains("the realm is open"));
 }
 
 #[test]
@@ -262,6 +299,50 @@ fn a6_a_revoked_node_is_gone_from_callers_and_no_call_to_the_others_fails() {
         (state(&nodes[0].id), state(&nodes[1].id)),
         ("revoked".into(), "valid".into())
     );
+}
+
+/// A6: a member is given fewer rights and keeps its identity.
+#[test]
+fn a6_a_members_rights_are_narrowed_by_the_commands() {
+    let shop = Shop::open();
+    let wide = shop.token(&["--serve", "demo.*", "--call", "*", "--uses", "2"]);
+    let (narrowed, _other) = (shop.provider("a", &wide), shop.provider("b", &wide));
+    let (id, key, issuer) = (narrowed.id.clone(), shop.key(), shop.issuer.pinned());
+    let revoke = [
+        "realm",
+        "revoke",
+        &id,
+        "--present",
+        "--key",
+        &key,
+        "--bootstrap",
+        &issuer,
+    ];
+    let told = succeed(&revoke);
+    assert!(told.contains("1 of them have the order on disk"), "{told}");
+    drop(narrowed);
+    let data = shop.data("a");
+    succeed(&["join", &shop.token(&["--call", "demo.*"]), "--data", &data]);
+    let members = json(&["realm", "members", "--data", &shop.data("issuer")]);
+    let members = members["members"].as_array().unwrap();
+    let row = members.iter().find(|member| member["node_id"] == id.as_str()).unwrap();
+    assert_eq!(
+        (&row["state"], &row["rights"]["serve"]),
+        (&"valid".into(), &Value::Array(Vec::new()))
+    );
+    let serves = run(&[
+        "node",
+        "--listen",
+        "127.0.0.1:0",
+        "--data",
+        &data,
+        "--serve",
+        "demo.echo=echo",
+    ]);
+    assert!(!serves.status.success(), "it serves as before");
+    let identity = format!("{data}/identity");
+    let as_it = ["--identity".to_owned(), identity, "--bootstrap".to_owned(), issuer];
+    assert_eq!(succeed(&with(&["call", "demo.echo", "x"], &as_it)), "x");
 }
 
 /// The issuer takes so many visits at a time, and an order comes with those that were given before.

@@ -173,7 +173,11 @@ fn a7_requests_and_replies_are_read_as_they_were_written() {
         issuers: vec![issuer(1)],
     };
     let replies = refusals.map(JoinReply::Refused).into_iter();
-    for reply in replies.chain([admitted, JoinReply::Heeded]) {
+    for reply in replies.chain([
+        admitted,
+        JoinReply::Heeded { kept: true },
+        JoinReply::Heeded { kept: false },
+    ]) {
         assert_eq!(JoinReply::decode(reply.encode()), Ok(reply));
     }
 }

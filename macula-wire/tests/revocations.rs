@@ -125,6 +125,33 @@ fn a6_an_issuer_revokes_the_members_that_it_let_in_whichever_issuer_renewed_them
     assert!(!is_revoked(&out, &renewed(3, 1)), "the first issuer is out itself");
 }
 
+/// The node gets other rights and keeps its key: what it had is void, renewed or not, and what it is given afterwards is good.
+#[test]
+fn a6_a_revocation_of_the_present_grants_leaves_a_way_back() {
+    let from = |begin: u64| Grant::new(&realm(), id(7), begin..=NOW + 1000);
+    let by = |grant: Grant, by: u8| {
+        let chain = grant.issue(&issuer(by), &node(by));
+        chain.unwrap().verify(&realm(), NOW).unwrap()
+    };
+    for signer in [0, 1] {
+        let order = [signed(signer, [Order::revoke_present(id(7), NOW - 10)])];
+        assert!(is_revoked(&order, &member(7, 1)), "by {signer}");
+        let renewed = from(NOW - 5).with_admitted_at(NOW - 1000).with_admitted_by(id(1));
+        assert!(is_revoked(&order, &by(renewed.clone(), 1)) && is_revoked(&order, &by(renewed, 3)));
+        assert!(!is_revoked(&order, &by(from(NOW - 10), 1)) && !is_revoked(&order, &by(from(NOW - 5), 1)));
+        let lifted = [order[0].clone(), signed(signer, [Order::lift(id(7), NOW)])];
+        assert!(!is_revoked(&lifted, &member(7, 1)));
+        // At one time the stricter order counts.
+        let out = [order[0].clone(), signed(signer, [Order::revoke(id(7), NOW - 10)])];
+        assert!(is_revoked(&out, &by(from(NOW - 5), 1)));
+    }
+    // So it is with an issuer, and the grants that it signed with its former one.
+    let order = [signed(0, [Order::revoke_present(id(1), NOW - 10)])];
+    assert!(is_revoked(&order, &issuer(1)) && is_revoked(&order, &member(7, 1)));
+    let late = from(NOW - 5).with_admitted_at(NOW - 4).sign(&key());
+    assert_eq!(late.unwrap_err(), AccessError::BadDates);
+}
+
 /// A stolen issuer's key signs more lists than a newcomer reads at once.
 #[test]
 fn a6_the_realms_lists_come_first_and_those_of_a_revoked_issuer_not_at_all() {
@@ -197,6 +224,7 @@ fn a6_any_flipped_bit_denies() {
     for list in [
         signed(0, [Order::revoke(id(7), NOW)]),
         signed(1, [Order::revoke(id(7), NOW)]),
+        signed(0, [Order::revoke_present(id(7), NOW)]),
     ] {
         let bytes = list.encode();
         for at in 0..bytes.len() * 8 {
@@ -238,9 +266,9 @@ fn a6_orders_are_bounded_for_each_signer_and_forgotten_in_the_end() {
 }
 
 fn lists() -> impl Strategy<Value = Vec<SignedRevocations>> {
-    let order = (prop::sample::select(vec![1_u8, 2, 7, 8]), 0..4_u64, any::<bool>());
-    let order = order.prop_map(|(n, ago, lift)| {
-        let make = if lift { Order::lift } else { Order::revoke };
+    let order = (prop::sample::select(vec![1_u8, 2, 7, 8]), 0..4_u64, 0..3_usize);
+    let order = order.prop_map(|(n, ago, kind)| {
+        let make = [Order::lift, Order::revoke_present, Order::revoke][kind];
         make(id(n), NOW - ago)
     });
     let list = (0..3_u8, prop::collection::vec(order, 1..4)).prop_map(|(by, orders)| signed(by, orders));
@@ -248,7 +276,14 @@ fn lists() -> impl Strategy<Value = Vec<SignedRevocations>> {
 }
 
 fn verdicts(known: &Revocations) -> Vec<bool> {
+    let admitted = |ago: u64| {
+        let grant = Grant::new(&realm(), id(7), NOW..=NOW + 1000).with_admitted_at(NOW - ago);
+        let chain = grant.issue(&issuer(1), &node(1)).unwrap();
+        chain.verify(&realm(), NOW).unwrap()
+    };
     let members = [
+        admitted(1),
+        admitted(2),
         member(7, 0),
         member(7, 1),
         member(7, 2),

@@ -28,6 +28,8 @@ use super::{
 
 /// How long a grant lasts that an issuer signs, unless it is told otherwise.
 pub const DEFAULT_GRANT_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+/// The shortest life of a grant that an issuer signs: between its renewal and its end every service is published anew.
+pub const MIN_GRANT_LIFE: Duration = Duration::from_secs(15 * 60);
 /// How long after its end a grant is renewed still, in seconds: a week, so that an issuer may be away for some days.
 const LATE: u64 = 7 * 24 * 60 * 60;
 
@@ -115,11 +117,11 @@ impl Doorkeeper {
             JoinRequest::Revoke(orders) => match self.access.revoke(&orders) {
                 Ok(news) => {
                     if news {
-                        // The order outlives this node once its sender is told that it is in force.
-                        self.spread.keep();
                         tracing::info!(from = %visitor.remote_addr, "a revocation was handed in");
                     }
-                    return JoinReply::Heeded;
+                    // Written before the sender hears of it, so that an order that is said to be kept outlives this node.
+                    let kept = self.spread.keep();
+                    return JoinReply::Heeded { kept };
                 }
                 Err(error) => {
                     tracing::info!(from = %visitor.remote_addr, %error, "a revocation was not taken");
@@ -171,8 +173,7 @@ impl Doorkeeper {
         let node_id = member.node_id();
         self.access.check_unrevoked(&member).map_err(|_| JoinRefusal::Revoked)?;
         let terms = Terms::of(&member).ok_or(JoinRefusal::NotRenewable)?;
-        let first = member.admitted_by().or(member.issuer());
-        let chain = self.grant(&own, node_id, &terms, first, now)?;
+        let chain = self.grant(&own, node_id, &terms, Some(&member), now)?;
         if let Some(folder) = &self.folder {
             let _files = lock(&self.files);
             let known = folder.member(node_id)?;
@@ -188,18 +189,22 @@ impl Doorkeeper {
         own.issue().is_some().then_some(own).ok_or(JoinRefusal::NoIssuer)
     }
 
-    /// Signs a grant of a node that `first` let in, this issuer unless it is named.
+    /// Signs a grant: the first one of a node, or the next one of the member `renewed`.
     fn grant(
         &self,
         own: &Member,
         node_id: &NodeId,
         terms: &Terms,
-        first: Option<&NodeId>,
+        renewed: Option<&Member>,
         now: u64,
     ) -> Result<Chain, JoinRefusal> {
         let begin = now.max(own.not_before());
         let end = begin.saturating_add(self.life).min(own.not_after().unwrap_or(u64::MAX));
         let mut grant = terms.grant(self.access.realm(), *node_id, begin..=end);
+        if let Some(renewed) = renewed {
+            grant = grant.with_admitted_at(renewed.admitted_at());
+        }
+        let first = renewed.and_then(|renewed| renewed.admitted_by().or(renewed.issuer()));
         if let Some(first) = first.filter(|first| *first != own.node_id()) {
             grant = grant.with_admitted_by(*first);
         }

@@ -15,7 +15,7 @@ mod spread;
 
 pub use self::{
     folder::{FolderError, IssuerFolder, MAX_MEMBERS, MAX_TOKENS},
-    issuer::DEFAULT_GRANT_LIFE,
+    issuer::{DEFAULT_GRANT_LIFE, MIN_GRANT_LIFE},
     place::MembershipError,
 };
 pub(crate) use self::{

@@ -236,7 +236,7 @@ impl Place {
                 issuer: node_id,
                 reason,
             }),
-            Ok(JoinReply::Heeded) | Err(_) => Err(MembershipError::Malformed(node_id)),
+            Ok(JoinReply::Heeded { .. }) | Err(_) => Err(MembershipError::Malformed(node_id)),
         }
     }
 

@@ -10,7 +10,8 @@
 //! would have to ask for it all the time. A revoked node does harm over its connections alone, and a node with a connection hears the
 //! order over it.
 //!
-//! **What is known is kept** in a file and read before the node opens a connection. Each list proves itself, so it does not matter who
+//! **What is known is kept** in a file and read before the node opens a connection. A file that could not be written is written again
+//! every [`COMPARE_EVERY`]. Each list proves itself, so it does not matter who
 //! brings it: replays and old orders change nothing, and forged ones are refused.
 
 use std::{
@@ -18,7 +19,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -77,8 +78,10 @@ pub(crate) struct Spread(Arc<Inner>);
 struct Inner {
     access: Access,
     file: Option<PathBuf>,
-    /// Held while the file is written.
-    writing: Mutex<()>,
+    /// The hash of the lists in the file, once it was written. Locked while it is.
+    on_disk: Mutex<Option<[u8; 32]>>,
+    /// The file could not be written.
+    is_behind: AtomicBool,
     /// Lists of the file that this node's clock, which may be slow, puts into the future.
     ahead: Mutex<Vec<SignedRevocations>>,
     known: Mutex<Known>,
@@ -111,7 +114,8 @@ impl Spread {
             limiter: Mutex::new(Limiter::new(now)),
             refused: AtomicU64::new(0),
             named: Mutex::default(),
-            writing: Mutex::default(),
+            on_disk: Mutex::default(),
+            is_behind: AtomicBool::new(false),
             ahead: Mutex::new(ahead),
             access,
             file,
@@ -157,15 +161,37 @@ impl Spread {
         self.0.refused.load(Relaxed)
     }
 
-    /// Writes what is known to the file. Not for an async thread.
-    pub(crate) fn keep(&self) {
-        let Some(file) = &self.0.file else { return };
-        let _writing = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Writes what is known to the file, unless it holds that already. Returns whether it does now. Not for an async thread.
+    pub(crate) fn keep(&self) -> bool {
+        let Some(file) = &self.0.file else { return false };
+        let mut on_disk = self.0.on_disk.lock().unwrap_or_else(PoisonError::into_inner);
         let mut lists = self.0.access.revocations();
-        lists.extend_from_slice(&self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner));
-        if let Err(error) = write(file, &lists) {
-            tracing::warn!(file = %file.display(), %error, "the revocations are not kept: after a restart the node learns them from others");
+        let hash = known_hash(&lists);
+        if *on_disk == Some(hash) {
+            return true;
         }
+        lists.extend_from_slice(&self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner));
+        let written = write(file, &lists);
+        let was_behind = self.0.is_behind.swap(written.is_err(), Relaxed);
+        match written {
+            Ok(()) => {
+                *on_disk = Some(hash);
+                true
+            }
+            Err(error) => {
+                if !was_behind {
+                    tracing::warn!(file = %file.display(), %error, "the revocations are in force and not kept: the node tries again, and after a restart it would learn them from others");
+                }
+                false
+            }
+        }
+    }
+
+    /// As [`Spread::keep`], on a thread for files.
+    async fn keep_apart(&self) {
+        let spread = self.clone();
+        // It does not panic.
+        let _ = tokio::task::spawn_blocking(move || spread.keep()).await;
     }
 
     /// Takes the lists that were dated ahead, now that the clock has gone on or was set.
@@ -202,6 +228,9 @@ impl Spread {
                 _ = compare.tick() => {
                     turn = turn.wrapping_add(1);
                     self.look_at_those_ahead();
+                    if self.0.is_behind.load(Relaxed) {
+                        self.keep_apart().await;
+                    }
                     self.some_peers(&pool, &routers, turn).await
                 }
             };
@@ -243,9 +272,7 @@ impl Spread {
         }
         let old: BTreeSet<_> = before.lists.iter().collect();
         let news: Vec<_> = lists.iter().filter(|list| !old.contains(list)).cloned().collect();
-        let spread = self.clone();
-        // It does not panic.
-        let _ = tokio::task::spawn_blocking(move || spread.keep()).await;
+        self.keep_apart().await;
         if news.is_empty() {
             return;
         }

@@ -52,6 +52,7 @@ pub struct Grant {
     pub(super) labels: BTreeMap<String, String>,
     pub(super) issue: Option<Issue>,
     pub(super) admitted_by: Option<NodeId>,
+    pub(super) admitted_at: Option<u64>,
 }
 
 impl Grant {
@@ -69,6 +70,7 @@ impl Grant {
             labels: BTreeMap::new(),
             issue: None,
             admitted_by: None,
+            admitted_at: None,
         }
     }
 
@@ -114,10 +116,22 @@ impl Grant {
         self
     }
 
+    /// Names when the grant's terms were given, in seconds since the Unix epoch, when it is a renewed one: a revocation of the grants
+    /// that were given before counts for it (A6). It is the grant's first second unless it is named.
+    #[must_use]
+    pub fn with_admitted_at(mut self, then: u64) -> Self {
+        self.admitted_at = Some(then);
+        self
+    }
+
+    pub(super) fn admitted_at(&self) -> u64 {
+        self.admitted_at.unwrap_or(self.not_before)
+    }
+
     /// Checks what does not depend on the signer.
     pub(super) fn check(&self) -> Result<(), AccessError> {
         let life = self.not_after.checked_sub(self.not_before);
-        if !life.is_some_and(|life| life > 0 && life <= MAX_GRANT_SECS) {
+        if !life.is_some_and(|life| life > 0 && life <= MAX_GRANT_SECS) || self.admitted_at() > self.not_before {
             return Err(AccessError::BadDates);
         }
         let good = |(key, value): (&String, &String)| is_label_key(key) && is_label_value(value) && value != ANY;
@@ -166,6 +180,7 @@ impl Grant {
                 .admitted_by
                 .map(|issuer| Bytes::copy_from_slice(issuer.as_bytes()))
                 .unwrap_or_default(),
+            admitted_at: self.admitted_at,
         }
     }
 
@@ -187,6 +202,7 @@ impl Grant {
                 true => None,
                 false => Some(NodeId::from_slice(&grant.admitted_by).ok_or(AccessError::Malformed)?),
             },
+            admitted_at: grant.admitted_at,
         })
     }
 }

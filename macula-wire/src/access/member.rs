@@ -145,6 +145,18 @@ impl Member {
         self.granted.as_ref()?.grant.admitted_by.as_ref()
     }
 
+    /// Its issuer, and when the issuer's own terms were given.
+    pub(super) fn issuing(&self) -> Option<(&NodeId, u64)> {
+        let issuer = self.granted.as_ref()?.issuer.as_ref()?;
+        Some((&issuer.node_id, issuer.admitted_at()))
+    }
+
+    /// When the terms of its grant were given, which a renewal does not change, in seconds since the Unix epoch; 0 in an open realm.
+    #[must_use]
+    pub fn admitted_at(&self) -> u64 {
+        self.granted.as_ref().map_or(0, |it| it.grant.admitted_at())
+    }
+
     /// When its grant begins, in seconds since the Unix epoch; 0 in an open realm.
     #[must_use]
     pub fn not_before(&self) -> u64 {

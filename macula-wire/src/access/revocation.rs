@@ -13,7 +13,8 @@
 //! orders go on counting.
 //!
 //! An order concerns the node's key and not single grants: a node that is revoked cannot renew its way back in at an issuer that
-//! has not heard of it yet. It is forgotten after [`MAX_GRANT_SECS`], when every grant of its day has ended. A later order is
+//! has not heard of it yet. [`Order::revoke_present`] leaves the node a way back: its grants count again whose terms were given at the
+//! time of the order or later. A renewed grant keeps the time of its terms, so it brings no way back either. An order is forgotten after [`MAX_GRANT_SECS`], when every grant of its day has ended. A later order is
 //! forgotten later, so no order that it replaced comes back.
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -43,7 +44,18 @@ const SIGNED_BY_ISSUER: &[u8] = b"macula/v1/revocations-by-issuer\0";
 pub struct Order {
     node_id: NodeId,
     ordered_at: u64,
-    lifted: bool,
+    takes: Takes,
+}
+
+/// Which grants of the member an order takes back, the strictest last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Takes {
+    /// None: an earlier order is taken back.
+    None,
+    /// Those whose terms were given before the order.
+    Present,
+    /// All.
+    All,
 }
 
 impl Order {
@@ -53,7 +65,17 @@ impl Order {
         Self {
             node_id,
             ordered_at: now,
-            lifted: false,
+            takes: Takes::All,
+        }
+    }
+
+    /// Revokes the grants that the node has at `now`, and their renewals: a grant that it is given then or later is good. So a node
+    /// gets other rights and keeps its key.
+    #[must_use]
+    pub fn revoke_present(node_id: NodeId, now: u64) -> Self {
+        Self {
+            takes: Takes::Present,
+            ..Self::revoke(node_id, now)
         }
     }
 
@@ -61,7 +83,7 @@ impl Order {
     #[must_use]
     pub fn lift(node_id: NodeId, now: u64) -> Self {
         Self {
-            lifted: true,
+            takes: Takes::None,
             ..Self::revoke(node_id, now)
         }
     }
@@ -81,12 +103,21 @@ impl Order {
     /// Whether it takes an earlier order back.
     #[must_use]
     pub fn is_lifted(&self) -> bool {
-        self.lifted
+        self.takes == Takes::None
+    }
+
+    /// Whether it takes back a grant whose terms were given at `admitted_at`.
+    fn takes_back(&self, admitted_at: u64) -> bool {
+        match self.takes {
+            Takes::None => false,
+            Takes::Present => admitted_at < self.ordered_at,
+            Takes::All => true,
+        }
     }
 
     /// Of two orders at one time the stricter one counts.
-    fn rank(&self) -> (u64, bool) {
-        (self.ordered_at, !self.lifted)
+    fn rank(&self) -> (u64, Takes) {
+        (self.ordered_at, self.takes)
     }
 
     fn is_live(&self, now: u64) -> bool {
@@ -97,7 +128,8 @@ impl Order {
         proto::Revocation {
             node_id: Bytes::copy_from_slice(self.node_id.as_bytes()),
             ordered_at: self.ordered_at,
-            lifted: self.lifted,
+            lifted: self.takes == Takes::None,
+            present: self.takes == Takes::Present,
         }
     }
 
@@ -105,7 +137,12 @@ impl Order {
         Ok(Self {
             node_id: NodeId::from_slice(&order.node_id).ok_or(AccessError::Malformed)?,
             ordered_at: order.ordered_at,
-            lifted: order.lifted,
+            takes: match (order.lifted, order.present) {
+                (false, false) => Takes::All,
+                (false, true) => Takes::Present,
+                (true, false) => Takes::None,
+                (true, true) => return Err(AccessError::Malformed),
+            },
         })
     }
 }
@@ -397,15 +434,18 @@ impl Revocations {
     /// # Errors
     /// [`AccessError::Revoked`] with the node that is.
     pub fn check(&self, member: &Member, now: u64) -> Result<(), AccessError> {
-        if let Some(issuer) = member.issuer().filter(|issuer| self.realm_revoked(issuer, now)) {
+        if let Some((issuer, _)) = member
+            .issuing()
+            .filter(|(issuer, at)| self.realm_revoked(issuer, *at, now))
+        {
             return Err(AccessError::Revoked(*issuer));
         }
         let node_id = member.node_id();
         let is_revoked = member.chain().is_some()
-            && (self.realm_revoked(node_id, now)
+            && (self.realm_revoked(node_id, member.admitted_at(), now)
                 || member
                     .issuer()
-                    .is_some_and(|issuer| self.issuer_revoked(node_id, issuer, member.admitted_by(), now)));
+                    .is_some_and(|issuer| self.issuer_revoked(member, issuer, now)));
         if is_revoked {
             Err(AccessError::Revoked(*node_id))
         } else {
@@ -419,22 +459,28 @@ impl Revocations {
         kept.order.is_live(now).then_some(&kept.order)
     }
 
-    fn realm_revoked(&self, node_id: &NodeId, now: u64) -> bool {
-        self.of_realm(node_id, now).is_some_and(|order| !order.lifted)
+    /// Whether the realm takes back a grant of the node whose terms were given at `admitted_at`.
+    fn realm_revoked(&self, node_id: &NodeId, admitted_at: u64, now: u64) -> bool {
+        self.of_realm(node_id, now)
+            .is_some_and(|order| order.takes_back(admitted_at))
     }
 
-    /// Whether an order of an issuer takes back the grant that `issuer` signed for a member that `first` let in.
-    fn issuer_revoked(&self, node_id: &NodeId, issuer: &NodeId, first: Option<&NodeId>, now: u64) -> bool {
+    /// Whether an order of an issuer takes back the grant that `issuer` signed for the member.
+    fn issuer_revoked(&self, member: &Member, issuer: &NodeId, now: u64) -> bool {
+        let (node_id, first) = (member.node_id(), member.admitted_by());
         // The realm's later word stands above any issuer's.
         let lifted_at = self.of_realm(node_id, now).map(|order| order.ordered_at);
         let counts = |(signer, kept): (&Option<NodeId>, &Kept)| {
-            signer.as_ref().is_some_and(|signer| {
-                kept.order.is_live(now)
-                    && !kept.order.lifted
-                    && lifted_at.is_none_or(|at| at < kept.order.ordered_at)
-                    && (signer == issuer || Some(signer) == first || kept.may_revoke())
-                    && !self.realm_revoked(signer, now)
-            })
+            signer
+                .as_ref()
+                .zip(kept.list.issuer.as_ref())
+                .is_some_and(|(signer, by)| {
+                    kept.order.is_live(now)
+                        && kept.order.takes_back(member.admitted_at())
+                        && lifted_at.is_none_or(|at| at < kept.order.ordered_at)
+                        && (signer == issuer || Some(signer) == first || kept.may_revoke())
+                        && !self.realm_revoked(signer, by.admitted_at(), now)
+                })
         };
         self.orders.get(node_id).is_some_and(|by| by.iter().any(counts))
     }
@@ -452,9 +498,9 @@ impl Revocations {
         lists.into_iter().cloned().collect()
     }
 
-    /// Whether the realm's latest order about the node revokes it.
+    /// Whether the realm's latest order about the node takes all of its grants back.
     fn is_out(&self, node_id: &NodeId) -> bool {
         let by_realm = self.orders.get(node_id).and_then(|by| by.get(&None));
-        by_realm.is_some_and(|kept| !kept.order.lifted)
+        by_realm.is_some_and(|kept| kept.order.takes == Takes::All)
     }
 }

@@ -32,6 +32,9 @@ pub struct Grant {
     /// The node id of the issuer that let the node in, 32 bytes, in a grant that another issuer renewed; else empty.
     #[prost(bytes = "bytes", tag = "10")]
     pub admitted_by: ::prost::bytes::Bytes,
+    /// When the terms of a renewed grant were given, not after not_before; absent in a grant that gives its own.
+    #[prost(uint64, optional, tag = "11")]
+    pub admitted_at: ::core::option::Option<u64>,
 }
 /// One property of a member.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -117,6 +120,9 @@ pub struct Revocation {
     /// Takes an earlier order back.
     #[prost(bool, tag = "3")]
     pub lifted: bool,
+    /// Takes only the grants back whose terms were given before the order; never together with lifted.
+    #[prost(bool, tag = "4")]
+    pub present: bool,
 }
 /// Revocations with the signature of the realm's key or of an issuer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -875,7 +881,11 @@ pub struct Admitted {
     pub issuers: ::prost::alloc::vec::Vec<Issuer>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Heeded {}
+pub struct Heeded {
+    /// The node has the orders on its disk, so that they outlive it.
+    #[prost(bool, tag = "1")]
+    pub kept: bool,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
     #[prost(enumeration = "JoinRefusal", tag = "1")]

@@ -156,8 +156,11 @@ pub enum JoinReply {
         /// Nodes that renew it.
         issuers: Vec<Issuer>,
     },
-    /// The orders were taken, or known already.
-    Heeded,
+    /// The orders were taken, or known already: they are in force at the node, which passes them on.
+    Heeded {
+        /// The node has them on its disk, so that they outlive it.
+        kept: bool,
+    },
     /// Neither.
     Refused(JoinRefusal),
 }
@@ -171,7 +174,7 @@ impl JoinReply {
                 chain: chain.as_bytes().clone(),
                 issuers: Issuer::all_to_wire(issuers),
             }),
-            Self::Heeded => join_reply::Kind::Heeded(proto::Heeded {}),
+            Self::Heeded { kept } => join_reply::Kind::Heeded(proto::Heeded { kept: *kept }),
             Self::Refused(refusal) => join_reply::Kind::Refused(proto::Refused {
                 reason: refusal.to_wire().into(),
             }),
@@ -191,7 +194,7 @@ impl JoinReply {
                     chain: Chain::from_bytes(admitted.chain).ok()?,
                     issuers: Issuer::all_from_wire(admitted.issuers)?,
                 },
-                join_reply::Kind::Heeded(proto::Heeded {}) => Self::Heeded,
+                join_reply::Kind::Heeded(proto::Heeded { kept }) => Self::Heeded { kept },
                 join_reply::Kind::Refused(refused) => Self::Refused(JoinRefusal::from_wire(refused.reason)),
             })
         };

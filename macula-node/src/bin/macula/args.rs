@@ -368,8 +368,11 @@ pub(crate) struct NodeArgs {
     /// Calls that are not finished by then are given up. The process ends within 6 seconds after that.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration, env = "MACULA_DRAIN_TIME")]
     pub(crate) drain_time: Duration,
-    /// How long the grants last that this node signs as an issuer, like `24h` or `30m` [default: 24h]. Members renew them by themselves.
-    #[arg(long, value_name = "TIME", value_parser = realm::life, env = "MACULA_GRANT_LIFE")]
+    /// How long the grants last that this node signs as an issuer, from `15m` to `400d` [default: 24h].
+    ///
+    /// Members renew them by themselves when two thirds are over. It is how long a revoked member stays with nodes that no revocation
+    /// reaches, and how long the issuers may be away.
+    #[arg(long, value_name = "TIME", value_parser = realm::grant_life, env = "MACULA_GRANT_LIFE")]
     pub(crate) grant_life: Option<u64>,
     /// Prints the line that says the node is ready as JSON.
     #[arg(long)]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use macula_node::{Address, BootstrapAddr, GrantRole, MAX_GRANT_SECS, NodeId, Pattern, RealmName};
+use macula_node::{Address, BootstrapAddr, GrantRole, MAX_GRANT_SECS, MIN_GRANT_LIFE, NodeId, Pattern, RealmName};
 
 use crate::realm::role;
 
@@ -183,6 +183,10 @@ pub(crate) struct RevokeArgs {
     /// Takes an earlier order back: the node may be admitted again.
     #[arg(long)]
     pub(crate) lift: bool,
+    /// Takes back only the grants that the node has now: a token or a grant that it is given afterwards is good. So a node gets other
+    /// rights and keeps its identity.
+    #[arg(long, conflicts_with = "lift")]
+    pub(crate) present: bool,
     /// Prints one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -231,6 +235,18 @@ pub(crate) fn life(text: &str) -> Result<u64, String> {
         .ok_or_else(wrong)
 }
 
+/// Parses the life of the grants that an issuer signs, in seconds.
+pub(crate) fn grant_life(text: &str) -> Result<u64, String> {
+    let life = life(text)?;
+    match life < MIN_GRANT_LIFE.as_secs() {
+        true => Err(format!(
+            "members need {} minutes at least to renew a grant",
+            MIN_GRANT_LIFE.as_secs() / 60
+        )),
+        false => Ok(life),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -244,5 +260,11 @@ mod tests {
         for bad in ["", "h", "0h", "401d", "-1h", "1.5h", "1w", "99999999999999999999d", "é"] {
             assert!(life(bad).is_err(), "{bad} was taken");
         }
+    }
+
+    #[test]
+    fn a7_an_issuers_grants_last_a_quarter_of_an_hour_at_least() {
+        assert_eq!((grant_life("15m"), grant_life("400d")), (Ok(900), Ok(MAX_GRANT_SECS)));
+        assert!(grant_life("899s").unwrap_err().contains("15 minutes"));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use macula_node::{
-    BootstrapAddr, IssuerFolder, JoinRefusal, JoinReply, JoinRequest, Node, NodeId, Order, Realm, SignedRevocations,
+    BootstrapAddr, IssuerFolder, JoinRefusal, JoinReply, JoinRequest, Node, Order, Realm, SignedRevocations,
 };
 use serde_json::json;
 
@@ -34,12 +34,15 @@ pub(super) async fn run(args: &RevokeArgs) -> Result<(), Failure> {
     let told = join_all(to.iter().map(|at| tell(&visitor, at, &orders))).await;
     visitor.shutdown().await;
     let heeded = told.iter().filter(|told| told.is_ok()).count();
+    let kept = told.iter().filter(|told| **told == Ok(true)).count();
     if args.json {
         print_line(json!({
             "realm": realm.to_string(),
             "node_id": args.node_id.to_string(),
             "lifted": args.lift,
+            "present": args.present,
             "told": heeded,
+            "kept": kept,
             "failed": told.iter().filter_map(|told| told.as_ref().err()).collect::<Vec<_>>(),
         }))?;
     } else {
@@ -52,20 +55,28 @@ pub(super) async fn run(args: &RevokeArgs) -> Result<(), Failure> {
             "no node took the order: it is in force nowhere; try again with other nodes",
         ));
     }
+    if kept == 0 {
+        say(
+            "no node has the order on disk: it is lost if all that know it stop; see to their data folders and disks, or name a node that has one",
+        );
+    }
     if !args.json {
         let verb = if args.lift { "admitted again" } else { "revoked" };
         print_line(format!(
-            "{} is {verb}: told {heeded} of {} nodes, which tell the others",
+            "{} is {verb}: told {heeded} of {} nodes, which tell the others; {kept} of them have the order on disk",
             args.node_id,
             to.len()
         ))?;
+        if args.present {
+            print_line("give it a token or a grant of its new rights, and start it again with that")?;
+        }
     }
     Ok(())
 }
 
 /// The order, and after it those that were given before, the latest first: a node may have missed them.
 fn sign(args: &RevokeArgs) -> Result<(Realm, Vec<SignedRevocations>, Vec<BootstrapAddr>), Failure> {
-    let order = order(args.node_id, args.lift);
+    let order = order(args);
     let failed = |error: &dyn std::error::Error| Failure::other(error_line(error));
     let mut to = args.bootstrap.clone();
     if let Some(data) = &args.data {
@@ -90,32 +101,40 @@ fn sign(args: &RevokeArgs) -> Result<(Realm, Vec<SignedRevocations>, Vec<Bootstr
     Ok((file.realm, orders, to))
 }
 
-fn order(node_id: NodeId, lift: bool) -> Order {
-    match lift {
-        false => Order::revoke(node_id, now()),
-        true => Order::lift(node_id, now()),
-    }
+fn order(args: &RevokeArgs) -> Order {
+    let order = match (args.lift, args.present) {
+        (true, _) => Order::lift,
+        (false, true) => Order::revoke_present,
+        (false, false) => Order::revoke,
+    };
+    order(args.node_id, now())
 }
 
-/// Hands the orders in, the new one first. A node takes so many visits at a time and no more, and hears of the earlier orders from others
-/// as well.
-async fn tell(visitor: &Node, at: &BootstrapAddr, orders: &[SignedRevocations]) -> Result<(), String> {
-    for (n, list) in orders.iter().enumerate() {
-        let tries = if n == 0 { MAX_TRIES } else { 1 };
-        match hand_in(visitor, at, list, tries).await {
-            Ok(()) => {}
-            Err(error) if n == 0 => return Err(error),
-            Err(_) => return Ok(()),
+/// Hands the orders in, the new one first, and returns whether the node has that on its disk. A node takes so many visits at a time and
+/// no more, and hears of the earlier orders from others as well.
+async fn tell(visitor: &Node, at: &BootstrapAddr, orders: &[SignedRevocations]) -> Result<bool, String> {
+    let Some((new, earlier)) = orders.split_first() else {
+        return Ok(false);
+    };
+    let kept = hand_in(visitor, at, new, MAX_TRIES).await?;
+    for list in earlier {
+        if hand_in(visitor, at, list, 1).await.is_err() {
+            break;
         }
     }
-    Ok(())
+    Ok(kept)
 }
 
-async fn hand_in(visitor: &Node, at: &BootstrapAddr, list: &SignedRevocations, mut tries: usize) -> Result<(), String> {
+async fn hand_in(
+    visitor: &Node,
+    at: &BootstrapAddr,
+    list: &SignedRevocations,
+    mut tries: usize,
+) -> Result<bool, String> {
     loop {
         tries -= 1;
         return match visitor.visit(at, &JoinRequest::Revoke(list.clone())).await {
-            Ok(JoinReply::Heeded) => Ok(()),
+            Ok(JoinReply::Heeded { kept }) => Ok(kept),
             Ok(JoinReply::Refused(JoinRefusal::Busy)) if tries > 0 => {
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 continue;
