@@ -127,6 +127,7 @@ impl Node {
             Mode::Client => (Role::Client, macula_dht::Role::Client, builder.listen),
         };
         let (realm, granted) = builder.granted()?;
+        let has_token = builder.standing.token.is_some();
         let (bootstrap, folder) = (builder.bootstrap.clone(), builder.folder());
         let (clocks, seed) = (builder.clocks(), builder.seed()?);
         let (now, wall) = (clocks.now(), clocks.clone());
@@ -143,7 +144,7 @@ impl Node {
             let unix = Arc::new(move || wall.read().unix_ms / 1000);
             let access = Access::with_clock(realm, identity.node_id(), unix);
             let spread = Spread::open(access.clone(), revocations, now);
-            let standing = granted.choose(&access)?;
+            let standing = granted.choose(&access, has_token)?;
             let driver = Driver::new(identity, access.clone(), dht, bootstrap, kept, clocks, seed);
             Ok::<_, StartError>((access, spread, standing, driver))
         };

@@ -2,8 +2,12 @@
 #![cfg(feature = "testing")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+#[path = "hostile_member/log.rs"]
+mod log;
+
 use std::{net::SocketAddr, os::unix::fs::PermissionsExt as _, time::Duration};
 
+use log::Log;
 
 use macula_node::{
     Address, BootstrapAddr, Bytes, Chain, Grant, GrantRole, Identity, Issue, Issuer, JoinRefusal, JoinReply,
@@ -447,6 +451,43 @@ async fn a7_a_grant_that_cannot_be_kept_is_renewed_again_and_again() {
     pass(4 * LIFE.as_secs()).await;
     assert!(node.access().own().is_ok(), "it fell out of the realm");
     assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{}\n", of_member(2)));
+}
+
+/// A7: the file of the grant is damaged, before the start and while the node runs. The node says so, goes on with the grant that it has,
+/// and the next one replaces the file.
+#[tokio::test(start_paused = true)]
+async fn a7_a_damaged_grant_file_keeps_no_node_out() {
+    let (network, folder, log) = (Network::new(36), tempfile::tempdir().unwrap(), Log::start());
+    let _issuer = issuer(&network, 1).await;
+    let file = folder.path().join("grant");
+    let damage = || {
+        std::fs::write(&file, "macula_grant_half").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let kept = || {
+        let line = std::fs::read_to_string(&file).unwrap();
+        line.parse::<Membership>().map(|it| it.chain).ok()
+    };
+    let said = || {
+        log.lines(&["goes on without the grant in its file", "damaged or cut off"])
+            .len()
+    };
+    damage();
+    let without = Node::builder().network(&network).identity(identity(2)).realm(realm());
+    let error = without.grant_file(&file).start().await.unwrap_err();
+    let error = error.to_string();
+    assert!(error.contains("cannot be read"), "{error}");
+
+    let node = builder(&network, 2, of_member(2)).grant_file(&file);
+    let node = node.start().await.unwrap();
+    node.join().await.unwrap();
+    assert_eq!(kept(), Some(of_member(2).chain));
+    assert_eq!(said(), 1);
+    damage();
+    pass(LIFE.as_secs()).await;
+    assert!(end(&node) > START + LIFE.as_secs(), "it is not renewed");
+    assert_eq!(kept().as_ref(), node.access().own().unwrap().chain());
+    assert_eq!(said(), 2);
 }
 
 /// A6: the disk takes no order. The node that was told says so, obeys, and writes it down when the disk is well again.

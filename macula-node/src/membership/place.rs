@@ -68,8 +68,8 @@ pub enum MembershipError {
     /// The node's own grant is not valid.
     #[error("the node's grant cannot be used")]
     OwnGrant(#[source] AccessError),
-    /// The grant's file cannot be read or is damaged.
-    #[error("the grant in {} cannot be read: remove the file and join again", path.display())]
+    /// The grant's file cannot be read or is damaged, and there is no other grant.
+    #[error("the grant in {} cannot be read: remove the file and join again, or give the node its grant", path.display())]
     File {
         /// The file.
         path: PathBuf,
@@ -104,10 +104,21 @@ impl Kept {
             .map_err(|error: macula_wire::LineError| unread(error.into()))
     }
 
-    /// Uses the grant, of those given and kept, that is valid the longest, and gives the issuers that renew it. One that has ended is
-    /// given back for renewal.
-    pub(crate) fn choose(&self, access: &Access) -> Result<(Option<Membership>, Vec<Issuer>), MembershipError> {
-        let kept = self.file.as_deref().map(Self::read).transpose()?.flatten();
+    /// Uses the grant, of those given and kept, that is valid the longest, and gives the issuers that renew it. When all have ended, the
+    /// last one is given back for renewal. A file that cannot be read is an error only when nothing else lets the node in.
+    pub(crate) fn choose(
+        &self,
+        access: &Access,
+        has_token: bool,
+    ) -> Result<(Option<Membership>, Vec<Issuer>), MembershipError> {
+        let kept = match self.file.as_deref().map(Self::read).transpose() {
+            Ok(kept) => kept.flatten(),
+            Err(error) if self.given.is_some() || has_token => {
+                unread(&error);
+                None
+            }
+            Err(error) => return Err(error),
+        };
         let all = [self.given.clone(), kept].into_iter().flatten();
         let mut of_realm: Vec<_> = all.filter(|it| it.realm == *access.realm()).collect();
         let end = |it: &Membership| {
@@ -116,13 +127,17 @@ impl Kept {
         };
         of_realm.sort_by_key(|it| std::cmp::Reverse(end(it)));
         let issuers = of_realm.iter().flat_map(|it| it.issuers.clone()).collect();
-        let Some(best) = of_realm.into_iter().next() else {
-            return Ok((None, issuers));
-        };
-        match access.set_grant(&best.chain) {
-            Ok(_) => Ok((None, issuers)),
-            Err(AccessError::Ended(_)) => Ok((Some(best), issuers)),
-            Err(error) => Err(MembershipError::OwnGrant(error)),
+        let (mut ended, mut wrong) = (None, None);
+        for membership in of_realm {
+            match access.set_grant(&membership.chain) {
+                Ok(_) => return Ok((None, issuers)),
+                Err(AccessError::Ended(_)) => ended = ended.or(Some(membership)),
+                Err(error) => wrong = wrong.or(Some(error)),
+            }
+        }
+        match (ended, wrong.filter(|_| !has_token)) {
+            (None, Some(error)) => Err(MembershipError::OwnGrant(error)),
+            (ended, _) => Ok((ended, issuers)),
         }
     }
 }
@@ -277,7 +292,8 @@ impl Place {
         let mut warned = false;
         loop {
             self.tell_rotation(&mut grant, &directory);
-            let due_in = self.access.own().ok().map(|own| self.due_in(&own));
+            let now = self.access.now();
+            let due_in = self.access.own().ok().map(|own| due_in(&own, now));
             if let Some(due_in) = due_in.filter(|due_in| !due_in.is_zero()) {
                 (pause, warned) = (RETRY, false);
                 tokio::select! {
@@ -321,18 +337,8 @@ impl Place {
         *known = present;
     }
 
-    /// How long until the grant is due: two thirds of its life, less up to a tenth of it.
-    fn due_in(&self, own: &Member) -> Duration {
-        let Some(end) = own.not_after() else { return LOOK_AGAIN };
-        let life = end.saturating_sub(own.not_before());
-        // Drawn from the grant itself, so that each look gives the same time.
-        let early = own.chain_hash().map_or(0, |hash| u64::from(hash.as_bytes()[0])) * life / 2560;
-        let due = own.not_before() + life * 2 / 3 - early;
-        Duration::from_secs(due.saturating_sub(self.access.now()))
-    }
-
     async fn next_grant(&mut self, directory: &Directory) -> Result<(), MembershipError> {
-        // A file that cannot be read is no reason to fall out of the realm: an issuer is asked.
+        // A file that cannot be read is no reason to fall out of the realm: an issuer is asked, and its grant replaces the file.
         match self.longer_in_file().await {
             Ok(None) => {}
             Ok(Some(given)) => match self.access.set_grant(&given.chain) {
@@ -342,7 +348,7 @@ impl Place {
                 }
                 Err(error) => say(&MembershipError::Grant(error), false),
             },
-            Err(error) => say(&error, false),
+            Err(error) => unread(&error),
         }
         let Some(chain) = self.last_grant() else {
             return Err(MembershipError::NoIssuer);
@@ -359,7 +365,9 @@ impl Place {
         };
         let (realm, now) = (self.access.realm(), self.access.now());
         let end = |chain: &Chain| chain.verify(realm, now).ok().and_then(|member| member.not_after());
-        Ok(read?.filter(|given| given.realm == *realm && end(&given.chain) > self.end()))
+        let last = self.last_grant();
+        let is_news = |given: &Membership| given.realm == *realm && last.as_ref() != Some(&given.chain);
+        Ok(read?.filter(|given| is_news(given) && end(&given.chain) > self.end()))
     }
 
     /// The last grant's hash, valid or not.
@@ -367,9 +375,9 @@ impl Place {
         self.access.member()?.chain_hash().copied()
     }
 
-    /// When the last grant ends or has ended.
+    /// When the present grant ends; `None` when it has ended or was revoked.
     fn end(&self) -> Option<u64> {
-        self.access.member()?.not_after()
+        self.access.own().ok()?.not_after()
     }
 
     /// The last grant, valid or not.
@@ -400,11 +408,55 @@ impl Place {
     }
 }
 
+/// How long until a grant is due: two thirds of its life, less up to a tenth of it.
+fn due_in(own: &Member, now: u64) -> Duration {
+    let Some(end) = own.not_after() else { return LOOK_AGAIN };
+    let life = end.saturating_sub(own.not_before());
+    // Drawn from the grant itself, so that each look gives the same time.
+    let early = own.chain_hash().map_or(0, |hash| u64::from(hash.as_bytes()[0])) * life / 2560;
+    let due = own.not_before() + life * 2 / 3 - early;
+    Duration::from_secs(due.saturating_sub(now))
+}
+
+/// Says that the grant's file is damaged, and that the node does without it.
+fn unread(error: &MembershipError) {
+    let error = error as &dyn std::error::Error;
+    tracing::warn!(
+        error,
+        "the node goes on without the grant in its file: the next grant that it gets replaces it"
+    );
+}
+
 fn say(error: &MembershipError, again: bool) {
     let error = error as &dyn std::error::Error;
     if again {
         tracing::debug!(error, "the node's grant is not renewed yet");
     } else {
         tracing::warn!(error, "the node's grant is not renewed yet; the node goes on asking");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use macula_wire::{Grant, RealmKey, RealmName};
+
+    use super::*;
+
+    #[test]
+    fn a7_grants_of_one_moment_are_due_apart_before_two_thirds_of_their_life() -> Result<(), Box<dyn std::error::Error>>
+    {
+        let key = RealmKey::from_bytes(&[9; 32]);
+        let realm = key.realm(RealmName::new("shop")?);
+        let mut due = Vec::new();
+        for n in 0..100 {
+            let grant = Grant::new(&realm, NodeId::from_bytes([n; 32]), 1_000_000..=1_090_000);
+            let member = grant.sign(&key)?.verify(&realm, 1_000_000)?;
+            due.push(due_in(&member, 1_000_000).as_secs());
+            assert_eq!(due_in(&member, 1_070_000), Duration::ZERO);
+        }
+        assert!(due.iter().all(|due| (51_000..=60_000).contains(due)), "{due:?}");
+        due.sort_unstable();
+        assert!(due[90] - due[10] > 5_000, "all at once: {due:?}");
+        Ok(())
     }
 }
