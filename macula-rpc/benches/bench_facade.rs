@@ -1,9 +1,11 @@
-//! The cost of `Client` and `Server` over the bare transport, of a failover, and of a lookup that the cache saves.
+//! The cost of `Client` and `Server` over the bare transport, of a failover, of a lookup that the cache saves, and of a closed realm.
 //!
 //! `cargo xtask bench facade`: caller and provider in one process, over real sockets; both sides of a comparison
-//! alternate within one run, because absolute times are the machine's. One JSON document on standard output. `calls`, `failover`
-//! or `lookup` after `--` measures that part alone.
+//! alternate within one run, because absolute times are the machine's. One JSON document on standard output. `calls`, `failover`,
+//! `lookup` or `realms` after `--` measures that part alone.
 #![expect(clippy::print_stdout, reason = "the report is its output")]
+
+mod realms;
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -460,8 +462,11 @@ fn main() -> Result<(), Failure> {
     if wanted("lookup") {
         tables.push(multi_thread.block_on(lookup())?);
     }
+    if wanted("realms") {
+        tables.push(multi_thread.block_on(realms::realms())?);
+    }
     let report = json!({
-        "title": "rpc: the facade over the transport, failover, lookups",
+        "title": "rpc: the facade over the transport, failover, lookups, realms",
         "seed": null,
         "tables": tables,
         "plots": [],

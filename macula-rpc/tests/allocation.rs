@@ -1,5 +1,5 @@
 //! Observation is free without a subscriber and a recorder: no span is made, no number is kept, and neither allocates. A call allocates
-//! as often with the feature `metrics` as without it.
+//! as often with the feature `metrics` as without it, and in a closed realm as often as in an open one (A8).
 //!
 //! This is a process of its own without a test harness, because the counter counts the allocations of all threads. Caller and provider
 //! share one thread.
@@ -14,7 +14,8 @@ use std::alloc::System;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use macula_rpc::{Client, Provider, Request, Server, ServiceName, StaticResolver, Status};
-use macula_transport::{CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, Reply};
+use macula_transport::{Access, CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, NoService, Reply};
+use macula_wire::{Grant, GrantRole, Issue, NodeId, Patterns, Realm, RealmKey, RealmName, SecretKey, Signer as _};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -66,22 +67,46 @@ impl Handler for Bare {
     }
 }
 
-async fn node(handler: impl Handler) -> (Endpoint, Provider) {
-    let config = Config::new(Identity::generate().unwrap()).with_listen("127.0.0.1:0".parse().unwrap());
+/// A node's access to the open realm, or to a closed one, with a grant of an issuer.
+fn access(node_id: NodeId, closed: bool) -> Access {
+    if !closed {
+        return Access::new(Realm::default(), node_id);
+    }
+    let (key, issuer) = (RealmKey::from_bytes(&[9; 32]), SecretKey::from_bytes(&[8; 32]));
+    let realm = key.realm(RealmName::default());
+    let access = Access::new(realm.clone(), node_id);
+    let day = access.now()..=access.now() + 24 * 60 * 60;
+    let issue = Issue::new(GrantRole::Node, Patterns::all(), Patterns::all());
+    let own = Grant::new(&realm, issuer.node_id(), day.clone()).with_issue(issue);
+    let own = own.sign(&key).unwrap().verify(&realm, access.now()).unwrap();
+    let services = Patterns::from_iter(["mail.in".parse().unwrap(), "api.*".parse().unwrap()]);
+    let grant = Grant::new(&realm, node_id, day)
+        .with_provide(services.clone())
+        .with_call(services);
+    access.set_grant(&grant.issue(&own, &issuer).unwrap()).unwrap();
+    access
+}
+
+async fn node(handler: impl Handler, closed: bool) -> (Endpoint, Provider) {
+    let identity = Identity::generate().unwrap();
+    let access = access(identity.node_id(), closed);
+    let config = Config::new(identity)
+        .with_access(access)
+        .with_listen("127.0.0.1:0".parse().unwrap());
     let endpoint = Endpoint::bind(config, handler).await.unwrap();
     let provider = Provider::new(endpoint.node_id(), [endpoint.local_addr().try_into().unwrap()]);
     (endpoint, provider)
 }
 
-async fn measure() -> Measured {
+async fn measure(closed: bool) -> Measured {
     let (name, local): (ServiceName, ServiceName) = ("api.echo".parse().unwrap(), "api.here".parse().unwrap());
     let (server, here) = (Server::new(), Server::new());
     let echo = async |request: Request| Ok::<_, Status>(request.into_payload());
     server.serve(name.clone(), echo).unwrap();
     here.serve(local.clone(), echo).unwrap();
-    let (_bare, bare) = node(Bare).await;
-    let (_served, served) = node(server).await;
-    let (endpoint, _) = node(NoService).await;
+    let (_bare, bare) = node(Bare, closed).await;
+    let (_served, served) = node(server, closed).await;
+    let (endpoint, _) = node(NoService, closed).await;
     let directory = StaticResolver::new().with_service(name.clone(), [served.clone()]);
     let client = Client::builder(&endpoint, directory).local_first(here).build();
     let connection = async |to: &Provider| endpoint.pool().get(&to.node_id, &to.endpoints).await.unwrap();
@@ -102,7 +127,7 @@ fn main() {
         .enable_all()
         .build()
         .unwrap();
-    let silent = runtime.block_on(measure());
+    let silent = runtime.block_on(measure(false));
     // Whole allocations: QUIC's occasional ones are less than one a call.
     let a_call = |more: usize, less: usize| more.saturating_sub(less) / CALLS;
     let (server, client, here) = (
@@ -117,9 +142,19 @@ fn main() {
         "test free_when_unobserved ... ok: {server} at the server, {client} at the client, {here} in this process"
     );
 
+    let closed = runtime.block_on(measure(true));
+    let more = [
+        a_call(closed.bare, silent.bare),
+        a_call(closed.served, silent.served),
+        a_call(closed.called, silent.called),
+        a_call(closed.here, silent.here),
+    ];
+    assert_eq!(more, [0; 4], "more in a closed realm: bare, served, called, here");
+    println!("test a8_a_call_in_a_closed_realm_allocates_no_more ... ok");
+
     // A subscriber that formats spans allocates, which shows that the counter sees spans.
     let subscriber = tracing_subscriber::fmt().with_writer(std::io::sink).finish();
-    let watched = tracing::subscriber::with_default(subscriber, || runtime.block_on(measure()));
+    let watched = tracing::subscriber::with_default(subscriber, || runtime.block_on(measure(false)));
     assert!(watched.served > silent.served && watched.called > silent.called && watched.here > silent.here);
     println!(
         "test a_subscriber_is_what_costs ... ok: {} at the server, {} at the client, {} in this process",
