@@ -13,7 +13,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use macula_rpc::{
     BudgetConfig, CallError, Client, Link, Provider, Request, Resolve, ResolveError, ResolveOptions, Resolved, Server,
     ServiceName, Source, StaticResolver, Status, Strategy,
-    testing::{Mesh, Network},
+    testing::{Link as Wire, Mesh, Network},
 };
 use macula_transport::{Config, Endpoint, Identity, Limits, NoService, PoolConfig};
 use tokio::time::Instant;
@@ -210,6 +210,34 @@ async fn h5_a_provider_that_is_lost_is_dialed_soon_although_others_have_been_dow
             tokio::time::sleep(millis(1)).await;
         }
         assert!(start.elapsed() < millis(200), "{:?}", start.elapsed());
+    }
+}
+
+/// Y4: twenty clients call while the provider is gone for 100 ms and comes back with its key and its port. Their calls have seconds left.
+#[tokio::test(start_paused = true)]
+async fn h6_an_only_provider_that_restarts_in_place_fails_no_call() {
+    for seed in 0..5 {
+        let link = Wire::new(millis(1)).with_jitter(millis(1));
+        let mesh = Mesh::new(seed).with_link(link);
+        let serve = async |_: Request| Ok::<_, Status>("a");
+        mesh.node("a").serve("api.compute", serve);
+        let clients: Vec<Client> = (0..20).map(|n| mesh.node(&format!("caller-{n}")).client()).collect();
+        for client in &clients {
+            answer(client).await;
+        }
+        let calls = clients.iter().map(async |client| {
+            for _ in 0..100 {
+                assert_eq!(answer(client).await, "a");
+                tokio::time::sleep(millis(5)).await;
+            }
+        });
+        let restarts = async {
+            tokio::time::sleep(millis(50 + seed)).await;
+            mesh.kill("a");
+            tokio::time::sleep(millis(100)).await;
+            mesh.restart("a");
+        };
+        futures::join!(futures::future::join_all(calls), restarts);
     }
 }
 
