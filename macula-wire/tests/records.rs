@@ -42,9 +42,9 @@ prop_compose! {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// D11: everything a provider says arrives, and the bytes are the signed ones.
+    /// Everything that a provider says arrives, and the bytes are the signed ones.
     #[test]
-    fn a_signed_record_verifies_to_what_was_signed(ad in advertisements(), secret: [u8; 32], seq: u64, at: u64) {
+    fn d11_a_signed_record_verifies_to_the_advertisement_that_was_signed(ad in advertisements(), secret: [u8; 32], seq: u64, at: u64) {
         let signer = SecretKey::from_bytes(&secret);
         let signed = VerifiedProvider::sign(&signer, &realm().hash(), &key("s"), seq, at, &ad).unwrap();
         let wire = proto::SignedProvider::from(signed.to_signed()).encode_to_vec();

@@ -248,6 +248,30 @@ proptest! {
 }
 
 #[test]
+fn d2_a_newer_record_of_a_listed_node_takes_its_entry_and_moves_no_other() {
+    let start = Instant::now();
+    let mut store = store(start);
+    let mut insert = |record| store.insert(start, record, Origin::Remote(&from(1))).unwrap();
+    for n in 0..3 {
+        insert(record(n, 0, 1, 60, false, "old"));
+    }
+    let order = |store: &ProviderStore| -> Vec<_> {
+        let listed = store.get(start, &key(0));
+        listed.map(|stored| (*stored.node_id(), stored.seq())).collect()
+    };
+    let before = order(&store);
+    store
+        .insert(start, record(1, 0, 2, 60, false, "new"), Origin::Remote(&from(1)))
+        .unwrap();
+    let renewed = node(1).node_id();
+    let expected: Vec<_> = before
+        .iter()
+        .map(|&(id, seq)| (id, if id == renewed { 2 } else { seq }))
+        .collect();
+    assert_eq!((before.len(), order(&store)), (3, expected));
+}
+
+#[test]
 fn d3_an_empty_list_frees_the_key() {
     let start = Instant::now();
     let mut store = store(start);
