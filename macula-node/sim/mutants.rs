@@ -252,9 +252,9 @@ fn plant(mutant: &Mutant, copy: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Builds this program from the copy.
+/// Builds this program from the copy, with the dependencies that are built already.
 fn build(home: &Path, copy: &Path) -> Result<PathBuf, Box<dyn Error>> {
-    let target = home.join("target/mutants");
+    let target = home.join("target");
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.current_dir(copy).args([
         "build",
@@ -267,7 +267,7 @@ fn build(home: &Path, copy: &Path) -> Result<PathBuf, Box<dyn Error>> {
         "--example",
         "sim_mesh",
         "--features",
-        "testing",
+        "cli,testing",
     ]);
     // A patch may leave unused code behind.
     let built = cargo.arg("--target-dir").arg(&target).output()?;
@@ -275,7 +275,10 @@ fn build(home: &Path, copy: &Path) -> Result<PathBuf, Box<dyn Error>> {
         let told = String::from_utf8_lossy(&built.stderr);
         return Err(format!("the copy with the planted bugs cannot be built:\n{told}").into());
     }
-    Ok(target.join("sim/examples/sim_mesh"))
+    // The next build of the tree itself takes the name back.
+    let program = target.join("mutants/sim_mesh");
+    fs::copy(target.join("sim/examples/sim_mesh"), &program)?;
+    Ok(program)
 }
 
 /// The first seed that finds the bug.

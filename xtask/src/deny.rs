@@ -22,7 +22,15 @@ pub(crate) fn check(advisories: bool) -> Result<()> {
         .join(format!("cargo-deny{}", std::env::consts::EXE_SUFFIX));
     if !program.is_file() {
         let mut install = cargo();
-        install.args(["install", "--locked", "--quiet", "--no-default-features", "cargo-deny"]);
+        // It runs for seconds and is built for minutes, so it is built without optimisations.
+        install.args([
+            "install",
+            "--debug",
+            "--locked",
+            "--quiet",
+            "--no-default-features",
+            "cargo-deny",
+        ]);
         install.args(["--version", VERSION, "--root"]).arg(&folder);
         run(&mut install).context("cargo-deny is built from crates.io: check the network")?;
     }
