@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -14,7 +14,7 @@ use super::{
     host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
     net::{self, Link},
 };
-use crate::image;
+use crate::{cluster::scenario::Family, image};
 
 /// How long Docker may take to start a container.
 const STARTED_WITHIN: Duration = Duration::from_secs(20);
@@ -24,6 +24,7 @@ pub(super) struct Containers {
     /// The name of the network, with which the names of the containers begin.
     network: String,
     image: String,
+    family: Family,
     /// The folder that every container sees at the same path.
     folder: PathBuf,
     hosts: u16,
@@ -34,13 +35,19 @@ pub(super) struct Containers {
 }
 
 impl Containers {
-    pub(super) fn new(program: &Path, folder: &Path) -> Result<Self> {
+    pub(super) fn new(program: &Path, family: Family, folder: &Path) -> Result<Self> {
         let network = format!("macula-cluster-{}", std::process::id());
         let image = image::build(program, "macula:cluster")?;
-        tool(&["docker", "network", "create", "--subnet", "10.78.0.0/16", &network])?;
+        let mut create = vec!["docker", "network", "create", "--subnet", "10.78.0.0/16"];
+        if family != Family::V4 {
+            create.extend(["--ipv6", "--subnet", "fd78::/64"]);
+        }
+        create.push(&network);
+        tool(&create)?;
         Ok(Self {
             network,
             image,
+            family,
             folder: folder.to_path_buf(),
             hosts: 0,
             started: 0,
@@ -48,9 +55,13 @@ impl Containers {
         })
     }
 
-    fn ip(number: u16) -> IpAddr {
+    fn v4(number: u16) -> IpAddr {
         let [high, low] = (number + 1).to_be_bytes();
         Ipv4Addr::new(10, 78, high, low).into()
+    }
+
+    fn v6(number: u16) -> IpAddr {
+        Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, number + 1).into()
     }
 
     fn pid(&self, place: &Place) -> Result<i32> {
@@ -65,12 +76,18 @@ impl Hosts for Containers {
     fn add(&mut self, _side: Side) -> Result<Place> {
         self.hosts += 1;
         self.pids.push(0);
-        let ip = Self::ip(self.hosts);
+        let (v4, v6) = (Self::v4(self.hosts), Self::v6(self.hosts));
+        // Docker gives every container an IPv4 address. A node without that family listens at its IPv6 address alone.
+        let (ip, other, listen) = match net::families(self.family, self.hosts) {
+            [Family::V6] => (v6, None, format!("[{v6}]:{PORT}")),
+            [_] => (v4, None, net::unspecified(v4, PORT)),
+            _ => (v4, Some(v6), format!("[::]:{PORT}")),
+        };
         Ok(Place {
             number: self.hosts,
             ip,
-            other: None,
-            listen: net::unspecified(ip, PORT),
+            other,
+            listen,
         })
     }
 
@@ -80,7 +97,13 @@ impl Hosts for Containers {
         let folder = self.folder.to_str().context("the folder's name is no text")?;
         let mut command = Command::new("docker");
         command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--name", &name]);
-        command.args(["--network", &self.network, "--ip", &place.ip.to_string()]);
+        let (v4, v6) = (Self::v4(place.number), Self::v6(place.number));
+        // A host that has moved keeps its new address.
+        let v4 = if place.ip.is_ipv4() { place.ip } else { v4 };
+        command.args(["--network", &self.network, "--ip", &v4.to_string()]);
+        if self.family != Family::V4 {
+            command.args(["--ip6", &v6.to_string()]);
+        }
         for (name, value) in &launch.env {
             command.args(["--env", &format!("{name}={value}")]);
         }
@@ -109,7 +132,7 @@ impl Hosts for Containers {
             inside,
             outside: vec!["ip".to_owned()],
         };
-        let next = Self::ip(place.number + 1_000);
+        let next = Self::v4(place.number + 1_000);
         link.afflict(fault, &format!("{}/16", place.ip), &format!("{next}/16"))?;
         if fault == NetFault::Move {
             place.ip = next;

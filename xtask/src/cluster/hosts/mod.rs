@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::Result;
 
-use super::scenario::{Family, Need, Scenario};
+use super::scenario::{Need, Scenario};
 pub(crate) use host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool};
 
 /// What a host is.
@@ -75,8 +75,6 @@ impl Backend {
                 Some("processes share one loopback interface")
             }
             Self::Processes | Self::Netns => None,
-            // Docker's networks have IPv6 only when its daemon is set up for it.
-            Self::Containers if scenario.family != Family::V4 => Some("Docker's network has IPv4 only"),
             Self::Containers if needs.iter().any(|need| matches!(need, Need::Wire | Need::Nat)) => {
                 Some("Docker makes the links")
             }
@@ -89,7 +87,7 @@ impl Backend {
         Ok(match self {
             Self::Processes => Box::new(processes::Processes::new(program, scenario.family)),
             Self::Netns => Box::new(netns::Namespaces::new(program, scenario, seed)?),
-            Self::Containers => Box::new(containers::Containers::new(program, folder)?),
+            Self::Containers => Box::new(containers::Containers::new(program, scenario.family, folder)?),
         })
     }
 }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use anyhow::{Result, bail};
 
 use super::host::{NetFault, tool};
+use crate::cluster::scenario::Family;
 
 /// An address of the link layer that no host of the bridge has: packets sent there are lost without a word.
 const NO_HOST: &str = "02:00:00:00:00:01";
@@ -60,6 +61,15 @@ impl Link {
             NetFault::Wire(_) => bail!("this link's packets do not pass through this process"),
         };
         Ok(())
+    }
+}
+
+/// The families of a host's addresses.
+pub(super) fn families(of: Family, number: u16) -> &'static [Family] {
+    match (of, number) {
+        (Family::Mixed, 2) | (Family::V4, _) => &[Family::V4],
+        (Family::Mixed, 3) | (Family::V6, _) => &[Family::V6],
+        (Family::Mixed, _) => &[Family::V4, Family::V6],
     }
 }
 

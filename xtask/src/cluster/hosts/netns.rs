@@ -143,13 +143,8 @@ impl Namespaces {
         Ok(())
     }
 
-    /// The families of a host's addresses.
     fn families(&self, number: u16) -> &'static [Family] {
-        match (self.family, number) {
-            (Family::Mixed, 2) | (Family::V4, _) => &[Family::V4],
-            (Family::Mixed, 3) | (Family::V6, _) => &[Family::V6],
-            (Family::Mixed, _) => &[Family::V4, Family::V6],
-        }
+        net::families(self.family, number)
     }
 
     /// The namespace of the bridge.
