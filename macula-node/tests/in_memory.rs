@@ -70,24 +70,6 @@ async fn n2_the_directory_finds_all_and_a_killed_provider_loses_no_call() {
     }
 }
 
-/// A node that remembers others publishes at once, while it still waits for a bootstrap node that is away.
-#[cfg(feature = "redb")]
-#[tokio::test(start_paused = true)]
-async fn n3_a_node_that_is_published_before_it_has_joined_is_ready_once_it_has() {
-    let network = Network::new(36);
-    let folder = tempfile::tempdir().unwrap();
-    let _others = [node(&network, 1).await, node(&network, 2).await];
-    let away = BootstrapAddr::from(macula_wire::Address::try_from(addr(9)).unwrap());
-    let start = || builder(&network, 3).data(folder.path()).serve(SERVICE, echo);
-    let first = start().start().await.unwrap();
-    first.join().await.unwrap();
-    first.shutdown().await;
-    drop(first);
-    let again = start().bootstrap([away]).start().await.unwrap();
-    let joined = tokio::time::timeout(Duration::from_secs(60), again.join()).await;
-    joined.expect("it waits for its next publication").unwrap();
-}
-
 #[tokio::test(start_paused = true)]
 async fn n3_a_node_that_loses_the_mesh_calls_from_its_cache_and_comes_back_by_itself() {
     let network = Network::new(2);

@@ -462,9 +462,8 @@ impl Driver {
             }
             Event::Joined { contacts } => {
                 self.shared.news.tell(NodeEvent::Joined { contacts });
-                // A node that remembers others can have published before.
-                let unpublished = self.core.advertised().filter(|key| self.core.holders(key).is_empty());
-                let services: Vec<_> = unpublished.copied().collect();
+                let services = self.core.advertised();
+                let services: Vec<_> = services.map(|key| (*key, !self.core.holders(key).is_empty())).collect();
                 self.joining.joined(contacts, services.into_iter());
             }
             Event::JoinFailed { retry_in } => {

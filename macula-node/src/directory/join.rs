@@ -191,10 +191,11 @@ impl Joining {
         false
     }
 
-    /// The node is in the mesh once `services` are published there.
-    pub(super) fn joined(&mut self, contacts: usize, services: impl Iterator<Item = ServiceKey>) {
+    /// The node is in the mesh once `services` are published there. Those that other nodes hold already are: a node that remembers others
+    /// publishes before a bootstrap node has answered.
+    pub(super) fn joined(&mut self, contacts: usize, services: impl Iterator<Item = (ServiceKey, bool)>) {
         self.report.contacts = contacts;
-        self.unpublished = Some(services.collect());
+        self.unpublished = Some(services.filter(|(_, held)| !held).map(|(key, _)| key).collect());
         self.settle();
     }
 
@@ -316,5 +317,24 @@ mod tests {
             panic!("{seeds:?}");
         };
         assert_eq!((*both.node_id(), both.endpoints().len()), (id(1), 2));
+    }
+
+    #[test]
+    fn n3_a_node_that_is_published_before_it_has_joined_is_ready_once_it_has() {
+        let key = |name: &str| ServiceKey::new(&macula_wire::Realm::default(), &name.parse().unwrap());
+        let joining = || {
+            let (progress, ready) = watch::channel(None);
+            (Joining::new(Vec::new(), progress, Reached::default()), ready)
+        };
+        let (mut restarted, ready) = joining();
+        restarted.published(&key("a"));
+        restarted.joined(2, [(key("a"), true)].into_iter());
+        assert!(matches!(*ready.borrow(), Some(Ok(JoinReport { contacts: 2, .. }))));
+
+        let (mut new, ready) = joining();
+        new.joined(2, [(key("a"), true), (key("b"), false)].into_iter());
+        assert!(ready.borrow().is_none(), "no other node holds b");
+        new.published(&key("b"));
+        assert!(matches!(*ready.borrow(), Some(Ok(_))));
     }
 }
