@@ -73,9 +73,9 @@ pub(crate) fn server_config(tls: QuicServerConfig, transport: Arc<TransportConfi
     server
 }
 
-/// The least time between two stateless resets, whoever they go to. When a node starts again, all of its callers ask within the same few
-/// milliseconds, and the ones without an answer ask again after twice the time: quinn's own 20 ms would leave the last of twenty without
-/// one for seconds (H6). A reset is smaller than the packet it answers (RFC 9000, section 10.3.3), so a flood is not amplified.
+/// The least time between two stateless resets of an endpoint, to all peers together. When a node starts again, all of its callers ask within
+/// the same few milliseconds, and the ones without an answer ask again after twice the time: quinn's own 20 ms would leave the last of twenty
+/// without one for seconds (H6). A reset is smaller than the packet it answers (RFC 9000, section 10.3.3), so a flood is not amplified.
 const BETWEEN_RESETS: Duration = Duration::from_micros(100);
 
 /// The stateless-reset key comes from the node's secret, so that a restarted node can tell the peers of its former self
