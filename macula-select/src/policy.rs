@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::fate::Fate;
+use crate::fate::{Code, Fate};
 
 /// Decides, fate by fate, whether a call goes on to another provider.
 ///
@@ -15,6 +15,9 @@ pub enum RetryPolicy {
     /// ([`Code::is_callers_fault`](crate::Code::is_callers_fault)). The default.
     #[default]
     Transient,
+    /// Not sent, refused, unknown, and the handler's [`Code::Unavailable`], which gRPC keeps for failures that are worth another try. The
+    /// default of generated clients: a handler's other errors are the answer.
+    Unavailable,
     /// Every error.
     AnyError,
     /// Only what certainly did not run: not sent and refused. For calls that must not run twice; such a call is never
@@ -49,6 +52,10 @@ impl RetryPolicy {
                     Fate::Answered { code, .. } => !code.is_callers_fault(),
                     Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Ok | Fate::Cancelled => true,
                 },
+                Self::Unavailable => match fate {
+                    Fate::Answered { code, .. } => *code == Code::Unavailable,
+                    Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Ok | Fate::Cancelled => true,
+                },
                 Self::AnyError => true,
                 Self::NeverProcessed => matches!(fate, Fate::NotSent | Fate::Refused { .. }),
                 Self::Custom(predicate) => predicate(fate),
@@ -66,6 +73,7 @@ impl fmt::Debug for RetryPolicy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Transient => "Transient",
+            Self::Unavailable => "Unavailable",
             Self::AnyError => "AnyError",
             Self::NeverProcessed => "NeverProcessed",
             Self::Custom(_) => "Custom(..)",
@@ -76,7 +84,7 @@ impl fmt::Debug for RetryPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fate::{Code, Loss, Refusal};
+    use crate::fate::{Loss, Refusal};
 
     const UNSURE: Fate = Fate::Unknown(Loss::TimedOut);
 
@@ -91,6 +99,17 @@ mod tests {
         }
         for fate in [Fate::NotSent, Fate::refused(Refusal::Overloaded), UNSURE] {
             assert!(RetryPolicy::Transient.retries(&fate));
+        }
+    }
+
+    #[test]
+    fn f6_unavailable_takes_every_other_error_of_a_handler_for_the_answer() {
+        for code in Code::ALL {
+            let is_retried = RetryPolicy::Unavailable.retries(&Fate::answered(code));
+            assert_eq!(is_retried, code == Code::Unavailable, "{code}");
+        }
+        for fate in [Fate::NotSent, Fate::refused(Refusal::Overloaded), UNSURE] {
+            assert!(RetryPolicy::Unavailable.retries(&fate));
         }
     }
 

@@ -3,7 +3,7 @@
 //! | header of the request | |
 //! |---|---|
 //! | `macula-timeout-ms` | how long the call may take, in milliseconds; 10 s without it, as any call |
-//! | `macula-retry` | `transient` (the default), `any_error`, or `never_processed` for calls that must not run twice (F6) |
+//! | `macula-retry` | `transient` (the default), `unavailable`, `any_error`, or `never_processed` for calls that must not run twice (F6) |
 //! | `macula-meta-NAME` | metadata `NAME` for the handler |
 //! | `Accept: text/event-stream` | the service streams: each message is an event (WHATWG server-sent events) |
 //!
@@ -101,9 +101,10 @@ fn options(mut call: CallBuilder, headers: &HeaderMap) -> Result<CallBuilder, Fa
     if let Some(policy) = text(RETRY) {
         call = call.retry_policy(match policy {
             "transient" => RetryPolicy::Transient,
+            "unavailable" => RetryPolicy::Unavailable,
             "any_error" => RetryPolicy::AnyError,
             "never_processed" => RetryPolicy::NeverProcessed,
-            _ => return Err(wrong(RETRY, "transient, any_error or never_processed")),
+            _ => return Err(wrong(RETRY, "transient, unavailable, any_error or never_processed")),
         });
     }
     let mut metadata = Metadata::new();

@@ -442,6 +442,7 @@ impl<X: Exchange> Job<'_, X> {
         (self.source == AnswerSource::Router).then(|| Route {
             repeat: match self.options.policy {
                 RetryPolicy::Transient => Repeat::Transient,
+                RetryPolicy::Unavailable => Repeat::Unavailable,
                 RetryPolicy::AnyError => Repeat::AnyError,
                 // Only this process can evaluate a custom policy.
                 _ => Repeat::NeverProcessed,

@@ -42,6 +42,7 @@ impl Client {
             // The caller says whether the call may run twice.
             policy: match route.repeat {
                 Repeat::Transient => RetryPolicy::Transient,
+                Repeat::Unavailable => RetryPolicy::Unavailable,
                 Repeat::AnyError => RetryPolicy::AnyError,
                 _ => RetryPolicy::NeverProcessed,
             },

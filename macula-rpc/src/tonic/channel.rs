@@ -51,10 +51,11 @@ impl Channel {
     /// A channel that calls with `client`.
     #[must_use]
     pub fn new(client: Client) -> Self {
-        Self {
-            client,
-            options: Options::default(),
-        }
+        let options = Options {
+            policy: RetryPolicy::Unavailable,
+            ..Options::default()
+        };
+        Self { client, options }
     }
 
     /// Sets the timeout of calls whose request has none.
@@ -86,8 +87,9 @@ impl Channel {
         self
     }
 
-    /// Sets which failures are tried elsewhere (F6). By default a call may run twice; [`RetryPolicy::NeverProcessed`] is for services
-    /// whose calls must not.
+    /// Sets which failures are tried elsewhere (F6). By default, [`RetryPolicy::Unavailable`], a call that may have run is made again, and
+    /// of a handler's errors only *unavailable* is not the answer. [`RetryPolicy::NeverProcessed`] is for services whose calls must not run
+    /// twice.
     #[must_use]
     pub fn with_retry_policy(mut self, policy: RetryPolicy) -> Self {
         self.options.policy = policy;

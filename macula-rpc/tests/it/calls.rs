@@ -527,6 +527,8 @@ async fn f6_a_router_fails_over_as_its_caller_would() {
     for (code, policy, calls) in [
         (StatusCode::Internal, RetryPolicy::Transient, [1, 1]),
         (StatusCode::InvalidArgument, RetryPolicy::Transient, [1, 0]),
+        (StatusCode::Internal, RetryPolicy::Unavailable, [1, 0]),
+        (StatusCode::Unavailable, RetryPolicy::Unavailable, [1, 1]),
         (StatusCode::InvalidArgument, RetryPolicy::AnyError, [1, 1]),
         (StatusCode::Internal, RetryPolicy::NeverProcessed, [1, 0]),
         // A predicate does not travel, so the router runs nothing twice.

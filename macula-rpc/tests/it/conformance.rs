@@ -9,6 +9,7 @@ mod killed;
 mod lane;
 mod mounting;
 mod pushback;
+mod retries;
 mod trailers;
 #[cfg(feature = "testing")]
 mod whole;

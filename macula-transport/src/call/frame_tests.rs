@@ -105,7 +105,12 @@ fn payload() -> impl Strategy<Value = Bytes> {
 }
 
 fn route() -> impl Strategy<Value = Option<Route>> {
-    let repeat = prop::sample::select(vec![Repeat::NeverProcessed, Repeat::Transient, Repeat::AnyError]);
+    let repeat = prop::sample::select(vec![
+        Repeat::NeverProcessed,
+        Repeat::Transient,
+        Repeat::Unavailable,
+        Repeat::AnyError,
+    ]);
     let max = any::<u32>().prop_map(NonZeroU32::new);
     let time = prop::option::of((1..=u64::MAX).prop_map(Duration::from_micros));
     let route = (repeat, max, time).prop_map(|(repeat, max_attempts, attempt_timeout)| Route {

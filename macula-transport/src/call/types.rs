@@ -44,6 +44,8 @@ pub enum Repeat {
     NeverProcessed,
     /// Also when it may have run, and after errors that are not the caller's own fault.
     Transient,
+    /// Also when it may have run, and after the error *unavailable*.
+    Unavailable,
     /// After every error.
     AnyError,
 }
@@ -53,6 +55,7 @@ impl Repeat {
         match self {
             Self::NeverProcessed => proto::Repeat::Unspecified,
             Self::Transient => proto::Repeat::Transient,
+            Self::Unavailable => proto::Repeat::Unavailable,
             Self::AnyError => proto::Repeat::AnyError,
         }
     }
@@ -61,6 +64,7 @@ impl Repeat {
     pub(crate) fn from_wire(repeat: i32) -> Self {
         match proto::Repeat::try_from(repeat) {
             Ok(proto::Repeat::Transient) => Self::Transient,
+            Ok(proto::Repeat::Unavailable) => Self::Unavailable,
             Ok(proto::Repeat::AnyError) => Self::AnyError,
             Ok(proto::Repeat::Unspecified) | Err(_) => Self::NeverProcessed,
         }

@@ -291,6 +291,8 @@ pub enum Repeat {
     Transient = 1,
     /// After every error.
     AnyError = 2,
+    /// Also when it may have run, and after the error "unavailable".
+    Unavailable = 3,
 }
 impl Repeat {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -302,6 +304,7 @@ impl Repeat {
             Self::Unspecified => "REPEAT_UNSPECIFIED",
             Self::Transient => "REPEAT_TRANSIENT",
             Self::AnyError => "REPEAT_ANY_ERROR",
+            Self::Unavailable => "REPEAT_UNAVAILABLE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -310,6 +313,7 @@ impl Repeat {
             "REPEAT_UNSPECIFIED" => Some(Self::Unspecified),
             "REPEAT_TRANSIENT" => Some(Self::Transient),
             "REPEAT_ANY_ERROR" => Some(Self::AnyError),
+            "REPEAT_UNAVAILABLE" => Some(Self::Unavailable),
             _ => None,
         }
     }

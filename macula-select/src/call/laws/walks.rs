@@ -54,6 +54,7 @@ fn fates() -> impl Generator<Value = Fate> {
 fn policies() -> impl Generator<Value = RetryPolicy> {
     prop_oneof![
         3 => Just(RetryPolicy::Transient),
+        1 => Just(RetryPolicy::Unavailable),
         1 => Just(RetryPolicy::AnyError),
         2 => Just(RetryPolicy::NeverProcessed),
         1 => Just(RetryPolicy::custom(|fate| matches!(fate, Fate::NotSent | Fate::Unknown(_)))),
