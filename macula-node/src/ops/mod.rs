@@ -40,9 +40,10 @@ pub use self::{
     metrics::{Metrics, RecorderInstalled},
     numbers::MAX_SERVICE_LABELS,
 };
+pub use crate::listener::{HEADERS_WITHIN, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_STREAMS};
 use crate::{
     Node,
-    listener::{Listener, MAX_CONNECTIONS, Plain},
+    listener::{Listener, Plain},
 };
 
 /// The ops port cannot be opened.
