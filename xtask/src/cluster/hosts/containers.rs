@@ -23,6 +23,8 @@ const STARTED_WITHIN: Duration = Duration::from_secs(20);
 pub(super) struct Containers {
     /// The name of the network, with which the names of the containers begin.
     network: String,
+    /// The second byte of its IPv4 addresses, and the end of its IPv6 prefix: two runs on one machine do not meet.
+    subnet: u8,
     image: String,
     family: Family,
     /// The folder that every container sees at the same path.
@@ -38,14 +40,17 @@ impl Containers {
     pub(super) fn new(program: &Path, family: Family, folder: &Path) -> Result<Self> {
         let network = format!("macula-cluster-{}", std::process::id());
         let image = image::build(program, "macula:cluster")?;
-        let mut create = vec!["docker", "network", "create", "--subnet", "10.78.0.0/16"];
+        let subnet = 64 + (std::process::id() % 128) as u8;
+        let (v4, v6) = (format!("10.{subnet}.0.0/16"), format!("fd78:{subnet:x}::/64"));
+        let mut create = vec!["docker", "network", "create", "--subnet", &v4];
         if family != Family::V4 {
-            create.extend(["--ipv6", "--subnet", "fd78::/64"]);
+            create.extend(["--ipv6", "--subnet", &v6]);
         }
         create.push(&network);
         tool(&create)?;
         Ok(Self {
             network,
+            subnet,
             image,
             family,
             folder: folder.to_path_buf(),
@@ -55,13 +60,13 @@ impl Containers {
         })
     }
 
-    fn v4(number: u16) -> IpAddr {
+    fn v4(&self, number: u16) -> IpAddr {
         let [high, low] = (number + 1).to_be_bytes();
-        Ipv4Addr::new(10, 78, high, low).into()
+        Ipv4Addr::new(10, self.subnet, high, low).into()
     }
 
-    fn v6(number: u16) -> IpAddr {
-        Ipv6Addr::new(0xfd78, 0, 0, 0, 0, 0, 0, number + 1).into()
+    fn v6(&self, number: u16) -> IpAddr {
+        Ipv6Addr::new(0xfd78, u16::from(self.subnet), 0, 0, 0, 0, 0, number + 1).into()
     }
 
     fn pid(&self, place: &Place) -> Result<i32> {
@@ -76,7 +81,7 @@ impl Hosts for Containers {
     fn add(&mut self, _side: Side) -> Result<Place> {
         self.hosts += 1;
         self.pids.push(0);
-        let (v4, v6) = (Self::v4(self.hosts), Self::v6(self.hosts));
+        let (v4, v6) = (self.v4(self.hosts), self.v6(self.hosts));
         // Docker gives every container an IPv4 address. A node without that family listens at its IPv6 address alone.
         let (ip, other, listen) = match net::families(self.family, self.hosts) {
             [Family::V6] => (v6, None, format!("[{v6}]:{PORT}")),
@@ -97,7 +102,7 @@ impl Hosts for Containers {
         let folder = self.folder.to_str().context("the folder's name is no text")?;
         let mut command = Command::new("docker");
         command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--name", &name]);
-        let (v4, v6) = (Self::v4(place.number), Self::v6(place.number));
+        let (v4, v6) = (self.v4(place.number), self.v6(place.number));
         // A host that has moved keeps its new address.
         let v4 = if place.ip.is_ipv4() { place.ip } else { v4 };
         command.args(["--network", &self.network, "--ip", &v4.to_string()]);
@@ -132,7 +137,7 @@ impl Hosts for Containers {
             inside,
             outside: vec!["ip".to_owned()],
         };
-        let next = Self::v4(place.number + 1_000);
+        let next = self.v4(place.number + 1_000);
         link.afflict(fault, &format!("{}/16", place.ip), &format!("{next}/16"))?;
         if fault == NetFault::Move {
             place.ip = next;
