@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::{
     host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
+    neighbours::Room,
     net::{self, Link},
 };
 use crate::{cluster::scenario::Family, image};
@@ -34,6 +35,7 @@ pub(super) struct Containers {
     started: u32,
     /// The process of the newest container of each host.
     pids: Vec<i32>,
+    _room: Room,
 }
 
 impl Containers {
@@ -57,6 +59,7 @@ impl Containers {
             hosts: 0,
             started: 0,
             pids: Vec::new(),
+            _room: Room::make(),
         })
     }
 

@@ -2,6 +2,7 @@
 
 mod containers;
 mod host;
+mod neighbours;
 mod net;
 mod netns;
 mod processes;

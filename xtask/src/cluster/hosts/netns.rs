@@ -14,6 +14,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
+    neighbours::Room,
     net::{self, Link},
     wire::Cable,
 };
@@ -39,6 +40,7 @@ pub(super) struct Namespaces {
     seed: u64,
     /// The number of the router's present address, when there is a router.
     router: Option<u16>,
+    _room: Room,
 }
 
 /// Whether this process may make namespaces.
@@ -60,6 +62,7 @@ impl Namespaces {
             wired: needs.contains(&Need::Wire),
             seed,
             router: None,
+            _room: Room::make(),
         };
         let bridge = this.bridge();
         tool(&["ip", "netns", "add", &bridge])?;
