@@ -5,7 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr},
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::ChildStdout,
     thread,
@@ -383,8 +383,7 @@ impl Mesh {
             Fault::Files(node, limit) => {
                 let running = self.nodes[node].running.as_ref();
                 let pid = running.with_context(|| format!("node {node} does not run"))?.pid;
-                let (pid, limit) = (pid.to_string(), format!("--nofile={limit}"));
-                tool(&["prlimit", "--pid", &pid, &limit]).map(drop)
+                limit_files(pid, limit)
             }
             Fault::Cut(_)
             | Fault::Heal(_)
@@ -523,4 +522,14 @@ fn words(words: &[&str]) -> Vec<String> {
 fn unix_us() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// Lets a process hold so many files. It is done as the process's own user, because root may lack the right over the processes of others.
+fn limit_files(pid: i32, limit: u32) -> Result<()> {
+    let owner = fs::metadata(format!("/proc/{pid}")).context("the process has ended")?;
+    let (user, group) = (owner.uid().to_string(), owner.gid().to_string());
+    let (pid, limit) = (pid.to_string(), format!("--nofile={limit}"));
+    let own = ["setpriv", "--reuid", &user, "--regid", &group, "--clear-groups"];
+    let limit = ["prlimit", "--pid", &pid, &limit];
+    tool(&[&own[..], &limit].concat()).map(drop)
 }
