@@ -364,7 +364,9 @@ impl Mesh {
             }
             Fault::Resume(node) => {
                 self.signal(node, Signal::CONT)?;
-                self.reachable(node, 0);
+                // Its record may have ended while its clock stood still; it is published anew within this time (D14).
+                let has_clock = self.clocks.contains_key(&self.nodes[node].place.number);
+                self.reachable(node, if has_clock { PUBLISHES_WITHIN_US } else { 0 });
                 Ok(())
             }
             Fault::Restart(node) => {
@@ -382,7 +384,7 @@ impl Mesh {
             Fault::FreeDisk(node) => self.disk(node)?.free(),
             Fault::Files(node, limit) => {
                 let running = self.nodes[node].running.as_ref();
-                let pid = running.with_context(|| format!("node {node} does not run"))?.pid;
+                let pid = running.with_context(|| format!("node {node} does not run"))?.worker();
                 limit_files(pid, limit)
             }
             Fault::Cut(_)
@@ -423,7 +425,9 @@ impl Mesh {
             .running
             .as_ref()
             .with_context(|| format!("node {node} does not run"))?;
-        let pid = Pid::from_raw(running.pid).context("a process has an id")?;
+        let stops = signal == Signal::STOP || signal == Signal::CONT;
+        let pid = if stops { running.worker() } else { running.pid };
+        let pid = Pid::from_raw(pid).context("a process has an id")?;
         kill_process(pid, signal).with_context(|| format!("node {node} cannot be signalled"))
     }
 
@@ -484,7 +488,7 @@ impl Mesh {
     /// Notes the largest resident memory of a node so far.
     fn weigh(&mut self) {
         for node in self.nodes.iter().filter_map(|node| node.running.as_ref()) {
-            let status = fs::read_to_string(format!("/proc/{}/status", node.pid)).unwrap_or_default();
+            let status = fs::read_to_string(format!("/proc/{}/status", node.worker())).unwrap_or_default();
             let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
             let kib: u64 = peak
                 .and_then(|line| line.split_whitespace().next())

@@ -18,8 +18,10 @@ use super::{failing::call_no_such_method, *};
 const NAME: &str = "MACULA_TEST_PROVIDER";
 const PROVIDES: &str = "provides ";
 
-/// How long a call waits for a provider. A dead provider costs this time, because no process refuses its calls or dials. No call may take that long.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// How long a call waits for a provider. A dead one costs less: its silence is noticed (L2), and no process answers its dials.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The timeout of the call whose handler sleeps. The dead provider takes a part of it.
+const SLEEPS_FOR: Duration = Duration::from_secs(3);
 
 /// Serves until its standard input ends, when it is started as a provider. What happens in its handlers is told line by line.
 #[test]
@@ -156,8 +158,7 @@ async fn unknown_method(channel: Channel, _: &mut Heard) {
 
 async fn timeout_on_sleeping_server(channel: Channel, heard: &mut Heard) {
     let mut request = Request::new(Empty {});
-    // The dead provider has half of it.
-    request.set_timeout(2 * PATIENCE);
+    request.set_timeout(SLEEPS_FOR);
     let error = ConformanceClient::new(channel).sleep(request).await.unwrap_err();
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
     hears(heard, "started").await;

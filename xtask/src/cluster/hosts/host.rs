@@ -131,6 +131,13 @@ impl Started {
         Ok(Self { child, pid, log })
     }
 
+    /// The process that does the work. As process 1 of a container, the program leaves the work to a child (N7).
+    pub(crate) fn worker(&self) -> i32 {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid)).unwrap_or_default();
+        let first = children.split_whitespace().next();
+        first.and_then(|pid| pid.parse().ok()).unwrap_or(self.pid)
+    }
+
     /// Waits for its end, and gives its standard output and its log.
     pub(crate) fn finish(self) -> Result<(Vec<u8>, String)> {
         let Self { child, log, .. } = self;
