@@ -322,6 +322,9 @@ fn a6_a_members_rights_are_narrowed_by_the_commands() {
     assert!(told.contains("1 of them have the order on disk"), "{told}");
     drop(narrowed);
     let data = shop.data("a");
+    // The token of its wide rights was used by it before, so no use of it is taken.
+    let again = run(&["join", &wide, "--data", &data]);
+    assert!(complaint(&again).contains("revoked"), "{}", stderr(&again));
     succeed(&["join", &shop.token(&["--call", "demo.*"]), "--data", &data]);
     let members = json(&["realm", "members", "--data", &shop.data("issuer")]);
     let members = members["members"].as_array().unwrap();

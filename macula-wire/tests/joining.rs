@@ -192,6 +192,7 @@ fn a7_an_issuer_keeps_a_token_without_its_secret() {
         labels: [("team".to_owned(), "orders".to_owned())].into(),
     };
     let kept = KeptToken {
+        made_at: 3,
         secret_hash: secret.hash(),
         not_after: NOW,
         uses_left: 3,

@@ -122,6 +122,7 @@ impl IssuerFolder {
         };
         let kept = KeptToken {
             secret_hash: token.secret.hash(),
+            made_at: now,
             not_after,
             uses_left: uses,
             terms,

@@ -157,7 +157,7 @@ impl Doorkeeper {
         let now = self.access.now();
         let token = folder.token(id, secret, now)?;
         let known = folder.member(node_id)?;
-        let chain = self.grant(&own, node_id, &token.terms, None, now)?;
+        let chain = self.grant(&own, node_id, (&token.terms, token.made_at), None, now)?;
         if known.as_ref().is_none_or(|known| known.token != Some(*id)) {
             folder.use_up(id, &token)?;
         }
@@ -173,7 +173,7 @@ impl Doorkeeper {
         let node_id = member.node_id();
         self.access.check_unrevoked(&member).map_err(|_| JoinRefusal::Revoked)?;
         let terms = Terms::of(&member).ok_or(JoinRefusal::NotRenewable)?;
-        let chain = self.grant(&own, node_id, &terms, Some(&member), now)?;
+        let chain = self.grant(&own, node_id, (&terms, member.admitted_at()), Some(&member), now)?;
         if let Some(folder) = &self.folder {
             let _files = lock(&self.files);
             let known = folder.member(node_id)?;
@@ -189,21 +189,19 @@ impl Doorkeeper {
         own.issue().is_some().then_some(own).ok_or(JoinRefusal::NoIssuer)
     }
 
-    /// Signs a grant: the first one of a node, or the next one of the member `renewed`.
+    /// Signs a grant of terms that were given at a time: the first one of a node, or the next one of the member `renewed`.
     fn grant(
         &self,
         own: &Member,
         node_id: &NodeId,
-        terms: &Terms,
+        (terms, given_at): (&Terms, u64),
         renewed: Option<&Member>,
         now: u64,
     ) -> Result<Chain, JoinRefusal> {
         let begin = now.max(own.not_before());
         let end = begin.saturating_add(self.life).min(own.not_after().unwrap_or(u64::MAX));
-        let mut grant = terms.grant(self.access.realm(), *node_id, begin..=end);
-        if let Some(renewed) = renewed {
-            grant = grant.with_admitted_at(renewed.admitted_at());
-        }
+        let grant = terms.grant(self.access.realm(), *node_id, begin..=end);
+        let mut grant = grant.with_admitted_at(given_at.min(begin));
         let first = renewed.and_then(|renewed| renewed.admitted_by().or(renewed.issuer()));
         if let Some(first) = first.filter(|first| *first != own.node_id()) {
             grant = grant.with_admitted_by(*first);

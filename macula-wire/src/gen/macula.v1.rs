@@ -933,6 +933,9 @@ pub struct KeptToken {
     pub uses_left: u32,
     #[prost(message, optional, tag = "4")]
     pub terms: ::core::option::Option<Terms>,
+    /// When it was made, in seconds since the Unix epoch.
+    #[prost(uint64, tag = "5")]
+    pub made_at: u64,
 }
 /// What the members that a token lets in may do.
 #[derive(Clone, PartialEq, ::prost::Message)]

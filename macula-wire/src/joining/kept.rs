@@ -14,6 +14,9 @@ use crate::{Chain, Terms, proto};
 pub struct KeptToken {
     /// The hash of the secret.
     pub secret_hash: SecretHash,
+    /// When it was made, in seconds since the Unix epoch. The rights that it gives count as given then, so an order that takes back a node's
+    /// present rights takes back those of its earlier tokens too (A6).
+    pub made_at: u64,
     /// When it ends, in seconds since the Unix epoch.
     pub not_after: u64,
     /// How many nodes it may still let in.
@@ -28,6 +31,7 @@ impl KeptToken {
     pub fn encode(&self) -> Bytes {
         let token = proto::KeptToken {
             secret_hash: self.secret_hash.to_wire(),
+            made_at: self.made_at,
             not_after: self.not_after,
             uses_left: self.uses_left,
             terms: Some(self.terms.to_wire()),
@@ -44,6 +48,7 @@ impl KeptToken {
         let read = || {
             Some(Self {
                 secret_hash: SecretHash::from_slice(&token.secret_hash)?,
+                made_at: token.made_at,
                 not_after: token.not_after,
                 uses_left: token.uses_left,
                 terms: Terms::from_wire(token.terms?).ok()?,

@@ -68,7 +68,9 @@ pub(super) async fn run(args: &RevokeArgs) -> Result<(), Failure> {
             to.len()
         ))?;
         if args.present {
-            print_line("give it a token or a grant of its new rights, and start it again with that")?;
+            print_line(
+                "make a token or a grant of its new rights now: earlier ones are void for it. Run `macula join TOKEN` for its data folder, and start it again",
+            )?;
         }
     }
     Ok(())
