@@ -268,7 +268,7 @@ impl Node {
             endpoints,
             drain_time: builder.drain_time,
             progress,
-            life: Life::begin(builder.realm, role),
+            life: Life::begin(access.realm().clone(), role),
             task,
             spread,
             _membership: tasks,

@@ -118,6 +118,14 @@ fn end(node: &Node) -> u64 {
     node.access().member().unwrap().not_after().unwrap()
 }
 
+/// It was told its realm by its grant, and not by a setting.
+#[tokio::test(start_paused = true)]
+async fn n5_the_state_of_a_node_names_the_closed_realm_that_it_is_in() {
+    let network = Network::new(20);
+    let first = issuer(&network, 1).await;
+    assert_eq!(first.state().await.realm, realm());
+}
+
 /// The issuer is away for an hour in which the grants are due, and no call fails; when it is back, they are renewed.
 #[tokio::test(start_paused = true)]
 async fn a7_an_issuer_that_is_away_for_an_hour_does_no_harm() {
