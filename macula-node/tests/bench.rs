@@ -3,10 +3,14 @@
 
 mod support;
 
-use std::fs;
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use support::{mesh, run, stderr, stdout};
+use support::{macula, mesh, run, stderr, stdout};
 
 fn summary(output: &std::process::Output) -> Value {
     serde_json::from_str(&stdout(output)).unwrap_or_else(|_| panic!("no JSON: {}", stderr(output)))
@@ -76,4 +80,43 @@ fn n1_bench_shows_a_table_for_a_person() {
         shown.contains("answered") && shown.contains("p99.9") && shown.contains(&nodes[0].id[..8]),
         "{shown}"
     );
+}
+
+/// A call that hangs is what a person interrupts a run for, so it is counted.
+#[test]
+fn n1_an_interrupted_bench_counts_the_call_in_flight() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = |name: &str| {
+        let path = folder.path().join(name);
+        assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+        path
+    };
+    let (begun, gate) = (pipe("begun"), pipe("gate"));
+    let service = format!("demo.slow=exec:echo > {}; cat {}", begun.display(), gate.display());
+    let nodes = mesh(1, &service);
+    let args = [
+        "bench",
+        "demo.slow",
+        "--concurrency",
+        "1",
+        "--duration",
+        "1h",
+        "--json",
+        "--bootstrap",
+    ];
+    let mut bench = macula();
+    let bench = bench
+        .args(args)
+        .arg(nodes[0].pinned())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let bench = bench.spawn().unwrap();
+    fs::read(&begun).unwrap();
+    let pid = Pid::from_raw(i32::try_from(bench.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::INT).unwrap();
+    fs::write(&gate, "").unwrap();
+    let output = bench.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    // The call may end before the signal is heard; then there is another one.
+    assert!(summary(&output)["calls"].as_u64() >= Some(1), "{}", stdout(&output));
 }

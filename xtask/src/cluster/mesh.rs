@@ -454,7 +454,15 @@ impl Mesh {
 
     /// Ends the callers' load, and gives their calls and the number of connections that they opened.
     fn stop_callers(&mut self) -> Result<(Vec<Call>, u64)> {
-        for caller in &self.callers {
+        for (number, node) in self.nodes.iter_mut().enumerate() {
+            if let Some(running) = &mut node.running {
+                let ended = running.child.try_wait().context("a node cannot be waited for")?;
+                ensure!(ended.is_none(), "node {number} has ended by itself: {ended:?}");
+            }
+        }
+        for caller in &mut self.callers {
+            let ended = caller.child.try_wait().context("a caller cannot be waited for")?;
+            ensure!(ended.is_none(), "a caller ended before its load: {ended:?}");
             let pid = Pid::from_raw(caller.pid).context("a process has an id")?;
             kill_process(pid, Signal::INT).context("a caller ended before its load")?;
         }

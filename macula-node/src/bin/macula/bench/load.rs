@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -132,6 +132,7 @@ impl Counts {
 /// A run of calls.
 #[derive(Debug)]
 pub(super) struct Load {
+    plan: Arc<Plan>,
     start: Instant,
     lasts: Duration,
     starter: JoinHandle<()>,
@@ -153,6 +154,8 @@ struct Plan {
     payload: Bytes,
     start: Instant,
     started_at: SystemTime,
+    /// No further call is to begin.
+    stopped: AtomicBool,
 }
 
 impl Load {
@@ -168,13 +171,15 @@ impl Load {
             payload: Bytes::from(vec![b'm'; args.payload as usize]),
             start,
             started_at: SystemTime::now(),
+            stopped: AtomicBool::new(false),
         });
         let until = start + args.duration;
         let starter = match pace {
-            Pace::Open { every, at_most } => tokio::spawn(open_loop(plan, every, at_most, until, done)),
-            Pace::Closed { in_flight } => tokio::spawn(closed_loop(plan, in_flight, until, done)),
+            Pace::Open { every, at_most } => tokio::spawn(open_loop(Arc::clone(&plan), every, at_most, until, done)),
+            Pace::Closed { in_flight } => tokio::spawn(closed_loop(Arc::clone(&plan), in_flight, until, done)),
         };
         Self {
+            plan,
             start,
             lasts: args.duration,
             starter,
@@ -184,9 +189,14 @@ impl Load {
         }
     }
 
-    /// Starts no further calls and gives up those in flight.
+    /// Starts no further calls. Those in flight end by themselves and are counted.
     pub(super) fn stop(&mut self) {
         self.starter.abort();
+        self.plan.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives up the calls in flight.
+    pub(super) fn give_up(&mut self) {
         self.ended.close();
     }
 
@@ -264,7 +274,7 @@ async fn closed_loop(plan: Arc<Plan>, in_flight: u32, until: Instant, done: mpsc
     for _ in 0..in_flight {
         let (plan, done) = (Arc::clone(&plan), done.clone());
         tokio::spawn(async move {
-            while Instant::now() < until {
+            while Instant::now() < until && !plan.stopped.load(Ordering::Relaxed) {
                 let call = tokio::select! {
                     biased;
                     () = done.closed() => return,

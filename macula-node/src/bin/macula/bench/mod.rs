@@ -73,14 +73,20 @@ async fn measure(
     let mut load = Load::start(args, pace(args), nodes);
     let bar = progress(args);
     let mut redraw = tokio::time::interval(PROGRESS_EVERY);
-    // An interrupted run shows what it has measured, and its exit code says that it was interrupted.
+    // An interrupted run waits for the calls in flight, shows its measurements, and its exit code says that it was interrupted. The second
+    // interruption gives those calls up.
     let mut interrupted = None;
+    let mut gave_up = false;
     loop {
         tokio::select! {
             biased;
-            ended = signals.next(), if interrupted.is_none() => {
-                interrupted = Some(ended);
-                load.stop();
+            ended = signals.next(), if !gave_up => {
+                if interrupted.replace(ended).is_none() {
+                    load.stop();
+                } else {
+                    load.give_up();
+                    gave_up = true;
+                }
             }
             _ = redraw.tick() => {
                 bar.set_position(load.elapsed().min(args.duration).as_millis() as u64);
