@@ -129,6 +129,21 @@ impl Hosts for Containers {
             }
         };
         self.pids[usize::from(place.number) - 1] = started.pid;
+        // As in a namespace: packets that the kernel would cut up on their way pass a link of any size whole. A program that has ended
+        // already sends none.
+        let pid = started.pid.to_string();
+        let _ = tool(&[
+            "nsenter",
+            "-t",
+            &pid,
+            "-n",
+            "ip",
+            "link",
+            "set",
+            "eth0",
+            "gso_max_segs",
+            "1",
+        ]);
         Ok(started)
     }
 

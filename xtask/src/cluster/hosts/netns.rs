@@ -212,6 +212,8 @@ impl Hosts for Namespaces {
         }
         tool(&["ip", "-n", &host, "link", "set", "lo", "up"])?;
         tool(&["ip", "-n", &host, "link", "set", "eth0", "up"])?;
+        // Packets that the kernel would cut up on their way pass a link of any size whole.
+        tool(&["ip", "-n", &host, "link", "set", "eth0", "gso_max_segs", "1"])?;
         if private {
             tool(&[
                 "ip",
