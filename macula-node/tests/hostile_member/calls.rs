@@ -17,6 +17,7 @@ use macula_node::{
 };
 use macula_rpc::StaticResolver;
 use macula_transport::{CallRequest, Connection, Route, testing::Network};
+use tokio::sync::watch;
 use tonic::{
     body::Body,
     codegen::{Body as HttpBody, BoxFuture, Service, StdError, http},
@@ -229,8 +230,8 @@ async fn a5_a_program_on_a_shared_node_calls_only_what_the_node_may_call() {
 #[tokio::test(start_paused = true)]
 async fn a3_a_grant_that_ends_ends_the_stream_that_it_allowed() {
     let (network, log) = (Network::new(33), Log::start());
-    let running = Arc::new(AtomicUsize::new(0));
-    let seen = Arc::clone(&running);
+    let running = watch::Sender::new(0_usize);
+    let seen = running.clone();
     let ticks = move |_: Request<Requests>| {
         let running = Running::new(&seen);
         let ticks = each(Duration::from_secs(1)).map(move |()| {
@@ -259,9 +260,7 @@ async fn a3_a_grant_that_ends_ends_the_stream_that_it_allowed() {
     };
     assert!((590..=600).contains(&ticks), "{ticks} ticks in 600 s");
     assert!(error.to_string().contains("ended"), "{error}");
-    while running.load(SeqCst) > 0 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-    }
+    running.subscribe().wait_for(|&running| running == 0).await.unwrap();
     assert_eq!(node.transport_stats().grants_ended, 1);
     let bad = identity(BAD).node_id().to_string();
     assert_eq!(log.lines(&["ends with its peer's grant", &bad]).len(), 1);
@@ -269,25 +268,26 @@ async fn a3_a_grant_that_ends_ends_the_stream_that_it_allowed() {
 }
 
 /// Counts the streams that run.
-struct Running(Arc<AtomicUsize>);
+struct Running(watch::Sender<usize>);
 
 impl Running {
-    fn new(running: &Arc<AtomicUsize>) -> Self {
-        running.fetch_add(1, SeqCst);
-        Self(Arc::clone(running))
+    fn new(running: &watch::Sender<usize>) -> Self {
+        running.send_modify(|running| *running += 1);
+        Self(running.clone())
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
+        self.0.send_modify(|running| *running -= 1);
     }
 }
 
 /// One item each `every`, without end.
 fn each(every: Duration) -> impl futures::Stream<Item = ()> {
-    stream::unfold((), move |()| async move {
-        tokio::time::sleep(every).await;
-        Some(((), ()))
+    let ticks = tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+    stream::unfold(ticks, async |mut ticks| {
+        ticks.tick().await;
+        Some(((), ticks))
     })
 }

@@ -12,7 +12,7 @@ mod log;
 mod orders;
 mod records;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use macula_node::{
     Address, BootstrapAddr, Bytes, Chain, Grant, GrantRole, Identity, Issue, Issuer, Membership, Node, NodeBuilder,
@@ -90,6 +90,11 @@ fn builder(network: &Network, n: u8) -> NodeBuilder {
             chain: chain(n, START, DAY, &["*"]),
             issuers,
         })
+}
+
+/// Lets the mesh's time pass, which stands still while no task waits for it.
+async fn elapse(seconds: u64) {
+    tokio::time::sleep_until(tokio::time::Instant::now() + Duration::from_secs(seconds)).await;
 }
 
 async fn echo(request: Request) -> Result<Bytes, Status> {

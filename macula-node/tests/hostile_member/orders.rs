@@ -9,7 +9,9 @@ use macula_transport::{Connection, Protocol, testing::Network};
 use macula_wire::{RevocationsReply, RevocationsRequest, proto};
 use prost::Message as _;
 
-use crate::{BAD, DAY, OPEN, START, at, attacker::Attacker, builder, chain, identity, key, log::Log, provider, realm};
+use crate::{
+    BAD, DAY, OPEN, START, at, attacker::Attacker, builder, chain, elapse, identity, key, log::Log, provider, realm,
+};
 
 async fn pass(on: &Connection, lists: &[SignedRevocations]) {
     let request = RevocationsRequest {
@@ -47,7 +49,7 @@ fn is_member(node: &Node, n: u8) -> bool {
 async fn a6_replayed_and_forged_orders_change_nothing_for_any_node() {
     let (network, log) = (Network::new(51), Log::start());
     let nodes = [provider(&network, 1).await, provider(&network, 2).await];
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    elapse(10).await;
     let victim = identity(3).node_id();
     let old = signed(Order::revoke(victim, START + 1));
     let lifted = signed(Order::lift(victim, START + 2));
@@ -62,7 +64,7 @@ async fn a6_replayed_and_forged_orders_change_nothing_for_any_node() {
     // The old one again, and as if it were new.
     for _ in 0..10 {
         pass(&connection, std::slice::from_ref(&old)).await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        elapse(1).await;
     }
     let other = RealmKey::from_bytes(&[8; 32]);
     let foreign = other.realm(RealmName::new("shop").unwrap());
@@ -83,7 +85,7 @@ async fn a6_replayed_and_forged_orders_change_nothing_for_any_node() {
     // Among them a good one is taken.
     let good = signed(Order::revoke(identity(4).node_id(), START + 9));
     pass(&connection, &[lies[1].clone(), good]).await;
-    tokio::time::sleep(Duration::from_secs(60)).await;
+    elapse(60).await;
     for node in &nodes {
         assert!(is_member(node, 3), "{} believes it", node.id());
         assert!(!is_member(node, 4), "{} has not heard of it", node.id());
@@ -124,7 +126,7 @@ async fn a7_a_node_that_is_no_issuer_cannot_shorten_a_members_grant() {
     network.kill(first.local_addr());
     drop(first);
     // It is due after 6 000 s at the latest.
-    tokio::time::sleep(Duration::from_secs(6500)).await;
+    elapse(6500).await;
     assert_eq!(member.access().own().unwrap().not_after(), Some(end));
     let named = log.lines(&["not renewed yet", &attacker.endpoint.node_id().to_string()]);
     assert_eq!(named.len(), 1, "{named:?}");
