@@ -153,8 +153,8 @@ impl Server {
         self.insert(services.map(|(service, mounted)| (service, Kind::Tonic(mounted))))
     }
 
-    /// Sets the options of a service, such as the callers that it admits and the time of a call, from now on. They outlast the service's handler, so set them
-    /// before it is served.
+    /// Sets the options of a service, such as the callers that it admits and the time of a call, from now on. They outlast the service's
+    /// handler, so set them before it is served.
     pub fn configure(&self, service: ServiceName, options: ServiceOptions) {
         if options.max_time.is_some() {
             self.shared.times.store(true, Ordering::SeqCst);

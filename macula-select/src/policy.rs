@@ -45,21 +45,17 @@ impl RetryPolicy {
     /// Whether an attempt that ended so may be followed by another.
     #[must_use]
     pub fn retries(&self, fate: &Fate) -> bool {
-        match fate {
-            Fate::Ok | Fate::Cancelled => false,
-            Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Answered { .. } => match self {
-                Self::Transient => match fate {
-                    Fate::Answered { code, .. } => !code.is_callers_fault(),
-                    Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Ok | Fate::Cancelled => true,
-                },
-                Self::Unavailable => match fate {
-                    Fate::Answered { code, .. } => *code == Code::Unavailable,
-                    Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) | Fate::Ok | Fate::Cancelled => true,
-                },
-                Self::AnyError => true,
-                Self::NeverProcessed => matches!(fate, Fate::NotSent | Fate::Refused { .. }),
-                Self::Custom(predicate) => predicate(fate),
-            },
+        let answered = match fate {
+            Fate::Ok | Fate::Cancelled => return false,
+            Fate::NotSent | Fate::Refused { .. } | Fate::Unknown(_) => None,
+            Fate::Answered { code, .. } => Some(*code),
+        };
+        match self {
+            Self::Transient => answered.is_none_or(|code| !code.is_callers_fault()),
+            Self::Unavailable => answered.is_none_or(|code| code == Code::Unavailable),
+            Self::AnyError => true,
+            Self::NeverProcessed => matches!(fate, Fate::NotSent | Fate::Refused { .. }),
+            Self::Custom(predicate) => predicate(fate),
         }
     }
 

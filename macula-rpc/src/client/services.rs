@@ -159,7 +159,7 @@ fn get(known: &RwLock<Known>, service: &ServiceName) -> Option<Arc<Service>> {
     known.get(service).cloned()
 }
 
-/// A table's own order is another one in each process. Work that follows it could not be repeated from a seed.
+/// By name: a table's own order is another one in each process, and work that followed it could not be repeated from a seed.
 fn sorted(known: &RwLock<Known>) -> Vec<(ServiceName, Arc<Service>)> {
     let known = known.read().unwrap_or_else(PoisonError::into_inner);
     let mut all: Vec<_> = known
@@ -443,10 +443,10 @@ impl Roster {
 
     /// Tells the balancer the link of every listed provider.
     pub(super) fn tell_all(&mut self, now: Instant, link: impl Fn(&NodeId) -> Link) {
-        for peer in self.peers.iter().flatten() {
-            let id = &peer.provider.node_id;
-            if let Some(place) = self.places.get(id) {
-                self.balancer.link(now, &Member::new(*place, id), link(id));
+        for (place, peer) in (0..).zip(&self.peers) {
+            if let Some(peer) = peer {
+                let id = &peer.provider.node_id;
+                self.balancer.link(now, &Member::new(place, id), link(id));
             }
         }
     }

@@ -116,7 +116,7 @@ pub(super) async fn race<T, F: Future<Output = Result<T, DialError>>>(
 ) -> Result<T, DialError> {
     let start = Instant::now();
     let deadline = start + introducer.shared.config.timers.connect;
-    // A name that is slow to look up holds up no address that is known.
+    // A name that is slow to look up holds up known addresses for no longer than each of them holds up the next one.
     let knows_some = endpoints.iter().any(|endpoint| endpoint.ip().is_some());
     let patience = if knows_some {
         start + introducer.shared.config.timers.next_address

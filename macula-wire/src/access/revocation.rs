@@ -14,8 +14,10 @@
 //!
 //! An order concerns the node's key and not single grants: a node that is revoked cannot renew its way back in at an issuer that
 //! has not heard of it yet. [`Order::revoke_present`] leaves the node a way back: its grants count again whose terms were given at the
-//! time of the order or later. A renewed grant keeps the time of its terms, so it brings no way back either. An order is forgotten after [`MAX_GRANT_SECS`], when every grant of its day has ended. A later order is
-//! forgotten later, so no order that it replaced comes back.
+//! time of the order or later. A renewed grant keeps the time of its terms, so it brings no way back either.
+//!
+//! An order is forgotten after [`MAX_GRANT_SECS`], when every grant of its day has ended. A later order is forgotten later, so no order
+//! that it replaced comes back.
 
 use std::{collections::BTreeMap, sync::Arc};
 
