@@ -255,6 +255,8 @@ impl Node {
         if let Some(configure) = builder.calls {
             client = configure(client);
         }
+        #[cfg(feature = "tonic")]
+        let client = client.inspected_by(inspection.server().clone());
         let client = client.local_first(server.clone()).routers(reached).build();
         server.route_through(&client);
         let task = tokio::spawn(driver.run(transport.pool(), announcement));

@@ -165,6 +165,52 @@ async fn an_applications_own_health_service_goes_first() {
     }
 }
 
+/// Z1: the channel of a service's stubs answers its health and its reflection.
+#[tokio::test]
+async fn z1_a_question_about_a_service_goes_to_one_of_its_providers() {
+    let stock: ServiceName = "shop.Stock".parse().unwrap();
+    let schema = tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET;
+    let (_, services) = application();
+    let first = local().reflect(schema).serve_tonic(services).start().await.unwrap();
+    let bootstrap: Vec<_> = vec![first.endpoints()[0].clone().into()];
+    let (_, services) = application();
+    let second = local().reflect(schema).bootstrap(bootstrap).serve_tonic(services);
+    let second = second.start().await.unwrap();
+    second.join().await.unwrap();
+    let caller = caller(&first).await;
+    assert_eq!(caller.lookup(&stock).await.unwrap().len(), 2);
+
+    let stubs = Channel::new(caller.client().clone());
+    let mut health = HealthClient::new(stubs.clone());
+    assert_eq!(check(&mut health, "shop.Stock").await, Ok(Wire::Serving));
+    assert_eq!(check(&mut health, "shop.Other").await, Err(Code::NotFound));
+    let of_stock = stubs.clone().with_service(stock.clone());
+    assert_eq!(
+        check(&mut HealthClient::new(of_stock.clone()), "").await,
+        Ok(Wire::Serving)
+    );
+
+    let symbol = Ask::FileContainingSymbol("shop.Stock".into());
+    let told = reflect_by(stubs, [symbol, Ask::ListServices(String::new())]).await;
+    assert_eq!(told[0], Err(Code::NotFound), "the schema has no such service");
+    let own = ["grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection"];
+    let all = ["shop.Orders", "shop.Stock", own[0], own[1]];
+    let told = reflect_by(of_stock, [Ask::ListServices(String::new())]).await;
+    assert_eq!(listed(&told[0]), all);
+
+    // Each provider answers for its own services, and a process for those that it serves itself.
+    let mut here = HealthClient::new(Channel::new(second.client().clone()));
+    second.withdraw(&"shop.Orders".parse().unwrap()).await;
+    assert_eq!(check(&mut here, "shop.Stock").await, Ok(Wire::Serving));
+    assert_eq!(check(&mut here, "shop.Orders").await, Ok(Wire::Serving));
+
+    // A question goes on to the next provider, as a call does.
+    first.shutdown().await;
+    for _ in 0..4 {
+        assert_eq!(check(&mut health, "shop.Stock").await, Ok(Wire::Serving));
+    }
+}
+
 #[tokio::test]
 async fn generated_servers_are_found_called_and_withdrawn_as_any_service() {
     let (reporter, services) = application();
@@ -198,12 +244,16 @@ async fn generated_servers_are_found_called_and_withdrawn_as_any_service() {
 }
 
 async fn reflect(from: &Node, to: &Node, asked: impl IntoIterator<Item = Ask>) -> Vec<Result<Told, Code>> {
+    reflect_by(channel(from, to), asked).await
+}
+
+async fn reflect_by(channel: Channel, asked: impl IntoIterator<Item = Ask>) -> Vec<Result<Told, Code>> {
     let question = |ask| ServerReflectionRequest {
         host: String::new(),
         message_request: Some(ask),
     };
     let asked: Vec<_> = asked.into_iter().map(question).collect();
-    let mut client = ServerReflectionClient::new(channel(from, to));
+    let mut client = ServerReflectionClient::new(channel);
     let answers = client.server_reflection_info(stream::iter(asked)).await.unwrap();
     let told = answers.into_inner().map(|answer| match answer {
         Ok(answer) => Ok(answer.message_response.unwrap()),

@@ -31,6 +31,21 @@ pub(crate) enum Asking {
 }
 
 impl Asking {
+    /// The first request, once it is there; `None` when there is none.
+    #[cfg(feature = "tonic")]
+    pub(crate) async fn first(&mut self) -> Option<Bytes> {
+        match self {
+            Self::Only(message) => Some(message.clone()),
+            Self::Stream(messages) => {
+                let first = messages.next().await?;
+                let seen = first.as_ref().ok().cloned();
+                let rest = std::mem::replace(messages, stream::empty().boxed());
+                *messages = stream::iter([first]).chain(rest).boxed();
+                seen
+            }
+        }
+    }
+
     pub(crate) fn into_stream(self) -> MessageStream {
         match self {
             Self::Only(message) => stream::iter([Ok(message)]).boxed(),

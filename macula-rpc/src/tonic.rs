@@ -12,6 +12,7 @@
 //! [`PeerInfo`](macula_transport::PeerInfo), with the identity that the connection proved, is an extension of the request:
 //! `request.extensions().get::<Arc<PeerInfo>>()`.
 
+mod about;
 mod channel;
 mod convert;
 mod headers;

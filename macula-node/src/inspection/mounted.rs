@@ -66,7 +66,6 @@ impl Inspection {
     }
 
     /// The services about the node, to be called by the node itself.
-    #[cfg(feature = "ingress")]
     pub(crate) fn server(&self) -> &Server {
         &self.server
     }

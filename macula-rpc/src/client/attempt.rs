@@ -356,8 +356,9 @@ impl<X: Exchange> Job<'_, X> {
         observe::record_peer(span, at);
         // A router passes the call on, and a provider that the caller names is the caller's choice.
         let is_listed = self.source != AnswerSource::Router && self.options.provider.is_none();
-        if is_listed && !peer.may_provide(self.service) {
-            let reason = NotProvided(peer.node_id, self.service.clone());
+        let listed_as = self.options.listed_as(self.service);
+        if is_listed && !peer.may_provide(listed_as) {
+            let reason = NotProvided(peer.node_id, listed_as.clone());
             return (Some(at), Ok(End::not_sent(reason, None)));
         }
         let traced = self.traced(span);
@@ -422,9 +423,10 @@ impl<X: Exchange> Job<'_, X> {
         tokio::time::timeout_at(until.into(), dial).await.ok()
     }
 
-    /// Asks the directory anew behind this call; `None` when its list is not the directory's.
+    /// Asks the directory anew behind this call; `None` when its list is not the directory's, or is another service's.
     pub(super) fn asker(&self) -> Option<Asker> {
-        let is_listed = matches!(self.source, AnswerSource::Directory(_)) && self.options.provider.is_none();
+        let is_own = self.options.provider.is_none() && self.options.about.is_none();
+        let is_listed = matches!(self.source, AnswerSource::Directory(_)) && is_own;
         is_listed.then(|| Asker::new(self.client, self.service, self.known))
     }
 

@@ -28,6 +28,7 @@ pub struct ClientBuilder {
     resolver: Arc<dyn Resolve>,
     routers: Option<Arc<dyn Routers>>,
     local: Option<Server>,
+    inspection: Option<Server>,
     defaults: Defaults,
     seed: u64,
     propagate: Option<Arc<dyn Propagate>>,
@@ -59,6 +60,7 @@ impl ClientBuilder {
             resolver,
             routers: None,
             local: None,
+            inspection: None,
             defaults,
             seed,
             propagate: None,
@@ -68,6 +70,13 @@ impl ClientBuilder {
     /// Runs calls of services that `server` serves in this process, without the network.
     pub fn local_first(mut self, server: Server) -> Self {
         self.local = Some(server);
+        self
+    }
+
+    /// Answers questions about the services of [`ClientBuilder::local_first`], their health and their schemas, with the services of
+    /// `server`, unless the application serves them itself.
+    pub fn inspected_by(mut self, server: Server) -> Self {
+        self.inspection = Some(server);
         self
     }
 
@@ -137,6 +146,7 @@ impl ClientBuilder {
                 resolver: self.resolver,
                 routers: self.routers,
                 local: self.local,
+                inspection: self.inspection,
                 defaults: self.defaults,
                 propagate: self.propagate,
                 follows_links: AtomicBool::new(false),

@@ -104,6 +104,20 @@ impl Client {
         })
     }
 
+    /// Whether this process or a provider that the directory lists serves `service`.
+    #[cfg(feature = "tonic")]
+    pub(crate) async fn is_provided(&self, service: &ServiceName) -> Result<bool, CallError> {
+        if self.serves_here(service, &USUAL) {
+            return Ok(true);
+        }
+        let found = self.providers(service, ResolveOptions::default()).await;
+        let found = found.map_err(|source| CallError::Unresolved {
+            service: service.clone(),
+            source,
+        })?;
+        Ok(!found.is_empty())
+    }
+
     /// Makes the call that `options` describe.
     pub(super) async fn run(
         &self,
@@ -113,7 +127,7 @@ impl Client {
     ) -> Result<Answer, CallError> {
         let mut watch = CallWatch::begin(self, service, options);
         let mut begun = watch.started();
-        if self.serves_here(service) {
+        if self.serves_here(service, options) {
             // Boxed to keep the futures of remote calls small.
             match self.call_here(watch, service, options, payload).boxed().await {
                 Ok(result) => return result,
@@ -160,7 +174,10 @@ impl Client {
             self.follow_links();
         }
         let at_hand = match options.provider {
-            None => self.shared.resolver.at_hand(service, options.resolve),
+            None => self
+                .shared
+                .resolver
+                .at_hand(options.listed_as(service), options.resolve),
             Some(_) => None,
         };
         let Candidates { providers, source, at } = match at_hand {
@@ -182,8 +199,9 @@ impl Client {
         };
         let alone;
         let balanced = match source {
-            // The outcome at one given provider tells nothing about the others.
-            _ if options.provider.is_some() => {
+            // The outcome at one given provider tells nothing about the others, and a question about a service tells nothing about its
+            // calls.
+            _ if options.provider.is_some() || options.about.is_some() => {
                 alone = Box::new(self.shared.services.alone());
                 &*alone
             }
@@ -208,7 +226,10 @@ impl Client {
                 at: now,
             });
         }
-        let mut lookup = self.shared.resolver.resolve(service, options.resolve);
+        let mut lookup = self
+            .shared
+            .resolver
+            .resolve(options.listed_as(service), options.resolve);
         // An answer that is ready at once needs no timer, and no time has passed.
         let (resolved, at) = match poll_fn(|cx| Poll::Ready(lookup.poll_unpin(cx))).await {
             Poll::Ready(resolved) => (resolved, now),
@@ -224,7 +245,9 @@ impl Client {
             Ok(resolved) => return Ok(Candidates::of(resolved, at)),
             Err(reason) => reason,
         };
-        let routers = self.shared.routers.as_ref().filter(|_| options.may_route);
+        // A router would look for the providers of the service that is called.
+        let may_route = options.may_route && options.about.is_none();
+        let routers = self.shared.routers.as_ref().filter(|_| may_route);
         match routers.map(|routers| routers.routers()) {
             Some(routers) if !routers.is_empty() => {
                 tracing::debug!(%service, %reason, "the directory gives no answer; a router is asked");

@@ -189,7 +189,7 @@ impl Client {
         let mut watch = CallWatch::begin(self, service, options);
         let start = watch.started();
         let mut begun = start;
-        if self.serves_here(service) {
+        if self.serves_here(service, options) {
             // Boxed to keep the futures of remote calls small.
             match self.open_here(watch, service, options, allowed, requests).boxed().await {
                 Ok(opened) => {

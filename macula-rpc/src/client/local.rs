@@ -123,7 +123,7 @@ impl Client {
         options: &Options,
         allowed: Duration,
     ) -> Result<Local, CallWatch> {
-        let server = self.shared.local.as_ref();
+        let server = self.server_here(service, options);
         let server = server.filter(|_| options.may_run_here && options.provider.is_none());
         match server.and_then(|server| server.admit_here(service, &options.method)) {
             Some(admitted) => Ok(Local {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use macula_select::{Backoff, Hedge, RetryPolicy, Strategy, Zone};
 use macula_transport::{Memory, Metadata};
+use macula_wire::ServiceName;
 
 use crate::{Provider, ResolveOptions};
 
@@ -42,6 +43,8 @@ pub(crate) struct Options {
     pub(crate) metadata: Option<Metadata>,
     pub(crate) resolve: ResolveOptions,
     pub(crate) provider: Option<Box<Provider>>,
+    /// The service whose providers are called, when the call is a question about it: its health, or its reflection.
+    pub(crate) about: Option<Box<ServiceName>>,
     pub(crate) may_run_here: bool,
     pub(crate) may_route: bool,
     /// The leave of the peer whose call is forwarded; `None` for this node's own calls.
@@ -69,6 +72,7 @@ impl Options {
             asker: None,
         },
         provider: None,
+        about: None,
         may_run_here: true,
         may_route: true,
         passage: None,
@@ -77,6 +81,11 @@ impl Options {
 }
 
 impl Options {
+    /// The service by which the directory lists the providers of a call of `service`.
+    pub(super) fn listed_as<'a>(&'a self, service: &'a ServiceName) -> &'a ServiceName {
+        self.about.as_deref().unwrap_or(service)
+    }
+
     /// Whether the call is a peer's and is forwarded.
     pub(crate) fn is_for_peer(&self) -> bool {
         self.passage.is_some()

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     hash::{Hash, Hasher},
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -41,6 +44,8 @@ const LOAD_AGE: Duration = Duration::from_secs(10);
 /// The services a client has called.
 pub(super) struct Services {
     seed: u64,
+    /// How many balancers of one call were made.
+    alone: AtomicU64,
     defaults: Defaults,
     services: RwLock<Known>,
     for_peers: RwLock<Known>,
@@ -66,6 +71,7 @@ impl Services {
         let pool_meters = Arc::new(PoolMeters::new(pool));
         Self {
             seed,
+            alone: AtomicU64::new(0),
             defaults,
             services: RwLock::default(),
             for_peers: RwLock::default(),
@@ -126,9 +132,10 @@ impl Services {
         fresh
     }
 
-    /// A balancer for one call, which leaves no state.
+    /// A balancer for one call, which leaves no state. Each has a random sequence of its own.
     pub(super) fn alone(&self) -> Balanced {
-        Balanced::new(&self.defaults, self.seed, Teller::silent())
+        let seed = self.seed ^ self.alone.fetch_add(1, Relaxed);
+        Balanced::new(&self.defaults, seed, Teller::silent())
     }
 
     /// The services that this client has called itself, sorted by name.

@@ -8,7 +8,10 @@ use std::{
 use macula_transport::{Access, Pool, PoolEvents};
 use macula_wire::ServiceName;
 
-use super::{options::Defaults, services::Services};
+use super::{
+    options::{Defaults, Options},
+    services::Services,
+};
 use crate::{CallError, Propagate, Provider, Resolve, Server};
 
 /// Calls services by name. Cheap to clone; clones share connections, provider health and rotation.
@@ -24,6 +27,8 @@ pub(super) struct Shared {
     pub(super) resolver: Arc<dyn Resolve>,
     pub(super) routers: Option<Arc<dyn Routers>>,
     pub(super) local: Option<Server>,
+    /// Answers questions about the services of `local`.
+    pub(super) inspection: Option<Server>,
     pub(super) services: Services,
     pub(super) defaults: Defaults,
     pub(super) propagate: Option<Arc<dyn Propagate>>,
@@ -50,9 +55,25 @@ impl WeakClient {
 }
 
 impl Client {
-    /// Whether this process serves `service` itself.
-    pub(super) fn serves_here(&self, service: &ServiceName) -> bool {
-        self.shared.local.as_ref().is_some_and(|server| server.serves(service))
+    /// Whether this process answers a call of `service` itself.
+    pub(super) fn serves_here(&self, service: &ServiceName, options: &Options) -> bool {
+        self.server_here(service, options).is_some()
+    }
+
+    /// The server of this process that answers a call of `service`.
+    pub(super) fn server_here(&self, service: &ServiceName, options: &Options) -> Option<&Server> {
+        let local = self.shared.local.as_ref()?;
+        if let Some(about) = &options.about
+            && !local.serves(about)
+        {
+            return None;
+        }
+        let inspection = self.shared.inspection.as_ref().filter(|_| options.about.is_some());
+        // A service of the application's own goes first.
+        [Some(local), inspection]
+            .into_iter()
+            .flatten()
+            .find(|server| server.serves(service))
     }
 
     pub(crate) fn downgrade(&self) -> WeakClient {

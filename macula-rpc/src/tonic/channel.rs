@@ -15,13 +15,15 @@ use ::tonic::{
     },
 };
 use bytes::Bytes;
-use futures::{StreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use macula_select::{Backoff, Hedge, MAX_CALL_TIMEOUT, RetryPolicy, Strategy};
 use macula_wire::ServiceName;
+use tokio::time::Instant;
 
 use super::{
+    about::About,
     convert,
     headers::{self, HeadersError},
     requests::{RequestsFailed, requests},
@@ -29,6 +31,7 @@ use super::{
 use crate::{
     CallError, Client, Provider,
     client::{Options, Replies},
+    streaming::Asking,
 };
 
 /// A channel for clients that tonic has generated, in place of `tonic::transport::Channel`. Calls go to the mesh's providers of the
@@ -45,6 +48,8 @@ use crate::{
 pub struct Channel {
     client: Client,
     options: Options,
+    /// The service that questions are about when they do not name one.
+    about: Option<ServiceName>,
 }
 
 impl Channel {
@@ -55,7 +60,11 @@ impl Channel {
             policy: RetryPolicy::Unavailable,
             ..Options::default()
         };
-        Self { client, options }
+        Self {
+            client,
+            options,
+            about: None,
+        }
     }
 
     /// Sets the timeout of calls whose request has none.
@@ -127,19 +136,86 @@ impl Channel {
         self
     }
 
-    async fn call(self, request: Request<Body>) -> Result<Response<Body>, ::tonic::Status> {
-        let Self { client, mut options } = self;
+    /// Names the service that health checks of a server as a whole and reflection are about.
+    ///
+    /// Every node answers `grpc.health.v1.Health` and `grpc.reflection.v1.ServerReflection` for its own services, and neither is published.
+    /// So a question goes to a provider of the service that it is about, chosen like the provider of any call. A health check names that
+    /// service, and a stream of reflection does when its first question is for a symbol; then this name is not needed. To ask one
+    /// particular node, see [`Channel::with_provider`].
+    #[must_use]
+    pub fn with_service(mut self, service: ServiceName) -> Self {
+        self.about = Some(service);
+        self
+    }
+
+    /// The service whose provider answers a question; `None` when the service that is asked is published like any other.
+    async fn asked_about(
+        &self,
+        about: About,
+        service: &ServiceName,
+        asking: &mut Asking,
+    ) -> Result<Option<ServiceName>, ::tonic::Status> {
+        let is_provided = async |name| {
+            let provided = self.client.is_provided(name).await;
+            provided.map_err(|error| convert::error(&error))
+        };
+        // With a name at hand the headers of the answer need not wait for the first question.
+        let is_needed = about == About::Health || self.about.is_none();
+        let first = if is_needed { asking.first().await } else { None };
+        let named: Vec<_> = first.iter().flat_map(|first| about.names(first)).collect();
+        for name in &named {
+            if is_provided(name).await? {
+                return Ok(Some(name.clone()));
+            }
+        }
+        if self.about.is_some() || is_provided(service).await? {
+            return Ok(self.about.clone());
+        }
+        Err(match named.first() {
+            Some(name) => ::tonic::Status::not_found(format!("no provider serves {name}")),
+            None => ::tonic::Status::unimplemented(format!(
+                "{service} is asked about no service in particular: give the channel a service (`with_service`) or a node (`with_provider`)"
+            )),
+        })
+    }
+
+    /// Finds the service whose provider answers a question, within the call's time.
+    async fn ask_about(
+        &mut self,
+        about: About,
+        service: &ServiceName,
+        asking: &mut Asking,
+    ) -> Result<(), ::tonic::Status> {
+        let allowed = self.options.timeout.unwrap_or(MAX_CALL_TIMEOUT);
+        let until = Instant::now() + allowed;
+        let found = tokio::time::timeout_at(until, self.asked_about(about, service, asking)).await;
+        let late = || ::tonic::Status::deadline_exceeded(format!("{service}: no provider to ask within {allowed:?}"));
+        self.options.about = found.map_err(|_| late())??.map(Box::new);
+        if self.options.timeout.is_some() {
+            self.options.timeout = Some(until.saturating_duration_since(Instant::now()));
+        }
+        Ok(())
+    }
+
+    async fn call(mut self, request: Request<Body>) -> Result<Response<Body>, ::tonic::Status> {
         let (service, method) = match path(request.uri().path()) {
             Ok(path) => path,
             Err(status) => return Err(status),
         };
-        options.method = method;
-        let asked = convert::timeout(request.headers()).or(options.timeout);
-        options.timeout = asked.map(|timeout| timeout.min(MAX_CALL_TIMEOUT));
+        self.options.method = method;
+        let asked = convert::timeout(request.headers()).or(self.options.timeout);
+        self.options.timeout = asked.map(|timeout| timeout.min(MAX_CALL_TIMEOUT));
         let (parts, body) = request.into_parts();
-        options.metadata = Some(headers::to_metadata(&parts.headers));
+        self.options.metadata = Some(headers::to_metadata(&parts.headers));
         let failed = RequestsFailed::default();
-        let asking = requests(body, &failed);
+        let mut asking = requests(body, &failed);
+        if let (Some(about), None) = (About::of(&service), &self.options.provider) {
+            // Boxed to keep the future of every other call small.
+            self.ask_about(about, &service, &mut asking).boxed().await?;
+        }
+        let Self {
+            client, mut options, ..
+        } = self;
         let mut replies = client
             .open(&service, &mut options, asking)
             .await
