@@ -465,6 +465,12 @@ impl Node {
         })
     }
 
+    /// Where this node charges what it keeps for its own calls.
+    #[cfg(feature = "ingress")]
+    pub(crate) fn memory(&self) -> macula_transport::Memory {
+        self.inner.transport.pool().memory().clone()
+    }
+
     /// The counters of the connection pool.
     #[must_use]
     pub fn connection_stats(&self) -> PoolStats {

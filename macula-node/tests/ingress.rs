@@ -15,7 +15,7 @@ use std::{
 
 use http1::{exchange, post};
 use macula_node::{
-    Bytes, Node, NodeBuilder, Request, Requests, Response, Status, TonicServices,
+    Bytes, Limits, Node, NodeBuilder, Request, Requests, Response, Status, TonicServices,
     ingress::{Ingress, IngressConfig, IngressError, Tokens},
 };
 use tokio::{
@@ -407,6 +407,44 @@ fn pem(label: &str, der: &[u8]) -> String {
         "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
         STANDARD.encode(der)
     )
+}
+
+#[tokio::test]
+async fn x6_bodies_that_find_no_memory_are_refused_and_leave_none_taken() {
+    const LARGE: usize = 3 << 20;
+    let limits = Limits {
+        memory_bytes: 32 << 20,
+        ..Limits::default()
+    };
+    let node = local()
+        .transport(move |config| config.with_limits(limits))
+        .serve("demo.echo", echo)
+        .start()
+        .await
+        .unwrap();
+    let listen = IngressConfig::new("127.0.0.1:0".parse().unwrap());
+    let ingress = Ingress::bind(&node, listen).await.unwrap();
+    let at = ingress.local_addr();
+    // An eighth of the memory is for the node's own calls: there is room for one of these bodies.
+    let mut halfway = TcpStream::connect(at).await.unwrap();
+    let head = format!("POST /v1/call/demo.echo HTTP/1.1\r\nHost: mesh\r\nContent-Length: {LARGE}\r\n\r\n");
+    halfway.write_all(head.as_bytes()).await.unwrap();
+    halfway.write_all(&vec![b'a'; LARGE - 1]).await.unwrap();
+    let is_taken = || node.transport_stats().memory.used >= (LARGE - 1) as u64;
+    while !is_taken() {
+        tokio::task::yield_now().await;
+    }
+    let refused = post(at, "/v1/call/demo.echo", "", &"b".repeat(LARGE)).await;
+    assert_eq!(refused.status, 503, "{refused:?}");
+    assert_eq!(refused.json()["error"], "out_of_memory");
+    let small = post(at, "/v1/call/demo.echo", "", "hello").await;
+    assert_eq!((small.status, small.body.as_str()), (200, "hello"));
+    drop(halfway);
+    while is_taken() {
+        tokio::task::yield_now().await;
+    }
+    let large = post(at, "/v1/call/demo.echo", "", &"b".repeat(LARGE)).await;
+    assert_eq!(large.status, 200, "{}", large.head);
 }
 
 #[tokio::test]

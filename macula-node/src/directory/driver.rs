@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    Announcement, Command, Directory, LookupReply, PublishReport, Shared, Wait, WithdrawReport,
+    Announcement, Asking, Command, Directory, LookupReply, PublishReport, Shared, Wait, WithdrawReport,
     checks::{Checked, Checking},
     join::{Joining, Progress, Reached},
     neighbours::Neighbours,
@@ -61,6 +61,7 @@ pub(crate) struct Driver {
     clocks: Clocks,
     watch: ClockWatch,
     commands: mpsc::Receiver<Command>,
+    asking: Asking,
     shared: Arc<Shared>,
     joining: Joining,
     /// Lookups under way by number; one a key.
@@ -163,6 +164,7 @@ impl Driver {
             clocks,
             watch,
             commands,
+            asking: Asking(Arc::clone(&directory.shared)),
             shared: Arc::clone(&directory.shared),
             joining: Joining::new(bootstrap, progress, reached.clone()),
             lookups: BTreeMap::new(),
@@ -285,6 +287,9 @@ impl Driver {
                     if self.closing.is_some() {
                         return;
                     }
+                }
+                asked = self.asking.next(COMMANDS_AT_ONCE) => {
+                    asked.into_iter().for_each(|command| self.obey(command, &mut announcement));
                 }
                 // It cannot fail: the driver keeps the sender.
                 _ = changed.changed() => {

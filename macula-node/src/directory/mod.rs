@@ -11,6 +11,7 @@ mod neighbours;
 mod report;
 mod requests;
 mod state;
+mod turns;
 
 use std::{
     collections::HashMap,
@@ -25,13 +26,14 @@ use futures::future::BoxFuture;
 use macula_dht::{AdvertiseError, CacheCounters, CacheLimits, Cached, Clock, Counters, DirectoryCache, Flight};
 use macula_rpc::{Asker, Provider, Resolve, ResolveError, ResolveOptions, Resolved, ServiceName, Source};
 use macula_transport::PeerInfo;
-use macula_wire::{Realm, ServiceKey, VerifiedProvider};
+use macula_wire::{Holder, Network, NodeId, Realm, ServiceKey, VerifiedProvider};
 use tokio::sync::{
     Notify,
     mpsc::{self, error::TrySendError},
     oneshot,
 };
 
+use self::turns::Turns;
 pub(crate) use self::{
     announce::{Announcement, Offer},
     driver::Driver,
@@ -44,8 +46,10 @@ pub use self::{
 };
 use crate::{clocks::Clocks, events::News};
 
-/// Commands that wait for the task at a time. Beyond it, requests of peers are declined and this node's own callers wait.
+/// Commands of this node's own callers that wait for the task at a time. Beyond it, the callers wait.
 const MAX_WAITING_COMMANDS: usize = 1024;
+/// Commands of peers that wait for the task at a time. Beyond it, the peer that has most is declined.
+const MAX_WAITING_REQUESTS: usize = 1024;
 
 /// The counters of a node's directory, and the size of its store.
 #[derive(Debug, Clone, Copy, Default)]
@@ -88,7 +92,18 @@ struct Shared {
     /// Told of each answer of another node.
     answered: Notify,
     news: News,
+    asked: Asked,
 }
+
+/// The commands of peers, on their way to the task.
+struct Asked {
+    /// `None` once the task is gone.
+    turns: Mutex<Option<Turns<Command>>>,
+    news: Notify,
+}
+
+/// The task's end of [`Asked`]. Dropped, it ends what waits.
+struct Asking(Arc<Shared>);
 
 /// The cache, by the names that callers use.
 struct Cache {
@@ -191,6 +206,10 @@ fn provider(record: &VerifiedProvider) -> Option<Provider> {
     )
 }
 
+fn holder(asker: &Asker) -> Holder<NodeId> {
+    Holder::new(Network::of(asker.ip), asker.node_id)
+}
+
 pub(crate) type LookupReply = oneshot::Sender<Result<Arc<[Provider]>, ResolveError>>;
 
 /// How much of a lookup its caller waits for.
@@ -233,6 +252,68 @@ enum Command {
     Close { reply: oneshot::Sender<()> },
 }
 
+impl Asked {
+    fn new() -> Self {
+        Self {
+            turns: Mutex::new(Some(Turns::new(MAX_WAITING_REQUESTS))),
+            news: Notify::new(),
+        }
+    }
+
+    fn turns(&self) -> MutexGuard<'_, Option<Turns<Command>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a command in. Gives back the one that is declined for it, which may be itself.
+    fn push(&self, from: Holder<NodeId>, command: Command) -> Option<Command> {
+        match &mut *self.turns() {
+            Some(turns) => {
+                let declined = turns.push(from, command);
+                self.news.notify_one();
+                declined
+            }
+            None => Some(command),
+        }
+    }
+}
+
+impl Asking {
+    /// Waits for commands, and takes at most `most` of them.
+    async fn next(&self, most: usize) -> Vec<Command> {
+        loop {
+            let next: Vec<_> = match &mut *self.0.asked.turns() {
+                Some(turns) => std::iter::from_fn(|| turns.pop()).take(most).collect(),
+                None => Vec::new(),
+            };
+            if !next.is_empty() {
+                return next;
+            }
+            self.0.asked.news.notified().await;
+        }
+    }
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        // Those that wait for an answer see that there will be none.
+        *self.0.asked.turns() = None;
+    }
+}
+
+impl Cache {
+    /// Ends a command that is not done: there is more to do than can wait.
+    fn decline(&mut self, command: Option<Command>) {
+        // The peer of any other command sees that its answer is gone.
+        if let Some(Command::Lookup { key, wait, .. }) = command {
+            self.found.abandon(&key);
+            if let Wait::Enough(reply) | Wait::Whole(reply) = wait {
+                // The caller may have stopped waiting.
+                let _ = reply.send(Err(ResolveError::Busy));
+            }
+        }
+    }
+}
+
 impl Shared {
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
@@ -257,6 +338,7 @@ impl Directory {
             stats: Mutex::default(),
             answered: Notify::new(),
             news: News::default(),
+            asked: Asked::new(),
         };
         (
             Self {
@@ -271,14 +353,15 @@ impl Directory {
     /// Answers a peer's request; `None` when there is more to do than can wait.
     pub(crate) async fn answer(&self, peer: &Arc<PeerInfo>, body: Bytes) -> Option<Bytes> {
         let (reply, answer) = oneshot::channel();
-        // A peer does not wait for a place among the commands: it is declined.
-        self.commands
-            .try_send(Command::Answer {
-                peer: Arc::clone(peer),
-                body,
-                reply,
-            })
-            .ok()?;
+        let from = Holder::new(Network::of(peer.remote_addr.ip()), peer.node_id);
+        let command = Command::Answer {
+            peer: Arc::clone(peer),
+            body,
+            reply,
+        };
+        if let declined @ Some(_) = self.shared.asked.push(from, command) {
+            self.shared.cache().decline(declined);
+        }
         answer.await.ok()
     }
 
@@ -289,10 +372,13 @@ impl Directory {
         let (providers, due) = cache.at_hand(now, service)?;
         if let Some(key) = due {
             let wait = Wait::Nothing;
+            let lookup = Command::Lookup { key, wait, asker };
             // Without room for the command, the next caller refreshes the list.
-            if self.commands.try_send(Command::Lookup { key, wait, asker }).is_err() {
-                cache.found.abandon(&key);
-            }
+            let declined = match asker {
+                None => self.commands.try_send(lookup).err().map(TrySendError::into_inner),
+                Some(asker) => self.shared.asked.push(holder(&asker), lookup),
+            };
+            cache.decline(declined);
         }
         Some(Resolved {
             providers,
@@ -342,11 +428,11 @@ impl Directory {
         let lookup = Command::Lookup { key, wait, asker };
         match asker {
             None => self.commands.send(lookup).await.map_err(|_| ResolveError::Closed)?,
-            // A peer does not wait for a place among the commands.
-            Some(_) => self.commands.try_send(lookup).map_err(|error| match error {
-                TrySendError::Full(_) => ResolveError::Busy,
-                TrySendError::Closed(_) => ResolveError::Closed,
-            })?,
+            Some(asker) => {
+                if let declined @ Some(_) = self.shared.asked.push(holder(&asker), lookup) {
+                    self.shared.cache().decline(declined);
+                }
+            }
         }
         let providers = answer.await.map_err(|_| ResolveError::Closed)??;
         Ok(Resolved {

@@ -26,10 +26,11 @@ use axum::{
     },
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt as _, stream};
 use macula_rpc::{Answer, CallBuilder, CallError, Client, Metadata, RetryPolicy};
 use macula_select::MAX_CALL_TIMEOUT;
+use macula_transport::{Memory, MemoryCharge};
 use macula_wire::ServiceName;
 
 use super::error::Failure;
@@ -41,21 +42,29 @@ const TIMEOUT: &str = "macula-timeout-ms";
 const RETRY: &str = "macula-retry";
 const METADATA: &str = "macula-meta-";
 
+/// What calls are made with.
+#[derive(Clone)]
+pub(super) struct Calls {
+    pub(super) client: Client,
+    /// Keeps the bodies of requests.
+    pub(super) memory: Memory,
+}
+
 /// Makes the call that a request asks for.
 pub(super) async fn call(
-    State(client): State<Client>,
+    State(calls): State<Calls>,
     Path(path): Path<HashMap<String, String>>,
     headers: HeaderMap,
     body: Body,
 ) -> Response {
-    match answer(&client, &path, &headers, body).await {
+    match answer(&calls, &path, &headers, body).await {
         Ok(response) => response,
         Err(failure) => failure.into_response(),
     }
 }
 
 async fn answer(
-    client: &Client,
+    Calls { client, memory }: &Calls,
     path: &HashMap<String, String>,
     headers: &HeaderMap,
     body: Body,
@@ -66,15 +75,12 @@ async fn answer(
     if let Some(method) = path.get("method") {
         call = call.method(method);
     }
-    let payload = axum::body::to_bytes(body, MAX_MESSAGE_BYTES);
-    let payload = tokio::time::timeout(BODY_WITHIN, payload).await.map_err(|_| {
+    let payload = tokio::time::timeout(BODY_WITHIN, gather(memory, body)).await;
+    // The call keeps the payload for further attempts, so it stays charged until the call ends.
+    let (payload, _charge) = payload.map_err(|_| {
         let message = format!("the request's body did not arrive within {BODY_WITHIN:?}");
         Failure::request(Http::REQUEST_TIMEOUT, "request_too_slow", message)
-    })?;
-    let payload = payload.map_err(|_| {
-        let message = format!("the request's body was cut off, or has more than {MAX_MESSAGE_BYTES} bytes");
-        Failure::request(Http::PAYLOAD_TOO_LARGE, "request_too_large", message)
-    })?;
+    })??;
     if accepts_events(headers) {
         let replies = call.stream(stream::once(async { payload })).await;
         let replies = replies.map_err(|error| Failure::from(&error))?;
@@ -84,6 +90,35 @@ async fn answer(
     }
     let answer = call.send(payload).await.map_err(|error| Failure::from(&error))?;
     Ok(respond(answer))
+}
+
+/// Reads a body. It is charged to this node's memory for its own calls before it is kept (X6).
+async fn gather(memory: &Memory, body: Body) -> Result<(Bytes, Option<MemoryCharge>), Failure> {
+    let too_large = || {
+        let message = format!("the request's body was cut off, or has more than {MAX_MESSAGE_BYTES} bytes");
+        Failure::request(Http::PAYLOAD_TOO_LARGE, "request_too_large", message)
+    };
+    let mut chunks = body.into_data_stream();
+    let (mut gathered, mut charge) = (BytesMut::new(), None);
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|_| too_large())?;
+        if gathered.len() + chunk.len() > MAX_MESSAGE_BYTES {
+            return Err(too_large());
+        }
+        let has_room = match &mut charge {
+            None => {
+                charge = memory.charge(chunk.len());
+                charge.is_some()
+            }
+            Some(charge) => charge.grow(chunk.len()),
+        };
+        if !has_room {
+            let message = "this node has no memory left for the request's body; try again later";
+            return Err(Failure::request(Http::SERVICE_UNAVAILABLE, "out_of_memory", message));
+        }
+        gathered.extend_from_slice(&chunk);
+    }
+    Ok((gathered.freeze(), charge))
 }
 
 /// The options that the headers name.

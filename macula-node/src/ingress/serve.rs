@@ -22,7 +22,10 @@ pub(super) fn app(node: &Node, tokens: Option<Tokens>, stopped: watch::Receiver<
         .route("/v1/call/{service}", post(http::call))
         .route("/v1/call/{service}/{method}", post(http::call))
         .layer(DefaultBodyLimit::max(MAX_MESSAGE_BYTES))
-        .with_state(node.client().clone());
+        .with_state(http::Calls {
+            client: node.client().clone(),
+            memory: node.memory(),
+        });
     let gate = Arc::new(tokens);
     calls
         .fallback_service(grpc::Gateway::new(node, Channel::new(node.client().clone()), stopped))
