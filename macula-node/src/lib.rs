@@ -62,10 +62,10 @@ pub use macula_transport::{
     private_file,
 };
 pub use macula_wire::{
-    AccessError, Address, AddressError, Chain, Grant, GrantRole, Issue, Issuer, JoinRefusal, JoinReply, JoinRequest,
-    JoinToken, KeptMember, KeptToken, LineError, MAX_ENDPOINTS, MAX_GRANT_SECS, MAX_ORDERS, Member, Membership,
-    NameError, NodeId, Order, ParseRealmError, Pattern, Patterns, Realm, RealmKey, RealmName, RealmPublicKey,
-    Revocations, ServiceName, SignedRevocations, Signer, Terms, TokenId,
+    AccessError, Address, AddressError, Chain, Effect, Grant, GrantRole, Heeded, Issue, Issuer, JoinRefusal, JoinReply,
+    JoinRequest, JoinToken, KeptMember, KeptToken, LineError, MAX_ENDPOINTS, MAX_GRANT_SECS, MAX_ORDERS, Member,
+    Membership, NameError, NodeId, Order, ParseRealmError, Pattern, Patterns, Realm, RealmKey, RealmName,
+    RealmPublicKey, Revocations, ServiceName, SignedRevocations, Signer, Terms, TokenId,
 };
 pub use membership::{
     DEFAULT_GRANT_LIFE, FolderError, IssuerFolder, MAX_MEMBERS, MAX_TOKENS, MIN_GRANT_LIFE, MembershipError,

@@ -305,16 +305,18 @@ impl Node {
     }
 
     /// Asks the node at an address something as a visitor that need not be a member of its realm: for tools that hand revocations in.
+    /// Gives the node that has answered, as the handshake has proved it, and its reply.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn visit(&self, at: &BootstrapAddr, request: &JoinRequest) -> Result<JoinReply, VisitError> {
+    pub async fn visit(&self, at: &BootstrapAddr, request: &JoinRequest) -> Result<(NodeId, JoinReply), VisitError> {
         let visit = self
             .inner
             .transport
             .visit(at.node_id, std::slice::from_ref(&at.endpoint), request.encode());
-        let (_, reply) = visit.await?;
-        JoinReply::decode(reply).map_err(|_| VisitError::Declined)
+        let (node_id, reply) = visit.await?;
+        let reply = JoinReply::decode(reply).map_err(|_| VisitError::Declined)?;
+        Ok((node_id, reply))
     }
 
     /// Where others are told to dial now, the preferred address first; nowhere for a client. A node that listens on every address

@@ -357,6 +357,63 @@ fn a6_a_members_rights_are_narrowed_by_the_commands() {
     assert_eq!(succeed(&with(&["call", "demo.echo", "x"], &as_it)), "x");
 }
 
+/// A6: an operator is told when an order counts at no node: with words and an exit code.
+#[test]
+fn a6_an_order_that_counts_nowhere_is_no_success() {
+    let shop = Shop::open();
+    let (key, data, issuer) = (shop.key(), shop.data("issuer"), shop.issuer.address());
+    let token = shop.token(&["--serve", "demo.*", "--call", "demo.*"]);
+    let node = shop.provider("a", &token);
+    let revoke = |id: &str, options: &[&str]| run(&[&["realm", "revoke", id], options].concat());
+    let fails = |output: std::process::Output, words: &str| {
+        assert!(!output.status.success(), "{}", stdout(&output));
+        assert!(
+            stdout(&output).is_empty() && stderr(&output).contains(words),
+            "{words}: {}",
+            stderr(&output)
+        );
+    };
+    // An issuer and a node that it does not know.
+    let stranger = "ab".repeat(32);
+    fails(revoke(&stranger, &["--data", &data]), "neither let the node in");
+    // Nodes of another realm, of an open realm, and none at all.
+    let (other, open) = (Shop::open(), NodeProcess::start(&[]));
+    for (at, words) in [
+        (other.issuer.address(), "not valid in this realm"),
+        (open.address(), "does not answer nodes that are not members"),
+    ] {
+        fails(revoke(&node.id, &["--key", &key, "--bootstrap", at]), words);
+    }
+    // The issuer takes back its own order, and the realm's key has shut the node out as well.
+    let told = revoke(&node.id, &["--data", &data]);
+    assert!(told.status.success(), "{}", stderr(&told));
+    let told = revoke(&node.id, &["--key", &key, "--bootstrap", issuer]);
+    assert!(told.status.success(), "{}", stderr(&told));
+    fails(
+        revoke(&node.id, &["--data", &data, "--lift"]),
+        "another one still shuts the node out",
+    );
+    // The realm's key lifts what the issuer ordered before.
+    let told = revoke(&node.id, &["--key", &key, "--lift", "--bootstrap", issuer]);
+    assert!(
+        stdout(&told).contains("admitted again: told 1 of 1"),
+        "{}",
+        stderr(&told)
+    );
+    // The issuer is revoked. It hears of it, and signs nothing any more.
+    let told = revoke(&shop.issuer.id, &["--key", &key, "--bootstrap", issuer]);
+    assert!(!told.status.success() && stderr(&told).contains("the node that the order is about"));
+    fails(revoke(&node.id, &["--data", &data]), "this issuer is revoked");
+    let token = run(&["realm", "token", "--data", &data]);
+    assert!(
+        complaint(&token).contains("this issuer is revoked"),
+        "{}",
+        stderr(&token)
+    );
+    let members = json(&["realm", "members", "--data", &data]);
+    assert_eq!(members["members"][0]["state"], "revoked");
+}
+
 /// The issuer takes so many visits at a time, and an order comes with those that were given before.
 #[test]
 fn a6_the_fortieth_revocation_is_in_force_as_the_first_is() {
@@ -401,7 +458,8 @@ fn a7_the_key_of_an_issuer_is_rotated() {
         "--bootstrap",
         shop.issuer.address(),
     ]);
-    succeed(&[
+    // The word of the issuer itself is worth nothing, although it takes the order.
+    let told = run(&[
         "realm",
         "revoke",
         &first.id,
@@ -410,6 +468,12 @@ fn a7_the_key_of_an_issuer_is_rotated() {
         "--bootstrap",
         first.address(),
     ]);
+    assert_eq!(told.status.code(), Some(1), "{}", stdout(&told));
+    assert!(
+        stderr(&told).contains("the node that the order is about"),
+        "{}",
+        stderr(&told)
+    );
     let refused = run(&["join", &old, "--data", &shop.data("b")]);
     assert!(complaint(&refused).contains("refused"), "{}", stderr(&refused));
     let identity = shop.data("client");

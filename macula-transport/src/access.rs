@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use macula_wire::{
-    AccessError, Chain, ChainHash, Member, NodeId, Passage, Realm, ServiceName, SignedRevocations, Verifier,
+    AccessError, Chain, ChainHash, Effect, Member, NodeId, Passage, Realm, ServiceName, SignedRevocations, Verifier,
 };
 use tokio::sync::watch;
 
@@ -176,6 +176,18 @@ impl Access {
             self.0.changed.send_replace(());
         }
         Ok(news)
+    }
+
+    /// What comes of a list of revocations that was taken, and the members that come back by it: see [`Revocations::readmitted_by`].
+    ///
+    /// # Errors
+    /// When the list is not valid.
+    ///
+    /// [`Revocations::readmitted_by`]: macula_wire::Revocations::readmitted_by
+    pub fn effect(&self, list: &SignedRevocations) -> Result<(Effect, Vec<NodeId>), AccessError> {
+        let (verifier, now) = (self.verifier(), self.now());
+        let known = verifier.revocations();
+        Ok((known.effect(list, now)?, known.readmitted_by(list, now)))
     }
 
     /// The signed lists of revocations that are in force. Another node has to be told all of them.

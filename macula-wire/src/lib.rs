@@ -37,17 +37,17 @@ pub mod proto {
 }
 
 pub use access::{
-    AccessError, Beyond, CLOCK_TOLERANCE_SECS, Chain, ChainHash, Grant, GrantRole, Issue, MAX_CHAIN_BYTES,
-    MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_KNOWN_CHAINS, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_ORDERS,
-    MAX_ORDERS_OF_SIGNER, MAX_PASSAGE_BYTES, Member, Order, PASSAGE_SECS, Passage, Pattern, Patterns, Revocations,
-    SignedRevocations, Terms, Verifier,
+    AccessError, Beyond, CLOCK_TOLERANCE_SECS, Chain, ChainHash, Effect, Grant, GrantRole, Issue, MAX_ADMITTED_BY,
+    MAX_CHAIN_BYTES, MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_KNOWN_CHAINS, MAX_LABEL_KEY_BYTES,
+    MAX_LABEL_VALUE_BYTES, MAX_ORDERS, MAX_ORDERS_OF_SIGNER, MAX_PASSAGE_BYTES, Member, Order, PASSAGE_SECS, Passage,
+    Pattern, Patterns, Revocations, SignedRevocations, Terms, Verifier,
 };
 pub use address::{Address, AddressError};
 pub use frame::{FrameDecoder, FrameError, MAX_FRAME_BYTES, encode_frame, frame};
 pub use joining::{
-    Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, KeptMember, KeptToken, LineError, MAX_ISSUERS,
-    MAX_JOIN_BYTES, MAX_LISTS, MalformedMessage, Membership, ParseTokenIdError, RevocationsReply, RevocationsRequest,
-    SecretHash, TokenId, TokenSecret, known_hash,
+    Heeded, Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, KeptMember, KeptToken, LineError, MAX_ISSUERS,
+    MAX_JOIN_BYTES, MAX_LISTS, MAX_READMITTED, MalformedMessage, Membership, ParseTokenIdError, RevocationsReply,
+    RevocationsRequest, SecretHash, TokenId, TokenSecret, known_hash,
 };
 pub use key::ServiceKey;
 pub use name::{MAX_NAME_BYTES, NameError, RealmName, ServiceName};

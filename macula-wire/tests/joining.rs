@@ -3,9 +3,10 @@
 
 use bytes::Bytes;
 use macula_wire::{
-    Chain, Grant, GrantRole, Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, KeptMember, KeptToken, LineError,
-    MAX_ISSUERS, Membership, NodeId, Order, Patterns, Realm, RealmKey, RealmName, Revocations, RevocationsReply,
-    RevocationsRequest, SecretKey, SignedRevocations, Signer, Terms, TokenId, TokenSecret, known_hash,
+    Chain, Effect, Grant, GrantRole, Heeded, Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, KeptMember,
+    KeptToken, LineError, MAX_ISSUERS, Membership, NodeId, Order, Patterns, Realm, RealmKey, RealmName, Revocations,
+    RevocationsReply, RevocationsRequest, SecretKey, SignedRevocations, Signer, Terms, TokenId, TokenSecret,
+    known_hash,
 };
 use proptest::prelude::*;
 
@@ -173,11 +174,22 @@ fn a7_requests_and_replies_are_read_as_they_were_written() {
         issuers: vec![issuer(1)],
     };
     let replies = refusals.map(JoinReply::Refused).into_iter();
-    for reply in replies.chain([
-        admitted,
-        JoinReply::Heeded { kept: true },
-        JoinReply::Heeded { kept: false },
-    ]) {
+    let effects = [
+        Effect::Counts,
+        Effect::StillOut,
+        Effect::Overruled,
+        Effect::SignerRevoked,
+        Effect::Unknown,
+    ];
+    let heeded = effects.map(|effect| {
+        JoinReply::Heeded(Heeded {
+            kept: effect == Effect::Counts,
+            chain: (effect != Effect::Unknown).then(|| chain(7)),
+            effect,
+            readmitted: vec![id(7), id(8)],
+        })
+    });
+    for reply in replies.chain([admitted]).chain(heeded) {
         assert_eq!(JoinReply::decode(reply.encode()), Ok(reply));
     }
 }

@@ -3,8 +3,9 @@
 
 use bytes::Bytes;
 use macula_wire::{
-    AccessError, CLOCK_TOLERANCE_SECS, Grant, GrantRole, Issue, MAX_GRANT_SECS, MAX_ORDERS, MAX_ORDERS_OF_SIGNER,
-    Member, NodeId, Order, Patterns, Realm, RealmKey, RealmName, Revocations, SecretKey, SignedRevocations, Signer,
+    AccessError, CLOCK_TOLERANCE_SECS, Effect, Grant, GrantRole, Issue, MAX_ADMITTED_BY, MAX_CHAIN_BYTES,
+    MAX_GRANT_SECS, MAX_ORDERS, MAX_ORDERS_OF_SIGNER, Member, NodeId, Order, Patterns, Realm, RealmKey, RealmName,
+    Revocations, SecretKey, SignedRevocations, Signer,
 };
 use proptest::prelude::*;
 
@@ -100,19 +101,100 @@ fn a6_an_issuer_revokes_its_own_members_and_with_the_right_those_of_others() {
 }
 
 #[test]
-fn a6_the_orders_of_a_revoked_issuer_do_not_count() {
-    let list = [
-        signed(2, [Order::revoke(id(7), NOW)]),
-        signed(0, [Order::revoke(id(2), NOW)]),
+fn a6_the_orders_of_a_revoked_issuer_do_not_count_and_the_members_that_come_back_are_named() {
+    let shut_out = [7, 8, 9].map(|n| Order::revoke(id(n), NOW - 10));
+    let mut list = vec![
+        signed(2, shut_out),
+        signed(1, [Order::revoke(id(6), NOW - 10)]),
+        signed(0, [Order::revoke(id(8), NOW - 5)]),
     ];
-    assert!(!is_revoked(&list, &member(7, 1)));
+    assert!(is_revoked(&list, &member(7, 1)));
+    let out = [2, 1].map(|n| signed(0, [Order::revoke(id(n), NOW)]));
+    assert_eq!(known(&list).readmitted_by(&out[0], NOW), []);
+    list.extend(out.clone());
+    // Node 3 is the issuer that is left.
+    assert!(!is_revoked(&list, &member(7, 3)) && is_revoked(&list, &member(8, 3)));
+    let mut back = [id(7), id(9)];
+    back.sort_unstable();
+    assert_eq!(known(&list).readmitted_by(&out[0], NOW), back);
+    // It could shut out its own members alone, and they are out with it.
+    assert_eq!(known(&list).readmitted_by(&out[1], NOW), []);
+    assert!(is_revoked(&list, &member(6, 1)));
+}
+
+/// Its key is trusted still: it has lost some rights.
+#[test]
+fn a6_the_orders_of_an_issuer_that_is_given_other_rights_stay_in_force() {
+    let list = [
+        signed(2, [Order::revoke(id(7), NOW - 10)]),
+        signed(0, [Order::revoke_present(id(2), NOW)]),
+    ];
+    assert!(is_revoked(&list, &issuer(2)) && is_revoked(&list, &member(7, 1)));
+}
+
+/// Grants of node 7, each renewed by the next issuer as an honest one does.
+fn renewed_by(by: &[u8]) -> Member {
+    let mut last = member(7, by[0]);
+    for n in &by[1..] {
+        let renewed = grant(7).with_admitted_by(last.renewed_by(&id(*n)));
+        let chain = renewed.issue(&issuer(*n), &node(*n)).unwrap();
+        last = chain.verify(&realm(), NOW).unwrap();
+    }
+    last
+}
+
+/// The thief of the key of issuer 1 lets a node in, and honest issuers renew its grant.
+#[test]
+fn a6_a_member_does_not_outlive_a_stolen_issuer_by_a_renewal_at_another() {
+    let out = [signed(0, [Order::revoke(id(1), NOW)])];
+    for by in [&[1, 3][..], &[1, 3, 4], &[1, 3, 1, 3], &[3, 1, 3], &[3, 1, 4]] {
+        let member = renewed_by(by);
+        assert_eq!(
+            known(&out).check(&member, NOW),
+            Err(AccessError::Revoked(id(1))),
+            "{by:?}"
+        );
+        assert_eq!(member.admitted_by()[0], id(by[0]));
+    }
+    assert!(!is_revoked(&out, &renewed_by(&[3, 4, 3])));
+    assert_eq!(
+        (renewed_by(&[3, 3]).admitted_by(), renewed_by(&[3, 4]).admitted_by()),
+        (&[][..], &[id(3)][..])
+    );
+    // The thief names another issuer as the one that let the node in. The honest one names the signer all the same.
+    let washed = grant(7).with_admitted_by([id(3)]).issue(&issuer(1), &node(1)).unwrap();
+    let washed = washed.verify(&realm(), NOW).unwrap();
+    assert_eq!(washed.renewed_by(&id(3)), [id(3), id(1)]);
+    // What the issuer gave before it got other rights is void as well, and what it gives afterwards is good.
+    let narrowed = [signed(0, [Order::revoke_present(id(1), NOW - 500)])];
+    assert!(is_revoked(&narrowed, &renewed_by(&[1, 3])));
+    let later = Grant::new(&realm(), id(7), NOW - 400..=NOW + 1000).with_admitted_by([id(1)]);
+    let later = later
+        .issue(&issuer(3), &node(3))
+        .unwrap()
+        .verify(&realm(), NOW)
+        .unwrap();
+    assert!(!is_revoked(&narrowed, &later));
+}
+
+#[test]
+fn a6_so_many_issuers_renew_a_grant_in_turn_and_no_more() {
+    let by: Vec<u8> = (10..).take(MAX_ADMITTED_BY + 1).collect();
+    let member = renewed_by(&by);
+    assert_eq!(member.admitted_by().len(), MAX_ADMITTED_BY);
+    assert!(member.chain().unwrap().as_bytes().len() <= MAX_CHAIN_BYTES);
+    let again = grant(7).with_admitted_by(member.renewed_by(&id(by[0])));
+    assert_eq!(
+        again.issue(&issuer(by[0]), &node(by[0])),
+        Err(AccessError::TooManyRenewers)
+    );
 }
 
 /// The member was let in by the one issuer, and renewed by the other.
 #[test]
 fn a6_an_issuer_revokes_the_members_that_it_let_in_whichever_issuer_renewed_them() {
     let renewed = |by: u8, first: u8| {
-        let chain = grant(7).with_admitted_by(id(first)).issue(&issuer(by), &node(by));
+        let chain = grant(7).with_admitted_by([id(first)]).issue(&issuer(by), &node(by));
         chain.unwrap().verify(&realm(), NOW).unwrap()
     };
     let order = [signed(1, [Order::revoke(id(7), NOW)])];
@@ -121,8 +203,6 @@ fn a6_an_issuer_revokes_the_members_that_it_let_in_whichever_issuer_renewed_them
     assert!(!is_revoked(&order, &renewed(3, 4)));
     let later = [signed(3, [Order::revoke(id(7), NOW)])];
     assert!(is_revoked(&later, &renewed(3, 1)), "the issuer of the present grant");
-    let out = [order[0].clone(), signed(0, [Order::revoke(id(1), NOW)])];
-    assert!(!is_revoked(&out, &renewed(3, 1)), "the first issuer is out itself");
 }
 
 /// The node gets other rights and keeps its key: what it had is void, renewed or not, and what it is given afterwards is good.
@@ -136,7 +216,7 @@ fn a6_a_revocation_of_the_present_grants_leaves_a_way_back() {
     for signer in [0, 1] {
         let order = [signed(signer, [Order::revoke_present(id(7), NOW - 10)])];
         assert!(is_revoked(&order, &member(7, 1)), "by {signer}");
-        let renewed = from(NOW - 5).with_admitted_at(NOW - 1000).with_admitted_by(id(1));
+        let renewed = from(NOW - 5).with_admitted_at(NOW - 1000).with_admitted_by([id(1)]);
         assert!(is_revoked(&order, &by(renewed.clone(), 1)) && is_revoked(&order, &by(renewed, 3)));
         assert!(!is_revoked(&order, &by(from(NOW - 10), 1)) && !is_revoked(&order, &by(from(NOW - 5), 1)));
         let lifted = [order[0].clone(), signed(signer, [Order::lift(id(7), NOW)])];
@@ -154,7 +234,7 @@ fn a6_a_revocation_of_the_present_grants_leaves_a_way_back() {
 
 /// A stolen issuer's key signs more lists than a newcomer reads at once.
 #[test]
-fn a6_the_realms_lists_come_first_and_those_of_a_revoked_issuer_not_at_all() {
+fn a6_the_realms_lists_come_first_and_those_of_a_revoked_issuer_last() {
     let crowd: Vec<_> = (10..110).map(|n| signed(1, [Order::revoke(id(n), NOW)])).collect();
     let of_realm = signed(0, [Order::revoke(id(7), NOW)]);
     let honest = signed(3, [Order::revoke(id(8), NOW)]);
@@ -165,11 +245,17 @@ fn a6_the_realms_lists_come_first_and_those_of_a_revoked_issuer_not_at_all() {
     let out = signed(0, [Order::revoke(id(1), NOW)]);
     all.merge(&out, NOW).unwrap();
     let lists = all.lists();
-    assert_eq!(lists.len(), 3);
-    assert!([of_realm, honest, out].iter().all(|list| lists.contains(list)));
-    // The issuer is let in again, and so are its orders.
-    all.merge(&signed(0, [Order::lift(id(1), NOW + 1)]), NOW).unwrap();
-    assert_eq!(all.lists().len(), 103);
+    assert_eq!((lists.len(), &lists[2]), (103, &honest));
+    assert!([of_realm, out].iter().all(|list| lists[..2].contains(list)));
+    // The issuer is let in again, and its orders count again at every node that has read all the lists.
+    let shut_out = member(10, 1);
+    let mut newcomer = known(&lists);
+    assert!(newcomer.check(&shut_out, NOW).is_err());
+    for node in [&mut all, &mut newcomer] {
+        node.merge(&signed(0, [Order::lift(id(1), NOW + 1)]), NOW).unwrap();
+        assert_eq!(node.check(&shut_out, NOW), Err(AccessError::Revoked(id(10))));
+    }
+    assert_eq!(all.lists(), newcomer.lists());
 }
 
 #[test]
@@ -186,6 +272,44 @@ fn a6_a_later_order_counts_and_a_replay_of_the_old_one_changes_nothing() {
         &[of_issuer, signed(0, [Order::lift(id(7), NOW)])],
         &member(7, 1)
     ));
+}
+
+/// What an operator is told of an order.
+#[test]
+fn a6_the_effect_of_an_order_is_told_as_it_is() {
+    let effect = |before: &[SignedRevocations], list: &SignedRevocations| {
+        let mut known = known(before);
+        known.merge(list, NOW).unwrap();
+        known.effect(list, NOW).unwrap()
+    };
+    let (revoke, lift) = (
+        |by, ago| signed(by, [Order::revoke(id(7), NOW - ago)]),
+        |by, ago| signed(by, [Order::lift(id(7), NOW - ago)]),
+    );
+    for by in [0, 1, 2] {
+        assert_eq!(effect(&[], &revoke(by, 5)), Effect::Counts);
+        assert_eq!(effect(&[revoke(by, 5)], &revoke(by, 5)), Effect::Counts, "a replay");
+        assert_eq!(effect(&[revoke(by, 5)], &lift(by, 4)), Effect::Counts);
+        assert_eq!(effect(&[lift(by, 4)], &revoke(by, 5)), Effect::Overruled);
+    }
+    // The realm's word stands above an issuer's, and an issuer lifts its own orders alone.
+    assert_eq!(effect(&[lift(0, 4)], &revoke(1, 5)), Effect::Overruled);
+    assert_eq!(
+        effect(&[revoke(0, 4)], &revoke(1, 5)),
+        Effect::Counts,
+        "it is out all the same"
+    );
+    assert_eq!(effect(&[revoke(0, 9)], &lift(1, 5)), Effect::StillOut);
+    assert_eq!(effect(&[revoke(2, 9)], &lift(1, 5)), Effect::StillOut);
+    assert_eq!(effect(&[revoke(2, 9)], &lift(0, 5)), Effect::Counts);
+    assert_eq!(effect(&[revoke(2, 4)], &lift(0, 5)), Effect::StillOut, "a later order");
+    let out = signed(0, [Order::revoke(id(1), NOW)]);
+    for order in [revoke(1, 5), lift(1, 5)] {
+        assert_eq!(effect(std::slice::from_ref(&out), &order), Effect::SignerRevoked);
+    }
+    // Of several orders the worst effect is told.
+    let two = signed(0, [Order::revoke(id(7), NOW - 5), Order::revoke(id(8), NOW - 5)]);
+    assert_eq!(effect(&[lift(0, 4)], &two), Effect::Overruled);
 }
 
 #[test]
@@ -291,6 +415,8 @@ fn verdicts(known: &Revocations) -> Vec<bool> {
         member(8, 2),
         issuer(1),
         issuer(2),
+        renewed_by(&[1, 2]),
+        renewed_by(&[2, 1, 2]),
     ];
     members.iter().map(|member| known.check(member, NOW).is_ok()).collect()
 }

@@ -16,7 +16,8 @@ use bytes::Bytes;
 use macula_rpc::{Request, Status};
 use macula_transport::{Access, Identity, Visitor};
 use macula_wire::{
-    Address, Chain, Issuer, JoinRefusal, JoinReply, JoinRequest, Member, Network, NodeId, Terms, TokenId, TokenSecret,
+    Address, Chain, Effect, Heeded, Issuer, JoinRefusal, JoinReply, JoinRequest, Member, Network, NodeId,
+    SignedRevocations, Terms, TokenId, TokenSecret,
 };
 use tokio::sync::watch;
 
@@ -119,9 +120,7 @@ impl Doorkeeper {
                     if news {
                         tracing::info!(from = %visitor.remote_addr, "a revocation was handed in");
                     }
-                    // Written before the sender hears of it, so that an order that is said to be kept outlives this node.
-                    let kept = self.spread.keep();
-                    return JoinReply::Heeded { kept };
+                    return self.heeded(&orders);
                 }
                 Err(error) => {
                     tracing::info!(from = %visitor.remote_addr, %error, "a revocation was not taken");
@@ -148,6 +147,20 @@ impl Doorkeeper {
                 JoinReply::Refused(JoinRefusal::Busy)
             }
         }
+    }
+
+    /// What this node says of orders that it has taken.
+    fn heeded(&self, orders: &SignedRevocations) -> JoinReply {
+        // Written before the sender hears of it, so that an order that is said to be kept outlives this node.
+        let kept = self.spread.keep();
+        let (effect, readmitted) = self.access.effect(orders).unwrap_or((Effect::Unknown, Vec::new()));
+        let own = self.access.member();
+        JoinReply::Heeded(Heeded {
+            kept,
+            chain: own.and_then(|own| own.chain().cloned()),
+            effect,
+            readmitted,
+        })
     }
 
     fn join(&self, node_id: &NodeId, id: &TokenId, secret: &TokenSecret) -> Result<Chain, Unusable> {
@@ -202,9 +215,8 @@ impl Doorkeeper {
         let end = begin.saturating_add(self.life).min(own.not_after().unwrap_or(u64::MAX));
         let grant = terms.grant(self.access.realm(), *node_id, begin..=end);
         let mut grant = grant.with_admitted_at(given_at.min(begin));
-        let first = renewed.and_then(|renewed| renewed.admitted_by().or(renewed.issuer()));
-        if let Some(first) = first.filter(|first| *first != own.node_id()) {
-            grant = grant.with_admitted_by(*first);
+        if let Some(renewed) = renewed {
+            grant = grant.with_admitted_by(renewed.renewed_by(own.node_id()));
         }
         let chain = grant.issue(own, &self.identity);
         let chain = chain.map_err(|_| JoinRefusal::BeyondIssuer)?;

@@ -2,7 +2,8 @@
 //!
 //! **When.** A grant that an issuer signed is renewed at two thirds of its life, a little earlier or later, so that nodes that joined
 //! together do not ask together. An issuer that does not answer is asked again with backoff, and others are asked, too: those that the
-//! last answer named, and those in the directory. So an absent issuer does no harm until the grant ends (A7).
+//! last answer named, and those in the directory. So an absent issuer does no harm until the grant ends (A7). The issuer of the present
+//! grant is asked first.
 //!
 //! **By hand.** A grant that the realm's key signed is not renewed by issuers. When a grant is due its file is read again, so that one
 //! that is put there and ends later is used without a restart.
@@ -217,8 +218,14 @@ impl Place {
         issuers.retain(|issuer| issuer.node_id != self.transport.node_id());
         let mut failed = MembershipError::NoIssuer;
         let request = JoinRequest::Renew(chain.clone());
+        // A member is out with any issuer that ever renewed its grant, so another one is asked only when its own does not answer.
+        let (realm, now) = (self.access.realm(), self.access.now());
+        let own = chain.verify_late(realm, now, u64::MAX).ok();
+        let own = own.and_then(|member| member.issuer().copied());
+        let mut first = issuers.iter().position(|issuer| Some(issuer.node_id) == own);
         while !issuers.is_empty() {
-            let at = self.random(issuers.len() as u64) as usize;
+            let random = self.random(issuers.len() as u64) as usize;
+            let at = first.take().unwrap_or(random);
             match self.ask(&issuers.swap_remove(at), &request).await {
                 Ok(member) => return Ok(member),
                 Err(error) => failed = error,
@@ -251,7 +258,7 @@ impl Place {
                 issuer: node_id,
                 reason,
             }),
-            Ok(JoinReply::Heeded { .. }) | Err(_) => Err(MembershipError::Malformed(node_id)),
+            Ok(JoinReply::Heeded(_)) | Err(_) => Err(MembershipError::Malformed(node_id)),
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::limits::{MAX_CHAIN_BYTES, MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_ORDERS, MAX_ORDERS_OF_SIGNER};
+use super::limits::{
+    MAX_ADMITTED_BY, MAX_CHAIN_BYTES, MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_ORDERS, MAX_ORDERS_OF_SIGNER,
+};
 use super::role::GrantRole;
 use crate::NodeId;
 
@@ -74,6 +76,9 @@ pub enum AccessError {
     /// The grant allows more than its issuer may pass on.
     #[error("the grant goes beyond its issuer's in {0}")]
     Widened(Beyond),
+    /// More than [`MAX_ADMITTED_BY`] issuers have signed the node's grants one after the other.
+    #[error("more than {MAX_ADMITTED_BY} issuers have renewed the grant in turn: join with a new token")]
+    TooManyRenewers,
     /// A label has a key or value that a label may not have.
     #[error("a label is KEY=VALUE: the key a name like `team`, the value 1 to 128 bytes of plain text")]
     BadLabel,

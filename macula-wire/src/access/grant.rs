@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{
     error::{AccessError, Beyond},
-    limits::{MAX_GRANT_SECS, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES},
+    limits::{MAX_ADMITTED_BY, MAX_GRANT_SECS, MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES},
     pattern::{Pattern, Patterns},
     role::GrantRole,
 };
@@ -51,7 +51,7 @@ pub struct Grant {
     pub(super) call: Patterns,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) issue: Option<Issue>,
-    pub(super) admitted_by: Option<NodeId>,
+    pub(super) admitted_by: Vec<NodeId>,
     pub(super) admitted_at: Option<u64>,
 }
 
@@ -69,7 +69,7 @@ impl Grant {
             call: Patterns::NONE,
             labels: BTreeMap::new(),
             issue: None,
-            admitted_by: None,
+            admitted_by: Vec::new(),
             admitted_at: None,
         }
     }
@@ -109,10 +109,11 @@ impl Grant {
         self
     }
 
-    /// Names the issuer that let the node in, when another one renews the grant: the first issuer's revocations go on counting (A6).
+    /// Names the issuers that signed the node's grants before this one, which renews them: the first one first. Their revocations count
+    /// for it, and it ends with their own (A6). [`Member::renewed_by`](super::Member::renewed_by) says which they are.
     #[must_use]
-    pub fn with_admitted_by(mut self, issuer: NodeId) -> Self {
-        self.admitted_by = Some(issuer);
+    pub fn with_admitted_by(mut self, issuers: impl IntoIterator<Item = NodeId>) -> Self {
+        self.admitted_by = issuers.into_iter().collect();
         self
     }
 
@@ -133,6 +134,9 @@ impl Grant {
         let life = self.not_after.checked_sub(self.not_before);
         if !life.is_some_and(|life| life > 0 && life <= MAX_GRANT_SECS) || self.admitted_at() > self.not_before {
             return Err(AccessError::BadDates);
+        }
+        if self.admitted_by.len() > MAX_ADMITTED_BY {
+            return Err(AccessError::TooManyRenewers);
         }
         let good = |(key, value): (&String, &String)| is_label_key(key) && is_label_value(value) && value != ANY;
         if self.labels.iter().all(good) && self.issue.as_ref().is_none_or(Issue::has_good_labels) {
@@ -178,8 +182,9 @@ impl Grant {
             issue: self.issue.as_ref().map(Issue::to_wire),
             admitted_by: self
                 .admitted_by
+                .iter()
                 .map(|issuer| Bytes::copy_from_slice(issuer.as_bytes()))
-                .unwrap_or_default(),
+                .collect(),
             admitted_at: self.admitted_at,
         }
     }
@@ -198,10 +203,7 @@ impl Grant {
             call: patterns(&grant.call)?,
             labels: labels(grant.labels)?,
             issue: grant.issue.map(Issue::from_wire).transpose()?,
-            admitted_by: match grant.admitted_by.is_empty() {
-                true => None,
-                false => Some(NodeId::from_slice(&grant.admitted_by).ok_or(AccessError::Malformed)?),
-            },
+            admitted_by: issuers(&grant.admitted_by)?,
             admitted_at: grant.admitted_at,
         })
     }
@@ -317,6 +319,11 @@ pub(super) fn patterns(texts: &[String]) -> Result<Patterns, AccessError> {
     } else {
         Err(AccessError::Malformed)
     }
+}
+
+fn issuers(ids: &[Bytes]) -> Result<Vec<NodeId>, AccessError> {
+    let read = |id: &Bytes| NodeId::from_slice(id).ok_or(AccessError::Malformed);
+    ids.iter().map(read).collect()
 }
 
 pub(super) fn labels_to_wire(labels: &BTreeMap<String, String>) -> Vec<proto::Label> {

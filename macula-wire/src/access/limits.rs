@@ -6,6 +6,8 @@ pub const MAX_CHAIN_BYTES: usize = 1024;
 pub const MAX_GRANT_SECS: u64 = 400 * 24 * 60 * 60;
 /// How much earlier than its start a grant is accepted, in seconds, and how far ahead a revocation may be dated: clocks differ.
 pub const CLOCK_TOLERANCE_SECS: u64 = 300;
+/// The most issuers that may have signed a member's grants one after the other.
+pub const MAX_ADMITTED_BY: usize = 8;
 /// The longest key of a label, in bytes.
 pub const MAX_LABEL_KEY_BYTES: usize = 64;
 /// The longest value of a label, in bytes.

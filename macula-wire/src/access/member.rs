@@ -139,10 +139,23 @@ impl Member {
         self.granted.as_ref()?.issuer.as_ref().map(|issuer| &issuer.node_id)
     }
 
-    /// The issuer that let it in, when another one has renewed its grant since.
+    /// The issuers that signed its grants before [`Member::issuer`] renewed them, by that issuer's word: the one that let it in first.
+    /// None when its issuer let it in and alone has renewed its grant.
     #[must_use]
-    pub fn admitted_by(&self) -> Option<&NodeId> {
-        self.granted.as_ref()?.grant.admitted_by.as_ref()
+    pub fn admitted_by(&self) -> &[NodeId] {
+        self.granted.as_ref().map_or(&[], |it| &it.grant.admitted_by)
+    }
+
+    /// The issuers that a grant has to name which `issuer` signs to renew this one: see [`Grant::with_admitted_by`]. The signer of the
+    /// present grant is among them, because the others are named by its word alone.
+    #[must_use]
+    pub fn renewed_by(&self, issuer: &NodeId) -> Vec<NodeId> {
+        let mut before = self.admitted_by().to_vec();
+        before.extend(self.issuer().filter(|last| !before.contains(last)).copied());
+        match &before[..] {
+            [only] if only == issuer => Vec::new(),
+            _ => before,
+        }
     }
 
     /// Its issuer, and when the issuer's own terms were given.

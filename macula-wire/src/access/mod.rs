@@ -29,14 +29,14 @@ pub use chain::{Chain, ChainHash};
 pub use error::{AccessError, Beyond};
 pub use grant::{Grant, Issue};
 pub use limits::{
-    CLOCK_TOLERANCE_SECS, MAX_CHAIN_BYTES, MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_KNOWN_CHAINS, MAX_LABEL_KEY_BYTES,
-    MAX_LABEL_VALUE_BYTES, MAX_ORDERS, MAX_ORDERS_OF_SIGNER, MAX_PASSAGE_BYTES, PASSAGE_SECS,
+    CLOCK_TOLERANCE_SECS, MAX_ADMITTED_BY, MAX_CHAIN_BYTES, MAX_GRANT_SECS, MAX_ISSUERS_REVOKING, MAX_KNOWN_CHAINS,
+    MAX_LABEL_KEY_BYTES, MAX_LABEL_VALUE_BYTES, MAX_ORDERS, MAX_ORDERS_OF_SIGNER, MAX_PASSAGE_BYTES, PASSAGE_SECS,
 };
 pub(crate) use member::Granted;
 pub use member::Member;
 pub use passage::Passage;
 pub use pattern::{Pattern, Patterns};
-pub use revocation::{Order, Revocations, SignedRevocations};
+pub use revocation::{Effect, Order, Revocations, SignedRevocations};
 pub use role::GrantRole;
 pub use terms::Terms;
 pub use verifier::Verifier;

@@ -6,11 +6,17 @@
 //!
 //! **Orders that count.** The realm's key may revoke every member, issuers among them; its word comes before that of any issuer. An
 //! issuer may revoke the members whose grants it signed, and those of other issuers when its grant says so; never a member whose
-//! grant the realm's key signed. When the realm revokes an issuer, the orders of that issuer count no more: a stolen issuer's key
-//! cannot go on shutting members out. An issuer's order is dated within the issuer's grant, and outlives it.
+//! grant the realm's key signed. An issuer's order is dated within the issuer's grant, and outlives it.
 //!
-//! A member stays a member of the issuer that let it in when another issuer renews its grant: the new grant names the first issuer, whose
-//! orders go on counting.
+//! **A renewed grant** names every issuer that signed the ones before it. So a member stays in reach of each of them: an order of any of
+//! them counts, and when the realm's key revokes any of them, the member is out with it. The grants of a stolen issuer's key cannot be
+//! washed clean by a renewal at another issuer, whatever they say of themselves.
+//!
+//! **An issuer that is out.** When the realm's key revokes all grants of an issuer, the orders of that issuer count no more: a stolen
+//! issuer's key cannot go on shutting members out. All that it ever let in or renewed are out themselves; only members of other issuers
+//! come back, which an issuer with the right to revoke had shut out: [`Revocations::readmitted_by`] names them. The orders are kept
+//! and passed on like all others, so when the realm's key admits the issuer again they count again, on every node. An order that takes
+//! back an issuer's present grants alone leaves its orders in force: its key is trusted still.
 //!
 //! An order concerns the node's key and not single grants: a node that is revoked cannot renew its way back in at an issuer that
 //! has not heard of it yet. [`Order::revoke_present`] leaves the node a way back: its grants count again whose terms were given at the
@@ -147,6 +153,22 @@ impl Order {
             },
         })
     }
+}
+
+/// What comes of an order at a node that took it. Of several orders the worst one is told: the variants are in that order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Effect {
+    /// It counts. That of an issuer counts for the members that the issuer let in or renewed.
+    Counts,
+    /// It lifts an order, and another one still shuts the member out.
+    StillOut,
+    /// A later order of its signer, or of the realm's key, stands above it.
+    Overruled,
+    /// Its signer is an issuer that is revoked itself.
+    SignerRevoked,
+    /// Something that a later version knows.
+    Unknown,
 }
 
 /// Orders with a signature, as they travel: unchecked until [`Revocations::merge`] takes them. Cheap to clone.
@@ -431,7 +453,7 @@ impl Revocations {
         });
     }
 
-    /// Checks at `now`, in seconds since the Unix epoch, that neither the member nor its issuer is revoked.
+    /// Checks at `now`, in seconds since the Unix epoch, that neither the member nor any issuer that signed its grants is revoked.
     ///
     /// # Errors
     /// [`AccessError::Revoked`] with the node that is.
@@ -442,9 +464,14 @@ impl Revocations {
         {
             return Err(AccessError::Revoked(*issuer));
         }
+        let admitted_at = member.admitted_at();
+        let is_out = |issuer: &&NodeId| self.realm_revoked(issuer, admitted_at, now);
+        if let Some(issuer) = member.admitted_by().iter().find(is_out) {
+            return Err(AccessError::Revoked(*issuer));
+        }
         let node_id = member.node_id();
         let is_revoked = member.chain().is_some()
-            && (self.realm_revoked(node_id, member.admitted_at(), now)
+            && (self.realm_revoked(node_id, admitted_at, now)
                 || member
                     .issuer()
                     .is_some_and(|issuer| self.issuer_revoked(member, issuer, now)));
@@ -469,39 +496,121 @@ impl Revocations {
 
     /// Whether an order of an issuer takes back the grant that `issuer` signed for the member.
     fn issuer_revoked(&self, member: &Member, issuer: &NodeId, now: u64) -> bool {
-        let (node_id, first) = (member.node_id(), member.admitted_by());
+        let node_id = member.node_id();
         // The realm's later word stands above any issuer's.
         let lifted_at = self.of_realm(node_id, now).map(|order| order.ordered_at);
         let counts = |(signer, kept): (&Option<NodeId>, &Kept)| {
-            signer
-                .as_ref()
-                .zip(kept.list.issuer.as_ref())
-                .is_some_and(|(signer, by)| {
-                    kept.order.is_live(now)
-                        && kept.order.takes_back(member.admitted_at())
-                        && lifted_at.is_none_or(|at| at < kept.order.ordered_at)
-                        && (signer == issuer || Some(signer) == first || kept.may_revoke())
-                        && !self.realm_revoked(signer, by.admitted_at(), now)
-                })
+            signer.as_ref().is_some_and(|signer| {
+                kept.order.is_live(now)
+                    && kept.order.takes_back(member.admitted_at())
+                    && lifted_at.is_none_or(|at| at < kept.order.ordered_at)
+                    && (signer == issuer || member.admitted_by().contains(signer) || kept.may_revoke())
+                    && !self.is_out(signer, now)
+            })
         };
         self.orders.get(node_id).is_some_and(|by| by.iter().any(counts))
     }
 
     /// The signed lists that hold the latest order of their signer about a member: what another node has to be told. Each once, those of
-    /// the realm's key first, and none of an issuer that the realm has revoked. So no issuer's lists, however many, keep the realm's
-    /// word from a node that reads them in turn.
+    /// the realm's key first, and those of issuers that are out last. So no issuer's lists, however many, keep the realm's word from a
+    /// node that reads them in turn.
     #[must_use]
     pub fn lists(&self) -> Vec<SignedRevocations> {
-        let counts = |(signer, _): &(&Option<NodeId>, &Kept)| signer.is_none_or(|signer| !self.is_out(&signer));
-        let kept = self.orders.values().flatten().filter(counts);
-        let mut lists: Vec<_> = kept.map(|(_, kept)| &kept.list.signed).collect();
-        lists.sort_unstable_by_key(|list| (!list.issuer.is_empty(), *list));
+        let place = |signer: &Option<NodeId>| signer.map(|signer| self.realm_takes_all(&signer));
+        let kept = self.orders.values().flatten();
+        let mut lists: Vec<_> = kept.map(|(signer, kept)| (place(signer), &kept.list.signed)).collect();
+        lists.sort_unstable();
         lists.dedup();
-        lists.into_iter().cloned().collect()
+        lists.into_iter().map(|(_, list)| list.clone()).collect()
     }
 
-    /// Whether the realm's latest order about the node takes all of its grants back.
-    fn is_out(&self, node_id: &NodeId) -> bool {
+    /// The members that may come back at `now` because this list of the realm's key revokes an issuer which had shut them out. None,
+    /// unless the issuer may revoke the members of others: its own are out with it.
+    #[must_use]
+    pub fn readmitted_by(&self, signed: &SignedRevocations, now: u64) -> Vec<NodeId> {
+        let orders = signed.orders(&self.realm).unwrap_or_default();
+        let out = orders.iter().filter(|order| self.is_out(&order.node_id, now));
+        let mut back: Vec<_> = out
+            .flat_map(|order| self.readmitted_without(&order.node_id, now))
+            .collect();
+        back.sort_unstable();
+        back.dedup();
+        back
+    }
+
+    fn readmitted_without(&self, issuer: &NodeId, now: u64) -> Vec<NodeId> {
+        let shuts_out = |kept: &Kept| kept.order.is_live(now) && kept.order.takes != Takes::None && kept.may_revoke();
+        let still = |(signer, kept): (&Option<NodeId>, &Kept)| {
+            shuts_out(kept) && signer.is_none_or(|signer| !self.is_out(&signer, now))
+        };
+        let comes_back = |(_, by): &(&NodeId, &BTreeMap<Option<NodeId>, Kept>)| {
+            by.get(&Some(*issuer)).is_some_and(shuts_out) && !by.iter().any(still)
+        };
+        let back = self.orders.iter().filter(comes_back);
+        back.map(|(node_id, _)| *node_id).collect()
+    }
+
+    /// When the latest order about the node was given, by any signer, in seconds since the Unix epoch.
+    #[must_use]
+    pub fn ordered_at(&self, node_id: &NodeId) -> Option<u64> {
+        let orders = self.orders.get(node_id)?.values();
+        orders.map(|kept| kept.order.ordered_at).max()
+    }
+
+    /// What comes of a list that was merged, at `now`, in seconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// When the list is not valid.
+    pub fn effect(&self, signed: &SignedRevocations, now: u64) -> Result<Effect, AccessError> {
+        let signer = match signed.issuer.is_empty() {
+            true => None,
+            false => {
+                let issuer = Chain::from_bytes(signed.issuer.clone())?.verify_at(&self.realm, None)?;
+                Some(*issuer.node_id())
+            }
+        };
+        let orders = signed.orders(&self.realm)?;
+        let effects = orders.iter().map(|order| self.effect_of(order, signer.as_ref(), now));
+        Ok(effects.max().unwrap_or(Effect::Overruled))
+    }
+
+    fn effect_of(&self, order: &Order, signer: Option<&NodeId>, now: u64) -> Effect {
+        if signer.is_some_and(|signer| self.is_out(signer, now)) {
+            return Effect::SignerRevoked;
+        }
+        let about = self.orders.get(&order.node_id);
+        let mut about = about.into_iter().flatten().filter(|(_, kept)| kept.order.is_live(now));
+        let stands_above = |(by, kept): (&Option<NodeId>, &Kept)| match by {
+            by if by.as_ref() == signer => kept.order.rank() > order.rank(),
+            None => kept.order.ordered_at >= order.ordered_at && kept.order.takes < order.takes,
+            Some(_) => false,
+        };
+        let shuts_out = |(by, kept): (&Option<NodeId>, &Kept)| match by {
+            by if by.as_ref() == signer => false,
+            None => kept.order.takes != Takes::None,
+            // The realm's word stands above those before it.
+            Some(by) => {
+                kept.order.takes != Takes::None
+                    && !self.is_out(by, now)
+                    && (signer.is_some() || kept.order.ordered_at > order.ordered_at)
+            }
+        };
+        if !order.is_live(now) || about.clone().any(stands_above) {
+            Effect::Overruled
+        } else if order.is_lifted() && about.any(shuts_out) {
+            Effect::StillOut
+        } else {
+            Effect::Counts
+        }
+    }
+
+    /// Whether the realm takes back all grants of the node, so that what it orders counts no more.
+    fn is_out(&self, node_id: &NodeId, now: u64) -> bool {
+        self.of_realm(node_id, now)
+            .is_some_and(|order| order.takes == Takes::All)
+    }
+
+    fn realm_takes_all(&self, node_id: &NodeId) -> bool {
         let by_realm = self.orders.get(node_id).and_then(|by| by.get(&None));
         by_realm.is_some_and(|kept| kept.order.takes == Takes::All)
     }

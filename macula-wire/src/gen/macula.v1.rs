@@ -29,9 +29,10 @@ pub struct Grant {
     /// Lets the node sign grants of others.
     #[prost(message, optional, tag = "9")]
     pub issue: ::core::option::Option<Issue>,
-    /// The node id of the issuer that let the node in, 32 bytes, in a grant that another issuer renewed; else empty.
-    #[prost(bytes = "bytes", tag = "10")]
-    pub admitted_by: ::prost::bytes::Bytes,
+    /// In a renewed grant, the node ids of the issuers that signed the grants before it, 32 bytes each: that of the first grant first, each
+    /// once, at most 8. Empty when its own signer alone did.
+    #[prost(bytes = "bytes", repeated, tag = "10")]
+    pub admitted_by: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
     /// When the terms of a renewed grant were given, not after not_before; absent in a grant that gives its own.
     #[prost(uint64, optional, tag = "11")]
     pub admitted_at: ::core::option::Option<u64>,
@@ -884,11 +885,20 @@ pub struct Admitted {
     #[prost(message, repeated, tag = "2")]
     pub issuers: ::prost::alloc::vec::Vec<Issuer>,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Heeded {
     /// The node has the orders on its disk, so that they outlive it.
     #[prost(bool, tag = "1")]
     pub kept: bool,
+    /// The encoded Chain of the node that answers: only a member's word counts.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub chain: ::prost::bytes::Bytes,
+    /// What comes of the orders there.
+    #[prost(enumeration = "Effect", tag = "3")]
+    pub effect: i32,
+    /// The node ids of members that come back because the orders revoke an issuer which had shut them out, 32 bytes each; at most 64.
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub readmitted: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Refused {
@@ -961,6 +971,46 @@ pub struct KeptMember {
     /// The encoded Chain of its last grant.
     #[prost(bytes = "bytes", tag = "3")]
     pub chain: ::prost::bytes::Bytes,
+}
+/// What comes of an order at a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Effect {
+    Unspecified = 0,
+    /// It counts.
+    Counts = 1,
+    /// A later order about the member stands above it.
+    Overruled = 2,
+    /// Its signer is an issuer that is revoked itself.
+    SignerRevoked = 3,
+    /// It lifts an order, and another one still shuts the member out.
+    StillOut = 4,
+}
+impl Effect {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "EFFECT_UNSPECIFIED",
+            Self::Counts => "EFFECT_COUNTS",
+            Self::Overruled => "EFFECT_OVERRULED",
+            Self::SignerRevoked => "EFFECT_SIGNER_REVOKED",
+            Self::StillOut => "EFFECT_STILL_OUT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "EFFECT_UNSPECIFIED" => Some(Self::Unspecified),
+            "EFFECT_COUNTS" => Some(Self::Counts),
+            "EFFECT_OVERRULED" => Some(Self::Overruled),
+            "EFFECT_SIGNER_REVOKED" => Some(Self::SignerRevoked),
+            "EFFECT_STILL_OUT" => Some(Self::StillOut),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

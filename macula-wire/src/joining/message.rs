@@ -8,7 +8,7 @@ use super::{
     token::{TokenId, TokenSecret},
 };
 use crate::{
-    Chain, SignedRevocations,
+    Chain, Effect, NodeId, SignedRevocations,
     proto::{self, join_reply, join_request},
 };
 
@@ -146,6 +146,62 @@ impl JoinRefusal {
     }
 }
 
+/// The most members that [`Heeded::readmitted`] names.
+pub const MAX_READMITTED: usize = 64;
+
+/// The word of a node that took orders.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heeded {
+    /// The node has them on its disk, so that they outlive it.
+    pub kept: bool,
+    /// The proof that the node is a member, unchecked: the word of no other counts. `None` when it has no grant.
+    pub chain: Option<Chain>,
+    /// What comes of the orders there.
+    pub effect: Effect,
+    /// The members that come back because the orders revoke an issuer which had shut them out, [`MAX_READMITTED`] at most: see
+    /// [`Revocations::readmitted_by`](crate::Revocations::readmitted_by).
+    pub readmitted: Vec<NodeId>,
+}
+
+impl Heeded {
+    fn to_wire(&self) -> proto::Heeded {
+        let chain = self.chain.as_ref().map(|chain| chain.as_bytes().clone());
+        let effect = match self.effect {
+            Effect::Counts => proto::Effect::Counts,
+            Effect::StillOut => proto::Effect::StillOut,
+            Effect::Overruled => proto::Effect::Overruled,
+            Effect::SignerRevoked => proto::Effect::SignerRevoked,
+            Effect::Unknown => proto::Effect::Unspecified,
+        };
+        let readmitted = self.readmitted.iter().take(MAX_READMITTED);
+        proto::Heeded {
+            kept: self.kept,
+            chain: chain.unwrap_or_default(),
+            effect: effect.into(),
+            readmitted: readmitted.map(|id| Bytes::copy_from_slice(id.as_bytes())).collect(),
+        }
+    }
+
+    fn from_wire(heeded: proto::Heeded) -> Option<Self> {
+        let readmitted = heeded.readmitted.iter().take(MAX_READMITTED);
+        Some(Self {
+            kept: heeded.kept,
+            chain: match heeded.chain.is_empty() {
+                true => None,
+                false => Some(Chain::from_bytes(heeded.chain).ok()?),
+            },
+            effect: match proto::Effect::try_from(heeded.effect) {
+                Ok(proto::Effect::Counts) => Effect::Counts,
+                Ok(proto::Effect::StillOut) => Effect::StillOut,
+                Ok(proto::Effect::Overruled) => Effect::Overruled,
+                Ok(proto::Effect::SignerRevoked) => Effect::SignerRevoked,
+                Ok(proto::Effect::Unspecified) | Err(_) => Effect::Unknown,
+            },
+            readmitted: readmitted.map(|id| NodeId::from_slice(id)).collect::<Option<_>>()?,
+        })
+    }
+}
+
 /// The reply to a [`JoinRequest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JoinReply {
@@ -156,11 +212,8 @@ pub enum JoinReply {
         /// Nodes that renew it.
         issuers: Vec<Issuer>,
     },
-    /// The orders were taken, or known already: they are in force at the node, which passes them on.
-    Heeded {
-        /// The node has them on its disk, so that they outlive it.
-        kept: bool,
-    },
+    /// The orders were taken, or known already, and the node passes them on.
+    Heeded(Heeded),
     /// Neither.
     Refused(JoinRefusal),
 }
@@ -174,7 +227,7 @@ impl JoinReply {
                 chain: chain.as_bytes().clone(),
                 issuers: Issuer::all_to_wire(issuers),
             }),
-            Self::Heeded { kept } => join_reply::Kind::Heeded(proto::Heeded { kept: *kept }),
+            Self::Heeded(heeded) => join_reply::Kind::Heeded(heeded.to_wire()),
             Self::Refused(refusal) => join_reply::Kind::Refused(proto::Refused {
                 reason: refusal.to_wire().into(),
             }),
@@ -194,7 +247,7 @@ impl JoinReply {
                     chain: Chain::from_bytes(admitted.chain).ok()?,
                     issuers: Issuer::all_from_wire(admitted.issuers)?,
                 },
-                join_reply::Kind::Heeded(proto::Heeded { kept }) => Self::Heeded { kept },
+                join_reply::Kind::Heeded(heeded) => Self::Heeded(Heeded::from_wire(heeded)?),
                 join_reply::Kind::Refused(refused) => Self::Refused(JoinRefusal::from_wire(refused.reason)),
             })
         };

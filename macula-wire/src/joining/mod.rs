@@ -21,5 +21,5 @@ pub use gossip::{MAX_LISTS, RevocationsReply, RevocationsRequest, known_hash};
 pub use kept::{KeptMember, KeptToken};
 pub use line::LineError;
 pub use membership::{Issuer, MAX_ISSUERS, Membership};
-pub use message::{JoinRefusal, JoinReply, JoinRequest, MAX_JOIN_BYTES, MalformedMessage};
+pub use message::{Heeded, JoinRefusal, JoinReply, JoinRequest, MAX_JOIN_BYTES, MAX_READMITTED, MalformedMessage};
 pub use token::{JoinToken, ParseTokenIdError, SecretHash, TokenId, TokenSecret};

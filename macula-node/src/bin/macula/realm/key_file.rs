@@ -15,10 +15,13 @@ use chacha20poly1305::{
     ChaCha20Poly1305, Key, KeyInit as _, Nonce,
     aead::{Aead as _, Payload},
 };
-use macula_node::{Membership, Realm, RealmKey, RealmName, SignedRevocations, private_file};
+use macula_node::{Membership, Realm, RealmKey, RealmName, Revocations, SignedRevocations, private_file};
 use zeroize::Zeroizing;
 
-use super::passphrase::{self, Passphrase};
+use super::{
+    passphrase::{self, Passphrase},
+    rights::now,
+};
 use crate::{
     failure::Failure,
     identity::{make_folder_of, user_folder},
@@ -285,6 +288,16 @@ impl Granted {
             SignedRevocations::decode(bytes.to_vec().into()).ok()
         };
         Ok(self.lines()?.iter().filter_map(read).collect())
+    }
+
+    /// The revocations in force.
+    pub(super) fn known(&self, realm: &Realm) -> Result<Revocations, Failure> {
+        let mut known = Revocations::new(realm.clone());
+        for list in self.revocations()? {
+            let merged = known.merge(&list, now());
+            merged.map_err(|error| Failure::other(crate::failure::error_line(&error)))?;
+        }
+        Ok(known)
     }
 
     pub(super) fn add_revocation(&self, list: &SignedRevocations) -> Result<(), Failure> {

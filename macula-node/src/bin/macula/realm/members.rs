@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use macula_node::{IssuerFolder, KeptMember, Member, NodeId, Realm, Revocations, Terms};
+use macula_node::{IssuerFolder, KeptMember, Member, NodeId, Realm, Terms};
 use serde_json::json;
 
 use super::{
@@ -33,11 +33,24 @@ pub(super) fn run(args: &MembersArgs) -> Result<(), Failure> {
     }
     rows.iter().try_for_each(|(id, row)| {
         print_line(format!(
-            "{id}  {:7}  {}",
+            "{id}  {:7}  {}{}",
             state(row, now),
-            rights::member_words(&row.member, now)
+            rights::member_words(&row.member, now),
+            admitted_by(&row.member)
         ))
     })
+}
+
+/// The issuers before the present one: the member is out when any of them is revoked.
+fn admitted_by(member: &Member) -> String {
+    match member.admitted_by() {
+        [] => String::new(),
+        [first] => format!(", let in by {first}"),
+        [first, then @ ..] => {
+            let then: Vec<_> = then.iter().map(ToString::to_string).collect();
+            format!(", let in by {first}, then renewed by {}", then.join(" "))
+        }
+    }
 }
 
 fn of_issuer(
@@ -61,12 +74,7 @@ fn of_issuer(
 fn of_key(args: &MembersArgs) -> Result<(Realm, BTreeMap<NodeId, Row>), Failure> {
     let file = KeyFile::read(&key_file::find(args.key.key.as_deref())?)?;
     let granted = Granted::beside(&file.path);
-    let mut known = Revocations::new(file.realm.clone());
-    for list in granted.revocations()? {
-        known
-            .merge(&list, now())
-            .map_err(|error| Failure::other(error_line(&error)))?;
-    }
+    let known = granted.known(&file.realm)?;
     let mut rows = BTreeMap::new();
     for membership in granted.grants()? {
         let Ok(member) = membership.chain.verify_late(&file.realm, now(), u64::MAX) else {
@@ -99,6 +107,7 @@ fn as_json(id: &NodeId, row: &Row, now: u64) -> serde_json::Value {
         "not_after": row.member.not_after(),
         "issues": row.member.issue().is_some(),
         "issuer": row.member.issuer().map(ToString::to_string),
+        "admitted_by": row.member.admitted_by().iter().map(ToString::to_string).collect::<Vec<_>>(),
         "rights": Terms::of(&row.member).map(|terms| rights::as_json(&terms)),
     })
 }

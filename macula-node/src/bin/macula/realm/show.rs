@@ -48,6 +48,7 @@ fn grant(args: &ShowArgs, membership: &Membership) -> Result<(), Failure> {
             "not_after": member.not_after(),
             "issues": member.issue().is_some(),
             "issuer": member.issuer().map(ToString::to_string),
+            "admitted_by": member.admitted_by().iter().map(ToString::to_string).collect::<Vec<_>>(),
             "rights": Terms::of(&member).map(|terms| rights::as_json(&terms)),
         }));
     }

@@ -41,11 +41,23 @@ impl OwnIssuer {
             member,
         })
     }
+
+    /// As [`OwnIssuer::of`], for an issuer that is to sign something: what a revoked one signs does not count.
+    pub(super) fn to_sign(data: &std::path::Path, identity: Option<&std::path::Path>) -> Result<Self, Failure> {
+        let own = Self::of(data, identity)?;
+        let known = crate::membership::revocations(data, &own.membership.realm, now());
+        match known.check(&own.member, now()) {
+            Ok(()) => Ok(own),
+            Err(_) => Err(Failure::other(
+                "this issuer is revoked, so nothing that it signs counts: use another issuer, or the realm's key",
+            )),
+        }
+    }
 }
 
 pub(super) fn run(args: &TokenArgs) -> Result<(), Failure> {
     let folder = IssuerFolder::new(&args.data);
-    let own = OwnIssuer::of(&args.data, args.identity.as_deref())?;
+    let own = OwnIssuer::to_sign(&args.data, args.identity.as_deref())?;
     let failed = |error: macula_node::FolderError| Failure::other(error_line(&error));
     let endpoints = match args.at.is_empty() {
         false => args.at.clone(),
