@@ -1,4 +1,4 @@
-//! Z6: what a program awaits can be spawned.
+//! The futures that a program awaits can be spawned.
 
 use macula_node::{Bytes, Node, PeerInfo, Request, Status};
 
@@ -28,7 +28,7 @@ async fn z6_every_public_future_is_send() {
     is_send(node.shutdown()).await;
 }
 
-/// Z5: a handler names its caller's type without another crate.
+/// A handler names its caller's type without another crate.
 #[test]
 fn z5_what_a_handler_is_told_of_its_caller_is_named_here() {
     fn caller(request: &Request) -> Option<&PeerInfo> {

@@ -1,4 +1,4 @@
-//! The words of the command line, as a person reads them (Z8, Z9, Z10).
+//! The words of the command line, as a person reads them.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod support;

@@ -49,11 +49,8 @@ const UNREACHABLE: &[&str] = &[
     "tokio",
 ];
 
-/// Whether every run also checks the modules inside each crate, and not only a run that asks for it.
-const ALWAYS_CHECK_MODULES: bool = true;
-
-/// Runs the three checks over the workspace, and on request [`modules::check`].
-pub(crate) fn check(with_modules: bool) -> Result<()> {
+/// Runs the three checks over the workspace, and [`modules::check`].
+pub(crate) fn check() -> Result<()> {
     let packages = packages()?;
     let mut findings = edges(&packages);
     for core in CORES {
@@ -83,10 +80,7 @@ pub(crate) fn check(with_modules: bool) -> Result<()> {
         "{} packages keep to their layers, {cores} files of cores are pure",
         packages.len()
     );
-    if with_modules || ALWAYS_CHECK_MODULES {
-        modules::check()?;
-    }
-    Ok(())
+    modules::check()
 }
 
 /// The edges between our packages that are not arrows.

@@ -76,20 +76,13 @@ enum Command {
     Clients,
     /// Run every program in the packages' `examples/`.
     Examples,
-    /// Check which package depends on which, and that the cores stay pure.
-    Layers {
-        /// Also check the modules inside each crate: no circle of more than two files, no large struct without a reason.
-        #[arg(long)]
-        modules: bool,
-    },
+    /// Check which package depends on which, that the cores stay pure, and that no crate has a circle of more than two files.
+    Layers,
     /// Pack every published crate and check what is in it and what its manifest says.
     Package,
-    /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs.
-    Tidy {
-        /// Also look for contorted English, and for files that ARCHITECTURE.md names and that are gone.
-        #[arg(long)]
-        papers: bool,
-    },
+    /// Check the rules of the tree: top level, file length, sleeping or ignored tests, module docs, contorted English, and that the
+    /// papers name no file or function that is gone.
+    Tidy,
     /// Run a simulation: tables in the terminal, plots as SVG files.
     #[command(after_help = programs::sims())]
     Sim {
@@ -135,9 +128,9 @@ fn main() -> ExitCode {
         Command::Deploy => deploy::check(),
         Command::Clients => clients::check(),
         Command::Examples => examples::check(),
-        Command::Layers { modules } => layers::check(modules),
+        Command::Layers => layers::check(),
         Command::Package => package::check(),
-        Command::Tidy { papers } => tidy::check(papers),
+        Command::Tidy => tidy::check(),
         Command::Sim { request } => programs::sim(request),
         Command::Bench { part, request } => programs::bench(request, part),
         Command::Image { request } => image::image(&request),

@@ -3,6 +3,7 @@
 //! The top level holds the files it needs and no others; files stay small; tests neither sleep nor hide; modules state their
 //! purpose; packages carry a readme and a changelog.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -37,48 +38,127 @@ fn packages() -> impl Iterator<Item = &'static str> + Clone {
     HOUSE.iter().map(|(name, _)| *name)
 }
 
-/// Whether every run also reads the papers and looks for contorted English, and not only a run that asks for it.
-const ALWAYS_READ: bool = true;
-
-/// Applies every rule to the tree; on request also [`contorted`] and [`lost_files`].
-pub(crate) fn check(read_papers: bool) -> Result<()> {
+/// Applies every rule to the tree.
+pub(crate) fn check() -> Result<()> {
     let mut findings = top_level(&top_names()?);
     findings.extend(missing_papers(|path| root().join(path).is_file()));
     let sources = source::read(&rust_files()?)?;
-    findings.extend(sources.iter().filter(|it| !it.is_generated()).flat_map(rules));
-    if read_papers || ALWAYS_READ {
-        let written = sources.iter().filter(|it| !it.is_generated());
-        findings.extend(written.flat_map(|it| contorted(&it.path, &it.text)));
-        for path in papers()? {
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", display(&path)))?;
-            findings.extend(contorted(&display(&path), &text));
-            if path.ends_with("ARCHITECTURE.md") {
-                findings.extend(lost_files(&display(&path), &text, &sources));
-            }
+    let written = sources.iter().filter(|it| !it.is_generated());
+    findings.extend(written.clone().flat_map(rules));
+    findings.extend(written.flat_map(|it| contorted(&it.path, &it.text)));
+    for path in papers()? {
+        let (name, text) = (
+            display(&path),
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", display(&path)))?,
+        );
+        findings.extend(contorted(&name, &text));
+        if name == "ARCHITECTURE.md" {
+            findings.extend(lost_functions(&name, &text, &sources));
+            findings.extend(lost_files(&name, &text, &sources));
         }
+    }
+    for package in packages().filter(|it| *it != "xtask") {
+        let path = root().join(package).join("README.md");
+        let readme = fs::read_to_string(&path).with_context(|| format!("cannot read {}", display(&path)))?;
+        findings.extend(hidden_examples(package, &readme, &sources));
     }
     report(findings)?;
     println!("{} Rust files are tidy", sources.len());
     Ok(())
 }
 
-/// The Rust files that a paper names and that no package has. A name may leave out the first folders.
+/// The Rust files that a paper names and that no package has, and the names that fit several files.
+///
+/// A name may leave out the first folders. It then means a file of a crate that its paragraph, list item or row names before or
+/// after it; where only the heading's section names crates, the name must be the only one of the tree.
 fn lost_files(path: &str, text: &str, sources: &[Source]) -> Vec<Finding> {
     static NAMED: LazyLock<Regex> = LazyLock::new(|| pattern(r"`[\w./-]+\.rs`"));
-    let exists = |name: &str| {
-        let end = format!("/{name}");
-        sources.iter().any(|it| it.path == name || it.path.ends_with(&end))
+    let mut findings = Vec::new();
+    for (first, step) in steps(text) {
+        for (line, name) in matches(&step, &NAMED).map(|(line, name)| (first + line - 1, name.trim_matches('`'))) {
+            let end = format!("/{name}");
+            let fitting = || sources.iter().filter(|it| it.path == name || it.path.ends_with(&end));
+            let of_step =
+                || fitting().filter(|it| it.path.split('/').next().is_some_and(|package| step.contains(package)));
+            let wrong = match (fitting().count(), of_step().count()) {
+                (1, _) | (_, 1) => continue,
+                (0, _) => format!("there is no {name}"),
+                _ => format!("{name} fits several files"),
+            };
+            findings.push(Finding::new(
+                format!("{path}:{line}"),
+                wrong,
+                "name the file that does this now, with its crate",
+            ));
+        }
+    }
+    findings
+}
+
+/// The paragraphs, list items and table rows of a paper, each with its first line's number.
+fn steps(text: &str) -> Vec<(usize, String)> {
+    let mut steps: Vec<(usize, String)> = Vec::new();
+    for (at, line) in text.lines().enumerate() {
+        let continues = line.starts_with("  ") || line.starts_with(|c: char| c.is_alphabetic() || c == '`' || c == '(');
+        match steps.last_mut() {
+            Some((first, step)) if continues && *first + step.lines().count() == at + 1 => {
+                step.push('\n');
+                step.push_str(line);
+            }
+            _ => steps.push((at + 1, line.to_owned())),
+        }
+    }
+    steps
+}
+
+/// The functions that a paper names as `Type::function` and that no file with the type has.
+fn lost_functions(path: &str, text: &str, sources: &[Source]) -> Vec<Finding> {
+    static NAMED: LazyLock<Regex> = LazyLock::new(|| pattern(r"`(?:\w+::)*[A-Z]\w*::[a-z_]\w*(?:\(\))?`"));
+    let exists = |kind: &str, function: &str| {
+        let (kind, function) = (
+            pattern(&format!(r"\b{kind}\b")),
+            pattern(&format!(r"\b(?:fn {function}\b|{function}:)")),
+        );
+        sources
+            .iter()
+            .any(|it| kind.is_match(&it.code) && function.is_match(&it.code))
     };
-    let named = matches(text, &NAMED).map(|(line, name)| (line, name.trim_matches('`')));
-    let lost = named.filter(|(_, name)| !exists(name));
-    lost.map(|(line, name)| {
-        Finding::new(
-            format!("{path}:{line}"),
-            format!("there is no {name}"),
-            "name the file that does this now",
-        )
-    })
-    .collect()
+    let mut findings = Vec::new();
+    for (line, name) in matches(text, &NAMED) {
+        let name = name.trim_matches(['`', '(', ')']);
+        let mut parts = name.rsplit("::");
+        if let (Some(function), Some(kind)) = (parts.next(), parts.next())
+            && !exists(kind, function)
+        {
+            let place = format!("{path}:{line}");
+            findings.push(Finding::new(
+                place,
+                format!("there is no {name}"),
+                "name the function that does this now",
+            ));
+        }
+    }
+    findings
+}
+
+/// The programs in a package's `examples/` that its readme does not name: a user would not find them.
+fn hidden_examples(package: &str, readme: &str, sources: &[Source]) -> Vec<Finding> {
+    let folder = format!("{package}/examples/");
+    let names = sources.iter().filter_map(|it| it.path.strip_prefix(&folder));
+    let names: BTreeSet<_> = names.filter_map(|it| it.split('/').next()).collect();
+    let hidden = names.into_iter().filter(|it| {
+        let name = it.trim_end_matches(".rs");
+        !readme.contains(&format!("`{name}`")) && !readme.contains(&format!("examples/{name}"))
+    });
+    hidden
+        .map(|it| {
+            Finding::new(
+                format!("{folder}{it}"),
+                "the readme does not name it",
+                "add it to the readme's table of examples",
+            )
+        })
+        .collect()
 }
 
 /// Every Markdown file of the tree.
@@ -317,6 +397,45 @@ mod tests {
         let lost: Vec<_> = lost.iter().map(|it| (it.place.as_str(), it.wrong.as_str())).collect();
         let expected = [("P.md:2", "there is no k.rs"), ("P.md:2", "there is no gone/main.rs")];
         assert_eq!(lost, expected);
+    }
+
+    #[test]
+    fn a_file_that_a_paper_names_is_the_only_one_of_that_name_in_the_crates_of_its_step() {
+        let sources = [
+            Source::new("a-wire/src/state.rs", ""),
+            Source::new("a-node/src/state.rs", ""),
+        ];
+        let text =
+            "1. In a-wire `state.rs`\n   and `state.rs`.\n2. Then `state.rs`.\n\n| a-wire, a-node | `state.rs` |";
+        let lost = lost_files("P.md", text, &sources);
+        let places: Vec<_> = lost.iter().map(|it| it.place.as_str()).collect();
+        assert_eq!(places, ["P.md:3", "P.md:5"]);
+        assert_eq!(lost[0].wrong, "state.rs fits several files");
+    }
+
+    #[test]
+    fn a_function_that_a_paper_names_exists_beside_its_type() {
+        let sources = [Source::new(
+            "a/src/a.rs",
+            "struct Node { at: u8 }\nimpl Node { fn start() {} }\n",
+        )];
+        let text = "`Node::start()` and `a::Node::at`, not\n`Node::stop` nor `Nod::start`";
+        let lost: Vec<_> = lost_functions("P.md", text, &sources)
+            .into_iter()
+            .map(|it| it.wrong)
+            .collect();
+        assert_eq!(lost, ["there is no Node::stop", "there is no Nod::start"]);
+    }
+
+    #[test]
+    fn an_example_stands_in_the_readme_of_its_package() {
+        let sources =
+            ["a/examples/one.rs", "a/examples/two.rs", "a/examples/big/src/main.rs"].map(|it| Source::new(it, ""));
+        let hidden = hidden_examples("a", "see `one` and `examples/big`", &sources);
+        assert_eq!(
+            hidden.iter().map(|it| it.place.as_str()).collect::<Vec<_>>(),
+            ["a/examples/two.rs"]
+        );
     }
 
     #[test]

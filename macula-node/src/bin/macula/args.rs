@@ -74,7 +74,7 @@ pub(crate) enum Command {
     /// Makes the node that runs on this host leave in order and end, and shows its progress.
     ///
     /// It withdraws its services, refuses new calls so that they go elsewhere, and finishes those that run. Exit codes: 0 it has left,
-    /// 1 there is no node or calls had not ended after 30 s.
+    /// 1 there is no node, or calls had not ended when `--drain-time` was over.
     Drain(DrainArgs),
     /// Checks the configuration, or shows each option's value and where it came from.
     Config(ConfigArgs),

@@ -1,4 +1,4 @@
-//! The nodes that were trusted on first use, remembered so that it is said once (Z9).
+//! The nodes that were trusted on first use, remembered so that it is said once.
 //!
 //! A file with a line for each, `HOST:PORT NODEID`, beside the default identity or in a node's data folder.
 
