@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::ChildStdout,
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -21,9 +21,11 @@ use super::{
     clock::Clock,
     disk::Disk,
     hosts::{Backend, Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
-    oracle::{self, Call, Reachable, Truth},
+    oracle::{self, Call},
     scenario::{Fault, Need, Scenario},
-    table::{Measured, Row},
+    table::Measured,
+    truth::{Truth, unix_us},
+    witness::Witness,
 };
 
 const SERVICE: &str = "demo.echo";
@@ -35,8 +37,10 @@ const LEAVES_WITHIN: Duration = Duration::from_secs(30);
 const MAX_STRETCH: u32 = 10;
 /// How long after its load a caller may take to end: a call's deadline, and some time to leave.
 const CALLER_ENDS_WITHIN: Duration = Duration::from_secs(20);
-/// How long a node that has moved may take to publish its new address (D13).
+/// How long a node that has moved, or whose clock has jumped, may take to publish its services anew (D13, D14).
 const PUBLISHES_WITHIN_US: u64 = 5_000_000;
+/// A provider with a new key is not yet in every caller's list.
+const KNOWN_AFTER_US: u64 = 2_000_000;
 
 /// A node of the mesh.
 struct Node {
@@ -74,22 +78,26 @@ pub(super) struct Mesh {
     folder: PathBuf,
 }
 
-/// Plays `scenario` and says what was seen.
+/// Plays `scenario` and gives what was seen.
 ///
 /// With `keep`, the folder with the nodes' data, logs and calls stays, and its name is printed.
+///
+/// # Errors
+/// A host, a node or a caller failed, or a fault could not be done.
 pub(crate) fn play(
     scenario: &'static Scenario,
     backend: Backend,
     seed: u64,
     program: &Path,
     keep: bool,
-) -> Result<Row> {
+) -> Result<Measured> {
     let mut folder = shared_folder()?;
     folder.disable_cleanup(keep);
     if keep {
         eprintln!("{} leaves its files in {}", scenario.name, folder.path().display());
     }
     let (mut mesh, places) = Mesh::ready(scenario, backend, seed, program, folder.path())?;
+    let witness = Witness::start();
     let begun = Instant::now();
     mesh.truth.last_fault_us = unix_us();
     mesh.start_callers(scenario, &places)?;
@@ -107,13 +115,10 @@ pub(crate) fn play(
     thread::sleep(until.saturating_duration_since(Instant::now()));
     let (calls, connections) = mesh.stop_callers()?;
     mesh.weigh();
-    Ok(Row {
-        scenario,
-        result: Ok(Measured {
-            seen: oracle::judge(&calls, &mesh.truth),
-            connections,
-            rss_bytes: mesh.rss_bytes,
-        }),
+    Ok(Measured {
+        seen: oracle::judge(&calls, &mesh.truth, &witness.stop()),
+        connections,
+        rss_bytes: mesh.rss_bytes,
     })
 }
 
@@ -153,6 +158,7 @@ impl Mesh {
             mesh.add_clock(place, &scenario.needs())?;
         }
         mesh.wait_for_providers(&places[0], scenario.providers)?;
+        mesh.truth.all_known(unix_us());
         Ok((mesh, places))
     }
 
@@ -241,35 +247,22 @@ impl Mesh {
                 self.bootstrap += &format!(",{}@{other}", it.node_id);
             }
         } else {
-            let reachable = Reachable {
-                from_us: unix_us(),
-                until_us: None,
-            };
-            self.truth
-                .providers
-                .entry(it.node_id.clone())
-                .or_default()
-                .push(reachable);
+            let known = self.truth.providers.contains_key(&it.node_id);
+            let from_us = unix_us() + if known { 0 } else { KNOWN_AFTER_US };
+            self.truth.reachable(&it.node_id, from_us);
         }
         Ok(())
     }
 
     /// The provider cannot be reached from now on.
     fn unreachable(&mut self, node: usize) {
-        let spans = self.truth.providers.get_mut(&self.nodes[node].node_id);
-        if let Some(span) = spans.and_then(|spans| spans.last_mut()) {
-            span.until_us.get_or_insert_with(unix_us);
-        }
+        self.truth.unreachable(&self.nodes[node].node_id, unix_us());
     }
 
-    /// The provider can be reached again after `in_us`.
+    /// The provider can be reached again after `in_us`. The bootstrap node provides nothing.
     fn reachable(&mut self, node: usize, in_us: u64) {
-        let spans = self.truth.providers.get_mut(&self.nodes[node].node_id);
-        if let Some(spans) = spans.filter(|spans| spans.last().is_some_and(|span| span.until_us.is_some())) {
-            spans.push(Reachable {
-                from_us: unix_us() + in_us,
-                until_us: None,
-            });
+        if node > 0 {
+            self.truth.reachable(&self.nodes[node].node_id, unix_us() + in_us);
         }
     }
 
@@ -528,12 +521,6 @@ pub(super) fn summary(caller: Started) -> Result<Value> {
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
-}
-
-/// The wall clock, in microseconds.
-fn unix_us() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Lets a process hold so many files. It is done as the process's own user, because root may lack the right over the processes of others.

@@ -15,6 +15,9 @@ mod oracle;
 mod scenario;
 mod scenarios;
 mod table;
+mod truth;
+mod verdict;
+mod witness;
 
 use std::{path::PathBuf, time::Instant};
 
@@ -23,6 +26,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::workspace::{cargo, run, target_dir};
 pub(crate) use hosts::Backend;
 use scenario::Scenario;
+use table::{Outcome, Row};
 
 /// What to run, and where.
 #[derive(Debug, clap::Args)]
@@ -58,8 +62,10 @@ pub(crate) struct Request {
 
 /// Runs scenarios one after another and shows what was promised and what was seen.
 ///
+/// A scenario that could not be played to its end has a row as any other, and the next one follows.
+///
 /// # Errors
-/// A scenario could not be run, or broke its promise.
+/// The backend or the program cannot be used, or a scenario broke its promise or was not played to its end.
 pub(crate) fn cluster(request: &Request) -> Result<()> {
     if request.list {
         println!("{}", table::list(scenarios::ALL, request.backend));
@@ -86,13 +92,20 @@ pub(crate) fn cluster(request: &Request) -> Result<()> {
     let mut rows = Vec::new();
     for scenario in wanted {
         let started = Instant::now();
-        let row = match request.backend.cannot(scenario) {
-            None => mesh::play(scenario, request.backend, request.seed, &program, request.keep)
-                .with_context(|| format!("scenario {}", scenario.name))?,
-            Some(lack) => table::Row::skipped(scenario, lack),
+        let outcome = match request.backend.cannot(scenario) {
+            None => match mesh::play(scenario, request.backend, request.seed, &program, request.keep) {
+                Ok(measured) => Outcome::Ran(measured),
+                Err(error) => Outcome::Stopped(format!("{error:#}").replace(['\n', '|'], " ")),
+            },
+            Some(lack) => Outcome::NotRun(lack),
+        };
+        let row = Row {
+            scenario,
+            backend: request.backend,
+            outcome,
         };
         if request.json {
-            println!("{}", row.to_json(request.backend));
+            println!("{}", row.to_json());
         } else {
             eprintln!(
                 "{} ({:.0} s): {}",

@@ -68,6 +68,8 @@ pub(crate) enum Need {
     Clock,
     /// A disk of its own for its data: a file system in memory.
     Disk,
+    /// A limit of its files that can be set while it runs.
+    Files,
 }
 
 impl Fault {
@@ -81,13 +83,10 @@ impl Fault {
             Self::Rebind => Some(Need::Nat),
             Self::Clock(..) | Self::AllClocks(_) => Some(Need::Clock),
             Self::FillDisk(_) | Self::FreeDisk(_) => Some(Need::Disk),
-            Self::Kill(_)
-            | Self::Leave(_)
-            | Self::Restart(_)
-            | Self::Replace(_)
-            | Self::Pause(_)
-            | Self::Resume(_)
-            | Self::Files(..) => None,
+            Self::Files(..) => Some(Need::Files),
+            Self::Kill(_) | Self::Leave(_) | Self::Restart(_) | Self::Replace(_) | Self::Pause(_) | Self::Resume(_) => {
+                None
+            }
         }
     }
 }
@@ -106,10 +105,32 @@ pub(crate) enum Family {
 pub(crate) struct Promise {
     /// Calls that may fail although a provider could be reached during all of the call.
     pub(crate) failed: u64,
-    /// How long a call may take that was made while a provider could be reached, in milliseconds.
-    pub(crate) longest_ms: u64,
-    /// Every provider that lives at the end answers again within so many seconds of the last fault.
-    pub(crate) recovered_s: f64,
+    /// Whether a call may fail while no provider can be reached.
+    pub(crate) may_lack_providers: bool,
+    /// What a fault may cost a call, beyond the time without a provider.
+    pub(crate) longest: Longest,
+    /// Every provider that lives at the end answers again within this time of the last fault.
+    pub(crate) recovered: Recovered,
+}
+
+/// The longest that a fault may hold a call up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Longest {
+    /// L6, of a process that is killed: 100 ms on a host that lives. Where the host goes with the process, as [`Longest::Silent`].
+    Killed,
+    /// L6, of a host or path that falls silent: 5 PTO and 100 ms.
+    Silent,
+    /// The specification names no figure. This one, in milliseconds, is an aim of this suite.
+    Aim(u64),
+}
+
+/// The time until every living provider answers again, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Recovered {
+    /// Named by this rule.
+    Rule(&'static str, f64),
+    /// The specification names no figure. This one is an aim of this suite.
+    Aim(f64),
 }
 
 /// The faults of a scenario.

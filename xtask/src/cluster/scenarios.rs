@@ -1,6 +1,6 @@
 //! Every scenario.
 
-use super::scenario::{Family, Fault, Faults, Promise, Scenario, Wire};
+use super::scenario::{Family, Fault, Faults, Longest, Promise, Recovered, Scenario, Wire};
 
 /// A mesh of three providers under a light load, to which nothing happens.
 pub(super) const PLAIN: Scenario = Scenario {
@@ -16,12 +16,34 @@ pub(super) const PLAIN: Scenario = Scenario {
     lasts: 8,
     family: Family::V4,
     faults: Faults::At(&[]),
-    promise: Promise {
-        failed: 0,
-        longest_ms: 1_000,
-        recovered_s: 5.0,
-    },
+    promise: AIMS,
     quick: false,
+};
+
+/// What is promised where the specification names no figure.
+const AIMS: Promise = Promise {
+    failed: 0,
+    may_lack_providers: false,
+    longest: Longest::Aim(1_000),
+    recovered: Recovered::Aim(5.0),
+};
+
+/// A process is killed on a host that lives.
+const KILLED: Promise = Promise {
+    longest: Longest::Killed,
+    ..AIMS
+};
+
+/// A host or a path falls silent.
+const SILENT: Promise = Promise {
+    longest: Longest::Silent,
+    ..AIMS
+};
+
+/// Clocks jump.
+const CLOCKS: Promise = Promise {
+    recovered: Recovered::Rule("D14", 5.0),
+    ..AIMS
 };
 
 const LOSSY: Wire = Wire {
@@ -36,9 +58,10 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "six-steps",
         does: "three providers, callers learn all three, one is killed with SIGKILL, no call is lost",
-        rules: "N2 P1",
+        rules: "N2 P1 L6",
         faults: Faults::At(&[(4.0, Fault::Kill(3))]),
         quick: true,
+        promise: KILLED,
         ..PLAIN
     },
     Scenario {
@@ -53,6 +76,7 @@ pub(crate) const ALL: &[Scenario] = &[
             (11.0, Fault::Restart(2)),
         ]),
         quick: true,
+        promise: KILLED,
         ..PLAIN
     },
     Scenario {
@@ -90,6 +114,7 @@ pub(crate) const ALL: &[Scenario] = &[
         rules: "L1 L2 L6",
         lasts: 14,
         faults: Faults::At(&[(3.0, Fault::Pause(2)), (8.0, Fault::Resume(2))]),
+        promise: SILENT,
         ..PLAIN
     },
     Scenario {
@@ -99,6 +124,7 @@ pub(crate) const ALL: &[Scenario] = &[
         lasts: 16,
         faults: Faults::At(&[(3.0, Fault::Cut(1)), (9.0, Fault::Heal(1))]),
         quick: true,
+        promise: SILENT,
         ..PLAIN
     },
     Scenario {
@@ -114,14 +140,16 @@ pub(crate) const ALL: &[Scenario] = &[
             (9.0, Fault::Unblock(1, 5)),
             (9.0, Fault::Unblock(1, 6)),
         ]),
+        promise: SILENT,
         ..PLAIN
     },
     Scenario {
         name: "bootstrap-killed",
         does: "the bootstrap node is killed and stays away",
-        rules: "N3",
+        rules: "N3 L6",
         lasts: 10,
         faults: Faults::At(&[(2.0, Fault::Kill(0))]),
+        promise: KILLED,
         ..PLAIN
     },
     Scenario {
@@ -137,6 +165,10 @@ pub(crate) const ALL: &[Scenario] = &[
             (5.0, Fault::Restart(2)),
             (5.0, Fault::Restart(3)),
         ]),
+        promise: Promise {
+            may_lack_providers: true,
+            ..AIMS
+        },
         ..PLAIN
     },
     Scenario {
@@ -151,13 +183,13 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "move",
         does: "a provider's host changes its address and keeps its key",
-        rules: "D13",
+        rules: "D13 D12 L6",
         lasts: 16,
         faults: Faults::At(&[(3.0, Fault::Move(2))]),
-        // 5 s to publish the address, and the next question of each caller.
+        // 5 s to publish the addresses (D13). Callers ask for them at most once a second (D12).
         promise: Promise {
-            recovered_s: 10.0,
-            ..PLAIN.promise
+            recovered: Recovered::Rule("D13 + D12", 6.0),
+            ..SILENT
         },
         ..PLAIN
     },
@@ -173,9 +205,10 @@ pub(crate) const ALL: &[Scenario] = &[
     Scenario {
         name: "ipv6-only",
         does: "hosts have IPv6 addresses only; one provider is killed",
-        rules: "D13 N2",
+        rules: "D13 N2 L6",
         family: Family::V6,
         faults: Faults::At(&[(4.0, Fault::Kill(3))]),
+        promise: KILLED,
         ..PLAIN
     },
     Scenario {
@@ -185,23 +218,24 @@ pub(crate) const ALL: &[Scenario] = &[
         providers: 30,
         lasts: 12,
         promise: Promise {
-            recovered_s: 10.0,
-            ..PLAIN.promise
+            recovered: Recovered::Aim(10.0),
+            ..AIMS
         },
         ..PLAIN
     },
     Scenario {
         name: "store",
         does: "the bootstrap node is killed for good; a provider is killed and finds the mesh again from its store",
-        rules: "N3",
+        rules: "N3 L6",
         lasts: 12,
         faults: Faults::At(&[(2.0, Fault::Kill(0)), (4.0, Fault::Kill(1)), (6.0, Fault::Restart(1))]),
+        promise: KILLED,
         ..PLAIN
     },
     Scenario {
         name: "disk-full",
         does: "a provider's disk fills up; the provider is killed and starts again on the full disk",
-        rules: "N3",
+        rules: "N3 L6",
         lasts: 14,
         faults: Faults::At(&[
             (2.0, Fault::FillDisk(1)),
@@ -209,14 +243,16 @@ pub(crate) const ALL: &[Scenario] = &[
             (5.0, Fault::Restart(1)),
             (9.0, Fault::FreeDisk(1)),
         ]),
+        promise: KILLED,
         ..PLAIN
     },
     Scenario {
         name: "few-files",
         does: "a provider may open no further file or socket for the rest of the load",
-        rules: "N2",
+        rules: "N2 L6",
         lasts: 10,
         faults: Faults::At(&[(2.0, Fault::Files(1, 8)), (5.0, Fault::Kill(2))]),
+        promise: KILLED,
         ..PLAIN
     },
     Scenario {
@@ -225,6 +261,7 @@ pub(crate) const ALL: &[Scenario] = &[
         rules: "D14",
         lasts: 18,
         faults: Faults::At(&[(3.0, Fault::Clock(2, 86_400)), (8.0, Fault::Clock(2, -86_400))]),
+        promise: CLOCKS,
         ..PLAIN
     },
     Scenario {
@@ -233,6 +270,7 @@ pub(crate) const ALL: &[Scenario] = &[
         rules: "D14",
         lasts: 18,
         faults: Faults::At(&[(3.0, Fault::Clock(2, -86_400)), (8.0, Fault::Clock(2, 86_400))]),
+        promise: CLOCKS,
         ..PLAIN
     },
     Scenario {
@@ -251,12 +289,16 @@ pub(crate) const ALL: &[Scenario] = &[
             (6.0, Fault::Resume(2)),
             (6.0, Fault::Resume(3)),
         ]),
+        promise: Promise {
+            may_lack_providers: true,
+            ..CLOCKS
+        },
         ..PLAIN
     },
     Scenario {
         name: "lossy",
         does: "10 % of all packets are lost, 1 % doubled, 1 % overtaken, all 10 ms late; one provider is killed",
-        rules: "L6 P3",
+        rules: "P3 F5",
         lasts: 20,
         faults: Faults::At(&[
             (2.0, Fault::Wire(1, LOSSY)),
@@ -264,11 +306,6 @@ pub(crate) const ALL: &[Scenario] = &[
             (2.0, Fault::Wire(3, LOSSY)),
             (8.0, Fault::Kill(3)),
         ]),
-        // A call that is lost, and whose second attempt is lost too, waits for QUIC's timers more than once.
-        promise: Promise {
-            longest_ms: 3_000,
-            ..PLAIN.promise
-        },
         ..PLAIN
     },
     Scenario {
@@ -278,14 +315,16 @@ pub(crate) const ALL: &[Scenario] = &[
         nat: true,
         lasts: 14,
         faults: Faults::At(&[(3.0, Fault::Rebind), (8.0, Fault::Kill(3))]),
+        promise: SILENT,
         ..PLAIN
     },
     Scenario {
         name: "dual-stack",
         does: "one provider has IPv4 only, one IPv6 only, one has both and is killed",
-        rules: "D13",
+        rules: "D13 L6",
         family: Family::Mixed,
         faults: Faults::At(&[(4.0, Fault::Kill(3))]),
+        promise: KILLED,
         ..PLAIN
     },
     Scenario {
@@ -297,9 +336,10 @@ pub(crate) const ALL: &[Scenario] = &[
         rate: 400,
         lasts: 16,
         faults: Faults::At(&[(10.0, Fault::Kill(3))]),
+        // The first calls share two cores with a thousand handshakes.
         promise: Promise {
-            longest_ms: 2_000,
-            ..PLAIN.promise
+            longest: Longest::Aim(2_000),
+            ..AIMS
         },
         ..PLAIN
     },
@@ -310,6 +350,7 @@ pub(crate) const ALL: &[Scenario] = &[
         providers: 4,
         lasts: 150,
         faults: Faults::Churn,
+        promise: SILENT,
         ..PLAIN
     },
 ];

@@ -18,6 +18,17 @@ use anyhow::Result;
 use super::scenario::{Need, Scenario};
 pub(crate) use host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool};
 
+/// Whether a program of this machine answers.
+fn answers(program: &str, args: &[&str]) -> bool {
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
 /// What a host is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Backend {
@@ -41,15 +52,6 @@ impl Backend {
 
     /// The reason why this machine cannot run the backend.
     pub(crate) fn lack(self) -> Option<&'static str> {
-        let answers = |program: &str, args: &[&str]| {
-            let mut command = Command::new(program);
-            command
-                .args(args)
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null());
-            command.status().is_ok_and(|status| status.success())
-        };
         match self {
             Self::Processes => None,
             Self::Netns if !answers("ip", &["-V"]) => Some("there is no `ip`: install iproute2"),
@@ -57,15 +59,34 @@ impl Backend {
             Self::Netns => None,
             Self::Containers if !answers("docker", &["info"]) => Some("no Docker engine answers `docker info`"),
             Self::Containers if !answers("nsenter", &["-V"]) => Some("there is no `nsenter`: install util-linux"),
+            Self::Containers if !answers("ip", &["-V"]) => Some("there is no `ip`: install iproute2"),
+            Self::Containers if !rustix::process::geteuid().is_root() => {
+                Some("only root may signal processes in containers and change their links")
+            }
             Self::Containers => None,
         }
+    }
+
+    /// Whether a host goes on when a process on it is killed, so that its kernel tells peers about it. A container is its one process.
+    pub(crate) const fn hosts_outlive_processes(self) -> bool {
+        !matches!(self, Self::Containers)
     }
 
     /// Why the backend cannot run this scenario; `None` when it can.
     pub(crate) fn cannot(self, scenario: &Scenario) -> Option<&'static str> {
         let needs = scenario.needs();
+        let lacks = |need, program: &str, arg| needs.contains(&need) && !answers(program, &[arg]);
         if needs.contains(&Need::Clock) && crate::cluster::clock::library().is_none() {
             return Some("libfaketime is not installed");
+        }
+        if lacks(Need::Nat, "nft", "--version") {
+            return Some("there is no `nft`: install nftables");
+        }
+        if lacks(Need::Files, "setpriv", "--version") || lacks(Need::Files, "prlimit", "--version") {
+            return Some("there is no `setpriv` or `prlimit`: install util-linux");
+        }
+        if needs.contains(&Need::Disk) && !rustix::process::geteuid().is_root() {
+            return Some("to mount a disk needs root");
         }
         match self {
             Self::Processes
