@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -31,12 +32,11 @@ impl Disk {
         self.at.join("ballast")
     }
 
-    /// Takes all the room that is left.
-    pub(super) fn fill(&self) -> Result<()> {
+    /// Takes all the room that is left, and says whether the file system then refused a byte for want of it.
+    pub(super) fn fill(&self) -> Result<bool> {
         let mut file = fs::File::create(self.ballast()).context("cannot fill a disk")?;
-        // It ends when the disk is full.
-        let _ = std::io::copy(&mut std::io::repeat(0), &mut file);
-        Ok(())
+        let ended = std::io::copy(&mut std::io::repeat(0), &mut file);
+        Ok(ended.is_err_and(|error| error.kind() == ErrorKind::StorageFull))
     }
 
     /// Gives it back.

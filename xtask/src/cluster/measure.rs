@@ -2,13 +2,14 @@
 //!
 //! Three providers and one caller, each on a host of its own. Nothing else may run beside: the load takes every processor.
 
-use std::{path::Path, thread, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::Value;
 
 use super::{
-    hosts::Backend,
+    hosts::Ground,
+    interrupt,
     mesh::{Mesh, shared_folder, summary},
     scenario::Fault,
     scenarios::PLAIN,
@@ -21,15 +22,15 @@ const KILLED_AFTER: Duration = Duration::from_secs(3);
 ///
 /// # Errors
 /// The mesh does not start, or a caller fails.
-pub(super) fn measure(backend: Backend, program: &Path) -> Result<String> {
+pub(super) fn measure(ground: &Ground) -> Result<String> {
     let folder = shared_folder()?;
-    let (mut mesh, places) = Mesh::ready(&PLAIN, backend, 1, program, folder.path())?;
+    let (mut mesh, places) = Mesh::ready(&PLAIN, ground, 1, folder.path())?;
     let caller = &places[0];
     let quiet = ["--lookups", "500", "--rate", "200", "--duration", "5s"];
     let quiet = summary(mesh.bench(caller, &quiet)?)?;
     let full = summary(mesh.bench(caller, &["--concurrency", "256", "--duration", "5s"])?)?;
     let failing = mesh.bench(caller, &["--rate", "200", "--duration", "8s"])?;
-    thread::sleep(KILLED_AFTER);
+    interrupt::sleep(KILLED_AFTER)?;
     mesh.afflict(Fault::Kill(3), &places)?;
     let failing = summary(failing)?;
     Ok(table(&quiet, &full, &failing))

@@ -4,11 +4,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead as _, BufReader},
-    net::{IpAddr, SocketAddr},
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::ChildStdout,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -20,9 +19,12 @@ use tempfile::TempDir;
 use super::{
     clock::Clock,
     disk::Disk,
-    hosts::{Backend, Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
-    oracle::{self, Call},
-    scenario::{Fault, Need, Scenario},
+    faults::Holds,
+    hosts::{Ground, Hosts, Launch, PORT, Place, Side, Started, families},
+    interrupt,
+    leftovers::{KEPT, own_name},
+    oracle::{self, Call, Seen},
+    scenario::{Family, Need, Scenario},
     table::Measured,
     truth::{Truth, unix_us},
     witness::Witness,
@@ -31,35 +33,36 @@ use super::{
 const SERVICE: &str = "demo.echo";
 /// How long a mesh may take until a caller sees every provider.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long a node may take to leave in order.
-const LEAVES_WITHIN: Duration = Duration::from_secs(30);
 /// How much longer than planned a load may last on a slow machine.
 const MAX_STRETCH: u32 = 10;
 /// How long after its load a caller may take to end: a call's deadline, and some time to leave.
 const CALLER_ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// How long a node that has moved, or whose clock has jumped, may take to publish its services anew (D13, D14).
-const PUBLISHES_WITHIN_US: u64 = 5_000_000;
+pub(super) const PUBLISHES_WITHIN: Duration = Duration::from_secs(5);
 /// A provider with a new key is not yet in every caller's list.
 const KNOWN_AFTER_US: u64 = 2_000_000;
 
 /// A node of the mesh.
-struct Node {
-    place: Place,
+pub(super) struct Node {
+    pub(super) place: Place,
     /// The node's key and store.
     data: PathBuf,
-    running: Option<Started>,
-    node_id: String,
+    pub(super) running: Option<Started>,
+    pub(super) node_id: String,
+    /// The addresses that it advertised when it was ready.
+    endpoints: Vec<String>,
     /// Its own disk, where the scenario fills it.
-    disk: Option<Disk>,
+    pub(super) disk: Option<Disk>,
 }
 
 impl Node {
-    fn new(place: Place, data: PathBuf) -> Self {
+    pub(super) fn new(place: Place, data: PathBuf) -> Self {
         Self {
             place,
             data,
             running: None,
             node_id: String::new(),
+            endpoints: Vec::new(),
             disk: None,
         }
     }
@@ -67,15 +70,16 @@ impl Node {
 
 pub(super) struct Mesh {
     // Before the hosts: processes end before their host is taken away.
-    nodes: Vec<Node>,
+    pub(super) nodes: Vec<Node>,
     callers: Vec<Started>,
-    hosts: Box<dyn Hosts>,
+    pub(super) hosts: Box<dyn Hosts>,
     bootstrap: String,
     /// The wall clock of each host by its number, where the scenario sets one.
-    clocks: BTreeMap<u16, Clock>,
-    truth: Truth,
+    pub(super) clocks: BTreeMap<u16, Clock>,
+    pub(super) holds: Holds,
+    pub(super) truth: Truth,
     rss_bytes: u64,
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
 }
 
 /// Plays `scenario` and gives what was seen.
@@ -84,19 +88,14 @@ pub(super) struct Mesh {
 ///
 /// # Errors
 /// A host, a node or a caller failed, or a fault could not be done.
-pub(crate) fn play(
-    scenario: &'static Scenario,
-    backend: Backend,
-    seed: u64,
-    program: &Path,
-    keep: bool,
-) -> Result<Measured> {
+pub(crate) fn play(scenario: &'static Scenario, ground: &Ground, seed: u64, keep: bool) -> Result<Measured> {
     let mut folder = shared_folder()?;
-    folder.disable_cleanup(keep);
     if keep {
+        folder.disable_cleanup(true);
+        fs::write(folder.path().join(KEPT), "").context("cannot keep a folder")?;
         eprintln!("{} leaves its files in {}", scenario.name, folder.path().display());
     }
-    let (mut mesh, places) = Mesh::ready(scenario, backend, seed, program, folder.path())?;
+    let (mut mesh, places) = Mesh::ready(scenario, ground, seed, folder.path())?;
     let witness = Witness::start();
     let begun = Instant::now();
     mesh.truth.last_fault_us = unix_us();
@@ -105,18 +104,23 @@ pub(crate) fn play(
     let mut until = begun + lasts;
     for (at, fault) in scenario.steps(seed) {
         let at = Duration::from_secs_f64(at);
-        thread::sleep(at.saturating_sub(begun.elapsed()));
+        interrupt::sleep(at.saturating_sub(begun.elapsed()))?;
         mesh.afflict(fault, &places)
             .with_context(|| format!("{fault:?} after {at:?}"))?;
-        mesh.truth.last_fault_us = unix_us();
         // A fault takes its time on a slow machine. The load after it lasts as long as planned.
         until = until.max(Instant::now() + lasts.saturating_sub(at));
     }
-    thread::sleep(until.saturating_duration_since(Instant::now()));
+    interrupt::sleep(until.saturating_duration_since(Instant::now()))?;
+    mesh.close_holds()?;
     let (calls, connections) = mesh.stop_callers()?;
     mesh.weigh();
+    let seen = oracle::judge(&calls, &mesh.truth, &witness.stop());
+    mesh.look_back(scenario, &seen, connections);
+    let (took_hold, doubts) = std::mem::take(&mut mesh.holds).finish();
     Ok(Measured {
-        seen: oracle::judge(&calls, &mesh.truth, &witness.stop()),
+        seen,
+        took_hold,
+        doubts,
         connections,
         rss_bytes: mesh.rss_bytes,
     })
@@ -125,7 +129,7 @@ pub(crate) fn play(
 /// A temporary folder that containers can write to: their user is another than the one who runs this.
 pub(super) fn shared_folder() -> Result<TempDir> {
     let folder = tempfile::Builder::new()
-        .prefix("macula-cluster-")
+        .prefix(&format!("{}-", own_name()))
         .tempdir()
         .context("no temporary folder")?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).context("cannot share the folder")?;
@@ -134,19 +138,14 @@ pub(super) fn shared_folder() -> Result<TempDir> {
 
 impl Mesh {
     /// Starts the nodes, and gives the callers' places once a caller sees every provider.
-    pub(super) fn ready(
-        scenario: &Scenario,
-        backend: Backend,
-        seed: u64,
-        program: &Path,
-        folder: &Path,
-    ) -> Result<(Self, Vec<Place>)> {
+    pub(super) fn ready(scenario: &Scenario, ground: &Ground, seed: u64, folder: &Path) -> Result<(Self, Vec<Place>)> {
         let mut mesh = Self {
             nodes: Vec::new(),
             callers: Vec::new(),
-            hosts: backend.open(program, scenario, seed, folder)?,
+            hosts: ground.open(scenario, seed, folder)?,
             bootstrap: String::new(),
             clocks: BTreeMap::new(),
+            holds: Holds::default(),
             truth: Truth::default(),
             rss_bytes: 0,
             folder: folder.to_path_buf(),
@@ -172,8 +171,13 @@ impl Mesh {
     /// Starts the program at a place, with the place's clock and the place's log.
     fn start(&mut self, place: &Place, args: Vec<String>) -> Result<Started> {
         let env = self.clocks.get(&place.number).map(Clock::env).unwrap_or_default();
-        let log = self.folder.join(format!("host-{}.log", place.number));
+        let log = self.log_of(place.number);
         self.hosts.start(place, &Launch { args, env, log })
+    }
+
+    /// The log of everything that runs on a host.
+    pub(super) fn log_of(&self, host: u16) -> PathBuf {
+        self.folder.join(format!("host-{host}.log"))
     }
 
     fn add_clock(&mut self, place: &Place, needs: &BTreeSet<Need>) -> Result<()> {
@@ -206,7 +210,7 @@ impl Mesh {
     }
 
     /// Starts a node's process; the line that says that it is ready is still to come.
-    fn spawn(&mut self, node: usize) -> Result<BufReader<ChildStdout>> {
+    pub(super) fn spawn(&mut self, node: usize) -> Result<BufReader<ChildStdout>> {
         let it = &self.nodes[node];
         let mut args = words(&["node", "--json", "--listen", &it.place.listen, "--data"]);
         args.push(it.data.to_string_lossy().into_owned());
@@ -225,7 +229,7 @@ impl Mesh {
         Ok(BufReader::new(stdout))
     }
 
-    fn wait_ready(&mut self, node: usize, mut stdout: BufReader<ChildStdout>) -> Result<()> {
+    pub(super) fn wait_ready(&mut self, node: usize, mut stdout: BufReader<ChildStdout>) -> Result<()> {
         let it = &mut self.nodes[node];
         let mut line = String::new();
         stdout.read_line(&mut line).context("a node's output cannot be read")?;
@@ -236,6 +240,8 @@ impl Mesh {
         let ready: Value = serde_json::from_str(&line).with_context(|| format!("node {node} printed {line:?}"))?;
         let text = |name: &str| ready[name].as_str().with_context(|| format!("{line:?} has no {name}"));
         it.node_id = text("node_id")?.to_owned();
+        let endpoints = ready["endpoints"].as_array().into_iter().flatten();
+        it.endpoints = endpoints.filter_map(Value::as_str).map(str::to_owned).collect();
         let endpoint = text("endpoint")?.trim_start_matches("https://").to_owned();
         if it.place.listen.ends_with(":0") {
             it.place.listen.clone_from(&endpoint);
@@ -255,33 +261,39 @@ impl Mesh {
     }
 
     /// The provider cannot be reached from now on.
-    fn unreachable(&mut self, node: usize) {
+    pub(super) fn unreachable(&mut self, node: usize) {
         self.truth.unreachable(&self.nodes[node].node_id, unix_us());
     }
 
-    /// The provider can be reached again after `in_us`. The bootstrap node provides nothing.
-    fn reachable(&mut self, node: usize, in_us: u64) {
+    /// The provider can be reached again `after` some time. The bootstrap node provides nothing.
+    pub(super) fn reachable(&mut self, node: usize, after: Duration) {
         if node > 0 {
-            self.truth.reachable(&self.nodes[node].node_id, unix_us() + in_us);
+            let from_us = unix_us() + after.as_micros() as u64;
+            self.truth.reachable(&self.nodes[node].node_id, from_us);
         }
+    }
+
+    /// The providers of the service as a caller at this place finds them, and what it said.
+    pub(super) fn providers(&mut self, place: &Place) -> Result<(Vec<Value>, String)> {
+        let args = words(&["providers", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
+        let (output, said) = self.start(place, args)?.finish()?;
+        let list: Value = serde_json::from_slice(&output).unwrap_or_default();
+        Ok((list["providers"].as_array().cloned().unwrap_or_default(), said))
     }
 
     fn wait_for_providers(&mut self, place: &Place, count: usize) -> Result<()> {
         let until = Instant::now() + READY_WITHIN;
         loop {
-            let args = words(&["providers", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
-            let (output, said) = self.start(place, args)?.finish()?;
-            let list: Value = serde_json::from_slice(&output).unwrap_or_default();
-            let found = list["providers"].as_array().map_or(0, Vec::len);
-            if found == count {
+            let (found, said) = self.providers(place)?;
+            if found.len() == count {
                 return Ok(());
             }
             ensure!(
                 Instant::now() < until,
-                "a caller sees {found} of {count} providers after {READY_WITHIN:?}: {}",
-                said
+                "a caller sees {} of {count} providers after {READY_WITHIN:?}: {said}",
+                found.len()
             );
-            thread::sleep(Duration::from_millis(200));
+            interrupt::sleep(Duration::from_millis(200))?;
         }
     }
 
@@ -315,134 +327,42 @@ impl Mesh {
         Ok(())
     }
 
+    /// Notes whether the mesh and the load were those of the scenario.
+    fn look_back(&mut self, scenario: &Scenario, seen: &Seen, connections: u64) {
+        let (answered, all) = (seen.providers_seen, self.truth.providers.len());
+        self.holds
+            .note(answered == all, format!("{all} providers answered"), || {
+                format!("callers got answers from {answered} of {all} providers")
+            });
+        if scenario.clients > 1 {
+            let least = scenario.callers as u64 * u64::from(scenario.clients) * scenario.providers as u64;
+            self.holds
+                .note(connections >= least, format!("{connections} connections"), || {
+                    format!("callers opened {connections} connections; the scenario means {least}")
+                });
+        }
+        if scenario.family != Family::V4 {
+            for node in &self.nodes {
+                let wanted = families(scenario.family, node.place.number);
+                let has = |start| node.endpoints.iter().any(|endpoint| is_v6(endpoint) == start);
+                let fits = (has(false), has(true)) == (wanted.contains(&Family::V4), wanted.contains(&Family::V6));
+                let name = match wanted {
+                    [Family::V4] => "a node with IPv4 only",
+                    [Family::V6] => "a node with IPv6 only",
+                    _ => "a node with both families",
+                };
+                self.holds.note(fits, name, || {
+                    format!(
+                        "host {} was to be {name}, and advertised {:?}",
+                        node.place.number, node.endpoints
+                    )
+                });
+            }
+        }
+    }
+
     fn calls_of(&self, caller: usize) -> PathBuf {
         self.folder.join(format!("calls-{caller}"))
-    }
-
-    pub(super) fn afflict(&mut self, fault: Fault, callers: &[Place]) -> Result<()> {
-        // Callers' hosts follow the nodes'.
-        let ip_of = |number: usize| -> IpAddr {
-            match self.nodes.get(number) {
-                Some(node) => node.place.ip,
-                None => callers[number - self.nodes.len()].ip,
-            }
-        };
-        if let Some((node, fault)) = NetFault::of(fault, ip_of) {
-            match fault {
-                NetFault::Cut | NetFault::Block(_) | NetFault::Move => self.unreachable(node),
-                NetFault::Heal | NetFault::Unblock(_) | NetFault::Mtu(_) | NetFault::Wire(_) => {}
-            }
-            self.hosts.afflict(&mut self.nodes[node].place, fault)?;
-            match fault {
-                NetFault::Heal | NetFault::Unblock(_) => self.reachable(node, 0),
-                NetFault::Move => self.reachable(node, PUBLISHES_WITHIN_US),
-                NetFault::Cut | NetFault::Block(_) | NetFault::Mtu(_) | NetFault::Wire(_) => {}
-            }
-            return Ok(());
-        }
-        match fault {
-            Fault::Kill(node) => {
-                self.unreachable(node);
-                self.signal(node, Signal::KILL)?;
-                self.wait_end(node)
-            }
-            Fault::Leave(node) => {
-                self.unreachable(node);
-                self.signal(node, Signal::TERM)?;
-                self.wait_end(node)
-            }
-            Fault::Pause(node) => {
-                self.unreachable(node);
-                self.signal(node, Signal::STOP)
-            }
-            Fault::Resume(node) => {
-                self.signal(node, Signal::CONT)?;
-                // Its record may have ended while its clock stood still; it is published anew within this time (D14).
-                let has_clock = self.clocks.contains_key(&self.nodes[node].place.number);
-                self.reachable(node, if has_clock { PUBLISHES_WITHIN_US } else { 0 });
-                Ok(())
-            }
-            Fault::Restart(node) => {
-                let ready = self.spawn(node)?;
-                self.wait_ready(node, ready)
-            }
-            Fault::Replace(node) => self.replace(node),
-            Fault::Rebind => self.hosts.rebind(),
-            Fault::Clock(node, seconds) => {
-                let clock = self.clocks.get_mut(&self.nodes[node].place.number);
-                clock.context("the node has no clock of its own")?.jump(seconds)
-            }
-            Fault::AllClocks(seconds) => self.clocks.values_mut().try_for_each(|clock| clock.jump(seconds)),
-            Fault::FillDisk(node) => self.disk(node)?.fill(),
-            Fault::FreeDisk(node) => self.disk(node)?.free(),
-            Fault::Files(node, limit) => {
-                let running = self.nodes[node].running.as_ref();
-                let pid = running.with_context(|| format!("node {node} does not run"))?.worker();
-                limit_files(pid, limit)
-            }
-            Fault::Cut(_)
-            | Fault::Heal(_)
-            | Fault::Block(..)
-            | Fault::Unblock(..)
-            | Fault::Move(_)
-            | Fault::Mtu(..)
-            | Fault::Wire(..) => {
-                unreachable!("a fault of the network was done above")
-            }
-        }
-    }
-
-    /// Starts a node with a new key at a new place, and lets the old one leave.
-    fn replace(&mut self, node: usize) -> Result<()> {
-        let place = self.hosts.add(Side::Public)?;
-        let data = self.folder.join(format!("node-{node}-{}", place.number));
-        let next = Node::new(place, data);
-        let old = std::mem::replace(&mut self.nodes[node], next);
-        let ready = self.spawn(node)?;
-        self.wait_ready(node, ready)?;
-        let new = std::mem::replace(&mut self.nodes[node], old);
-        self.unreachable(node);
-        self.signal(node, Signal::TERM)?;
-        self.wait_end(node)?;
-        self.nodes[node] = new;
-        Ok(())
-    }
-
-    fn disk(&self, node: usize) -> Result<&Disk> {
-        let disk = self.nodes[node].disk.as_ref();
-        disk.context("the node has no disk of its own")
-    }
-
-    fn signal(&mut self, node: usize, signal: Signal) -> Result<()> {
-        let running = self.nodes[node]
-            .running
-            .as_ref()
-            .with_context(|| format!("node {node} does not run"))?;
-        let stops = signal == Signal::STOP || signal == Signal::CONT;
-        let pid = if stops { running.worker() } else { running.pid };
-        let pid = Pid::from_raw(pid).context("a process has an id")?;
-        kill_process(pid, signal).with_context(|| format!("node {node} cannot be signalled"))
-    }
-
-    fn wait_end(&mut self, node: usize) -> Result<()> {
-        self.weigh();
-        let Some(mut running) = self.nodes[node].running.take() else {
-            return Ok(());
-        };
-        let until = Instant::now() + LEAVES_WITHIN;
-        while running
-            .child
-            .try_wait()
-            .context("a node cannot be waited for")?
-            .is_none()
-        {
-            ensure!(
-                Instant::now() < until,
-                "node {node} has not ended after {LEAVES_WITHIN:?}"
-            );
-            thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
     }
 
     /// Ends the callers' load, and gives their calls and the number of connections that they opened.
@@ -472,7 +392,7 @@ impl Mesh {
                     let _ = caller.child.kill();
                     bail!("a caller has not ended {CALLER_ENDS_WITHIN:?} after its load");
                 }
-                thread::sleep(Duration::from_millis(20));
+                interrupt::sleep(Duration::from_millis(20))?;
             }
             let summary = summary(caller)?;
             connections += summary["connections_opened"].as_u64().unwrap_or_default();
@@ -487,7 +407,7 @@ impl Mesh {
     }
 
     /// Notes the largest resident memory of a node so far.
-    fn weigh(&mut self) {
+    pub(super) fn weigh(&mut self) {
         for node in self.nodes.iter().filter_map(|node| node.running.as_ref()) {
             let status = fs::read_to_string(format!("/proc/{}/status", node.worker())).unwrap_or_default();
             let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -519,16 +439,10 @@ pub(super) fn summary(caller: Started) -> Result<Value> {
     serde_json::from_slice(&output).with_context(|| format!("a caller printed no summary: {said}"))
 }
 
-fn words(words: &[&str]) -> Vec<String> {
-    words.iter().map(|&word| word.to_owned()).collect()
+fn is_v6(endpoint: &str) -> bool {
+    endpoint.contains("://[")
 }
 
-/// Lets a process hold so many files. It is done as the process's own user, because root may lack the right over the processes of others.
-fn limit_files(pid: i32, limit: u32) -> Result<()> {
-    let owner = fs::metadata(format!("/proc/{pid}")).context("the process has ended")?;
-    let (user, group) = (owner.uid().to_string(), owner.gid().to_string());
-    let (pid, limit) = (pid.to_string(), format!("--nofile={limit}"));
-    let own = ["setpriv", "--reuid", &user, "--regid", &group, "--clear-groups"];
-    let limit = ["prlimit", "--pid", &pid, &limit];
-    tool(&[&own[..], &limit].concat()).map(drop)
+fn words(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
 }

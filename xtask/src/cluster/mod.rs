@@ -8,7 +8,10 @@
 
 mod clock;
 mod disk;
+mod faults;
 mod hosts;
+mod interrupt;
+mod leftovers;
 mod measure;
 mod mesh;
 mod oracle;
@@ -25,6 +28,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::workspace::{cargo, run, target_dir};
 pub(crate) use hosts::Backend;
+use hosts::Ground;
 use scenario::Scenario;
 use table::{Outcome, Row};
 
@@ -62,7 +66,8 @@ pub(crate) struct Request {
 
 /// Runs scenarios one after another and shows what was promised and what was seen.
 ///
-/// A scenario that could not be played to its end has a row as any other, and the next one follows.
+/// A scenario that could not be played to its end has a row as any other, and the next one follows. After Ctrl-C or SIGTERM none
+/// follows, and everything that was made is taken down. What a run that was killed has left is removed at the next start.
 ///
 /// # Errors
 /// The backend or the program cannot be used, or a scenario broke its promise or was not played to its end.
@@ -85,16 +90,22 @@ pub(crate) fn cluster(request: &Request) -> Result<()> {
             Profile::Release
         })?,
     };
+    interrupt::heed()?;
+    let removed = leftovers::remove();
+    if !removed.is_empty() {
+        eprintln!("removed what an earlier run had left: {}", removed.join(", "));
+    }
+    let ground = Ground::new(request.backend, &program)?;
     if request.measure {
-        println!("{}", measure::measure(request.backend, &program)?);
+        println!("{}", measure::measure(&ground)?);
         return Ok(());
     }
     let mut rows = Vec::new();
     for scenario in wanted {
         let started = Instant::now();
         let outcome = match request.backend.cannot(scenario) {
-            None => match mesh::play(scenario, request.backend, request.seed, &program, request.keep) {
-                Ok(measured) => Outcome::Ran(measured),
+            None => match mesh::play(scenario, &ground, request.seed, request.keep) {
+                Ok(measured) => Outcome::Ran(Box::new(measured)),
                 Err(error) => Outcome::Stopped(format!("{error:#}").replace(['\n', '|'], " ")),
             },
             Some(lack) => Outcome::NotRun(lack),
@@ -115,10 +126,18 @@ pub(crate) fn cluster(request: &Request) -> Result<()> {
             );
         }
         rows.push(row);
+        if interrupt::has_come() {
+            break;
+        }
     }
     if !request.json {
         println!("{}", table::table(&rows));
     }
+    drop(ground);
+    ensure!(
+        !interrupt::has_come(),
+        "interrupted; everything that was made has been taken down"
+    );
     let broken: Vec<_> = rows
         .iter()
         .filter(|row| row.is_broken())

@@ -73,7 +73,7 @@ pub(crate) struct Seen {
     /// How long no provider could be reached, from the first call to the last.
     pub(crate) without_provider_us: u64,
     pub(crate) attempts: u64,
-    /// The call that was held up longest.
+    /// The call that was held up longest, of those that ended after the first fault.
     pub(crate) longest: Longest,
     /// The probe timeout between hosts (RFC 9002 §6.2), as the calls show it.
     pub(crate) pto_us: u64,
@@ -91,6 +91,8 @@ pub(crate) struct Seen {
 #[derive(Debug, Default, Clone, PartialEq)]
 pub(crate) struct Longest {
     pub(crate) us: u64,
+    /// When it was due, from the first call on.
+    pub(crate) at_us: u64,
     /// How long other work on this machine held it up meanwhile.
     pub(crate) busy_us: u64,
     /// What its attempts met.
@@ -138,9 +140,10 @@ pub(crate) fn judge(calls: &[Call], truth: &Truth, withheld: &Withheld) -> Seen 
         // The fault costs a call the time from then on.
         let from = truth.last_loss(at, ended).unwrap_or(at);
         let us = ended - from - overlap(&gaps, from, ended);
-        if us > seen.longest.own_us() {
+        if ended >= truth.first_fault_us && us > seen.longest.own_us() {
             let held = Longest {
                 us,
+                at_us: at - first,
                 busy_us: withheld.between(from, ended).min(us),
                 causes: call.causes.clone(),
             };
@@ -229,6 +232,13 @@ mod tests {
         let gone = truth(&[("a", 0, Some(10 * S)), ("a", 12 * S, None)], 12 * S);
         assert_eq!(longest(&gone, call(9 * S, 4 * S, Some("a"))), S);
         assert_eq!(longest(&gone, call(9 * S, 9 * S, None)), 6 * S, "an excuse has an end");
+        let mut late = gone;
+        late.first_fault_us = 10 * S;
+        assert_eq!(
+            longest(&late, call(2 * S, 4 * S, Some("a"))),
+            0,
+            "no fault had happened"
+        );
     }
 
     #[test]

@@ -186,7 +186,7 @@ pub(crate) const ALL: &[Scenario] = &[
         rules: "D13 D12 L6",
         lasts: 16,
         faults: Faults::At(&[(3.0, Fault::Move(2))]),
-        // 5 s to publish the addresses (D13). Callers ask for them at most once a second (D12).
+        // 5 s to publish the addresses (D13), for which the runner looks. Callers ask for them at most once a second (D12).
         promise: Promise {
             recovered: Recovered::Rule("D13 + D12", 6.0),
             ..SILENT
@@ -336,11 +336,6 @@ pub(crate) const ALL: &[Scenario] = &[
         rate: 400,
         lasts: 16,
         faults: Faults::At(&[(10.0, Fault::Kill(3))]),
-        // The first calls share two cores with a thousand handshakes.
-        promise: Promise {
-            longest: Longest::Aim(2_000),
-            ..AIMS
-        },
         ..PLAIN
     },
     Scenario {

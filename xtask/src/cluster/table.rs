@@ -22,7 +22,7 @@ pub(crate) struct Row {
 /// What became of a scenario.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Ran(Measured),
+    Ran(Box<Measured>),
     /// The backend cannot run it, or this machine lacks something.
     NotRun(&'static str),
     /// It could not be played to its end.
@@ -33,6 +33,10 @@ pub(crate) enum Outcome {
 #[derive(Debug)]
 pub(crate) struct Measured {
     pub(crate) seen: Seen,
+    /// What showed that the faults took hold.
+    pub(crate) took_hold: Vec<String>,
+    /// What did not show, each in a sentence.
+    pub(crate) doubts: Vec<String>,
     /// Connections that the callers opened, all together.
     pub(crate) connections: u64,
     /// The largest resident memory of a node, in bytes.
@@ -46,7 +50,11 @@ impl Row {
 
     fn broken(&self) -> Vec<String> {
         match &self.outcome {
-            Outcome::Ran(measured) => verdict::broken(&measured.seen, &self.scenario.promise, &self.limits(measured)),
+            Outcome::Ran(measured) => {
+                let mut broken = verdict::broken(&measured.seen, &self.scenario.promise, &self.limits(measured));
+                broken.extend(measured.doubts.iter().cloned());
+                broken
+            }
             Outcome::NotRun(_) => Vec::new(),
             Outcome::Stopped(why) => vec![format!("the scenario was not played to its end: {why}")],
         }
@@ -112,7 +120,8 @@ impl Row {
             .recovered_us
             .map_or("never".to_owned(), |us| format!("{:.1}", us as f64 / 1e6));
         format!(
-            "{} | {} | {without} | {:.1} | {}{busy} ({}) | {:.3} | {took} | {} ({}) | {} | {:.0}",
+            "{} | {} | {} | {without} | {:.1} | {}{busy} ({}) | {:.3} | {took} | {} ({}) | {} | {:.0}",
+            measured.took_hold.join(", "),
             seen.calls,
             seen.failed,
             seen.longest.us as f64 / 1e3,
@@ -130,12 +139,16 @@ impl Row {
 fn seen(measured: &Measured) -> Value {
     let seen = &measured.seen;
     json!({
+        "took_hold": measured.took_hold,
+        "did_not_take_hold": measured.doubts,
         "calls": seen.calls,
         "failed": seen.failed,
         "failed_without_provider": seen.excused,
         "without_provider_us": seen.without_provider_us,
         "attempts": seen.attempts,
         "longest_us": seen.longest.us,
+        "longest_after_us": seen.longest.at_us,
+        "longest_causes": seen.longest.causes,
         "pto_us": seen.pto_us,
         "recovered_us": seen.recovered_us,
         "providers_seen": seen.providers_seen,
@@ -144,9 +157,10 @@ fn seen(measured: &Measured) -> Value {
     })
 }
 
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 14] = [
     "scenario",
     "rules",
+    "took hold",
     "calls",
     "failed",
     "without a provider",
@@ -200,11 +214,13 @@ mod tests {
     fn every_row_has_a_cell_for_each_column() {
         let measured = Measured {
             seen: Seen::default(),
+            took_hold: Vec::new(),
+            doubts: Vec::new(),
             connections: 1,
             rss_bytes: 1,
         };
         let outcomes = [
-            Outcome::Ran(measured),
+            Outcome::Ran(Box::new(measured)),
             Outcome::NotRun("why"),
             Outcome::Stopped("why".to_owned()),
         ];

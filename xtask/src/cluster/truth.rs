@@ -13,6 +13,8 @@ pub(crate) struct Reachable {
 #[derive(Debug, Default)]
 pub(crate) struct Truth {
     pub(crate) providers: BTreeMap<String, Vec<Reachable>>,
+    /// When the first fault began; 0 before it.
+    pub(crate) first_fault_us: u64,
     /// When the last fault was done.
     pub(crate) last_fault_us: u64,
 }

@@ -96,11 +96,15 @@ pub(crate) fn broken(seen: &Seen, promise: &Promise, limits: &Limits) -> Vec<Str
     let Limits { longest, recovered } = limits;
     if seen.longest.us > longest.total_us() {
         broken.push(format!(
-            "a call was held up for {} ms ({:.0} may be, by {}): {}",
+            "a call after {:.1} s was held up for {} ms ({:.0} may be, by {}): {}",
+            seen.longest.at_us as f64 / 1e6,
             seen.longest.us / 1_000,
             longest.total_us() as f64 / 1e3,
             longest.name(),
-            seen.longest.causes.join("; "),
+            match seen.longest.causes.is_empty() {
+                true => "its only attempt took so long".to_owned(),
+                false => seen.longest.causes.join("; "),
+            },
         ));
     }
     match seen.recovered_us {

@@ -11,14 +11,37 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 
 use super::{
-    host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
+    host::{Counter, Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
     neighbours::Room,
-    net::{self, Link},
+    net::{self, Link, Sink},
 };
-use crate::{cluster::scenario::Family, image};
+use crate::{
+    cluster::{
+        leftovers::{IMAGE, own_name},
+        scenario::Family,
+    },
+    image,
+};
 
 /// How long Docker may take to start a container.
 const STARTED_WITHIN: Duration = Duration::from_secs(20);
+
+/// An image of the program for this run alone. Dropping it removes it.
+#[derive(Debug)]
+pub(super) struct Image(String);
+
+impl Image {
+    pub(super) fn build(program: &Path) -> Result<Self> {
+        let tag = format!("{IMAGE}{}", std::process::id());
+        image::build(program, &tag).map(Self)
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = tool(&["docker", "rmi", &self.0]);
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Containers {
@@ -35,13 +58,14 @@ pub(super) struct Containers {
     started: u32,
     /// The process of the newest container of each host.
     pids: Vec<i32>,
+    /// Where blocked packets end.
+    sink: Option<Sink>,
     _room: Room,
 }
 
 impl Containers {
-    pub(super) fn new(program: &Path, family: Family, folder: &Path) -> Result<Self> {
-        let network = format!("macula-cluster-{}", std::process::id());
-        let image = image::build(program, "macula:cluster")?;
+    pub(super) fn new(image: &Image, family: Family, folder: &Path) -> Result<Self> {
+        let network = own_name();
         let subnet = 64 + (std::process::id() % 128) as u8;
         let (v4, v6) = (format!("10.{subnet}.0.0/16"), format!("fd78:{subnet:x}::/64"));
         let mut create = vec!["docker", "network", "create", "--subnet", &v4];
@@ -50,16 +74,32 @@ impl Containers {
         }
         create.push(&network);
         tool(&create)?;
-        Ok(Self {
+        let mut this = Self {
             network,
             subnet,
-            image,
+            image: image.0.clone(),
             family,
             folder: folder.to_path_buf(),
             hosts: 0,
             started: 0,
             pids: Vec::new(),
+            sink: None,
             _room: Room::make(),
+        };
+        // Docker names a network's bridge after the network.
+        let id = tool(&["docker", "network", "inspect", "--format", "{{.Id}}", &this.network])?;
+        let bridge = format!("br-{}", id.get(..12).context("a network's id is short")?);
+        let [port, end] = ["s", "n"].map(|side| format!("mc{}{side}", std::process::id()));
+        this.sink = Some(Sink::new(&["ip"], &["bridge"], &bridge, &port, &end)?);
+        Ok(this)
+    }
+
+    fn link(&self, place: &Place) -> Result<Link> {
+        let pid = self.pid(place)?.to_string();
+        Ok(Link {
+            peer: peer_of(&pid)?,
+            inside: ["nsenter", "-t", &pid, "-n", "ip"].map(str::to_owned).into(),
+            outside: vec!["ip".to_owned()],
         })
     }
 
@@ -105,6 +145,8 @@ impl Hosts for Containers {
         let folder = self.folder.to_str().context("the folder's name is no text")?;
         let mut command = Command::new("docker");
         command.args(["run", "--rm", "--read-only", "--cap-drop", "ALL", "--name", &name]);
+        // The image's own check would make processes beside those that are measured.
+        command.arg("--no-healthcheck");
         let (v4, v6) = (self.v4(place.number), self.v6(place.number));
         // A host that has moved keeps its new address.
         let v4 = if place.ip.is_ipv4() { place.ip } else { v4 };
@@ -119,6 +161,7 @@ impl Hosts for Containers {
             .args(["--volume", &format!("{folder}:{folder}"), &self.image])
             .args(&launch.args);
         let mut started = Started::spawn(&mut command, &launch.log)?;
+        started.container = Some(name.clone());
         let until = Instant::now() + STARTED_WITHIN;
         started.pid = loop {
             let pid = tool(&["docker", "inspect", "--format", "{{.State.Pid}}", &name]);
@@ -148,19 +191,41 @@ impl Hosts for Containers {
     }
 
     fn afflict(&mut self, place: &mut Place, fault: NetFault) -> Result<()> {
-        let pid = self.pid(place)?.to_string();
-        let inside: Vec<String> = ["nsenter", "-t", &pid, "-n", "ip"].map(str::to_owned).into();
-        let link = Link {
-            peer: peer_of(&pid)?,
-            inside,
-            outside: vec!["ip".to_owned()],
-        };
+        let link = self.link(place)?;
         let next = self.v4(place.number + 1_000);
         link.afflict(fault, &format!("{}/16", place.ip), &format!("{next}/16"))?;
         if fault == NetFault::Move {
             place.ip = next;
         }
         Ok(())
+    }
+
+    fn counters(&self, place: &Place, fault: NetFault) -> Result<Vec<Counter>> {
+        self.link(place)?.counters(fault, self.sink.as_ref())
+    }
+
+    fn addresses(&self, place: &Place) -> Result<Vec<IpAddr>> {
+        self.link(place)?.addresses()
+    }
+
+    /// Docker freezes the container, its first process too.
+    fn pause(&self, program: &Started) -> Result<()> {
+        tool(&["docker", "pause", program.container()?]).map(drop)
+    }
+
+    fn resume(&self, program: &Started) -> Result<()> {
+        tool(&["docker", "unpause", program.container()?]).map(drop)
+    }
+
+    fn stands_still(&self, program: &Started) -> Result<bool> {
+        let paused = [
+            "docker",
+            "inspect",
+            "--format",
+            "{{.State.Paused}}",
+            program.container()?,
+        ];
+        Ok(tool(&paused)? == "true")
     }
 }
 

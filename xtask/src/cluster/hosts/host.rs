@@ -3,11 +3,13 @@
 use std::{
     fs::{self, OpenOptions},
     net::IpAddr,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cluster::scenario::{Fault, Wire};
 use crate::workspace::line;
@@ -56,6 +58,37 @@ pub(crate) trait Hosts {
     /// Does a fault of the network to a host; see [`NetFault`].
     fn afflict(&mut self, place: &mut Place, fault: NetFault) -> Result<()>;
 
+    /// What a fault of this kind has done to a host's packets so far.
+    fn counters(&self, place: &Place, fault: NetFault) -> Result<Vec<Counter>>;
+
+    /// The addresses that a host has on its link now.
+    fn addresses(&self, place: &Place) -> Result<Vec<IpAddr>>;
+
+    /// Lets a program stand still.
+    fn pause(&self, program: &Started) -> Result<()> {
+        program.signal_worker(Signal::STOP)
+    }
+
+    /// Lets it go on.
+    fn resume(&self, program: &Started) -> Result<()> {
+        program.signal_worker(Signal::CONT)
+    }
+
+    /// Whether a program stands still.
+    fn stands_still(&self, program: &Started) -> Result<bool> {
+        let stat = format!("/proc/{}/stat", program.worker());
+        let stat = fs::read_to_string(stat).context("the program has ended")?;
+        Ok(is_stopped(&stat))
+    }
+
+    /// The translations that the router has made so far.
+    ///
+    /// # Errors
+    /// The backend has no router.
+    fn translations(&self) -> Result<u64> {
+        bail!("this backend has no router")
+    }
+
     /// The router forgets its translations.
     ///
     /// # Errors
@@ -64,6 +97,9 @@ pub(crate) trait Hosts {
         bail!("this backend has no router")
     }
 }
+
+/// A number that grows with each packet that a fault takes hold of, and its name. Of a cut link it grows with each that passes.
+pub(crate) type Counter = (&'static str, u64);
 
 /// A fault of the network, as a host sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +147,8 @@ pub(crate) struct Started {
     pub(crate) child: Child,
     /// The program itself, where the child is something that waits for it.
     pub(crate) pid: i32,
+    /// The name of the container that it runs in.
+    pub(super) container: Option<String>,
     log: PathBuf,
 }
 
@@ -121,6 +159,8 @@ impl Started {
         let file = OpenOptions::new().create(true).append(true).open(log);
         let file = file.with_context(|| format!("cannot open {}", log.display()))?;
         let child = command
+            // Ctrl-C is for this program, which ends the others in order.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(file)
@@ -128,7 +168,12 @@ impl Started {
             .with_context(|| format!("cannot start `{shown}`"))?;
         let pid = i32::try_from(child.id()).context("a process id beyond those of Linux")?;
         let log = log.to_path_buf();
-        Ok(Self { child, pid, log })
+        Ok(Self {
+            child,
+            pid,
+            container: None,
+            log,
+        })
     }
 
     /// The process that does the work. As process 1 of a container, the program leaves the work to a child (N7).
@@ -136,6 +181,15 @@ impl Started {
         let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid)).unwrap_or_default();
         let first = children.split_whitespace().next();
         first.and_then(|pid| pid.parse().ok()).unwrap_or(self.pid)
+    }
+
+    pub(super) fn container(&self) -> Result<&str> {
+        self.container.as_deref().context("the program runs in no container")
+    }
+
+    fn signal_worker(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(self.worker()).context("a process has an id")?;
+        kill_process(pid, signal).context("a program cannot be signalled")
     }
 
     /// Waits for its end, and gives its standard output and its log.
@@ -151,6 +205,12 @@ impl Started {
     }
 }
 
+/// Whether `/proc/PID/stat` tells of a stopped process: `PID (NAME) STATE …`, where the name may hold anything.
+fn is_stopped(stat: &str) -> bool {
+    let state = stat.rsplit(')').next().unwrap_or_default();
+    state.trim_start().starts_with('T')
+}
+
 fn read_log(log: &Path) -> String {
     fs::read_to_string(log).unwrap_or_default().trim().to_owned()
 }
@@ -158,7 +218,12 @@ fn read_log(log: &Path) -> String {
 /// Runs a tool that says nothing when all is well.
 pub(crate) fn tool(words: &[&str]) -> Result<String> {
     let (program, args) = words.split_first().context("a tool has a name")?;
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output();
+    // Ctrl-C is not for a tool: it is needed to take things down.
+    let output = Command::new(program)
+        .args(args)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .output();
     let output = output.with_context(|| format!("cannot start `{program}`"))?;
     ensure!(
         output.status.success(),
@@ -167,4 +232,16 @@ pub(crate) fn tool(words: &[&str]) -> Result<String> {
         String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_process_is_told_from_one_that_sleeps() {
+        assert!(is_stopped("12 (a) T b) T 1 12"));
+        assert!(!is_stopped("12 (T) S 1 12"));
+        assert!(!is_stopped(""));
+    }
 }

@@ -9,14 +9,18 @@ mod processes;
 mod wire;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use anyhow::Result;
 
 use super::scenario::{Need, Scenario};
-pub(crate) use host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool};
+use containers::{Containers, Image};
+pub(crate) use host::{Counter, Hosts, Launch, NetFault, PORT, Place, Side, Started, tool};
+pub(crate) use net::families;
+use netns::Namespaces;
+use processes::Processes;
 
 /// Whether a program of this machine answers.
 fn answers(program: &str, args: &[&str]) -> bool {
@@ -103,13 +107,36 @@ impl Backend {
             Self::Containers => None,
         }
     }
+}
+
+/// What the hosts of every scenario of a run have in common.
+#[derive(Debug)]
+pub(crate) struct Ground {
+    pub(crate) backend: Backend,
+    program: PathBuf,
+    image: Option<Image>,
+}
+
+impl Ground {
+    /// For containers this makes their image.
+    ///
+    /// # Errors
+    /// The image does not build.
+    pub(crate) fn new(backend: Backend, program: &Path) -> Result<Self> {
+        let contained = backend == Backend::Containers;
+        Ok(Self {
+            backend,
+            program: program.to_path_buf(),
+            image: contained.then(|| Image::build(program)).transpose()?,
+        })
+    }
 
     /// Makes the network of a scenario. `folder` is where nodes and callers keep their files.
-    pub(crate) fn open(self, program: &Path, scenario: &Scenario, seed: u64, folder: &Path) -> Result<Box<dyn Hosts>> {
-        Ok(match self {
-            Self::Processes => Box::new(processes::Processes::new(program, scenario.family)),
-            Self::Netns => Box::new(netns::Namespaces::new(program, scenario, seed)?),
-            Self::Containers => Box::new(containers::Containers::new(program, scenario.family, folder)?),
+    pub(crate) fn open(&self, scenario: &Scenario, seed: u64, folder: &Path) -> Result<Box<dyn Hosts>> {
+        Ok(match (self.backend, &self.image) {
+            (Backend::Containers, Some(image)) => Box::new(Containers::new(image, scenario.family, folder)?),
+            (Backend::Netns, _) => Box::new(Namespaces::new(&self.program, scenario, seed)?),
+            (Backend::Processes | Backend::Containers, _) => Box::new(Processes::new(&self.program, scenario.family)),
         })
     }
 }

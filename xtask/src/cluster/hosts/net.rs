@@ -2,13 +2,68 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
-use super::host::{NetFault, tool};
+use super::host::{Counter, NetFault, tool};
 use crate::cluster::scenario::Family;
 
-/// An address of the link layer that no host of the bridge has: packets sent there are lost without a word.
+/// An address of the link layer that no host of the bridge has: packets sent there end in a [`Sink`].
 const NO_HOST: &str = "02:00:00:00:00:01";
+
+/// The end of the packets that are sent to [`NO_HOST`]: a port of the bridge that counts them.
+#[derive(Debug)]
+pub(super) struct Sink {
+    ip: Vec<String>,
+    /// The end of its link that is no port.
+    end: String,
+}
+
+impl Sink {
+    /// Makes a sink at a bridge. `ip` is how `ip` is called there, and so is `bridge_tool` for `bridge`; `port` and `end` are the names of
+    /// the sink's two devices.
+    pub(super) fn new(ip: &[&str], bridge_tool: &[&str], bridge: &str, port: &str, end: &str) -> Result<Self> {
+        let run = |words: &[&str]| tool(&[ip, words].concat());
+        run(&["link", "add", port, "type", "veth", "peer", "name", end])?;
+        let sink = Self {
+            ip: ip.iter().map(|&word| word.to_owned()).collect(),
+            end: end.to_owned(),
+        };
+        // Nothing but the blocked packets is to come here, neither the port's own nor what the bridge floods.
+        for device in [port, end] {
+            run(&["link", "set", device, "addrgenmode", "none"])?;
+        }
+        run(&["link", "set", end, "address", NO_HOST, "up"])?;
+        run(&["link", "set", port, "master", bridge, "up"])?;
+        let still = ["flood", "off", "mcast_flood", "off", "bcast_flood", "off"];
+        run(&[&["link", "set", port, "type", "bridge_slave"][..], &still].concat())?;
+        let entry = ["fdb", "add", NO_HOST, "dev", port, "master", "static"];
+        tool(&[bridge_tool, &entry].concat())?;
+        Ok(sink)
+    }
+
+    /// The packets that ended here.
+    pub(super) fn swallowed(&self) -> Result<u64> {
+        let ip = self.ip.iter().map(String::as_str);
+        let words = ip.chain(["-j", "-s", "link", "show", "dev", &self.end]);
+        statistic(&tool(&words.collect::<Vec<_>>())?, "rx", "packets")
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        let ip = self.ip.iter().map(String::as_str);
+        // In a namespace that is gone there is no sink either.
+        let _ = tool(&ip.chain(["link", "delete", &self.end]).collect::<Vec<_>>());
+    }
+}
+
+/// A number of a link, as `ip -j -s link` shows it.
+fn statistic(shown: &str, direction: &str, name: &str) -> Result<u64> {
+    let shown: Value = serde_json::from_str(shown).context("`ip -j` printed no JSON")?;
+    let number = shown[0]["stats64"][direction][name].as_u64();
+    number.with_context(|| format!("`ip` shows no {direction} {name}"))
+}
 
 /// How `ip` is called on either end of a host's link.
 #[derive(Debug)]
@@ -30,6 +85,32 @@ impl Link {
     fn outside(&self, args: &[&str]) -> Result<String> {
         let outside = self.outside.iter().map(String::as_str);
         tool(&outside.chain(args.iter().copied()).collect::<Vec<_>>())
+    }
+
+    /// What the fault has done so far; blocked packets end in the sink.
+    pub(super) fn counters(&self, fault: NetFault, sink: Option<&Sink>) -> Result<Vec<Counter>> {
+        let show = ["-j", "-s", "link", "show", "dev"];
+        Ok(match fault {
+            NetFault::Cut => {
+                let shown = self.inside(&[&show[..], &["eth0"]].concat())?;
+                vec![("packets over a cut link", statistic(&shown, "rx", "packets")?)]
+            }
+            NetFault::Mtu(_) => {
+                let shown = self.outside(&[&show[..], &[&self.peer]].concat())?;
+                vec![("packets too large", statistic(&shown, "rx", "dropped")?)]
+            }
+            NetFault::Block(_) => {
+                let sink = sink.context("there is no sink")?;
+                vec![("packets dropped", sink.swallowed()?)]
+            }
+            NetFault::Heal | NetFault::Unblock(_) | NetFault::Move | NetFault::Wire(_) => Vec::new(),
+        })
+    }
+
+    /// The addresses of the host's end.
+    pub(super) fn addresses(&self) -> Result<Vec<IpAddr>> {
+        let shown = self.inside(&["-o", "address", "show", "dev", "eth0"])?;
+        Ok(addresses(&shown))
     }
 
     /// Does the fault. A host that moves has `to` afterwards, written with its prefix length, instead of `from`.
@@ -65,7 +146,7 @@ impl Link {
 }
 
 /// The families of a host's addresses.
-pub(super) fn families(of: Family, number: u16) -> &'static [Family] {
+pub(crate) fn families(of: Family, number: u16) -> &'static [Family] {
     match (of, number) {
         (Family::Mixed, 2) | (Family::V4, _) => &[Family::V4],
         (Family::Mixed, 3) | (Family::V6, _) => &[Family::V6],
@@ -78,5 +159,26 @@ pub(super) fn unspecified(ip: IpAddr, port: u16) -> String {
     match ip {
         IpAddr::V4(_) => format!("0.0.0.0:{port}"),
         IpAddr::V6(_) => format!("[::]:{port}"),
+    }
+}
+
+/// The addresses in the output of `ip -o address`: `2: eth0    inet 10.0.0.1/16 …`.
+fn addresses(shown: &str) -> Vec<IpAddr> {
+    let words = shown.lines().filter_map(|line| line.split_whitespace().nth(3));
+    words.filter_map(|word| word.split('/').next()?.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ip_shows_is_read() {
+        let shown = r#"[{"ifname":"eth0","stats64":{"rx":{"packets":7,"dropped":0},"tx":{"packets":3,"dropped":2}}}]"#;
+        assert_eq!(statistic(shown, "tx", "dropped").unwrap(), 2);
+        assert!(statistic("[{}]", "tx", "dropped").is_err());
+        let shown = "2: eth0    inet 10.77.0.2/16 scope global eth0\n2: eth0    inet6 fd77::2/64 scope global\n";
+        let expected: Vec<IpAddr> = ["10.77.0.2", "fd77::2"].map(|ip| ip.parse().unwrap()).into();
+        assert_eq!(addresses(shown), expected);
     }
 }

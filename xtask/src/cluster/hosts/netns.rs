@@ -13,12 +13,15 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{
-    host::{Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
+    host::{Counter, Hosts, Launch, NetFault, PORT, Place, Side, Started, tool},
     neighbours::Room,
-    net::{self, Link},
+    net::{self, Link, Sink},
     wire::Cable,
 };
-use crate::cluster::scenario::{Family, Need, Scenario};
+use crate::cluster::{
+    leftovers::own_namespaces,
+    scenario::{Family, Need, Scenario},
+};
 
 /// Numbers of hosts that have moved begin here.
 const MOVED: u16 = 1_000;
@@ -38,6 +41,8 @@ pub(super) struct Namespaces {
     cables: BTreeMap<u16, Cable>,
     wired: bool,
     seed: u64,
+    /// Where blocked packets end.
+    sink: Option<Sink>,
     /// The number of the router's present address, when there is a router.
     router: Option<u16>,
     _room: Room,
@@ -45,7 +50,7 @@ pub(super) struct Namespaces {
 
 /// Whether this process may make namespaces.
 pub(super) fn permitted() -> bool {
-    let name = format!("macula{}-try", std::process::id());
+    let name = format!("{}-try", own_namespaces());
     let made = tool(&["ip", "netns", "add", &name]).is_ok();
     made && tool(&["ip", "netns", "delete", &name]).is_ok()
 }
@@ -56,11 +61,12 @@ impl Namespaces {
         let mut this = Self {
             program: program.to_path_buf(),
             family: scenario.family,
-            prefix: format!("macula{}", std::process::id()),
+            prefix: own_namespaces(),
             hosts: 0,
             cables: BTreeMap::new(),
             wired: needs.contains(&Need::Wire),
             seed,
+            sink: None,
             router: None,
             _room: Room::make(),
         };
@@ -68,6 +74,8 @@ impl Namespaces {
         tool(&["ip", "netns", "add", &bridge])?;
         tool(&["ip", "-n", &bridge, "link", "add", "bridge", "type", "bridge"])?;
         tool(&["ip", "-n", &bridge, "link", "set", "bridge", "up"])?;
+        let (ip, bridge_tool) = (["ip", "-n", &bridge], ["bridge", "-n", &bridge]);
+        this.sink = Some(Sink::new(&ip, &bridge_tool, "bridge", "sink", "nowhere")?);
         if needs.contains(&Need::Nat) {
             this.add_router()?;
         }
@@ -110,6 +118,7 @@ impl Namespaces {
             "out",
             "oifname",
             "out",
+            "counter",
             "masquerade",
             "random",
         ])?;
@@ -136,7 +145,7 @@ impl Namespaces {
             ])?;
             return Ok(());
         }
-        let names = ["a", "b"].map(|side| format!("mc{}{side}{number}", std::process::id() % 100_000));
+        let names = ["a", "b"].map(|side| format!("mc{}{side}{number}", std::process::id()));
         let cable = Cable::new([&names[0], &names[1]], self.seed ^ u64::from(number))?;
         self.cables.insert(number, cable);
         for (from, namespace, to) in [(&names[0], host, "eth0"), (&names[1], bridge.as_str(), end)] {
@@ -144,6 +153,15 @@ impl Namespaces {
             tool(&["ip", "-n", namespace, "link", "set", from, "name", to])?;
         }
         Ok(())
+    }
+
+    fn link(&self, place: &Place) -> Link {
+        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        Link {
+            inside: words(&["ip", "-n", &self.host(place.number)]),
+            outside: words(&["ip", "-n", &self.bridge()]),
+            peer: format!("h{}", place.number),
+        }
     }
 
     fn families(&self, number: u16) -> &'static [Family] {
@@ -260,18 +278,39 @@ impl Hosts for Namespaces {
                 .set(wire);
             return Ok(());
         }
-        let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
-        let link = Link {
-            inside: words(&["ip", "-n", &self.host(place.number)]),
-            outside: words(&["ip", "-n", &self.bridge()]),
-            peer: format!("h{}", place.number),
-        };
+        let link = self.link(place);
         let next = self.ip(place.number.checked_add(MOVED).context("too many hosts")?);
         link.afflict(fault, &self.with_prefix(place.ip), &self.with_prefix(next))?;
         if fault == NetFault::Move {
             place.ip = next;
         }
         Ok(())
+    }
+
+    fn counters(&self, place: &Place, fault: NetFault) -> Result<Vec<Counter>> {
+        match (fault, self.cables.get(&place.number)) {
+            (NetFault::Wire(_), Some(cable)) => Ok(cable.counters()),
+            _ => self.link(place).counters(fault, self.sink.as_ref()),
+        }
+    }
+
+    fn addresses(&self, place: &Place) -> Result<Vec<IpAddr>> {
+        self.link(place).addresses()
+    }
+
+    /// Each is the first packet of a flow, which the rule counts.
+    fn translations(&self) -> Result<u64> {
+        let router = self.router();
+        let list = [
+            "ip", "netns", "exec", &router, "nft", "list", "chain", "ip", "nat", "out",
+        ];
+        let shown = tool(&list)?;
+        let packets = shown
+            .split("counter packets ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        let packets = packets.context("the router's rule counts nothing")?;
+        packets.parse().context("the router's rule counts no number")
     }
 
     fn rebind(&mut self) -> Result<()> {

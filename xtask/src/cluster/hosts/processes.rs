@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::host::{Hosts, Launch, NetFault, Place, Side, Started};
+use super::host::{Counter, Hosts, Launch, NetFault, Place, Side, Started};
 use crate::cluster::scenario::Family;
 
 #[derive(Debug)]
@@ -50,5 +50,13 @@ impl Hosts for Processes {
 
     fn afflict(&mut self, _place: &mut Place, fault: NetFault) -> Result<()> {
         bail!("processes share one loopback interface, on which {fault:?} is not possible")
+    }
+
+    fn counters(&self, _place: &Place, _fault: NetFault) -> Result<Vec<Counter>> {
+        Ok(Vec::new())
+    }
+
+    fn addresses(&self, place: &Place) -> Result<Vec<IpAddr>> {
+        Ok(vec![place.ip])
     }
 }

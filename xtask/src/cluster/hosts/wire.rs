@@ -10,7 +10,7 @@ use std::{
     os::fd::AsFd as _,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use anyhow::{Context as _, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
+use super::host::Counter;
 use crate::cluster::scenario::{Draws, Wire};
 
 /// The largest frame: an Ethernet header and a packet of a link with the usual MTU, and room for a tag.
@@ -29,10 +30,19 @@ const MAX_WAITING: usize = 4_096;
 /// How often a thread looks whether the link still stands.
 const LOOKS_EVERY: Duration = Duration::from_millis(100);
 
+/// What a link has done to frames, in both directions together.
+#[derive(Debug, Default)]
+struct Done {
+    lost: AtomicU64,
+    doubled: AtomicU64,
+    overtaken: AtomicU64,
+}
+
 /// A link between two TAP devices. Dropping it ends its threads and removes the devices.
 #[derive(Debug)]
 pub(super) struct Cable {
     wire: Arc<Mutex<Option<Wire>>>,
+    done: Arc<Done>,
     unplugged: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -50,6 +60,7 @@ impl Cable {
         });
         let (near, far) = (Arc::new(near?), Arc::new(far?));
         let wire = Arc::new(Mutex::new(None));
+        let done = Arc::new(Done::default());
         let unplugged = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for (from, to, draws) in [(&near, &far, Draws(seed)), (&far, &near, Draws(!seed))] {
@@ -58,6 +69,7 @@ impl Cable {
                 from: Arc::clone(from),
                 to: Arc::clone(to),
                 wire: Arc::clone(&wire),
+                done: Arc::clone(&done),
                 unplugged: Arc::clone(&unplugged),
                 draws,
                 waiting: BinaryHeap::new(),
@@ -67,9 +79,23 @@ impl Cable {
         }
         Ok(Self {
             wire,
+            done,
             unplugged,
             threads,
         })
+    }
+
+    /// What the link has done to frames so far.
+    pub(super) fn counters(&self) -> Vec<Counter> {
+        let Done {
+            lost,
+            doubled,
+            overtaken,
+        } = &*self.done;
+        let counted = [("packets lost", lost), ("doubled", doubled), ("overtaken", overtaken)];
+        counted
+            .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
+            .into()
     }
 
     /// What the link does to frames from now on.
@@ -95,6 +121,7 @@ struct Direction {
     from: Arc<SyncDevice>,
     to: Arc<SyncDevice>,
     wire: Arc<Mutex<Option<Wire>>>,
+    done: Arc<Done>,
     unplugged: Arc<AtomicBool>,
     draws: Draws,
     waiting: BinaryHeap<Waiting>,
@@ -143,16 +170,19 @@ impl Direction {
             return;
         };
         if self.happens(wire.loss) {
+            self.done.lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let delay = Duration::from_millis(wire.delay_ms.into());
         let late = if self.happens(wire.reordered) {
+            self.done.overtaken.fetch_add(1, Ordering::Relaxed);
             delay
         } else {
             Duration::ZERO
         };
         self.wait(now + delay + late, frame);
         if self.happens(wire.duplicated) {
+            self.done.doubled.fetch_add(1, Ordering::Relaxed);
             self.wait(now + delay, frame);
         }
     }
