@@ -51,6 +51,32 @@ fn n1_bench_at_a_rate_makes_every_call_and_names_each_provider() {
 }
 
 #[test]
+fn n1_bench_streams_messages_through_an_echo_that_takes_its_time() {
+    let nodes = mesh(1, "demo.slow=echo:1ms");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("calls");
+    let args = [
+        "bench",
+        "demo.slow",
+        "--rate",
+        "20",
+        "--duration",
+        "200ms",
+        "--messages",
+        "3",
+        "--json",
+    ];
+    let to = ["--calls", file.to_str().unwrap(), "--bootstrap", &nodes[0].pinned()];
+    let output = run(&[&args[..], &to[..]].concat());
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let calls = fs::read_to_string(&file).unwrap();
+    let calls: Vec<Value> = calls.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(calls.len(), 4);
+    let is_whole = |call: &Value| call["ok"] == true && call["replies"] == 3 && call["us"].as_u64().unwrap() >= 3_000;
+    assert!(calls.iter().all(is_whole), "{calls:?}");
+}
+
+#[test]
 fn n1_bench_counts_failures_by_name_and_exits_with_1() {
     let nodes = mesh(1, "demo.echo=echo");
     let args = [

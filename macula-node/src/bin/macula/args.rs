@@ -312,7 +312,7 @@ pub(crate) struct NodeArgs {
     pub(crate) identity: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) admin: AdminArgs,
-    /// A service to provide: `NAME=echo`, `NAME=exec:COMMAND` to run a shell command for each call, `NAME=http://HOST:PORT/PATH` or
+    /// A service to provide: `NAME=echo`, `NAME=echo:TIME` to give each message back after a time, `NAME=exec:COMMAND` to run a shell command for each call, `NAME=http://HOST:PORT/PATH` or
     /// `NAME=grpc://HOST:PORT` for a server beside the node; may be given several times.
     ///
     /// `grpc://HOST:PORT` alone provides every service that the server's reflection names. The server's own grpc.health.v1 decides when a
@@ -326,7 +326,7 @@ pub(crate) struct NodeArgs {
     /// When it exits with an error, the caller gets the last line of its standard output: as the caller's own fault, which is not tried
     /// elsewhere, for the exit codes 64 and 65 (invalid_argument), 66 to 68 (not_found) and 77 (permission_denied); as a failure that
     /// another provider may not have, for the others.
-    #[arg(long, value_name = "[NAME=]echo|exec:COMMAND|URL")]
+    #[arg(long, value_name = "[NAME=]echo[:TIME]|exec:COMMAND|URL")]
     pub(crate) serve: Vec<Serve>,
     /// A setting of one service; may be given several times. In a file: a table `[node.service."NAME"]` with a line `KEY = VALUE` each.
     ///
@@ -478,9 +478,12 @@ pub(crate) struct BenchArgs {
     /// How long calls are started.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) duration: Duration,
-    /// The size of each request, in bytes.
+    /// The size of each request message, in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=MAX_MESSAGE_BYTES as i64))]
     pub(crate) payload: u32,
+    /// Makes each call a stream of so many messages, and reads its replies to their end.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) messages: Option<u32>,
     /// How a provider is chosen, as for `macula call`.
     #[arg(long, value_name = "STRATEGY", default_value = "random", env = "MACULA_STRATEGY")]
     pub(crate) strategy: Strategy,

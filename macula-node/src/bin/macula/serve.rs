@@ -2,8 +2,10 @@
 
 use std::{fmt, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
+use futures::{Stream, stream};
 use macula_node::{
-    Bytes, Limited, MAX_MESSAGE_BYTES, NameError, Node, NodeBuilder, Request, ServiceName, ServiceOptions, Status,
+    Bytes, Limited, MAX_MESSAGE_BYTES, NameError, Node, NodeBuilder, Request, Requests, ServiceName, ServiceOptions,
+    Status,
 };
 use tonic::codegen::http::uri::{Authority, Uri};
 
@@ -29,6 +31,8 @@ pub(crate) struct Serve {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
     Echo,
+    /// An echo that waits before it gives back a message.
+    SlowEcho(Duration),
     /// A command for each call.
     Exec(String),
     /// A gRPC server beside the node.
@@ -40,7 +44,7 @@ pub(crate) enum Kind {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ServeError {
     #[error(
-        "write a service as `NAME=echo`, `NAME=exec:COMMAND`, `NAME=http://HOST:PORT/PATH`, `NAME=grpc://HOST:PORT`, or `grpc://HOST:PORT` for every service of a gRPC server"
+        "write a service as `NAME=echo`, `NAME=echo:TIME`, `NAME=exec:COMMAND`, `NAME=http://HOST:PORT/PATH`, `NAME=grpc://HOST:PORT`, or `grpc://HOST:PORT` for every service of a gRPC server"
     )]
     Form,
     #[error(transparent)]
@@ -64,6 +68,7 @@ impl FromStr for Serve {
         let (name, kind) = text.split_once('=').ok_or(ServeError::Form)?;
         let kind = match kind.split_once(':') {
             None if kind == "echo" => Kind::Echo,
+            Some(("echo", time)) => Kind::SlowEcho(crate::args::duration(time).map_err(|_| ServeError::Form)?),
             Some(("exec", command)) if !command.trim().is_empty() => Kind::Exec(command.to_owned()),
             Some(("grpc", at)) => grpc(at.strip_prefix("//").ok_or(ServeError::Form)?)?,
             Some(("http", _)) => Kind::Http(kind.parse().map_err(|_| ServeError::Form)?),
@@ -160,6 +165,10 @@ impl Serve {
         let builder = builder.configure(name.clone(), self.options(settings));
         match &self.kind {
             Kind::Echo => builder.serve(name, Limited::new(calls, echo)),
+            &Kind::SlowEcho(time) => {
+                let handler = move |request| slow_echo(time, request);
+                builder.serve_streaming(name, Limited::new(calls, handler))
+            }
             Kind::Exec(command) => {
                 let exec = self.exec(command, settings, environment);
                 builder.serve(name, Limited::new(calls, move |request| run(exec.clone(), request)))
@@ -183,6 +192,10 @@ impl Serve {
         node.configure(name.clone(), self.options(settings));
         match &self.kind {
             Kind::Echo => node.serve(name, Limited::new(calls, echo)).await?,
+            &Kind::SlowEcho(time) => {
+                let handler = move |request| slow_echo(time, request);
+                node.serve_streaming(name, Limited::new(calls, handler)).await?
+            }
             Kind::Exec(command) => {
                 let exec = self.exec(command, settings, environment);
                 let handler = move |request| run(exec.clone(), request);
@@ -212,7 +225,7 @@ impl Serve {
             _ => None,
         });
         set.last().unwrap_or(match self.kind {
-            Kind::Echo | Kind::Grpc(_) => usize::MAX,
+            Kind::Echo | Kind::SlowEcho(_) | Kind::Grpc(_) => usize::MAX,
             Kind::Exec(_) => MAX_COMMANDS,
             Kind::Http(_) => MAX_REQUESTS,
         })
@@ -247,7 +260,7 @@ impl Serve {
     pub(crate) fn misfit(&self, settings: &[Setting]) -> Option<String> {
         let fits = |rule: &Rule| match self.kind {
             Kind::Exec(_) => true,
-            Kind::Echo | Kind::Http(_) => matches!(rule, Rule::Concurrency(_) | Rule::Timeout(_)),
+            Kind::Echo | Kind::SlowEcho(_) | Kind::Http(_) => matches!(rule, Rule::Concurrency(_) | Rule::Timeout(_)),
             Kind::Grpc(_) => matches!(rule, Rule::Timeout(_)),
         };
         let why = match self.kind {
@@ -263,6 +276,21 @@ async fn echo(request: Request) -> Result<Bytes, Status> {
     Ok(request.into_payload())
 }
 
+/// Gives back each message of the call after `time`.
+async fn slow_echo(
+    time: Duration,
+    request: Request<Requests>,
+) -> Result<impl Stream<Item = Result<Bytes, Status>>, Status> {
+    let requests = request.into_payload();
+    Ok(stream::try_unfold(requests, move |mut requests| async move {
+        let Some(message) = requests.next().await? else {
+            return Ok(None);
+        };
+        tokio::time::sleep(time).await;
+        Ok(Some((message, requests)))
+    }))
+}
+
 async fn run(exec: Exec, request: Request) -> Result<Bytes, Status> {
     exec.call(request).await.map(Bytes::from)
 }
@@ -275,6 +303,10 @@ mod tests {
     fn services_are_read_with_their_kind() {
         let serve = |text: &str| text.parse::<Serve>();
         assert_eq!(serve("a.b=echo").unwrap().kind, Kind::Echo);
+        assert_eq!(
+            serve("a.b=echo:300ms").unwrap().kind,
+            Kind::SlowEcho(Duration::from_millis(300))
+        );
         assert_eq!(
             serve("up=exec:tr a-z A-Z").unwrap().kind,
             Kind::Exec("tr a-z A-Z".into())
@@ -296,6 +328,8 @@ mod tests {
             "echo",
             "a=",
             "a=Echo",
+            "a=echo:",
+            "a=echo:soon",
             "a=exec:",
             "a=exec: ",
             "grpc://host",

@@ -9,8 +9,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use futures::stream;
 use hdrhistogram::Histogram;
-use macula_node::{Answer, Bytes, CallError, Client, Node, NodeId, ServiceName, Strategy};
+use macula_node::{Answer, Attempt, Bytes, CallBuilder, CallError, Client, Node, NodeId, ServiceName, Strategy};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinHandle,
@@ -40,7 +41,28 @@ pub(super) struct Ended {
     pub(super) at: SystemTime,
     /// From when it was due to its end.
     pub(super) took: Duration,
-    pub(super) outcome: Result<Answer, CallError>,
+    /// Messages of the reply.
+    pub(super) replies: u64,
+    pub(super) outcome: Result<Answered, CallError>,
+}
+
+/// A call that succeeded.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) provider: Option<NodeId>,
+    /// Where the provider list was found; a stream does not say.
+    source: Option<&'static str>,
+    pub(super) failed_attempts: Vec<Attempt>,
+}
+
+impl From<Answer> for Answered {
+    fn from(answer: Answer) -> Self {
+        Self {
+            provider: answer.provider().map(|provider| provider.node_id),
+            source: Some(answer.source().name()),
+            failed_attempts: answer.failed_attempts().to_vec(),
+        }
+    }
 }
 
 /// What is counted of one provider.
@@ -106,16 +128,18 @@ impl Counts {
                 self.ok += 1;
                 self.attempts += 1;
                 self.first_us.get_or_insert(us);
-                *self.found_in.entry(answer.source().name()).or_default() += 1;
-                if !answer.failed_attempts().is_empty() {
+                if let Some(source) = answer.source {
+                    *self.found_in.entry(source).or_default() += 1;
+                }
+                if !answer.failed_attempts.is_empty() {
                     self.failed_over.saturating_record(us);
                 }
-                if let Some(provider) = answer.provider() {
-                    let share = self.providers.entry(provider.node_id).or_default();
+                if let Some(provider) = answer.provider {
+                    let share = self.providers.entry(provider).or_default();
                     share.answered += 1;
                     share.latency.saturating_record(us);
                 }
-                answer.failed_attempts()
+                &answer.failed_attempts[..]
             }
             Err(error) => {
                 *self.errors.entry(error.name()).or_default() += 1;
@@ -152,6 +176,8 @@ struct Plan {
     strategy: Strategy,
     timeout: Duration,
     payload: Bytes,
+    /// The messages of each call, when it is a stream.
+    messages: Option<u32>,
     start: Instant,
     started_at: SystemTime,
     /// No further call is to begin.
@@ -169,6 +195,7 @@ impl Load {
             strategy: args.strategy,
             timeout: args.timeout,
             payload: Bytes::from(vec![b'm'; args.payload as usize]),
+            messages: args.messages,
             start,
             started_at: SystemTime::now(),
             stopped: AtomicBool::new(false),
@@ -233,14 +260,35 @@ impl Plan {
             .request(&self.service)
             .strategy(self.strategy)
             .timeout(self.timeout);
-        let outcome = call.send(self.payload.clone()).await;
+        let mut replies = 0;
+        let outcome = match self.messages {
+            Some(messages) => self.stream(call, messages, &mut replies).await,
+            None => call.send(self.payload.clone()).await.map(|answer| {
+                replies = 1;
+                answer.into()
+            }),
+        };
         let since_start = due.saturating_duration_since(self.start);
         Ended {
             due: since_start,
             at: self.started_at + since_start,
             took: due.elapsed(),
+            replies,
             outcome,
         }
+    }
+
+    async fn stream(&self, call: CallBuilder, messages: u32, replies: &mut u64) -> Result<Answered, CallError> {
+        let requests = stream::iter(vec![self.payload.clone(); messages as usize]);
+        let mut stream = call.stream(requests).await?;
+        while stream.next().await?.is_some() {
+            *replies += 1;
+        }
+        Ok(Answered {
+            provider: stream.provider().map(|provider| provider.node_id),
+            source: None,
+            failed_attempts: Vec::new(),
+        })
     }
 }
 

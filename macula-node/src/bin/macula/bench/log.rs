@@ -34,17 +34,18 @@ impl CallLog {
 
     pub(super) fn write(&mut self, call: &Ended) -> Result<(), Failure> {
         let (name, message, failed): (_, _, &[Attempt]) = match &call.outcome {
-            Ok(answer) => (None, None, answer.failed_attempts()),
+            Ok(answer) => (None, None, &answer.failed_attempts),
             Err(error) => (Some(error.name()), Some(error_line(error)), error.attempts()),
         };
-        let provider = call.outcome.as_ref().ok().and_then(|answer| answer.provider());
+        let provider = call.outcome.as_ref().ok().and_then(|answer| answer.provider);
         let unix = call.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let line = json!({
             "unix_us": unix.as_micros() as u64,
             "due_us": call.due.as_micros() as u64,
             "us": call.took.as_micros() as u64,
             "ok": call.outcome.is_ok(),
-            "provider": provider.map(|provider| provider.node_id.to_string()),
+            "replies": call.replies,
+            "provider": provider.map(|provider| provider.to_string()),
             "error": name,
             "message": message,
             "failed_attempts": attempts(failed),
