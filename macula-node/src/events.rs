@@ -5,7 +5,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use macula_rpc::{BalancerEvent, ClientEvent, ClientEvents, EjectionReason, RestoreReason};
+use macula_rpc::{ClientEvent, ClientEvents};
 use macula_transport::{PoolEvent, PoolEvents};
 use macula_wire::{Address, NodeId, ServiceName};
 use tokio::sync::broadcast;
@@ -146,59 +146,31 @@ impl NodeEvent {
             Self::Addresses(_) => "addresses",
             Self::ClockJumped { .. } => "clock_jumped",
             Self::Rotated { .. } => "rotated",
-            Self::Connection(event) => match event {
-                PoolEvent::Opened { .. } => "opened",
-                PoolEvent::Closed { .. } => "closed",
-                PoolEvent::DialFailed { .. } => "dial_failed",
-                _ => "missed",
-            },
-            Self::Provider(event) => match event {
-                ClientEvent::Suspected(_) => "suspected",
-                ClientEvent::Heard(_) => "heard",
-                ClientEvent::Balancer { event, .. } => match event {
-                    BalancerEvent::Ejected { .. } => "ejected",
-                    BalancerEvent::Probing { .. } => "probing",
-                    BalancerEvent::Restored { .. } => "restored",
-                    BalancerEvent::Unreachable { .. } => "unreachable",
-                    BalancerEvent::PanicEntered => "health_ignored",
-                    BalancerEvent::PanicLeft => "health_heeded",
-                    BalancerEvent::BudgetExhausted => "budget_exhausted",
-                    _ => "other",
-                },
-                _ => "missed",
-            },
+            Self::Connection(event) => event.name(),
+            Self::Provider(event) => event.name(),
             Self::Draining => "draining",
             Self::Left => "left",
             Self::Missed(_) => "missed",
         }
     }
 
-    /// The service that it is about, if it is about one.
+    /// Its service, if any.
     #[must_use]
     pub fn service(&self) -> Option<&ServiceName> {
         match self {
             Self::Published { service, .. } => Some(service),
             Self::Withdrawn { service, .. } => service.as_ref(),
-            Self::Provider(ClientEvent::Balancer { service, .. }) => service.as_ref(),
+            Self::Provider(event) => event.service(),
             _ => None,
         }
     }
 
-    /// The other node that it is about, if it is about one.
+    /// The other node, if any.
     #[must_use]
     pub fn node(&self) -> Option<NodeId> {
         match self {
-            Self::Connection(PoolEvent::Opened { node, .. } | PoolEvent::Closed { node, .. }) => Some(*node),
-            Self::Connection(PoolEvent::DialFailed { node, .. }) => *node,
-            Self::Provider(ClientEvent::Suspected(node) | ClientEvent::Heard(node)) => Some(*node),
-            Self::Provider(ClientEvent::Balancer {
-                event:
-                    BalancerEvent::Ejected { provider, .. }
-                    | BalancerEvent::Probing { provider }
-                    | BalancerEvent::Restored { provider, .. }
-                    | BalancerEvent::Unreachable { provider },
-                ..
-            }) => Some(*provider),
+            Self::Connection(event) => event.node(),
+            Self::Provider(event) => event.node().copied(),
             Self::Rotated { issuer, .. } => *issuer,
             _ => None,
         }
@@ -236,14 +208,8 @@ impl fmt::Display for NodeEvent {
                     "the realm's key"
                 }
             ),
-            Self::Connection(event) => match event {
-                PoolEvent::Opened { dialed: true, .. } => f.write_str("a connection to it was opened"),
-                PoolEvent::Opened { dialed: false, .. } => f.write_str("a connection from it was accepted"),
-                PoolEvent::Closed { reason, .. } => write!(f, "the connection ended: {reason}"),
-                PoolEvent::DialFailed { error, .. } => write!(f, "a dial failed: {error}"),
-                _ => f.write_str("something happened to a connection"),
-            },
-            Self::Provider(event) => provider(f, event),
+            Self::Connection(event) => event.fmt(f),
+            Self::Provider(event) => event.fmt(f),
             Self::Draining => f.write_str("the node leaves: it takes no new calls and finishes those that run"),
             Self::Left => f.write_str("the node has left"),
             Self::Missed(count) => write!(
@@ -251,39 +217,6 @@ impl fmt::Display for NodeEvent {
                 "{count} events were lost, because they came faster than they were read"
             ),
         }
-    }
-}
-
-fn provider(f: &mut fmt::Formatter<'_>, event: &ClientEvent) -> fmt::Result {
-    let event = match event {
-        ClientEvent::Suspected(_) => return f.write_str("silent while calls wait: calls go to others as well"),
-        ClientEvent::Heard(_) => return f.write_str("heard again"),
-        ClientEvent::Balancer { event, .. } => event,
-        _ => return f.write_str("something happened to a provider"),
-    };
-    match event {
-        BalancerEvent::Ejected { count, reason, .. } => {
-            let why = match reason {
-                EjectionReason::ConsecutiveFailures => "too many failures in a row",
-                EjectionReason::SuccessRate => "too many failures",
-                EjectionReason::ProbeFailed => "the probe failed",
-                _ => "it fails",
-            };
-            write!(f, "ejected: {why}; ejection {count} in a row")
-        }
-        BalancerEvent::Probing { .. } => f.write_str("a call probes whether it works again"),
-        BalancerEvent::Restored { reason, .. } => f.write_str(match reason {
-            RestoreReason::ProbeSucceeded => "restored: the probe succeeded",
-            RestoreReason::CapExceeded => "restored: too many others are ejected",
-            RestoreReason::Connected => "restored: a connection to it was opened",
-            RestoreReason::Renewed => "restored: it was published anew",
-            _ => "restored",
-        }),
-        BalancerEvent::Unreachable { .. } => f.write_str("it cannot be reached; it is dialed behind the calls"),
-        BalancerEvent::PanicEntered => f.write_str("no healthy provider is left: calls go to all of them"),
-        BalancerEvent::PanicLeft => f.write_str("a healthy provider is there again"),
-        BalancerEvent::BudgetExhausted => f.write_str("the retry budget is used up: failed calls are not retried"),
-        _ => f.write_str("something happened to a provider"),
     }
 }
 

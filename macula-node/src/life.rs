@@ -20,6 +20,19 @@ pub enum Phase {
     Left,
 }
 
+impl Phase {
+    /// Its name in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::Left => "left",
+        }
+    }
+}
+
 /// How far a node is with its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ending {

@@ -66,9 +66,9 @@ fn a_command_that_the_program_does_not_know_is_refused() {
     }
 }
 
-/// A claim of the threat model is held by a test of this tree.
+/// A claim of the threat model, or of SECURITY.md, is held by a test of this tree. A name may be cut short: `x1_no_call…`.
 #[test]
-fn every_test_that_the_threat_model_names_exists() {
+fn every_test_that_the_pages_about_security_name_exists() {
     fn sources(folder: &Path, found: &mut String) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
@@ -90,13 +90,24 @@ fn every_test_that_the_threat_model_names_exists() {
     ] {
         sources(&root.join(package), &mut code);
     }
-    let page = std::fs::read_to_string(root.join("macula-node/docs/security.md")).unwrap();
-    let quoted = page.split('`').skip(1).step_by(2);
-    let named: Vec<_> = quoted
-        .filter(|it| it.starts_with('a') && it.as_bytes().get(2) == Some(&b'_'))
-        .collect();
-    assert!(named.len() > 20, "only {} tests are named", named.len());
-    for name in named {
-        assert!(code.contains(&format!("fn {name}(")), "there is no test {name}");
+    for page in ["macula-node/docs/security.md", ".github/SECURITY.md"] {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        let quoted = text.split('`').skip(1).step_by(2);
+        let is_test = |it: &&str| {
+            let number = it.split('_').next().unwrap_or_default();
+            let number = number
+                .strip_prefix(|c: char| c.is_ascii_lowercase())
+                .unwrap_or_default();
+            it.contains('_') && number.parse::<u32>().is_ok()
+        };
+        let named: Vec<_> = quoted.filter(is_test).collect();
+        assert!(named.len() > 20, "{page} names {} tests only", named.len());
+        for name in named {
+            let wanted = match name.strip_suffix('…') {
+                Some(start) => format!("fn {start}"),
+                None => format!("fn {name}("),
+            };
+            assert!(code.contains(&wanted), "there is no test {name}, which {page} names");
+        }
     }
 }

@@ -101,7 +101,7 @@ pub enum CallError {
         service: ServiceName,
     },
     /// Every provider was tried and failed (F4).
-    #[error("all_providers_failed: {service}: {}", Tried(.attempts))]
+    #[error("all_providers_failed: {service}: {}", InOneLine(.attempts))]
     AllProvidersFailed {
         /// The service called.
         service: ServiceName,
@@ -109,7 +109,7 @@ pub enum CallError {
         attempts: Vec<Attempt>,
     },
     /// As many providers as the call may try failed, and untried ones are left (F4).
-    #[error("max_attempts_exceeded: {service}: {}; untried providers are left, allow more attempts to reach them", Tried(.attempts))]
+    #[error("max_attempts_exceeded: {service}: {}; untried providers are left, allow more attempts to reach them", InOneLine(.attempts))]
     MaxAttemptsExceeded {
         /// The service called.
         service: ServiceName,
@@ -117,7 +117,7 @@ pub enum CallError {
         attempts: Vec<Attempt>,
     },
     /// The call's deadline passed (F7).
-    #[error("deadline_exceeded: {service}: no answer within {allowed:?}{}", AfterTried(.attempts))]
+    #[error("deadline_exceeded: {service}: no answer within {allowed:?}{}", InParentheses(.attempts))]
     DeadlineExceeded {
         /// The service called.
         service: ServiceName,
@@ -139,7 +139,7 @@ pub enum CallError {
     /// An attempt failed, and no other followed, though untried providers may be left: the call may have run and must not run
     /// twice (F6), the provider asked for no further try, too many calls are being retried already (F9), or part of a stream was
     /// already exchanged.
-    #[error("not_retried: {service}: {}; {}", Tried(.attempts), stop(*.reason).1)]
+    #[error("not_retried: {service}: {}; {}", InOneLine(.attempts), .reason.advice())]
     NotRetried {
         /// The service called.
         service: ServiceName,
@@ -269,28 +269,6 @@ const fn to_millis(time: Duration) -> Duration {
     Duration::new(time.as_secs(), time.subsec_millis() * 1_000_000)
 }
 
-/// The name of a reason to make no further attempt, and advice for a person.
-pub(crate) const fn stop(reason: StopReason) -> (&'static str, &'static str) {
-    match reason {
-        StopReason::Pushback => (
-            "pushback",
-            "the provider asked that the call not be retried; wait before calling again",
-        ),
-        StopReason::BudgetExhausted => (
-            "budget_exhausted",
-            "too many calls to this service are being retried already; look at its providers",
-        ),
-        StopReason::Begun => (
-            "begun",
-            "part of the stream was already exchanged and cannot be replayed; call again to start over",
-        ),
-        _ => (
-            "definitive",
-            "it may have run, and the retry policy forbids a second run",
-        ),
-    }
-}
-
 /// The peer that answered, if a peer did.
 struct By<'a>(&'a Option<NodeId>);
 
@@ -304,9 +282,9 @@ impl fmt::Display for By<'_> {
 }
 
 /// The attempts, in one line.
-struct Tried<'a>(&'a [Attempt]);
+struct InOneLine<'a>(&'a [Attempt]);
 
-impl fmt::Display for Tried<'_> {
+impl fmt::Display for InOneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             [] => f.write_str("nothing was tried"),
@@ -321,14 +299,14 @@ impl fmt::Display for Tried<'_> {
 }
 
 /// The attempts in parentheses, when there are any.
-struct AfterTried<'a>(&'a [Attempt]);
+struct InParentheses<'a>(&'a [Attempt]);
 
-impl fmt::Display for AfterTried<'_> {
+impl fmt::Display for InParentheses<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() {
             Ok(())
         } else {
-            write!(f, " ({})", Tried(self.0))
+            write!(f, " ({})", InOneLine(self.0))
         }
     }
 }

@@ -93,3 +93,17 @@ pub enum Link {
     /// The provider says that it is going away. It is never picked.
     Draining,
 }
+
+impl Link {
+    /// Its name in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Up => "up",
+            Self::Suspected => "suspected",
+            Self::Down => "down",
+            Self::Draining => "draining",
+        }
+    }
+}

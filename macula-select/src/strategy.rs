@@ -32,7 +32,7 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// Every strategy, in the order of the documentation.
+    /// Every strategy, in the order of the documentation and of the variants.
     pub const ALL: [Self; 8] = [
         Self::First,
         Self::Random,
@@ -66,12 +66,9 @@ impl fmt::Display for Strategy {
     }
 }
 
-/// A strategy's name that is none.
+/// The name of a strategy is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-#[error(
-    "unknown strategy; use one of first, random, round_robin, weighted_round_robin, weighted_random, p2c, \
-     least_loaded, affinity"
-)]
+#[error("unknown strategy; use one of {}", Strategy::ALL.map(Strategy::name).join(", "))]
 pub struct ParseStrategyError;
 
 impl FromStr for Strategy {
@@ -96,6 +93,32 @@ mod tests {
             assert!(ParseStrategyError.to_string().contains(strategy.name()));
         }
         assert_eq!("fastest".parse::<Strategy>(), Err(ParseStrategyError));
+    }
+
+    #[test]
+    fn s4_every_strategy_is_in_the_list() {
+        let places = Strategy::ALL.map(|it| it as usize);
+        assert_eq!(places, std::array::from_fn(|at| at));
+        // A variant after the last one makes this match incomplete: add it to `ALL` too.
+        let last = match Strategy::Affinity {
+            Strategy::First
+            | Strategy::Random
+            | Strategy::RoundRobin
+            | Strategy::WeightedRoundRobin
+            | Strategy::WeightedRandom
+            | Strategy::PeakEwma
+            | Strategy::LeastLoaded
+            | Strategy::Affinity => Strategy::Affinity as usize,
+        };
+        assert_eq!(Strategy::ALL.len(), last + 1);
+    }
+
+    #[test]
+    fn s4_the_papers_name_every_strategy() {
+        for strategy in Strategy::ALL {
+            let quoted = format!("`{strategy}`");
+            assert!(include_str!("guide.md").contains(&quoted), "the guide lacks {quoted}");
+        }
     }
 
     #[test]

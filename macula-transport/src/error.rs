@@ -58,6 +58,29 @@ pub enum Lost {
     Transport(Arc<str>),
 }
 
+impl Lost {
+    /// Whether the peer lives although the connection ended: it may be dialed again at once.
+    #[must_use]
+    pub const fn peer_is_there(&self) -> bool {
+        match self {
+            Self::Restarted => true,
+            Self::ClosedByPeer { code, .. } | Self::ClosedHere(code) => matches!(code, CloseCode::Retired),
+            Self::TimedOut | Self::Transport(_) => false,
+        }
+    }
+
+    /// Whether the peer is gone as far as this end of a connection tells: it left, or was not heard.
+    #[must_use]
+    pub const fn peer_is_gone(&self) -> bool {
+        match self {
+            Self::Restarted => false,
+            Self::ClosedByPeer { code, .. } => matches!(code, CloseCode::Shutdown | CloseCode::Aborted),
+            Self::ClosedHere(code) => matches!(code, CloseCode::Unresponsive),
+            Self::TimedOut | Self::Transport(_) => true,
+        }
+    }
+}
+
 /// Why a connection was closed, by either side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
@@ -81,7 +104,7 @@ pub enum CloseCode {
     #[error("the peers speak different versions")]
     Version,
     /// The node has as many connections as it takes.
-    #[error("the node has as many connections as it takes")]
+    #[error("the node is at its limit of connections")]
     Busy,
     /// The peer did not answer probes.
     #[error("the peer did not answer")]

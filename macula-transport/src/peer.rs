@@ -18,6 +18,15 @@ pub enum Role {
 }
 
 impl Role {
+    /// Its name in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::Node => "node",
+        }
+    }
+
     pub(crate) fn to_wire(self) -> proto::Role {
         match self {
             Self::Client => proto::Role::Client,

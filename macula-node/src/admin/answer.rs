@@ -11,7 +11,7 @@ use super::schema::{
     Access, Addresses, Build, Cache, CallStats, CalledProvider, CalledService, Contact, Event, LatencyBucket, Limits,
     Mesh, ObservedAddress, Peer, PublishedRecord, Records, Refusal, ServedService, State,
 };
-use crate::{Link, NodeEvent, NodeState, Opener, Phase, Presence, ProviderState, Role, error_line};
+use crate::{NodeEvent, NodeState, error_line};
 
 /// The most entries of a list, and of all providers of called services together.
 const MAX_ENTRIES: usize = 4096;
@@ -43,17 +43,12 @@ pub(crate) fn state(state: &NodeState, build: Build) -> State {
     State {
         node_id: state.node_id.to_string(),
         realm: state.realm.to_string(),
-        role: role(state.role),
+        role: state.role.name().to_owned(),
         build: Some(build),
         pid: std::process::id(),
         started_at_ms: unix_ms(state.started),
         uptime_ms: millis(state.uptime),
-        phase: match state.phase {
-            Phase::Joining => "joining",
-            Phase::Serving => "serving",
-            Phase::Draining | Phase::Left => "draining",
-        }
-        .to_owned(),
+        phase: state.phase.name().to_owned(),
         mesh: Some(mesh(state, &mut room)),
         addresses: Some(Addresses {
             listening: state.addresses.listening.to_string(),
@@ -107,22 +102,14 @@ fn peer(connection: &crate::ConnectionStats) -> Peer {
     Peer {
         node_id: peer.node_id.to_string(),
         address: peer.remote_addr.to_string(),
-        role: role(peer.role),
-        opened_by: match connection.opener {
-            Opener::Here => "here",
-            Opener::Peer => "peer",
-        }
-        .to_owned(),
+        role: peer.role.name().to_owned(),
+        opened_by: connection.opener.name().to_owned(),
         age_ms: millis(
             tokio::time::Instant::now()
                 .into_std()
                 .saturating_duration_since(connection.since),
         ),
-        presence: match connection.presence {
-            Presence::Up => "up",
-            Presence::Suspected => "suspected",
-        }
-        .to_owned(),
+        presence: connection.presence.name().to_owned(),
         rtt_us: micros(connection.rtt),
         sent_packets: connection.sent_packets,
         lost_packets: connection.lost_packets,
@@ -215,35 +202,14 @@ fn called_provider(standing: &crate::CalledProvider) -> CalledProvider {
         addresses: texts(&provider.endpoints),
         zone: provider.zone.clone().unwrap_or_default(),
         weight: provider.weight,
-        state: provider_state(standing.state).to_owned(),
-        link: match standing.link {
-            Link::Idle => "idle",
-            Link::Up => "up",
-            Link::Suspected => "suspected",
-            Link::Down => "down",
-            Link::Draining => "draining",
-        }
-        .to_owned(),
+        state: standing.state.name().to_owned(),
+        link: standing.link.name().to_owned(),
         in_flight: u64::from(standing.in_flight),
         latency_us: standing.latency.map(micros),
         recent_ok: u64::from(standing.recent.ok),
         recent_failed: u64::from(standing.recent.failed),
         consecutive_failures: u64::from(standing.consecutive_failures),
         ejections: u64::from(standing.ejections),
-    }
-}
-
-fn provider_state(state: ProviderState) -> &'static str {
-    match state {
-        ProviderState::Ready => "ready",
-        ProviderState::Held => "held",
-        ProviderState::Suspected => "suspected",
-        ProviderState::Down => "down",
-        ProviderState::Ejected => "ejected",
-        ProviderState::HalfOpen => "half_open",
-        ProviderState::Probing => "probing",
-        ProviderState::Draining => "draining",
-        _ => "other",
     }
 }
 
@@ -295,14 +261,6 @@ pub(crate) fn event(event: &NodeEvent) -> Event {
             _ => 0,
         },
     }
-}
-
-fn role(role: Role) -> String {
-    match role {
-        Role::Node => "node",
-        Role::Client => "client",
-    }
-    .to_owned()
 }
 
 fn texts<T: ToString>(all: &[T]) -> Vec<String> {

@@ -21,7 +21,7 @@ use super::{
         Build, DrainProgress, DrainRequest, Event, FILE_DESCRIPTOR_SET, State, StateRequest, WatchRequest, admin_server,
     },
 };
-use crate::{Node, NodeEvent, events::NodeEvents, life::Ending};
+use crate::{Node, NodeEvent, Phase, events::NodeEvents, life::Ending};
 
 /// Requests at a time for one connection to the socket; more wait.
 const MAX_REQUESTS: usize = 64;
@@ -161,11 +161,11 @@ impl Progress {
                 (told, now) if told != Some(now) => {
                     self.told = Some(now);
                     let phase = match now.0 {
-                        Ending::NotYet | Ending::Draining => "draining",
-                        Ending::Left => "left",
+                        Ending::NotYet | Ending::Draining => Phase::Draining,
+                        Ending::Left => Phase::Left,
                     };
                     return Some(DrainProgress {
-                        phase: phase.to_owned(),
+                        phase: phase.name().to_owned(),
                         running_calls: now.1 as u64,
                         elapsed_ms: u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX),
                     });

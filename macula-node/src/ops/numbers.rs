@@ -182,7 +182,7 @@ fn services(state: &NodeState) {
     for (service, times) in bounded(ejections) {
         counter!("macula.node.ejections", "service" => service.to_owned()).absolute(times);
     }
-    for (provider_state, name) in STATES {
+    for provider_state in ProviderState::ALL {
         let so = state.called.iter().map(|called| {
             let so = called.providers.iter().filter(|one| one.state == provider_state);
             (called.service.as_str(), float(so.count()))
@@ -194,23 +194,12 @@ fn services(state: &NodeState) {
         for (service, providers) in bounded(so) {
             let labels = vec![
                 Label::new("service", service.to_owned()),
-                Label::from_static_parts("state", name),
+                Label::from_static_parts("state", provider_state.name()),
             ];
             gauge!("macula.node.providers", labels).set(providers);
         }
     }
 }
-
-const STATES: [(ProviderState, &str); 8] = [
-    (ProviderState::Ready, "ready"),
-    (ProviderState::Held, "held"),
-    (ProviderState::Suspected, "suspected"),
-    (ProviderState::Down, "down"),
-    (ProviderState::Ejected, "ejected"),
-    (ProviderState::HalfOpen, "half_open"),
-    (ProviderState::Probing, "probing"),
-    (ProviderState::Draining, "draining"),
-];
 
 fn limits(state: &NodeState) {
     let (transport, dht) = (&state.transport, &state.directory.stats.dht);

@@ -24,8 +24,8 @@ use tracing::Span;
 
 use super::{
     answer::AnswerSource,
-    link,
-    links::{self, Asker},
+    link_state,
+    links::{self, Refresher},
     options::Options,
     services::{Balanced, Member, Service},
     shared::{Client, now},
@@ -312,7 +312,12 @@ impl<X: Exchange> Job<'_, X> {
         };
         // Set before anything is sent, so that a call that wants to take the attempt back sees that it is too late.
         progress.0.store(true, Relaxed);
-        links::tell(way.balanced, now(), &way.member, link::over(connection.presence()));
+        links::tell(
+            way.balanced,
+            now(),
+            &way.member,
+            link_state::over(connection.presence()),
+        );
         match self.exchange_once(&connection, (start, now()), until, span).await {
             (at, Ok(end)) => Landed { at, end },
             (at, Err(error)) => Landed {
@@ -393,7 +398,7 @@ impl<X: Exchange> Job<'_, X> {
         let is_only_one = || way.balanced.lock().balancer.len() == 1;
         match error {
             _ if !self.exchange.may_repeat() => Again::No,
-            Error::NotSent(NotSent::Lost(lost)) if link::is_there(lost) || is_only_one() => Again::NotSent,
+            Error::NotSent(NotSent::Lost(lost)) if lost.peer_is_there() || is_only_one() => Again::NotSent,
             Error::Unknown(Unknown::Lost(Lost::Restarted)) if may_run_twice() => Again::Restarted,
             _ => Again::No,
         }
@@ -424,10 +429,10 @@ impl<X: Exchange> Job<'_, X> {
     }
 
     /// Asks the directory anew behind this call; `None` when its list is not the directory's, or is another service's.
-    pub(super) fn asker(&self) -> Option<Asker> {
+    pub(super) fn asker(&self) -> Option<Refresher> {
         let is_own = self.options.provider.is_none() && self.options.about.is_none();
         let is_listed = matches!(self.source, AnswerSource::Directory(_)) && is_own;
-        is_listed.then(|| Asker::new(self.client, self.service, self.known))
+        is_listed.then(|| Refresher::new(self.client, self.service, self.known))
     }
 
     /// The leave by which this node, or the router that it asks, passes the call on; empty for a call that goes straight to its provider.
@@ -487,7 +492,7 @@ impl<X: Exchange> Job<'_, X> {
         match error {
             Error::NotSent(reason) => {
                 let link = match &reason {
-                    NotSent::Lost(lost) => Some(link::after(lost)),
+                    NotSent::Lost(lost) => Some(link_state::after(lost)),
                     _ => None,
                 };
                 End::not_sent(reason, link)
@@ -512,7 +517,7 @@ impl<X: Exchange> Job<'_, X> {
             }
             Error::Unknown(reason) => {
                 let link = match &reason {
-                    Unknown::Lost(lost) => Some(link::after(lost)),
+                    Unknown::Lost(lost) => Some(link_state::after(lost)),
                     _ => None,
                 };
                 End::Failed(Failure {

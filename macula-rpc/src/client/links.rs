@@ -22,7 +22,7 @@ use macula_wire::{NodeId, ServiceName};
 use tokio::{sync::Notify, task::JoinHandle};
 
 use super::{
-    link,
+    link_state,
     news::ClientEvent,
     services::{Balanced, Member, Roster, Service, WeakBalanced},
     shared::{Client, WeakClient, now},
@@ -50,7 +50,7 @@ impl Client {
 
     fn tell_each(&self, tell: impl Fn(&mut Roster) -> bool) {
         let pool = &self.shared.pool;
-        let told = |balanced: &Balanced, asker: Option<Asker>| {
+        let told = |balanced: &Balanced, asker: Option<Refresher>| {
             let told = tell(&mut balanced.lock());
             if told {
                 balanced.news().notify_waiters();
@@ -59,7 +59,7 @@ impl Client {
         };
         told(self.shared.services.routers(), None);
         for (name, service) in self.shared.services.all() {
-            told(&service.balanced, Some(Asker::new(self, &name, &service)));
+            told(&service.balanced, Some(Refresher::new(self, &name, &service)));
         }
     }
 
@@ -79,7 +79,7 @@ impl Client {
     fn ask_for(&self, nodes: &HashSet<NodeId, Keyed>) {
         for (name, service) in self.shared.services.all() {
             if service.balanced.lock().lists_any(nodes) {
-                Asker::new(self, &name, &service).ask_again();
+                Refresher::new(self, &name, &service).ask_again();
             }
         }
     }
@@ -98,13 +98,13 @@ impl Client {
 
 /// Has the directory asked anew for one service, behind its calls (D12).
 #[derive(Clone)]
-pub(super) struct Asker {
+pub(super) struct Refresher {
     client: WeakClient,
     service: ServiceName,
     known: Weak<Service>,
 }
 
-impl Asker {
+impl Refresher {
     pub(super) fn new(client: &Client, service: &ServiceName, known: &Arc<Service>) -> Self {
         Self {
             client: client.downgrade(),
@@ -175,7 +175,7 @@ impl Peers {
         // Before the look: the watch tells of what happens after it.
         self.follow(node, connection.watch_presence());
         let presence = connection.presence();
-        client.tell_link(&node, link::over(presence));
+        client.tell_link(&node, link_state::over(presence));
         if self.note(node, presence) {
             client.shared.services.news.tell(match presence {
                 Presence::Up => ClientEvent::Heard(node),
@@ -245,7 +245,7 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
             // Unless the node has another connection.
             PoolEvent::Closed { node, reason } if peers.look(&client, node).is_none() => {
                 peers.forget(&node);
-                client.tell_link(&node, link::after(&reason));
+                client.tell_link(&node, link_state::after(&reason));
             }
             PoolEvent::DialFailed { node: Some(node), .. } if pool.open(&node).is_none() => {
                 client.tell_link(&node, Link::Down);
@@ -258,7 +258,7 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
                     }
                 }
                 client.tell_each(|roster| {
-                    roster.tell_all(now(), |node| link::of(pool, node));
+                    roster.tell_all(now(), |node| link_state::of(pool, node));
                     true
                 });
             }
@@ -269,7 +269,7 @@ async fn follow(client: WeakClient, mut events: PoolEvents) {
 
 /// Makes sure that the dials that the balancer wants are made in time. A provider that is not reached may have another address by now,
 /// so `asker` asks the directory.
-pub(super) fn dial_behind(balanced: &Balanced, pool: &Pool, asker: Option<Asker>) {
+pub(super) fn dial_behind(balanced: &Balanced, pool: &Pool, asker: Option<Refresher>) {
     let mut roster = balanced.lock();
     if !roster.wants_dial() {
         return;
@@ -287,7 +287,7 @@ pub(super) fn dial_behind(balanced: &Balanced, pool: &Pool, asker: Option<Asker>
     ));
 }
 
-async fn dial(balanced: WeakBalanced, sooner: Arc<Notify>, pool: Pool, asker: Option<Asker>) {
+async fn dial(balanced: WeakBalanced, sooner: Arc<Notify>, pool: Pool, asker: Option<Refresher>) {
     loop {
         let next = {
             let Some(balanced) = balanced.upgrade() else { return };
@@ -309,12 +309,12 @@ async fn dial(balanced: WeakBalanced, sooner: Arc<Notify>, pool: Pool, asker: Op
     }
 }
 
-async fn dial_one(balanced: WeakBalanced, pool: Pool, member: Member, asker: Option<Asker>) {
+async fn dial_one(balanced: WeakBalanced, pool: Pool, member: Member, asker: Option<Refresher>) {
     let peer = balanced.upgrade().and_then(|balanced| balanced.lock().peer(member));
     let Some((node, endpoints)) = peer else { return };
     let dialed = tokio::time::timeout(DIAL_TIMEOUT, pool.get(&node, &endpoints)).await;
     let link = match dialed {
-        Ok(Ok(connection)) => link::over(connection.presence()),
+        Ok(Ok(connection)) => link_state::over(connection.presence()),
         Ok(Err(error)) => after_dial(&error),
         Err(_) => Link::Down,
     };

@@ -14,7 +14,7 @@ mod called;
 mod driver;
 mod duplex;
 mod forward;
-mod link;
+mod link_state;
 mod links;
 mod local;
 mod look;

@@ -3,6 +3,8 @@
 //! **Invariant.** A reader that is slow loses the oldest news and is told how many; nothing waits for it, and without a reader nothing is
 //! kept.
 
+use std::fmt;
+
 use macula_select::Event;
 use macula_wire::{NodeId, ServiceName};
 use tokio::sync::broadcast;
@@ -27,6 +29,53 @@ pub enum ClientEvent {
     Heard(NodeId),
     /// Events came faster than they were taken: the number of those lost.
     Missed(u64),
+}
+
+impl ClientEvent {
+    /// The kind of event, in a word that does not change.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Balancer { event, .. } => event.name(),
+            Self::Suspected(_) => "suspected",
+            Self::Heard(_) => "heard",
+            Self::Missed(_) => "missed",
+        }
+    }
+
+    /// Its service, if any.
+    #[must_use]
+    pub const fn service(&self) -> Option<&ServiceName> {
+        match self {
+            Self::Balancer { service, .. } => service.as_ref(),
+            Self::Suspected(_) | Self::Heard(_) | Self::Missed(_) => None,
+        }
+    }
+
+    /// Its provider, if any.
+    #[must_use]
+    pub const fn node(&self) -> Option<&NodeId> {
+        match self {
+            Self::Balancer { event, .. } => event.provider(),
+            Self::Suspected(node) | Self::Heard(node) => Some(node),
+            Self::Missed(_) => None,
+        }
+    }
+}
+
+/// The event in words, without the names of its service and provider.
+impl fmt::Display for ClientEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Balancer { event, .. } => event.fmt(f),
+            Self::Suspected(_) => f.write_str("silent while calls wait: calls go to others as well"),
+            Self::Heard(_) => f.write_str("heard again"),
+            Self::Missed(count) => write!(
+                f,
+                "{count} events were lost, because they came faster than they were read"
+            ),
+        }
+    }
 }
 
 /// A watch over a client.

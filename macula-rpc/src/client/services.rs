@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 use super::{
     called::CalledProvider,
-    link,
+    link_state,
     news::{News, Teller},
     options::Defaults,
     refresh::Refresh,
@@ -368,7 +368,7 @@ impl Roster {
             self.balancer.update(now, candidates);
             for (member, id, came) in fresh {
                 match came {
-                    Came::New => self.balancer.link(now, &member, link::of(pool, &id)),
+                    Came::New => self.balancer.link(now, &member, link_state::of(pool, &id)),
                     Came::Moved => {
                         if let Some((node, endpoints)) = self.peer(member) {
                             pool.moved(&node, &endpoints);

@@ -17,7 +17,6 @@ use super::{
     recorded::{Counters, Labels, Seconds, Total, show},
     tally::{CallStats, Counted, Tally},
 };
-use crate::error::stop;
 
 /// How often the pool's numbers are shown at most.
 const POOL_EVERY: Duration = Duration::from_secs(1);
@@ -164,7 +163,7 @@ impl Meters {
 
     /// A failed attempt was not followed by another.
     pub(crate) fn stopped(&self, reason: StopReason) {
-        self.stops.add(&self.labels, stop(reason).0);
+        self.stops.add(&self.labels, reason.name());
     }
 }
 

@@ -379,12 +379,18 @@ mod metrics {
         let peers = [Peer::failing(StatusCode::Internal).await, Peer::echo().await];
         let (_endpoint, builder) = caller(directory(&peers)).await;
         let client = builder.strategy(Strategy::First).build();
+        macula_rpc::describe_metrics();
         client.call(name(), "x").await.unwrap();
         client.call("no.such", "x").await.unwrap_err();
 
         let mut counters = BTreeMap::new();
         let mut durations = BTreeMap::new();
-        for (key, _, _, value) in snapshots.snapshot().into_vec() {
+        let readme = include_str!("../../README.md");
+        for (key, _, meaning, value) in snapshots.snapshot().into_vec() {
+            let name = key.key().name();
+            assert!(meaning.is_some(), "describe_metrics leaves {name} out");
+            let is_listed = readme.contains(&format!("`{name}`")) || name.starts_with("macula.pool.");
+            assert!(is_listed, "the readme's table lacks {name}");
             let labels: Vec<_> = key.key().labels().map(|label| label.value().to_owned()).collect();
             let name = format!("{} {}", key.key().name(), labels.join(" "));
             match value {

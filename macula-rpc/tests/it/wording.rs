@@ -98,7 +98,7 @@ async fn the_time_is_up() {
     let call = client.request(name()).retry_policy(RetryPolicy::NeverProcessed);
     says(
         &call.send("").await.unwrap_err(),
-        "not_retried: api.compute: 7e051c4ed7 at https://10.0.0.1:9443 did not answer within 3.001s; it may have run, and the retry policy forbids a second run",
+        "not_retried: api.compute: 7e051c4ed7 at https://10.0.0.1:9443 did not answer within 3.001s; the retry policy forbids another attempt, for this one may have run",
     );
     mesh.lose_directory();
     says(

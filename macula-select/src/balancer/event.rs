@@ -3,6 +3,7 @@
 //! Events report; they ask for nothing. If they are not read, the oldest are dropped and counted.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::time::Instant;
 
 /// Events kept for an observer that is slow to read them.
@@ -49,7 +50,33 @@ pub enum Event<K> {
 }
 
 impl<K> Event<K> {
-    /// The event with the provider under another name; `None` when `name` has none for it.
+    /// The kind of event, in a word that does not change.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Ejected { .. } => "ejected",
+            Self::Probing { .. } => "probing",
+            Self::Restored { .. } => "restored",
+            Self::Unreachable { .. } => "unreachable",
+            Self::PanicEntered => "health_ignored",
+            Self::PanicLeft => "health_heeded",
+            Self::BudgetExhausted => "budget_exhausted",
+        }
+    }
+
+    /// Its provider; `None` for an event of the whole service.
+    #[must_use]
+    pub const fn provider(&self) -> Option<&K> {
+        match self {
+            Self::Ejected { provider, .. }
+            | Self::Probing { provider }
+            | Self::Restored { provider, .. }
+            | Self::Unreachable { provider } => Some(provider),
+            Self::PanicEntered | Self::PanicLeft | Self::BudgetExhausted => None,
+        }
+    }
+
+    /// The event with the provider under another name; `None` when `name` returns `None`.
     #[must_use]
     pub fn named<N>(self, name: impl FnOnce(K) -> Option<N>) -> Option<Event<N>> {
         Some(match self {
@@ -81,6 +108,23 @@ impl<K> Event<K> {
     }
 }
 
+/// The event in words, without the name of its provider.
+impl<K> fmt::Display for Event<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ejected { count, reason, .. } => {
+                write!(f, "ejected: {}; ejection {count} in a row", reason.text())
+            }
+            Self::Probing { .. } => f.write_str("a call probes whether it works again"),
+            Self::Restored { reason, .. } => write!(f, "restored: {}", reason.text()),
+            Self::Unreachable { .. } => f.write_str("it cannot be reached; it is dialed behind the calls"),
+            Self::PanicEntered => f.write_str("no healthy provider is left: calls go to all of them"),
+            Self::PanicLeft => f.write_str("a healthy provider is there again"),
+            Self::BudgetExhausted => f.write_str("the retry budget is used up: failed calls are not retried"),
+        }
+    }
+}
+
 /// Why a provider was ejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -91,6 +135,16 @@ pub enum EjectionReason {
     SuccessRate,
     /// The probe failed.
     ProbeFailed,
+}
+
+impl EjectionReason {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::ConsecutiveFailures => "too many failures in a row",
+            Self::SuccessRate => "too many failures",
+            Self::ProbeFailed => "the probe failed",
+        }
+    }
 }
 
 /// Why a provider was restored.
@@ -105,6 +159,17 @@ pub enum RestoreReason {
     Connected,
     /// A fresh record of it arrived, or it said that it restarted.
     Renewed,
+}
+
+impl RestoreReason {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::ProbeSucceeded => "the probe succeeded",
+            Self::CapExceeded => "too many others are ejected",
+            Self::Connected => "a connection to it was opened",
+            Self::Renewed => "it was published again",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -76,6 +76,35 @@ pub enum ProviderState {
     Draining,
 }
 
+impl ProviderState {
+    /// Every state.
+    pub const ALL: [Self; 8] = [
+        Self::Ready,
+        Self::Held,
+        Self::Suspected,
+        Self::Down,
+        Self::Ejected,
+        Self::HalfOpen,
+        Self::Probing,
+        Self::Draining,
+    ];
+
+    /// Its name for metrics and in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Held => "held",
+            Self::Suspected => "suspected",
+            Self::Down => "down",
+            Self::Ejected => "ejected",
+            Self::HalfOpen => "half_open",
+            Self::Probing => "probing",
+            Self::Draining => "draining",
+        }
+    }
+}
+
 /// One provider at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -98,4 +127,27 @@ pub struct ProviderStats<'a, K> {
     pub ejections: u32,
     /// The weight in force, as a share of the configured one, `(0, 1]`.
     pub ramp: f64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_is_in_the_list_at_the_place_of_its_variant() {
+        for (at, state) in ProviderState::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, at);
+        }
+        // The last variant: a new one after it does not compile here until the list has it.
+        match ProviderState::Draining {
+            ProviderState::Ready
+            | ProviderState::Held
+            | ProviderState::Suspected
+            | ProviderState::Down
+            | ProviderState::Ejected
+            | ProviderState::HalfOpen
+            | ProviderState::Probing
+            | ProviderState::Draining => assert_eq!(ProviderState::ALL.len(), 8),
+        }
+    }
 }

@@ -126,14 +126,25 @@ pub enum StopReason {
 }
 
 impl StopReason {
-    const fn advice(self) -> &'static str {
+    /// Its name for metrics and logs.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Definitive => "the retry policy takes this for the final answer",
+            Self::Definitive => "definitive",
+            Self::Pushback => "pushback",
+            Self::BudgetExhausted => "budget_exhausted",
+            Self::Begun => "begun",
+        }
+    }
+
+    /// Why there is no further attempt and what to do, for a person.
+    #[must_use]
+    pub const fn advice(self) -> &'static str {
+        match self {
+            Self::Definitive => "the retry policy forbids another attempt, for this one may have run",
             Self::Pushback => "the provider asked that the call not be retried; wait before calling again",
-            Self::BudgetExhausted => {
-                "too many calls to this service fail to retry them all; look at the providers' health"
-            }
-            Self::Begun => "what was sent of the call cannot be sent again",
+            Self::BudgetExhausted => "too many calls to this service are being retried already; look at its providers",
+            Self::Begun => "part of the stream was already exchanged and cannot be replayed; call again to start over",
         }
     }
 }

@@ -20,6 +20,17 @@ pub enum Opener {
     Peer,
 }
 
+impl Opener {
+    /// Its name in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Here => "here",
+            Self::Peer => "peer",
+        }
+    }
+}
+
 /// One open connection.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

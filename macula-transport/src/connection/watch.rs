@@ -27,6 +27,17 @@ pub enum Presence {
     Suspected,
 }
 
+impl Presence {
+    /// Its name in JSON.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Suspected => "suspected",
+        }
+    }
+}
+
 /// Tells when the [`Presence`] of a connection's peer changes; see [`Connection::watch_presence`](crate::Connection::watch_presence).
 #[derive(Debug, Clone)]
 pub struct PresenceWatch(watch::Receiver<Presence>);

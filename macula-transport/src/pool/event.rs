@@ -1,6 +1,6 @@
 //! What happens to the pool's connections, for its watchers.
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use macula_wire::NodeId;
 use tokio::sync::broadcast;
@@ -37,6 +37,45 @@ pub enum PoolEvent {
     },
     /// Events came faster than they were taken: the number of those lost.
     Missed(u64),
+}
+
+impl PoolEvent {
+    /// The kind of event, in a word that does not change.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Opened { .. } => "opened",
+            Self::Closed { .. } => "closed",
+            Self::DialFailed { .. } => "dial_failed",
+            Self::Missed(_) => "missed",
+        }
+    }
+
+    /// Its peer, if it has one.
+    #[must_use]
+    pub const fn node(&self) -> Option<NodeId> {
+        match self {
+            Self::Opened { node, .. } | Self::Closed { node, .. } => Some(*node),
+            Self::DialFailed { node, .. } => *node,
+            Self::Missed(_) => None,
+        }
+    }
+}
+
+/// The event in words, without the name of its peer.
+impl fmt::Display for PoolEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Opened { dialed: true, .. } => f.write_str("a connection to it was opened"),
+            Self::Opened { dialed: false, .. } => f.write_str("a connection from it was accepted"),
+            Self::Closed { reason, .. } => write!(f, "the connection ended: {reason}"),
+            Self::DialFailed { error, .. } => write!(f, "a dial failed: {error}"),
+            Self::Missed(count) => write!(
+                f,
+                "{count} events were lost, because they came faster than they were read"
+            ),
+        }
+    }
 }
 
 /// A watch over a pool.

@@ -1,6 +1,9 @@
 //! `macula drain`: the node that runs here leaves in order, and its progress is shown.
 
-use macula_node::admin::schema::{DrainProgress, DrainRequest};
+use macula_node::{
+    Phase,
+    admin::schema::{DrainProgress, DrainRequest},
+};
 
 use crate::{
     args::DrainArgs,
@@ -44,8 +47,8 @@ fn show(args: &DrainArgs, step: &DrainProgress) -> Result<(), Failure> {
         return print_json(step);
     }
     let after = age(step.elapsed_ms);
-    print_line(match step.phase.as_str() {
-        "left" => format!("left after {after}"),
-        _ => format!("draining: {} after {after}", count(step.running_calls, "running call")),
+    print_line(match step.phase == Phase::Left.name() {
+        true => format!("left after {after}"),
+        false => format!("draining: {} after {after}", count(step.running_calls, "running call")),
     })
 }

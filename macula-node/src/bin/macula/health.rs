@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::{StreamExt as _, stream};
-use macula_node::{CallError, Channel, Node, Provider, admin::schema::StateRequest};
+use macula_node::{CallError, Channel, Node, Phase, Provider, admin::schema::StateRequest};
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
@@ -54,7 +54,7 @@ async fn own_health(args: &HealthArgs) -> Result<(), Failure> {
     } else {
         print_line(format!("{}  {}", state.node_id, state.phase))?;
     }
-    match args.live || state.phase == "serving" {
+    match args.live || state.phase == Phase::Serving.name() {
         true => Ok(()),
         false => Err(Failure::shown(1)),
     }

@@ -1,5 +1,6 @@
 //! A node's state for the tests of pages: with something in each part.
 
+use macula_node::Phase;
 use macula_node::admin::schema::{
     Access, Addresses, Build, Cache, CallStats, CalledProvider, CalledService, Contact, Limits, Mesh, ObservedAddress,
     Peer, PublishedRecord, Records, Refusal, ServedService, State,
@@ -25,7 +26,7 @@ pub(crate) fn state() -> State {
         pid: 7,
         started_at_ms: 1_700_000_000_000,
         uptime_ms: 3_665_000,
-        phase: "serving".to_owned(),
+        phase: Phase::Serving.name().to_owned(),
         mesh: Some(Mesh {
             joined: true,
             error: String::new(),

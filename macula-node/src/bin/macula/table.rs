@@ -5,7 +5,7 @@
 
 use std::{fmt::Write as _, io::IsTerminal as _};
 
-use macula_node::NodeId;
+use macula_node::{Link, NodeId, Phase, ProviderState};
 
 /// The narrowest that a column is cut to, in characters.
 const MIN_COLUMN: usize = 6;
@@ -78,10 +78,16 @@ pub(crate) enum Tone {
 impl Tone {
     /// The tone of a state's name, as the admin interface has them.
     pub(crate) fn of_state(state: &str) -> Self {
+        const SERVING: &str = Phase::Serving.name();
+        const READY: &str = ProviderState::Ready.name();
+        const EJECTED: &str = ProviderState::Ejected.name();
+        const UP: &str = Link::Up.name();
+        const DOWN: &str = Link::Down.name();
+        const IDLE: &str = Link::Idle.name();
         match state {
-            "serving" | "ready" | "up" | "SERVING" => Self::Good,
-            "ejected" | "down" | "unreachable" | "NOT_SERVING" | "not served" => Self::Bad,
-            "idle" => Self::Plain,
+            SERVING | READY | UP | "SERVING" => Self::Good,
+            EJECTED | DOWN | "unreachable" | "NOT_SERVING" | "not served" => Self::Bad,
+            IDLE => Self::Plain,
             _ => Self::Warning,
         }
     }

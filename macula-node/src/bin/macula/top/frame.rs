@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use macula_node::{
-    Latency,
+    Latency, Presence,
     admin::schema::{CallStats, CalledProvider, State},
 };
 
@@ -79,7 +79,11 @@ impl Frame {
             phase: now.phase.clone(),
             uptime_ms: now.uptime_ms,
             peers: now.peers.len(),
-            suspected: now.peers.iter().filter(|peer| peer.presence == "suspected").count(),
+            suspected: now
+                .peers
+                .iter()
+                .filter(|peer| peer.presence == Presence::Suspected.name())
+                .count(),
             known_nodes: now.mesh.as_ref().map_or(0, |mesh| mesh.contacts.len()),
             running: now.running_calls,
             refused: limits(now).saturating_sub(limits(before)),
