@@ -18,6 +18,8 @@ use macula_wire::{
     Advertisement, Grant, GrantRole, Issue, Member, NodeId, Patterns, Place, Realm, RealmKey, RealmName, SecretKey,
     ServiceKey, ServiceName, SignedProvider, Signer, VerifiedProvider,
 };
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
 type Failure = Box<dyn Error>;
@@ -48,13 +50,10 @@ impl Signer for Unchecked {
 }
 
 fn id(n: u32) -> [u8; 32] {
-    let mut state = u64::from(n) << 20;
+    let mut noise = SplitMix64::seed_from_u64(u64::from(n) << 20);
     let mut id = [0; 32];
     for chunk in id.chunks_exact_mut(8) {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        chunk.copy_from_slice(&(z ^ (z >> 31)).to_be_bytes());
+        chunk.copy_from_slice(&noise.next_u64().to_be_bytes());
     }
     id
 }

@@ -11,6 +11,8 @@ use macula_dht::{
     Response, Role, Seed, Stats, Want,
 };
 use macula_wire::{Address, Advertisement, NodeId, Realm, SecretKey, ServiceKey, Signer};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::queue::Queue;
 
@@ -25,19 +27,16 @@ const ENCODED: u64 = 64;
 /// Marks a node in the queue of events, whose timer it is; without it, it is a slot with a message.
 const TIMER: u32 = 1 << 31;
 
-/// SplitMix64.
-pub(crate) struct Rng(u64);
+/// Numbers that a seed repeats.
+pub(crate) struct Rng(SplitMix64);
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix64::seed_from_u64(seed))
     }
 
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     pub(crate) fn below(&mut self, bound: usize) -> usize {

@@ -95,7 +95,7 @@ pub struct CacheCounters {
 
 #[derive(Debug, Default)]
 struct CachedKey {
-    answer: Option<Answer>,
+    answer: Option<CachedAnswer>,
     /// When the lookup under way, if any, was started.
     flight: Option<Instant>,
     /// The entry's place in the order of use.
@@ -105,7 +105,7 @@ struct CachedKey {
 }
 
 #[derive(Debug)]
-struct Answer {
+struct CachedAnswer {
     providers: Arc<[VerifiedProvider]>,
     /// When each of them expires.
     expiries: Vec<Instant>,
@@ -281,7 +281,7 @@ impl DirectoryCache {
         };
         let first = expiries.iter().min().copied();
         entry.flight = None;
-        entry.answer = Some(Answer {
+        entry.answer = Some(CachedAnswer {
             providers,
             expiries,
             fresh_until: first.map_or(now + fresh, |first| first.clamp(now, now + fresh)),
@@ -354,7 +354,7 @@ fn take_off(flight: &mut Option<Instant>, now: Instant, limit: Duration) -> Flig
     }
 }
 
-impl Answer {
+impl CachedAnswer {
     /// Whether it names the nodes of `providers` and no others. Both are in the key's order.
     fn names(&self, providers: &[VerifiedProvider]) -> bool {
         let known = self.providers.iter().map(VerifiedProvider::node_id);

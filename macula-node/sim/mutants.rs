@@ -129,8 +129,8 @@ const MUTANTS: &[Mutant] = &[
         rule: "F8",
         patches: &[Patch {
             file: "macula-transport/src/call/lane/caller.rs",
-            anchor: "impl Drop for Waiting {\n    fn drop(&mut self) {\n",
-            instead: "impl Drop for Waiting {\n    fn drop(&mut self) {\n        if MUTANT { return; }\n",
+            anchor: "impl Drop for LaneCall {\n    fn drop(&mut self) {\n",
+            instead: "impl Drop for LaneCall {\n    fn drop(&mut self) {\n        if MUTANT { return; }\n",
         }],
     },
     Mutant {

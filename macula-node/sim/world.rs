@@ -11,7 +11,7 @@ use std::{
 use macula_node::{BootstrapAddr, Node, PoolConfig, SimulatedClock};
 use macula_transport::{
     Identity,
-    testing::{Link, Network},
+    testing::{LinkConditions, Network},
 };
 use macula_wire::{Address, MIN_TTL, SecretKey, ServiceName};
 
@@ -94,7 +94,9 @@ pub(super) fn services() -> Vec<ServiceName> {
 impl World {
     pub(super) async fn start(network: Network, truth: Truth, nodes: usize, seed: u64) -> Result<Self, Box<dyn Error>> {
         let mut world = Self {
-            network: network.clone().with_link(Link::new(LATENCY).with_jitter(JITTER)),
+            network: network
+                .clone()
+                .with_link(LinkConditions::new(LATENCY).with_jitter(JITTER)),
             truth,
             members: Vec::new(),
             active: Vec::new(),
@@ -431,7 +433,7 @@ impl World {
         let mut cuts = BTreeSet::new();
         for (a, one) in self.members.iter().enumerate() {
             for (b, other) in self.members.iter().enumerate().filter(|(b, _)| *b != a) {
-                let mut link = Link::new(LATENCY).with_jitter(JITTER);
+                let mut link = LinkConditions::new(LATENCY).with_jitter(JITTER);
                 for fault in &self.active {
                     let (from, to) = (fault.who.contains(&a), fault.who.contains(&b));
                     if cuts_way(fault.kind, from, to) {
@@ -473,7 +475,7 @@ fn cuts_way(kind: Kind, from: bool, to: bool) -> bool {
 }
 
 /// The link with one more fault.
-fn changed(link: Link, kind: Kind) -> Link {
+fn changed(link: LinkConditions, kind: Kind) -> LinkConditions {
     let chance = |percent: u32| f64::from(percent) / 100.0;
     match kind {
         Kind::Delay(by) => link.with_latency(LATENCY + Duration::from_millis(by.into())),

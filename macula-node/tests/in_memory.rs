@@ -11,7 +11,7 @@ use macula_node::{
 use macula_rpc::StaticResolver;
 use macula_transport::{
     Config, Endpoint, Identity, Role,
-    testing::{Link, Network},
+    testing::{LinkConditions, Network},
 };
 use macula_wire::SecretKey;
 
@@ -96,7 +96,7 @@ async fn n3_a_node_that_loses_the_mesh_calls_from_its_cache_and_comes_back_by_it
 #[test]
 fn the_same_seed_gives_the_same_trace() {
     let story = async |seed| {
-        let link = Link::new(Duration::from_millis(5))
+        let link = LinkConditions::new(Duration::from_millis(5))
             .with_jitter(Duration::from_millis(5))
             .with_loss(0.01);
         let network = Network::new(seed).with_link(link);
@@ -167,7 +167,7 @@ async fn n4_an_orderly_end_takes_a_moment_though_others_were_killed() {
 /// The reply takes seven seconds on its way.
 #[tokio::test(start_paused = true)]
 async fn x1_n4_an_orderly_end_waits_until_a_large_reply_has_arrived() {
-    let network = Network::new(6).with_link(Link::default().with_bandwidth(600_000));
+    let network = Network::new(6).with_link(LinkConditions::default().with_bandwidth(600_000));
     let first = node(&network, 1).await;
     let caller = builder(&network, 2).start().await.unwrap();
     caller.join().await.unwrap();

@@ -9,7 +9,7 @@
 mod affinity;
 mod config;
 mod dial;
-mod dials;
+mod dial_queue;
 mod event;
 mod health;
 mod index;
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use config::{AffinityConfig, BalancerConfig, HealthConfig, LocalityConfig};
 pub use dial::MAX_REDIAL;
-pub use dials::{DIAL_EVERY, MAX_DIALS_AT_ONCE};
+pub use dial_queue::{DIAL_EVERY, MAX_DIALS_AT_ONCE};
 pub use event::{EjectionReason, Event, MAX_EVENTS, RestoreReason};
 pub use lease::{ForeignLease, Lease};
 pub use pick::{DEFAULT_LEASE, Locality, PickContext, PickError, ProbeConsent};
@@ -51,7 +51,7 @@ use crate::provider::Link;
 use crate::quantile::Quantile;
 use crate::rng::Rng;
 use crate::weights::Weights;
-use dials::Dials;
+use dial_queue::Dials;
 use event::Events;
 use index::Index;
 use leases::Leases;

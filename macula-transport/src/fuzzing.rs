@@ -17,7 +17,7 @@ use crate::{
     call::{
         frame::MAX_HEAD_FRAME,
         lane::fuzzed::{Answered, Asked, CallerLane, ProviderLane, read_reply, read_request},
-        outcome::{End, Outcome, Place, Progress, outcome},
+        outcome::{CallPlace, End, Outcome, Progress, outcome},
     },
     connection::stream::read_farewell,
     endpoint::hello::{self, MAX_AGENT_BYTES, MAX_CONTROL_BYTES},
@@ -147,14 +147,14 @@ fn leaves(leaving: &proto::GoAway) {
     let outcome = |place| outcome(End::Left, Progress::of(place, accepted));
     for stream in [0, 1, u64::MAX] {
         let is_named = accepted.is_none_or(|accepted| stream < accepted.streams);
-        assert_eq!(outcome(Place::Stream(stream)) == Outcome::Unknown, is_named);
+        assert_eq!(outcome(CallPlace::Stream(stream)) == Outcome::Unknown, is_named);
         for number in [1, u64::MAX] {
-            let place = Place::Lane { stream, number };
+            let place = CallPlace::Lane { stream, number };
             // A lane that it does not name may have run anything.
             assert!(outcome(place) == Outcome::Unknown || accepted.is_some());
         }
     }
-    assert_eq!(outcome(Place::Answering), Outcome::Unknown);
+    assert_eq!(outcome(CallPlace::Answering), Outcome::Unknown);
 }
 
 /// Both ends of a lane driven by a program, with forged frames in between: every call ends once.

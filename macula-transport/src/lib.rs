@@ -23,6 +23,7 @@ pub mod testing;
 
 pub use access::{Access, UnixClock};
 pub use call::{
+    connection::{Connection, ConnectionEnd},
     handler::{Handler, NoService, Protocol},
     messages::{CallKind, IncomingMessages, OutgoingMessages},
     replies::{CallStream, Replies, Requests},
@@ -34,7 +35,6 @@ pub use config::{
     PoolConfig, Timers,
 };
 pub use connection::{
-    handle::{Connection, ConnectionEnd},
     snapshot::{ConnectionStats, Opener},
     watch::{Presence, PresenceWatch},
 };

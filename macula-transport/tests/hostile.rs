@@ -256,7 +256,7 @@ async fn under_a_flood_honest_peers_are_served() {
         let to = provider.local_addr();
         async move {
             let socket = tokio::net::UdpSocket::bind(common::loopback()).await.unwrap();
-            let mut random = common::proxy::Random(9);
+            let mut random = common::proxy::Random::new(9);
             loop {
                 let datagram: Vec<u8> = (0..150).flat_map(|_| random.next().to_le_bytes()).collect();
                 socket.send_to(&datagram, to).await.unwrap();

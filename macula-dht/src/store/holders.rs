@@ -17,7 +17,7 @@ use super::records::{HolderId, Place};
 use crate::clock::Tick;
 
 #[derive(Debug)]
-struct Slot {
+struct HolderSlot {
     holder: Holder<NodeId>,
     records: u32,
 }
@@ -27,7 +27,7 @@ struct Slot {
 pub(super) struct Holders {
     bytes: Shares<NodeId>,
     ids: BTreeMap<Holder<NodeId>, HolderId>,
-    slots: Vec<Slot>,
+    slots: Vec<HolderSlot>,
     free: Vec<HolderId>,
     records: BTreeSet<(HolderId, Place)>,
 }
@@ -88,7 +88,7 @@ impl Holders {
     }
 
     fn new_id(&mut self, holder: Holder<NodeId>) -> HolderId {
-        let slot = Slot { holder, records: 0 };
+        let slot = HolderSlot { holder, records: 0 };
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[index(id)] = slot;

@@ -13,7 +13,7 @@ use std::{
 use futures::future::join_all;
 use macula_node::Node;
 use macula_rpc::{Answer, CallError, StopReason};
-use macula_transport::testing::{Link, Network, Traffic};
+use macula_transport::testing::{LinkConditions, Network, Traffic};
 use macula_wire::NodeId;
 use tokio::{task::JoinSet, time::Instant};
 
@@ -151,7 +151,7 @@ pub(super) fn show(nodes: usize, seed: u64) -> Result<(), Box<dyn Error>> {
 }
 
 async fn tell(nodes: usize, seed: u64) -> Result<Outcome, Box<dyn Error>> {
-    let link = Link::new(LATENCY).with_jitter(JITTER).with_loss(LOSS);
+    let link = LinkConditions::new(LATENCY).with_jitter(JITTER).with_loss(LOSS);
     let network = Network::new(seed).with_link(link);
     let mut fleet = Fleet::start(network.clone(), nodes, seed).await?;
     let joins = fleet.members.iter().filter_map(|member| member.node.as_ref());

@@ -11,7 +11,7 @@ use futures::FutureExt as _;
 use macula_transport::{Config, Endpoint, Identity, Role};
 use macula_wire::{NodeId, SecretKey, ServiceName};
 
-use super::{Link, MeshNode, Network};
+use super::{LinkConditions, MeshNode, Network};
 use crate::{Provider, Server};
 
 /// How long a node that leaves waits for the calls it runs.
@@ -78,7 +78,7 @@ impl Mesh {
 
     /// Sets the link between nodes without one of their own.
     #[must_use]
-    pub fn with_link(self, link: Link) -> Self {
+    pub fn with_link(self, link: LinkConditions) -> Self {
         self.shared.network.set_usual_link(link);
         self
     }
@@ -216,7 +216,7 @@ impl Mesh {
     ///
     /// # Panics
     /// As [`Mesh::kill`].
-    pub fn set_link(&self, a: &str, b: &str, link: Link) {
+    pub fn set_link(&self, a: &str, b: &str, link: LinkConditions) {
         self.shared.network.set_link(self.addr(a), self.addr(b), link);
     }
 

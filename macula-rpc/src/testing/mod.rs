@@ -56,6 +56,6 @@ mod node;
 #[cfg(test)]
 mod tests;
 
-pub use macula_transport::testing::{Link, Network, Traffic};
+pub use macula_transport::testing::{LinkConditions, Network, Traffic};
 pub use mesh::Mesh;
 pub use node::MeshNode;

@@ -13,7 +13,7 @@ use futures::future::{BoxFuture, FutureExt as _};
 use macula_rpc::{
     BudgetConfig, CallError, Client, Link, Provider, Request, Resolve, ResolveError, ResolveOptions, Resolved, Server,
     ServiceName, Source, StaticResolver, Status, Strategy,
-    testing::{Link as Wire, Mesh, Network},
+    testing::{LinkConditions, Mesh, Network},
 };
 use macula_transport::{Config, Endpoint, Identity, Limits, NoService, PoolConfig};
 use tokio::time::Instant;
@@ -217,7 +217,7 @@ async fn h5_a_provider_that_is_lost_is_dialed_soon_although_others_have_been_dow
 #[tokio::test(start_paused = true)]
 async fn h6_an_only_provider_that_restarts_in_place_fails_no_call() {
     for seed in 0..5 {
-        let link = Wire::new(millis(1)).with_jitter(millis(1));
+        let link = LinkConditions::new(millis(1)).with_jitter(millis(1));
         let mesh = Mesh::new(seed).with_link(link);
         let serve = async |_: Request| Ok::<_, Status>("a");
         mesh.node("a").serve("api.compute", serve);

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use macula_rpc::{
     CallError, Cause, Client, NodeId, Request, Requests, ResolveOptions, Server, Status, Strategy,
-    testing::{Link, Mesh},
+    testing::{LinkConditions, Mesh},
     typed,
 };
 use tokio::time::Instant;
@@ -146,7 +146,7 @@ async fn without_its_directory_a_client_says_so_until_it_is_back() {
 
 #[tokio::test(start_paused = true)]
 async fn typed_calls_and_streams_are_on_it_as_on_any_mesh() {
-    let mesh = Mesh::new(6).with_link(Link::new(Duration::from_millis(20)).with_loss(0.02));
+    let mesh = Mesh::new(6).with_link(LinkConditions::new(Duration::from_millis(20)).with_loss(0.02));
     let shout = typed(async |request: Request<String>| Ok::<_, Status>(request.into_payload().to_uppercase()));
     let echo = async |request: Request<Requests>| {
         let next = async |mut requests: Requests| Some((requests.next().await.transpose()?, requests));
@@ -185,7 +185,7 @@ async fn names_and_seeds_make_identities() {
 #[test]
 fn the_same_seed_gives_the_same_story_and_another_seed_another() {
     let story = async |seed| {
-        let link = Link::new(Duration::from_millis(5))
+        let link = LinkConditions::new(Duration::from_millis(5))
             .with_jitter(Duration::from_millis(10))
             .with_loss(0.03);
         let mesh = mesh(seed, &["a", "b", "c", "d", "e"]).with_link(link);

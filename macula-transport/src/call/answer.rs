@@ -32,7 +32,7 @@ use crate::{
     share::{
         budget::Hold,
         memory::STREAM_BYTES,
-        places::{Full, PeerPlaces},
+        places::{PeerPlaces, PlacesFull},
     },
 };
 
@@ -85,8 +85,8 @@ fn no_memory() -> Reply {
     Reply::refused(StatusCode::ResourceExhausted, NO_MEMORY)
 }
 
-impl From<Full> for Reply {
-    fn from(Full { places }: Full) -> Self {
+impl From<PlacesFull> for Reply {
+    fn from(PlacesFull { places }: PlacesFull) -> Self {
         Self::refused(
             StatusCode::ResourceExhausted,
             format!("the node runs {places} calls already, which is its limit"),

@@ -21,8 +21,8 @@ use super::{
         caller::{LaneReply, NotTaken, OutboundLane},
     },
     outbox::Outbox,
-    outcome::{Place, over},
-    replies::{CallStream, Hold, Replies, one_message, read_only},
+    outcome::{CallPlace, over},
+    replies::{CallStream, OpenCall, Replies, one_message, read_only},
     types::{CallReply, CallRequest},
 };
 use crate::{
@@ -201,11 +201,11 @@ async fn call_on_stream(
     timeout: Duration,
     deadline: Instant,
 ) -> Result<CallReply, CallError> {
-    let result = timeout_at(deadline, read_only(link, Place::Answering, &mut incoming)).await;
+    let result = timeout_at(deadline, read_only(link, CallPlace::Answering, &mut incoming)).await;
     incoming.settle();
     result.unwrap_or_else(|_| {
         link.timed_out();
-        Err(over(link, Unknown::Timeout(timeout), Some(Place::Answering)))
+        Err(over(link, Unknown::Timeout(timeout), Some(CallPlace::Answering)))
     })
 }
 
@@ -221,7 +221,7 @@ async fn call_apart(
         return Err(CallError::NotSent(NotSent::NoCredit));
     };
     let (mut outgoing, mut incoming) = caller.open_stream(deadline).await?;
-    let place = Place::Stream(outgoing.index());
+    let place = CallPlace::Stream(outgoing.index());
     let exchange = async {
         match outgoing.send(&mut opening(request, deadline, OpenWith::All)).await {
             // A provider that stops reading a request may have answered it already.
@@ -280,7 +280,7 @@ pub(crate) async fn open_with_only(caller: &Arc<Caller>, request: CallRequest<'_
         // The lane is over, or its queue is so long that a stream of its own is faster.
         if let Ok(waiting) = taken {
             return Ok(Replies::on_lane(
-                cleared.hold(link, Place::Answering, in_flight),
+                cleared.hold(link, CallPlace::Answering, in_flight),
                 waiting,
             ));
         }
@@ -291,8 +291,8 @@ pub(crate) async fn open_with_only(caller: &Arc<Caller>, request: CallRequest<'_
 }
 
 impl Cleared {
-    fn hold(self, link: &Arc<Link>, place: Place, in_flight: InFlight) -> Hold {
-        Hold {
+    fn hold(self, link: &Arc<Link>, place: CallPlace, in_flight: InFlight) -> OpenCall {
+        OpenCall {
             link: link.clone(),
             place,
             deadline: self.deadline,
@@ -324,7 +324,7 @@ async fn open_apart(
         return Err(CallError::NotSent(NotSent::NoCredit));
     };
     let (mut outgoing, incoming) = caller.open_stream(deadline).await?;
-    let place = Place::Stream(outgoing.index());
+    let place = CallPlace::Stream(outgoing.index());
     let mut frames = opening(&request, deadline, requests);
     let bytes = |frames: &[Bytes]| frames.iter().map(Bytes::len).sum::<usize>();
     let all = bytes(&frames);

@@ -19,7 +19,7 @@ use prost::{
 
 use super::{
     outbox::{Flush, Outbox},
-    types::{CallReply, CallRequest, Extra, Failing, Repeat, Reply, Route},
+    types::{CallReply, CallRequest, Extra, FailureDetails, Repeat, Reply, Route},
 };
 use crate::{
     config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES},
@@ -160,7 +160,7 @@ fn read_data(frame: &Bytes, bytes: &[u8]) -> Result<Data, Malformed> {
 #[inline]
 fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallError>, Malformed> {
     let (mut status, mut refused, mut body) = (0, false, Bytes::new());
-    let (mut metadata, mut failing) = (Metadata::new(), None::<Failing>);
+    let (mut metadata, mut failing) = (Metadata::new(), None::<FailureDetails>);
     let mut fields = Fields(bytes);
     while let Some((field, value)) = fields.next()? {
         match field {
@@ -183,7 +183,7 @@ fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallEr
     }
     let status = StatusCode::from_u32(status);
     if refused {
-        let Failing { message, pushback, .. } = failing.unwrap_or_default();
+        let FailureDetails { message, pushback, .. } = failing.unwrap_or_default();
         return Ok(Err(CallError::Refused {
             status,
             message,

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 pub(crate) mod answer;
 pub(crate) mod ask;
+pub(crate) mod connection;
 pub(crate) mod frame;
 pub(crate) mod handler;
 pub(crate) mod lane;

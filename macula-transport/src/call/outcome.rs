@@ -97,7 +97,7 @@ pub(crate) fn outcome(end: End, progress: Progress) -> Outcome {
 
 /// Where a call is on its connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum CallPlace {
     /// On a stream of its own, with this index.
     Stream(u64),
     /// On the lane with this index. Its calls are numbered from 1.
@@ -108,12 +108,12 @@ pub(crate) enum Place {
 
 impl Progress {
     /// The progress of a call whose bytes the connection has.
-    pub(crate) fn of(place: Place, accepted: Option<&proto::Accepted>) -> Self {
+    pub(crate) fn of(place: CallPlace, accepted: Option<&proto::Accepted>) -> Self {
         let Some(accepted) = accepted else { return Self::Sent };
         match place {
-            Place::Stream(stream) if stream >= accepted.streams => Self::Beyond,
-            Place::Stream(_) | Place::Answering => Self::Accepted,
-            Place::Lane { stream, number } => match accepted_on(accepted, stream) {
+            CallPlace::Stream(stream) if stream >= accepted.streams => Self::Beyond,
+            CallPlace::Stream(_) | CallPlace::Answering => Self::Accepted,
+            CallPlace::Lane { stream, number } => match accepted_on(accepted, stream) {
                 Some(calls) if number > calls => Self::Beyond,
                 Some(_) => Self::Accepted,
                 // The peer had given the lane up.
@@ -124,7 +124,7 @@ impl Progress {
 }
 
 /// The outcome of the call at this place. A call without a place is unsent.
-pub(crate) fn over(link: &Link, unknown: Unknown, place: Option<Place>) -> CallError {
+pub(crate) fn over(link: &Link, unknown: Unknown, place: Option<CallPlace>) -> CallError {
     let unknown = match unknown {
         Unknown::Lost(lost) => Unknown::Lost(link.refine(lost)),
         unknown => unknown,

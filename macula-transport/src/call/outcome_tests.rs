@@ -107,10 +107,10 @@ struct Call {
 }
 
 impl Call {
-    fn place(&self) -> Place {
+    fn place(&self) -> CallPlace {
         match self.number {
-            0 => Place::Stream(self.stream),
-            number => Place::Lane { stream: LANE, number },
+            0 => CallPlace::Stream(self.stream),
+            number => CallPlace::Lane { stream: LANE, number },
         }
     }
 }

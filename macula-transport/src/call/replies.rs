@@ -13,9 +13,9 @@ use tokio::{
 
 use super::{
     frame::{self, Data, Frame, Part},
-    lane::caller::{LaneReply, Waiting},
+    lane::caller::{LaneCall, LaneReply},
     outbox::Outbox,
-    outcome::{Place, over},
+    outcome::{CallPlace, over},
     types::CallReply,
 };
 use crate::{
@@ -31,16 +31,16 @@ const KEPT_OVERHEAD: usize = 64;
 
 /// The state that the two halves of a call share.
 #[derive(Debug)]
-pub(crate) struct Hold {
+pub(crate) struct OpenCall {
     pub(crate) link: Arc<Link>,
-    pub(crate) place: Place,
+    pub(crate) place: CallPlace,
     pub(crate) deadline: Instant,
     pub(crate) timeout: Duration,
     pub(crate) _credit: OwnedSemaphorePermit,
     pub(crate) _in_flight: InFlight,
 }
 
-impl Hold {
+impl OpenCall {
     /// The call's time is up: the peer may be gone.
     fn timed_out(&self) -> CallError {
         self.link.timed_out();
@@ -58,7 +58,7 @@ pub struct CallStream {
 }
 
 impl CallStream {
-    pub(crate) fn new(hold: Hold, outgoing: Outgoing, incoming: Incoming) -> Self {
+    pub(crate) fn new(hold: OpenCall, outgoing: Outgoing, incoming: Incoming) -> Self {
         let hold = Arc::new(hold);
         Self {
             requests: Requests {
@@ -96,7 +96,7 @@ impl CallStream {
 /// The requests of a call, from the caller's side.
 #[derive(Debug)]
 pub struct Requests {
-    hold: Arc<Hold>,
+    hold: Arc<OpenCall>,
     outgoing: Outgoing,
     stopped: bool,
 }
@@ -147,7 +147,7 @@ impl Requests {
 /// Kept small, because it is moved several times before it is read.
 #[derive(Debug)]
 pub struct Replies {
-    hold: Arc<Hold>,
+    hold: Arc<OpenCall>,
     source: ReplySource,
     /// Messages that were read ahead.
     kept: VecDeque<Bytes>,
@@ -161,13 +161,13 @@ enum ReplySource {
     /// A stream: the call's own, or one that the provider opened.
     Stream(Box<Incoming>),
     /// A lane, which has not brought anything yet.
-    Lane(Waiting),
+    Lane(LaneCall),
     /// No further message comes.
     Over,
 }
 
 impl Replies {
-    fn new(hold: Arc<Hold>, source: ReplySource) -> Self {
+    fn new(hold: Arc<OpenCall>, source: ReplySource) -> Self {
         Self {
             hold,
             source,
@@ -176,7 +176,7 @@ impl Replies {
         }
     }
 
-    pub(crate) fn on_lane(hold: Hold, waiting: Waiting) -> Self {
+    pub(crate) fn on_lane(hold: OpenCall, waiting: LaneCall) -> Self {
         Self::new(Arc::new(hold), ReplySource::Lane(waiting))
     }
 
@@ -288,7 +288,7 @@ pub(crate) enum Piece {
 /// Reads a provider's frame on a stream.
 pub(crate) fn read_reply(
     link: &Link,
-    place: Place,
+    place: CallPlace,
     frame: Result<Option<Bytes>, ReceiveError>,
 ) -> Result<Piece, CallError> {
     let ended = |unknown| Err(over(link, unknown, Some(place)));
@@ -318,7 +318,7 @@ pub(crate) fn read_reply(
 }
 
 /// A reply of one message at most, from a stream.
-pub(crate) async fn read_only(link: &Link, place: Place, incoming: &mut Incoming) -> Result<CallReply, CallError> {
+pub(crate) async fn read_only(link: &Link, place: CallPlace, incoming: &mut Incoming) -> Result<CallReply, CallError> {
     let mut messages = Vec::new();
     loop {
         match read_reply(link, place, incoming.next().await)? {

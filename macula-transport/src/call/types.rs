@@ -185,31 +185,31 @@ impl CallReply {
 
 /// Boxed, because few replies have it and a reply is moved several times.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Extra(Option<Box<Failing>>);
+pub(crate) struct Extra(Option<Box<FailureDetails>>);
 
 /// The rare parts of a reply, beside its status and its payload.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Failing {
+pub(crate) struct FailureDetails {
     pub(crate) message: String,
     pub(crate) details: Bytes,
     pub(crate) pushback: Option<Pushback>,
 }
 
 impl Extra {
-    pub(crate) fn new(failing: Failing) -> Self {
+    pub(crate) fn new(failing: FailureDetails) -> Self {
         Self((failing != NOTHING).then(|| Box::new(failing)))
     }
 
-    pub(crate) fn get(&self) -> &Failing {
+    pub(crate) fn get(&self) -> &FailureDetails {
         self.0.as_deref().unwrap_or(&NOTHING)
     }
 
-    fn get_mut(&mut self) -> &mut Failing {
+    fn get_mut(&mut self) -> &mut FailureDetails {
         self.0.get_or_insert_default()
     }
 }
 
-static NOTHING: Failing = Failing {
+static NOTHING: FailureDetails = FailureDetails {
     message: String::new(),
     details: Bytes::new(),
     pushback: None,
@@ -342,9 +342,9 @@ impl Reply {
     /// The handler's error: the call ran and failed.
     #[must_use]
     pub fn error(status: StatusCode, message: impl Into<String>) -> Self {
-        let failing = Failing {
+        let failing = FailureDetails {
             message: message.into(),
-            ..Failing::default()
+            ..FailureDetails::default()
         };
         Self {
             status,

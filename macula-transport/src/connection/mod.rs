@@ -1,11 +1,9 @@
-//! A connection: QUIC streams that carry frames, what is under way on them, and how it ends. It knows neither calls nor the pool, apart
-//! from the [`handle`] that a caller holds.
+//! A connection: QUIC streams that carry frames, what is under way on them, and how it ends. It knows neither calls nor the pool.
 
 pub(crate) mod congestion;
 pub(crate) mod control;
 mod flight;
 pub(crate) mod gate;
-pub(crate) mod handle;
 mod health;
 pub(crate) mod link;
 mod membership;

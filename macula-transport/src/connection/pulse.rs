@@ -62,10 +62,10 @@ impl Pulse {
     }
 
     /// What the peer has not acknowledged.
-    pub(crate) fn unanswered(&self) -> Option<Unanswered> {
+    pub(crate) fn unanswered(&self) -> Option<Unacknowledged> {
         match self.unanswered.load(Relaxed) {
             0 => None,
-            stamp => Some(Unanswered {
+            stamp => Some(Unacknowledged {
                 since: self.epoch + Duration::from_nanos(stamp >> 1),
                 certain: stamp & 1 == 1,
             }),
@@ -95,7 +95,7 @@ impl Pulse {
 
 /// Packets that the peer has not acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Unanswered {
+pub(crate) struct Unacknowledged {
     pub(crate) since: Instant,
     /// They ask for an acknowledgement; else they may be acknowledgements themselves.
     pub(crate) certain: bool,
@@ -154,7 +154,7 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let pulse = Pulse::new(start, INITIAL);
         let since = |millis, certain| {
-            Some(Unanswered {
+            Some(Unacknowledged {
                 since: at(millis),
                 certain,
             })

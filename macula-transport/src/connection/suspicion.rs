@@ -20,7 +20,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::pulse::Unanswered;
+use super::pulse::Unacknowledged;
 
 /// The most pings that one silence costs before the peer is suspected.
 const MAX_PINGS: u32 = 8;
@@ -64,7 +64,7 @@ pub(crate) struct Sight {
     /// Frames sent so far that ask for an acknowledgement.
     pub(crate) eliciting: u64,
     /// The packets that are not acknowledged.
-    pub(crate) unanswered: Option<Unanswered>,
+    pub(crate) unanswered: Option<Unacknowledged>,
     /// The path's probe timeout.
     pub(crate) pto: Duration,
     /// The probe timeout for an acknowledgement that the peer may not delay.

@@ -54,7 +54,7 @@ impl World {
 
     /// Sends nothing but an acknowledgement.
     fn acknowledges(&mut self) {
-        self.sight.unanswered.get_or_insert(Unanswered {
+        self.sight.unanswered.get_or_insert(Unacknowledged {
             since: self.now,
             certain: false,
         });

@@ -26,12 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub(crate) struct Arrivals<H> {
     shares: Shares<IpAddr>,
     /// By their numbers, the oldest first.
-    places: BTreeMap<u64, Place<H>>,
+    places: BTreeMap<u64, Arrival<H>>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Place<H> {
+struct Arrival<H> {
     holder: Holder<IpAddr>,
     since: Instant,
     handle: H,
@@ -71,7 +71,7 @@ impl<H> Arrivals<H> {
             let (&oldest, _) = gives_way?;
             displaced.extend(self.end(oldest));
         }
-        let place = Place {
+        let place = Arrival {
             holder,
             since: now,
             handle: begin(number),

@@ -1,10 +1,10 @@
 //! The endpoint: a UDP socket, an identity, and every connection made from or to it.
 
+mod allocator;
 mod arrivals;
 mod batching;
 pub(crate) mod handshake;
 pub(crate) mod hello;
-mod memory;
 pub(crate) mod quic;
 mod tls;
 #[cfg(target_os = "linux")]
@@ -104,7 +104,7 @@ impl Endpoint {
         let tls = Tls::new(&config.identity, config.key_exchange)
             .map_err(TlsError::from)
             .map_err(BindError::Tls)?;
-        memory::keep_pages(config.limits.max_message_bytes);
+        allocator::keep_pages(config.limits.max_message_bytes);
         let counters = Arc::new(Counters::default());
         let load = Arc::new(Load::default());
         let transport = Arc::new(quic::transport_config(&config));

@@ -56,7 +56,7 @@ pub(crate) fn ask_for_reports(socket: &std::net::UdpSocket) -> io::Result<()> {
 /// # Errors
 /// When the socket cannot be used.
 pub(crate) fn wrap(socket: std::net::UdpSocket, hints: mpsc::Sender<SocketAddr>) -> io::Result<Arc<Hearing>> {
-    let shared = Arc::new(Shared {
+    let shared = Arc::new(SharedSocket {
         state: UdpSocketState::new((&socket).into())?,
         io: UdpSocket::from_std(socket)?,
         hints,
@@ -70,7 +70,7 @@ pub(crate) fn wrap(socket: std::net::UdpSocket, hints: mpsc::Sender<SocketAddr>)
 /// The socket as quinn holds it.
 #[derive(Debug)]
 pub(crate) struct Hearing {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSocket>,
     reader: AbortHandle,
 }
 
@@ -81,7 +81,7 @@ impl Drop for Hearing {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedSocket {
     io: UdpSocket,
     state: UdpSocketState,
     hints: mpsc::Sender<SocketAddr>,
@@ -91,7 +91,7 @@ struct Shared {
     reported: AtomicBool,
 }
 
-impl Shared {
+impl SharedSocket {
     async fn read_reports(self: Arc<Self>) {
         while self.io.ready(Interest::ERROR).await.is_ok() {
             // Fails when the queue is empty, which tokio has to know.
@@ -217,7 +217,7 @@ impl AsyncUdpSocket for Hearing {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        let Shared { io, state, .. } = &*self.shared;
+        let SharedSocket { io, state, .. } = &*self.shared;
         loop {
             ready!(io.poll_recv_ready(cx))?;
             // A report makes this fail once, too.
@@ -246,7 +246,7 @@ impl AsyncUdpSocket for Hearing {
 
 /// Waits for room in the send buffer, for one connection.
 struct Poller {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSocket>,
     waiting: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
 }
 

@@ -48,7 +48,7 @@ pub fn read(path: &Path, most: usize) -> Result<Zeroizing<Vec<u8>>, ReadError> {
 /// # Errors
 /// When its folder is missing or cannot be written.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    put(path, bytes, Place::Any)
+    put(path, bytes, AtPath::Any)
 }
 
 /// As [`write()`], where no file is yet.
@@ -56,19 +56,19 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// [`io::ErrorKind::AlreadyExists`] when there is a file.
 pub fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    put(path, bytes, Place::Free)
+    put(path, bytes, AtPath::Free)
 }
 
 /// What may be at a file's place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum AtPath {
     /// Nothing, else the write fails as [`io::ErrorKind::AlreadyExists`].
     Free,
     /// A file that is there is replaced.
     Any,
 }
 
-fn put(path: &Path, bytes: &[u8], place: Place) -> io::Result<()> {
+fn put(path: &Path, bytes: &[u8], place: AtPath) -> io::Result<()> {
     let mut suffix = [0; 8];
     getrandom::fill(&mut suffix).map_err(io::Error::other)?;
     let mut name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_owned();
@@ -85,11 +85,11 @@ fn put(path: &Path, bytes: &[u8], place: Place) -> io::Result<()> {
     });
     let put = written.and_then(|()| match place {
         // A link, unlike a rename, fails where something is.
-        Place::Free => match fs::hard_link(&temporary, path) {
+        AtPath::Free => match fs::hard_link(&temporary, path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => fs::rename(&temporary, path),
             linked => linked,
         },
-        Place::Any => fs::rename(&temporary, path),
+        AtPath::Any => fs::rename(&temporary, path),
     });
     // Nothing is left after a rename, and a leftover has a name of its own and does no harm: the first error is the one to report.
     let _ = fs::remove_file(&temporary);

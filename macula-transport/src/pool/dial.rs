@@ -9,7 +9,11 @@ use super::{
     PoolEvent, Shell, now,
     state::{self, ConnectionId, DialFailure, Ticket},
 };
-use crate::{call::ask::Caller, connection::handle::Connection, endpoint::handshake::Established, error::DialError};
+use crate::{
+    call::{ask::Caller, connection::Connection},
+    endpoint::handshake::Established,
+    error::DialError,
+};
 
 /// Makes the connections that the pool asks for: the endpoint.
 pub(crate) trait Dialer: Send + Sync + 'static {

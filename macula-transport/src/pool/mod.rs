@@ -30,9 +30,8 @@ use state::{AcceptLimits, Activity, Answer, Closing, Origin, Output, PoolState, 
 use successions::Successions;
 
 use crate::{
-    call::ask::Caller,
+    call::{ask::Caller, connection::Connection},
     connection::{
-        handle::Connection,
         link::Link,
         shared::Shared,
         snapshot::{ConnectionStats, Opener},
@@ -254,7 +253,7 @@ enum Wanted {
     Anyone,
 }
 
-type Waiter = oneshot::Sender<Result<Connection, DialError>>;
+type DialWaiter = oneshot::Sender<Result<Connection, DialError>>;
 
 /// The pool's state behind its lock, with the links and waiters that the core does not know.
 #[derive(Debug)]
@@ -274,7 +273,7 @@ pub(crate) struct Shell {
 struct Table {
     state: PoolState<NodeId, Arc<DialError>>,
     open: BTreeMap<ConnectionId, Arc<Caller>>,
-    waiters: HashMap<Ticket, Vec<Waiter>>,
+    waiters: HashMap<Ticket, Vec<DialWaiter>>,
     lost: u64,
     reused: u64,
     stopped: bool,

@@ -20,6 +20,8 @@ use std::{
 };
 
 use macula_wire::{Admission, Holder, Shares};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 use crate::config::{Limits, PoolConfig};
 
@@ -182,7 +184,7 @@ pub(crate) struct PoolState<P, F> {
     failing: BTreeMap<P, Failing<F>>,
     outputs: VecDeque<Output>,
     next: u64,
-    rng: u64,
+    rng: SplitMix64,
     counts: Counts,
 }
 
@@ -205,7 +207,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             failing: BTreeMap::new(),
             outputs: VecDeque::new(),
             next: 0,
-            rng: seed,
+            rng: SplitMix64::seed_from_u64(seed),
             counts: Counts::default(),
         }
     }
@@ -571,13 +573,9 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         self.next
     }
 
-    /// A number in 0..1 (SplitMix64; Steele, Lea and Flood, 2014).
+    /// A number in 0..1.
     fn random(&mut self) -> f64 {
-        self.rng = self.rng.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.rng;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+        (self.rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Budget {
 #[derive(Debug)]
 struct State {
     shares: Shares<NodeId>,
-    accounts: BTreeMap<Holder<NodeId>, Vec<Arc<Inner>>>,
+    accounts: BTreeMap<Holder<NodeId>, Vec<Arc<AccountState>>>,
     /// Grows with each grant: the order of those of the same size.
     turn: u64,
 }
@@ -58,12 +58,12 @@ pub(crate) struct Used {
 /// A connection's part of a budget.
 pub(crate) struct Account {
     budget: Arc<Budget>,
-    inner: Arc<Inner>,
+    inner: Arc<AccountState>,
     /// What it uses by itself, as long as it is open.
     base: AtomicU64,
 }
 
-struct Inner {
+struct AccountState {
     holder: Holder<NodeId>,
     used: AtomicU64,
     /// Whole units; changed only while the budget is locked.
@@ -91,7 +91,7 @@ struct Signal {
 /// What has to happen once the budget is unlocked.
 enum Eviction {
     Hold(Arc<Signal>),
-    Connection(Arc<Inner>),
+    Connection(Arc<AccountState>),
 }
 
 impl Budget {
@@ -126,7 +126,7 @@ impl Budget {
     }
 
     /// Draws as much as `inner` uses beyond its units.
-    fn draw(&self, inner: &Inner) -> Result<(), Exhausted> {
+    fn draw(&self, inner: &AccountState) -> Result<(), Exhausted> {
         let mut evictions = Vec::new();
         let drawn = {
             let mut state = self.lock();
@@ -146,7 +146,7 @@ impl Budget {
     }
 
     /// Takes back the units that `inner` does not use.
-    fn reclaim(&self, inner: &Inner) {
+    fn reclaim(&self, inner: &AccountState) {
         let mut state = self.lock();
         let units = inner.spare(self.unit);
         state.shares.release(&inner.holder, units);
@@ -154,7 +154,7 @@ impl Budget {
 }
 
 impl State {
-    fn draw(&mut self, inner: &Inner, unit: u64, evictions: &mut Vec<Eviction>) -> Result<(), Exhausted> {
+    fn draw(&mut self, inner: &AccountState, unit: u64, evictions: &mut Vec<Eviction>) -> Result<(), Exhausted> {
         let mut swept = false;
         loop {
             let missing = inner.used.load(SeqCst).saturating_sub(inner.granted.load(SeqCst));
@@ -201,7 +201,7 @@ impl State {
     }
 }
 
-impl Inner {
+impl AccountState {
     /// Gives up the whole units that are not used. To be called with the budget locked; the caller releases them.
     fn spare(&self, unit: u64) -> u64 {
         let granted = self.granted.load(SeqCst);
@@ -233,9 +233,9 @@ impl Inner {
     }
 }
 
-impl std::fmt::Debug for Inner {
+impl std::fmt::Debug for AccountState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner")
+        f.debug_struct("AccountState")
             .field("used", &self.used)
             .field("granted", &self.granted)
             .finish_non_exhaustive()
@@ -255,7 +255,7 @@ impl Account {
         holder: Holder<NodeId>,
         give_way: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Self> {
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(AccountState {
             holder,
             used: AtomicU64::new(0),
             granted: AtomicU64::new(0),

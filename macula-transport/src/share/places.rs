@@ -37,7 +37,7 @@ pub(crate) enum Runs {
 
 /// Every place is taken, and no other peer has more of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Full {
+pub(crate) struct PlacesFull {
     /// How many there are.
     pub(crate) places: u64,
 }
@@ -115,12 +115,12 @@ impl CallPlaces {
 
 impl PeerPlaces {
     /// A place for a call.
-    pub(crate) fn take(&self, runs: Runs) -> Result<Charge, Full> {
+    pub(crate) fn take(&self, runs: Runs) -> Result<Charge, PlacesFull> {
         let account = match runs {
             Runs::Here => &self.own,
             Runs::Elsewhere => &self.forwarded,
         };
-        account.charge(1).map_err(|Exhausted| Full {
+        account.charge(1).map_err(|Exhausted| PlacesFull {
             places: account.budget().used().capacity,
         })
     }

@@ -7,7 +7,7 @@ use futures::future::{BoxFuture, FutureExt as _, join_all};
 use macula_wire::{Member, Realm, SecretKey, ServiceName, Signer as _, StatusCode};
 use tokio::{sync::mpsc, time::Instant};
 
-use super::{Link, Network};
+use super::{LinkConditions, Network};
 use crate::{
     CallError, CallKind, CallRequest, Config, Connection, Endpoint, Handler, Identity, IncomingCall, IncomingMessages,
     Limits, NoService, OutgoingMessages, Reply, Timers, Unknown,
@@ -136,7 +136,7 @@ fn service_only() -> Service {
 }
 
 /// A provider shuts down while it runs a call with an answer of `body` bytes.
-async fn answered_and_left(link: Link, service: &str, body: usize) {
+async fn answered_and_left(link: LinkConditions, service: &str, body: usize) {
     let network = Network::new(1).with_link(link);
     let (_caller, provider, connection) = pair(&network, service_only(), Limits::default()).await;
     let body = Bytes::from(vec![1; body]);
@@ -149,18 +149,18 @@ async fn answered_and_left(link: Link, service: &str, body: usize) {
 
 #[tokio::test(start_paused = true)]
 async fn n4_the_answer_of_a_slow_handler_comes_before_the_farewell() {
-    answered_and_left(Link::new(Duration::from_millis(50)), "slow", 1 << 20).await;
+    answered_and_left(LinkConditions::new(Duration::from_millis(50)), "slow", 1 << 20).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn n4_a_large_answer_on_a_long_way_comes_before_the_farewell() {
-    answered_and_left(Link::new(Duration::from_millis(400)), "second", LARGE_REPLY).await;
+    answered_and_left(LinkConditions::new(Duration::from_millis(400)), "second", LARGE_REPLY).await;
 }
 
 /// The replies on the lane take twelve seconds, twice as long as a silent peer would be waited for.
 #[tokio::test(start_paused = true)]
 async fn x1_n4_replies_on_a_lane_are_waited_for_as_long_as_their_caller_takes_them() {
-    let network = Network::new(1).with_link(Link::new(Duration::from_millis(10)).with_bandwidth(40_000));
+    let network = Network::new(1).with_link(LinkConditions::new(Duration::from_millis(10)).with_bandwidth(40_000));
     let (_caller, provider, connection) = pair(&network, service_only(), Limits::default()).await;
     let calls = join_all((0..30).map(|_| call(&connection, "large", "16000".into(), PATIENCE)));
     let (answers, ()) = tokio::join!(calls, async {
@@ -265,7 +265,7 @@ where
         stream_window: 100 * 1024,
         ..Limits::default()
     };
-    let link = Link::new(Duration::from_millis(5))
+    let link = LinkConditions::new(Duration::from_millis(5))
         .with_jitter(Duration::from_millis(2))
         .with_loss(0.01);
     let network = Network::new(seed).with_link(link);
@@ -308,7 +308,7 @@ async fn p5_large_replies_that_wait_for_their_turn_do_not_stop_those_before_them
 
 #[tokio::test(start_paused = true)]
 async fn a_large_reply_may_be_under_way_as_long_as_its_call() {
-    let network = Network::new(1).with_link(Link::new(Duration::from_secs(1)));
+    let network = Network::new(1).with_link(LinkConditions::new(Duration::from_secs(1)));
     let (_caller, _provider, connection) = pair(&network, service_only(), Limits::default()).await;
     let start = Instant::now();
     // Beside each other, so that one goes on the lane.
@@ -322,7 +322,7 @@ async fn a_large_reply_may_be_under_way_as_long_as_its_call() {
 /// A narrow way: 64 KiB in each second, and a minute for the reply.
 #[tokio::test(start_paused = true)]
 async fn a_large_reply_that_keeps_coming_is_not_given_up() {
-    let network = Network::new(1).with_link(Link::new(Duration::from_millis(500)));
+    let network = Network::new(1).with_link(LinkConditions::new(Duration::from_millis(500)));
     let limits = Limits {
         stream_window: 64 * 1024,
         ..Limits::default()
@@ -379,7 +379,11 @@ async fn f7_a_provider_is_told_what_is_left_of_a_call_that_had_to_wait() {
         let Some(Seen::Began(told)) = seen.recv().await else {
             panic!("no call began")
         };
-        assert!(told <= deadline + 5 * Link::default().latency, "{:?}", told - deadline);
+        assert!(
+            told <= deadline + 5 * LinkConditions::default().latency,
+            "{:?}",
+            told - deadline
+        );
     }
 }
 

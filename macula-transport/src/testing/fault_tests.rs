@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
-    Link, Network,
+    LinkConditions, Network,
     tests::{PATIENCE, Service, call, connect, host},
 };
 use crate::{Connection, Endpoint, NoService};
@@ -94,7 +94,7 @@ async fn a_caller_whose_address_changes_keeps_its_connection() {
 async fn corrupted_datagrams_are_lost_ones() {
     let network = Network::new(5);
     let (_caller, _provider, connection) = pair(&network).await;
-    network.set_usual_link(Link::default().with_corruption(0.2));
+    network.set_usual_link(LinkConditions::default().with_corruption(0.2));
     for _ in 0..50 {
         let answer = call(&connection, "echo", Bytes::from_static(b"hello"), PATIENCE).await;
         assert_eq!(answer.unwrap(), "hello");
@@ -106,7 +106,7 @@ async fn corrupted_datagrams_are_lost_ones() {
 async fn bandwidth_bounds_what_a_transfer_takes() {
     let network = Network::new(1);
     let (_caller, _provider, connection) = pair(&network).await;
-    network.set_usual_link(Link::default().with_bandwidth(100_000));
+    network.set_usual_link(LinkConditions::default().with_bandwidth(100_000));
     let start = Instant::now();
     call(&connection, "echo", Bytes::from(vec![7; 200_000]), 4 * PATIENCE)
         .await

@@ -6,7 +6,7 @@ use std::time::Duration;
 ///
 /// Chances are between 0 and 1; a value outside counts as the nearer of the two.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Link {
+pub struct LinkConditions {
     pub(super) latency: Duration,
     pub(super) jitter: Duration,
     pub(super) loss: f64,
@@ -17,7 +17,7 @@ pub struct Link {
     pub(super) max_datagram_bytes: usize,
 }
 
-impl Link {
+impl LinkConditions {
     /// A link that carries every datagram of up to 1 472 bytes (what Ethernet leaves to UDP) in exactly this time, one way.
     #[must_use]
     pub const fn new(latency: Duration) -> Self {
@@ -91,7 +91,7 @@ impl Link {
     }
 }
 
-impl Default for Link {
+impl Default for LinkConditions {
     /// One millisecond each way, and nothing lost.
     fn default() -> Self {
         Self::new(Duration::from_millis(1))

@@ -8,7 +8,7 @@ use macula_wire::StatusCode;
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
-    Link, Network,
+    LinkConditions, Network,
     tests::{PATIENCE, Service, call, connect, host, identity},
 };
 use crate::{
@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// A path's round trip.
-fn link(rtt: Duration) -> Link {
-    Link::new(rtt / 2)
+fn link(rtt: Duration) -> LinkConditions {
+    LinkConditions::new(rtt / 2)
 }
 
 /// Answers after as many milliseconds as its request has bytes.

@@ -12,11 +12,11 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use macula_transport::{Config, Endpoint, Identity, NoService, testing::{Link, Network}};
+//! use macula_transport::{Config, Endpoint, Identity, NoService, testing::{LinkConditions, Network}};
 //!
 //! # #[tokio::main(flavor = "current_thread", start_paused = true)]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let network = Network::new(7).with_link(Link::new(Duration::from_millis(30)).with_loss(0.01));
+//! let network = Network::new(7).with_link(LinkConditions::new(Duration::from_millis(30)).with_loss(0.01));
 //! let a = Endpoint::bind(Config::new(Identity::generate()?).with_network(&network), NoService).await?;
 //! let b = Endpoint::bind(Config::new(Identity::generate()?).with_network(&network), NoService).await?;
 //!
@@ -38,7 +38,7 @@ mod path;
 mod socket;
 mod trace;
 
-pub use link::Link;
+pub use link::LinkConditions;
 pub use network::{MAX_HOSTS, MAX_IN_FLIGHT, Network};
 pub use path::MAX_QUEUE;
 pub(crate) use socket::MemorySocket;

@@ -15,7 +15,7 @@ use quinn::udp::EcnCodepoint;
 use tokio::time::Instant;
 
 use super::{
-    Link, Traffic,
+    LinkConditions, Traffic,
     path::{Passage, Path, Random},
     trace::{Fate, Trace},
 };
@@ -44,7 +44,7 @@ pub(super) struct State {
     seeds: Random,
     /// When the first host came.
     epoch: Option<Instant>,
-    usual: Link,
+    usual: LinkConditions,
     hosts: BTreeMap<SocketAddr, Host>,
     /// Where a process was killed on a machine that lives.
     refusing: BTreeSet<SocketAddr>,
@@ -117,7 +117,7 @@ impl Network {
             seed,
             seeds: Random::new(seed),
             epoch: None,
-            usual: Link::default(),
+            usual: LinkConditions::default(),
             hosts: BTreeMap::new(),
             refusing: BTreeSet::new(),
             places: BTreeMap::new(),
@@ -140,25 +140,25 @@ impl Network {
 
     /// Sets the link between hosts that have none of their own.
     #[must_use]
-    pub fn with_link(self, link: Link) -> Self {
+    pub fn with_link(self, link: LinkConditions) -> Self {
         self.set_usual_link(link);
         self
     }
 
     /// Sets the link between hosts that have none of their own, from now on.
-    pub fn set_usual_link(&self, link: Link) {
+    pub fn set_usual_link(&self, link: LinkConditions) {
         self.lock().usual = link;
     }
 
     /// Sets the link between two hosts, both ways, from now on.
-    pub fn set_link(&self, a: SocketAddr, b: SocketAddr, link: Link) {
+    pub fn set_link(&self, a: SocketAddr, b: SocketAddr, link: LinkConditions) {
         let mut state = self.lock();
         state.path(a, b).link = Some(link);
         state.path(b, a).link = Some(link);
     }
 
     /// Sets the link from one host to another, in this direction only, from now on; `None` for the usual one.
-    pub fn set_link_one_way(&self, from: SocketAddr, to: SocketAddr, link: Option<Link>) {
+    pub fn set_link_one_way(&self, from: SocketAddr, to: SocketAddr, link: Option<LinkConditions>) {
         self.lock().path(from, to).link = link;
     }
 

@@ -2,28 +2,26 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use tokio::time::Instant;
 
-use super::Link;
+use super::LinkConditions;
 
-/// The longest that a datagram waits for a link's [bandwidth](Link::with_bandwidth).
+/// The longest that a datagram waits for a link's [bandwidth](LinkConditions::with_bandwidth).
 pub const MAX_QUEUE: Duration = Duration::from_millis(250);
 
 /// A source of numbers that a seed repeats (SplitMix64; Steele, Lea and Flood, 2014).
 #[derive(Debug, Clone)]
-pub(super) struct Random(u64);
+pub(super) struct Random(SplitMix64);
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(SplitMix64::seed_from_u64(seed))
     }
 
     pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     /// A number in 0..1.
@@ -52,7 +50,7 @@ pub(super) enum Passage {
 #[derive(Debug)]
 pub(super) struct Path {
     /// The link, when it is not the network's usual one.
-    pub(super) link: Option<Link>,
+    pub(super) link: Option<LinkConditions>,
     random: Random,
     /// When the last datagram that kept its place in the queue arrives.
     last: Option<Instant>,
@@ -61,26 +59,24 @@ pub(super) struct Path {
 }
 
 impl Path {
-    pub(super) fn new(seed: u64, from: SocketAddr, to: SocketAddr) -> Self {
-        let mut random = Random::new(seed);
+    pub(super) fn new(mut seed: u64, from: SocketAddr, to: SocketAddr) -> Self {
         for addr in [from, to] {
             let bits = match addr.ip() {
                 std::net::IpAddr::V4(ip) => u64::from(ip.to_bits()),
                 std::net::IpAddr::V6(ip) => (ip.to_bits() >> 64) as u64 ^ ip.to_bits() as u64,
             };
-            random.0 ^= bits.rotate_left(16) ^ u64::from(addr.port());
-            random.0 = random.next();
+            seed = Random::new(seed ^ bits.rotate_left(16) ^ u64::from(addr.port())).next();
         }
         Self {
             link: None,
-            random,
+            random: Random::new(seed),
             last: None,
             idle_at: None,
         }
     }
 
     /// Sends a datagram of `bytes` at `now`. A link always draws the same amount of randomness.
-    pub(super) fn send(&mut self, now: Instant, usual: &Link, bytes: usize) -> Passage {
+    pub(super) fn send(&mut self, now: Instant, usual: &LinkConditions, bytes: usize) -> Passage {
         let link = self.link.unwrap_or(*usual);
         let lost = self.random.fraction() < link.loss;
         let duplicated = self.random.fraction() < link.duplicate;
@@ -129,7 +125,7 @@ mod tests {
         ([10, 0, 0, n], 9443).into()
     }
 
-    fn arrivals(seed: u64, link: &Link, count: u64) -> Vec<Passage> {
+    fn arrivals(seed: u64, link: &LinkConditions, count: u64) -> Vec<Passage> {
         let start = Instant::now();
         let mut path = Path::new(seed, addr(1), addr(2));
         (0..count)
@@ -139,7 +135,9 @@ mod tests {
 
     #[test]
     fn chances_are_what_they_say() {
-        let link = Link::new(Duration::from_millis(5)).with_loss(0.25).with_duplicates(0.5);
+        let link = LinkConditions::new(Duration::from_millis(5))
+            .with_loss(0.25)
+            .with_duplicates(0.5);
         let fates = arrivals(1, &link, 10_000);
         let lost = fates.iter().filter(|fate| **fate == Passage::Lost).count();
         let twice = fates
@@ -152,7 +150,7 @@ mod tests {
 
     #[test]
     fn jitter_alone_reorders_nothing_and_reordering_does() {
-        let at = |link: &Link| -> Vec<Instant> {
+        let at = |link: &LinkConditions| -> Vec<Instant> {
             arrivals(2, link, 1_000)
                 .into_iter()
                 .filter_map(|fate| match fate {
@@ -161,14 +159,14 @@ mod tests {
                 })
                 .collect()
         };
-        let link = Link::new(Duration::from_millis(5)).with_jitter(Duration::from_millis(5));
+        let link = LinkConditions::new(Duration::from_millis(5)).with_jitter(Duration::from_millis(5));
         assert!(at(&link).is_sorted());
         assert!(!at(&link.with_reordering(0.1)).is_sorted());
     }
 
     #[test]
     fn bandwidth_spaces_datagrams_and_a_full_queue_loses_them() {
-        let link = Link::new(Duration::from_millis(5)).with_bandwidth(120_000);
+        let link = LinkConditions::new(Duration::from_millis(5)).with_bandwidth(120_000);
         let fates = arrivals(3, &link, 100);
         let at: Vec<Instant> = fates
             .iter()
@@ -185,7 +183,7 @@ mod tests {
 
     #[test]
     fn corruption_is_as_frequent_as_it_says() {
-        let link = Link::new(Duration::from_millis(5)).with_corruption(0.25);
+        let link = LinkConditions::new(Duration::from_millis(5)).with_corruption(0.25);
         let corrupt = arrivals(4, &link, 10_000)
             .iter()
             .filter(|fate| matches!(fate, Passage::Arrives { corrupt: Some(_), .. }))

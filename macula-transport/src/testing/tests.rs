@@ -7,7 +7,7 @@ use futures::future::{BoxFuture, FutureExt as _, join_all};
 use macula_wire::{SecretKey, StatusCode};
 use tokio::time::Instant;
 
-use super::{Link, Network};
+use super::{LinkConditions, Network};
 use crate::{
     CallError, CallRequest, Config, Connection, Endpoint, Handler, Identity, IncomingCall, Lost, NoService, Reply,
     Unknown,
@@ -59,7 +59,7 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test(start_paused = true)]
 async fn a_call_takes_the_links_time_and_no_other() {
-    let network = Network::new(1).with_link(Link::new(Duration::from_millis(20)));
+    let network = Network::new(1).with_link(LinkConditions::new(Duration::from_millis(20)));
     let (caller, provider) = (host(&network, 1, NoService).await, host(&network, 2, Service).await);
     let connection = connect(&caller, &provider).await;
     let start = Instant::now();
@@ -83,7 +83,7 @@ async fn a_long_timeout_takes_no_real_time() {
 /// Everything below the pool copes with a bad link.
 #[tokio::test(start_paused = true)]
 async fn a_bad_link_delays_and_loses_no_call() {
-    let link = Link::new(Duration::from_millis(10))
+    let link = LinkConditions::new(Duration::from_millis(10))
         .with_jitter(Duration::from_millis(10))
         .with_loss(0.05)
         .with_duplicates(0.05)
@@ -172,7 +172,7 @@ async fn p5_calls_to_one_provider_are_not_delayed_by_another() {
     network.set_link(
         caller.local_addr(),
         far.local_addr(),
-        Link::new(Duration::from_millis(400)),
+        LinkConditions::new(Duration::from_millis(400)),
     );
     let others = [
         connect(&caller, &slow).await,
@@ -222,7 +222,7 @@ async fn an_address_belongs_to_one_host_until_it_is_gone() {
 
 /// Handshakes, lanes, streams, losses, a kill, a restart and a drain; every id and key but the nodes' own is another each time.
 async fn story(seed: u64) -> (u64, super::Traffic) {
-    let link = Link::new(Duration::from_millis(7))
+    let link = LinkConditions::new(Duration::from_millis(7))
         .with_jitter(Duration::from_millis(9))
         .with_loss(0.02)
         .with_duplicates(0.02)

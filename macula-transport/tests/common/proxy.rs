@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 use tokio::{net::UdpSocket, task::JoinHandle};
 
 /// What befalls a datagram; probabilities are of 0 to 1.
@@ -30,15 +32,15 @@ pub(crate) struct Proxy {
 }
 
 /// SplitMix64: the same seed, the same fate of the n-th datagram.
-pub(crate) struct Random(pub(crate) u64);
+pub(crate) struct Random(SplitMix64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(SplitMix64::seed_from_u64(seed))
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        self.0.next_u64()
     }
 
     fn unit(&mut self) -> f64 {
@@ -52,7 +54,7 @@ impl Proxy {
         let back = Arc::new(UdpSocket::bind(super::loopback()).await.unwrap());
         let address = front.local_addr().unwrap();
         let faults = Arc::new(Mutex::new(Faults::default()));
-        let task = tokio::spawn(carry(front, back, to, faults.clone(), Random(seed)));
+        let task = tokio::spawn(carry(front, back, to, faults.clone(), Random::new(seed)));
         Self { address, faults, task }
     }
 

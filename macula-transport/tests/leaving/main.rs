@@ -4,14 +4,14 @@ mod scenario;
 
 use std::time::Duration;
 
-use macula_transport::{PoolConfig, testing::Link};
+use macula_transport::{PoolConfig, testing::LinkConditions};
 use scenario::{Fate, Found, Plan, drawn, run_alone};
 
 /// Two providers, one of which leaves in order in the middle of 200 calls; nothing is lost on the way.
 fn one_leaves(round_trip: Duration, reply_bytes: usize) {
     let plan = Plan {
         seed: 1,
-        link: Link::new(round_trip / 2),
+        link: LinkConditions::new(round_trip / 2),
         calls: 200,
         pace: Duration::from_millis(10),
         reply_bytes,

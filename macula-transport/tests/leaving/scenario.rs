@@ -13,9 +13,11 @@ use futures::future::{BoxFuture, FutureExt as _, join_all};
 use macula_transport::{
     CallError, CallKind, CallRequest, Config, Endpoint, Handler, Identity, IncomingCall, IncomingMessages, NoService,
     OutgoingMessages, PoolConfig, Reply,
-    testing::{Link, Network},
+    testing::{LinkConditions, Network},
 };
 use macula_wire::{SecretKey, ServiceName, StatusCode};
+use rand_xoshiro::SplitMix64;
+use rand_xoshiro::rand_core::{Rng as _, SeedableRng as _};
 
 /// Longer than any call here waits.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -37,7 +39,7 @@ pub(crate) enum Fate {
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
-    pub(crate) link: Link,
+    pub(crate) link: LinkConditions,
     pub(crate) calls: u32,
     /// From the start of one call to that of the next.
     pub(crate) pace: Duration,
@@ -264,15 +266,11 @@ pub(crate) fn run_alone(plan: &Plan) -> Found {
 }
 
 /// Numbers drawn from a seed (SplitMix64).
-struct Draw(u64);
+struct Draw(SplitMix64);
 
 impl Draw {
     fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % bound
+        self.0.next_u64() % bound
     }
 
     fn millis(&mut self, bound: u64) -> Duration {
@@ -287,8 +285,8 @@ impl Draw {
 /// The plan of a seed: long ways, losses, large replies, providers that leave, die and come back, connections that get old, idle and
 /// make room.
 pub(crate) fn drawn(seed: u64) -> Plan {
-    let mut draw = Draw(seed);
-    let link = Link::new(Duration::from_millis(1) + draw.millis(150))
+    let mut draw = Draw(SplitMix64::seed_from_u64(seed));
+    let link = LinkConditions::new(Duration::from_millis(1) + draw.millis(150))
         .with_jitter(draw.millis(20))
         .with_loss(draw.of(&[0.0, 0.0, 0.01, 0.05]))
         .with_reordering(draw.of(&[0.0, 0.02]));

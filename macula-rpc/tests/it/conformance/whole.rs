@@ -8,7 +8,7 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use macula_rpc::{
     RetryPolicy, TonicServices,
-    testing::{Link, Mesh, MeshNode},
+    testing::{LinkConditions, Mesh, MeshNode},
 };
 use macula_transport::{CallKind, Handler, IncomingCall, IncomingMessages, NoService, OutgoingMessages, Role};
 use prost::Message as _;
@@ -63,7 +63,7 @@ struct Far {
 
 impl Far {
     fn new() -> Self {
-        let mesh = Mesh::new(31).with_link(Link::new(LATENCY));
+        let mesh = Mesh::new(31).with_link(LinkConditions::new(LATENCY));
         let ran = ["a", "b"].map(|name| (name.to_owned(), serve(&mesh.node(name))));
         let client = mesh.node("caller").client_builder().strategy(Strategy::First).build();
         Self { mesh, client, ran }

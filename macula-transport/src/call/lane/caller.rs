@@ -15,7 +15,7 @@ use super::{
     super::{
         frame::MAX_HEAD_FRAME,
         outbox::Flush,
-        outcome::{Place, accepted_on, over},
+        outcome::{CallPlace, accepted_on, over},
         types::{CallReply, CallRequest},
     },
     calls::CallId,
@@ -50,7 +50,7 @@ fn end(waiter: Waiter, reply: Result<LaneReply, CallError>) {
 /// A lane that this node opened.
 #[derive(Debug)]
 pub(crate) struct OutboundLane {
-    core: Mutex<Core>,
+    core: Mutex<CallerEnd>,
     /// Woken when there is something to write.
     writable: Notify,
     /// Woken when a deadline is earlier than the one slept for.
@@ -59,7 +59,7 @@ pub(crate) struct OutboundLane {
 }
 
 #[derive(Debug)]
-struct Core {
+struct CallerEnd {
     lane: CallerLane<Waiter>,
     /// The lane is over: a call takes the next one.
     over: bool,
@@ -77,7 +77,7 @@ pub(crate) enum NotTaken {
 impl OutboundLane {
     /// A lane of a connection. Its stream is opened when its first call is written.
     pub(crate) fn open(link: &Arc<Link>) -> Arc<Self> {
-        let core = Core {
+        let core = CallerEnd {
             lane: CallerLane::new(link.shared.epoch),
             over: false,
         };
@@ -91,7 +91,7 @@ impl OutboundLane {
         lane
     }
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
+    fn lock(&self) -> MutexGuard<'_, CallerEnd> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,10 +112,10 @@ impl OutboundLane {
         request: &CallRequest<'_>,
         timeout: Duration,
         deadline: Instant,
-    ) -> Result<Waiting, NotTaken> {
+    ) -> Result<LaneCall, NotTaken> {
         let (waiter, outcome) = oneshot::channel();
         let id = self.start(request, timeout, deadline, waiter)?.id;
-        Ok(Waiting {
+        Ok(LaneCall {
             lane: self,
             id: Some(id),
             outcome,
@@ -168,7 +168,7 @@ impl OutboundLane {
         };
         for call in unanswered {
             let place = self.stream().zip(call.written_as);
-            let place = place.map(|(stream, number)| Place::Lane { stream, number });
+            let place = place.map(|(stream, number)| CallPlace::Lane { stream, number });
             end(call.waiter, Err(over(&link, unknown.clone(), place)));
         }
     }
@@ -342,14 +342,14 @@ impl OutboundLane {
 
 /// A call on a lane that waits for its reply. Dropping it cancels the call.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct LaneCall {
     lane: Arc<OutboundLane>,
     /// Until the call has ended.
     id: Option<CallId>,
     outcome: oneshot::Receiver<Result<LaneReply, CallError>>,
 }
 
-impl Waiting {
+impl LaneCall {
     /// The call's reply, told once. The lane keeps the deadline.
     pub(crate) async fn reply(&mut self) -> Result<LaneReply, CallError> {
         let gone = || Err(CallError::Unknown(Unknown::Incomplete));
@@ -362,7 +362,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for LaneCall {
     fn drop(&mut self) {
         if let Some(id) = self.id {
             self.lane.cancel(id);

@@ -56,7 +56,7 @@ const CLOGGED: Duration = Duration::from_secs(30);
 
 /// A lane that the peer opened.
 pub(crate) struct InboundLane {
-    core: Mutex<Core>,
+    core: Mutex<ProviderEnd>,
     entry: Arc<LaneEntry>,
     /// Calls that were read and are not begun, or have ended and are not answered.
     in_hand: AtomicUsize,
@@ -76,7 +76,7 @@ pub(crate) struct InboundLane {
 }
 
 /// The lane's calls and replies, and what the replies are charged to.
-struct Core {
+struct ProviderEnd {
     lane: ProviderLane<AbortHandle>,
     /// The replies that were taken to be written and are not yet, in bytes.
     writing: usize,
@@ -84,7 +84,7 @@ struct Core {
     kept: Kept,
 }
 
-impl Core {
+impl ProviderEnd {
     /// Gives up the replies that wait, and stops every call.
     fn close(&mut self) -> VecDeque<AbortHandle> {
         let running = self.lane.close();
@@ -124,7 +124,7 @@ impl InboundLane {
         let entry = link.lane_opened(outgoing.index());
         let mut kept = link.memory.kept();
         let taken_back = kept.ever_taken_back();
-        let core = Core {
+        let core = ProviderEnd {
             lane: ProviderLane::new(),
             writing: 0,
             kept,
@@ -164,7 +164,7 @@ impl InboundLane {
         end
     }
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
+    fn lock(&self) -> MutexGuard<'_, ProviderEnd> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -201,7 +201,7 @@ impl InboundLane {
     async fn read(self: &Arc<Self>, incoming: &mut Incoming) -> Result<(), ReceiveError> {
         let mut chunks = [const { Bytes::new() }; READ_BATCH];
         let mut asked = Vec::new();
-        let mut names = Names::default();
+        let mut names = LastName::default();
         let mut beside = 0_usize;
         loop {
             // The place of the call that is answered next where it was read.
@@ -287,7 +287,7 @@ impl InboundLane {
         id: CallId,
         head: Head,
         now: Instant,
-        names: &mut Names,
+        names: &mut LastName,
         inline: bool,
         (inside, place): (Option<&InFlight>, &mut Option<Charge>),
     ) -> Result<(), ReceiveError> {
@@ -507,11 +507,11 @@ impl Drop for Large {
 
 /// The names of services called lately: one that is called again is not checked and copied again.
 #[derive(Debug, Default)]
-struct Names {
+struct LastName {
     last: Option<ServiceName>,
 }
 
-impl Names {
+impl LastName {
     fn get(&mut self, name: &str) -> Result<ServiceName, macula_wire::NameError> {
         match &self.last {
             Some(last) if last.as_str() == name => Ok(last.clone()),

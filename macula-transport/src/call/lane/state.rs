@@ -40,7 +40,7 @@ pub(crate) struct Broken;
 
 /// A call the lane does not take: it takes a stream of its own.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Full<W>(pub(crate) W);
+pub(crate) struct LaneFull<W>(pub(crate) W);
 
 /// The caller's end of a lane. `W` is woken by a call's end.
 #[derive(Debug)]
@@ -99,10 +99,10 @@ impl<W> CallerLane<W> {
         timeout_us: u64,
         deadline: Instant,
         waiter: W,
-    ) -> Result<Started, Full<W>> {
+    ) -> Result<Started, LaneFull<W>> {
         debug_assert!(request.body.len() <= INLINE_BYTES);
         if self.outbox.bytes() > MAX_QUEUED_BYTES {
-            return Err(Full(waiter));
+            return Err(LaneFull(waiter));
         }
         let number = self.started + 1;
         let call = Numbered {
@@ -112,7 +112,7 @@ impl<W> CallerLane<W> {
             message_bytes: 0,
         };
         let started = self.calls.start(deadline, call);
-        let (id, earlier) = started.map_err(|Numbered { waiter, .. }| Full(waiter))?;
+        let (id, earlier) = started.map_err(|Numbered { waiter, .. }| LaneFull(waiter))?;
         self.started = number;
         let flush = frame::put_head(&mut self.outbox, id.to_wire(), request, timeout_us, true);
         Ok(Started { id, flush, earlier })

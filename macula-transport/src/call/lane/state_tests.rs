@@ -128,7 +128,7 @@ impl Test {
                     Ok(started) => {
                         self.waiting.insert(self.next, (started.id, deadline));
                     }
-                    Err(Full(number)) => assert_eq!(number, self.next),
+                    Err(LaneFull(number)) => assert_eq!(number, self.next),
                 }
                 self.next += 1;
             }

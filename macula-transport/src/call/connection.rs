@@ -9,15 +9,15 @@ use bytes::Bytes;
 use macula_wire::ServiceName;
 
 use super::{
-    link::Link,
-    watch::{Presence, PresenceWatch},
+    ask::{self, Caller},
+    handler::Protocol,
+    replies::{CallStream, Replies},
+    types::{CallReply, CallRequest},
 };
 use crate::{
-    call::{
-        ask::{self, Caller},
-        handler::Protocol,
-        replies::{CallStream, Replies},
-        types::{CallReply, CallRequest},
+    connection::{
+        link::Link,
+        watch::{Presence, PresenceWatch},
     },
     error::{CallError, Lost, RequestError},
     peer::PeerInfo,
