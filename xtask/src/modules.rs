@@ -9,11 +9,13 @@
 
 mod tree;
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use petgraph::{algo::tarjan_scc, graphmap::DiGraphMap};
 
 use self::tree::{Crate, FileId};
 use crate::finding::{Finding, report};
@@ -39,7 +41,7 @@ pub(crate) fn check() -> Result<()> {
         for start in crate_roots(&root().join(package).join("src"))? {
             let it = Crate::read(&start, &|path| fs::read_to_string(path).ok())?;
             let edges = edges(&it);
-            let circles = circles(it.files.len(), &edges);
+            let circles = circles(&edges);
             println!("{}", summary(&display(&start), it.files.len(), &edges, &circles));
             findings.extend(knots(&it, &edges, &circles));
             findings.extend(wide_structs(&it));
@@ -78,61 +80,12 @@ fn summary(name: &str, files: usize, edges: &Edges, circles: &[Vec<FileId>]) -> 
 }
 
 /// The sets of at least two files that reach each other, largest first.
-///
-/// Tarjan's algorithm (SIAM Journal on Computing 1(2), 1972), which visits every edge once.
-fn circles(files: usize, edges: &Edges) -> Vec<Vec<FileId>> {
-    struct Search<'a> {
-        edges: &'a Edges,
-        /// When each file was reached, and the earliest file on the stack that it reaches.
-        reached: Vec<Option<(usize, usize)>>,
-        stack: Vec<FileId>,
-        count: usize,
-        found: Vec<Vec<FileId>>,
-    }
-    impl Search<'_> {
-        fn visit(&mut self, file: FileId) -> usize {
-            let order = self.count;
-            self.count += 1;
-            self.reached[file] = Some((order, order));
-            self.stack.push(file);
-            let mut low = order;
-            let next: Vec<_> = self
-                .edges
-                .range((file, 0)..(file + 1, 0))
-                .map(|((_, to), _)| *to)
-                .collect();
-            for to in next {
-                match self.reached[to] {
-                    None => low = low.min(self.visit(to)),
-                    Some((seen, _)) if self.stack.contains(&to) => low = low.min(seen),
-                    Some(_) => {}
-                }
-            }
-            self.reached[file] = Some((order, low));
-            if low == order
-                && let Some(at) = self.stack.iter().position(|it| *it == file)
-            {
-                let mut circle = self.stack.split_off(at);
-                circle.sort_unstable();
-                self.found.push(circle);
-            }
-            low
-        }
-    }
-    let mut search = Search {
-        edges,
-        reached: vec![None; files],
-        stack: Vec::new(),
-        count: 0,
-        found: Vec::new(),
-    };
-    for file in 0..files {
-        if search.reached[file].is_none() {
-            search.visit(file);
-        }
-    }
-    let mut circles: Vec<_> = search.found.into_iter().filter(|it| it.len() > 1).collect();
-    circles.sort_by_key(|it| (usize::MAX - it.len(), it.clone()));
+fn circles(edges: &Edges) -> Vec<Vec<FileId>> {
+    let graph = DiGraphMap::<FileId, ()>::from_edges(edges.keys().copied());
+    let mut circles = tarjan_scc(&graph);
+    circles.retain(|it| it.len() > 1);
+    circles.iter_mut().for_each(|it| it.sort_unstable());
+    circles.sort_by_key(|it| (Reverse(it.len()), it.clone()));
     circles
 }
 
@@ -246,7 +199,7 @@ mod tests {
     fn findings(files: &[(&str, &str)]) -> Vec<Finding> {
         let it = read(files);
         let edges = edges(&it);
-        let mut all = knots(&it, &edges, &circles(it.files.len(), &edges));
+        let mut all = knots(&it, &edges, &circles(&edges));
         all.extend(wide_structs(&it));
         all
     }
@@ -254,8 +207,8 @@ mod tests {
     #[test]
     fn circles_are_found_whatever_leads_into_them() {
         let edges = graph(&[(0, 1), (1, 2), (2, 3), (3, 1), (3, 4), (4, 5), (5, 4), (6, 6)]);
-        assert_eq!(circles(7, &edges), [vec![1, 2, 3], vec![4, 5]]);
-        assert_eq!(circles(3, &graph(&[(0, 1), (1, 2), (0, 2)])), [[0; 0]; 0]);
+        assert_eq!(circles(&edges), [vec![1, 2, 3], vec![4, 5]]);
+        assert_eq!(circles(&graph(&[(0, 1), (1, 2), (0, 2)])), [[0; 0]; 0]);
     }
 
     #[test]
@@ -299,7 +252,7 @@ mod tests {
     #[test]
     fn the_summary_counts_edges_and_circles() {
         let edges = graph(&[(0, 1), (1, 0), (2, 0)]);
-        let shown = summary("a/src/lib.rs", 3, &edges, &circles(3, &edges));
+        let shown = summary("a/src/lib.rs", 3, &edges, &circles(&edges));
         assert_eq!(shown, "a/src/lib.rs: 3 files, 3 edges, circles of 2 files");
         assert!(summary("a", 1, &Edges::new(), &[]).ends_with("no circle"));
     }

@@ -8,12 +8,12 @@ use std::{
 use bytes::{BufMut as _, Bytes};
 use futures::FutureExt as _;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
 };
 
 use super::{
-    LARGE_BYTES, MAX_CALL_TIMEOUT, MAX_LARGE_SENDS,
+    LargeSends, MAX_CALL_TIMEOUT,
     frame::{self, INLINE_BYTES, MAX_HEAD_FRAME, Part},
     handler::Protocol,
     lane::{
@@ -46,8 +46,7 @@ pub(crate) struct Caller {
     credit: Arc<Semaphore>,
     /// Where small calls go.
     lane: Mutex<Option<Arc<OutboundLane>>>,
-    /// Permits to write a large request, [`MAX_LARGE_SENDS`] at first.
-    large_sends: Semaphore,
+    large_sends: LargeSends,
 }
 
 /// A call that may be sent: within the limits, and with the peer's permission.
@@ -74,7 +73,7 @@ impl Caller {
             credit: Arc::new(Semaphore::new(link.peer.max_concurrent_calls.clamp(1, MAX_CALLS))),
             link,
             lane: Mutex::new(None),
-            large_sends: Semaphore::new(MAX_LARGE_SENDS),
+            large_sends: LargeSends::default(),
         }
     }
 
@@ -94,14 +93,6 @@ impl Caller {
     /// The lane that runs on this stream of ours.
     fn lane_on(&self, stream: u64) -> Option<Arc<OutboundLane>> {
         self.lock_lane().clone().filter(|lane| lane.stream() == Some(stream))
-    }
-
-    /// Waits for the turn of a request of this size, in bytes. The turn ends when the permit is dropped.
-    async fn turn(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
-        match bytes > LARGE_BYTES {
-            true => self.large_sends.acquire().await.ok(),
-            false => None,
-        }
     }
 
     /// Checks a call and waits until the peer has room for it.
@@ -217,7 +208,7 @@ async fn call_apart(
     deadline: Instant,
 ) -> Result<CallReply, CallError> {
     let link = &caller.link;
-    let Ok(turn) = timeout_at(deadline, caller.turn(request.body.len())).await else {
+    let Ok(turn) = timeout_at(deadline, caller.large_sends.turn(request.body.len())).await else {
         return Err(CallError::NotSent(NotSent::NoCredit));
     };
     let (mut outgoing, mut incoming) = caller.open_stream(deadline).await?;
@@ -315,7 +306,7 @@ async fn open_apart(
     let turn = async {
         match requests {
             // The provider may assemble such a request, so it waits its turn like a unary call's.
-            OpenWith::All => caller.turn(request.body.len()).await,
+            OpenWith::All => caller.large_sends.turn(request.body.len()).await,
             // The application may pause between requests, and a paused call must not hold up the turn of others.
             OpenWith::First => None,
         }

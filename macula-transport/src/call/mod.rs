@@ -25,6 +25,8 @@
 
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 pub(crate) mod answer;
 pub(crate) mod ask;
 pub(crate) mod connection;
@@ -47,5 +49,25 @@ const LARGE_BYTES: usize = 66 * 1024;
 /// How many large requests, and how many large replies, are written to a peer at a time. With more, each takes longer, and together
 /// they take more of the peer's memory.
 const MAX_LARGE_SENDS: usize = 12;
+
+/// Permits to write messages of more than [`LARGE_BYTES`] to a peer, in one direction of its calls.
+#[derive(Debug)]
+struct LargeSends(Semaphore);
+
+impl Default for LargeSends {
+    fn default() -> Self {
+        Self(Semaphore::new(MAX_LARGE_SENDS))
+    }
+}
+
+impl LargeSends {
+    /// Waits for the turn of a message of this size, in bytes. The turn ends when the permit is dropped.
+    async fn turn(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
+        match bytes > LARGE_BYTES {
+            true => self.0.acquire().await.ok(),
+            false => None,
+        }
+    }
+}
 /// Why a call is refused for which there is no memory.
 const NO_MEMORY: &str = "the node has no memory left for the call; try again later";

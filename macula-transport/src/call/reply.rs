@@ -16,12 +16,12 @@ use bytes::{BufMut as _, Bytes};
 use futures::future::{BoxFuture, FutureExt as _};
 use macula_wire::StatusCode;
 use tokio::{
-    sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore},
     time::{Duration, Instant, timeout_at},
 };
 
 use super::{
-    LARGE_BYTES, MAX_LARGE_SENDS,
+    LargeSends,
     frame::{self, INLINE_BYTES, Part},
     outbox::Outbox,
     types::Reply,
@@ -56,24 +56,14 @@ pub(crate) struct ReplyPlaces {
     /// Replies of handlers that stream.
     streaming: Arc<Semaphore>,
     /// Large messages that are written.
-    large: Semaphore,
+    pub(super) large: LargeSends,
 }
 
 impl Default for ReplyPlaces {
     fn default() -> Self {
         Self {
             streaming: Arc::new(Semaphore::new(MAX_MOVED_REPLIES)),
-            large: Semaphore::new(MAX_LARGE_SENDS),
-        }
-    }
-}
-
-impl ReplyPlaces {
-    /// Waits for the turn of a message of this size, in bytes. The turn ends when the permit is dropped.
-    pub(crate) async fn turn(&self, bytes: usize) -> Option<SemaphorePermit<'_>> {
-        match bytes > LARGE_BYTES {
-            true => self.large.acquire().await.ok(),
-            false => None,
+            large: LargeSends::default(),
         }
     }
 }
@@ -90,11 +80,11 @@ pub(crate) struct LanePlace {
 pub(crate) struct ReplyStream {
     outgoing: Outgoing,
     waiting: Outbox,
-    /// What waits is charged to the caller, who may not take it.
+    /// Charges what waits to the caller, which may not take it.
     kept: Kept,
     /// The next message is the first of a reply that is ready as a whole.
     whole: bool,
-    /// The call's deadline. A handler that gave its messages to a task of its own is not dropped then.
+    /// The call's deadline, which a task that holds the messages can outlive.
     until: Instant,
 }
 

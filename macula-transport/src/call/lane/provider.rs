@@ -466,7 +466,7 @@ impl InboundLane {
         let taken_back = kept.taken_back();
         let opened = async {
             // Replies that the peer does not read are given up, so this one's turn comes.
-            let turn = provider.places.turn(reply.body.len()).await;
+            let turn = provider.places.large.turn(reply.body.len()).await;
             let stream = ReplyStream::open(&provider.link, place, deadline).await?;
             Ok((stream.keeping(kept), turn))
         };
