@@ -239,10 +239,10 @@ fn decode_record(place: &[u8], value: &[u8]) -> Option<StoredRecord> {
     })
 }
 
-/// Any bytes as a record of the file. What is read is the same when it is written and read again.
+/// Reads any bytes as a record, writes it and reads it again.
 ///
 /// # Panics
-/// When it is not.
+/// When the two differ.
 #[cfg(feature = "fuzzing")]
 pub fn fuzz_record(data: &[u8]) {
     let (place, value) = data.split_at(data.len().min(64));

@@ -114,7 +114,7 @@ pub enum StartError {
     #[error(transparent)]
     Membership(#[from] MembershipError),
     /// The realm, the grant and the token are not of one realm.
-    #[error("the node is told to be in {0} and in {1}: give it one realm, and a grant or token of that realm")]
+    #[error("the settings name two realms, {0} and {1}: give the node one, and a grant or token of that realm")]
     TwoRealms(Realm, Realm),
     /// The life of grants is out of bounds.
     #[error("an issuer's grants last from 15 minutes to {max} days, not {0:?}", max = MAX_GRANT_SECS / 86_400)]

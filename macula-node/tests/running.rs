@@ -214,11 +214,7 @@ fn config_check_says_what_is_wrong_before_a_node_does() {
         ("[node]\nweight = 7\n", 0, ""),
         ("[call]\nstrategy = \"p2c\"\n", 0, ""),
         ("[node]\nttl = 5\n", 2, "invalid value '5'"),
-        (
-            "[node]\nserve = [\"a=exec:nosuchprog\"]\n",
-            2,
-            "no program on this machine",
-        ),
+        ("[node]\nserve = [\"a=exec:nosuchprog\"]\n", 2, "on this machine"),
         ("[node]\nlisten = 1\nwat = 2\n", 2, "no option `wat`"),
     ] {
         let file = write(folder.path(), text);

@@ -29,7 +29,7 @@ fn z10_what_is_wrong_is_said_whole_with_suggestions_and_the_commands_own_help() 
         ),
         (
             &["node", "--serve", "a=exec:nosuchprog"],
-            "macula: --serve a=exec:nosuchprog: `nosuchprog` is no program on this machine; write its whole path, or install it\n",
+            "macula: --serve a=exec:nosuchprog: there is no program `nosuchprog` on this machine; write its whole path, or install it\n",
         ),
     ] {
         let output = run(args);

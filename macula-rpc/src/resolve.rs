@@ -160,7 +160,7 @@ pub enum ResolveError {
     #[error("no node of the directory answered; check that a bootstrap node is running and reachable")]
     Unreachable,
     /// The directory does as much as it may for other nodes.
-    #[error("the directory of this node looks up as much for other nodes as it may; ask again later")]
+    #[error("this node is at its limit of lookups for other nodes; ask again later")]
     Busy,
     /// The directory is shut down.
     #[error("the directory of this node is shut down")]

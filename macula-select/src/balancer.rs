@@ -188,7 +188,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
     }
 
-    /// What it was made with.
+    /// The configuration that it was made with.
     #[must_use]
     pub fn config(&self) -> &BalancerConfig {
         &self.config
@@ -340,9 +340,9 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         Ok(())
     }
 
-    /// How long a provider is left in peace that is overloaded and does not say for how long: doubling while that goes on.
+    /// The hold of an overloaded provider that names no time; it doubles while the overload lasts.
     ///
-    /// What comes back while it is held was sent before, and says nothing new.
+    /// Refusals during a hold are of earlier calls and do not count.
     fn default_hold(&mut self, now: Nanos, slot: u32) -> Duration {
         let cold = &mut self.cold[slot as usize];
         if cold.hold > now {

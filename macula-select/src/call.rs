@@ -35,8 +35,8 @@ use crate::fate::{Fate, Loss};
 use few::Few;
 use options::DEFAULT_MAX_ATTEMPTS;
 
-/// Attempts of a call that cost none of [`CallOptions::max_attempts`]: those that were not sent, and those that were lost
-/// with a dead provider. Each costs time and a dial, so a call that has made so many makes no other.
+/// Attempts outside [`CallOptions::max_attempts`]: not sent, or lost with a dead provider. Each costs a dial, so a call stops after
+/// these.
 pub const MAX_FREE_ATTEMPTS: u32 = 16;
 
 /// One call to a service.
@@ -99,7 +99,7 @@ pub struct Call<K> {
     owed: Option<AttemptId>,
     /// The attempt whose provider asked that the call not be retried.
     stopped: Option<AttemptId>,
-    /// Whether what was sent cannot be sent again.
+    /// Whether the request can no longer be repeated.
     begun: bool,
     /// The latest moment before which a provider does not want the next attempt.
     not_before: Option<Instant>,
@@ -331,7 +331,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         }
     }
 
-    /// What was sent cannot be sent again: no attempt starts from now on, and one that fails is the last.
+    /// The request can no longer be repeated: no further attempt starts, and one that fails is the last.
     pub fn begun(&mut self) {
         self.begun = true;
     }
@@ -371,7 +371,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         if !self.all_silent(balancer) || self.is_last_attempt() || !self.may_run_twice() {
             return None;
         }
-        // What was started in its place has failed: that is a failure like any other, and was decided upon.
+        // Its replacement has failed, and `settle` has decided what follows.
         if self.live.iter().all(|live| live.replaced) {
             return None;
         }
@@ -424,7 +424,7 @@ impl<K: Eq + Hash + Clone> Call<K> {
         excluded: Excluded,
         hedge: bool,
     ) -> Option<Sent<K>> {
-        // What is in flight is silent or hedged: in both cases this attempt is in its place.
+        // This attempt replaces those in flight, which are silent or hedged.
         self.live.iter_mut().for_each(|live| live.replaced = true);
         let until = attempt_until(&self.options, now, self.deadline);
         let times = Times { now, at, until };

@@ -171,10 +171,8 @@ impl Estimate {
         rose
     }
 
-    /// An answer that was no work: a refusal, or an error that is the caller's own. It says nothing of how long the work
-    /// takes, and it comes fast. So it stops the decay, or a provider that refuses everything would come to look like the fastest
-    /// provider: the estimate is again what it was at the observation `since` ago, at least the typical one. Only up to
-    /// twice the typical, though: an old spike is to be forgotten whatever comes after it.
+    /// A refusal or caller's error took no work. It holds the estimate at its value of the observation `since` ago (at least the
+    /// typical latency, at most twice that), so a provider that refuses everything does not look fast, and an old spike is forgotten.
     pub(crate) fn observe_no_work(&mut self, unit: Unit, decay: &Decay, since: Nanos, sample: Nanos, typical: f64) {
         let before = (self.0 / decay.remains(since)).min(2.0 * typical * unit.0);
         self.0 = self.0.max(before).max(clamp(sample).max(typical) * unit.0);

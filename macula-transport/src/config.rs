@@ -198,8 +198,8 @@ pub struct Limits {
     pub stream_window: u32,
     /// Bytes a peer may have in flight on one connection. Default 16 MiB; less where the memory is shared by many connections.
     pub connection_window: u32,
-    /// Accepted connections at a time, at most one for each 96 KiB of [`Limits::memory_bytes`]. Beyond it a new one takes the place of the
-    /// network and peer that have most; where none has to give way, an idle place of one that has more than its own; else it is refused.
+    /// Accepted connections at a time, at most one for each 96 KiB of [`Limits::memory_bytes`]. Beyond it a newcomer
+    /// replaces a connection of the network and peer with most; else an idle one of a peer with more than the newcomer; else it is refused.
     /// Default 4 096.
     pub max_accepted: usize,
     /// Accepted connections at a time from one network: an IPv4 /24 or an IPv6 /64. Beyond it, the same within the network.
@@ -215,8 +215,8 @@ pub struct Limits {
     /// Size of the UDP socket's buffers, in bytes. Default 4 MiB; the kernel may grant less.
     pub socket_buffer_bytes: usize,
     /// Bytes that all peers together may make this endpoint keep: unfinished messages, requests of calls that run, replies that
-    /// their callers do not take. Half of it is for these; when that is full, the peer that has most loses its largest. An eighth is for
-    /// what this endpoint keeps for its own calls, and the rest for what QUIC keeps. Default: a quarter of the memory of the machine, or
+    /// their callers do not take. Half is for these; when it is full, the largest holder loses its largest message. An eighth is for this
+    /// endpoint's own calls, the rest for QUIC's buffers. Default: a quarter of the memory of the machine, or
     /// of its control group where that has less, and at least 64 MiB.
     pub memory_bytes: u64,
 }

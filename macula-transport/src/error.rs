@@ -103,7 +103,7 @@ pub enum CloseCode {
     /// The peers speak different versions.
     #[error("the peers speak different versions")]
     Version,
-    /// The node has as many connections as it takes.
+    /// The node is at its limit of connections.
     #[error("the node is at its limit of connections")]
     Busy,
     /// The peer did not answer probes.
@@ -315,7 +315,7 @@ pub enum NotSent {
     #[error("the peer takes no further calls on this connection")]
     GoingAway,
     /// The peer allowed no further stream before the time was up.
-    #[error("the peer has as many calls running as it takes")]
+    #[error("the peer is at its limit of calls")]
     NoCredit,
     /// This endpoint is shut down.
     #[error("the endpoint is shut down")]
@@ -341,8 +341,8 @@ pub enum Unknown {
     /// The reply is not framed as it should be.
     #[error("the reply cannot be read")]
     Frame(#[from] FrameError),
-    /// The reply is not made of the messages it should be.
-    #[error("the reply is not made of the messages it should be")]
+    /// The reply's messages break the protocol.
+    #[error("the reply's messages break the protocol")]
     Malformed,
     /// The service answers with several messages.
     #[error("the service streams its reply: open the call as a stream")]

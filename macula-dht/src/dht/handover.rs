@@ -103,8 +103,8 @@ impl HandOvers {
     }
 }
 
-/// Whether `node` is among the k closest to `key`, and this node is to tell it: it owns the key or is one of the holders closest
-/// to the newcomer.
+/// Whether `node` is among the k closest to `key`, and this node hands the records over: it owns the key, or is among the holders
+/// closest to the newcomer.
 fn is_newly_responsible(local: &Local, node: &NodeId, key: &ServiceKey, owns: bool) -> bool {
     let (point, newcomer) = (Point::from(key), Point::from(node));
     let (distance, own) = (newcomer.distance(&point), newcomer.distance(&local.own.into()));

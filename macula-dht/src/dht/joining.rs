@@ -1,9 +1,9 @@
 //! Becoming and staying part of a mesh.
 //!
 //! Joining is a lookup for this node's own id from every seed and every remembered peer. Lookups for random points of each bucket
-//! then fill the rest of the table. The same happens again whenever the table has run empty. Besides, one remembered peer or seed
-//! at a time is asked again, now and then for ever: so two halves of a mesh that lost each other find back, and so do two meshes
-//! that never met when a node of one listens at an address that both were given.
+//! then fill the rest of the table. The same happens again whenever the table has run empty. It also
+//! keeps asking remembered peers and seeds, one at a time. So two halves of a split mesh rejoin, and so do two meshes that were given
+//! one address in common.
 //!
 //! **Invariant:** of one attempt to join there is one lookup, and [`JoinOutput::Joined`] or [`JoinOutput::Failed`] ends it.
 

@@ -94,7 +94,7 @@ pub struct Counters {
     pub stored: u64,
     /// Records of others refused.
     pub refused: u64,
-    /// Those of them that were forged, or that their nodes may not provide.
+    /// Refused records that were forged, or whose nodes may not provide the service.
     pub unproven: u64,
     /// Records handed over to new closest nodes.
     pub handed_over: u64,

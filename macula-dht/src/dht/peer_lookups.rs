@@ -30,7 +30,7 @@ pub enum PeerLookupError {
     TooMany(#[from] TooManyQueries),
 }
 
-/// The way in which there is room for a lookup.
+/// How a lookup gets a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Started {
     /// It may start.

@@ -231,8 +231,8 @@ impl Queries {
 
     /// Takes the records of an answer that were checked, and goes on. Returns `false` when one is forged.
     ///
-    /// A record whose grant has ended or was revoked is left out and no forgery: its holder may not have heard. So is one of another
-    /// host that names a loopback address, where a caller would reach a port of its own host.
+    /// Leaves out, without calling it a forgery, a record whose grant has ended or was revoked (its holder may not know yet), and a
+    /// record of another host with a loopback address (a caller would reach a port of its own host).
     pub(super) fn handle_checked(
         &mut self,
         local: &mut Local,

@@ -45,8 +45,9 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
-    /// As [`Dht::handle_response`], but for signatures, of which there are at most [`MAX_CHECKS_PER_ANSWER`](crate::MAX_CHECKS_PER_ANSWER): make these checks on a
-    /// task of their own, and call [`Dht::finish_response`]. A lookup waits for it.
+    /// Like [`Dht::handle_response`], but leaves the signature checks to the caller: run them on another task, then call
+    /// [`Dht::finish_response`], for which a lookup waits. There are at most
+    /// [`MAX_CHECKS_PER_ANSWER`](crate::MAX_CHECKS_PER_ANSWER).
     pub fn begin_response(
         &mut self,
         now: Instant,

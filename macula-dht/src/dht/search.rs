@@ -23,8 +23,8 @@ const LIST: usize = 256;
 /// The most records of one answer that are checked: one to five milliseconds of work, since a chain that is not known has two signatures
 /// more. The rest of a longer answer is asked for again, as its next page.
 pub const MAX_CHECKS_PER_ANSWER: usize = 32;
-/// The signatures that are checked for each peer, independent of the others. Beyond them all peers of a search share as many as
-/// one list has.
+/// The signatures that are checked for each peer, independent of the others. Beyond these, all peers of a search share one
+/// list's length of checks.
 const CHECKS_PER_PEER: usize = 32;
 
 /// A search for providers.

@@ -61,8 +61,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         }
     }
 
-    /// As [`Dht::handle_request`], but for signatures, of which the rates of the peer's network allow so many: make these checks on a
-    /// task of their own, and call [`Dht::finish_request`].
+    /// Like [`Dht::handle_request`], but leaves the signature checks to the caller: run them on another task, then call
+    /// [`Dht::finish_request`]. The rates of the peer's network bound their number.
     pub fn begin_request(&mut self, now: Instant, from: &Peer, request: Result<Request, MessageError>) -> Begun {
         let tick = self.local.tick(now);
         let peer = from.contact.node_id();

@@ -104,7 +104,7 @@ impl Holders {
         id
     }
 
-    /// Notes where the record is whose bytes were granted and whose holder got its id.
+    /// Notes the place of a record that was admitted for holder `id`.
     pub(super) fn add(&mut self, id: HolderId, place: Place) {
         self.records.insert((id, place));
     }

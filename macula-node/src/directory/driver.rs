@@ -253,7 +253,7 @@ impl Driver {
         }
         let mut looks = 0_u32;
         let mut changed = self.access.changed();
-        // What has changed before is not told.
+        // `changed` does not report earlier changes.
         self.follow_access();
         let mut batch = Vec::with_capacity(COMMANDS_AT_ONCE);
         let mut look = tokio::time::interval(LOOK_EVERY);

@@ -46,7 +46,7 @@ pub enum JoinCause {
     #[error(transparent)]
     Dial(Arc<DialError>),
     /// It took the connection and did not answer as a node of the mesh.
-    #[error("it is not a node of the mesh that answers")]
+    #[error("something answers there, but not as a node of the mesh")]
     Request(#[source] Arc<RequestError>),
     /// It did not answer.
     #[error("it did not answer within {0:?}: is the node running, and the UDP port open?")]

@@ -178,7 +178,7 @@ impl Read {
     }
 }
 
-/// How many times the median weight of its service's providers a provider counts for at most: its weight is its own word (X3).
+/// The most a provider's weight counts, in multiples of its service's median: providers state their own weight (X3).
 const MAX_WEIGHT_OF_MEDIAN: u32 = 8;
 
 /// Records as callers take them.

@@ -12,7 +12,7 @@ use super::JoinCause;
 
 /// The result of a request.
 pub(super) enum Done {
-    /// A reply, or why there is none; and its connection, or for a person why there was none.
+    /// The reply or the core's error, and the connection or the error for people.
     Replied {
         id: RequestId,
         result: Result<Reply, RequestFailed>,

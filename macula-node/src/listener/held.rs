@@ -63,7 +63,7 @@ impl Room {
         Self(Arc::new(Mutex::new(Shared { places, refused: 0 })))
     }
 
-    /// A place for a connection to the port `name`; `None` when there is none, so that it is to be closed.
+    /// Takes a place for a connection to the port `name`. `None` when all are taken: close the connection.
     pub(super) fn take(&self, name: &'static str, from: IpAddr) -> Option<(Held, GivesWay)> {
         let (give_way, asked) = oneshot::channel();
         let mut shared = self.lock();

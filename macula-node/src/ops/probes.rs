@@ -16,7 +16,7 @@ pub(super) fn readiness(state: &NodeState) -> (StatusCode, String) {
     }
 }
 
-/// Why a node is not ready. It is when there is none: it is in the mesh, its services are published, and it does not drain.
+/// The reasons why a node is not ready. None means ready: the node is in the mesh, its services are published, it does not drain.
 pub(super) fn reasons(state: &NodeState) -> Vec<String> {
     let mut reasons = Vec::new();
     match (state.phase, &state.join) {

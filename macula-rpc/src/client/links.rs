@@ -96,7 +96,7 @@ impl Client {
     }
 }
 
-/// Has the directory asked anew for one service, behind its calls (D12).
+/// Has the directory asked again for one service, behind its calls (D12).
 #[derive(Clone)]
 pub(super) struct Refresher {
     client: WeakClient,
@@ -118,8 +118,8 @@ impl Refresher {
         self.ask(now().checked_sub(ASK_AGAIN).unwrap_or_else(now));
     }
 
-    /// Asks, unless the directory was asked at `since` or later, and takes the list over. It is a task of its own: a call that no
-    /// longer waits for the list leaves the question to the others that do.
+    /// Asks, unless the directory was asked at `since` or later, and takes the list over. A separate task asks, so that a call
+    /// that stops waiting does not cancel it for the others.
     pub(super) fn ask(&self, since: Instant) -> JoinHandle<Option<Arc<[Provider]>>> {
         let Self { client, service, known } = self.clone();
         tokio::spawn(async move {

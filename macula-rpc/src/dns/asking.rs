@@ -40,7 +40,7 @@ type Records = Vec<(RData, Duration)>;
 /// The provider in one host's records, if they have one.
 type Said = Result<(Option<Provider>, Duration), NetError>;
 
-/// Asks for a service's providers. A host that cannot be looked up, while others can, stays as it was `before`.
+/// Asks for a service's providers. A host that fails while others answer keeps its addresses from `before`.
 ///
 /// # Errors
 /// When there is no answer at all.

@@ -1,6 +1,6 @@
 //! Which providers to dial behind the calls (H5).
 //!
-//! Three kinds, in this order: those that a pick would have taken were they connected; those that are down, each after a
+//! Three kinds, in this order: those that a pick would have chosen if connected; those that are down, each after a
 //! backoff; and, while no provider is connected, any that no call dials already, so that a list of mostly dead providers
 //! is searched by several dials at once.
 //!

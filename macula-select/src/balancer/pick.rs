@@ -323,8 +323,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         }
     }
 
-    /// Another provider in place of one that is not connected, if there is one that is: the call does not wait for the
-    /// dial, which is made behind it.
+    /// Replaces a provider without a connection by a connected one, if any. The dial runs behind the call.
     #[inline(never)]
     fn prefer_open(&mut self, now: Nanos, choice: &Choice, region: Region, excluded: &Excluded, slot: u32) -> u32 {
         let open = self.region_of(OPEN, *excluded);
@@ -389,7 +388,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         capacity < 1.0 && self.rng.unit() >= capacity
     }
 
-    /// A lease of the provider that waits for a probe, if there is one that this pick may be.
+    /// Leases the provider that waits for a probe, if this pick may be the probe.
     #[cold]
     fn probe(&mut self, now: Nanos, consent: ProbeConsent, timeout: Duration) -> Option<Lease> {
         let slot = self.due_for_probe(now, consent == ProbeConsent::Willing)?;

@@ -34,8 +34,8 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
     ///
     /// The order matters to [`Strategy::First`](crate::Strategy::First) alone: the same set in another order changes
     /// nothing else. Providers that join a set at work are brought up slowly
-    /// ([`HealthConfig::slow_start`](crate::HealthConfig::slow_start)); the first ones are not, nor those that join
-    /// them within that time, for a set may be discovered bit by bit.
+    /// ([`HealthConfig::slow_start`](crate::HealthConfig::slow_start)); the first ones, and those that follow
+    /// within that time, start at full share: a set may be discovered piece by piece.
     pub fn update(&mut self, now: Instant, providers: impl IntoIterator<Item = Provider<K>>) -> Changes {
         let now = self.clock.tick(now);
         self.advance(now);

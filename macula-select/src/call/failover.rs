@@ -100,11 +100,11 @@ impl<K: Eq + Hash + Clone> Call<K> {
         }
     }
 
-    /// Goes on with a call that has failed with [`CallError::AllProvidersFailed`], after the directory was asked anew and the
+    /// Goes on with a call that has failed with [`CallError::AllProvidersFailed`], after the directory was asked again and the
     /// balancer updated (D12). Returns whether it goes on; poll it then.
     ///
-    /// A provider that was not tried may be, and so may one that started nothing, because it was not reached or was going away, and
-    /// of which `renewed` says that it is there again. The budget is charged as for any failover.
+    /// The call may go to an untried provider, and again to one that started nothing (it was not reached, or was draining) when
+    /// `renewed` says that it is back. The budget is charged as for any failover.
     #[must_use]
     pub fn resume(&mut self, now: Instant, balancer: &mut Balancer<K>, renewed: impl Fn(&K) -> bool) -> bool {
         let now = self.tick(now);

@@ -1,7 +1,6 @@
 //! The first attempt of a call by itself: most calls need no more.
 //!
-//! **Invariant.** Whatever is done with a [`FirstAttempt`] leaves the balancer, and what follows, as a [`Call`] would that had
-//! dispatched it.
+//! **Invariant.** Every operation leaves the balancer in the state that a [`Call`] with the same attempt would leave.
 
 use std::hash::Hash;
 use std::time::Instant;

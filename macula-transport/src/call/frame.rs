@@ -385,7 +385,7 @@ pub(crate) fn head_bytes(request: &CallRequest<'_>) -> usize {
         + FIXED_HEAD_BYTES
 }
 
-/// Writes a HEAD frame; the payload goes into it unless there is none for it (`end` is false).
+/// Writes a HEAD frame. With `end`, the payload is part of it.
 pub(crate) fn put_head(outbox: &mut Outbox, call: u64, request: &CallRequest<'_>, timeout_us: u64, end: bool) -> Flush {
     let payload = if end { request.body.len() } else { 0 };
     let metadata = request.metadata();

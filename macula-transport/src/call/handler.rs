@@ -76,8 +76,8 @@ pub trait Handler: Send + Sync + 'static {
         std::future::ready(None).boxed()
     }
 
-    /// Answers a visitor, which need not be a member of the realm, nor know its hash: its key is all that is proven. `None`, the default
-    /// for all visitors, shuts the door.
+    /// Answers a visitor: a node with a proven key that need not be a member of the realm. `None`, the default for all visitors, shuts
+    /// the door.
     fn visit(&self, visitor: Visitor, body: Bytes) -> BoxFuture<'static, Option<Bytes>> {
         let _ = (visitor, body);
         std::future::ready(None).boxed()

@@ -24,8 +24,7 @@
 //! Streams may overtake each other, so a call on a stream below the last accepted one may not have been read. It counts as accepted all
 //! the same: the name errs on the side of *unknown*. On a lane calls come in their order, and the name is exact.
 //!
-//! A stream that is given back as not begun may be below the last accepted one, and none of its calls ran all the same. Its calls are
-//! reported as *refused*.
+//! A stream given back as not begun may be below the last accepted one. Its calls still did not run; they are *refused*.
 //!
 //! A peer turns a connection away before it reads a call, so a call sent on it did not run. A *refused* call needs no row: its TRAILERS
 //! are a reply.

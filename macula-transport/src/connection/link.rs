@@ -58,7 +58,7 @@ pub(crate) struct Link {
     outbound: AtomicUsize,
     /// Calls and requests of the peer under way, and whether further ones are taken.
     inbound: Gate,
-    /// Those of them that are answered: the answer is under way, and the caller may have it.
+    /// Inbound calls that are answered: the caller may have the answer already.
     answered: AtomicUsize,
     /// Microseconds since the endpoint's epoch.
     last_used: AtomicU64,

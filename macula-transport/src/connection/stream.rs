@@ -341,7 +341,7 @@ impl Incoming {
         self
     }
 
-    /// `kept` bytes of an unfinished message are kept elsewhere, beside what is here.
+    /// Counts `kept` bytes of the message that the caller holds.
     pub(crate) fn assembles(&mut self, kept: usize) {
         self.unfinished = true;
         if let Some(it) = &mut self.kept {

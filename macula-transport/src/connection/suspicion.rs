@@ -33,8 +33,7 @@ const MAX_HINT_PINGS: u32 = 2;
 const HINT_PING_AGAIN: Duration = Duration::from_millis(1);
 /// The least silence after them that confirms a hint: a peer that is busy may be late by less.
 const HINT_SILENCE: Duration = Duration::from_millis(10);
-/// A peer that owes nothing is pinged when it is silent for this part of the time in which no call made progress: finding out that
-/// it is gone adds little to the time that was waited already.
+/// Ping a peer that owes nothing after this part of the time without progress (1/64), so that the ping adds little to a long wait.
 const PART_OF_WAIT: u32 = 64;
 
 /// When silence is suspicious.

@@ -229,7 +229,7 @@ impl Judges {
     }
 }
 
-/// The frames that ask for an acknowledgement (RFC 9000, section 13.2.1) among those that a connection sends once it is open.
+/// Ack-eliciting frames sent (RFC 9000, section 13.2.1).
 fn eliciting(sent: &quinn::FrameStats) -> u64 {
     [
         sent.stream,

@@ -26,7 +26,7 @@ pub struct Succession {
 #[non_exhaustive]
 pub enum SuccessionError {
     /// There are more or fewer bytes than [`Succession::LEN`].
-    #[error("{0} bytes are no succession, which has {len}", len = Succession::LEN)]
+    #[error("a succession has {len} bytes, and this has {0}", len = Succession::LEN)]
     Length(usize),
     /// A key succeeds itself.
     #[error("the key names itself as its successor")]

@@ -11,7 +11,7 @@
 //! - a connection in use is closed only for a peer that has fewer;
 //! - a peer that failed is not dialed again before its pause is over, unless it is now known at another address.
 //!
-//! What is left out: whether a connection is in use is known where calls are counted, so it is an argument.
+//! Left out: whether a connection is in use. Calls are counted elsewhere, so it is an argument.
 
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -31,7 +31,7 @@ pub(crate) struct Exhausted;
 pub(crate) struct Budget {
     /// The least amount that an account draws.
     unit: u64,
-    /// An account gives back what it does not use once it is so much.
+    /// The unused amount at which an account returns it to the budget.
     spare: u64,
     state: Mutex<State>,
     refused: AtomicU64,
@@ -59,7 +59,7 @@ pub(crate) struct Used {
 pub(crate) struct Account {
     budget: Arc<Budget>,
     inner: Arc<AccountState>,
-    /// What it uses by itself, as long as it is open.
+    /// The connection's own amount, charged until the account closes.
     base: AtomicU64,
 }
 

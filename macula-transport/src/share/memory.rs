@@ -13,15 +13,15 @@ use super::budget::{Account, Budget, Charge, Exhausted, Hold};
 
 /// Memory is drawn in pieces of this size, in bytes.
 const UNIT_BYTES: u64 = 16 * 1024;
-/// An account gives back what it does not use once it is so much, in bytes. Below it calls that come and go draw nothing.
+/// Unused bytes at which an account returns them to the budget. Below it calls that come and go draw nothing.
 const SPARE_BYTES: u64 = 128 * 1024;
-/// What an open connection takes, in bytes: its state, its tasks, and small messages that are not charged one by one.
+/// Bytes of an open connection: its state, its tasks, and small messages that are not charged one by one.
 const CONNECTION_BYTES: u64 = 32 * 1024;
 /// The part of the memory that a node reserves for each connection that it accepts, in bytes: the connection, its lane and a call.
 const ACCEPTED_BYTES: u64 = 48 * 1024;
-/// What a stream of a peer takes while it is served, in bytes: its state and its task.
+/// Bytes of a peer's stream while it is served: its state and its task.
 pub(crate) const STREAM_BYTES: u64 = 8 * 1024;
-/// What a call that runs beside its lane takes beside its request, in bytes: its task.
+/// Bytes of the task of a call that runs beside its lane. The request is charged as well.
 pub(crate) const TASK_BYTES: u64 = 2 * 1024;
 /// Bytes of a message that its stream's own charge covers.
 const FREE_BYTES: usize = 1024;

@@ -117,8 +117,8 @@ impl Grant {
         self
     }
 
-    /// Names when the grant's terms were given, in seconds since the Unix epoch, when it is a renewed one: a revocation of the grants
-    /// that were given before counts for it (A6). It is the grant's first second unless it is named.
+    /// Sets when the terms were first given, in seconds since the Unix epoch. A renewed grant keeps that time, so a revocation of
+    /// earlier grants covers it (A6). Default: the grant's first second.
     #[must_use]
     pub fn with_admitted_at(mut self, then: u64) -> Self {
         self.admitted_at = Some(then);
@@ -209,7 +209,8 @@ impl Grant {
     }
 }
 
-/// What an issuer may put into the grants that it signs. It is a right of its own: an issuer need not be able to use it itself.
+/// The rights that an issuer may put into the grants that it signs. They are independent of its own: it may give rights that it does
+/// not have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issue {
     role: GrantRole,
@@ -310,7 +311,7 @@ pub(super) fn texts(patterns: &Patterns) -> Vec<String> {
     patterns.iter().map(ToString::to_string).collect()
 }
 
-/// What cannot be in a list as this code writes it is refused, so that a right has one form only.
+/// Refuses a list that this code would write differently: each right has one encoding.
 pub(super) fn patterns(texts: &[String]) -> Result<Patterns, AccessError> {
     let read = |text: &String| text.parse::<Pattern>().map_err(|_| AccessError::Malformed);
     let patterns = texts.iter().map(read).collect::<Result<Patterns, _>>()?;

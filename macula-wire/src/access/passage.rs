@@ -70,8 +70,7 @@ impl Passage {
         })
     }
 
-    /// Names a passage with the router that brings it and the service that it is for (SHA-256): what was checked of one holds for all of
-    /// the same name.
+    /// A name (SHA-256) for a passage, its router and its service. One check holds for all with this name.
     #[must_use]
     pub fn hash(bytes: &Bytes, router: &NodeId, service: &ServiceName) -> [u8; 32] {
         let length = (bytes.len() as u64).to_be_bytes();

@@ -1,4 +1,4 @@
-//! Judges chains at a time: what is right with them once is remembered, what may change is asked each time.
+//! Verifies chains. Verified signatures are remembered; dates and revocations are checked each time.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -1,4 +1,4 @@
-//! Revocations between members: each side says what it knows as one hash, so that two nodes that know the same say no more.
+//! Revocations between members: each side first sends a hash of its lists, and equal hashes end the exchange.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -22,7 +22,7 @@ pub fn known_hash(lists: &[SignedRevocations]) -> [u8; 32] {
     sha256(b"macula/v1/known-revocations\0", &parts)
 }
 
-/// As many lists from a place on as one message takes, at least one, and the place of the next.
+/// The lists from `from` that fit into a message (at least one), and where the next page starts.
 fn page(lists: &[SignedRevocations], from: usize) -> (Vec<SignedRevocations>, Option<usize>) {
     let (mut taken, mut bytes) = (Vec::new(), 0);
     for list in lists.iter().skip(from).take(MAX_LISTS) {
@@ -87,7 +87,7 @@ pub struct RevocationsReply {
 }
 
 impl RevocationsReply {
-    /// What a node that knows `lists`, of which `known` is the [`known_hash`], says to a request.
+    /// The reply of a node with these `lists`, whose hash is `known` ([`known_hash`]).
     #[must_use]
     pub fn to(request: &RevocationsRequest, known: [u8; 32], lists: &[SignedRevocations]) -> Self {
         let (lists, next) = match known == request.known {

@@ -147,7 +147,7 @@ fn settings(command: &str, file: Option<&Path>, words: &[String]) -> Result<Vec<
 struct Lines(Vec<(String, usize)>);
 
 impl Lines {
-    /// Those of a command; its own table goes before the rest. A file that cannot be read has none, and is reported elsewhere.
+    /// The lines of a command's options; its own table goes before the rest. A file that cannot be read is reported elsewhere.
     fn read(file: &Path, command: &str) -> Self {
         let text = fs::read_to_string(file).unwrap_or_default();
         let Ok(parsed) = DeTable::parse(&text) else {

@@ -21,7 +21,7 @@ use crate::{
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
     log: bool,
-    /// Services that end, those that are served anew among them.
+    /// Services to withdraw, with those to be served again.
     withdraw: Vec<Serve>,
     serve: Vec<Serve>,
     /// Options that a running node cannot change.

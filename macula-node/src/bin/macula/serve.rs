@@ -210,7 +210,7 @@ impl Serve {
         Ok(())
     }
 
-    /// Those of the settings that are its own.
+    /// This service's settings.
     fn own<'a>(&self, settings: &'a [Setting]) -> impl Iterator<Item = &'a Rule> + use<'a, '_> {
         let own = settings
             .iter()
@@ -256,7 +256,7 @@ impl Serve {
         Exec::new(command, &environment, process)
     }
 
-    /// Why one of the settings is none for this service.
+    /// The first setting that this service cannot have.
     pub(crate) fn misfit(&self, settings: &[Setting]) -> Option<String> {
         let fits = |rule: &Rule| match self.kind {
             Kind::Exec(_) => true,

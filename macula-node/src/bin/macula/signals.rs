@@ -21,7 +21,7 @@ impl Signals {
         })
     }
 
-    /// The next of them, as the failure it is for a command that should have come to its own end: exit code 130 or 143.
+    /// The next signal, as the exit code of the command that it ends: 130 or 143.
     pub(crate) async fn next(&mut self) -> Failure {
         tokio::select! {
             _ = self.interrupt.recv() => Failure::shown(130),

@@ -232,8 +232,7 @@ impl OutboundLane {
         }
     }
 
-    /// The peer sends nothing more on the lane. One that leaves has named the calls it accepted, or is about to, and answers those
-    /// that are left on streams.
+    /// The peer has ended the lane. A leaving peer names the calls that it accepted and answers the rest on streams.
     async fn answered(&self, link: &Link) -> Unknown {
         self.lock().over = true;
         if timeout(link.shared.config.timers.head, link.peer_named())

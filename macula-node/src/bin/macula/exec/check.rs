@@ -7,7 +7,7 @@ use super::Environment;
 /// A command that can never run.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Unusable {
-    #[error("`{0}` is no program on this machine; write its whole path, or install it")]
+    #[error("there is no program `{0}` on this machine; write its whole path, or install it")]
     NoSuchProgram(String),
     #[error("the shell cannot read it: {0}")]
     Syntax(String),
