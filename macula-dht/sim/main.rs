@@ -81,7 +81,7 @@ fn bar(name: &str, done: usize, of: usize) {
     }
 }
 
-/// Starts this program anew with glibc's allocator asking for huge pages.
+/// Starts this program again with glibc's allocator asking for huge pages.
 ///
 /// Every message goes to another node, so every one is a walk through memory that was not looked at for long. A core remembers
 /// where some thousands of pages are; a hundred thousand nodes take 300 000 small pages, or 600 huge ones.

@@ -442,7 +442,7 @@ impl Net {
         }
     }
 
-    /// Lets a node's timer go off, unless it has been set anew since.
+    /// Lets a node's timer go off, unless it has been set again since.
     fn wake(&mut self, node: u32) {
         if self.kinds[node as usize] != Kind::Dead && self.timers[node as usize] == Some(self.now) {
             self.timers[node as usize] = None;

@@ -310,7 +310,7 @@ fn kill(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
     for (node, _) in &victims {
         net.kinds[*node] = Kind::Dead;
     }
-    // Published anew every 240 s, so each just once until now.
+    // Published again every 240 s, so each just once until now.
     let issued: Vec<_> = published.iter().map(|at| -(net.now - *at).as_secs_f64()).collect();
     let start = net.now;
     net.news.clear();
@@ -678,7 +678,7 @@ fn deaths(net: &mut Net, report: &mut Report, progress: Progress<'_>) {
             let node = anyone(net);
             net.kinds[node] = Kind::Dead;
         }
-        // The dead do not publish anew, and there is no time to repair anything.
+        // The dead do not publish again, and there is no time to repair anything.
         let mut tally = look_up(net, &services, LOOKUPS.min(net.nodes.len() / 20).max(50), Want::First);
         rows.push(vec![
             number(share * 100.0),

@@ -173,7 +173,7 @@ impl DirectoryCache {
         self.clock
     }
 
-    /// Goes by `clock` from now on, the old one tied anew. Known answers stay at hand and are refreshed when they are asked for: they
+    /// Goes by `clock` from now on, the old one tied again. Known answers stay at hand and are refreshed when they are asked for: they
     /// may lack providers that the old dates ruled out. What has expired by the new time is not given again (D14).
     pub fn set_clock(&mut self, now: Instant, clock: Clock) {
         self.clock = clock;

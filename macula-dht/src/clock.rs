@@ -1,7 +1,7 @@
 //! The two clocks a directory needs, held together.
 //!
 //! Expiry runs on the monotonic clock; the dates in records are wall-clock time. A [`Clock`] ties the two at one moment. When the
-//! wall clock is set, [`Clock::set`] ties them anew, and no expiry that was computed before moves (D14).
+//! wall clock is set, [`Clock::set`] ties them again, and no expiry that was computed before moves (D14).
 //!
 //! **Invariant:** between two ties, a later reading of one record never gives a later expiry than `issued + ttl`, so no chain of
 //! holders and caches prolongs it (D4).
@@ -37,7 +37,7 @@ impl Clock {
         }
     }
 
-    /// Ties the clocks anew: at `now` it is `unix_ms` milliseconds after the Unix epoch, whatever was said before.
+    /// Ties the clocks again: at `now` it is `unix_ms` milliseconds after the Unix epoch, whatever was said before.
     pub fn set(&mut self, now: Instant, unix_ms: u64) {
         self.tied = now;
         self.unix_ms = unix_ms;

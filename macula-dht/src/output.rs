@@ -111,7 +111,7 @@ pub enum Event {
         /// The effort.
         stats: Stats,
     },
-    /// A service has been published, or published anew (D5).
+    /// A service has been published, or published again (D5).
     Advertised {
         /// The service's key.
         key: ServiceKey,

@@ -108,7 +108,7 @@ fn d3_a_newcomer_that_was_handed_a_record_hears_of_its_withdrawal() {
     assert_eq!(shown(&mut net), 0);
 }
 
-/// D4, D5: a provider that dies is forgotten when its record expires; those that live are published anew.
+/// D4, D5: a provider that dies is forgotten when its record expires; those that live are published again.
 #[test]
 fn d5_the_living_are_kept_and_the_dead_forgotten() {
     let mut net = Net::joined(4, 60);
@@ -252,7 +252,7 @@ fn a_newcomer_is_handed_what_it_is_to_hold() {
     assert!(handed > 0);
 }
 
-/// Many services are published anew in one sweep: lookups for regions, not for keys.
+/// Many services are published again in one sweep: lookups for regions, not for keys.
 #[test]
 fn many_services_are_one_sweep_through_the_key_space() {
     let mut net = Net::joined(13, 150);

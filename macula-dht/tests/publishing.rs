@@ -134,7 +134,7 @@ fn a_service_whose_place_was_lost_is_still_published_and_withdrawn() {
         bench.dht.advertise(bench.now, *service, short()).unwrap();
     }
     bench.run(Duration::from_secs(1), |_, request| Some(agreeable(request)));
-    // The shell sleeps for a day: all have expired, and all but one can be published anew at once.
+    // The shell sleeps for a day: all have expired, and all but one can be published again at once.
     bench.now += Duration::from_secs(86_400);
     bench.dht.handle_timeout(bench.now);
     for late in ["late.one", "late.two"] {

@@ -239,7 +239,7 @@ fn a_kept_record_that_was_tampered_with_is_not_taken() {
     assert_eq!(held, [*good.node_id()]);
 }
 
-/// A record dated ahead is valid for its time to live from when it was received; a restart does not start that time anew.
+/// A record dated ahead is valid for its time to live from when it was received; a restart does not start that time again.
 #[test]
 fn d4_a_restart_prolongs_no_record() {
     let (home, mut now) = (Home::new(), Instant::now());

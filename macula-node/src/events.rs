@@ -31,7 +31,7 @@ pub enum NodeEvent {
         /// When it tries again.
         retry_in: Duration,
     },
-    /// A service was published, or published anew.
+    /// A service was published, or published again.
     Published {
         /// The service.
         service: ServiceName,

@@ -254,7 +254,7 @@ impl Server {
         names
     }
 
-    /// The services served now with their calls, sorted by name. A service that is withdrawn and served again counts anew.
+    /// The services served now with their calls, sorted by name. A service that is withdrawn and served again counts again.
     #[must_use]
     pub fn served_calls(&self) -> Vec<(ServiceName, CallStats)> {
         let services = self.shared.services.read().unwrap_or_else(PoisonError::into_inner);

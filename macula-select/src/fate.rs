@@ -148,35 +148,35 @@ pub enum Pushback {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Code {
-    /// The operation was cancelled on the provider's side.
+    /// The call was cancelled, typically by the caller.
     Cancelled = 1,
-    /// An error without a better name.
+    /// Something failed, and nothing more is known.
     Unknown = 2,
-    /// The argument is wrong whatever the state.
+    /// The request is wrong in every state of the system.
     InvalidArgument = 3,
-    /// The deadline passed at the provider.
+    /// The deadline passed before the call was done.
     DeadlineExceeded = 4,
-    /// Something asked for does not exist.
+    /// The requested entity does not exist.
     NotFound = 5,
-    /// Something to be created exists.
+    /// The entity to create exists.
     AlreadyExists = 6,
     /// The caller may not do this.
     PermissionDenied = 7,
-    /// A quota or resource ran out.
+    /// Something has run out: a quota, or space.
     ResourceExhausted = 8,
-    /// The system is not in the state that the operation needs.
+    /// The system is not in the state the call needs.
     FailedPrecondition = 9,
-    /// Aborted, typically by a concurrent operation.
+    /// The call was aborted, typically for a conflict.
     Aborted = 10,
-    /// Past the valid range.
+    /// The request goes past a valid range.
     OutOfRange = 11,
-    /// Not implemented here.
+    /// The provider does not have this method.
     Unimplemented = 12,
-    /// An invariant broke.
+    /// The provider is broken.
     Internal = 13,
-    /// Unavailable at the moment.
+    /// The provider cannot serve now.
     Unavailable = 14,
-    /// Data was lost or corrupted.
+    /// Data is lost or corrupted.
     DataLoss = 15,
     /// The caller is not known.
     Unauthenticated = 16,
@@ -203,7 +203,7 @@ impl Code {
         Self::Unauthenticated,
     ];
 
-    /// The code with gRPC's number, 1 to 16; a number that is none reads as [`Code::Unknown`].
+    /// The code with gRPC's number, 1 to 16; any other number reads as [`Code::Unknown`].
     #[must_use]
     pub fn from_number(number: u32) -> Self {
         Self::ALL

@@ -19,7 +19,7 @@ pub(crate) struct Cursor {
 }
 
 impl Cursor {
-    /// Moves to the second of `now`, calling `clear` with each bucket that began anew, and returns the current one.
+    /// Moves to the second of `now`, calling `clear` with each bucket that began again, and returns the current one.
     #[inline]
     pub(crate) fn advance(&mut self, now: Nanos, mut clear: impl FnMut(usize)) -> usize {
         let second = second(now);

@@ -145,7 +145,7 @@ fn h2_a_probe_decides_after_the_ejection() {
         assert_eq!(
             failed == Some(0),
             after == ProviderState::Ready,
-            "a restored provider begins anew"
+            "a restored provider begins again"
         );
         match (after, &events(&mut balancer)[..]) {
             (

@@ -1,4 +1,4 @@
-//! D12: a call goes on when the directory, asked anew, gives other providers.
+//! D12: a call goes on when the directory, asked again, gives other providers.
 
 mod common;
 

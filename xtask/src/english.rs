@@ -23,6 +23,7 @@ pub(crate) fn contorted(path: &str, text: &str) -> Vec<Finding> {
             ),
             (r"\bto\W+be\W+had\b", "say that it is missing, used up or unavailable"),
             (r"\bthat\W+which\b", "use the noun"),
+            (r"\banew\b", "say “again”"),
         ]
         .into_iter()
         .map(|(words, mend)| (pattern(&format!("(?i){words}")), mend))

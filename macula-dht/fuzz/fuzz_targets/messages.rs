@@ -12,7 +12,7 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(Request::decode(request.encode()), Ok(request));
     }
     if let Ok(response) = Response::decode(bytes.clone()) {
-        // A lenient encoding may be longer once it is made anew; within the limit it means the same.
+        // A lenient encoding may be longer once it is made again; within the limit it means the same.
         let again = response.encode();
         if again.len() <= macula_dht::MAX_MESSAGE_BYTES {
             assert_eq!(Response::decode(again), Ok(response));

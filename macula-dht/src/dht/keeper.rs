@@ -134,7 +134,7 @@ impl<B: Backend> Keeper<B> {
 /// Takes a record back. Returns whether it is held.
 fn restore_record(local: &mut Local, now: Instant, stored: StoredRecord) -> bool {
     let now_ms = local.clock.unix_ms(now);
-    // A node publishes its own records anew.
+    // A node publishes its own records again.
     if stored.node == local.own || stored.held_until_ms <= now_ms {
         return false;
     }

@@ -219,8 +219,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
         self.local.clock
     }
 
-    /// Ties the clocks anew: at `now` it is `unix_ms` milliseconds after the Unix epoch, because the wall clock was set or the
-    /// machine was suspended (D14). Advertise afterwards what is to be dated anew.
+    /// Ties the clocks again: at `now` it is `unix_ms` milliseconds after the Unix epoch, because the wall clock was set or the
+    /// machine was suspended (D14). Advertise afterwards what is to be dated again.
     pub fn set_clock(&mut self, now: Instant, unix_ms: u64) {
         self.local.clock.set(now, unix_ms);
         self.local.store.set_clock(now, self.local.clock);

@@ -45,7 +45,7 @@ const PACE: Tick = 4_000_000;
 /// The publications that are started at once before the pace holds. They cost a third of the requests that a holder lets a peer
 /// save up.
 const PACE_BURST: Tick = 512;
-/// How long before a record expires it is published anew.
+/// How long before a record expires it is published again.
 const REFRESH_AHEAD: Duration = Duration::from_secs(60);
 /// The shortest time between two publications of a service.
 const MIN_REFRESH: Duration = Duration::from_secs(10);

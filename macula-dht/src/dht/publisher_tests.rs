@@ -73,7 +73,7 @@ impl Bench {
     }
 }
 
-/// One holder is slow, and the service is advertised anew before any publication of it has ended.
+/// One holder is slow, and the service is advertised again before any publication of it has ended.
 #[test]
 fn a_holder_is_remembered_once_however_often_a_service_is_advertised_anew() {
     let now = Instant::now();

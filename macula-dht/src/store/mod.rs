@@ -245,7 +245,7 @@ impl ProviderStore {
 
     /// Takes back a record from a backend. It is shown until `shown`, and its place is held until `held`.
     ///
-    /// Unlike [`ProviderStore::insert`] this starts no time anew, and holds the place of a record that is no longer shown.
+    /// Unlike [`ProviderStore::insert`] this starts no time again, and holds the place of a record that is no longer shown.
     pub(crate) fn restore(
         &mut self,
         now: Instant,
@@ -408,7 +408,7 @@ impl ProviderStore {
         }
     }
 
-    /// Goes by `clock` from now on, the old one tied anew, and drops the records of others whose dates it rules out (D14).
+    /// Goes by `clock` from now on, the old one tied again, and drops the records of others whose dates it rules out (D14).
     pub(crate) fn set_clock(&mut self, now: Instant, clock: Clock) {
         self.clock = clock;
         let tick = clock.tick(now);

@@ -73,7 +73,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    /// Starts a node, anew when it was killed.
+    /// Starts a node, again when it was killed.
     pub(super) async fn begin(&mut self, n: usize) -> Result<(), Box<dyn Error>> {
         let bootstrap = self.members[..2].iter().enumerate().filter(|(at, _)| *at != n);
         let bootstrap = bootstrap.map(|(_, member)| -> Result<BootstrapAddr, Box<dyn Error>> {

@@ -1,11 +1,11 @@
 //! Finds out from readings of the clocks how long the machine has been suspended, and whether its wall clock was set.
 //!
 //! **Invariant:** after each [`ClockWatch::look`] the wall clock differs by less than [`MAX_DRIFT`] from the wall clock of the last tie plus
-//! the time passed since. A look that finds a larger difference reports a [`Jump`] and ties the two anew.
+//! the time passed since. A look that finds a larger difference reports a [`Jump`] and ties the two again.
 
 use std::time::Duration;
 
-/// How far the wall clock may drift from the time passed before the two are tied anew. Records forgive a minute. On Linux a clock
+/// How far the wall clock may drift from the time passed before the two are tied again. Records forgive a minute. On Linux a clock
 /// that is slewed shows no drift, because the monotonic clock is slewed with it (clock_gettime(2)).
 const MAX_DRIFT: Duration = Duration::from_secs(1);
 /// The shortest suspension that is noticed: below it is only the time between two readings.

@@ -3,7 +3,7 @@
 //! The core hands over a batch about once a second. Batches that arrive during a write are merged, so that only the last state of a
 //! record is written. **Invariant:** at most [`MAX_WAITING`] records wait; a batch that does not fit is refused whole.
 //!
-//! When a write fails, the file is closed. The failed batch waits for the next attempt, which opens the file anew.
+//! When a write fails, the file is closed. The failed batch waits for the next attempt, which opens the file again.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -181,7 +181,7 @@ impl Writer {
                     tracing::debug!(changes = batch.len(), "kept");
                 }
                 Err(error) => {
-                    // The next attempt opens the file anew.
+                    // The next attempt opens the file again.
                     self.backend = None;
                     if self.failed.replace(Instant::now()).is_none() {
                         let reason = error_chain(&error);

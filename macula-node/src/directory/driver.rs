@@ -326,7 +326,7 @@ impl Driver {
         tracing::warn!(
             ?slept,
             stepped_ms,
-            "the machine was suspended or its wall clock was set; the node publishes its services anew"
+            "the machine was suspended or its wall clock was set; the node publishes its services again"
         );
         self.shared.news.tell(NodeEvent::ClockJumped { slept, stepped_ms });
         self.clocks.set_suspended(self.watch.suspended());
@@ -352,7 +352,7 @@ impl Driver {
                 .core
                 .advertise_service(self.clocks.now(), service, announcement.advertisement());
             if let Err(error) = advertised {
-                tracing::warn!(%key, %error, "a service could not be published anew");
+                tracing::warn!(%key, %error, "a service could not be published again");
             }
         }
     }

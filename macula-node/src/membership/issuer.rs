@@ -29,7 +29,7 @@ use super::{
 
 /// How long a grant lasts that an issuer signs, unless it is told otherwise.
 pub const DEFAULT_GRANT_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
-/// The shortest life of a grant that an issuer signs: between its renewal and its end every service is published anew.
+/// The shortest life of a grant that an issuer signs: between its renewal and its end every service is published again.
 pub const MIN_GRANT_LIFE: Duration = Duration::from_secs(15 * 60);
 /// How long after its end a grant is renewed still, in seconds: a week, so that an issuer may be away for some days.
 const LATE: u64 = 7 * 24 * 60 * 60;

@@ -1,4 +1,4 @@
-//! The node's snapshot as numbers, made anew for each scrape: a node that is not scraped pays nothing.
+//! The node's snapshot as numbers, made again for each scrape: a node that is not scraped pays nothing.
 //!
 //! **Invariant.** The number of labels is bounded: a peer is never one, and of services the first [`MAX_SERVICE_LABELS`] are.
 

@@ -258,7 +258,7 @@ impl<X: Exchange> Job<'_, X> {
     }
 
     /// Makes an attempt, which ends by itself at `until`. A connection that ends before the provider has started the call, or because
-    /// the provider restarted, is dialed anew once (H6).
+    /// the provider restarted, is dialed again once (H6).
     pub(super) async fn attempt(
         &self,
         provider: &Provider,
@@ -327,7 +327,7 @@ impl<X: Exchange> Job<'_, X> {
         }
     }
 
-    /// Sends the call on a connection that was open already. An error is the reason to dial the provider anew.
+    /// Sends the call on a connection that was open already. An error is the reason to dial the provider again.
     async fn exchange_on(
         &self,
         connection: &Connection,
@@ -428,7 +428,7 @@ impl<X: Exchange> Job<'_, X> {
         tokio::time::timeout_at(until.into(), dial).await.ok()
     }
 
-    /// Asks the directory anew behind this call; `None` when its list is not the directory's, or is another service's.
+    /// Asks the directory again behind this call; `None` when its list is not the directory's, or is another service's.
     pub(super) fn asker(&self) -> Option<Refresher> {
         let is_own = self.options.provider.is_none() && self.options.about.is_none();
         let is_listed = matches!(self.source, AnswerSource::Directory(_)) && is_own;

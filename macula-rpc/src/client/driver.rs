@@ -259,7 +259,7 @@ struct Driver<'a, X: Exchange> {
     /// The attempts under way: one, or two while a hedge runs.
     flights: Vec<Flight<'a, X::Answer>>,
     answer: Option<X::Answer>,
-    /// The directory was asked anew for this call.
+    /// The directory was asked again for this call.
     asked_anew: bool,
     over: bool,
 }
@@ -420,7 +420,7 @@ impl<'a, X: Exchange> Driver<'a, X> {
         !without_place.is_empty() && self.call.resume(now(), &mut roster.balancer, waits)
     }
 
-    /// Asks the directory anew, once, when every known provider was tried (D12). Returns whether the call goes on.
+    /// Asks the directory again, once, when every known provider was tried (D12). Returns whether the call goes on.
     async fn ask_anew(&mut self) -> bool {
         let job = self.job;
         let Some(asker) = job.asker().filter(|_| !self.asked_anew) else {

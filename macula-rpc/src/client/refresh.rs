@@ -1,4 +1,4 @@
-//! Asks the directory anew when the list that it gave fails (D12).
+//! Asks the directory again when the list that it gave fails (D12).
 
 use std::{
     sync::Arc,

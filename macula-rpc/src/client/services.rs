@@ -190,7 +190,7 @@ pub(super) struct WeakBalanced(Weak<Shared>);
 
 struct Shared {
     roster: Mutex<Roster>,
-    /// Woken when the link of a provider has changed: calls that wait look at their attempts anew.
+    /// Woken when the link of a provider has changed: calls that wait look at their attempts again.
     news: Notify,
     /// Woken when a dial behind the calls is due sooner than before.
     sooner: Arc<Notify>,

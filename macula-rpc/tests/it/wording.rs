@@ -137,3 +137,13 @@ async fn a_name_a_size_and_a_message_that_cannot_be() {
         "api.compute answered (from 7e051c4ed7), and the message cannot be read: expected ident at line 1 column 2; do both sides use one schema?",
     );
 }
+
+/// macula-select depends on nothing of ours, so it has the codes of a handler's errors again.
+#[test]
+fn the_codes_of_select_and_of_the_wire_have_the_same_numbers() {
+    for code in StatusCode::ALL.into_iter().filter(|it| *it != StatusCode::Ok) {
+        let selects = macula_select::Code::from_number(code.as_u32());
+        assert_eq!(selects as u32, code.as_u32());
+    }
+    assert_eq!(macula_select::Code::ALL.len() + 1, StatusCode::ALL.len());
+}

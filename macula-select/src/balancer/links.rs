@@ -62,7 +62,7 @@ impl<K: Eq + Hash + Clone> Balancer<K> {
         self.watch_panic();
     }
 
-    /// Tells that a provider began anew: a fresh record of it arrived (a later sequence number after it was found
+    /// Tells that a provider began again: a fresh record of it arrived (a later sequence number after it was found
     /// unreachable, or another address), or it said that it restarted. Unknown keys are ignored.
     ///
     /// Its circuit breaker closes, and if it was suspected, down or draining, its link is [`Link::Idle`] again.

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use crate::{connection::link::Link, share::budget::Charge};
 
 /// The most passages of a connection that are remembered: callers times services behind one router. Beyond it the one known longest is
-/// checked anew.
+/// checked again.
 const MAX_KNOWN_PASSAGES: usize = 1024;
 /// How many bytes one takes in memory beside its own.
 const ENTRY_BYTES: u64 = 512;

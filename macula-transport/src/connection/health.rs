@@ -52,7 +52,7 @@ pub(crate) struct Health {
     looks_again: bool,
     /// The last look while a call waits.
     looked_at: Option<Instant>,
-    /// The silence has been counted anew once.
+    /// The silence has been counted again once.
     excused: bool,
 }
 

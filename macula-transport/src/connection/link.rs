@@ -35,7 +35,7 @@ use crate::{
 
 /// How many control messages may wait to be sent; beyond it they are dropped, as a later one says the same.
 const MAX_CONTROL_QUEUE: usize = 16;
-/// The most services for which a router has this node's leave at a time; beyond it they are signed anew.
+/// The most services for which a router has this node's leave at a time; beyond it they are signed again.
 const MAX_PASSAGES: usize = 256;
 /// The reason that a peer is given when its connection gives way to others.
 const GAVE_WAY: &str = "the node gave the connection up, because it took more than its share";

@@ -122,7 +122,7 @@ struct Silence {
     pings: Option<(Instant, Instant, u32)>,
     /// The address of the peer was said to be unreachable.
     hint: bool,
-    /// It was counted anew, because this process stood still.
+    /// It was counted again, because this process stood still.
     excused: bool,
 }
 

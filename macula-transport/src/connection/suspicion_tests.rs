@@ -342,7 +342,7 @@ proptest! {
                     reference.pings.push(world.now);
                     reference.asked_at.get_or_insert(world.now);
                     pings_in_silence += u32::from(!reference.suspected);
-                    // A silence may be let begin anew once, and by each hint.
+                    // A silence may be let begin again once, and by each hint.
                     prop_assert!(pings_in_silence <= 2 * MAX_PINGS + MAX_HINT_PINGS * (reference.hints.len() as u32));
                 }
                 Finding::Suspect => {

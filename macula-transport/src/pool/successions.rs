@@ -103,7 +103,7 @@ mod tests {
         for old in &all[..MAX_SUCCESSIONS] {
             successions.learn(&Succession::new(old, &to).unwrap());
         }
-        // Learned anew, the first is no longer the oldest.
+        // Learned again, the first is no longer the oldest.
         successions.learn(&Succession::new(&all[0], &to).unwrap());
         successions.learn(&Succession::new(&all[MAX_SUCCESSIONS], &to).unwrap());
         let known = |key: &Identity| successions.current(key.node_id()) == to.node_id();

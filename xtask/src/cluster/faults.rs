@@ -345,7 +345,7 @@ impl Mesh {
         self.holds.note(still, "stood still", || {
             format!("node {node} was paused, and ran before it was resumed")
         });
-        // Its record may have ended while its clock stood still; it is published anew within this time (D14).
+        // Its record may have ended while its clock stood still; it is published again within this time (D14).
         let has_clock = self.clocks.contains_key(&self.nodes[node].place.number);
         self.reachable(node, if has_clock { PUBLISHES_WITHIN } else { Duration::ZERO });
         Ok(())

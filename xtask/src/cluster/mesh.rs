@@ -37,7 +37,7 @@ const READY_WITHIN: Duration = Duration::from_secs(60);
 const MAX_STRETCH: u32 = 10;
 /// How long after its load a caller may take to end: a call's deadline, and some time to leave.
 const CALLER_ENDS_WITHIN: Duration = Duration::from_secs(20);
-/// How long a node that has moved, or whose clock has jumped, may take to publish its services anew (D13, D14).
+/// How long a node that has moved, or whose clock has jumped, may take to publish its services again (D13, D14).
 pub(super) const PUBLISHES_WITHIN: Duration = Duration::from_secs(5);
 /// A provider with a new key is not yet in every caller's list.
 const KNOWN_AFTER_US: u64 = 2_000_000;

@@ -53,7 +53,7 @@ pub(crate) enum Command {
     ///
     /// Exit codes: 0 all of them serve, 1 one does not or cannot be reached, 2 usage, 3 service_not_found.
     Health(HealthArgs),
-    /// Prints the node id of an identity file, and makes the file if there is none: that of `macula node` by default.
+    /// Prints the node id of an identity file, and makes it if missing (default: the file of `macula node`).
     Id(IdArgs),
     /// Shows the node that runs on this host: its mesh, peers, records, services, limits.
     Status(StatusArgs),
@@ -119,8 +119,8 @@ pub(crate) struct MeshArgs {
     )]
     pub(crate) bootstrap: Vec<BootstrapAddr>,
     /// The realm: services of one are invisible in another. `NAME` is an open realm, which every node that reaches it may join; `NAME@KEY`,
-    /// as `macula realm show` prints it, is a closed one. A grant or token names its realm itself [default: that of the node that runs here, when it is asked; else
-    /// `default`].
+    /// as `macula realm show` prints it, is a closed one. A grant or token names its realm itself [default: the
+    /// running node's realm, else `default`].
     #[arg(long, value_name = "NAME[@KEY]", env = "MACULA_REALM")]
     pub(crate) realm: Option<Realm>,
     #[command(flatten)]
@@ -536,7 +536,7 @@ pub(crate) struct HealthArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct IdArgs {
-    /// The action; without it, the file is made if there is none, and its id is printed.
+    /// The action; without it, the file is made if missing, and its id is printed.
     #[arg(value_enum)]
     pub(crate) action: Option<IdAction>,
     /// The identity file [default: the data folder's, or ~/.macula/identity].
@@ -555,7 +555,7 @@ pub(crate) enum IdAction {
     /// Prints the id; an error when there is no file.
     Show,
     /// Makes a new key in place of the old one, which is kept beside it with the ending `.old`; prints the new id. The node has to be
-    /// started anew, and those that name its old id have to be told the new one.
+    /// started again, and those that name its old id have to be told the new one.
     Rotate,
 }
 

@@ -36,7 +36,7 @@ pub(crate) enum ConfigError {
     #[error("the configuration file {path} is not TOML", path = .0.display())]
     NotToml(PathBuf, #[source] toml::de::Error),
     #[error(
-        "{path}: no command has an option `{option}`; they are those that `macula COMMAND --help` shows, without the dashes",
+        "{path}: no command has an option `{option}`; `macula COMMAND --help` shows the options, to be written without the dashes",
         path = .0.display(), option = .1
     )]
     NoSuchOption(PathBuf, String),

@@ -20,10 +20,31 @@ struct Setting {
     option: String,
     /// Absent when the option has no value.
     value: Option<String>,
-    /// `flag`, `environment`, `file`, `default`, or `unset`.
-    origin: &'static str,
+    origin: Origin,
     /// The environment's variable, or the file and its line.
     place: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Origin {
+    Flag,
+    Environment,
+    File,
+    Default,
+    Unset,
+}
+
+impl Origin {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Flag => "flag",
+            Self::Environment => "environment",
+            Self::File => "file",
+            Self::Default => "default",
+            Self::Unset => "unset",
+        }
+    }
 }
 
 pub(crate) fn run(args: &ConfigArgs, file: Option<&Path>) -> Result<(), Failure> {
@@ -36,8 +57,8 @@ pub(crate) fn run(args: &ConfigArgs, file: Option<&Path>) -> Result<(), Failure>
             }
             let rows = settings.iter().map(|setting| {
                 let origin = match &setting.place {
-                    Some(place) => format!("{} {place}", setting.origin),
-                    None => setting.origin.to_owned(),
+                    Some(place) => format!("{} {place}", setting.origin.name()),
+                    None => setting.origin.name().to_owned(),
                 };
                 [
                     text(&setting.option),
@@ -111,19 +132,19 @@ fn settings(command: &str, file: Option<&Path>, words: &[String]) -> Result<Vec<
             values.join(" ")
         });
         let (origin, place) = match (matches.value_source(id), lines.of(long)) {
-            (Some(ValueSource::CommandLine), _) => ("flag", None),
+            (Some(ValueSource::CommandLine), _) => (Origin::Flag, None),
             (Some(ValueSource::EnvVariable), _) => {
                 let variable = arg.get_env().map(|name| name.to_string_lossy().into_owned());
-                ("environment", variable)
+                (Origin::Environment, variable)
             }
             (Some(ValueSource::DefaultValue), Some(line)) => {
                 let file = file.map(|file| format!("{}:{line}", file.display()));
-                ("file", file)
+                (Origin::File, file)
             }
-            (Some(_), _) => ("default", None),
-            (None, _) => ("unset", None),
+            (Some(_), _) => (Origin::Default, None),
+            (None, _) => (Origin::Unset, None),
         };
-        let value = value.filter(|_| origin != "unset");
+        let value = value.filter(|_| origin != Origin::Unset);
         // A secret is not for a screen.
         let value = value.map(|value| {
             if arg.is_hide_env_values_set() {

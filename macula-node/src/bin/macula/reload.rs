@@ -54,7 +54,7 @@ pub(crate) async fn apply(node: &Node, backends: &mut Backends, before: NodeArgs
         }
     }
     for option in &plan.restart {
-        tracing::warn!(option, "this option cannot change while the node runs; start it anew");
+        tracing::warn!(option, "this option cannot change while the node runs; start it again");
     }
     let names = |services: &mut dyn Iterator<Item = &Serve>| {
         let names: Vec<_> = services.map(ToString::to_string).collect();
