@@ -115,13 +115,16 @@ fn steps(text: &str) -> Vec<(usize, String)> {
 fn lost_functions(path: &str, text: &str, sources: &[Source]) -> Vec<Finding> {
     static NAMED: LazyLock<Regex> = LazyLock::new(|| pattern(r"`(?:\w+::)*[A-Z]\w*::[a-z_]\w*(?:\(\))?`"));
     let exists = |kind: &str, function: &str| {
-        let (kind, function) = (
+        // Plain searches first: expressions over the whole tree take seconds without optimisation.
+        let near = |it: &&Source| it.code.contains(kind) && it.code.contains(function);
+        let (kind_word, has) = (
             pattern(&format!(r"\b{kind}\b")),
             pattern(&format!(r"\b(?:fn {function}\b|{function}:)")),
         );
         sources
             .iter()
-            .any(|it| kind.is_match(&it.code) && function.is_match(&it.code))
+            .filter(near)
+            .any(|it| kind_word.is_match(&it.code) && has.is_match(&it.code))
     };
     let mut findings = Vec::new();
     for (line, name) in matches(text, &NAMED) {
