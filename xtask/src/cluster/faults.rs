@@ -120,6 +120,7 @@ impl Mesh {
         match fault {
             Fault::Kill(node) => {
                 self.unreachable(node);
+                self.truth.crashes.push((self.nodes[node].node_id.clone(), unix_us()));
                 self.signal(node, Signal::KILL)?;
                 let status = self.wait_end(node)?;
                 // A container's client ends with 128 and the signal.
@@ -162,8 +163,16 @@ impl Mesh {
             Fault::AllClocks(seconds) => {
                 let hosts = self.nodes.iter().map(|node| node.place.number);
                 self.holds.jumps.extend(hosts.map(|host| Jump { host, seconds }));
-                self.clocks.values_mut().try_for_each(|clock| clock.jump(seconds))
+                self.clocks.values_mut().try_for_each(|clock| clock.jump(seconds))?;
+                // Every record has ended; each is published again within this time (D14).
+                for node in 1..self.nodes.len() {
+                    self.unreachable(node);
+                    self.reachable(node, PUBLISHES_WITHIN);
+                }
+                Ok(())
             }
+            Fault::CallersSleep => self.callers_sleep(),
+            Fault::CallersWake => self.callers_wake(),
             Fault::FillDisk(node) => {
                 let full = self.disk(node)?.fill()?;
                 self.holds.full_disks.push(self.nodes[node].place.number);
@@ -207,6 +216,11 @@ impl Mesh {
                 return self.wait_published(node);
             }
             NetFault::Cut | NetFault::Block(_) | NetFault::Mtu(_) | NetFault::Wire(_) => {
+                // Packets that a host sends to one or another that it cannot reach end at the same place.
+                let counts = |it: &Counted| it.node == node && matches!(it.fault, NetFault::Block(_));
+                if self.holds.counted.iter().any(counts) {
+                    return Ok(());
+                }
                 let before = self.hosts.counters(place, fault)?;
                 self.holds.counted.push(Counted { fault, node, before });
             }
@@ -348,6 +362,28 @@ impl Mesh {
         // Its record may have ended while its clock stood still; it is published again within this time (D14).
         let has_clock = self.clocks.contains_key(&self.nodes[node].place.number);
         self.reachable(node, if has_clock { PUBLISHES_WITHIN } else { Duration::ZERO });
+        Ok(())
+    }
+
+    fn callers_sleep(&mut self) -> Result<()> {
+        self.truth.stills.push((unix_us(), u64::MAX));
+        for caller in &self.callers {
+            self.hosts.pause(&caller.started)?;
+        }
+        Ok(())
+    }
+
+    fn callers_wake(&mut self) -> Result<()> {
+        for caller in &self.callers {
+            let still = self.hosts.stands_still(&caller.started)?;
+            self.hosts.resume(&caller.started)?;
+            self.holds.note(still, "a caller stood still", || {
+                "a caller was paused, and ran".to_owned()
+            });
+        }
+        if let Some((_, until)) = self.truth.stills.last_mut() {
+            *until = unix_us();
+        }
         Ok(())
     }
 

@@ -23,20 +23,17 @@ use super::{
     hosts::{Ground, Hosts, Launch, PORT, Place, Side, Started, families},
     interrupt,
     leftovers::{KEPT, own_name},
-    oracle::{self, Call, Seen},
+    oracle::{self, Seen},
     scenario::{Family, Need, Scenario},
     table::Measured,
     truth::{Truth, unix_us},
     witness::Witness,
+    work::{SLOW_MS, SLOW_SERVICE, Work},
 };
 
-const SERVICE: &str = "demo.echo";
+pub(super) const SERVICE: &str = "demo.echo";
 /// How long a mesh may take until a caller sees every provider.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How much longer than planned a load may last on a slow machine.
-const MAX_STRETCH: u32 = 10;
-/// How long after its load a caller may take to end: a call's deadline, and some time to leave.
-const CALLER_ENDS_WITHIN: Duration = Duration::from_secs(20);
 /// How long a node that has moved, or whose clock has jumped, may take to publish its services again (D13, D14).
 pub(super) const PUBLISHES_WITHIN: Duration = Duration::from_secs(5);
 /// A provider with a new key is not yet in every caller's list.
@@ -68,10 +65,18 @@ impl Node {
     }
 }
 
+/// A program that calls.
+pub(super) struct Caller {
+    pub(super) started: Started,
+    pub(super) work: Work,
+    /// The log of its calls.
+    pub(super) calls: PathBuf,
+}
+
 pub(super) struct Mesh {
     // Before the hosts: processes end before their host is taken away.
     pub(super) nodes: Vec<Node>,
-    callers: Vec<Started>,
+    pub(super) callers: Vec<Caller>,
     pub(super) hosts: Box<dyn Hosts>,
     bootstrap: String,
     /// The wall clock of each host by its number, where the scenario sets one.
@@ -115,7 +120,7 @@ pub(crate) fn play(scenario: &'static Scenario, ground: &Ground, seed: u64, keep
     let (calls, connections) = mesh.stop_callers()?;
     mesh.weigh();
     let seen = oracle::judge(&calls, &mesh.truth, &witness.stop());
-    mesh.look_back(scenario, &seen, connections);
+    mesh.look_back(scenario, &seen, connections)?;
     let (took_hold, doubts) = std::mem::take(&mut mesh.holds).finish();
     Ok(Measured {
         seen,
@@ -162,8 +167,8 @@ impl Mesh {
     }
 
     /// Starts `macula bench` at a place.
-    pub(super) fn bench(&mut self, place: &Place, options: &[&str]) -> Result<Started> {
-        let mut args = words(&["bench", SERVICE, "--json", "--bootstrap", &self.bootstrap]);
+    pub(super) fn bench(&mut self, place: &Place, service: &str, options: &[&str]) -> Result<Started> {
+        let mut args = words(&["bench", service, "--json", "--bootstrap", &self.bootstrap]);
         args.extend(words(options));
         self.start(place, args)
     }
@@ -218,6 +223,8 @@ impl Mesh {
             args.extend(words(&[
                 "--serve",
                 &format!("{SERVICE}=echo"),
+                "--serve",
+                &format!("{SLOW_SERVICE}=echo:{SLOW_MS}ms"),
                 "--bootstrap",
                 &self.bootstrap,
             ]));
@@ -297,38 +304,23 @@ impl Mesh {
         }
     }
 
-    fn start_callers(&mut self, scenario: &Scenario, places: &[Place]) -> Result<()> {
-        let rate = (scenario.rate / places.len() as u32).max(1).to_string();
-        let (longest, payload) = (
-            format!("{}s", scenario.lasts * MAX_STRETCH),
-            scenario.payload.to_string(),
-        );
-        let clients = scenario.clients.to_string();
-        for (number, place) in places.iter().enumerate() {
-            let calls = self.calls_of(number);
-            let calls = calls.to_string_lossy();
-            let caller = self.bench(
-                place,
-                &[
-                    "--rate",
-                    &rate,
-                    "--duration",
-                    &longest,
-                    "--payload",
-                    &payload,
-                    "--clients",
-                    &clients,
-                    "--calls",
-                    &calls,
-                ],
-            )?;
-            self.callers.push(caller);
-        }
-        Ok(())
-    }
-
     /// Notes whether the mesh and the load were those of the scenario.
-    fn look_back(&mut self, scenario: &Scenario, seen: &Seen, connections: u64) {
+    fn look_back(&mut self, scenario: &Scenario, seen: &Seen, connections: u64) -> Result<()> {
+        if scenario.long_calls {
+            let (calls, streams, cut) = (seen.met.slow, seen.met.streams, seen.cut_off);
+            let text = format!("{calls} slow calls and {streams} streams under way, {cut} cut off");
+            self.holds.note(calls > 0 && streams > 0, text, || {
+                "no slow call or no stream was under way at a fault".to_owned()
+            });
+        }
+        if let Some(mtu) = scenario.mtu {
+            for node in &self.nodes {
+                let has = self.hosts.mtu(&node.place)?;
+                self.holds.note(has == mtu, format!("a link of {mtu} bytes"), || {
+                    format!("the link of host {} takes {has} bytes", node.place.number)
+                });
+            }
+        }
         let (answered, all) = (seen.providers_seen, self.truth.providers.len());
         self.holds
             .note(answered == all, format!("{all} providers answered"), || {
@@ -359,51 +351,7 @@ impl Mesh {
                 });
             }
         }
-    }
-
-    fn calls_of(&self, caller: usize) -> PathBuf {
-        self.folder.join(format!("calls-{caller}"))
-    }
-
-    /// Ends the callers' load, and gives their calls and the number of connections that they opened.
-    fn stop_callers(&mut self) -> Result<(Vec<Call>, u64)> {
-        for (number, node) in self.nodes.iter_mut().enumerate() {
-            if let Some(running) = &mut node.running {
-                let ended = running.child.try_wait().context("a node cannot be waited for")?;
-                ensure!(ended.is_none(), "node {number} has ended by itself: {ended:?}");
-            }
-        }
-        for caller in &mut self.callers {
-            let ended = caller.child.try_wait().context("a caller cannot be waited for")?;
-            ensure!(ended.is_none(), "a caller ended before its load: {ended:?}");
-            let pid = Pid::from_raw(caller.pid).context("a process has an id")?;
-            kill_process(pid, Signal::INT).context("a caller ended before its load")?;
-        }
-        let until = Instant::now() + CALLER_ENDS_WITHIN;
-        let (mut calls, mut connections) = (Vec::new(), 0);
-        for (number, mut caller) in std::mem::take(&mut self.callers).into_iter().enumerate() {
-            while caller
-                .child
-                .try_wait()
-                .context("a caller cannot be waited for")?
-                .is_none()
-            {
-                if Instant::now() > until {
-                    let _ = caller.child.kill();
-                    bail!("a caller has not ended {CALLER_ENDS_WITHIN:?} after its load");
-                }
-                interrupt::sleep(Duration::from_millis(20))?;
-            }
-            let summary = summary(caller)?;
-            connections += summary["connections_opened"].as_u64().unwrap_or_default();
-            let path = self.calls_of(number);
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            for line in text.lines() {
-                calls.push(Call::read(line)?);
-            }
-        }
-        calls.sort_by_key(|call| call.at_us);
-        Ok((calls, connections))
+        Ok(())
     }
 
     /// Notes the largest resident memory of a node so far.
@@ -423,7 +371,8 @@ impl Mesh {
 impl Drop for Mesh {
     fn drop(&mut self) {
         let running = self.nodes.iter_mut().filter_map(|node| node.running.as_mut());
-        for started in running.chain(&mut self.callers) {
+        let callers = self.callers.iter_mut().map(|caller| &mut caller.started);
+        for started in running.chain(callers) {
             // A process that has ended needs no signal, and one that stands still needs this one.
             if let Some(pid) = Pid::from_raw(started.pid) {
                 let _ = kill_process(pid, Signal::KILL);

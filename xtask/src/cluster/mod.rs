@@ -12,6 +12,7 @@ mod faults;
 mod hosts;
 mod interrupt;
 mod leftovers;
+mod load;
 mod measure;
 mod mesh;
 mod oracle;
@@ -21,6 +22,7 @@ mod table;
 mod truth;
 mod verdict;
 mod witness;
+mod work;
 
 use std::{path::PathBuf, time::Instant};
 

@@ -37,6 +37,10 @@ pub(crate) enum Fault {
     Clock(usize, i64),
     /// The clocks of every host jump by so many seconds, those of the callers too.
     AllClocks(i64),
+    /// The callers' processes stand still.
+    CallersSleep,
+    /// They go on.
+    CallersWake,
     /// No byte is left on the disk of the node's data folder.
     FillDisk(usize),
     /// There is room again.
@@ -84,9 +88,14 @@ impl Fault {
             Self::Clock(..) | Self::AllClocks(_) => Some(Need::Clock),
             Self::FillDisk(_) | Self::FreeDisk(_) => Some(Need::Disk),
             Self::Files(..) => Some(Need::Files),
-            Self::Kill(_) | Self::Leave(_) | Self::Restart(_) | Self::Replace(_) | Self::Pause(_) | Self::Resume(_) => {
-                None
-            }
+            Self::CallersSleep
+            | Self::CallersWake
+            | Self::Kill(_)
+            | Self::Leave(_)
+            | Self::Restart(_)
+            | Self::Replace(_)
+            | Self::Pause(_)
+            | Self::Resume(_) => None,
         }
     }
 }
@@ -160,6 +169,10 @@ pub(crate) struct Scenario {
     pub(crate) rate: u32,
     /// Bytes of each request.
     pub(crate) payload: u32,
+    /// Whether two further callers make calls of half a second, and streams of two seconds.
+    pub(crate) long_calls: bool,
+    /// The largest packet of every link, in bytes, where it is not the usual one.
+    pub(crate) mtu: Option<u32>,
     /// Seconds of load.
     pub(crate) lasts: u32,
     pub(crate) family: Family,
@@ -182,12 +195,13 @@ impl Scenario {
     pub(crate) fn needs(&self) -> BTreeSet<Need> {
         let family = (self.family == Family::Mixed).then_some(Need::Link);
         let nat = self.nat.then_some(Need::Nat);
+        let mtu = self.mtu.map(|_| Need::Link);
         let steps = match self.faults {
             Faults::At(steps) => steps,
             Faults::Churn => &[],
         };
         let faults = steps.iter().filter_map(|(_, fault)| fault.need());
-        faults.chain(family).chain(nat).collect()
+        faults.chain(family).chain(nat).chain(mtu).collect()
     }
 }
 

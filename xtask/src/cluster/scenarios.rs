@@ -13,6 +13,8 @@ pub(super) const PLAIN: Scenario = Scenario {
     nat: false,
     rate: 60,
     payload: 64,
+    long_calls: false,
+    mtu: None,
     lasts: 8,
     family: Family::V4,
     faults: Faults::At(&[]),
@@ -66,8 +68,9 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "kill",
-        does: "two of three providers are killed, one after the other, and start again",
+        does: "two of three providers are killed during calls and streams, one after the other, and start again",
         rules: "L6 H5",
+        long_calls: true,
         lasts: 16,
         faults: Faults::At(&[
             (3.0, Fault::Kill(1)),
@@ -81,8 +84,9 @@ pub(crate) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "rolling-restart",
-        does: "each provider leaves on SIGTERM and starts again",
+        does: "each provider leaves on SIGTERM during calls and streams, which it finishes, and starts again",
         rules: "N4 H6",
+        long_calls: true,
         lasts: 14,
         faults: Faults::At(&[
             (2.0, Fault::Leave(1)),
@@ -99,6 +103,7 @@ pub(crate) const ALL: &[Scenario] = &[
         name: "rolling-replacement",
         does: "each provider is replaced by one with a new key at a new place, and leaves",
         rules: "D12",
+        long_calls: true,
         lasts: 18,
         faults: Faults::At(&[
             (3.0, Fault::Replace(1)),
@@ -203,6 +208,16 @@ pub(crate) const ALL: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
+        name: "small-mtu",
+        does: "every link takes packets of 1 280 bytes, the least that IPv6 allows; requests have 4 096; one provider is killed",
+        rules: "P3 L6",
+        payload: 4_096,
+        mtu: Some(1_280),
+        faults: Faults::At(&[(4.0, Fault::Kill(3))]),
+        promise: KILLED,
+        ..PLAIN
+    },
+    Scenario {
         name: "ipv6-only",
         does: "hosts have IPv6 addresses only; one provider is killed",
         rules: "D13 N2 L6",
@@ -293,6 +308,20 @@ pub(crate) const ALL: &[Scenario] = &[
             may_lack_providers: true,
             ..CLOCKS
         },
+        ..PLAIN
+    },
+    Scenario {
+        name: "callers-suspended",
+        does: "every caller stands still for 6 s, and all clocks are 600 s later when it wakes up",
+        rules: "D14",
+        lasts: 16,
+        // The nodes have published again before the callers wake up.
+        faults: Faults::At(&[
+            (3.0, Fault::CallersSleep),
+            (3.0, Fault::AllClocks(600)),
+            (9.0, Fault::CallersWake),
+        ]),
+        promise: CLOCKS,
         ..PLAIN
     },
     Scenario {

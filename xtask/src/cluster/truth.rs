@@ -13,6 +13,10 @@ pub(crate) struct Reachable {
 #[derive(Debug, Default)]
 pub(crate) struct Truth {
     pub(crate) providers: BTreeMap<String, Vec<Reachable>>,
+    /// The providers that were killed, and when.
+    pub(crate) crashes: Vec<(String, u64)>,
+    /// The times in which the callers stood still.
+    pub(crate) stills: Vec<(u64, u64)>,
     /// When the first fault began; 0 before it.
     pub(crate) first_fault_us: u64,
     /// When the last fault was done.

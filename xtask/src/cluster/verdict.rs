@@ -13,6 +13,9 @@ const KILLED_US: u64 = 100_000;
 /// L6, of a host that vanishes: so many PTO, and [`KILLED_US`].
 const SILENT_PTO: u64 = 5;
 
+/// How long after a crash a stream that it cuts off may wait: the caller gives the connection up. An aim of this suite.
+const CUT_OFF_US: u64 = 3_000_000;
+
 /// The longest time that something may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Limit {
@@ -96,7 +99,8 @@ pub(crate) fn broken(seen: &Seen, promise: &Promise, limits: &Limits) -> Vec<Str
     let Limits { longest, recovered } = limits;
     if seen.longest.us > longest.total_us() {
         broken.push(format!(
-            "a call after {:.1} s was held up for {} ms ({:.0} may be, by {}): {}",
+            "{} after {:.1} s was held up for {} ms ({:.0} may be, by {}): {}",
+            seen.longest.work.name(),
             seen.longest.at_us as f64 / 1e6,
             seen.longest.us / 1_000,
             longest.total_us() as f64 / 1e3,
@@ -105,6 +109,13 @@ pub(crate) fn broken(seen: &Seen, promise: &Promise, limits: &Limits) -> Vec<Str
                 true => "its only attempt took so long".to_owned(),
                 false => seen.longest.causes.join("; "),
             },
+        ));
+    }
+    if seen.cut_off_us > CUT_OFF_US {
+        broken.push(format!(
+            "a stream ended {} ms after it was cut off ({} may be)",
+            seen.cut_off_us / 1_000,
+            CUT_OFF_US / 1_000
         ));
     }
     match seen.recovered_us {

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cluster::{
         leftovers::{IMAGE, own_name},
-        scenario::Family,
+        scenario::{Family, Scenario},
     },
     image,
 };
@@ -64,13 +64,18 @@ pub(super) struct Containers {
 }
 
 impl Containers {
-    pub(super) fn new(image: &Image, family: Family, folder: &Path) -> Result<Self> {
+    pub(super) fn new(image: &Image, scenario: &Scenario, folder: &Path) -> Result<Self> {
         let network = own_name();
+        let family = scenario.family;
         let subnet = 64 + (std::process::id() % 128) as u8;
         let (v4, v6) = (format!("10.{subnet}.0.0/16"), format!("fd78:{subnet:x}::/64"));
         let mut create = vec!["docker", "network", "create", "--subnet", &v4];
         if family != Family::V4 {
             create.extend(["--ipv6", "--subnet", &v6]);
+        }
+        let mtu = scenario.mtu.map(|mtu| format!("com.docker.network.driver.mtu={mtu}"));
+        if let Some(mtu) = &mtu {
+            create.extend(["--opt", mtu]);
         }
         create.push(&network);
         tool(&create)?;
@@ -206,6 +211,10 @@ impl Hosts for Containers {
 
     fn addresses(&self, place: &Place) -> Result<Vec<IpAddr>> {
         self.link(place)?.addresses()
+    }
+
+    fn mtu(&self, place: &Place) -> Result<u32> {
+        self.link(place)?.mtu()
     }
 
     /// Docker freezes the container, its first process too.

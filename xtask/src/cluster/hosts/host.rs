@@ -64,6 +64,14 @@ pub(crate) trait Hosts {
     /// The addresses that a host has on its link now.
     fn addresses(&self, place: &Place) -> Result<Vec<IpAddr>>;
 
+    /// The largest packet that a host's link takes, in bytes.
+    ///
+    /// # Errors
+    /// The host has no link of its own.
+    fn mtu(&self, _place: &Place) -> Result<u32> {
+        bail!("the host has no link of its own")
+    }
+
     /// Lets a program stand still.
     fn pause(&self, program: &Started) -> Result<()> {
         program.signal_worker(Signal::STOP)
@@ -128,6 +136,8 @@ impl NetFault {
             Fault::Rebind
             | Fault::Clock(..)
             | Fault::AllClocks(_)
+            | Fault::CallersSleep
+            | Fault::CallersWake
             | Fault::FillDisk(_)
             | Fault::FreeDisk(_)
             | Fault::Files(..)

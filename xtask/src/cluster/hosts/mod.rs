@@ -134,7 +134,7 @@ impl Ground {
     /// Makes the network of a scenario. `folder` is where nodes and callers keep their files.
     pub(crate) fn open(&self, scenario: &Scenario, seed: u64, folder: &Path) -> Result<Box<dyn Hosts>> {
         Ok(match (self.backend, &self.image) {
-            (Backend::Containers, Some(image)) => Box::new(Containers::new(image, scenario.family, folder)?),
+            (Backend::Containers, Some(image)) => Box::new(Containers::new(image, scenario, folder)?),
             (Backend::Netns, _) => Box::new(Namespaces::new(&self.program, scenario, seed)?),
             (Backend::Processes | Backend::Containers, _) => Box::new(Processes::new(&self.program, scenario.family)),
         })

@@ -107,6 +107,14 @@ impl Link {
         })
     }
 
+    /// The largest packet that the host's end takes, in bytes.
+    pub(super) fn mtu(&self) -> Result<u32> {
+        let shown = self.inside(&["-j", "link", "show", "dev", "eth0"])?;
+        let shown: Value = serde_json::from_str(&shown).context("`ip -j` printed no JSON")?;
+        let mtu = shown[0]["mtu"].as_u64().context("`ip` shows no mtu")?;
+        u32::try_from(mtu).context("a link with packets of any size")
+    }
+
     /// The addresses of the host's end.
     pub(super) fn addresses(&self) -> Result<Vec<IpAddr>> {
         let shown = self.inside(&["-o", "address", "show", "dev", "eth0"])?;

@@ -40,6 +40,7 @@ pub(super) struct Namespaces {
     /// The links that pass through this process, by the number of their host; empty when none does.
     cables: BTreeMap<u16, Cable>,
     wired: bool,
+    mtu: Option<u32>,
     seed: u64,
     /// Where blocked packets end.
     sink: Option<Sink>,
@@ -65,6 +66,7 @@ impl Namespaces {
             hosts: 0,
             cables: BTreeMap::new(),
             wired: needs.contains(&Need::Wire),
+            mtu: scenario.mtu,
             seed,
             sink: None,
             router: None,
@@ -206,6 +208,12 @@ impl Hosts for Namespaces {
         let (host, end) = (self.host(number), format!("h{number}"));
         tool(&["ip", "netns", "add", &host])?;
         self.add_link(number, &host, &end)?;
+        if let Some(mtu) = self.mtu {
+            let mtu = mtu.to_string();
+            for (namespace, device) in [(&host, "eth0"), (&bridge, end.as_str())] {
+                tool(&["ip", "-n", namespace, "link", "set", device, "mtu", &mtu])?;
+            }
+        }
         let private = side == Side::Private && self.router.is_some();
         let master = if private { "private" } else { "bridge" };
         tool(&["ip", "-n", &bridge, "link", "set", &end, "master", master, "up"])?;
@@ -296,6 +304,10 @@ impl Hosts for Namespaces {
 
     fn addresses(&self, place: &Place) -> Result<Vec<IpAddr>> {
         self.link(place).addresses()
+    }
+
+    fn mtu(&self, place: &Place) -> Result<u32> {
+        self.link(place).mtu()
     }
 
     /// Each is the first packet of a flow, which the rule counts.
