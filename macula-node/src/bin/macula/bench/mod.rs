@@ -20,7 +20,7 @@ use macula_node::Node;
 
 use crate::{
     args::BenchArgs,
-    failure::{Failure, cause_first, print_line},
+    failure::{Failure, cause_first, print_line, say},
     mesh,
     signals::Signals,
 };
@@ -30,6 +30,8 @@ use summary::Summary;
 
 /// How often the progress bar is drawn.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// How often a run says how it is doing where there is no terminal: in the log of a container.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// Clients that join at the same time.
 const MAX_JOINING: usize = 16;
 
@@ -73,6 +75,8 @@ async fn measure(
     let mut load = Load::start(args, pace(args), nodes);
     let bar = progress(args);
     let mut redraw = tokio::time::interval(PROGRESS_EVERY);
+    let mut told = Instant::now();
+    let tells = !args.json && !std::io::stderr().is_terminal();
     // An interrupted run waits for the calls in flight, shows its measurements, and its exit code says that it was interrupted. The second
     // interruption gives those calls up.
     let mut interrupted = None;
@@ -91,6 +95,10 @@ async fn measure(
             _ = redraw.tick() => {
                 bar.set_position(load.elapsed().min(args.duration).as_millis() as u64);
                 bar.set_message(load.so_far());
+                if tells && told.elapsed() >= TELL_EVERY {
+                    told = Instant::now();
+                    say(&load.so_far());
+                }
             }
             call = load.next() => {
                 let Some(call) = call else { break };
@@ -134,7 +142,7 @@ async fn look_up(args: &BenchArgs, node: &Node) -> Result<Histogram<u64>, Failur
     Ok(lookups)
 }
 
-/// A bar on a terminal, and nothing elsewhere.
+/// A bar on a terminal, and nothing elsewhere, where [`measure`] writes lines.
 fn progress(args: &BenchArgs) -> ProgressBar {
     if args.json || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
