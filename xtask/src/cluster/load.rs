@@ -19,6 +19,8 @@ use super::{
 
 /// Slow calls a second, and as many streams.
 const SLOW_RATE: u32 = 5;
+/// How long a caller may take to make its first calls, which reach its log a few at a time.
+const CALLS_WITHIN: Duration = Duration::from_secs(60);
 /// How much longer than planned a load may last on a slow machine.
 const MAX_STRETCH: u32 = 10;
 /// How long after its load a caller may take to end: a call's deadline, and some time to leave.
@@ -35,6 +37,23 @@ impl Mesh {
             for work in [Work::Slow, Work::Stream] {
                 let place = self.hosts.add(Side::Private)?;
                 self.start_caller(scenario, &place, work, SLOW_RATE)?;
+            }
+        }
+        self.wait_for_calls()
+    }
+
+    /// Waits until every caller of echoes has called: before that it may still be on its way into the mesh.
+    fn wait_for_calls(&self) -> Result<()> {
+        let until = Instant::now() + CALLS_WITHIN;
+        let logs = self.callers.iter().filter(|caller| caller.work == Work::Echo);
+        for Caller { calls, started, .. } in logs {
+            while fs::metadata(calls).map_or(0, |log| log.len()) == 0 {
+                ensure!(
+                    Instant::now() < until,
+                    "a caller has made no call within {CALLS_WITHIN:?}: {}",
+                    started.said()
+                );
+                interrupt::sleep(Duration::from_millis(20))?;
             }
         }
         Ok(())

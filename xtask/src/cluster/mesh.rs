@@ -102,9 +102,9 @@ pub(crate) fn play(scenario: &'static Scenario, ground: &Ground, seed: u64, keep
     }
     let (mut mesh, places) = Mesh::ready(scenario, ground, seed, folder.path())?;
     let witness = Witness::start();
+    mesh.start_callers(scenario, &places)?;
     let begun = Instant::now();
     mesh.truth.last_fault_us = unix_us();
-    mesh.start_callers(scenario, &places)?;
     let lasts = Duration::from_secs(scenario.lasts.into());
     let mut until = begun + lasts;
     for (at, fault) in scenario.steps(seed) {
@@ -314,7 +314,7 @@ impl Mesh {
             });
         }
         if let Some(mtu) = scenario.mtu {
-            for node in &self.nodes {
+            for node in self.nodes.iter().filter(|node| node.running.is_some()) {
                 let has = self.hosts.mtu(&node.place)?;
                 self.holds.note(has == mtu, format!("a link of {mtu} bytes"), || {
                     format!("the link of host {} takes {has} bytes", node.place.number)

@@ -172,6 +172,8 @@ pub(crate) const ALL: &[Scenario] = &[
         ]),
         promise: Promise {
             may_lack_providers: true,
+            // A call may have to give up a silent connection to each of the three.
+            longest: Longest::Aim(3_000),
             ..AIMS
         },
         ..PLAIN

@@ -37,7 +37,8 @@ impl Sink {
         run(&["link", "set", port, "master", bridge, "up"])?;
         let still = ["flood", "off", "mcast_flood", "off", "bcast_flood", "off"];
         run(&[&["link", "set", port, "type", "bridge_slave"][..], &still].concat())?;
-        let entry = ["fdb", "add", NO_HOST, "dev", port, "master", "static"];
+        // The bridge may have learned the address already.
+        let entry = ["fdb", "replace", NO_HOST, "dev", port, "master", "static"];
         tool(&[bridge_tool, &entry].concat())?;
         Ok(sink)
     }
