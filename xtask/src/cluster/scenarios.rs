@@ -367,6 +367,11 @@ pub(crate) const ALL: &[Scenario] = &[
         rate: 400,
         lasts: 16,
         faults: Faults::At(&[(10.0, Fault::Kill(3))]),
+        // A connection that has carried few calls since a crowded start still reckons with slow round trips, and its PTO with them.
+        promise: Promise {
+            longest: Longest::Aim(2_000),
+            ..AIMS
+        },
         ..PLAIN
     },
     Scenario {

@@ -14,7 +14,7 @@ const KILLED_US: u64 = 100_000;
 const SILENT_PTO: u64 = 5;
 
 /// How long after a crash a stream that it cuts off may wait: the caller gives the connection up. An aim of this suite.
-const CUT_OFF_US: u64 = 3_000_000;
+const CUT_OFF_US: u64 = 5_000_000;
 
 /// The longest time that something may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
