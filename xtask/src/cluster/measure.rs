@@ -31,7 +31,7 @@ pub(super) fn measure(ground: &Ground) -> Result<String> {
     // Longer than a list stays in the cache (D7), and from an empty one.
     let cold = summary(mesh.bench(caller, SERVICE, &["--rate", "50", "--duration", "65s"])?)?;
     // Each client makes one call, and has no connection to a provider before it.
-    let strangers = ["--clients", "200", "--rate", "50", "--duration", "4s"];
+    let strangers = ["--clients", "50", "--rate", "10", "--duration", "5s"];
     let strangers = summary(mesh.bench(caller, SERVICE, &strangers)?)?;
     let full = summary(mesh.bench(caller, SERVICE, &["--concurrency", "256", "--duration", "5s"])?)?;
     let failing = mesh.bench(caller, SERVICE, &["--rate", "200", "--duration", "8s"])?;
