@@ -2,7 +2,8 @@
 //!
 //! A peer chooses the addresses it announces, and those it names for others. A node that dialed them all could be made to send
 //! packets to any host, or to ask name servers for any name. So a stranger is dialed only at the address it was seen at
-//! ([`Contact::as_seen`]), a peer on a public address names no private ones ([`Contact::named_by`]), and host names are not passed on: peers
+//! ([`Contact::as_seen`]), a peer on a public address names no private ones
+//! ([`Contact::named_by`]), and host names are not passed on: peers
 //! are told the address that was seen instead ([`Contact::as_told`]).
 
 use std::{

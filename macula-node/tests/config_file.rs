@@ -1,4 +1,4 @@
-//! The configuration file: what it says holds where nothing is typed, and what is wrong with it is said.
+//! The configuration file: its options hold where nothing is typed, and its mistakes are told.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod support;

@@ -64,7 +64,7 @@ fn a_command_answers_with_its_output_and_fails_with_its_last_line() {
         "{}",
         stderr(&bad)
     );
-    // A failure that another provider might not have, and there is none.
+    // Another provider might not fail so, but there is no other.
     let broken = call(&node, "broken");
     assert_eq!(broken.status.code(), Some(4));
     assert!(complaint(&broken).contains("out of order"), "{}", stderr(&broken));

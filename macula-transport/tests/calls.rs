@@ -261,7 +261,7 @@ impl macula_transport::Handler for Gated {
     }
 }
 
-/// A node runs no more calls of a peer than it says, and the peer, who knows, sends no more: those beyond wait, and are not sent
+/// A node runs no more calls of a peer than it says. The peer knows the limit and sends no more: calls beyond it wait, and are not sent
 /// when their time is up.
 #[tokio::test]
 async fn f5_calls_beyond_what_a_peer_takes_wait_and_are_not_sent() {

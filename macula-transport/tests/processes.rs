@@ -180,7 +180,7 @@ async fn within_two_seconds<T>(clock: &Clock, done: impl Future<Output = T>) -> 
     panic!("not done within 1.8 s")
 }
 
-/// Y15: calls that their callers gave up while the provider stood still do not run when it goes on, nor those that may be as old.
+/// Y15: when a provider that stood still goes on, it runs no call that its caller has given up, and none that may be as old.
 #[tokio::test]
 async fn y15_calls_that_waited_while_the_provider_stood_still_do_not_run() {
     let setup = Setup::new().await;

@@ -1,7 +1,8 @@
 //! The state that a node keeps over a restart.
 //!
 //! A data folder holds the node's key (`identity`) and, in `directory.redb`, the records of others and the contacts of its
-//! directory. The folder belongs to one process at a time. The mesh can replace everything in `directory.redb`: a damaged file is set aside, and nothing that goes wrong with it later stops the node.
+//! directory. The folder belongs to one process at a time. The mesh can replace everything in `directory.redb`: a damaged file is set
+//! aside, and nothing that goes wrong with it later stops the node.
 
 #[cfg(feature = "redb")]
 mod folder;

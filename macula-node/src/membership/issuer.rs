@@ -89,7 +89,7 @@ impl Doorkeeper {
         if !admitted {
             return Some(JoinReply::Refused(JoinRefusal::Busy).encode());
         }
-        // Files are written.
+        // Blocking: writes files.
         let work = tokio::task::spawn_blocking(move || self.reply(&visitor, request, renewed));
         Some(work.await.ok()?.encode())
     }

@@ -4,7 +4,8 @@
 //! backoff; and, while no provider is connected, any that no call dials already, so that a list of mostly dead providers
 //! is searched by several dials at once.
 //!
-//! **Invariants.** At most [`MAX_DIALS_AT_ONCE`](super::MAX_DIALS_AT_ONCE) dials at once and one every [`DIAL_EVERY`](super::DIAL_EVERY) after that; none while the
+//! **Invariants.** At most [`MAX_DIALS_AT_ONCE`](super::MAX_DIALS_AT_ONCE) dials at once and one every
+//! [`DIAL_EVERY`](super::DIAL_EVERY) after that; none while the
 //! service is not called.
 
 use std::hash::Hash;

@@ -131,8 +131,8 @@ fn read_head(frame: &Bytes, bytes: &[u8]) -> Result<Head, Malformed> {
             7 => routed = value.flag()?,
             8 => route.repeat = Repeat::from_wire(value.number()? as i32),
             9 => route.max_attempts = NonZeroU32::new(value.number()? as u32),
-            11 => head.passage = frame.slice_ref(value.bytes()?),
             10 => route.attempt_timeout = Some(value.number()?).filter(|&us| us > 0).map(Duration::from_micros),
+            11 => head.passage = frame.slice_ref(value.bytes()?),
             _ => {}
         }
     }

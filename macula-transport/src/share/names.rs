@@ -24,7 +24,7 @@ const MAX_LOOKUPS_OF_DOMAIN: usize = 4;
 /// The most names that are looked up for this node itself at a time, such as those of the nodes that it joins by.
 const MAX_OWN_LOOKUPS: usize = 16;
 
-/// Who has told this node of a name.
+/// Where this node has a name from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ToldBy {
     /// Its own user.

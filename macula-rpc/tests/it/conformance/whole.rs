@@ -142,7 +142,7 @@ async fn f7_an_attempts_time_is_for_all_of_a_unary_reply() {
     assert_eq!(reply.into_inner().body.len(), LARGE as usize);
 }
 
-/// More than is waited for is a stream, as it was: its provider's death ends it.
+/// A reply beyond the limit is a stream: its provider's death ends it.
 #[tokio::test(start_paused = true)]
 async fn a_reply_of_more_than_is_kept_begins_before_it_is_whole() {
     let far = Far::new();
@@ -161,7 +161,7 @@ async fn a_reply_of_more_than_is_kept_begins_before_it_is_whole() {
     assert_eq!(far.ran().iter().sum::<usize>(), 1);
 }
 
-/// As a unary one: what has few messages and waits between none of them.
+/// A short stream without pauses is retried like a unary call.
 #[tokio::test(start_paused = true)]
 async fn f1_a_stream_that_was_all_there_at_once_is_as_one_reply() {
     let far = Far::new();
@@ -293,7 +293,7 @@ async fn beginning(says: bool) -> Beginning {
     }
 }
 
-/// F7: who says that a reply is whole, and does not send it, is waited for as one that says nothing.
+/// F7: a provider that says that its reply is whole, and does not send it, gets as much time as a silent one.
 #[tokio::test(start_paused = true)]
 async fn f7_a_provider_that_does_not_send_the_reply_it_has_loses_the_call() {
     let mut beginning = beginning(true).await;
@@ -302,7 +302,7 @@ async fn f7_a_provider_that_does_not_send_the_reply_it_has_loses_the_call() {
     assert_eq!(reply.into_inner().provider, "answers");
     beginning.answered.try_recv().unwrap();
 
-    // With as much time for it as for the call, there is none for another.
+    // If the attempt's time is the call's, no time is left for a second attempt.
     let mut beginning = self::beginning(true).await;
     let mut in_time = Request::new(request(0, 10));
     in_time.set_timeout(Duration::from_secs(5));

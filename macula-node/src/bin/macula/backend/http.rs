@@ -148,7 +148,6 @@ fn body(requests: Requests) -> Body {
     let mut ready = Vec::new();
     while ready.len() < 2 {
         match messages.next().now_or_never() {
-            // The end.
             Some(None) => {
                 let only = match ready.pop() {
                     None => Some(Bytes::new()),
