@@ -167,13 +167,18 @@ pub enum CallError {
     InvalidName(#[from] NameError),
     /// The call's metadata has more bytes or entries than a call may carry. Nothing was sent.
     #[error(
-        "the call's metadata is too large: it makes a head of {size} bytes, and a call has at most {} bytes and {} entries beside its payload",
-        macula_transport::MAX_HEAD_BYTES,
-        macula_transport::MAX_METADATA_ENTRIES
+        "the call's metadata is too large: names and metadata have {size} bytes and {entries} entries, and this node sends at most \
+         {max_size} bytes and {max_entries} entries; raise `Limits::max_head_bytes` and `Limits::max_metadata_entries` on both sides"
     )]
     MetadataTooLarge {
-        /// The head's size, in bytes.
+        /// The size of the call without its payload, in bytes.
         size: usize,
+        /// The number of metadata entries.
+        entries: usize,
+        /// The most bytes of a call beside its payload.
+        max_size: usize,
+        /// The most metadata entries of a call.
+        max_entries: usize,
     },
     /// The request is larger than a message may be, or than every provider takes. Nothing was sent.
     #[error("the request has {size} bytes, and a message at most {limit}; send it in parts, as a stream")]

@@ -6,10 +6,15 @@ use macula_wire::Realm;
 
 use crate::{access::Access, identity::Identity, peer::Role, share::default_memory_bytes};
 
-/// The largest part of a call's opening frame that is not payload, in bytes: names, metadata, deadline.
-pub const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// The most metadata entries of a call or reply.
-pub const MAX_METADATA_ENTRIES: usize = 128;
+/// What every node takes of a call or a reply beside its payload, in bytes: names, metadata, a failure's message and details.
+/// [`Limits::max_head_bytes`] allows more.
+pub const DEFAULT_HEAD_BYTES: usize = 16 * 1024;
+/// How many metadata entries of a call or a reply every node takes. [`Limits::max_metadata_entries`] allows more.
+pub const DEFAULT_METADATA_ENTRIES: usize = 128;
+/// The most that [`Limits::max_head_bytes`] allows.
+pub const MAX_HEAD_BYTES: usize = 1 << 20;
+/// The most that [`Limits::max_metadata_entries`] allows.
+pub const MAX_METADATA_ENTRIES: usize = 8192;
 /// The largest body of a request of another [`Protocol`](crate::Protocol), and of its reply, in bytes.
 pub const MAX_REQUEST_BYTES: usize = 64 * 1024;
 /// How many replies to one peer may have outgrown their lane at a time, so that each has a stream of its own. Replies of one message do
@@ -112,6 +117,10 @@ impl Config {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = Limits {
             max_message_bytes: limits.max_message_bytes.min(MAX_MESSAGE_BYTES),
+            max_head_bytes: limits.max_head_bytes.clamp(DEFAULT_HEAD_BYTES, MAX_HEAD_BYTES),
+            max_metadata_entries: limits
+                .max_metadata_entries
+                .clamp(DEFAULT_METADATA_ENTRIES, MAX_METADATA_ENTRIES),
             ..limits
         };
         self
@@ -182,6 +191,13 @@ pub enum KeyExchange {
 pub struct Limits {
     /// The largest payload of a message, either way, in bytes. Default 4 MiB; more than 256 MiB counts as 256 MiB.
     pub max_message_bytes: usize,
+    /// The largest part of a call or a reply that is not payload, either way, in bytes: names, metadata, a failure's message and
+    /// details. A call keeps to the limits of both sides. Default [`DEFAULT_HEAD_BYTES`], which is the least; at most
+    /// [`MAX_HEAD_BYTES`].
+    pub max_head_bytes: usize,
+    /// The most metadata entries of a call or a reply, either way. Default [`DEFAULT_METADATA_ENTRIES`], which is the least; at most
+    /// [`MAX_METADATA_ENTRIES`].
+    pub max_metadata_entries: usize,
     /// Calls running at a time for one connection; more are refused as not started. Default 1 024.
     pub max_concurrent_calls: usize,
     /// Calls of peers running at a time, of all connections together; when as many run, a newcomer takes the place of the peer that
@@ -225,6 +241,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_message_bytes: 4 << 20,
+            max_head_bytes: DEFAULT_HEAD_BYTES,
+            max_metadata_entries: DEFAULT_METADATA_ENTRIES,
             max_concurrent_calls: 1024,
             max_running_calls: 16_384,
             max_forwarded_calls: 4096,
@@ -239,6 +257,41 @@ impl Default for Limits {
             retry_above: 64,
             socket_buffer_bytes: 4 << 20,
             memory_bytes: default_memory_bytes(),
+        }
+    }
+}
+
+/// How much of a call or a reply may be no payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HeadLimits {
+    pub(crate) bytes: usize,
+    pub(crate) entries: usize,
+}
+
+impl HeadLimits {
+    /// What every node takes, and the most that travels on a lane.
+    pub(crate) const LEAST: Self = Self {
+        bytes: DEFAULT_HEAD_BYTES,
+        entries: DEFAULT_METADATA_ENTRIES,
+    };
+
+    pub(crate) fn holds(self, (bytes, entries): (usize, usize)) -> bool {
+        bytes <= self.bytes && entries <= self.entries
+    }
+
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.min(other.bytes),
+            entries: self.entries.min(other.entries),
+        }
+    }
+}
+
+impl Limits {
+    pub(crate) fn heads(&self) -> HeadLimits {
+        HeadLimits {
+            bytes: self.max_head_bytes,
+            entries: self.max_metadata_entries,
         }
     }
 }

@@ -317,6 +317,21 @@ pub enum NotSent {
     /// The peer allowed no further stream before the time was up.
     #[error("the peer is at its limit of calls")]
     NoCredit,
+    /// The names and metadata are larger than the peer takes. Another peer may take more.
+    #[error(
+        "the call's names and metadata have {bytes} bytes and {entries} entries; the peer takes {max_bytes} bytes and {max_entries} \
+         entries at most: raise `Limits::max_head_bytes` and `Limits::max_metadata_entries` there"
+    )]
+    HeadTooLarge {
+        /// The size of the head without payload.
+        bytes: usize,
+        /// The number of metadata entries.
+        entries: usize,
+        /// The largest head that the peer takes, in bytes.
+        max_bytes: usize,
+        /// The most metadata entries that the peer takes.
+        max_entries: usize,
+    },
     /// This endpoint is shut down.
     #[error("the endpoint is shut down")]
     ShutDown,
@@ -382,13 +397,18 @@ pub enum CallError {
     },
     /// The names and metadata are larger than a head may be. Nothing was sent, and no provider would take it.
     #[error(
-        "the call's names and metadata have {bytes} bytes; at most {}, and {} entries of metadata, are taken",
-        crate::MAX_HEAD_BYTES,
-        crate::MAX_METADATA_ENTRIES
+        "the call's names and metadata have {bytes} bytes and {entries} entries; this node sends {max_bytes} bytes and \
+         {max_entries} entries at most: raise `Limits::max_head_bytes` and `Limits::max_metadata_entries`"
     )]
     HeadTooLarge {
         /// The size of the head without payload.
         bytes: usize,
+        /// The number of metadata entries.
+        entries: usize,
+        /// The largest head that this node sends, in bytes.
+        max_bytes: usize,
+        /// The most metadata entries that this node sends.
+        max_entries: usize,
     },
 }
 

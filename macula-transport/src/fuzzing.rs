@@ -15,7 +15,7 @@ use crate::{
     CallRequest, LoadReport, PeerInfo, Reply, Role,
     access::Access,
     call::{
-        frame::MAX_HEAD_FRAME,
+        frame::MAX_LANE_FRAME,
         lane::fuzzed::{Answered, Asked, CallerLane, ProviderLane, read_reply, read_request},
         outcome::{CallPlace, End, Outcome, Progress, outcome},
     },
@@ -29,7 +29,7 @@ pub fn frames(data: &[u8]) {
     let Some((&cut, bytes)) = data.split_first() else {
         return;
     };
-    let mut decoder = FrameDecoder::new(MAX_HEAD_FRAME);
+    let mut decoder = FrameDecoder::new(MAX_LANE_FRAME);
     for chunk in bytes.chunks(usize::from(cut) + 1) {
         decoder.push(Bytes::copy_from_slice(chunk));
         loop {
@@ -167,7 +167,7 @@ pub fn lane(data: &[u8]) {
     let (mut now, mut next) = (start, 0_u32);
     let mut caller = CallerLane::new(start);
     let mut provider = ProviderLane::<u32>::new();
-    let (mut there, mut back) = (FrameDecoder::new(MAX_HEAD_FRAME), FrameDecoder::new(MAX_HEAD_FRAME));
+    let (mut there, mut back) = (FrameDecoder::new(MAX_LANE_FRAME), FrameDecoder::new(MAX_LANE_FRAME));
     let mut waiting = BTreeMap::new();
     let mut running = Vec::new();
     for pair in data.chunks_exact(2) {

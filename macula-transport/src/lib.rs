@@ -31,8 +31,8 @@ pub use call::{
     types::{CallParts, CallReply, CallRequest, IncomingCall, Repeat, Reply, Route},
 };
 pub use config::{
-    Config, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_MOVED_REPLIES, MAX_REQUEST_BYTES,
-    PoolConfig, Timers,
+    Config, DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES,
+    MAX_MOVED_REPLIES, MAX_REQUEST_BYTES, PoolConfig, Timers,
 };
 pub use connection::{
     snapshot::{ConnectionStats, Opener},

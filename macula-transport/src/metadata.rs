@@ -6,8 +6,8 @@ use macula_wire::proto::MetadataEntry;
 /// A call's or reply's metadata: a short list of string keys with byte values, in the order they were added.
 ///
 /// Keys may repeat. Empty metadata allocates nothing. All of it travels in a call's head, so it is small: at most
-/// [`MAX_METADATA_ENTRIES`](crate::MAX_METADATA_ENTRIES) entries, and a head of at most
-/// [`MAX_HEAD_BYTES`](crate::MAX_HEAD_BYTES).
+/// [`DEFAULT_METADATA_ENTRIES`](crate::DEFAULT_METADATA_ENTRIES) entries, and a head of at most
+/// [`DEFAULT_HEAD_BYTES`](crate::DEFAULT_HEAD_BYTES), unless the [`Limits`](crate::Limits) of both sides allow more.
 #[derive(Clone, Default, PartialEq)]
 #[expect(
     clippy::box_collection,

@@ -8,6 +8,8 @@ use std::{
 
 use macula_wire::{GrantRole, Holder, Member, Network, NodeId, ServiceName, proto};
 
+use crate::config::HeadLimits;
+
 /// What a node does in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -71,6 +73,10 @@ pub struct PeerInfo {
     pub agent: String,
     /// The largest message it takes, in bytes.
     pub max_message_bytes: usize,
+    /// How much of a call or a reply may be no payload for it, in bytes.
+    pub max_head_bytes: usize,
+    /// How many entries of metadata it takes.
+    pub max_metadata_entries: usize,
     /// How many calls it takes at a time on this connection.
     pub max_concurrent_calls: usize,
     /// The router that passed the caller's call on, which is the peer of the connection. All fields but the node id and the grant then
@@ -89,6 +95,13 @@ impl PeerInfo {
             router: Some(self.node_id),
             standing: Standing::Fixed(caller),
             ..self.clone()
+        }
+    }
+
+    pub(crate) fn heads(&self) -> HeadLimits {
+        HeadLimits {
+            bytes: self.max_head_bytes,
+            entries: self.max_metadata_entries,
         }
     }
 
@@ -285,6 +298,8 @@ mod tests {
             observed: None,
             agent: String::new(),
             max_message_bytes: 0,
+            max_head_bytes: 0,
+            max_metadata_entries: 0,
             max_concurrent_calls: 0,
             router: None,
             standing: Standing::new(member("shop.*")),

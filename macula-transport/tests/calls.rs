@@ -7,8 +7,10 @@ mod common;
 use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
-use common::{PATIENCE, Seen, client, connect, echoes, provider, service, until};
-use macula_transport::{CallError, CallRequest, Endpoint, Limits, Metadata, NotSent, Protocol, RequestError, Unknown};
+use common::{PATIENCE, Seen, Service, client, config, connect, echoes, provider, service, until};
+use macula_transport::{
+    CallError, CallRequest, Endpoint, Limits, Metadata, NoService, NotSent, Protocol, RequestError, Unknown,
+};
 use macula_wire::StatusCode;
 
 #[tokio::test]
@@ -117,6 +119,68 @@ async fn f8_dropping_a_call_cancels_it_at_the_provider() {
     assert_eq!(events.recv().await, Some(Seen::Dropped));
     until("the drop is counted", || provider.stats().calls_dropped == 1).await;
     echoes(&connection, "the connection is as good as before").await;
+}
+
+/// Z3: metadata above the limits that every node has travels between nodes that both allow it, in both directions, on a stream of the
+/// call's own and beside others.
+#[tokio::test]
+async fn z3_metadata_goes_up_to_the_limits_of_both_sides() {
+    let limits = Limits {
+        max_head_bytes: 256 << 10,
+        max_metadata_entries: 1000,
+        ..Limits::default()
+    };
+    let (handler, mut events) = Service::new();
+    let wide = Endpoint::bind(config().with_limits(limits), handler).await.unwrap();
+    let client = Endpoint::bind(config().with_limits(limits), NoService).await.unwrap();
+    let many: Metadata = (0..1000).map(|at| (format!("key-{at}"), vec![7; 200])).collect();
+    let (echo, hang) = (service("echo"), service("hang"));
+    let asked = || CallRequest::new(&echo, "x").with_metadata(&many).with_timeout(PATIENCE);
+
+    let connection = connect(&client, &wide).await.unwrap();
+    let alone = connection.call(asked()).await.unwrap();
+    assert_eq!((alone.status, alone.metadata == many), (StatusCode::Ok, true));
+    let mut running = Box::pin(connection.call(CallRequest::new(&hang, "").with_timeout(PATIENCE)));
+    tokio::select! {
+        result = &mut running => panic!("a hanging call ended: {result:?}"),
+        _ = events.recv() => {}
+    }
+    for _ in 0..2 {
+        let beside = connection.call(asked()).await.unwrap();
+        assert_eq!((beside.status, beside.metadata == many), (StatusCode::Ok, true));
+        echoes(&connection, "a small one").await;
+    }
+    drop(running);
+
+    // A peer that takes less is not sent the call, and another may be.
+    let (narrow, _events) = provider().await;
+    let error = connect(&client, &narrow)
+        .await
+        .unwrap()
+        .call(asked())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CallError::NotSent(NotSent::HeadTooLarge {
+                entries: 1000,
+                max_entries: 128,
+                ..
+            })
+        ),
+        "{error}"
+    );
+    let back = connect(&narrow, &client)
+        .await
+        .unwrap()
+        .call(asked())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(back, CallError::HeadTooLarge { max_entries: 128, .. }),
+        "{back}"
+    );
 }
 
 #[tokio::test]

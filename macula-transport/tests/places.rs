@@ -91,6 +91,8 @@ fn gave_way(result: &CallReply) -> bool {
 
 const EIGHT: Limits = Limits {
     max_message_bytes: 4 << 20,
+    max_head_bytes: 16 << 10,
+    max_metadata_entries: 128,
     max_concurrent_calls: 1024,
     max_running_calls: 8,
     max_forwarded_calls: 2,

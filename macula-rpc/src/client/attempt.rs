@@ -490,6 +490,10 @@ impl<X: Exchange> Job<'_, X> {
         use macula_transport::CallError as Error;
 
         match error {
+            // Another provider may take metadata of this size.
+            Error::NotSent(reason @ NotSent::HeadTooLarge { .. }) => {
+                End::withheld(Cause::NotSent(Arc::new(reason)), None)
+            }
             Error::NotSent(reason) => {
                 let link = match &reason {
                     NotSent::Lost(lost) => Some(link_state::after(lost)),
@@ -533,7 +537,17 @@ impl<X: Exchange> Job<'_, X> {
                 End::withheld(Cause::TooLarge { size: bytes, limit }, None)
             }
             Error::TooLarge { bytes, limit } => End::Fault(CallError::RequestTooLarge { size: bytes, limit }),
-            Error::HeadTooLarge { bytes } => End::Fault(CallError::MetadataTooLarge { size: bytes }),
+            Error::HeadTooLarge {
+                bytes,
+                entries,
+                max_bytes,
+                max_entries,
+            } => End::Fault(CallError::MetadataTooLarge {
+                size: bytes,
+                entries,
+                max_size: max_bytes,
+                max_entries,
+            }),
             other => End::failed(Fate::Unknown(Loss::ConnectionLost), Cause::Lost(Arc::new(other))),
         }
     }

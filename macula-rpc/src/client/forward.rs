@@ -142,7 +142,15 @@ mod tests {
                 CallError::RequestTooLarge { size: 9, limit: 8 },
                 StatusCode::ResourceExhausted,
             ),
-            (CallError::MetadataTooLarge { size: 9 }, StatusCode::ResourceExhausted),
+            (
+                CallError::MetadataTooLarge {
+                    size: 9,
+                    entries: 1,
+                    max_size: 8,
+                    max_entries: 1,
+                },
+                StatusCode::ResourceExhausted,
+            ),
         ] {
             let status = status_of(error);
             assert_eq!((status.code(), status.is_refused()), (code, false), "{status}");

@@ -5,6 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(feature = "tonic")]
+use macula_transport::Limits;
 use macula_transport::{Access, Pool, PoolEvents};
 use macula_wire::ServiceName;
 
@@ -74,6 +76,12 @@ impl Client {
             .into_iter()
             .flatten()
             .find(|server| server.serves(service))
+    }
+
+    /// The limits of the endpoint that this client calls from.
+    #[cfg(feature = "tonic")]
+    pub(crate) fn limits(&self) -> &Limits {
+        self.shared.pool.limits()
     }
 
     pub(crate) fn downgrade(&self) -> WeakClient {

@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use super::{
     about::About,
     convert,
-    headers::{self, HeadersError},
+    headers::{self, HeaderLimits, HeadersError},
     requests::{RequestsFailed, requests},
 };
 use crate::{
@@ -222,13 +222,14 @@ impl Channel {
             .map_err(|error| failed.status(&error))?;
         let first = replies.next().await.map_err(|error| failed.status(&error))?;
         let mut response = Response::new(body_of(replies, failed));
-        match first.map(headers::read_message) {
+        let limits = HeaderLimits::of_own(client.limits());
+        match first.map(|message| headers::read_message(message, limits)) {
             Some(Ok(headers)) => *response.headers_mut() = headers,
             Some(Err(HeadersError::NotHeaders)) => {
                 let words = format!("{service} is served, but not as gRPC");
                 return Err(::tonic::Status::unimplemented(words));
             }
-            Some(Err(error @ HeadersError::TooLarge)) => return Err(convert::too_large("headers", error)),
+            Some(Err(error @ HeadersError::TooLarge(_))) => return Err(convert::too_large("headers", error)),
             None => {}
         }
         Ok(response)

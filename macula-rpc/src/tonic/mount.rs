@@ -17,7 +17,10 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use macula_transport::Metadata;
 use macula_wire::StatusCode;
 
-use super::{convert, headers};
+use super::{
+    convert,
+    headers::{self, HeaderLimits},
+};
 use crate::{
     Requests, Status,
     streaming::{Answers, MAX_WHOLE_BYTES},
@@ -97,9 +100,10 @@ fn failed(error: BoxError) -> ::tonic::Status {
 impl Mounted {
     /// Answers a call.
     pub(crate) async fn open(&self, request: crate::Request<Requests>) -> Result<Answers, Status> {
+        let limits = HeaderLimits::of_peer(request.peer());
         let answer = (self.call)(http_request(request)?);
         match answer.await {
-            Ok(response) => GrpcReply::of(response),
+            Ok(response) => GrpcReply::of(response, limits),
             Err(status) if is_not_started(&status) => {
                 Err(Status::refused_with(convert::code_of(&status), status.message()))
             }
@@ -168,7 +172,7 @@ pub(crate) struct GrpcReply {
 
 impl GrpcReply {
     /// The reply of a response; an error is the outcome.
-    fn of(response: Response<Body>) -> Result<Answers, Status> {
+    fn of(response: Response<Body>, limits: HeaderLimits) -> Result<Answers, Status> {
         let (parts, mut body) = response.into_parts();
         // A reply without a body has its outcome in the headers.
         if convert::has_outcome(&parts.headers) {
@@ -179,7 +183,7 @@ impl GrpcReply {
             return Err(convert::http_outcome(parts.status));
         }
         let (ready, whole) = ready(&mut body);
-        let headers = headers::message(&parts.headers);
+        let headers = headers::message(&parts.headers, limits);
         let headers = headers.map_err(|error| convert::status(&convert::too_large("headers", error)))?;
         Ok(Answers::Grpc(Box::new(Self {
             headers: Some(headers),

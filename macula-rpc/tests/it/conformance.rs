@@ -13,12 +13,13 @@ mod retries;
 mod trailers;
 #[cfg(feature = "testing")]
 mod whole;
+mod wide;
 
 use std::{future::pending, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use macula_rpc::{Channel, Client, Provider, Server, StaticResolver, Strategy};
-use macula_transport::{Config, Endpoint, Identity, PeerInfo};
+use macula_transport::{Config, Endpoint, Identity, Limits, PeerInfo};
 use tokio::{runtime::Runtime, sync::mpsc};
 use tonic::{
     Code, Request, Response, Status, Streaming, codec::CompressionEncoding, metadata::MetadataValue,
@@ -223,6 +224,10 @@ impl Node {
     }
 
     async fn serving(services: impl Into<macula_rpc::TonicServices>) -> Self {
+        Self::within(Limits::default(), services).await
+    }
+
+    async fn within(limits: Limits, services: impl Into<macula_rpc::TonicServices>) -> Self {
         let server = Server::new();
         let served = server.serve_tonic(services).unwrap();
         assert_eq!(served, ["macula.conformance.v1.Conformance".parse().unwrap()]);
@@ -231,7 +236,9 @@ impl Node {
             .enable_all()
             .build()
             .unwrap();
-        let config = Config::new(Identity::generate().unwrap()).with_listen("127.0.0.1:0".parse().unwrap());
+        let config = Config::new(Identity::generate().unwrap())
+            .with_listen("127.0.0.1:0".parse().unwrap())
+            .with_limits(limits);
         let endpoint = runtime.spawn(Endpoint::bind(config, server)).await.unwrap().unwrap();
         let provider = Provider::new(endpoint.node_id(), [endpoint.local_addr().try_into().unwrap()]);
         Self {

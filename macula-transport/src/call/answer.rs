@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     NO_MEMORY,
-    frame::{self, Frame, Head, MAX_HEAD_FRAME},
+    frame::{self, Frame, Head},
     handler::{Handler, Protocol},
     lane::provider::InboundLane,
     messages::{CallKind, IncomingMessages, OutgoingMessages},
@@ -23,7 +23,7 @@ use super::{
     types::{IncomingCall, Reply},
 };
 use crate::{
-    config::MAX_REQUEST_BYTES,
+    config::{HeadLimits, MAX_REQUEST_BYTES},
     connection::{
         link::{Direction, InFlight, Link},
         stream::{FRAME_OVERHEAD, Incoming, Outgoing, ResetCode, StreamKind, Unserved, body_frame},
@@ -324,7 +324,7 @@ fn refuse(link: &Link, unserved: Unserved, outgoing: &mut Outgoing, incoming: &m
 pub(crate) async fn stream(provider: Arc<Provider>, send: quinn::SendStream, recv: quinn::RecvStream) {
     let link = &provider.link;
     let mut outgoing = Outgoing::new(send).beside(&link.flight);
-    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME).charged(&link.memory);
+    let mut incoming = Incoming::new(recv, link.shared.config.limits.heads().frame()).charged(&link.memory);
     let Ok(_stream) = link.memory.take(STREAM_BYTES) else {
         return refuse(link, Unserved::NotBegun, &mut outgoing, &mut incoming);
     };
@@ -373,7 +373,7 @@ async fn call(provider: &Arc<Provider>, mut outgoing: Outgoing, mut incoming: In
     let link = &provider.link;
     let head = match first_frame(&mut incoming, head_by)
         .await
-        .map(|frame| frame::read(&frame))
+        .map(|frame| frame::read(&frame, link.shared.config.limits.heads()))
     {
         Ok(Ok((_, Frame::Head(head)))) => Ok(head),
         Ok(Ok((_, Frame::Data(_) | Frame::Trailers(_) | Frame::Cancel)) | Err(frame::Malformed)) => {
@@ -507,7 +507,7 @@ async fn body(link: &Link, incoming: &mut Incoming, first: Bytes) -> Result<Byte
             incoming.assembled();
             return Ok(pieces.join());
         };
-        match frame::read(&frame) {
+        match frame::read(&frame, HeadLimits::LEAST) {
             Ok((_, Frame::Data(data))) if pieces.len() + data.payload.len() <= limit => {
                 pieces.push(data.payload);
                 if data.end {

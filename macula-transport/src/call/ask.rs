@@ -14,7 +14,7 @@ use tokio::{
 
 use super::{
     LargeSends, MAX_CALL_TIMEOUT,
-    frame::{self, INLINE_BYTES, MAX_HEAD_FRAME, Part},
+    frame::{self, INLINE_BYTES, MAX_LANE_FRAME, Part},
     handler::Protocol,
     lane::{
         CallId, MAX_CALLS,
@@ -26,7 +26,7 @@ use super::{
     types::{CallReply, CallRequest},
 };
 use crate::{
-    config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_REQUEST_BYTES},
+    config::{HeadLimits, MAX_REQUEST_BYTES},
     connection::{
         link::{Direction, InFlight, Link},
         stream::{
@@ -109,9 +109,24 @@ impl Caller {
                 limit,
             });
         }
-        let head = frame::head_bytes(request);
-        if head > MAX_HEAD_BYTES || request.metadata().len() > MAX_METADATA_ENTRIES {
-            return Err(CallError::HeadTooLarge { bytes: head });
+        let (size, own) = (frame::head_size(request), link.shared.config.limits.heads());
+        let (bytes, entries) = size;
+        if !own.holds(size) {
+            return Err(CallError::HeadTooLarge {
+                bytes,
+                entries,
+                max_bytes: own.bytes,
+                max_entries: own.entries,
+            });
+        }
+        let peers = link.peer.heads();
+        if !peers.holds(size) {
+            return Err(CallError::NotSent(NotSent::HeadTooLarge {
+                bytes,
+                entries,
+                max_bytes: peers.bytes,
+                max_entries: peers.entries,
+            }));
         }
         if link.is_peer_leaving() {
             return Err(CallError::NotSent(NotSent::GoingAway));
@@ -149,7 +164,13 @@ impl Caller {
 
 /// The largest frame of a reply on a stream.
 fn reply_limit(link: &Link) -> usize {
-    link.shared.config.limits.max_message_bytes + MAX_HEAD_BYTES + FRAME_OVERHEAD
+    let limits = &link.shared.config.limits;
+    limits.max_message_bytes + limits.max_head_bytes + FRAME_OVERHEAD
+}
+
+/// Whether a call may travel on a lane, where others wait behind it.
+fn fits_lane(request: &CallRequest<'_>) -> bool {
+    request.body.len() <= INLINE_BYTES && HeadLimits::LEAST.holds(frame::head_size(request))
 }
 
 /// Makes a call of one request and one reply.
@@ -164,7 +185,7 @@ pub(crate) async fn call(caller: &Arc<Caller>, request: CallRequest<'_>) -> Resu
     // A lone call is faster on a stream of its own: a lane costs two more wake-ups.
     let alone = link.running(Direction::Outbound) == 0;
     let in_flight = link.enter(Direction::Outbound);
-    let taken = match alone || request.body.len() > INLINE_BYTES {
+    let taken = match alone || !fits_lane(&request) {
         true => Err(NotTaken::Full),
         false => caller.lane().call(&request, left, deadline),
     };
@@ -266,7 +287,7 @@ pub(crate) async fn open_with_only(caller: &Arc<Caller>, request: CallRequest<'_
     let cleared = caller.clear(&request).await?;
     let alone = link.running(Direction::Outbound) == 0;
     let in_flight = link.enter(Direction::Outbound);
-    if !alone && request.body.len() <= INLINE_BYTES {
+    if !alone && fits_lane(&request) {
         let taken = caller.lane().call(&request, cleared.left, cleared.deadline);
         // The lane is over, or its queue is so long that a stream of its own is faster.
         if let Ok(waiting) = taken {
@@ -343,7 +364,7 @@ async fn open_apart(
 /// Takes in a stream that the peer opened for the reply to a call on a lane.
 pub(crate) async fn reply_stream(caller: Arc<Caller>, recv: quinn::RecvStream) {
     let link = &caller.link;
-    let mut incoming = Incoming::new(recv, MAX_HEAD_FRAME).charged(&link.memory);
+    let mut incoming = Incoming::new(recv, MAX_LANE_FRAME).charged(&link.memory);
     let Ok(_stream) = link.memory.take(STREAM_BYTES) else {
         return incoming.stop(link.unserved(Unserved::Exhausted));
     };

@@ -4,7 +4,7 @@
 //! its payload, its names and its metadata's values are slices of it.
 //!
 //! **Invariants:** a frame is read as the schema's decoder reads the same bytes, and every frame that is written is read
-//! back. A frame costs no more memory than its bytes and [`MAX_METADATA_ENTRIES`] entries.
+//! back. A frame costs no more memory than its bytes and the entries of its [`HeadLimits`].
 //!
 //! Stricter than the schema: a frame holds one kind once, and no group.
 
@@ -22,7 +22,7 @@ use super::{
     types::{CallReply, CallRequest, Extra, FailureDetails, Repeat, Reply, Route},
 };
 use crate::{
-    config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES},
+    config::HeadLimits,
     connection::stream::{FRAME_OVERHEAD, put_varint},
     error::{CallError, Pushback},
     metadata::Metadata,
@@ -30,8 +30,15 @@ use crate::{
 
 /// Payloads up to this size travel in the head or the trailers; larger ones in frames of their own, uncopied.
 pub(crate) const INLINE_BYTES: usize = 16 * 1024;
-/// The largest first frame of a call, and the largest frame on a lane.
-pub(crate) const MAX_HEAD_FRAME: usize = MAX_HEAD_BYTES + INLINE_BYTES + FRAME_OVERHEAD;
+/// The largest frame on a lane.
+pub(crate) const MAX_LANE_FRAME: usize = HeadLimits::LEAST.frame();
+
+impl HeadLimits {
+    /// The largest first frame of a call.
+    pub(crate) const fn frame(self) -> usize {
+        self.bytes + INLINE_BYTES + FRAME_OVERHEAD
+    }
+}
 
 /// A frame of a call.
 #[derive(Debug)]
@@ -86,16 +93,16 @@ pub(crate) struct Malformed;
 
 /// Reads a frame, and the id of its call: 0 on a stream of the call's own.
 #[inline]
-pub(crate) fn read(frame: &Bytes) -> Result<(u64, Frame), Malformed> {
+pub(crate) fn read(frame: &Bytes, limits: HeadLimits) -> Result<(u64, Frame), Malformed> {
     let (mut call, mut kind) = (0, None);
     let mut fields = Fields(frame);
     while let Some((field, value)) = fields.next()? {
         match field {
             1 => call = value.number()?,
             2..=5 if kind.is_some() => return Err(Malformed),
-            2 => kind = Some(Frame::Head(read_head(frame, value.bytes()?)?)),
+            2 => kind = Some(Frame::Head(read_head(frame, value.bytes()?, limits)?)),
             3 => kind = Some(Frame::Data(read_data(frame, value.bytes()?)?)),
-            4 => kind = Some(Frame::Trailers(read_trailers(frame, value.bytes()?)?)),
+            4 => kind = Some(Frame::Trailers(read_trailers(frame, value.bytes()?, limits)?)),
             5 => {
                 skip(value.bytes()?)?;
                 kind = Some(Frame::Cancel);
@@ -107,7 +114,7 @@ pub(crate) fn read(frame: &Bytes) -> Result<(u64, Frame), Malformed> {
 }
 
 #[inline]
-fn read_head(frame: &Bytes, bytes: &[u8]) -> Result<Head, Malformed> {
+fn read_head(frame: &Bytes, bytes: &[u8], limits: HeadLimits) -> Result<Head, Malformed> {
     let mut head = Head {
         service: Bytes::new(),
         method: String::new(),
@@ -125,7 +132,7 @@ fn read_head(frame: &Bytes, bytes: &[u8]) -> Result<Head, Malformed> {
             1 => head.service = frame.slice_ref(value.text()?.as_bytes()),
             2 => head.method = value.text()?.to_owned(),
             3 => head.timeout_us = value.number()?,
-            4 => read_entry(frame, value.bytes()?, &mut head.metadata)?,
+            4 => read_entry(frame, value.bytes()?, &mut head.metadata, limits)?,
             5 => head.payload = frame.slice_ref(value.bytes()?),
             6 => head.end = value.flag()?,
             7 => routed = value.flag()?,
@@ -136,7 +143,7 @@ fn read_head(frame: &Bytes, bytes: &[u8]) -> Result<Head, Malformed> {
             _ => {}
         }
     }
-    if head.payload.len() > INLINE_BYTES || frame.len() - head.payload.len() > MAX_HEAD_BYTES + FRAME_OVERHEAD {
+    if head.payload.len() > INLINE_BYTES || frame.len() - head.payload.len() > limits.bytes + FRAME_OVERHEAD {
         return Err(Malformed);
     }
     head.route = routed.then(|| Box::new(route));
@@ -158,7 +165,7 @@ fn read_data(frame: &Bytes, bytes: &[u8]) -> Result<Data, Malformed> {
 }
 
 #[inline]
-fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallError>, Malformed> {
+fn read_trailers(frame: &Bytes, bytes: &[u8], limits: HeadLimits) -> Result<Result<CallReply, CallError>, Malformed> {
     let (mut status, mut refused, mut body) = (0, false, Bytes::new());
     let (mut metadata, mut failing) = (Metadata::new(), None::<FailureDetails>);
     let mut fields = Fields(bytes);
@@ -167,7 +174,7 @@ fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallEr
             1 => status = value.number()? as u32,
             2 => value.text()?.clone_into(&mut failing.get_or_insert_default().message),
             3 => refused = value.flag()?,
-            4 => read_entry(frame, value.bytes()?, &mut metadata)?,
+            4 => read_entry(frame, value.bytes()?, &mut metadata, limits)?,
             5 => body = frame.slice_ref(value.bytes()?),
             6 => failing.get_or_insert_default().details = frame.slice_ref(value.bytes()?),
             7 => {
@@ -178,7 +185,7 @@ fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallEr
             _ => {}
         }
     }
-    if frame.len() - body.len() > MAX_HEAD_BYTES + FRAME_OVERHEAD {
+    if frame.len() - body.len() > limits.bytes + FRAME_OVERHEAD {
         return Err(Malformed);
     }
     let status = StatusCode::from_u32(status);
@@ -199,8 +206,8 @@ fn read_trailers(frame: &Bytes, bytes: &[u8]) -> Result<Result<CallReply, CallEr
 }
 
 /// Reads a metadata entry. Only this list can grow with the peer's bytes, so an entry beyond the limit is refused before it is built.
-fn read_entry(frame: &Bytes, bytes: &[u8], metadata: &mut Metadata) -> Result<(), Malformed> {
-    if metadata.len() >= MAX_METADATA_ENTRIES {
+fn read_entry(frame: &Bytes, bytes: &[u8], metadata: &mut Metadata, limits: HeadLimits) -> Result<(), Malformed> {
+    if metadata.len() >= limits.entries {
         return Err(Malformed);
     }
     let (mut key, mut content) = ("", Bytes::new());
@@ -376,13 +383,14 @@ fn put_frame_start(buffer: &mut BytesMut, call: u64, field: u8, length: usize) {
 /// The most bytes that the timeout, the flags and the payload's length take.
 const FIXED_HEAD_BYTES: usize = 48;
 
-/// The size of a head without its payload, at most.
-pub(crate) fn head_bytes(request: &CallRequest<'_>) -> usize {
-    bytes_field_len(request.service.as_str().len())
+/// The size of a head without its payload, at most: bytes and metadata entries, to be held against [`HeadLimits`].
+pub(crate) fn head_size(request: &CallRequest<'_>) -> (usize, usize) {
+    let bytes = bytes_field_len(request.service.as_str().len())
         + bytes_field_len(request.method.len())
         + metadata_len(request.metadata())
         + bytes_field_len(request.passage.len())
-        + FIXED_HEAD_BYTES
+        + FIXED_HEAD_BYTES;
+    (bytes, request.metadata().len())
 }
 
 /// Writes a HEAD frame. With `end`, the payload is part of it.
@@ -540,10 +548,11 @@ pub(crate) fn put_cancel(outbox: &mut Outbox, call: u64) -> Flush {
     outbox.write(|buffer| put_frame_start(buffer, call, 5, 0))
 }
 
-/// The size of a reply without its payload, to be held against [`MAX_HEAD_BYTES`].
-pub(crate) fn reply_head_bytes(reply: &Reply) -> usize {
+/// The size of a reply without its payload, as [`head_size`].
+pub(crate) fn reply_head_size(reply: &Reply) -> (usize, usize) {
     let failing = reply.extra.get();
-    failing.message.len() + failing.details.len() + metadata_len(reply.metadata.entries()) + FRAME_OVERHEAD
+    let bytes = failing.message.len() + failing.details.len() + metadata_len(reply.metadata.entries()) + FRAME_OVERHEAD;
+    (bytes, reply.metadata.len())
 }
 
 #[cfg(test)]

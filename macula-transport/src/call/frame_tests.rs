@@ -7,6 +7,11 @@ use macula_wire::{
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES};
+
+fn read(frame: &Bytes) -> Result<(u64, Frame), Malformed> {
+    super::read(frame, HeadLimits::LEAST)
+}
 
 /// The one frame in an outbox, without its length.
 fn written(mut outbox: Outbox) -> Bytes {
@@ -154,7 +159,7 @@ proptest! {
             attempt_timeout_us: route.map_or(0, |route| route.attempt_timeout_us()),
             passage: request.passage.clone(),
         };
-        prop_assert!(head.encoded_len() - head.payload.len() <= head_bytes(&request));
+        prop_assert!(head.encoded_len() - head.payload.len() <= head_size(&request).0);
         let mut reply = Reply::error(StatusCode::from_u32(status), message.clone())
             .with_metadata(metadata.clone())
             .with_details(details.clone());
@@ -274,10 +279,10 @@ fn with_entries(entries: usize) -> [Kind; 2] {
 
 #[test]
 fn x9_as_many_entries_as_are_allowed_are_read_and_one_more_is_not() {
-    for kind in with_entries(MAX_METADATA_ENTRIES) {
+    for kind in with_entries(DEFAULT_METADATA_ENTRIES) {
         assert!(read(&encoded(kind)).is_ok());
     }
-    for entries in [MAX_METADATA_ENTRIES + 1, 1 << 20] {
+    for entries in [DEFAULT_METADATA_ENTRIES + 1, 1 << 20] {
         for kind in with_entries(entries) {
             assert_eq!(read(&encoded(kind)).unwrap_err(), Malformed);
         }
@@ -315,7 +320,7 @@ fn a_payload_and_values_are_slices_of_their_frame() {
 
 #[test]
 fn a_head_with_more_than_it_may_have_is_none() {
-    for (method, payload) in [(MAX_HEAD_BYTES + 100, 0), (0, INLINE_BYTES + 1)] {
+    for (method, payload) in [(DEFAULT_HEAD_BYTES + 100, 0), (0, INLINE_BYTES + 1)] {
         let head = proto::Head {
             method: "m".repeat(method),
             payload: vec![1; payload].into(),

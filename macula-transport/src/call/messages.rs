@@ -10,6 +10,7 @@ use super::{
     frame::{self, Frame},
     reply::{Gone, ReplyWriter},
 };
+use crate::config::HeadLimits;
 use crate::connection::{
     link::Link,
     stream::{Incoming, ReceiveError, Unserved},
@@ -118,7 +119,7 @@ impl IncomingMessages {
             return Ok(None);
         }
         let frame = match incoming.next().await {
-            Ok(Some(frame)) => frame::read(&frame).map_err(|_| ReceiveError::Broken),
+            Ok(Some(frame)) => frame::read(&frame, HeadLimits::LEAST).map_err(|_| ReceiveError::Broken),
             Ok(None) => {
                 *ended = true;
                 return Ok(None);

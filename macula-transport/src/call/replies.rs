@@ -306,8 +306,9 @@ pub(crate) fn read_reply(
         Err(ReceiveError::Slow) => return ended(Unknown::Incomplete),
         Err(ReceiveError::Exhausted) => return ended(Unknown::NoMemory),
     };
-    let limit = link.shared.config.limits.max_message_bytes;
-    match frame::read(&frame) {
+    let limits = &link.shared.config.limits;
+    let limit = limits.max_message_bytes;
+    match frame::read(&frame, limits.heads()) {
         Ok((_, Frame::Data(data))) if data.payload.len() <= limit => Ok(Piece::Message(data)),
         Ok((_, Frame::Trailers(Ok(reply)))) if reply.body.len() <= limit => Ok(Piece::End(reply)),
         Ok((_, Frame::Trailers(Err(refused)))) => Err(refused),

@@ -27,7 +27,7 @@ use super::{
     types::Reply,
 };
 use crate::{
-    config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES, MAX_MOVED_REPLIES},
+    config::{HeadLimits, MAX_MOVED_REPLIES},
     connection::{
         link::Link,
         stream::{Outgoing, ResetCode, StreamKind, Unserved},
@@ -204,14 +204,14 @@ impl ReplyStream {
 /// which tells whether it is final, and the start of its message.
 pub(crate) fn fitting(link: &Link, reply: Reply) -> Reply {
     let limit = link.message_limit();
-    let head = frame::reply_head_bytes(&reply);
+    let ((head, entries), limits) = (frame::reply_head_size(&reply), link.head_limits());
     if reply.body.len() > limit {
         too_large(reply.body.len(), limit)
-    } else if head > MAX_HEAD_BYTES || reply.metadata.len() > MAX_METADATA_ENTRIES {
+    } else if !limits.holds((head, entries)) {
         let words = format!(
-            "the reply's message, details and metadata have {head} bytes and {} entries; at most {MAX_HEAD_BYTES} bytes and \
-             {MAX_METADATA_ENTRIES} entries are sent",
-            reply.metadata.len()
+            "the reply's message, details and metadata have {head} bytes and {entries} entries; at most {} bytes and {} entries are \
+             sent",
+            limits.bytes, limits.entries
         );
         match reply.status {
             StatusCode::Ok => Reply::error(StatusCode::ResourceExhausted, words),
@@ -472,9 +472,10 @@ impl ReplyWriter {
         if !held.messages.is_empty() && reply.body.len() > self.limit {
             reply = too_large(reply.body.len(), self.limit);
         }
+        let is_small = HeadLimits::LEAST.holds(frame::reply_head_size(&reply));
         // A single message travels like a unary handler's.
         let bytes = held.messages.iter().map(Bytes::len).sum::<usize>() + reply.body.len();
-        if !held.messages.is_empty() && (bytes > INLINE_BYTES || held.bytes > MAX_HELD_BYTES) {
+        if !held.messages.is_empty() && (bytes > INLINE_BYTES || held.bytes > MAX_HELD_BYTES || !is_small) {
             return Err(reply);
         }
         let messages = std::mem::take(&mut held.messages);

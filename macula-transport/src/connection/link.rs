@@ -27,6 +27,7 @@ use super::{
     watch::Watch,
 };
 use crate::{
+    config::HeadLimits,
     error::{CloseCode, Lost},
     peer::PeerInfo,
     report::{LoadReport, REPORT_EVERY, Reporter},
@@ -269,6 +270,11 @@ impl Link {
             .limits
             .max_message_bytes
             .min(self.peer.max_message_bytes)
+    }
+
+    /// How much of a call or a reply to the peer may be no payload.
+    pub(crate) fn head_limits(&self) -> HeadLimits {
+        self.shared.config.limits.heads().and(self.peer.heads())
     }
 
     /// The calls of this side that the peer accepted, once it has named them.

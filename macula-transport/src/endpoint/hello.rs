@@ -8,7 +8,9 @@ use prost::Message as _;
 
 use crate::{
     access::Access,
-    config::{Config, MAX_MESSAGE_BYTES},
+    config::{
+        Config, DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES, MAX_HEAD_BYTES, MAX_MESSAGE_BYTES, MAX_METADATA_ENTRIES,
+    },
     error::{CloseCode, HelloError},
     peer::{PeerInfo, Role, Standing},
 };
@@ -43,6 +45,8 @@ pub(crate) fn ours(
         max_concurrent_calls: saturated(config.limits.max_concurrent_calls),
         agent: shortened(&config.agent),
         observed: peer_addr.to_string(),
+        max_head_bytes: saturated(config.limits.max_head_bytes),
+        max_metadata_entries: saturated(config.limits.max_metadata_entries),
         chain: own.chain().map(|chain| chain.as_bytes().clone()).unwrap_or_default(),
     })
 }
@@ -111,6 +115,9 @@ pub(crate) fn read(
         max_message_bytes: hello
             .max_message_bytes
             .clamp(MIN_PEER_MESSAGE_BYTES, MAX_MESSAGE_BYTES as u32) as usize,
+        max_head_bytes: (hello.max_head_bytes as usize).clamp(DEFAULT_HEAD_BYTES, MAX_HEAD_BYTES),
+        max_metadata_entries: (hello.max_metadata_entries as usize)
+            .clamp(DEFAULT_METADATA_ENTRIES, MAX_METADATA_ENTRIES),
         max_concurrent_calls: hello.max_concurrent_calls as usize,
         router: None,
         standing: Standing::new(member),

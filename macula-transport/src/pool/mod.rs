@@ -31,6 +31,7 @@ use successions::Successions;
 
 use crate::{
     call::{ask::Caller, connection::Connection},
+    config::Limits,
     connection::{
         link::Link,
         shared::Shared,
@@ -198,6 +199,12 @@ impl Pool {
     pub fn all(&self) -> Vec<Connection> {
         let table = self.shell.lock();
         table.open.values().cloned().map(Connection::new).collect()
+    }
+
+    /// The limits that the endpoint was given.
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.shell.shared.config.limits
     }
 
     /// Where this node charges what it keeps for its own calls. Peers cannot fill it.

@@ -375,6 +375,12 @@ pub struct Hello {
     /// In a closed realm, the sender's encoded Chain.
     #[prost(bytes = "bytes", tag = "9")]
     pub chain: ::prost::bytes::Bytes,
+    /// How much of a call or a reply may be no payload for the sender, in bytes; less than 16384 counts as 16384.
+    #[prost(uint32, tag = "10")]
+    pub max_head_bytes: u32,
+    /// The metadata entries of a call or a reply that the sender takes; fewer than 128 count as 128.
+    #[prost(uint32, tag = "11")]
+    pub max_metadata_entries: u32,
 }
 /// Comes before the introductions, from a dialer that does not know which node it dials. The accepting side introduces itself at once,
 /// so that the dialer shows nothing to a stranger; then both introduce themselves as always.

@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     super::{
-        frame::MAX_HEAD_FRAME,
+        frame::MAX_LANE_FRAME,
         outbox::Flush,
         outcome::{CallPlace, accepted_on, over},
         types::{CallReply, CallRequest},
@@ -212,7 +212,7 @@ impl OutboundLane {
         };
         tokio::select! {
             biased;
-            end = self.read(link, Incoming::new(recv, MAX_HEAD_FRAME)) => match end {
+            end = self.read(link, Incoming::new(recv, MAX_LANE_FRAME)) => match end {
                 Ok(()) => self.answered(link).await,
                 Err(ReceiveError::Reset(code)) => Unknown::Reset(code),
                 Err(ReceiveError::Lost(error)) => Unknown::Lost(error),

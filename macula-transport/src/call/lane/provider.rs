@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     super::{
         answer::{Begun, Provider, gave_way},
-        frame::{Head, INLINE_BYTES},
+        frame::{self, Head, INLINE_BYTES},
         messages::{CallKind, IncomingMessages},
         outbox::Flush,
         reply::{Ended, Gone, LanePlace, ReplyStream, ReplyWriter, fitting, no_memory},
@@ -32,6 +32,7 @@ use super::{
     state::{self, Asked, Broken, ProviderLane},
 };
 use crate::{
+    config::HeadLimits,
     connection::{
         gate::LaneEntry,
         link::{Direction, InFlight},
@@ -419,15 +420,17 @@ impl InboundLane {
         self.call_left();
     }
 
-    /// Sends a reply: on the lane, or, when its only message is large, on a stream of its own.
+    /// Sends a reply: on the lane, or, when its only message or its head is large, on a stream of its own.
     fn reply(self: &Arc<Self>, id: CallId, messages: Vec<Bytes>, reply: Reply, deadline: Instant) {
         let reply = fitting(&self.provider.link, reply);
-        if reply.body.len() > INLINE_BYTES {
+        let head = frame::reply_head_size(&reply);
+        if reply.body.len() > INLINE_BYTES || !HeadLimits::LEAST.holds(head) {
+            let bytes = reply.body.len() + head.0;
             let mut kept = self.provider.link.memory.kept();
-            if kept.set(reply.body.len()).is_err() {
+            if kept.set(bytes).is_err() {
                 return self.reply(id, Vec::new(), no_memory(), deadline);
             }
-            let large = Large::new(self.clone(), reply.body.len());
+            let large = Large::new(self.clone(), bytes);
             // Counted before the call ends, so that the reply is under way without a gap.
             let in_flight = self.provider.link.enter_answered();
             tokio::spawn(self.clone().reply_apart(id, reply, deadline, kept, (large, in_flight)));

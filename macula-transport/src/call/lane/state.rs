@@ -26,7 +26,7 @@ use super::{
     },
     calls::{CallId, Calls},
 };
-use crate::error::CallError;
+use crate::{config::HeadLimits, error::CallError};
 
 /// The most bytes that wait on a lane to be written; beyond it a call takes a stream of its own.
 pub(crate) const MAX_QUEUED_BYTES: usize = 512 * 1024;
@@ -198,7 +198,7 @@ pub(crate) enum Answered {
 
 /// Reads a provider's frame on a lane.
 pub(crate) fn read_reply(frame: &Bytes) -> Result<Answered, Broken> {
-    match frame::read(frame) {
+    match frame::read(frame, HeadLimits::LEAST) {
         Ok((call, Frame::Trailers(outcome))) => Ok(Answered::Outcome(CallId::from_wire(call), outcome)),
         Ok((call, Frame::Data(data))) => Ok(Answered::Message(CallId::from_wire(call), data.payload)),
         Ok((_, Frame::Head(_) | Frame::Cancel)) | Err(frame::Malformed) => Err(Broken),
@@ -224,7 +224,7 @@ impl Asked {
 
 /// Reads a caller's frame on a lane.
 pub(crate) fn read_request(frame: &Bytes) -> Result<Asked, Broken> {
-    match frame::read(frame) {
+    match frame::read(frame, HeadLimits::LEAST) {
         Ok((call, Frame::Head(head))) if head.end => Ok(Asked::Call(CallId::from_wire(call), head)),
         Ok((call, Frame::Cancel)) => Ok(Asked::Cancel(CallId::from_wire(call))),
         Ok((_, Frame::Head(_) | Frame::Data(_) | Frame::Trailers(_))) | Err(frame::Malformed) => Err(Broken),

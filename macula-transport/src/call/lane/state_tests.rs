@@ -12,8 +12,8 @@ use macula_wire::{
 use proptest::prelude::*;
 use prost::Message as _;
 
-use super::{super::super::frame::MAX_HEAD_FRAME, super::calls::TICK, *};
-use crate::config::{MAX_HEAD_BYTES, MAX_METADATA_ENTRIES};
+use super::{super::super::frame::MAX_LANE_FRAME, super::calls::TICK, *};
+use crate::config::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -74,7 +74,7 @@ impl Pipe {
     fn new() -> Self {
         Self {
             bytes: Vec::new(),
-            decoder: FrameDecoder::new(MAX_HEAD_FRAME),
+            decoder: FrameDecoder::new(MAX_LANE_FRAME),
         }
     }
 
@@ -282,7 +282,7 @@ fn a_lane_takes_no_more_than_its_bound() {
         .take_while(|&n| lane.call(&request, 1, now, n).is_ok())
         .count();
     let queued: usize = lane.take_output().iter().map(Bytes::len).sum();
-    assert!(queued > MAX_QUEUED_BYTES && queued < MAX_QUEUED_BYTES + MAX_HEAD_BYTES + INLINE_BYTES);
+    assert!(queued > MAX_QUEUED_BYTES && queued < MAX_QUEUED_BYTES + DEFAULT_HEAD_BYTES + INLINE_BYTES);
     assert!(
         taken > 20 && lane.call(&request, 1, now, 0).is_ok(),
         "what was taken away makes room"
@@ -306,9 +306,9 @@ fn heads_beyond_the_limits_break_the_lane() {
         let kind = Some(Kind::Head(head));
         read_request(&CallFrame { call: 1, kind }.encode_to_vec().into())
     };
-    assert!(head(MAX_METADATA_ENTRIES, 1, INLINE_BYTES, true).is_ok());
-    assert!(head(MAX_METADATA_ENTRIES + 1, 1, 0, true).is_err());
-    assert!(head(1, MAX_HEAD_BYTES + 100, 0, true).is_err());
+    assert!(head(DEFAULT_METADATA_ENTRIES, 1, INLINE_BYTES, true).is_ok());
+    assert!(head(DEFAULT_METADATA_ENTRIES + 1, 1, 0, true).is_err());
+    assert!(head(1, DEFAULT_HEAD_BYTES + 100, 0, true).is_err());
     assert!(head(1, 1, INLINE_BYTES + 1, true).is_err());
     assert!(
         head(1, 1, 1, false).is_err(),
