@@ -198,7 +198,7 @@ fn bad_words_are_usage_errors_of_one_line() {
         (&["call", "a", "--bootstrap", "xyz@node1:1"], "node id"),
         (&["call", "a"], "--bootstrap"),
         (&["call", "a", "--count", "0", "--bootstrap", "node1:1"], "--count"),
-        (&["call"], "<SERVICE>"),
+        (&["call"], "<SERVICE[/METHOD]>"),
         (&["providers", "a"], "--bootstrap"),
         (&["node", "--serve", "a=run"], "NAME=echo"),
         (&["node", "--serve", "a b=echo"], "may not stand in a name"),

@@ -1,5 +1,5 @@
 //! `cargo xtask clients`: programs that know nothing of Macula use a mesh: a gRPC server and a gRPC client in Python, a health probe, curl,
-//! and a browser. It also holds that the numbers of the deployed dashboard and alert rules are there, by a parser of PromQL.
+//! and a browser. Rust and the command line call the server, too. It also holds that the numbers of the deployed dashboard and alert rules are there, by a parser of PromQL.
 //!
 //! The play is `macula-node/tests/clients/play.py`. Python's packages come once into the build folder, each at one version. A tool that
 //! this machine lacks is named, and the rest runs.
@@ -35,7 +35,10 @@ pub(crate) fn check() -> Result<()> {
         run(Command::new(&python).args(install).args(PACKAGES))
             .context("its packages come from PyPI: check the network")?;
     }
-    run(cargo().args(["build", "--locked", "--workspace", "--all-features", "--bin", "macula"]))?;
+    // Builds the program, too.
+    let mut test = cargo();
+    test.args(["test", "--locked", "--workspace", "--all-features", "--test", "grpcio"]);
+    run(test.env("GRPCIO_PYTHON", &python))?;
     let play = root().join("macula-node/tests/clients/play.py");
     let mut command = Command::new(python);
     command

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import browser
 import promql
 
 HERE = Path(__file__).parent
@@ -25,7 +26,6 @@ BROKEN_SERVICE = "clients.broken"
 CALLS, KILL_AFTER = 300, 100
 # How often a probe and curl ask before the provider is killed, and again afterwards.
 ASKS = 5
-LOOKS = 20
 PLAIN = {name: value for name, value in os.environ.items() if not name.startswith("MACULA_")}
 
 
@@ -68,7 +68,7 @@ class Asking(threading.Thread):
 class Play:
     def __init__(self, macula):
         self.macula = macula
-        self.running = []
+        self.running, self.pages = [], []
 
     def server(self):
         server = start(sys.executable, HERE / "server.py")
@@ -89,13 +89,16 @@ class Play:
         return len(json.loads(told.stdout)["providers"]) if told.returncode == 0 else 0
 
     def end(self):
+        for page in self.pages:
+            page.end()
         for process in reversed(self.running):
             process.kill()
             process.wait()
 
 
-def calls(play):
-    """Two grpcio servers behind two nodes; grpcio, a probe and curl at a third. One node is killed while they ask."""
+def calls(play, folder):
+    """Two grpcio servers behind two nodes; grpcio, a probe and curl at a third, and its page in a browser. One node is killed while they
+    ask."""
     serve = ["--serve", f"{PLAIN_SERVICE}=echo", "--serve", f"{BROKEN_SERVICE}=exec:false", "--ops", "127.0.0.1:0"]
     first = play.node("--serve", f"grpc://127.0.0.1:{play.server()}", *serve)
     second = play.node("--serve", f"grpc://127.0.0.1:{play.server()}", *serve, "--bootstrap", first.pinned)
@@ -119,6 +122,10 @@ def calls(play):
     for one in asking:
         one.start()
         one.more()
+    page = page_of(play, entry)
+    if page:
+        urllib.request.urlopen(f"http://{at}/v1/call/{PLAIN_SERVICE}", data=b"hello")
+        page.wait_for(entry.ready["node_id"], "in the mesh", PLAIN_SERVICE, "2 of 2 ready")
     client = start(sys.executable, HERE / "client.py", at, str(CALLS))
     play.running.append(client)
     done = 0
@@ -129,6 +136,11 @@ def calls(play):
             second.wait()
             for one in asking:
                 one.more()
+            if page:
+                page.wait_for("1 of 2 ready", f"{SERVICE} at {second.ready['node_id'][:10]}: it cannot be reached")
+                for theme in ["light", "dark"]:
+                    page.picture(folder / f"page-{theme}.png", theme)
+                print(f"browser: the page shows the provider that was killed; see {folder}/page-light.png")
     assert client.wait() == 0 and done == CALLS, f"only {done} of {CALLS} calls succeeded"
     for one in asking:
         one.end()
@@ -147,35 +159,21 @@ def numbers(nodes):
     print(f"promql: {promql.check(scrapes)} expressions of the dashboard and the alert rules ask for numbers that are there")
 
 
-def page(entry, folder):
-    """The page in a real browser."""
-    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if browser is None:
+def page_of(play, entry):
+    """The node's page in a real browser; `None` without one."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
         print("the page is not tried in a browser: there is no chromium")
-        return
-    at = f"http://{entry.ready['ops']}/"
-    look = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1280,1100", "--timeout=4000"]
-    for theme, flags in [("light", []), ("dark", ["--blink-settings=preferredColorScheme=0"])]:
-        picture = folder / f"page-{theme}.png"
-        subprocess.run([*look, *flags, f"--screenshot={picture}", at], check=True, stderr=subprocess.DEVNULL)
-        assert picture.stat().st_size > 10_000, "the picture is empty"
-    expected = [entry.ready["node_id"], "in the mesh", SERVICE, "1 of ", "ready"]
-    # A browser prints the page when it is loaded, which may be before the page has asked its node for the first time.
-    for _ in range(LOOKS):
-        shown = subprocess.run([*look, "--dump-dom", at], check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        lacking = [words for words in expected if words not in shown.stdout]
-        if not lacking:
-            break
-    assert not lacking, f"the page does not show {lacking}: {shown.stdout}"
-    print(f"browser: the page shows the mesh; see {folder}/page-light.png")
+        return None
+    page = browser.Page(program, f"http://{entry.ready['ops']}/")
+    play.pages.append(page)
+    return page
 
 
 def main(macula, folder):
     play = Play(macula)
     try:
-        nodes = calls(play)
-        numbers(nodes)
-        page(nodes[0], Path(folder))
+        numbers(calls(play, Path(folder)))
     finally:
         play.end()
 

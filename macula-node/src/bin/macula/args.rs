@@ -12,6 +12,7 @@ pub(crate) use self::realm::{
     ShowArgs, TokenArgs,
 };
 use crate::{
+    call::Target,
     logging::{self, LogFormat},
     serve::{Serve, Setting},
     top::Sort,
@@ -423,13 +424,17 @@ pub(crate) struct OpsArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CallArgs {
-    /// The service's name.
-    pub(crate) service: ServiceName,
+    /// The service's name, and its method where it has several.
+    #[arg(value_name = "SERVICE[/METHOD]")]
+    pub(crate) target: Target,
     /// The request; `-` reads it from standard input.
     #[arg(default_value = "")]
     pub(crate) data: String,
     #[command(flatten)]
     pub(crate) reach: ReachArgs,
+    /// Calls a gRPC service: the request is one protobuf message in its encoded form, and so is each reply.
+    #[arg(long)]
+    pub(crate) grpc: bool,
     /// How a provider is chosen: `first`, `random`, `round_robin`, `weighted_round_robin`, `weighted_random`, `p2c`,
     /// `least_loaded` or `affinity`.
     #[arg(long, value_name = "STRATEGY", default_value = "random", value_parser = strategy, env = "MACULA_STRATEGY")]

@@ -1,11 +1,16 @@
 //! `macula call`.
 
+mod grpc;
+
 use std::{
     io::{IsTerminal, Read, Write},
     time::{Duration, Instant},
 };
 
-use macula_node::{Answer, Attempt, Bytes, CallError, MAX_MESSAGE_BYTES, Node, Strategy};
+use macula_node::{
+    AnswerSource, Attempt, Bytes, CallBuilder, CallError, MAX_MESSAGE_BYTES, NameError, Node, NodeId, ServiceName,
+    Strategy,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
@@ -18,6 +23,26 @@ use crate::{
     mesh,
     signals::Signals,
 };
+
+/// A service, and one of its methods.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) service: ServiceName,
+    /// Empty for a service without methods.
+    pub(crate) method: String,
+}
+
+impl std::str::FromStr for Target {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (service, method) = text.split_once('/').unwrap_or((text, ""));
+        Ok(Self {
+            service: ServiceName::new(service)?,
+            method: method.to_owned(),
+        })
+    }
+}
 
 /// The shortest time that one provider is given, unless it is asked for less.
 const MIN_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -120,10 +145,10 @@ impl<'a> Caller<'a> {
             let took = start.elapsed();
             match &outcome {
                 Ok(answer) => {
-                    let provider = answer.provider().map(|provider| provider.node_id.short().to_string());
-                    tracing::info!(service = %args.service, provider, ?took, "answered");
+                    let provider = answer.provider.map(|provider| provider.short().to_string());
+                    tracing::info!(service = %args.target.service, provider, ?took, "answered");
                 }
-                Err(error) => tracing::info!(service = %args.service, %error, ?took, "failed"),
+                Err(error) => tracing::info!(service = %args.target.service, %error, ?took, "failed"),
             }
             show(args, &outcome, took)?;
             if let Err(error) = outcome {
@@ -134,10 +159,21 @@ impl<'a> Caller<'a> {
     }
 }
 
+/// The answer to a call, with what a person wants to know of it.
+struct Answer {
+    /// One, except for a gRPC method that streams.
+    replies: Vec<Bytes>,
+    /// `None` for a handler of this process.
+    provider: Option<NodeId>,
+    /// The step that gave the provider, and the attempts that failed before; not known of a gRPC call.
+    steps: Option<(AnswerSource, Vec<Attempt>)>,
+}
+
 async fn call(node: &Node, args: &CallArgs, payload: Bytes) -> Result<Answer, CallError> {
     let mut call = node
         .client()
-        .request(&args.service)
+        .request(&args.target.service)
+        .method(&args.target.method)
         .strategy(args.strategy)
         .timeout(args.timeout)
         // Two others can still be tried when the first says nothing.
@@ -151,7 +187,19 @@ async fn call(node: &Node, args: &CallArgs, payload: Bytes) -> Result<Answer, Ca
     if let Some(attempts) = args.max_attempts {
         call = call.max_attempts(attempts);
     }
-    call.send(payload).await
+    match args.grpc {
+        true => grpc::call(&args.target.service, call, payload).await,
+        false => plain(call, payload).await,
+    }
+}
+
+async fn plain(call: CallBuilder, payload: Bytes) -> Result<Answer, CallError> {
+    let answer = call.send(payload).await?;
+    Ok(Answer {
+        replies: vec![answer.payload().clone()],
+        provider: answer.provider().map(|provider| provider.node_id),
+        steps: Some((answer.source(), answer.failed_attempts().to_vec())),
+    })
 }
 
 /// The 64-bit FNV-1a hash of a key: the same in every process, so that a key keeps its provider.
@@ -190,10 +238,13 @@ fn show(args: &CallArgs, outcome: &Result<Answer, CallError>, took: Duration) ->
     match outcome {
         _ if args.json => writeln!(stdout, "{}", as_json(args, outcome, took)).map_err(broken)?,
         Ok(answer) => {
-            stdout.write_all(answer.payload()).map_err(broken)?;
             // Bytes stay as they are in a pipe or file; a person, or the next answer, wants a line.
-            if args.count > 1 || args.lines || stdout.is_terminal() {
-                writeln!(stdout).map_err(broken)?;
+            let lines = args.count > 1 || args.lines || answer.replies.len() > 1 || stdout.is_terminal();
+            for reply in &answer.replies {
+                stdout.write_all(reply).map_err(broken)?;
+                if lines {
+                    writeln!(stdout).map_err(broken)?;
+                }
             }
         }
         Err(error) => {
@@ -204,26 +255,34 @@ fn show(args: &CallArgs, outcome: &Result<Answer, CallError>, took: Duration) ->
 }
 
 fn as_json(args: &CallArgs, outcome: &Result<Answer, CallError>, took: Duration) -> Value {
-    let service = args.service.as_str();
+    let service = args.target.service.as_str();
     let us = took.as_micros() as u64;
     match outcome {
         Ok(answer) => {
-            let (key, reply) = match std::str::from_utf8(answer.payload()) {
-                Ok(text) => ("reply", text.to_owned()),
-                Err(_) => (
-                    "reply_hex",
-                    answer.payload().iter().map(|byte| format!("{byte:02x}")).collect(),
-                ),
-            };
-            json!({
+            let mut told = json!({
                 "service": service,
                 "ok": true,
-                key: reply,
-                "provider": answer.provider().map(|p| p.node_id.to_string()),
-                "source": answer.source().name(),
-                "failed_attempts": attempts(answer.failed_attempts()),
+                "provider": answer.provider.map(|provider| provider.to_string()),
                 "us": us,
-            })
+            });
+            if let Some((source, failed)) = &answer.steps {
+                told["source"] = source.name().into();
+                told["failed_attempts"] = attempts(failed).into();
+            }
+            match &answer.replies[..] {
+                [reply] => {
+                    let (key, reply) = text_or_hex(reply);
+                    told[key] = reply.into();
+                }
+                replies => {
+                    let one = |reply: &Bytes| {
+                        let (key, reply) = text_or_hex(reply);
+                        json!({ key: reply })
+                    };
+                    told["replies"] = replies.iter().map(one).collect();
+                }
+            }
+            told
         }
         Err(error) => json!({
             "service": service,
@@ -233,6 +292,14 @@ fn as_json(args: &CallArgs, outcome: &Result<Answer, CallError>, took: Duration)
             "failed_attempts": attempts(error.attempts()),
             "us": us,
         }),
+    }
+}
+
+/// A reply as JSON shows it: bytes that are no text are hexadecimal, under another name.
+fn text_or_hex(reply: &[u8]) -> (&'static str, String) {
+    match std::str::from_utf8(reply) {
+        Ok(text) => ("reply", text.to_owned()),
+        Err(_) => ("reply_hex", reply.iter().map(|byte| format!("{byte:02x}")).collect()),
     }
 }
 
