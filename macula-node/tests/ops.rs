@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use http1::{exchange, get};
 use macula_node::{
     Bytes, Node, NodeBuilder, Request, Status,
-    ops::{Metrics, Ops},
+    ops::{Metrics, Ops, OpsConfig, Tokens},
 };
 use serde_json::Value;
 use tokio::{
@@ -22,7 +22,11 @@ fn local() -> NodeBuilder {
 }
 
 async fn ops(node: &Node, metrics: Option<Metrics>) -> Ops {
-    Ops::bind(node, "127.0.0.1:0".parse().unwrap(), metrics).await.unwrap()
+    let mut config = OpsConfig::new("127.0.0.1:0".parse().unwrap());
+    if let Some(metrics) = metrics {
+        config = config.metrics(metrics);
+    }
+    Ops::bind(node, config).await.unwrap()
 }
 
 async fn echo(request: Request) -> Result<Bytes, Status> {
@@ -210,6 +214,25 @@ async fn n5_the_page_shows_state_and_events_to_clients_of_this_host() {
     for path in ["/", "/state", "/events"] {
         assert_eq!(get(at, path).await.status, 403, "{path}");
     }
+
+    // With tokens a client under another name brings one, as a browser that asked for a password does.
+    let token = "0123456789abcdef0123";
+    let config = OpsConfig::new("127.0.0.1:0".parse().unwrap()).tokens(Tokens::new([token]).unwrap());
+    let open = Ops::bind(&node, config).await.unwrap();
+    let asked = get(open.local_addr(), "/state").await;
+    assert_eq!(asked.status, 401);
+    assert!(
+        asked.head.to_lowercase().contains("www-authenticate: basic"),
+        "{}",
+        asked.head
+    );
+    for (sent, status) in [(token, 200), ("another-token-of-a-kind", 401)] {
+        let stream = TcpStream::connect(open.local_addr()).await.unwrap();
+        let head = format!("GET /state HTTP/1.1\r\nHost: node1\r\nAuthorization: Bearer {sent}");
+        assert_eq!(exchange(stream, &head, "").await.status, status);
+    }
+    assert_eq!(get(open.local_addr(), "/livez").await.status, 200);
+    open.close().await;
 
     // The stream of events ends with the port, and does not keep it open.
     let mut stream = TcpStream::connect(at).await.unwrap();

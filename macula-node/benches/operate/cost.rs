@@ -16,7 +16,7 @@ use macula_node::{
         Admin, connect,
         schema::{Build, StateRequest, WatchRequest},
     },
-    ops::{Metrics, Ops},
+    ops::{Metrics, Ops, OpsConfig},
     otlp::Otlp,
 };
 use serde_json::{Value, json};
@@ -127,7 +127,11 @@ pub(crate) async fn host(kind: &str, collector: &str) -> Result<(), Failure> {
                 tokio::spawn(look(socket));
             }
             "ops" => {
-                let port = Ops::bind(node, ([127, 0, 0, 1], 0).into(), metrics.clone()).await?;
+                let mut config = OpsConfig::new(([127, 0, 0, 1], 0).into());
+                if let Some(metrics) = metrics.clone() {
+                    config = config.metrics(metrics);
+                }
+                let port = Ops::bind(node, config).await?;
                 tokio::spawn(scrape(port.local_addr()));
                 ports.push(port);
             }

@@ -34,11 +34,10 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-pub use self::{
-    guard::{GuardError, MIN_TOKEN_BYTES, Tokens},
-    http::BODY_WITHIN,
+pub use self::{guard::GuardError, http::BODY_WITHIN};
+pub use crate::listener::{
+    HEADERS_WITHIN, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_STREAMS, MIN_TOKEN_BYTES, Tokens, TokensError,
 };
-pub use crate::listener::{HEADERS_WITHIN, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_STREAMS};
 use crate::{
     Node,
     listener::{Listener, Plain},

@@ -5,6 +5,7 @@
 
 mod held;
 mod places;
+mod tokens;
 
 use std::{future::Future, io, net::SocketAddr, pin::pin, time::Duration};
 
@@ -22,6 +23,7 @@ use tokio::{
 };
 
 use self::held::{Held, Room};
+pub use self::tokens::{MIN_TOKEN_BYTES, Tokens, TokensError};
 
 /// The most connections at a time, unless it is set. Beyond it a newcomer takes the place of one without a request, or of one of the
 /// address that has most; else it is closed.

@@ -5,18 +5,19 @@
 //! | `/livez` | 200 while the node's process answers |
 //! | `/readyz` | 200 when the node is in the mesh, its services are published and it does not drain; else 503 with the reasons |
 //! | `/metrics` | numbers in Prometheus' text format: those of the node, and with [`Metrics`] those of its calls |
-//! | `/` | a page that shows the mesh as this node sees it, live; for the node's own host only |
+//! | `/` | a page that shows the mesh as this node sees it, live; for the node's own host, and elsewhere with one of the [`Tokens`] |
 //!
-//! Nothing here changes the node, and nothing needs a token. On loopback every program of this host can read it. Beyond loopback every
-//! host that reaches the port can read all but the page: it learns the names of this node's services and how busy they are.
+//! Nothing here changes the node. On loopback every program of this host can read it. Beyond loopback every host that reaches the port can
+//! read all but the page: it learns the names of this node's services and how busy they are. The page shows peers and their addresses, too.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use macula_node::{Node, ops::{Metrics, Ops}};
+//! use macula_node::{Node, ops::{Metrics, Ops, OpsConfig}};
 //!
 //! let metrics = Metrics::install()?; // before the first call
 //! let node = Node::builder().start().await?;
-//! let ops = Ops::bind(&node, "127.0.0.1:9090".parse()?, Some(metrics)).await?;
+//! let config = OpsConfig::new("127.0.0.1:9090".parse()?).metrics(metrics);
+//! let ops = Ops::bind(&node, config).await?;
 //! // curl http://127.0.0.1:9090/readyz
 //! node.shutdown().await;
 //! ops.close().await;
@@ -40,11 +41,48 @@ pub use self::{
     metrics::{Metrics, RecorderInstalled},
     numbers::MAX_SERVICE_LABELS,
 };
-pub use crate::listener::{HEADERS_WITHIN, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_STREAMS};
+pub use crate::listener::{
+    HEADERS_WITHIN, MAX_CONNECTIONS, MAX_HEADER_BYTES, MAX_STREAMS, MIN_TOKEN_BYTES, Tokens, TokensError,
+};
 use crate::{
     Node,
     listener::{Listener, Plain},
 };
+
+/// Where an ops port listens, and which hosts see its page.
+#[derive(Debug, Clone)]
+pub struct OpsConfig {
+    listen: SocketAddr,
+    metrics: Option<Metrics>,
+    tokens: Option<Tokens>,
+}
+
+impl OpsConfig {
+    /// Listens at `listen`; port 0 takes a free one.
+    #[must_use]
+    pub const fn new(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            metrics: None,
+            tokens: None,
+        }
+    }
+
+    /// Shows the numbers of this process's calls, too.
+    #[must_use]
+    pub fn metrics(mut self, metrics: Metrics) -> Self {
+        self.metrics = Some(metrics);
+        self
+    }
+
+    /// Answers the page to other hosts that bring one of these tokens, as `Bearer` or as the password of any user (`Basic`), which a
+    /// browser asks a person for. The connection is not encrypted: only a private network may lie between.
+    #[must_use]
+    pub fn tokens(mut self, tokens: Tokens) -> Self {
+        self.tokens = Some(tokens);
+        self
+    }
+}
 
 /// The ops port cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -60,19 +98,24 @@ pub struct Ops {
 }
 
 impl Ops {
-    /// Opens a port that tells about `node`; port 0 takes a free one. Close it after the node's shutdown, so that probes see the node
+    /// Opens a port that tells about `node`. Close it after the node's shutdown, so that probes see the node
     /// drain.
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub async fn bind(node: &Node, listen: SocketAddr, metrics: Option<Metrics>) -> Result<Self, OpsError> {
+    pub async fn bind(node: &Node, config: OpsConfig) -> Result<Self, OpsError> {
+        let OpsConfig {
+            listen,
+            metrics,
+            tokens,
+        } = config;
         let (stop, stopped) = watch::channel(false);
         let asked = Arc::new(Asked {
             node: node.clone(),
             metrics,
             stopped,
         });
-        let app = page::routes()
+        let app = page::routes(tokens)
             .route("/livez", get(async || probes::LIVE))
             .route("/readyz", get(readyz))
             .route("/metrics", get(scrape))

@@ -2,8 +2,8 @@
 //!
 //! `/state` answers with the JSON of `macula status --json`, and `/events` streams that of `macula watch --json`.
 //!
-//! **Invariant.** Only clients of this host are answered, under a name of this host: the page shows peers and their addresses. A site that
-//! points its own name at this host (DNS rebinding) is turned away.
+//! **Invariant.** Clients of this host are answered, under a name of this host: the page shows peers and their addresses. A site that
+//! points its own name at this host (DNS rebinding) is turned away. Other clients are answered with a token, if the port has tokens.
 
 use std::{
     convert::Infallible,
@@ -24,7 +24,7 @@ use axum::{
 };
 use futures::{Stream, stream};
 
-use super::Asked;
+use super::{Asked, Tokens};
 use crate::admin::{event_message, schema::Build, state_message};
 
 const PAGE: &str = include_str!("page.html");
@@ -32,22 +32,32 @@ const PAGE: &str = include_str!("page.html");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; base-uri 'none'; \
                       form-action 'none'; frame-ancestors 'none'";
 const ELSEWHERE: &str = "this page is for the node's own host: forward the port to it (ssh -L, kubectl port-forward) and open it as \
-                         localhost; /livez, /readyz and /metrics answer everywhere\n";
+                         localhost, or give the node --ops-tokens; /livez, /readyz and /metrics answer everywhere\n";
+/// Makes a browser ask for a user and a password.
+const ASK: [(header::HeaderName, &str); 1] = [(header::WWW_AUTHENTICATE, "Basic realm=\"macula\", charset=\"UTF-8\"")];
 
-pub(super) fn routes() -> Router<Arc<Asked>> {
+pub(super) fn routes(tokens: Option<Tokens>) -> Router<Arc<Asked>> {
     Router::new()
         .route("/", get(page))
         .route("/state", get(state))
         .route("/events", get(events))
-        .route_layer(middleware::from_fn(of_this_host))
+        .route_layer(middleware::from_fn_with_state(Arc::new(tokens), admit))
 }
 
-async fn of_this_host(ConnectInfo(client): ConnectInfo<SocketAddr>, request: Request, next: Next) -> Response {
+async fn admit(
+    State(tokens): State<Arc<Option<Tokens>>>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
     let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let named = named.or_else(|| request.uri().authority().map(Authority::as_str));
-    match client.ip().to_canonical().is_loopback() && named.is_some_and(is_this_host) {
-        true => next.run(request).await,
-        false => (StatusCode::FORBIDDEN, ELSEWHERE).into_response(),
+    let is_here = client.ip().to_canonical().is_loopback() && named.is_some_and(is_this_host);
+    match &*tokens {
+        _ if is_here => next.run(request).await,
+        Some(tokens) if tokens.admit_person(request.headers()) => next.run(request).await,
+        Some(_) => (StatusCode::UNAUTHORIZED, ASK, "a token is needed\n").into_response(),
+        None => (StatusCode::FORBIDDEN, ELSEWHERE).into_response(),
     }
 }
 

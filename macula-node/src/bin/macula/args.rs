@@ -411,9 +411,12 @@ pub(crate) struct OpsArgs {
     /// A TCP address for probes, Prometheus and a browser: `/livez`, `/readyz`, `/metrics`, and a live page at `/`.
     ///
     /// Beyond loopback every host that reaches it learns the names of this node's services and how busy they are. The page is for this
-    /// host only.
+    /// host only, unless there are tokens.
     #[arg(long, value_name = "ADDR", value_parser = address, env = "MACULA_OPS")]
     pub(crate) ops: Option<SocketAddr>,
+    /// A file with a token in each line: other hosts that bring one get the page, as the password of any user.
+    #[arg(long, value_name = "FILE", requires = "ops", env = "MACULA_OPS_TOKENS")]
+    pub(crate) ops_tokens: Option<PathBuf>,
     /// A collector that gets traces and numbers of calls as OTLP over gRPC, like `http://127.0.0.1:4317`.
     ///
     /// `OTEL_EXPORTER_OTLP_HEADERS`, `OTEL_TRACES_SAMPLER` and OpenTelemetry's other variables hold. The program has to be built with the

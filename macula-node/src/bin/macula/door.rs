@@ -1,9 +1,11 @@
 //! The TCP ports of `macula node`: the ingress and the ops port.
 
+use std::path::Path;
+
 use macula_node::{
     Node,
     ingress::{Ingress, IngressConfig, Tokens},
-    ops::{Metrics, Ops},
+    ops::{Metrics, Ops, OpsConfig},
 };
 
 use crate::{
@@ -11,6 +13,10 @@ use crate::{
     failure::{Failure, cause_first},
     otlp::Otlp,
 };
+
+fn tokens(file: &Path) -> Result<Tokens, Failure> {
+    Tokens::read(file).map_err(|error| Failure::usage(cause_first(&error)))
+}
 
 /// Opens the ingress that the options ask for.
 pub(crate) async fn open_ingress(args: &IngressArgs, node: &Node) -> Result<Option<Ingress>, Failure> {
@@ -22,8 +28,7 @@ pub(crate) async fn open_ingress(args: &IngressArgs, node: &Node) -> Result<Opti
         config = config.tls(certificate, key);
     }
     if let Some(file) = &args.ingress_tokens {
-        let tokens = Tokens::read(file).map_err(|error| Failure::usage(cause_first(&error)))?;
-        config = config.tokens(tokens);
+        config = config.tokens(tokens(file)?);
     }
     let opened = Ingress::bind(node, config).await;
     opened.map(Some).map_err(|error| Failure::other(cause_first(&error)))
@@ -43,6 +48,13 @@ pub(crate) async fn open_ops(args: &OpsArgs, node: &Node, metrics: Option<Metric
     let Some(listen) = args.ops else {
         return Ok(None);
     };
-    let opened = Ops::bind(node, listen, metrics).await;
+    let mut config = OpsConfig::new(listen);
+    if let Some(metrics) = metrics {
+        config = config.metrics(metrics);
+    }
+    if let Some(file) = &args.ops_tokens {
+        config = config.tokens(tokens(file)?);
+    }
+    let opened = Ops::bind(node, config).await;
     opened.map(Some).map_err(|error| Failure::other(cause_first(&error)))
 }
