@@ -8,6 +8,20 @@ use std::{net::UdpSocket, os::unix::fs::PermissionsExt};
 use serde_json::Value;
 use support::{NodeProcess, complaint, macula, mesh, run, run_with_input, stderr, stdout};
 
+/// N1: a client that knows one node finds the services of others.
+#[test]
+fn n1_services_of_nodes_that_are_not_named_are_listed() {
+    let first = NodeProcess::start(&["--serve", "demo.echo=echo"]);
+    let bootstrap = first.pinned();
+    let _second = NodeProcess::start(&["--serve", "demo.more=echo", "--bootstrap", &bootstrap]);
+    let _third = NodeProcess::start(&["--serve", "demo.most=echo", "--bootstrap", &bootstrap]);
+    let listed = || stdout(&run(&["services", "--bootstrap", &bootstrap]));
+    while !["demo.echo", "demo.more", "demo.most"]
+        .iter()
+        .all(|name| listed().contains(name))
+    {}
+}
+
 #[test]
 fn a_call_prints_the_answer_and_nothing_else() {
     let nodes = mesh(1, "demo.echo=echo");

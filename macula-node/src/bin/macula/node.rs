@@ -61,6 +61,13 @@ pub(crate) async fn run(args: NodeArgs, otlp: Option<Otlp>) -> Result<(), Failur
         () = signs_of_life(&manager) => {}
     }
     manager.stopping();
+    match node.running_calls() {
+        0 => {}
+        running => tracing::warn!(
+            running,
+            "the node leaves when its running calls have ended; a second signal ends it at once"
+        ),
+    }
     backends.leave();
     let leaving = async {
         // Its requests are calls of this node, so they end first.
@@ -73,7 +80,10 @@ pub(crate) async fn run(args: NodeArgs, otlp: Option<Otlp>) -> Result<(), Failur
         () = leaving => {}
         () = signs_of_life(&manager) => {}
         // Asked twice: now.
-        _ = signals.next() => return Ok(()),
+        _ = signals.next() => {
+            tracing::warn!(running = node.running_calls(), "the node ends at once; calls that still run are lost");
+            return Ok(());
+        }
     }
     if let Some(admin) = admin {
         admin.close().await;

@@ -2,14 +2,14 @@
 //!
 //! A record lies under the hash of its service's name, so no node can list the names. Each node is asked for those that it serves, by
 //! server reflection; the records of each name then give all of its providers. A service that only nodes serve which are not known here
-//! is not found.
+//! is not found, so a few lookups make more nodes known first.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, future, stream};
 use macula_node::{Channel, Node, NodeId, Provider, ServiceName};
 use serde::Serialize;
 
@@ -20,6 +20,8 @@ use crate::{
     table::{Look, Table, count, number, text},
 };
 
+/// Lookups that find nodes to ask. One passes most nodes of a small mesh.
+const LOOKUPS: usize = 4;
 /// Nodes asked, and services looked up, at a time.
 const AT_A_TIME: usize = 32;
 /// Nodes asked at most, the closest first.
@@ -70,7 +72,16 @@ pub(crate) async fn run(args: ServicesArgs) -> Result<(), Failure> {
     print(&table(&shown).render(Look::of_stdout()))
 }
 
+/// Finds nodes: a lookup of any name asks nodes on the way to its key, and these are known then.
+async fn explore(node: &Node) {
+    let lookups = (0..LOOKUPS).filter_map(|at| format!("macula.survey.{at}").parse::<ServiceName>().ok());
+    let lookups = lookups.map(|name| async move { node.records(&name).await });
+    // What they find is nothing; where they pass is the point.
+    let _ = future::join_all(lookups).await;
+}
+
 async fn survey(node: &Node) -> Shown {
+    explore(node).await;
     let state = node.state().await;
     // Clients are in no routing table, and serve all the same.
     let connected = state.connections.iter().filter(|it| !it.peer.endpoints.is_empty());

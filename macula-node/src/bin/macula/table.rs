@@ -1,6 +1,6 @@
 //! Tables and colours for a person at a terminal.
 //!
-//! **Invariants.** A table is never wider than the terminal: its widest columns are cut. Colours are written to a terminal only, and never
+//! **Invariants.** A table is never wider than the terminal: headings above short cells are cut first, then the widest columns. Colours are written to a terminal only, and never
 //! when `NO_COLOR` is set (no-color.org). Control characters in a cell, which may come from other nodes, are left out.
 
 use std::{fmt::Write as _, io::IsTerminal as _};
@@ -9,6 +9,8 @@ use macula_node::{Link, NodeId, Phase, ProviderState};
 
 /// The narrowest that a column is cut to, in characters.
 const MIN_COLUMN: usize = 6;
+/// The narrowest that a heading is cut to above cells that are shorter.
+const MIN_HEADING: usize = 4;
 /// Between two columns.
 const GAP: &str = "  ";
 
@@ -154,12 +156,15 @@ impl<const N: usize> Table<N> {
 
     /// The table as lines, the last one ended too.
     pub(crate) fn render(&self, look: Look) -> String {
-        let mut widths: [usize; N] = std::array::from_fn(|column| {
+        let cells: [usize; N] = std::array::from_fn(|column| {
             let cells = self.rows.iter().map(|row| row[column].width());
-            cells.chain([self.heading[column].chars().count()]).max().unwrap_or(0)
+            cells.max().unwrap_or(0)
         });
+        let mut widths: [usize; N] =
+            std::array::from_fn(|column| cells[column].max(self.heading[column].chars().count()));
         if let Some(width) = look.width {
-            fit(&mut widths, width);
+            fit(&mut widths, &cells.map(|cells| cells.max(MIN_HEADING)), width);
+            fit(&mut widths, &[MIN_COLUMN; N], width);
         }
         let mut out = String::new();
         let first = self.rows.first();
@@ -174,16 +179,15 @@ impl<const N: usize> Table<N> {
     }
 }
 
-/// Cuts the widest columns until all of them fit.
-fn fit(widths: &mut [usize], width: usize) {
-    let gaps = GAP.len() * widths.len().saturating_sub(1);
-    loop {
-        let total = widths.iter().sum::<usize>() + gaps;
-        let Some(widest) = widths.iter_mut().max() else { return };
-        if total <= width || *widest <= MIN_COLUMN {
-            return;
+/// Cuts the widest columns until all of them fit, none to less than its least.
+fn fit<const N: usize>(widths: &mut [usize; N], least: &[usize; N], width: usize) {
+    let gaps = GAP.len() * N.saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > width {
+        let wide = widths.iter_mut().zip(least).filter(|(width, least)| **width > **least);
+        match wide.map(|(width, _)| width).max() {
+            Some(widest) => *widest -= 1,
+            None => return,
         }
-        *widest -= 1;
     }
 }
 
@@ -292,6 +296,20 @@ a           12345  ejected
             ..Look::PLAIN
         };
         assert_eq!(sample().render(narrow).lines().nth(1), Some("text.u…      7  ready"));
+    }
+
+    #[test]
+    fn a_long_heading_is_cut_before_the_names() {
+        let rows = [[text("demo.echo"), number(0)], [text("demo.up"), number(0)]];
+        let table = Table::new(["SERVES", "REFUSED"], rows);
+        let narrow = Look {
+            width: Some(16),
+            ..Look::PLAIN
+        };
+        assert_eq!(
+            table.render(narrow),
+            "SERVES     REFU…\ndemo.echo      0\ndemo.up        0\n"
+        );
     }
 
     #[test]
