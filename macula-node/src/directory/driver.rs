@@ -92,6 +92,8 @@ struct Lookup {
     enough_at: Option<Instant>,
     /// This node waits for it, and not peers alone.
     own: bool,
+    /// It takes from the share of a peer, and ends when others of that share need it.
+    for_peer: bool,
 }
 
 impl Lookup {
@@ -582,6 +584,7 @@ impl Driver {
             found: BTreeMap::new(),
             enough_at: None,
             own: false,
+            for_peer: asker.is_some(),
         });
         lookup.own |= asker.is_none();
         match wait {
@@ -611,12 +614,13 @@ impl Driver {
     }
 
     fn finish(&mut self, query: QueryId, result: QueryResult) {
-        let Some(lookup) = self.lookups.remove(&query) else {
+        let Some(mut lookup) = self.lookups.remove(&query) else {
             return;
         };
-        if result == QueryResult::Busy && lookup.own {
-            // It began for a peer, and this node's own calls have joined it since.
+        if result == QueryResult::Busy && lookup.for_peer && lookup.own {
+            // This node's own calls have joined it since. Their lookup is begun once: it ends as busy when nothing can be sent.
             if let Ok(query) = self.start(lookup.key, None) {
+                lookup.for_peer = false;
                 self.lookups.insert(query, lookup);
                 return;
             }
