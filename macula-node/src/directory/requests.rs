@@ -27,10 +27,15 @@ pub(super) enum Done {
     },
 }
 
-/// Sends a request and waits for its reply, `within` in all.
+/// Sends a request and waits for its reply, `within` in all. In a full pool it waits for a place: dials of dead nodes soon leave theirs,
+/// and a lookup that left living nodes out would miss their records.
 pub(super) async fn send(pool: Pool, id: RequestId, to: Contact, body: Bytes, within: Duration) -> Done {
+    let until = tokio::time::Instant::now().into_std() + within;
     let once = async || {
-        let connection = pool.get(to.node_id(), to.endpoints()).await.map_err(Failed::Dial)?;
+        let connection = pool
+            .get_by(to.node_id(), to.endpoints(), until)
+            .await
+            .map_err(Failed::Dial)?;
         match connection.request(Protocol::Dht, body.clone(), within).await {
             Ok(reply) => Ok((reply, connection)),
             Err(error) => Err(Failed::Request(error)),
