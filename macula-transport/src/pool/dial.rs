@@ -7,7 +7,7 @@ use macula_wire::{Address, NodeId};
 
 use super::{
     PoolEvent, Shell, now,
-    state::{self, ConnectionId, DialFailure, Ticket},
+    state::{ConnectionId, DialFailure, Ticket},
 };
 use crate::{
     call::{ask::Caller, connection::Connection},
@@ -66,10 +66,7 @@ pub(super) async fn dial(
                 node,
                 error: cause.clone(),
             });
-            shell
-                .lock()
-                .state
-                .dial_failed(now(), ticket, state::fingerprint(&at), failure, cause);
+            shell.lock().state.dial_failed(now(), ticket, failure, cause);
             Err(error)
         }
     };

@@ -91,7 +91,7 @@ impl Pool {
 
     /// A connection to a node, verified against its id: the open one, or a new one to whichever endpoint answers first.
     ///
-    /// Concurrent requests for one node make one dial (P1). Dropping the future does not stop the dial, because other
+    /// Concurrent requests for one node at the same addresses make one dial (P1). Dropping the future does not stop the dial, because other
     /// requests may wait for it.
     ///
     /// # Errors

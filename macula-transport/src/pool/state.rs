@@ -128,11 +128,10 @@ pub(crate) struct Counts {
 /// Which node is dialed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Dialed<P> {
-    Peer(P),
+    /// This one. While it is dialed at an old address it can be dialed at the new one, too.
+    Peer { peer: P, addresses: u64 },
     /// The node at this address.
-    Anyone {
-        at: u64,
-    },
+    Anyone { at: u64 },
 }
 
 #[derive(Debug)]
@@ -223,7 +222,10 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         if let Some(&connection) = self.current.get(peer) {
             return Answer::Ready(connection);
         }
-        let dial = Dialed::Peer(peer.clone());
+        let dial = Dialed::Peer {
+            peer: peer.clone(),
+            addresses,
+        };
         if let Some(ticket) = self.dial_under_way(&dial) {
             return Answer::Join(ticket);
         }
@@ -296,16 +298,16 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
     pub(crate) fn dialed(&mut self, now: Instant, ticket: Ticket, peer: P) -> ConnectionId {
         let found_at = match self.dials.remove(&ticket) {
             Some(Dialed::Anyone { at }) => Some(at),
-            Some(Dialed::Peer(_)) | None => None,
+            Some(Dialed::Peer { .. }) | None => None,
         };
         self.counts.opened += 1;
         self.insert(now, peer, Origin::Dialed, found_at, None)
     }
 
     /// A dial has failed; the peer, when it was named, is left alone for a while.
-    pub(crate) fn dial_failed(&mut self, now: Instant, ticket: Ticket, addresses: u64, failure: DialFailure, cause: F) {
+    pub(crate) fn dial_failed(&mut self, now: Instant, ticket: Ticket, failure: DialFailure, cause: F) {
         self.counts.dial_failures += 1;
-        let Some(Dialed::Peer(peer)) = self.dials.remove(&ticket) else {
+        let Some(Dialed::Peer { peer, addresses }) = self.dials.remove(&ticket) else {
             return;
         };
         let longest = match failure {

@@ -235,7 +235,7 @@ impl Model {
         let dialing = self
             .dials
             .iter()
-            .find(|(_, (to, _))| *to == Some(peer))
+            .find(|(_, dialed)| **dialed == (Some(peer), addresses))
             .map(|(&ticket, _)| ticket);
         match answer {
             Answer::Ready(id) => assert!(open.contains(&id)),
@@ -245,7 +245,7 @@ impl Model {
             Answer::Ready(_) => {}
             Answer::Join(ticket) => assert_eq!(dialing, Some(ticket)),
             Answer::Dial(ticket) => {
-                assert_eq!(dialing, None, "P1: two dials to one peer");
+                assert_eq!(dialing, None, "P1: two dials to one peer at the same addresses");
                 self.dials.insert(ticket, (Some(peer), addresses));
             }
             Answer::BackOff(until) => {
@@ -342,7 +342,7 @@ impl Model {
             Step::DialFailed { which, failure } => {
                 if let Some(ticket) = self.pick_dial(which) {
                     let (dialed, addresses) = self.dials.remove(&ticket).unwrap();
-                    state.dial_failed(self.now, ticket, addresses, failure, 0);
+                    state.dial_failed(self.now, ticket, failure, 0);
                     let longest = match failure {
                         DialFailure::Unreachable => self.config.max_backoff,
                         DialFailure::Refused => self.config.max_refused_backoff,
@@ -487,7 +487,7 @@ fn a_failing_peer_is_left_alone_for_longer_each_time_and_at_once_reached_at_a_ne
         let Answer::Dial(ticket) = state.get(now, &1, 0, idle) else {
             panic!("a pause that is over still holds")
         };
-        state.dial_failed(now, ticket, 0, DialFailure::Unreachable, ());
+        state.dial_failed(now, ticket, DialFailure::Unreachable, ());
         let Answer::BackOff(until) = state.get(now, &1, 0, idle) else {
             panic!("a failure is forgotten at once")
         };
@@ -502,7 +502,7 @@ fn a_failing_peer_is_left_alone_for_longer_each_time_and_at_once_reached_at_a_ne
     let Answer::Dial(ticket) = state.get(now, &1, 0, idle) else {
         panic!("a pause that is over still holds")
     };
-    state.dial_failed(now, ticket, 0, DialFailure::Unreachable, ());
+    state.dial_failed(now, ticket, DialFailure::Unreachable, ());
     assert!(
         matches!(state.get(now, &1, 1, idle), Answer::Dial(_)),
         "known at a new address"

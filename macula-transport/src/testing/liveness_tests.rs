@@ -393,6 +393,23 @@ async fn d13_a_silent_peer_that_has_moved_is_dialed_at_its_new_address() {
     assert_eq!(provider.pool().stats().open, 1);
 }
 
+/// Y2: nothing answers at the old address, and the dial there lasts for seconds.
+#[tokio::test(start_paused = true)]
+async fn d12_a_peer_that_has_a_new_address_is_reached_while_the_old_one_is_still_dialed() {
+    let network = Network::new(43);
+    let (caller, provider) = (caller(&network, true).await, host(&network, 2, Service).await);
+    let (pool, node) = (caller.pool(), provider.node_id());
+    let [old, new] =
+        [([10, 0, 0, 77], 9443).into(), provider.local_addr()].map(|at: SocketAddr| [at.try_into().unwrap()]);
+    let mut at_the_old = std::pin::pin!(pool.get(&node, &old));
+    assert!(at_the_old.as_mut().now_or_never().is_none());
+    let began = Instant::now();
+    let connection = pool.get(&node, &new).await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    call(&connection, "echo", Bytes::new(), PATIENCE).await.unwrap();
+    at_the_old.await.unwrap_err();
+}
+
 /// A provider that was killed has started elsewhere and dials a node that still has the old connection.
 #[tokio::test(start_paused = true)]
 async fn l3_a_silent_peer_is_called_over_the_connection_on_which_it_is_heard() {
