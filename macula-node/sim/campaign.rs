@@ -88,8 +88,9 @@ fn cases(campaign: &Campaign) -> Result<Vec<Case>, Box<dyn Error>> {
     }
     let mut kept = Vec::new();
     // Only seeds may find the planted bugs.
-    if let Ok(files) = fs::read_dir(folder())
+    if campaign.with_kept
         && !campaign.broken
+        && let Ok(files) = fs::read_dir(folder())
     {
         for file in files {
             kept.push(read(&file?.path())?);
@@ -97,7 +98,7 @@ fn cases(campaign: &Campaign) -> Result<Vec<Case>, Box<dyn Error>> {
     }
     kept.sort_by(|a, b| a.name.cmp(&b.name));
     let drawn = campaign.seeds.clone().map(|seed| Case {
-        name: format!("--seeds {seed}..{}", seed + 1),
+        name: format!("--no-kept --seeds {seed}..{}", seed + 1),
         schedule: schedule::of_seed(seed, campaign.nodes),
     });
     Ok(kept.into_iter().chain(drawn).collect())
@@ -158,6 +159,9 @@ fn compare(campaign: &Campaign, reports: &[Report]) -> Result<(), Box<dyn Error>
     again.args(["--traces", "--seeds", &seeds, "--nodes", &campaign.nodes.to_string()]);
     if let Some(file) = &campaign.schedule {
         again.arg("--schedule").arg(file);
+    }
+    if !campaign.with_kept {
+        again.arg("--no-kept");
     }
     let again = String::from_utf8(again.output()?.stdout)?;
     let traces: Vec<&str> = again.lines().collect();

@@ -11,6 +11,7 @@ The mesh in a bottle.
   --nodes N         of so many nodes [default: 10; of the story: 48]
   --schedule FILE   run this schedule and nothing else
   --rules A,B       judge by these rules only; --rules list shows them
+  --no-kept         leave those in the folder regressions out
   --no-shrink       show failing schedules as they are
   --keep            keep shrunk schedules in the folder regressions
   --twice           run everything again in another process and compare the traces
@@ -39,6 +40,7 @@ pub(super) struct Campaign {
     pub(super) nodes: usize,
     pub(super) schedule: Option<PathBuf>,
     pub(super) rules: BTreeSet<&'static str>,
+    pub(super) with_kept: bool,
     pub(super) shrinks: bool,
     pub(super) keeps: bool,
     pub(super) twice: bool,
@@ -52,6 +54,7 @@ pub(super) fn read(args: impl Iterator<Item = String>) -> Result<Task, Box<dyn E
         nodes: NODES,
         schedule: None,
         rules: RULES.iter().map(|(rule, _)| *rule).collect(),
+        with_kept: true,
         shrinks: true,
         keeps: false,
         twice: false,
@@ -68,6 +71,7 @@ pub(super) fn read(args: impl Iterator<Item = String>) -> Result<Task, Box<dyn E
             "--seed" => seed = value()?.parse()?,
             "--schedule" => campaign.schedule = Some(value()?.into()),
             "--rules" => campaign.rules = rules(&value()?)?,
+            "--no-kept" => campaign.with_kept = false,
             "--no-shrink" => campaign.shrinks = false,
             "--keep" => campaign.keeps = true,
             "--twice" => campaign.twice = true,

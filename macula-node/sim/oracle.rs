@@ -375,7 +375,9 @@ impl<'a> Judge<'a> {
             let lately = it.to.is_none_or(|to| to + BUDGET_WINDOW > call.from);
             matches!(it.kind, Kind::Burst(_)) && it.member == call.caller && it.from <= end && lately
         });
-        if burst && bad.count() > 0 {
+        // A stub does not tell its attempts, but its text does.
+        let refused = text.contains(" refused the call") || call.tries.iter().any(|it| it.cause == Cause::Refused);
+        if burst && (refused || bad.count() > 0) {
             return;
         }
         let rule = match name {
