@@ -1,6 +1,10 @@
 //! The events of a network: counted, and hashed in order.
 
-use std::{fmt, net::SocketAddr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use ring::digest::{Context, SHA256};
 
@@ -62,7 +66,17 @@ impl Trace {
 
     pub(super) fn datagram(&mut self, at: Duration, from: SocketAddr, to: SocketAddr, bytes: usize, fate: Fate) {
         tracing::trace!(?at, %from, %to, bytes, ?fate, "datagram");
-        self.line(format_args!("{} {from} {to} {bytes} {fate:?}", at.as_nanos()));
+        self.hash.update(&nanos(at));
+        for addr in [from, to] {
+            let ip = match addr.ip() {
+                IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+                IpAddr::V6(ip) => ip,
+            };
+            self.hash.update(&ip.octets());
+            self.hash.update(&addr.port().to_be_bytes());
+        }
+        self.hash.update(&(bytes as u64).to_be_bytes());
+        self.hash.update(&[fate as u8]);
         let traffic = &mut self.traffic;
         let count = match fate {
             Fate::Delivered => &mut traffic.delivered,
@@ -89,11 +103,8 @@ impl Trace {
 
     pub(super) fn note(&mut self, at: Duration, event: fmt::Arguments<'_>) {
         tracing::trace!(?at, %event, "noted");
-        self.line(format_args!("{} : {event}", at.as_nanos()));
-    }
-
-    fn line(&mut self, line: fmt::Arguments<'_>) {
-        self.hash.update(line.to_string().as_bytes());
+        self.hash.update(&nanos(at));
+        self.hash.update(event.to_string().as_bytes());
         self.hash.update(b"\n");
     }
 
@@ -106,6 +117,11 @@ impl Trace {
             .take(8)
             .fold(0, |hash, &byte| hash << 8 | u64::from(byte))
     }
+}
+
+/// Nanoseconds of 584 years are enough.
+fn nanos(at: Duration) -> [u8; 8] {
+    (at.as_nanos() as u64).to_be_bytes()
 }
 
 impl fmt::Debug for Trace {
