@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt as _, future::join_all};
 use macula_node::{Cause, Node, NodeId, ServiceName, Strategy};
 use rustix::process::Signal;
 use support::{NodeProcess, mesh};
@@ -170,6 +171,76 @@ async fn a_provider_that_comes_back_on_its_port_is_called_again() {
         }
         assert!(tokio::time::Instant::now() < until, "the provider was not found again");
         tokio::task::yield_now().await;
+    }
+    client.shutdown().await;
+}
+
+/// A provider beside others, with these further arguments.
+fn provider(bootstrap: &NodeProcess, args: &[&str]) -> NodeProcess {
+    let bootstrap = bootstrap.pinned();
+    NodeProcess::start(&[&["--serve", "demo.echo=echo", "--bootstrap", &bootstrap], args].concat())
+}
+
+/// Y1: each provider is replaced by one with a new key at a new port, and leaves in order. The client's list is older than all of them.
+#[tokio::test]
+async fn y1_providers_that_are_replaced_one_by_one_fail_no_call() {
+    let bootstrap = [NodeProcess::start(&[])];
+    let mut providers: Vec<_> = (0..3).map(|_| provider(&bootstrap[0], &[])).collect();
+    let client = client(&bootstrap).await;
+    calls(&client, 9, Duration::from_secs(5)).await;
+    let mut leaving = Vec::new();
+    for old in &mut providers {
+        let new = provider(&bootstrap[0], &[]);
+        let mut old = std::mem::replace(old, new);
+        old.signal(Signal::TERM);
+        let left = tokio::task::spawn_blocking(move || old.wait());
+        calls(&client, 30, Duration::from_secs(5)).await;
+        leaving.push(left);
+    }
+    for left in leaving {
+        assert_eq!(left.await.unwrap(), Some(0));
+    }
+    let (answered, _) = calls(&client, 30, Duration::from_secs(5)).await;
+    let new: BTreeSet<_> = providers.iter().map(id).collect();
+    assert!(answered.keys().all(|id| new.contains(id)), "{answered:?} of {new:?}");
+    client.shutdown().await;
+}
+
+/// Y2: the only provider is killed and starts again with its key at another port. The client has found it dead, and still has its old
+/// address.
+#[tokio::test]
+async fn y2_a_provider_that_comes_back_at_another_port_is_called_there_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = folder.path().join("identity");
+    let identity = ["--identity", identity.to_str().unwrap()];
+    let bootstrap = [NodeProcess::start(&[])];
+    let mut first = provider(&bootstrap[0], &identity);
+    let client = client(&bootstrap).await;
+    calls(&client, 3, Duration::from_secs(5)).await;
+    first.kill();
+    client.client().request(SERVICE).send("x").await.unwrap_err();
+    let again = provider(&bootstrap[0], &identity);
+    assert_eq!(id(&again), id(&first));
+    assert_ne!(again.endpoint, first.endpoint);
+    let (answered, _) = calls(&client, 20, Duration::from_secs(5)).await;
+    assert_eq!(answered.get(&id(&again)), Some(&20));
+    client.shutdown().await;
+}
+
+/// Y14: most providers die at once under load; the budget and the attempts are left for the one that lives.
+#[tokio::test]
+async fn y14_two_of_three_providers_that_are_killed_at_once_fail_no_call() {
+    let bootstrap = [NodeProcess::start(&[])];
+    let mut providers: Vec<_> = (0..3).map(|_| provider(&bootstrap[0], &[])).collect();
+    let client = client(&bootstrap).await;
+    calls(&client, 9, Duration::from_secs(5)).await;
+    let load = || join_all((0..100).map(|n| client.client().request(SERVICE).send(n.to_string())));
+    let mut under_way = load();
+    assert!((&mut under_way).now_or_never().is_none());
+    providers[0].kill();
+    providers[1].kill();
+    for answer in under_way.await.into_iter().chain(load().await) {
+        assert_eq!(answer.unwrap().provider().unwrap().node_id, id(&providers[2]));
     }
     client.shutdown().await;
 }

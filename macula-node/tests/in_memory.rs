@@ -365,6 +365,46 @@ async fn d14_a_node_is_found_and_finds_once_its_machine_is_awake() {
     found_once_correct(12, slept, |clock| clock.suspend(slept)).await;
 }
 
+/// Y6: its records have ended meanwhile, and those who come later have never heard of it.
+#[tokio::test(start_paused = true)]
+async fn y6_a_provider_that_stood_still_for_600_s_is_found_by_a_newcomer_within_5_s() {
+    let network = Network::new(14);
+    let first = builder(&network, 1).start().await.unwrap();
+    let _provider = node(&network, 2).await;
+    pass(Duration::from_secs(10)).await;
+    network.pause(addr(2));
+    pass(Duration::from_secs(600)).await;
+    let service = SERVICE.parse().unwrap();
+    // Of the only other node that it knows it hears nothing.
+    assert!(first.lookup(&service).await.map_or(true, |found| found.is_empty()));
+    let newcomer = builder(&network, 3).client().start().await.unwrap();
+    newcomer.join().await.unwrap();
+
+    network.resume(addr(2));
+    pass(SOON).await;
+    assert_eq!(newcomer.lookup(&service).await.unwrap().len(), 1);
+    call(&newcomer).await.unwrap();
+}
+
+/// Y6: it has asked for the service before, and knows that there is none.
+#[tokio::test(start_paused = true)]
+async fn y6_a_caller_that_stood_still_for_90_s_calls_what_was_published_meanwhile_within_5_s() {
+    let network = Network::new(15);
+    let _first = builder(&network, 1).start().await.unwrap();
+    let caller = builder(&network, 2).client().start().await.unwrap();
+    caller.join().await.unwrap();
+    call(&caller).await.unwrap_err();
+    network.pause(addr(2));
+    let _provider = node(&network, 3).await;
+    pass(Duration::from_secs(90)).await;
+
+    network.resume(addr(2));
+    let awake = network.elapsed();
+    call(&caller).await.unwrap();
+    let took = network.elapsed() - awake;
+    assert!(took < SOON, "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn d14_a_clock_that_is_set_forth_and_back_loses_no_provider() {
     let network = Network::new(13);
