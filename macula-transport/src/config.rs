@@ -140,8 +140,9 @@ impl Config {
         self
     }
 
-    /// Sets whether ICMP reports that a peer's address is unreachable are heeded: the peer is pinged at once, and suspected when it
-    /// is silent for a probe timeout. By default they are, where the system tells of them (Linux).
+    /// Sets whether ICMP reports that a peer's address is unreachable are heeded (L4): the peer is pinged twice at once, and suspected
+    /// when it is silent for a probe timeout, 10 ms at least. That timeout is without `max_ack_delay`, because a peer acknowledges
+    /// the second of two packets at once (RFC 9000, section 13.2.2). By default they are, where the system tells of them (Linux).
     #[must_use]
     pub fn with_unreachable_hints(mut self, heeded: bool) -> Self {
         self.unreachable_hints = heeded;
