@@ -5,7 +5,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -22,7 +22,7 @@ use tonic::{
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-use crate::provider::ECHO;
+use crate::{fleet::Fleet, provider::ECHO};
 
 /// What a call may take at every caller: the default of Macula's.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +50,10 @@ pub(crate) struct Seen {
     pub(crate) p99_ms: f64,
     pub(crate) longest_ms: f64,
     pub(crate) over_a_second: usize,
+    /// When the provider that came back last was first called, after it was ready.
+    pub(crate) first_traffic: Option<Duration>,
+    /// How often a provider was suspected.
+    pub(crate) suspicions: Option<u64>,
 }
 
 /// The three callers of a scenario.
@@ -58,17 +62,23 @@ pub(crate) struct Callers {
     runs: Vec<(&'static str, JoinHandle<Vec<Called>>)>,
     changes: mpsc::Sender<Change<usize, Endpoint>>,
     known: BTreeMap<usize, String>,
-    node: Node,
+    nodes: Vec<Node>,
 }
 
 impl Callers {
+    /// Starts them; the calls over the mesh are made by so many clients in turn.
     pub(crate) async fn start(
         bootstrap: BootstrapAddr,
+        clients: usize,
         addresses: &BTreeMap<usize, String>,
         rate: f64,
     ) -> Result<Self> {
-        let node = Node::builder().client().bootstrap([bootstrap]).start().await?;
-        node.join().await?;
+        let mut nodes = Vec::new();
+        for _ in 0..clients {
+            let node = Node::builder().client().bootstrap([bootstrap.clone()]).start().await?;
+            node.join().await?;
+            nodes.push(node);
+        }
         let (channel, changes) = Channel::balance_channel::<usize>(MAX_CHANGES);
         let stop = Arc::new(AtomicBool::new(false));
         let every = Duration::from_secs_f64(1.0 / rate);
@@ -77,12 +87,13 @@ impl Callers {
             runs: Vec::new(),
             changes,
             known: BTreeMap::new(),
-            node: node.clone(),
+            nodes,
         };
         callers.set_addresses(addresses).await;
-        let client = node.client().clone();
+        let clients: Vec<_> = callers.nodes.iter().map(|node| node.client().clone()).collect();
+        let turn = AtomicUsize::new(0);
         let mesh = move || {
-            let client = client.clone();
+            let client = clients[turn.fetch_add(1, Relaxed) % clients.len()].clone();
             async move { client.call(ECHO, "hello").await.is_ok() }
         };
         let once = {
@@ -121,13 +132,22 @@ impl Callers {
     }
 
     /// Waits for every call, and sums them up. Times count from the first fault on.
-    pub(crate) async fn end(self, first_fault: Instant, gaps: &[(Instant, Option<Instant>)]) -> Result<Vec<Seen>> {
+    pub(crate) async fn end(self, first_fault: Instant, fleet: &Fleet) -> Result<Vec<Seen>> {
         self.stop.store(true, Relaxed);
         let mut seen = Vec::new();
         for (caller, run) in self.runs {
-            seen.push(sum_up(caller, &run.await?, first_fault, gaps)?);
+            seen.push(sum_up(caller, &run.await?, first_fault, &fleet.gaps)?);
         }
-        self.node.shutdown().await;
+        let (first, nodes) = (fleet.first_calls(), self.nodes.iter());
+        for seen in &mut seen {
+            seen.first_traffic = first.tcp;
+        }
+        if let Some(macula) = seen.first_mut() {
+            macula.first_traffic = first.mesh;
+            macula.suspicions = Some(nodes.map(|node| node.transport_stats().suspicions).sum());
+        }
+        let ends: JoinSet<()> = self.nodes.into_iter().map(|node| async move { node.shutdown().await }).collect();
+        ends.join_all().await;
         Ok(seen)
     }
 }
@@ -202,5 +222,7 @@ fn sum_up(
         p99_ms: quantile(0.99),
         longest_ms,
         over_a_second: times.iter().filter(|ms| **ms > 1_000.0).count(),
+        first_traffic: None,
+        suspicions: None,
     })
 }

@@ -1,16 +1,24 @@
 //! The providers' processes, and what is done to them.
 
-use std::{collections::BTreeMap, process::Stdio, time::Instant};
+use std::{
+    collections::BTreeMap,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
 use macula_node::{BootstrapAddr, Node};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
-    process::{Child, Command},
+    process::{Child, ChildStdout, Command},
 };
 
-use crate::scenario::Step;
+use crate::{
+    provider::{MESH, TCP},
+    scenario::Step,
+};
 
 /// A free port of this host.
 const ANY: &str = "127.0.0.1:0";
@@ -24,6 +32,13 @@ struct Provider {
     process: Option<Child>,
 }
 
+/// How long after its start a provider was first called at each door.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct FirstCalls {
+    pub(crate) mesh: Option<Duration>,
+    pub(crate) tcp: Option<Duration>,
+}
+
 /// All providers and the bootstrap node.
 pub(crate) struct Fleet {
     bootstrap: String,
@@ -33,6 +48,8 @@ pub(crate) struct Fleet {
     next_key: u8,
     /// When no provider lived: from the first to the second.
     pub(crate) gaps: Vec<(Instant, Option<Instant>)>,
+    /// Of the provider that came back last.
+    first_calls: Arc<Mutex<FirstCalls>>,
 }
 
 impl Fleet {
@@ -45,6 +62,7 @@ impl Fleet {
             providers: Vec::new(),
             next_key: 1,
             gaps: Vec::new(),
+            first_calls: Arc::default(),
         };
         for n in 0..count {
             let provider = fleet.launch(ANY.to_owned(), ANY.to_owned(), None, n >= bad).await?;
@@ -73,8 +91,11 @@ impl Fleet {
             .spawn()?;
         let mut line = String::new();
         let stdout = process.stdout.take().context("a provider has no output")?;
-        BufReader::new(stdout).read_line(&mut line).await?;
+        let mut stdout = BufReader::new(stdout);
+        stdout.read_line(&mut line).await?;
         let (mesh, tcp) = line.trim().split_once(' ').context("a provider did not start")?;
+        self.first_calls = Arc::default();
+        tokio::spawn(note_first_calls(stdout, Arc::clone(&self.first_calls)));
         Ok(Provider {
             key,
             mesh: mesh.to_owned(),
@@ -82,6 +103,11 @@ impl Fleet {
             well,
             process: Some(process),
         })
+    }
+
+    /// When the provider that came back last was first called.
+    pub(crate) fn first_calls(&self) -> FirstCalls {
+        *lock(&self.first_calls)
     }
 
     /// Does a step. A provider that starts is ready when this returns.
@@ -107,6 +133,11 @@ impl Fleet {
                 self.signal(n, Signal::TERM)?;
                 self.wait(n).await?;
                 self.providers[n] = new;
+            }
+            Step::Crash(n) => {
+                self.signal(n, Signal::KILL)?;
+                self.wait(n).await?;
+                self.providers[n] = self.launch(ANY.to_owned(), ANY.to_owned(), None, true).await?;
             }
         }
         self.note_gap();
@@ -135,4 +166,22 @@ impl Fleet {
         }
         Ok(())
     }
+}
+
+/// Reads what a provider prints at its first calls, until it ends.
+async fn note_first_calls(stdout: BufReader<ChildStdout>, first: Arc<Mutex<FirstCalls>>) {
+    let started = Instant::now();
+    let mut lines = stdout.lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        let mut first = lock(&first);
+        match line.as_str() {
+            MESH => first.mesh = Some(started.elapsed()),
+            TCP => first.tcp = Some(started.elapsed()),
+            _ => {}
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

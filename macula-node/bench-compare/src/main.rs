@@ -41,7 +41,10 @@ async fn compare(name: &str) -> Result<()> {
         "seed": null,
         "tables": [{
             "name": "calls while providers fail, times in ms",
-            "columns": ["scenario", "reach", "caller", "calls", "failed", "without a provider", "p50", "p99", "longest", "over 1 s"],
+            "columns": [
+                "scenario", "reach", "caller", "calls", "failed", "without a provider", "p50", "p99", "longest", "over 1 s",
+                "first traffic, s", "suspicions",
+            ],
             "rows": rows,
         }],
         "plots": [],
@@ -49,6 +52,7 @@ async fn compare(name: &str) -> Result<()> {
         "notes": [
             "failed: although a provider lived during all of the call; without a provider: the others.",
             "p50 to longest: of calls that were made from the first fault on, while a provider lived.",
+            "first traffic: of the provider that came back, from its start on; tonic's two callers share a channel.",
         ],
     });
     println!("{report}");
@@ -72,5 +76,9 @@ fn row(scenario: &Scenario, seen: &Seen) -> serde_json::Value {
         round(seen.p99_ms),
         round(seen.longest_ms),
         seen.over_a_second,
+        scenario
+            .returns()
+            .then(|| seen.first_traffic.map(|after| (after.as_secs_f64() * 100.0).round() / 100.0)),
+        seen.suspicions,
     ])
 }
