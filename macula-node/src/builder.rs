@@ -129,7 +129,7 @@ pub enum StartError {
     #[error(transparent)]
     Serve(#[from] ServeError),
     /// The node cannot be published as a provider.
-    #[error("the node cannot be published as a provider")]
+    #[error("the node cannot be published as a provider: {0}")]
     Advertise(#[from] AdvertiseError),
     /// More endpoints than a record carries.
     #[error("{0} endpoints are advertised, more than the {MAX_ENDPOINTS} a provider may have")]

@@ -89,7 +89,7 @@ pub enum ServeError {
     #[error(transparent)]
     Name(#[from] macula_rpc::ServeError),
     /// The node cannot be published as its provider.
-    #[error("the node cannot be published as a provider")]
+    #[error("the node cannot be published as a provider: {0}")]
     Advertise(#[from] AdvertiseError),
 }
 

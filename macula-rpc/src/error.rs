@@ -322,10 +322,16 @@ impl fmt::Display for Attempt {
         if let Some(endpoint) = &self.endpoint {
             write!(f, " at {endpoint}")?;
         }
-        write!(f, " {}", self.cause)?;
+        let mut last = self.cause.to_string();
+        write!(f, " {last}")?;
         let mut source = std::error::Error::source(&self.cause);
         while let Some(error) = source {
-            write!(f, ": {error}")?;
+            let text = error.to_string();
+            // Some texts have their cause in them.
+            if !last.ends_with(&text) {
+                write!(f, ": {text}")?;
+                last = text;
+            }
             source = error.source();
         }
         Ok(())

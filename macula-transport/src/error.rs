@@ -309,7 +309,7 @@ pub enum HelloError {
 #[non_exhaustive]
 pub enum NotSent {
     /// The connection ended before the call was sent, or before the peer accepted it.
-    #[error("the connection had ended")]
+    #[error("the connection had ended: {0}")]
     Lost(#[from] Lost),
     /// The peer takes no further calls on this connection. It has named the calls that it accepted, and this one is not among them.
     #[error("the peer takes no further calls on this connection")]
@@ -345,7 +345,7 @@ pub enum Unknown {
     #[error("no reply came within {0:?}")]
     Timeout(Duration),
     /// The connection ended.
-    #[error("the connection ended")]
+    #[error("the connection ended: {0}")]
     Lost(#[from] Lost),
     /// The peer gave the call up without a status.
     #[error("the peer gave the call up with code {0}")]
@@ -354,7 +354,7 @@ pub enum Unknown {
     #[error("the reply ended before its status came")]
     Incomplete,
     /// The reply is not framed as it should be.
-    #[error("the reply cannot be read")]
+    #[error("the reply cannot be read: {0}")]
     Frame(#[from] FrameError),
     /// The reply's messages break the protocol.
     #[error("the reply's messages break the protocol")]
@@ -372,7 +372,7 @@ pub enum Unknown {
 #[non_exhaustive]
 pub enum CallError {
     /// The call did not run, and never will: always safe to try again elsewhere.
-    #[error("the call was not sent")]
+    #[error("the call was not sent: {0}")]
     NotSent(#[source] NotSent),
     /// The provider did not start the call: safe to try again elsewhere.
     #[error("the provider did not start the call ({status}): {message}")]
@@ -385,7 +385,7 @@ pub enum CallError {
         pushback: Option<Pushback>,
     },
     /// The call was sent, and whether it ran is not known.
-    #[error("whether the call ran is not known")]
+    #[error("whether the call ran is not known: {0}")]
     Unknown(#[source] Unknown),
     /// The payload is larger than a message may be. Nothing was sent, and no provider would take it.
     #[error("the payload has {bytes} bytes; a message has at most {limit}: send it in pieces, as a stream")]
@@ -451,9 +451,9 @@ pub enum RequestError {
     #[error("no reply came within {0:?}")]
     Timeout(Duration),
     /// The connection ended.
-    #[error("the connection ended")]
+    #[error("the connection ended: {0}")]
     Lost(#[from] Lost),
     /// The reply is not framed as it should be.
-    #[error("the reply cannot be read")]
+    #[error("the reply cannot be read: {0}")]
     Frame(#[from] FrameError),
 }

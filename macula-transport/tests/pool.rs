@@ -15,8 +15,8 @@ use common::{
 };
 use futures::FutureExt as _;
 use macula_transport::{
-    CallError, CallRequest, CloseCode, Config, DialError, Endpoint, FoundConnection, Lost, NoService, PoolConfig,
-    PoolEvent, Succession, SuccessionError, Unknown,
+    CallError, CallRequest, CloseCode, Config, DialError, Endpoint, FoundConnection, Lost, NoService, NotSent,
+    PoolConfig, PoolEvent, Succession, SuccessionError, Unknown,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -469,4 +469,35 @@ async fn an_ended_connection_says_why() {
         })
     ));
     assert!(matches!(events.next().await, Some(PoolEvent::Closed { node: of, .. }) if of == node));
+}
+
+/// Y22: of a connection that is held, the peer's end is told as the peer's, and its calls say why they were not sent.
+#[tokio::test]
+async fn y22_a_held_connection_says_who_ended_it_and_why_its_calls_are_not_sent() {
+    let (provider, _events) = provider().await;
+    let client = client().await;
+    let connection = connect(&client, &provider).await.unwrap();
+    echoes(&connection, "hello").await;
+    provider.shutdown(PATIENCE).await;
+    until("the end is noticed", || connection.lost().is_some()).await;
+    let lost = connection.lost().unwrap();
+    assert!(
+        matches!(
+            &lost,
+            Lost::ClosedByPeer {
+                code: CloseCode::Shutdown,
+                ..
+            }
+        ),
+        "{lost:?}"
+    );
+    let name = service("echo");
+    let error = connection.call(CallRequest::new(&name, "")).await.unwrap_err();
+    let CallError::NotSent(reason) = &error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(error.to_string(), format!("the call was not sent: {reason}"));
+    let ended = NotSent::Lost(lost.clone());
+    assert_eq!(ended.to_string(), format!("the connection had ended: {lost}"));
+    assert!(client.pool().open(&provider.node_id()).is_none());
 }

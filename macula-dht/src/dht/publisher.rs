@@ -69,10 +69,10 @@ const MAX_FORMER: usize = 256;
 #[non_exhaustive]
 pub enum AdvertiseError {
     /// The advertisement breaks a limit of records.
-    #[error("the advertisement is not valid")]
+    #[error("the advertisement is not valid: {0}")]
     Record(#[from] RecordError),
     /// This node's own store does not take it.
-    #[error("this node cannot hold another record of its own")]
+    #[error("this node cannot hold another record of its own: {0}")]
     Store(#[from] InsertError),
 }
 

@@ -27,7 +27,8 @@ use crate::{
 /// An open connection to a peer, out of the pool. Cheap to clone.
 ///
 /// While a handle exists its connection counts as used and is not closed to make room for another, so take it when there is
-/// something to send and drop it soon after; the pool gives it again.
+/// something to send and drop it soon after; the pool gives it again. A connection that has [ended](Self::lost) stays so, and its
+/// calls fail as not sent: get another one from the pool.
 #[derive(Debug)]
 pub struct Connection {
     caller: Arc<Caller>,

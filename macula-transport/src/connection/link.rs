@@ -236,6 +236,13 @@ impl Link {
 
     pub(crate) fn refine(&self, lost: Lost) -> Lost {
         match (lost, self.closed_as.get()) {
+            // A peer that shuts down leaves the end to this side, which closes the connection when nothing runs on it.
+            (Lost::ClosedHere(_), Some(CloseCode::Retired)) if self.leaving.draining.load(SeqCst) => {
+                Lost::ClosedByPeer {
+                    code: CloseCode::Shutdown,
+                    reason: CloseCode::Shutdown.to_string().into(),
+                }
+            }
             (Lost::ClosedHere(_), Some(&code)) => Lost::ClosedHere(code),
             (lost, _) => lost,
         }
