@@ -11,8 +11,8 @@ use std::{
 
 use futures::future::BoxFuture;
 use macula_dht::{
-    Begun, Config, Contact, Dht, Event, MAX_PEER_REQUESTS, Output, Peer, QueryId, QueryResult, Request, RequestFailed,
-    Role, Want,
+    Begun, Clock, Config, Contact, Dht, Event, MAX_PEER_REQUESTS, Output, Peer, QueryId, QueryResult, Request,
+    RequestFailed, Role, Want,
 };
 use macula_rpc::{Asker, Provider, ResolveError};
 use macula_transport::{Access, Identity, Pool};
@@ -97,9 +97,9 @@ struct Lookup {
 }
 
 impl Lookup {
-    /// The providers found so far, in the list's order.
-    fn so_far(&self) -> Arc<[Provider]> {
-        super::read(self.found.values())
+    /// The providers found so far, in the list's order; without those whose records have ended since (D4).
+    fn so_far(&self, now: Instant, clock: &Clock) -> Arc<[Provider]> {
+        super::read(self.found.values().filter(|record| clock.validity(now, record).is_ok()))
     }
 
     fn add(&mut self, now: Instant, batch: Vec<VerifiedProvider>) {
@@ -373,9 +373,14 @@ impl Driver {
 
     /// Gives the callers that need any provider the ones found so far.
     fn answer_the_hurried(&mut self, now: Instant) {
+        let clock = self.core.clock();
         for lookup in self.lookups.values_mut() {
             if !lookup.hurried.is_empty() && lookup.is_enough(now) {
-                let providers = lookup.so_far();
+                let providers = lookup.so_far(now, &clock);
+                if providers.is_empty() {
+                    lookup.enough_at = None;
+                    continue;
+                }
                 for reply in lookup.hurried.drain(..) {
                     let _ = reply.send(Ok(Arc::clone(&providers)));
                 }
