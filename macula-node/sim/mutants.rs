@@ -7,6 +7,7 @@
 //! new text.
 
 use std::{
+    collections::BTreeMap,
     error::Error,
     fs,
     io::{BufRead as _, BufReader},
@@ -234,17 +235,21 @@ fn plant(mutant: &Mutant, copy: &Path) -> Result<(), String> {
          *ON.get_or_init(|| ::std::env::var({SWITCH:?}).is_ok_and(|on| on == {:?})) }})",
         mutant.name
     );
-    let mut patched = Vec::new();
+    // Several patches may change one file.
+    let mut patched = BTreeMap::new();
     for patch in mutant.patches {
         let file = copy.join(patch.file);
-        let text = fs::read_to_string(&file).map_err(|error| format!("{}: {error}", patch.file))?;
+        let text = match patched.remove(&file) {
+            Some(text) => text,
+            None => fs::read_to_string(&file).map_err(|error| format!("{}: {error}", patch.file))?,
+        };
         match text.matches(patch.anchor).count() {
-            1 => patched.push((
+            1 => patched.insert(
                 file,
                 text.replace(patch.anchor, &patch.instead.replace("MUTANT", &switch)),
-            )),
+            ),
             count => return Err(format!("{} has {:?} {count} times, not once", patch.file, patch.anchor)),
-        }
+        };
     }
     for (file, text) in patched {
         fs::write(&file, text).map_err(|error| format!("{}: {error}", file.display()))?;
