@@ -480,18 +480,26 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// No peer is suspected while every node can be reached, whatever its handlers do.
+    /// No peer is suspected while every node can be reached, whatever its handlers do. A connection to what a node was before, or to where it
+    /// was, may stay for as long as connections idle, and its silence is rightly suspected.
     fn suspicions(&mut self) {
         let mut before: BTreeMap<usize, &Suspicions> = BTreeMap::new();
         for now in &self.facts.suspicions {
             if let Some(before) = before.insert(now.caller, now)
                 && now.count > before.count
                 && self.all_reach_all(before.at, now.at)
+                && !self.has_left_connections(now.at)
             {
                 let text = format!("node {} suspected {}", now.caller, now.count - before.count);
                 self.breaks("L1", now.at, text);
             }
         }
+    }
+
+    /// Whether a node has left its key or its address before this time.
+    fn has_left_connections(&self, at: Duration) -> bool {
+        let mut troubles = self.facts.troubles.iter().filter(|it| it.from <= at);
+        troubles.any(|it| matches!(it.kind, Kind::Lose | Kind::Replace | Kind::Move | Kind::Rebind))
     }
 
     fn all_reach_all(&self, from: Duration, to: Duration) -> bool {
