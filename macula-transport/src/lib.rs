@@ -9,6 +9,7 @@ mod error;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod heads;
 mod hush;
 mod identity;
 mod load;
@@ -30,10 +31,7 @@ pub use call::{
     reply::Gone,
     types::{CallParts, CallReply, CallRequest, IncomingCall, Repeat, Reply, Route},
 };
-pub use config::{
-    Config, DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES, KeyExchange, Limits, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES,
-    MAX_MOVED_REPLIES, MAX_REQUEST_BYTES, PoolConfig, Timers,
-};
+pub use config::{Config, KeyExchange, Limits, MAX_MOVED_REPLIES, MAX_REQUEST_BYTES, PoolConfig, Timers};
 pub use connection::{
     snapshot::{ConnectionStats, Opener},
     watch::{Presence, PresenceWatch},
@@ -45,6 +43,7 @@ pub use endpoint::{
 pub use error::{
     BindError, CallError, CloseCode, DialError, HelloError, Lost, NotSent, Pushback, RequestError, TlsError, Unknown,
 };
+pub use heads::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES};
 pub use identity::{
     Identity, IdentityError, private_file,
     successor::{Succession, SuccessionError},

@@ -8,7 +8,7 @@ use std::{
 
 use macula_wire::{GrantRole, Holder, Member, Network, NodeId, ServiceName, proto};
 
-use crate::config::HeadLimits;
+use crate::heads::HeadLimits;
 
 /// What a node does in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -23,11 +23,12 @@ use super::{
     types::{IncomingCall, Reply},
 };
 use crate::{
-    config::{HeadLimits, MAX_REQUEST_BYTES},
+    config::MAX_REQUEST_BYTES,
     connection::{
         link::{Direction, InFlight, Link},
         stream::{FRAME_OVERHEAD, Incoming, Outgoing, ResetCode, StreamKind, Unserved, body_frame},
     },
+    heads::HeadLimits,
     peer::PeerInfo,
     share::{
         budget::Hold,

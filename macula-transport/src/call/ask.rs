@@ -26,7 +26,7 @@ use super::{
     types::{CallReply, CallRequest},
 };
 use crate::{
-    config::{HeadLimits, MAX_REQUEST_BYTES},
+    config::MAX_REQUEST_BYTES,
     connection::{
         link::{Direction, InFlight, Link},
         stream::{
@@ -35,6 +35,7 @@ use crate::{
         },
     },
     error::{CallError, NotSent, RequestError, Unknown},
+    heads::HeadLimits,
     share::memory::STREAM_BYTES,
 };
 

@@ -22,9 +22,9 @@ use super::{
     types::{CallReply, CallRequest, Extra, FailureDetails, Repeat, Reply, Route},
 };
 use crate::{
-    config::HeadLimits,
     connection::stream::{FRAME_OVERHEAD, put_varint},
     error::{CallError, Pushback},
+    heads::HeadLimits,
     metadata::Metadata,
 };
 

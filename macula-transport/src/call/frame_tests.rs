@@ -7,7 +7,7 @@ use macula_wire::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES};
+use crate::heads::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES};
 
 fn read(frame: &Bytes) -> Result<(u64, Frame), Malformed> {
     super::read(frame, HeadLimits::LEAST)

@@ -10,11 +10,11 @@ use super::{
     frame::{self, Frame},
     reply::{Gone, ReplyWriter},
 };
-use crate::config::HeadLimits;
 use crate::connection::{
     link::Link,
     stream::{Incoming, ReceiveError, Unserved},
 };
+use crate::heads::HeadLimits;
 use crate::share::{memory::Memory, places::Runs};
 
 /// How the messages of a call are exchanged.

@@ -27,11 +27,12 @@ use super::{
     types::Reply,
 };
 use crate::{
-    config::{HeadLimits, MAX_MOVED_REPLIES},
+    config::MAX_MOVED_REPLIES,
     connection::{
         link::Link,
         stream::{Outgoing, ResetCode, StreamKind, Unserved},
     },
+    heads::HeadLimits,
     share::{budget::Exhausted, memory::Kept},
 };
 

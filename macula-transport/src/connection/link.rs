@@ -27,8 +27,8 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    config::HeadLimits,
     error::{CloseCode, Lost},
+    heads::HeadLimits,
     peer::PeerInfo,
     report::{LoadReport, REPORT_EVERY, Reporter},
     share::memory::Memory,

@@ -8,10 +8,9 @@ use prost::Message as _;
 
 use crate::{
     access::Access,
-    config::{
-        Config, DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES, MAX_HEAD_BYTES, MAX_MESSAGE_BYTES, MAX_METADATA_ENTRIES,
-    },
+    config::{Config, MAX_MESSAGE_BYTES},
     error::{CloseCode, HelloError},
+    heads::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES},
     peer::{PeerInfo, Role, Standing},
 };
 

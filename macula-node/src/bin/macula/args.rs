@@ -12,9 +12,9 @@ pub(crate) use self::realm::{
     ShowArgs, TokenArgs,
 };
 use crate::{
-    call::Target,
     logging::{self, LogFormat},
     serve::{Serve, Setting},
+    target::Target,
     top::Sort,
 };
 

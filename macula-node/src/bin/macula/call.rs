@@ -7,10 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use macula_node::{
-    AnswerSource, Attempt, Bytes, CallBuilder, CallError, MAX_MESSAGE_BYTES, NameError, Node, NodeId, ServiceName,
-    Strategy,
-};
+use macula_node::{AnswerSource, Attempt, Bytes, CallBuilder, CallError, MAX_MESSAGE_BYTES, Node, NodeId, Strategy};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader},
@@ -23,26 +20,6 @@ use crate::{
     mesh,
     signals::Signals,
 };
-
-/// A service, and one of its methods.
-#[derive(Debug, Clone)]
-pub(crate) struct Target {
-    pub(crate) service: ServiceName,
-    /// Empty for a service without methods.
-    pub(crate) method: String,
-}
-
-impl std::str::FromStr for Target {
-    type Err = NameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (service, method) = text.split_once('/').unwrap_or((text, ""));
-        Ok(Self {
-            service: ServiceName::new(service)?,
-            method: method.to_owned(),
-        })
-    }
-}
 
 /// The shortest time that one provider is given, unless it is asked for less.
 const MIN_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);

@@ -39,6 +39,7 @@ mod signals;
 mod sparse;
 mod status;
 mod table;
+mod target;
 mod top;
 mod version;
 mod watch;

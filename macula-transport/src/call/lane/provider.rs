@@ -32,12 +32,12 @@ use super::{
     state::{self, Asked, Broken, ProviderLane},
 };
 use crate::{
-    config::HeadLimits,
     connection::{
         gate::LaneEntry,
         link::{Direction, InFlight},
         stream::{Incoming, Outgoing, READ_BATCH, ReceiveError, ResetCode, Unserved},
     },
+    heads::HeadLimits,
     load::SMALL_LOAD,
     share::{
         budget::{Charge, Exhausted, Hold},

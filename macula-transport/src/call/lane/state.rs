@@ -26,7 +26,7 @@ use super::{
     },
     calls::{CallId, Calls},
 };
-use crate::{config::HeadLimits, error::CallError};
+use crate::{error::CallError, heads::HeadLimits};
 
 /// The most bytes that wait on a lane to be written; beyond it a call takes a stream of its own.
 pub(crate) const MAX_QUEUED_BYTES: usize = 512 * 1024;

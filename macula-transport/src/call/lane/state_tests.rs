@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 
 use super::{super::super::frame::MAX_LANE_FRAME, super::calls::TICK, *};
-use crate::config::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES};
+use crate::heads::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES};
 
 #[derive(Debug, Clone)]
 enum Step {
