@@ -255,6 +255,27 @@ async fn x6_a_message_that_does_not_go_on_is_given_up() {
 }
 
 #[tokio::test]
+async fn x6_a_frame_on_a_lane_that_does_not_go_on_is_charged_and_given_up() {
+    /// The first byte of a lane.
+    const LANE: u8 = 3;
+    let clock = Clock::stop();
+    let (provider, _events) = provider().await;
+    let endpoint = raw_client();
+    let (connection, _control) = introduced(&endpoint, &provider).await;
+    let rest = provider.stats().memory.used;
+    let (mut send, _recv) = connection.open_bi().await.unwrap();
+    let mut bytes = vec![LANE];
+    prost::encode_length_delimiter(20_000, &mut bytes).unwrap();
+    bytes.resize(19_000, 0);
+    send.write_all(&bytes).await.unwrap();
+    until("it is charged", || provider.stats().memory.used >= rest + (32 << 10)).await;
+    clock
+        .pass(Timers::default().message_idle + Duration::from_millis(20))
+        .await;
+    until("it is given up", || provider.stats().slow_streams == 1).await;
+}
+
+#[tokio::test]
 async fn x6_a_call_of_an_unknown_service_is_refused_before_its_request() {
     let (provider, _events) = provider().await;
     let endpoint = raw_client();
@@ -315,7 +336,7 @@ async fn x6_a_call_that_finds_no_memory_is_refused_as_not_started() {
 async fn tiny(connections: u64) -> (Endpoint, mpsc::UnboundedReceiver<common::Seen>) {
     let (services, events) = common::Service::new();
     let limits = Limits {
-        memory_bytes: 2 * connections * (48 << 10),
+        memory_bytes: 2 * connections * (96 << 10),
         ..Limits::default()
     };
     let tiny = Endpoint::bind(config().with_limits(limits), services).await.unwrap();

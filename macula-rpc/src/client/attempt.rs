@@ -3,6 +3,7 @@
 //! **Invariant.** A failure is converted here, once: the transport's outcome becomes a [`Fate`] for the core and a [`Cause`] for people.
 
 use std::{
+    borrow::Cow,
     future::Future,
     net::SocketAddr,
     num::NonZeroU32,
@@ -406,7 +407,10 @@ impl<X: Exchange> Job<'_, X> {
 
     /// A connection to the provider; `None` when there is none in time.
     async fn dial(&self, provider: &Provider, until: Instant, way: Way<'_>) -> Option<Result<Connection, DialError>> {
-        let pool = &self.client.shared.pool;
+        let pool = match self.options.resolve.asker {
+            None => Cow::Borrowed(&self.client.shared.pool),
+            Some(_) => Cow::Owned(self.client.shared.pool.for_peers()),
+        };
         let is_last = || way.balanced.lock().balancer.is_last_reachable(&way.member);
         let dial = async {
             let mut may_wait = true;

@@ -28,6 +28,8 @@ pub const MAX_REPLAY_BYTES: usize = 4 * 1024 * 1024;
 
 /// Bytes that a kept message counts beside its own, so that many empty messages do not fill the memory.
 const KEPT_OVERHEAD: usize = 64;
+/// Shorter messages are copied when they are kept, in bytes.
+const COPIED_BELOW: usize = 2048;
 
 /// The requests of a call. Cheap to clone; clones share them.
 #[derive(Clone)]
@@ -154,7 +156,11 @@ impl Kept {
         self.bytes = self.bytes.saturating_add(cost);
         self.whole &= self.bytes <= MAX_REPLAY_BYTES && self.charge(cost);
         if self.whole {
-            self.messages.push(message.clone());
+            self.messages.push(match message.len() {
+                // A slice would keep the packets that it came in.
+                0..COPIED_BELOW => Bytes::copy_from_slice(message),
+                _ => message.clone(),
+            });
             self.given += 1;
         }
         self.forget();

@@ -439,7 +439,11 @@ async fn unary(
     place: &Hold,
 ) -> Result<Reply, Unserved> {
     let link = &provider.link;
-    if !ended {
+    if ended {
+        if incoming.keep(call.kept_bytes()).is_err() {
+            return Ok(no_memory());
+        }
+    } else {
         let body = timeout_at(deadline, body(link, incoming, std::mem::take(&mut call.body))).await;
         call.body = match body.map_err(|_| Unserved::Slow)? {
             Err(Unserved::Exhausted) => {
@@ -472,7 +476,7 @@ async fn unary(
 /// Runs a call of a streaming handler.
 async fn streaming(
     provider: &Arc<Provider>,
-    outgoing: Outgoing,
+    mut outgoing: Outgoing,
     mut incoming: Incoming,
     mut call: IncomingCall,
     ended: bool,
@@ -481,6 +485,9 @@ async fn streaming(
 ) {
     let link = &provider.link;
     incoming.set_limit(link.shared.config.limits.max_message_bytes + FRAME_OVERHEAD);
+    if incoming.keep(call.kept_bytes()).is_err() {
+        return refuse(link, Unserved::NotBegun, &mut outgoing, &mut incoming);
+    }
     let requests = IncomingMessages::stream(link.clone(), incoming, std::mem::take(&mut call.body), ended);
     let writer = ReplyWriter::on_stream(link.clone(), provider.places.clone(), outgoing, deadline);
     let Begun { answer, writer } = provider.begin(call, Some((requests, writer)));

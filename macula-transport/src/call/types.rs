@@ -229,6 +229,18 @@ pub struct IncomingCall {
 }
 
 impl IncomingCall {
+    /// The bytes that the call takes while it runs: its request, and what came with it.
+    pub(crate) fn kept_bytes(&self) -> usize {
+        /// The memory of an entry beside its text.
+        const ENTRY_BYTES: usize = 64;
+
+        let entries = self
+            .metadata
+            .iter()
+            .map(|(key, value)| key.len() + value.len() + ENTRY_BYTES);
+        self.body.len() + self.passage.len() + entries.sum::<usize>()
+    }
+
     /// The caller: the peer of the connection, or the node whose leave that peer shows for passing the call on
     /// ([`PeerInfo::router`] names the peer then).
     #[must_use]

@@ -20,13 +20,21 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const MAX_BAD_RENEWALS: usize = 8;
 
 impl CloseCode {
-    /// How a peer is told that its grant is not, or no longer, valid.
+    /// How a peer that introduces itself is told that its grant is not valid. It takes this as *not a call was read*.
     pub(crate) fn of_access(error: &AccessError) -> Self {
         match error {
             AccessError::Ended(_) => Self::GrantEnded,
             AccessError::Revoked(_) => Self::Revoked,
             AccessError::OtherRealm => Self::Realm,
             _ => Self::NotAMember,
+        }
+    }
+
+    /// How a member is told that its grant is not valid any more. Its calls may have run, so no code says that it was turned away (X1).
+    fn of_lost_access(error: &AccessError) -> Self {
+        match error {
+            AccessError::Revoked(_) => Self::Revoked,
+            _ => Self::GrantEnded,
         }
     }
 }
@@ -45,7 +53,7 @@ pub(crate) async fn keep(link: &Link, mut shown: Option<ChainHash>) {
             link.shared.hushes.ended.say(|unsaid| {
                 tracing::warn!(peer = %link.peer.node_id, %error, unsaid, "a connection ends with its peer's grant");
             });
-            link.close(CloseCode::of_access(&error), &error.to_string());
+            link.close(CloseCode::of_lost_access(&error), &error.to_string());
             return std::future::pending().await;
         }
         let left = member.not_after().unwrap_or(u64::MAX).saturating_sub(access.now());
@@ -90,8 +98,37 @@ pub(crate) fn renewed(link: &Link, chain: &Bytes, bad: &mut usize) {
             });
             *bad += 1;
             if *bad >= MAX_BAD_RENEWALS {
-                link.close(CloseCode::of_access(&error), &error.to_string());
+                link.close(CloseCode::of_lost_access(&error), &error.to_string());
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        call::outcome::{End, Outcome, Progress, outcome},
+        error::Lost,
+    };
+
+    /// X1: a member's calls may run already, so the end of its membership is never *turned away before a call was read*.
+    #[test]
+    fn x1_a_member_that_loses_its_grant_is_not_told_that_its_calls_were_not_read() {
+        let errors = [
+            AccessError::NoGrant,
+            AccessError::Malformed,
+            AccessError::OtherRealm,
+            AccessError::BadSignature,
+            AccessError::NotYet(1),
+            AccessError::Ended(1),
+        ];
+        for error in errors {
+            let lost = Lost::ClosedByPeer {
+                code: CloseCode::of_lost_access(&error),
+                reason: "".into(),
+            };
+            assert_eq!(outcome(End::from(&lost), Progress::Sent), Outcome::Unknown, "{error}");
         }
     }
 }

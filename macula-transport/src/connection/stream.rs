@@ -370,28 +370,38 @@ impl Incoming {
         }
     }
 
-    /// Reads the bytes that have arrived, and charges the part of an unfinished message; false at the end of the stream.
-    async fn read_more(&mut self) -> Result<bool, ReceiveError> {
+    /// Charges the bytes of a message that is whole, for as long as it is kept.
+    ///
+    /// # Errors
+    /// When there is no room for them.
+    pub(crate) fn keep(&mut self, bytes: usize) -> Result<(), Exhausted> {
+        self.kept.as_mut().map_or(Ok(()), |kept| kept.set(bytes))
+    }
+
+    /// Waits for bytes, and gives how many of `chunks` they fill; `None` at the end of the stream. The part of a message that is here is
+    /// charged, and the rest of it may not be long in coming.
+    async fn arrive(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, ReceiveError> {
         let here = self.decoder.buffered();
-        if let Some(kept) = &mut self.kept {
-            kept.set(here)?;
-        }
+        self.keep(here)?;
         if here == 0 && !self.unfinished {
-            return self.read().await;
+            return Ok(self.stream.read_chunks(chunks).await?);
         }
         let idle = self.idle.unwrap_or(Duration::MAX);
         let taken = self.taken_back();
         tokio::select! {
             biased;
             () = taken => Err(ReceiveError::Exhausted),
-            read = timeout(idle, self.read()) => read.unwrap_or(Err(ReceiveError::Slow)),
+            read = timeout(idle, self.stream.read_chunks(chunks)) => match read {
+                Ok(read) => Ok(read?),
+                Err(_) => Err(ReceiveError::Slow),
+            },
         }
     }
 
     /// Reads the bytes that have arrived; false at the end of the stream.
-    async fn read(&mut self) -> Result<bool, ReceiveError> {
+    async fn read_more(&mut self) -> Result<bool, ReceiveError> {
         let mut chunks = [const { Bytes::new() }; NEXT_BATCH];
-        let Some(count) = self.stream.read_chunks(&mut chunks).await? else {
+        let Some(count) = self.arrive(&mut chunks).await? else {
             return Ok(false);
         };
         self.chunks.extend(chunks.into_iter().take(count));
@@ -403,7 +413,7 @@ impl Incoming {
         let (mut bytes, mut have) = ([0; N], 0);
         while have < N {
             let Some(chunk) = self.chunks.front_mut() else {
-                if !self.read().await? {
+                if !self.read_more().await? {
                     return Ok(None);
                 }
                 continue;
@@ -452,11 +462,14 @@ impl Incoming {
         take: impl FnMut(Bytes) -> Result<(), ReceiveError>,
     ) -> Result<bool, ReceiveError> {
         if self.chunks.is_empty() && !self.more {
-            let Some(count) = self.stream.read_chunks(chunks).await? else {
+            let Some(count) = self.arrive(chunks).await? else {
                 self.decoder.finish()?;
                 return Ok(false);
             };
-            self.chunks.extend(chunks[..count].iter_mut().map(std::mem::take));
+            // A call keeps its part of a chunk, and a chunk all packets that came with it, of which there may be 64 KiB.
+            self.chunks
+                .extend(chunks[..count].iter().map(|chunk| Bytes::copy_from_slice(chunk)));
+            chunks.fill(Bytes::new());
         }
         self.more = cut(&mut self.decoder, &mut self.chunks, take)?;
         Ok(true)

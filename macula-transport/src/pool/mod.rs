@@ -26,7 +26,7 @@ pub(crate) use dial::Dialer;
 use event::MAX_EVENTS;
 pub use event::{PoolEvent, PoolEvents};
 pub(crate) use state::ConnectionId;
-use state::{AcceptLimits, Activity, Answer, Closing, Origin, Output, PoolState, Ticket};
+use state::{AcceptLimits, Activity, Answer, Closing, DialedFor, Origin, Output, PoolState, Ticket};
 use successions::Successions;
 
 use crate::{
@@ -50,6 +50,7 @@ use crate::{
 pub struct Pool {
     shell: Arc<Shell>,
     dialer: Arc<dyn Dialer>,
+    by: DialedFor,
 }
 
 impl std::fmt::Debug for Pool {
@@ -86,7 +87,18 @@ pub struct PoolStats {
 
 impl Pool {
     pub(crate) fn new(shell: Arc<Shell>, dialer: Arc<dyn Dialer>) -> Self {
-        Self { shell, dialer }
+        let by = DialedFor::Itself;
+        Self { shell, dialer, by }
+    }
+
+    /// The same pool, asked on behalf of peers, whose calls this node passes on: it dials for them until half of the pool's places are
+    /// taken so, and the rest stays for this node itself (X5).
+    #[must_use]
+    pub fn for_peers(&self) -> Self {
+        Self {
+            by: DialedFor::Peers,
+            ..self.clone()
+        }
     }
 
     /// A connection to a node, verified against its id: the open one, or a new one to whichever endpoint answers first.
@@ -98,7 +110,10 @@ impl Pool {
     /// When the node cannot be reached, has another id, failed a moment ago, or the pool is full of connections in
     /// use.
     pub async fn get(&self, node: &NodeId, at: &[macula_wire::Address]) -> Result<Connection, DialError> {
-        self.shell.get(&self.dialer, Wanted::Node(*node), at)?.wait().await
+        self.shell
+            .get(&self.dialer, Wanted::Node(*node, self.by), at)?
+            .wait()
+            .await
     }
 
     /// As [`Pool::get`], but waits for a place until then while every connection is in use.
@@ -122,7 +137,7 @@ impl Pool {
             let mut room = pin!(waiting.next());
             // Before the look: a place that becomes free after it is not missed.
             room.as_mut().enable();
-            match self.shell.get(&self.dialer, Wanted::Node(*node), at) {
+            match self.shell.get(&self.dialer, Wanted::Node(*node, self.by), at) {
                 Err(full @ DialError::PoolFull { .. }) => {
                     if tokio::time::timeout_at(until.into(), room).await.is_err() {
                         break Err(full);
@@ -256,7 +271,7 @@ impl Found {
 
 /// Which node is wanted.
 enum Wanted {
-    Node(NodeId),
+    Node(NodeId, DialedFor),
     Anyone,
 }
 
@@ -342,14 +357,14 @@ impl Shell {
         self.shared.saw_clock(now);
         let addresses = state::fingerprint(at);
         let node = match wanted {
-            Wanted::Node(node) => Some(table.successions.current(node)),
+            Wanted::Node(node, by) => Some((table.successions.current(node), by)),
             Wanted::Anyone => None,
         };
         let (ticket, new) = loop {
             let Table { state, open, .. } = &mut *table;
             let activity = |id| activity(open, id, now);
             let answer = match &node {
-                Some(node) => state.get(now, node, addresses, activity),
+                Some((node, by)) => state.get(now, node, addresses, *by, activity),
                 None => state.get_anyone(addresses, activity),
             };
             match answer {
@@ -371,7 +386,7 @@ impl Shell {
                 }
                 Answer::BackOff(until) => {
                     let retry_in = until.saturating_duration_since(now);
-                    return Err(match node.and_then(|node| table.state.failure(&node).cloned()) {
+                    return Err(match node.and_then(|(node, _)| table.state.failure(&node).cloned()) {
                         Some(source) => DialError::BackingOff { retry_in, source },
                         None => DialError::NoAddress,
                     });
@@ -380,7 +395,13 @@ impl Shell {
         };
         let waiter = table.wait(ticket);
         if new {
-            tokio::spawn(dial::dial(self.clone(), dialer.clone(), ticket, node, at.to_vec()));
+            tokio::spawn(dial::dial(
+                self.clone(),
+                dialer.clone(),
+                ticket,
+                node.map(|(node, _)| node),
+                at.to_vec(),
+            ));
         }
         self.perform(table);
         Ok(Found::Wait(waiter))

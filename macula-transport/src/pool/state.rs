@@ -4,7 +4,7 @@
 //!
 //! **Invariants:**
 //! - at most one dial to a peer is under way, and to an address whose peer is not known;
-//! - dialed connections and dials together never exceed the limit;
+//! - dialed connections and dials together never exceed the limit, and those for peers not half of it;
 //! - no network and no peer has more than its limit of the accepted connections;
 //! - a peer that dials takes the place of a holder that has more, as [`Shares`] says; among the connections of one holder, the least
 //!   recently used idle one goes first; where no holder has to give way, the peer takes the idle place of one that has more than itself;
@@ -125,6 +125,22 @@ pub(crate) struct Counts {
     pub(crate) aged: u64,
 }
 
+/// Whose need a connection is dialed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DialedFor {
+    /// This node's own.
+    Itself,
+    /// A peer's, whose call is passed on.
+    Peers,
+}
+
+/// A dial under way.
+#[derive(Debug)]
+struct Dial<P> {
+    to: Dialed<P>,
+    by: DialedFor,
+}
+
 /// Which node is dialed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Dialed<P> {
@@ -138,6 +154,8 @@ enum Dialed<P> {
 struct Entry<P> {
     peer: P,
     origin: Origin,
+    /// Of a dialed one: it is this node's own once this node has used it.
+    by: DialedFor,
     /// No longer handed out; closed when it is no longer used.
     retired: bool,
     /// When it is next looked at for being idle.
@@ -179,7 +197,7 @@ pub(crate) struct PoolState<P, F> {
     /// The connection that is handed out for a peer.
     current: BTreeMap<P, ConnectionId>,
     /// The dials under way.
-    dials: BTreeMap<Ticket, Dialed<P>>,
+    dials: BTreeMap<Ticket, Dial<P>>,
     failing: BTreeMap<P, Failing<F>>,
     outputs: VecDeque<Output>,
     next: u64,
@@ -217,16 +235,22 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         now: Instant,
         peer: &P,
         addresses: u64,
+        by: DialedFor,
         activity: impl Fn(ConnectionId) -> Activity,
     ) -> Answer {
         if let Some(&connection) = self.current.get(peer) {
+            if by == DialedFor::Itself
+                && let Some(entry) = self.entries.get_mut(&connection)
+            {
+                entry.by = by;
+            }
             return Answer::Ready(connection);
         }
         let dial = Dialed::Peer {
             peer: peer.clone(),
             addresses,
         };
-        if let Some(ticket) = self.dial_under_way(&dial) {
+        if let Some(ticket) = self.dial_under_way(&dial, by) {
             return Answer::Join(ticket);
         }
         if let Some(failing) = self
@@ -236,7 +260,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
         {
             return Answer::BackOff(failing.until);
         }
-        self.start_dial(dial, activity)
+        self.start_dial(dial, by, activity)
     }
 
     /// The connection that is handed out for `peer`, if one is open.
@@ -264,19 +288,30 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             return Answer::Ready(connection);
         }
         let dial = Dialed::Anyone { at };
-        match self.dial_under_way(&dial) {
+        match self.dial_under_way(&dial, DialedFor::Itself) {
             Some(ticket) => Answer::Join(ticket),
-            None => self.start_dial(dial, activity),
+            None => self.start_dial(dial, DialedFor::Itself, activity),
         }
     }
 
     /// Dials are few: the table is no larger than the pool.
-    fn dial_under_way(&self, dial: &Dialed<P>) -> Option<Ticket> {
-        let same = self.dials.iter().find(|(_, dialed)| *dialed == dial);
-        same.map(|(&ticket, _)| ticket)
+    fn dial_under_way(&mut self, to: &Dialed<P>, by: DialedFor) -> Option<Ticket> {
+        let (&ticket, dial) = self.dials.iter_mut().find(|(_, dial)| dial.to == *to)?;
+        if by == DialedFor::Itself {
+            dial.by = by;
+        }
+        Some(ticket)
     }
 
-    fn start_dial(&mut self, dial: Dialed<P>, activity: impl Fn(ConnectionId) -> Activity) -> Answer {
+    fn start_dial(&mut self, to: Dialed<P>, by: DialedFor, activity: impl Fn(ConnectionId) -> Activity) -> Answer {
+        let for_peers = |entry: &Entry<P>| entry.origin == Origin::Dialed && entry.by == DialedFor::Peers;
+        if by == DialedFor::Peers {
+            let dials = self.dials.values().filter(|dial| dial.by == by).count();
+            let dialed = self.entries.values().filter(|entry| for_peers(entry)).count();
+            if dialed + dials >= self.config.max_connections.div_ceil(2) && !self.make_room(&activity, for_peers) {
+                return Answer::Full;
+            }
+        }
         let dialed = self
             .entries
             .values()
@@ -288,7 +323,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             return Answer::Full;
         }
         let ticket = Ticket(self.fresh());
-        self.dials.insert(ticket, dial);
+        self.dials.insert(ticket, Dial { to, by });
         Answer::Dial(ticket)
     }
 
@@ -296,18 +331,24 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
     ///
     /// When the peer dialed us in the meantime, both connections stay until one is idle; the older one is handed out, unless it is retired.
     pub(crate) fn dialed(&mut self, now: Instant, ticket: Ticket, peer: P) -> ConnectionId {
-        let found_at = match self.dials.remove(&ticket) {
+        let dial = self.dials.remove(&ticket);
+        let by = dial.as_ref().map_or(DialedFor::Itself, |dial| dial.by);
+        let found_at = match dial.map(|dial| dial.to) {
             Some(Dialed::Anyone { at }) => Some(at),
             Some(Dialed::Peer { .. }) | None => None,
         };
         self.counts.opened += 1;
-        self.insert(now, peer, Origin::Dialed, found_at, None)
+        let connection = self.insert(now, peer, Origin::Dialed, found_at, None);
+        if let Some(entry) = self.entries.get_mut(&connection) {
+            entry.by = by;
+        }
+        connection
     }
 
     /// A dial has failed; the peer, when it was named, is left alone for a while.
     pub(crate) fn dial_failed(&mut self, now: Instant, ticket: Ticket, failure: DialFailure, cause: F) {
         self.counts.dial_failures += 1;
-        let Some(Dialed::Peer { peer, addresses }) = self.dials.remove(&ticket) else {
+        let Some(Dialed::Peer { peer, addresses }) = self.dials.remove(&ticket).map(|dial| dial.to) else {
             return;
         };
         let longest = match failure {
@@ -409,6 +450,7 @@ impl<P: Ord + Clone, F> PoolState<P, F> {
             Entry {
                 peer,
                 origin,
+                by: DialedFor::Itself,
                 retired: false,
                 check_at,
                 old_at,

@@ -223,7 +223,7 @@ impl Model {
     }
 
     fn get(&mut self, state: &mut PoolState<u8, u8>, peer: u8, addresses: u64) -> Answer {
-        let answer = state.get(self.now, &peer, addresses, |id| self.activity(id));
+        let answer = state.get(self.now, &peer, addresses, DialedFor::Itself, |id| self.activity(id));
         let open: BTreeSet<_> = {
             let connections = self.connections.borrow();
             connections
@@ -484,11 +484,11 @@ fn a_failing_peer_is_left_alone_for_longer_each_time_and_at_once_reached_at_a_ne
     let mut now = Instant::now();
     let mut pauses = Vec::new();
     for _ in 0..20 {
-        let Answer::Dial(ticket) = state.get(now, &1, 0, idle) else {
+        let Answer::Dial(ticket) = state.get(now, &1, 0, DialedFor::Itself, idle) else {
             panic!("a pause that is over still holds")
         };
         state.dial_failed(now, ticket, DialFailure::Unreachable, ());
-        let Answer::BackOff(until) = state.get(now, &1, 0, idle) else {
+        let Answer::BackOff(until) = state.get(now, &1, 0, DialedFor::Itself, idle) else {
             panic!("a failure is forgotten at once")
         };
         pauses.push(until - now);
@@ -499,12 +499,40 @@ fn a_failing_peer_is_left_alone_for_longer_each_time_and_at_once_reached_at_a_ne
         pauses[0] < pauses[5] && pauses.iter().all(|&pause| pause <= CONFIG.max_backoff),
         "{pauses:?}"
     );
-    let Answer::Dial(ticket) = state.get(now, &1, 0, idle) else {
+    let Answer::Dial(ticket) = state.get(now, &1, 0, DialedFor::Itself, idle) else {
         panic!("a pause that is over still holds")
     };
     state.dial_failed(now, ticket, DialFailure::Unreachable, ());
     assert!(
-        matches!(state.get(now, &1, 1, idle), Answer::Dial(_)),
+        matches!(state.get(now, &1, 1, DialedFor::Itself, idle), Answer::Dial(_)),
         "known at a new address"
     );
+}
+
+/// Peers whose calls are passed on take half of the places at most, though all of their connections are in use; a connection that this
+/// node uses as well is its own.
+#[test]
+fn x5_dials_for_peers_leave_half_of_the_places_to_this_node() {
+    let config = PoolConfig {
+        max_connections: 4,
+        ..PoolConfig::default()
+    };
+    let mut state = PoolState::<u8, u8>::new(config, LIMITS, 1);
+    let now = Instant::now();
+    let busy = |_| Activity::Busy;
+    let dial = |state: &mut PoolState<u8, u8>, peer, by| match state.get(now, &peer, 0, by, busy) {
+        Answer::Dial(ticket) => Some(state.dialed(now, ticket, peer)),
+        Answer::Ready(connection) => Some(connection),
+        _ => None,
+    };
+    assert!(dial(&mut state, 1, DialedFor::Peers).is_some());
+    assert!(dial(&mut state, 2, DialedFor::Peers).is_some());
+    assert_eq!(dial(&mut state, 3, DialedFor::Peers), None);
+    assert!(dial(&mut state, 3, DialedFor::Itself).is_some());
+    assert!(dial(&mut state, 1, DialedFor::Itself).is_some(), "the open connection");
+    assert!(
+        dial(&mut state, 4, DialedFor::Peers).is_some(),
+        "one is this node's own now"
+    );
+    assert_eq!(dial(&mut state, 5, DialedFor::Itself), None, "all are in use");
 }

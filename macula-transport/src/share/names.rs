@@ -88,10 +88,15 @@ impl Names {
 
     /// The places for names of the domain that `host` is in.
     fn domain(&self, host: &str) -> Arc<Semaphore> {
-        let name = host
-            .split_once('.')
-            .map_or("", |(_, domain)| domain)
-            .to_ascii_lowercase();
+        // The last two labels: whoever has the domain chooses all before them.
+        let host = host.trim_end_matches('.');
+        let mut dots = host.rmatch_indices('.').map(|(dot, _)| dot);
+        let name = match (dots.next(), dots.next()) {
+            (None, _) => "",
+            (Some(_), None) => host,
+            (Some(_), Some(dot)) => host.get(dot + 1..).unwrap_or_default(),
+        };
+        let name = name.to_ascii_lowercase();
         let mut domains = self.domains.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = domains.get(&name).and_then(Weak::upgrade) {
             return known;
@@ -124,6 +129,12 @@ mod tests {
             .map_while(|n| take(&names, &format!("host{n}.slow.example"), ToldBy::Peer))
             .collect();
         assert_eq!(held.len(), MAX_LOOKUPS_OF_DOMAIN);
+        for slow in ["host.deeper.slow.example", "SLOW.example."] {
+            assert!(
+                take(&names, slow, ToldBy::Peer).is_none(),
+                "{slow} is of the same domain"
+            );
+        }
         assert!(take(&names, "host1.quick.example", ToldBy::Peer).is_some());
         held.extend((0..100).map_while(|n| take(&names, &format!("host.slow{n}.example"), ToldBy::Peer)));
         assert_eq!(held.len(), MAX_LOOKUPS);

@@ -199,6 +199,9 @@ impl OutboundLane {
         // Opened once.
         let _ = self.stream.set(outgoing.index());
         outgoing.carry_small_calls();
+        let timers = &link.shared.config.timers;
+        let incoming = Incoming::new(recv, MAX_LANE_FRAME).charged(&link.memory);
+        let incoming = incoming.never_idle_for(timers.message_idle);
         // A lane whose writing half was refused still reads the replies to the calls that it has sent.
         let write = async {
             if outgoing.send(&mut [kind_bytes(StreamKind::Lane)]).await.is_ok() {
@@ -212,7 +215,7 @@ impl OutboundLane {
         };
         tokio::select! {
             biased;
-            end = self.read(link, Incoming::new(recv, MAX_LANE_FRAME)) => match end {
+            end = self.read(link, incoming) => match end {
                 Ok(()) => self.answered(link).await,
                 Err(ReceiveError::Reset(code)) => Unknown::Reset(code),
                 Err(ReceiveError::Lost(error)) => Unknown::Lost(error),

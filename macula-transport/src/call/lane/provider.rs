@@ -313,7 +313,7 @@ impl InboundLane {
                 return Ok(());
             }
         };
-        let bytes = TASK_BYTES + call.body.len() as u64;
+        let bytes = TASK_BYTES + call.kept_bytes() as u64;
         let mut begun = match kind {
             CallKind::Unary => provider.begin(call, None),
             CallKind::Streaming | CallKind::Forwarded => {

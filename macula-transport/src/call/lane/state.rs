@@ -133,7 +133,8 @@ impl<W> CallerLane<W> {
         if call.message_bytes > MAX_REPLY_BYTES {
             return Err(Broken);
         }
-        call.messages.push(message);
+        // Copied, because a slice would keep the packet that it came in until the call ends.
+        call.messages.push(Bytes::copy_from_slice(&message));
         Ok(())
     }
 
