@@ -113,6 +113,16 @@ pub enum DateError {
     },
 }
 
+impl DateError {
+    /// How far the date is off.
+    #[must_use]
+    pub fn by(&self) -> Duration {
+        match self {
+            Self::Expired { by } | Self::FromTheFuture { by } => *by,
+        }
+    }
+}
+
 /// Whole milliseconds, saturating.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)

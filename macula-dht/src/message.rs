@@ -97,7 +97,8 @@ pub enum Response {
     Published {
         /// One for each record, in their order.
         outcomes: Vec<Outcome>,
-        /// The stored records of the publisher itself that are newer than published ones: the proof of [`Refusal::Stale`].
+        /// Stored records of the publisher itself: one that is newer than a published one, as the proof of [`Refusal::Stale`], or one of
+        /// other addresses that a published one has replaced.
         newer: Vec<SignedProvider>,
     },
     /// No answer, and the reason.

@@ -4,7 +4,7 @@ use std::{net::IpAddr, time::Duration};
 
 use macula_wire::{Address, NodeId, RecordError, ServiceKey, VerifiedProvider};
 
-use crate::{BackendError, Contact, MessageError, Refusal, Request, Response, Role};
+use crate::{BackendError, Contact, DateError, MessageError, Refusal, Request, Response, Role};
 
 /// A request this node sent: the shell reports its end under this number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,6 +130,13 @@ pub enum Event {
         /// How often peers have done so.
         times: u64,
     },
+    /// Another process publishes a service with the key of this node, as a copy of its data folder does: each takes the other's place.
+    Usurped {
+        /// The service's key.
+        key: ServiceKey,
+        /// Where that process listens.
+        endpoints: Vec<Address>,
+    },
     /// A service that is due could not be published: in a closed realm, the node's grant has ended or does not cover it any more.
     NotAdvertised {
         /// The service's key.
@@ -169,6 +176,9 @@ pub enum QueryResult {
     Found(Vec<VerifiedProvider>),
     /// No provider: the nodes that would know said so.
     NotFound,
+    /// Only providers whose records or grants are dated more than [`MAX_CLOCK_SKEW`](crate::MAX_CLOCK_SKEW) off, by this node's clock:
+    /// the largest difference.
+    Misdated(DateError),
     /// No peer answered, so nothing is known.
     Unreachable,
     /// This node is too busy: requests were not sent, or the lookup of a peer gave way to those of other peers. Nothing is known.

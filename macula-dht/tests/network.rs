@@ -4,7 +4,7 @@ mod common;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use common::{Net, contact_of, key};
+use common::{EPOCH_MS, Net, contact_of, key};
 use macula_dht::{Config, Event, Point, QueryResult, Role, Seed, Want};
 
 fn sorted(mut nodes: Vec<usize>) -> Vec<usize> {
@@ -145,6 +145,29 @@ fn providers_are_found_with_half_of_the_network_dead() {
     let living: Vec<_> = (1..200).filter(|n| !dead.contains(n)).collect();
     for &node in living.iter().step_by(5) {
         assert_eq!(net.found(node, key, Want::First), [0]);
+    }
+}
+
+/// D14: the caller's clock is wrong. That is no reason to say that there is no provider.
+#[test]
+fn d14_a_lookup_by_a_wrong_clock_says_by_how_much_it_is_off() {
+    let mut net = Net::new(7);
+    let (provider, service) = (net.add(Config::default()), key("api.compute"));
+    net.advertise(provider, service);
+    for hours in [-2_i64, 2] {
+        let caller = net.add(Config::default());
+        net.bootstrap(caller, provider);
+        net.run(Duration::from_secs(2));
+        let unix_ms = EPOCH_MS.saturating_add_signed(hours * 3_600_000);
+        net.with(caller, |dht, now| dht.set_clock(now, unix_ms));
+        match net.find(caller, service, Want::First).0 {
+            QueryResult::Misdated(error) => {
+                assert!(error.by() > Duration::from_secs(3000), "{error}");
+                assert!(error.to_string().contains("clock"), "{error}");
+            }
+            other => panic!("{hours} h: {other:?}"),
+        }
+        assert_eq!(net.find(caller, key("api.none"), Want::First).0, QueryResult::NotFound);
     }
 }
 

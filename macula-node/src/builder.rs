@@ -498,6 +498,14 @@ impl NodeBuilder {
         if let Some(other) = told.find(|told| **told != realm) {
             return Err(StartError::TwoRealms(realm, other.clone()));
         }
+        let is_let_in =
+            self.standing.membership.is_some() || self.standing.grant.is_some() || self.standing.token.is_some();
+        match &file {
+            Some(file) if !realm.is_closed() => Granted::check_open(file, &realm)?,
+            Some(file) if !is_let_in => Granted::check_closed(file, &realm)?,
+            None if realm.is_closed() && !is_let_in => return Err(MembershipError::NoGrant(realm).into()),
+            Some(_) | None => {}
+        }
         let of_chain = |chain: &Chain| Membership {
             realm: realm.clone(),
             chain: chain.clone(),

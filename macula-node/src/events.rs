@@ -61,6 +61,8 @@ pub enum NodeEvent {
         /// How long it is valid.
         valid_for: Duration,
     },
+    /// The node is out of its closed realm: it was revoked, or this issuer of its grants was.
+    Revoked(NodeId),
     /// A connection was opened or ended, or a dial failed.
     Connection(PoolEvent),
     /// The standing of a provider changed for this node's calls.
@@ -146,6 +148,7 @@ impl NodeEvent {
             Self::Addresses(_) => "addresses",
             Self::ClockJumped { .. } => "clock_jumped",
             Self::Rotated { .. } => "rotated",
+            Self::Revoked(_) => "revoked",
             Self::Connection(event) => event.name(),
             Self::Provider(event) => event.name(),
             Self::Draining => "draining",
@@ -172,6 +175,7 @@ impl NodeEvent {
             Self::Connection(event) => event.node(),
             Self::Provider(event) => event.node().copied(),
             Self::Rotated { issuer, .. } => *issuer,
+            Self::Revoked(node) => Some(*node),
             _ => None,
         }
     }
@@ -208,6 +212,7 @@ impl fmt::Display for NodeEvent {
                     "the realm's key"
                 }
             ),
+            Self::Revoked(_) => f.write_str("revoked, and this node is out of its realm with it"),
             Self::Connection(event) => event.fmt(f),
             Self::Provider(event) => event.fmt(f),
             Self::Draining => f.write_str("the node leaves: it takes no new calls and finishes those that run"),

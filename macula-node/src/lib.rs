@@ -68,7 +68,7 @@ pub use macula_wire::{
     RealmPublicKey, Revocations, ServiceName, SignedRevocations, Signer, Terms, TokenId,
 };
 pub use membership::{
-    DEFAULT_GRANT_LIFE, FolderError, IssuerFolder, MAX_MEMBERS, MAX_TOKENS, MIN_GRANT_LIFE, MembershipError,
+    DEFAULT_GRANT_LIFE, FolderError, IssuerFolder, MAX_MEMBERS, MAX_TOKENS, MIN_GRANT_LIFE, MembershipError, realm_file,
 };
 pub use node::{LookupError, MAX_MESSAGE_BYTES, Node, Reached, ServeError};
 pub use state::{Addresses, NodeState, Served};

@@ -71,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) life: Life,
     task: JoinHandle<()>,
     spread: Spread,
+    door: Arc<OnceLock<Arc<Doorkeeper>>>,
     /// Ended when dropped.
     _membership: JoinSet<()>,
 }
@@ -131,6 +132,7 @@ impl Node {
         let (bootstrap, folder) = (builder.bootstrap.clone(), builder.folder());
         let (clocks, seed) = (builder.clocks(), builder.seed()?);
         let (now, wall) = (clocks.now(), clocks.clone());
+        let issuing = folder.clone().filter(|_| realm.is_closed()).map(IssuerFolder::new);
         let (revocations, grant_file) = (
             folder.as_ref().map(|it| it.join(REVOCATIONS_FILE)),
             granted.file.clone(),
@@ -144,6 +146,10 @@ impl Node {
             let unix = Arc::new(move || wall.read().unix_ms / 1000);
             let access = Access::with_clock(realm, identity.node_id(), unix);
             let spread = Spread::open(access.clone(), revocations, now);
+            // The folder is this process's from here on.
+            if let Some(folder) = issuing {
+                folder.tidy();
+            }
             let standing = granted.choose(&access, has_token)?;
             let driver = Driver::new(identity, access.clone(), dht, bootstrap, kept, clocks, seed);
             Ok::<_, StartError>((access, spread, standing, driver))
@@ -208,7 +214,8 @@ impl Node {
             place.enter(ended, builder.standing.token.as_ref()).await?;
             // The grant may be a new one, and services are published with it.
             driver.follow_access();
-            tasks.spawn(place.stay(directory.clone()));
+            tasks.spawn(place.stay(directory.clone(), reached.clone(), builder.bootstrap.clone()));
+            directory.wait_for_orders(spread.clone());
             tasks.spawn(spread.clone().run(transport.pool(), reached.clone()));
         } else if !transport.local_addr().ip().is_loopback() && listen.is_some() {
             tracing::warn!(
@@ -273,6 +280,7 @@ impl Node {
             life: Life::begin(access.realm().clone(), role),
             task,
             spread,
+            door,
             _membership: tasks,
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -485,10 +493,16 @@ impl Node {
         self.inner.transport.stats()
     }
 
-    /// How many revocations that peers passed on were not valid (A6).
+    /// How many revocations that peers passed on, or visitors handed in, were not valid (A6).
     #[must_use]
     pub fn refused_revocations(&self) -> u64 {
         self.inner.spread.refused()
+    }
+
+    /// How many requests for a first or a renewed grant this node has refused (A7).
+    #[must_use]
+    pub fn refused_joins(&self) -> u64 {
+        self.inner.door.get().map_or(0, |door| door.refused())
     }
 
     /// The counters of the directory.

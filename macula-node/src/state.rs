@@ -14,7 +14,7 @@ use std::{
 
 use macula_rpc::{CallStats, CalledService, Refusals};
 use macula_transport::{ConnectionStats, PoolStats, Role};
-use macula_wire::{Address, NodeId, Realm, ServiceName};
+use macula_wire::{AccessError, Address, NodeId, Realm, ServiceName};
 
 use crate::{
     JoinError, JoinReport, Node,
@@ -59,6 +59,10 @@ pub struct NodeState {
     pub forwarded: CallStats,
     /// How many revocations that peers passed on were not valid (A6).
     pub refused_revocations: u64,
+    /// How many requests for a first or a renewed grant were refused (A7).
+    pub refused_joins: u64,
+    /// The node, or the issuer, whose revocation shuts this node out of its realm (A6); `None` while it is in.
+    pub revoked: Option<NodeId>,
 }
 
 /// The addresses of a node.
@@ -129,6 +133,16 @@ impl Node {
             called: inner.client.called(),
             forwarded: inner.client.forwarded_calls(),
             refused_revocations: self.refused_revocations(),
+            refused_joins: self.refused_joins(),
+            revoked: self.revoked(),
+        }
+    }
+
+    /// The node whose revocation shuts this one out: this one, or an issuer of its grants.
+    fn revoked(&self) -> Option<NodeId> {
+        match self.access().own() {
+            Err(AccessError::Revoked(node_id)) => Some(node_id),
+            Ok(_) | Err(_) => None,
         }
     }
 

@@ -357,6 +357,51 @@ fn a6_a_members_rights_are_narrowed_by_the_commands() {
     assert_eq!(succeed(&with(&["call", "demo.echo", "x"], &as_it)), "x");
 }
 
+/// A1: a node whose grant is lost would be in an open realm, and serve every stranger. It does not start.
+#[test]
+fn a1_a_node_whose_grant_is_gone_does_not_start_in_an_open_realm() {
+    let shop = Shop::open();
+    let (realm, data) = (succeed(&["realm", "show", "--key", &shop.key()]), shop.data("a"));
+    // A token may be pasted with what stood around it.
+    let token = shop.token(&["--serve", "demo.*", "--call", "demo.*"]);
+    succeed(&["join", &format!(" {token}\n"), "--data", &data]);
+    let starts = |options: &[&str]| {
+        let node = ["node", "--listen", "127.0.0.1:0", "--serve", "demo.echo=echo"];
+        run(&[&node[..], options].concat())
+    };
+    let open = starts(&["--data", &data, "--realm", "shop"]);
+    assert!(
+        complaint(&open).contains("told to be in the open realm shop"),
+        "{}",
+        stderr(&open)
+    );
+    let grant = format!("{data}/identity.grant");
+    std::fs::rename(&grant, format!("{data}/lost")).unwrap();
+    for options in [&["--data", &data][..], &["--data", &data, "--realm", &realm]] {
+        let gone = starts(options);
+        let said = complaint(&gone);
+        assert!(
+            said.contains(&realm) && said.contains("is missing: put it back"),
+            "{}",
+            stderr(&gone)
+        );
+    }
+    // A folder with an issuer's files was in a closed realm, and the configuration of a new node says that it is in one.
+    let copy = shop.data("copy");
+    std::fs::create_dir(&copy).unwrap();
+    std::fs::create_dir(format!("{copy}/members")).unwrap();
+    let gone = starts(&["--data", &copy]);
+    assert!(complaint(&gone).contains("was in a closed realm"), "{}", stderr(&gone));
+    let fresh = starts(&["--data", &shop.data("fresh"), "--realm", &realm]);
+    assert!(
+        complaint(&fresh).contains("the node has no grant: join with a token"),
+        "{}",
+        stderr(&fresh)
+    );
+    std::fs::rename(format!("{data}/lost"), &grant).unwrap();
+    drop(shop.start(&data));
+}
+
 /// A6: an operator is told when an order counts at no node: with words and an exit code.
 #[test]
 fn a6_an_order_that_counts_nowhere_is_no_success() {

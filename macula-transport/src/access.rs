@@ -166,6 +166,13 @@ impl Access {
         self.verifier().revocations().check(member, self.now())
     }
 
+    /// The list of revocations that takes a member's grant back.
+    #[must_use]
+    pub fn proof_against(&self, member: &Member) -> Option<SignedRevocations> {
+        let (verifier, now) = (self.verifier(), self.now());
+        verifier.revocations().proof_against(member, now).cloned()
+    }
+
     /// Takes revocations in, and ends the connections of the members that they name. Returns whether they were news.
     ///
     /// # Errors

@@ -12,11 +12,11 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Lets one message a second through, and counts the ones between.
 #[derive(Debug, Default)]
-pub(crate) struct Hush(Mutex<(Option<Instant>, u64)>);
+pub struct Hush(Mutex<(Option<Instant>, u64)>);
 
 impl Hush {
     /// Calls `say` with the number of messages that were not said since the last one, at most once a second.
-    pub(crate) fn say(&self, say: impl FnOnce(u64)) {
+    pub fn say(&self, say: impl FnOnce(u64)) {
         let now = tokio::time::Instant::now().into_std();
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match state.0 {

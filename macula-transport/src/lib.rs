@@ -44,6 +44,7 @@ pub use error::{
     BindError, CallError, CloseCode, DialError, HelloError, Lost, NotSent, Pushback, RequestError, TlsError, Unknown,
 };
 pub use heads::{DEFAULT_HEAD_BYTES, DEFAULT_METADATA_ENTRIES, MAX_HEAD_BYTES, MAX_METADATA_ENTRIES};
+pub use hush::Hush;
 pub use identity::{
     Identity, IdentityError, private_file,
     successor::{Succession, SuccessionError},

@@ -31,6 +31,8 @@ pub(super) struct Job {
     pub(super) holders: Vec<Contact>,
     /// The largest sequence number of this node's own records that holders have shown.
     pub(super) newer_seq: Option<u64>,
+    /// The sequence number of the record that this process published before; 0 for the first.
+    pub(super) after: u64,
     /// This node was too busy to ask all nodes that a lookup should have: the closest may have been missed.
     pub(super) is_partial: bool,
     refused: Vec<(NodeId, Refusal)>,
@@ -50,10 +52,17 @@ impl Job {
             waiting: 0,
             holders: Vec::new(),
             newer_seq: None,
+            after: 0,
             is_partial: false,
             refused: Vec::new(),
             unreachable: 0,
         }
+    }
+
+    /// Whether another process has signed the record of this node with this number: this one has published none between its last one and
+    /// the one of this job, and none after that.
+    pub(super) fn is_foreign(&self, seq: u64) -> bool {
+        self.after > 0 && seq > self.after && seq != self.record.seq()
     }
 
     /// The nodes that get the record, each once: the closest and the former holders. The job waits for them from here on.

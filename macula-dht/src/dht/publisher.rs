@@ -110,6 +110,8 @@ struct Service {
     next: Tick,
     /// How often in a row holders refused for the time being.
     refusals: u32,
+    /// The sequence number that was published last; 0 before the first publication.
+    sent: u64,
 }
 
 /// The services that this node advertises.
@@ -200,10 +202,12 @@ impl<S: Signer> Publisher<S> {
             job: None,
             next: local.tick(now),
             refusals: 0,
+            sent: 0,
         };
         if let Some(former) = self.services.remove(&key) {
             self.due.remove(&(former.next, key));
             service.longest_ttl = ttl.max(former.longest_ttl);
+            service.sent = former.sent;
             service.holders = former.holders;
             remember_holders(&mut service.holders, self.cancel(former.job));
         }
@@ -354,7 +358,8 @@ impl<S: Signer> Publisher<S> {
         }
     }
 
-    /// A holder shows a newer record of this node than the one a job publishes. Returns its key if its signature is to be checked.
+    /// A holder shows a record of this node that is newer than the one a job publishes, or that this one has replaced. Returns its key if
+    /// its signature is to be checked.
     ///
     /// Only a record that this node signed moves its sequence number: a holder that merely claims to know a larger number could
     /// drive it to the largest there is, which nothing supersedes.
@@ -362,13 +367,23 @@ impl<S: Signer> Publisher<S> {
         let job = self.jobs.get(&id)?;
         let claimed = peek(&newer.body).filter(|peek| peek.node == local.own)?;
         let known = job.newer_seq.unwrap_or(0).max(job.record.seq());
-        (claimed.seq >= known).then_some(job.key)
+        (claimed.seq >= known || job.is_foreign(claimed.seq)).then_some(job.key)
     }
 
     /// Takes the record that [`Publisher::wants_newer`] asked for.
     pub(super) fn handle_newer(&mut self, id: JobId, newer: &VerifiedProvider) {
-        if let Some(job) = self.jobs.get_mut(&id) {
+        let Some(job) = self.jobs.get_mut(&id) else { return };
+        if newer.seq() >= job.record.seq() {
             job.newer_seq = job.newer_seq.max(Some(newer.seq()));
+        }
+        if job.is_foreign(newer.seq())
+            && let Some(advertisement) = newer.advertisement()
+        {
+            let event = Event::Usurped {
+                key: job.key,
+                endpoints: advertisement.endpoints().to_vec(),
+            };
+            self.outputs.push_back(PublisherOutput::Event(event));
         }
     }
 
@@ -417,10 +432,13 @@ impl<S: Signer> Publisher<S> {
             },
         };
         let id = JobId(self.next_job);
+        let seq = record.seq();
+        let mut job = Job::new(key, JobKind::Advertise, record, Vec::new());
         if let Some(service) = self.services.get_mut(&key) {
             service.job = Some(id);
+            job.after = std::mem::replace(&mut service.sent, seq);
         }
-        self.start_job(local, now, Job::new(key, JobKind::Advertise, record, Vec::new()));
+        self.start_job(local, now, job);
     }
 
     fn sign(

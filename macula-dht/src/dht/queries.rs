@@ -18,7 +18,7 @@ use super::{
     search::{Effort, Search, Selection},
 };
 use crate::{
-    Contact, Event, K, Point, QueryId, QueryResult, Request, Response, Stats, clock::Tick, lookup::Lookup,
+    Contact, DateError, Event, K, Point, QueryId, QueryResult, Request, Response, Stats, clock::Tick, lookup::Lookup,
     message::peek,
 };
 
@@ -251,7 +251,15 @@ impl Queries {
             match local.confirm(now, checked) {
                 Ok(record) if !peer.may_bring(&record) => {}
                 Ok(record) => records.push(record),
-                Err(RecordError::Access(AccessError::Ended(_) | AccessError::NotYet(_) | AccessError::Revoked(_))) => {}
+                Err(RecordError::Access(AccessError::Revoked(_))) => {}
+                Err(RecordError::Access(AccessError::Ended(seconds))) => {
+                    let by = Duration::from_secs(seconds);
+                    self.note_misdated(step.query, DateError::Expired { by });
+                }
+                Err(RecordError::Access(AccessError::NotYet(seconds))) => {
+                    let by = Duration::from_secs(seconds);
+                    self.note_misdated(step.query, DateError::FromTheFuture { by });
+                }
                 Err(_) => {
                     self.handle_failure(local, now, step, peer.node_id());
                     return false;
@@ -337,6 +345,12 @@ impl Queries {
         }
     }
 
+    fn note_misdated(&mut self, id: QueryId, error: DateError) {
+        if let Some(search) = self.search(id) {
+            search.note_misdated(error);
+        }
+    }
+
     /// Merges records into a search, and ends it when it has enough.
     fn merge(&mut self, local: &mut Local, now: Instant, id: QueryId, hop: u8, records: Vec<VerifiedProvider>) {
         let Some(search) = self.search(id) else { return };
@@ -385,12 +399,13 @@ impl Queries {
             Goal::Nodes => unknown.unwrap_or_else(|| QueryResult::Nodes(closest(&paths))),
             Goal::Providers(search) => {
                 stats.hops = if search.live() > 0 { search.hop() } else { stats.hops };
+                let misdated = search.misdated().map(QueryResult::Misdated);
                 let providers = search.into_providers();
                 match providers.is_empty() {
                     false => QueryResult::Found(providers),
                     // A node that was not asked may know a provider.
                     true if not_sent => QueryResult::Busy,
-                    true => unknown.unwrap_or(QueryResult::NotFound),
+                    true => unknown.or(misdated).unwrap_or(QueryResult::NotFound),
                 }
             }
         };

@@ -9,7 +9,7 @@ use macula_wire::{NodeId, ServiceKey, SignedProvider, VerifiedProvider};
 
 use super::local::Local;
 use crate::{
-    Want,
+    DateError, MAX_CLOCK_SKEW, Want,
     clock::{Tick, nanos},
     message::peek,
     store::supersedes,
@@ -40,6 +40,8 @@ pub(super) struct Search {
     shared_checks: usize,
     /// The step that found the first provider.
     hop: u8,
+    /// By how much the dates of records were off that were not taken for them.
+    misdated: Option<DateError>,
     pub(super) effort: Effort,
 }
 
@@ -90,6 +92,7 @@ impl Search {
             given: BTreeMap::new(),
             shared_checks: 0,
             hop: 0,
+            misdated: None,
             effort: Effort::Plain,
         }
     }
@@ -168,8 +171,12 @@ impl Search {
         let tick = local.tick(now);
         let mut batch = Vec::new();
         for record in records {
-            let Ok(validity) = local.clock.validity(now, &record) else {
-                continue;
+            let validity = match local.clock.validity(now, &record) {
+                Ok(validity) => validity,
+                Err(error) => {
+                    self.note_misdated(error);
+                    continue;
+                }
             };
             let known = self.found.get(record.node_id()).map(|known| &known.record);
             if known.is_some_and(|known| !supersedes(&record, known)) {
@@ -187,6 +194,18 @@ impl Search {
             self.hop = hop;
         }
         batch
+    }
+
+    /// Notes a record that this node's clock rules out. One that has just expired says nothing about clocks.
+    pub(super) fn note_misdated(&mut self, error: DateError) {
+        if error.by() > MAX_CLOCK_SKEW && self.misdated.is_none_or(|known| known.by() < error.by()) {
+            self.misdated = Some(error);
+        }
+    }
+
+    /// By how much the dates were off of all that was found.
+    pub(super) fn misdated(&self) -> Option<DateError> {
+        self.misdated
     }
 
     /// Drops records that have expired since the search found them (D4).

@@ -156,6 +156,7 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             verdicts,
         } = publication;
         let mut checked = checked.into_iter();
+        let before = self.local.store.held(&key, from.node_id()).cloned();
         let outcomes = verdicts.into_iter().map(|verdict| match verdict {
             Verdict::Given(outcome) => outcome,
             Verdict::AfterCheck => {
@@ -165,7 +166,8 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             }
         });
         let outcomes: Vec<_> = outcomes.collect();
-        let newer = self.newer_records(from.node_id(), &key, &records, &outcomes);
+        let mut newer = self.newer_records(from.node_id(), &key, &records, &outcomes);
+        newer.extend(self.replaced_record(from.node_id(), &key, before));
         let bytes = newer.iter().map(wire_bytes).sum();
         self.limiter.charge(self.local.tick(now), from.node_id(), bytes);
         let stored = outcomes.iter().filter(|outcome| **outcome == Outcome::Stored).count();
@@ -192,6 +194,20 @@ impl<S: Signer, B: Backend> Dht<S, B> {
             None
         };
         held.map(VerifiedProvider::to_signed).into_iter().collect()
+    }
+
+    /// The record of a publisher that its new one has replaced, when that one has other addresses: it tells the publisher whether another
+    /// process has its key.
+    fn replaced_record(
+        &self,
+        publisher: &NodeId,
+        key: &ServiceKey,
+        before: Option<VerifiedProvider>,
+    ) -> Option<SignedProvider> {
+        let held = self.local.store.held(key, publisher)?.advertisement()?;
+        let before = before?;
+        let has_moved = before.advertisement()?.endpoints() != held.endpoints();
+        has_moved.then(|| before.to_signed())
     }
 
     fn closest_for(&self, peer: &NodeId, target: &Point) -> (Vec<Contact>, usize) {

@@ -246,6 +246,8 @@ fn access(state: &NodeState) -> Access {
         calls_not_admitted: state.served.not_admitted,
         records_unproven: state.directory.stats.dht.unproven,
         revocations_refused: state.refused_revocations,
+        joins_refused: state.refused_joins,
+        revoked: state.revoked.map(|node_id| node_id.to_string()).unwrap_or_default(),
     }
 }
 

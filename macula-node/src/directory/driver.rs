@@ -11,11 +11,11 @@ use std::{
 
 use futures::future::BoxFuture;
 use macula_dht::{
-    Begun, Clock, Config, Contact, Dht, Event, MAX_PEER_REQUESTS, Output, Peer, QueryId, QueryResult, Request,
-    RequestFailed, Role, Want,
+    Begun, Config, Contact, Dht, Event, MAX_PEER_REQUESTS, Output, Peer, QueryId, QueryResult, Request, RequestFailed,
+    Role, Want,
 };
-use macula_rpc::{Asker, Provider, ResolveError};
-use macula_transport::{Access, Identity, Pool};
+use macula_rpc::{Asker, ResolveError};
+use macula_transport::{Access, Hush, Identity, Pool};
 use macula_wire::{ChainHash, Member, SecretKey, ServiceKey, ServiceName, VerifiedProvider};
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -24,9 +24,10 @@ use tokio::{
 };
 
 use super::{
-    Announcement, Asking, Command, Directory, LookupReply, PublishReport, Shared, Wait, WithdrawReport,
+    Announcement, Asking, Command, Directory, PublishReport, Shared, Wait, WithdrawReport,
     checks::{Checked, Checking},
     join::{Joining, Progress, Reached},
+    lookup::Lookup,
     neighbours::Neighbours,
     requests::{self, Done},
     state::{DirectoryState, Own, Publication},
@@ -44,9 +45,6 @@ const MAX_REQUESTS: usize = 16 * MAX_PEER_REQUESTS;
 /// How often the driver looks after connections to neighbours and the clocks, and every [`LOOKS_A_ROUND`] times after its addresses.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_A_ROUND: u32 = 2;
-/// How long after the first provider a call waits for others. Every node that holds a key's list holds all of it, so one silent node
-/// should not delay a call.
-const ENOUGH_AFTER: Duration = Duration::from_millis(100);
 /// Commands taken before the core is drained.
 const COMMANDS_AT_ONCE: usize = 64;
 
@@ -78,47 +76,8 @@ pub(crate) struct Driver {
     kept: BoxFuture<'static, ()>,
     /// The caller that asked for the end.
     closing: Option<oneshot::Sender<()>>,
-}
-
-/// A lookup under way, and the callers that wait for it.
-struct Lookup {
-    key: ServiceKey,
-    /// Callers that take the providers found by [`Lookup::enough_at`].
-    hurried: Vec<LookupReply>,
-    /// Callers that wait for the whole list.
-    patient: Vec<LookupReply>,
-    found: BTreeMap<[u8; 32], VerifiedProvider>,
-    /// When those found so far are enough for a call; not before there is one.
-    enough_at: Option<Instant>,
-    /// This node waits for it, and not peers alone.
-    own: bool,
-    /// It takes from the share of a peer, and ends when others of that share need it.
-    for_peer: bool,
-}
-
-impl Lookup {
-    /// The providers found so far, in the list's order; without those whose records have ended since (D4).
-    fn so_far(&self, now: Instant, clock: &Clock) -> Arc<[Provider]> {
-        super::read(self.found.values().filter(|record| clock.validity(now, record).is_ok()))
-    }
-
-    fn add(&mut self, now: Instant, batch: Vec<VerifiedProvider>) {
-        for record in batch {
-            let rank = self.key.rank(record.node_id());
-            if record.is_withdrawn() {
-                self.found.remove(&rank);
-            } else {
-                self.found.insert(rank, record);
-            }
-        }
-        if !self.found.is_empty() {
-            self.enough_at.get_or_insert(now + ENOUGH_AFTER);
-        }
-    }
-
-    fn is_enough(&self, now: Instant) -> bool {
-        self.enough_at.is_some_and(|at| at <= now)
-    }
+    /// Another process has this node's key.
+    usurped: Hush,
 }
 
 /// How long the network is given.
@@ -179,6 +138,7 @@ impl Driver {
             timeouts,
             kept: closed,
             closing: None,
+            usurped: Hush::default(),
         };
         driver.follow_access();
         (directory, driver, watched, reached)
@@ -210,6 +170,9 @@ impl Driver {
         if revoked {
             let is_member = |record: &VerifiedProvider| self.access.check(&record.member()).is_ok();
             self.shared.cache().found.forget_unless(is_member);
+            for lookup in self.lookups.values_mut() {
+                lookup.found.retain(|_, record| is_member(record));
+            }
         }
         let own = self.access.own().ok();
         let Some(grant) = own.as_ref().and_then(Member::chain) else {
@@ -281,6 +244,13 @@ impl Driver {
                     }
                 }
                 checked = self.checking.next() => self.end_check(checked),
+                // It cannot fail: the driver keeps the sender. Before the commands: a caller that has heard of an order asks by it.
+                _ = changed.changed() => {
+                    // A record ends with the grant that it was signed under.
+                    if self.follow_access() {
+                        self.publish_anew(&announcement);
+                    }
+                }
                 taken = self.commands.recv_many(&mut batch, COMMANDS_AT_ONCE) => {
                     if taken == 0 {
                         return;
@@ -292,13 +262,6 @@ impl Driver {
                 }
                 asked = self.asking.next(COMMANDS_AT_ONCE) => {
                     asked.into_iter().for_each(|command| self.obey(command, &mut announcement));
-                }
-                // It cannot fail: the driver keeps the sender.
-                _ = changed.changed() => {
-                    // A record ends with the grant that it was signed under.
-                    if self.follow_access() {
-                        self.publish_anew(&announcement);
-                    }
                 }
                 _ = look.tick() => {
                     looks = looks.wrapping_add(1);
@@ -448,6 +411,16 @@ impl Driver {
             }
             Event::Misbehaved { peer, times } => {
                 tracing::warn!(%peer, times, "a peer publishes or hands out records that are forged or without right");
+            }
+            Event::Usurped { endpoints, .. } => {
+                let at: Vec<_> = endpoints.iter().map(ToString::to_string).collect();
+                let node = self.core.node_id();
+                self.usurped.say(|_| {
+                    tracing::warn!(
+                        %node, at = at.join(" "),
+                        "another process uses this node's key: each takes the other's place in the directory; end one of them, or give it an identity of its own"
+                    );
+                });
             }
             Event::NotAdvertised { key, error } => {
                 let service = self.own.get(&key).map(|own| own.name.as_str()).unwrap_or_default();
@@ -643,7 +616,15 @@ impl Driver {
                 cache.found.abandon(&key);
                 Err(ResolveError::Busy)
             }
-            QueryResult::Found(providers) => Ok(providers),
+            QueryResult::Found(mut providers) => {
+                // An order may have come since a record was checked.
+                providers.retain(|record| self.access.check(&record.member()).is_ok());
+                Ok(providers)
+            }
+            QueryResult::Misdated(error) => {
+                cache.found.abandon(&key);
+                Err(ResolveError::custom(error))
+            }
             QueryResult::NotFound | QueryResult::Nodes(_) => Ok(Vec::new()),
         };
         let answer = answer.map(|providers| {

@@ -7,6 +7,7 @@ mod announce;
 mod checks;
 mod driver;
 mod join;
+mod lookup;
 mod neighbours;
 mod report;
 mod requests;
@@ -17,7 +18,7 @@ use std::{
     collections::HashMap,
     fmt,
     future::ready,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -44,7 +45,7 @@ pub use self::{
     report::{PublishReport, WithdrawReport, WrongClock},
     state::{DirectoryState, Publication},
 };
-use crate::{clocks::Clocks, events::News};
+use crate::{clocks::Clocks, events::News, membership::Spread};
 
 /// Commands of this node's own callers that wait for the task at a time. Beyond it, the callers wait.
 const MAX_WAITING_COMMANDS: usize = 1024;
@@ -93,6 +94,8 @@ struct Shared {
     answered: Notify,
     news: News,
     asked: Asked,
+    /// In a closed realm, the revocations of this node.
+    spread: OnceLock<Spread>,
 }
 
 /// The commands of peers, on their way to the task.
@@ -339,6 +342,7 @@ impl Directory {
             answered: Notify::new(),
             news: News::default(),
             asked: Asked::new(),
+            spread: OnceLock::new(),
         };
         (
             Self {
@@ -408,8 +412,26 @@ impl Directory {
         Ok(read.found.iter().filter_map(record).collect())
     }
 
-    /// The providers of a service as the DHT has them.
+    /// Has this node's lookups wait for the revocations that its first peers know.
+    pub(crate) fn wait_for_orders(&self, spread: Spread) {
+        // It is set once, at the node's start.
+        let _ = self.shared.spread.set(spread);
+    }
+
+    /// The providers of a service as the DHT has them. In a closed realm a node that has just started has heard of no revocation yet, so
+    /// it takes those of its first peers in before it uses a provider (A6).
     async fn look_up(&self, service: &ServiceName, options: ResolveOptions) -> Result<Resolved, ResolveError> {
+        let found = self.ask(service, options).await?;
+        let Some(spread) = self.shared.spread.get().filter(|_| options.asker.is_none()) else {
+            return Ok(found);
+        };
+        match spread.catch_up().await {
+            true => self.ask(service, options.with_force_refresh(true)).await,
+            false => Ok(found),
+        }
+    }
+
+    async fn ask(&self, service: &ServiceName, options: ResolveOptions) -> Result<Resolved, ResolveError> {
         let (reply, answer) = oneshot::channel();
         let key = {
             let now = self.clocks.now();

@@ -14,6 +14,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use macula_transport::private_file;
@@ -28,6 +29,9 @@ pub const MAX_TOKENS: usize = 1024;
 pub const MAX_MEMBERS: usize = 65_536;
 /// The most bytes of a file here.
 const MAX_FILE_BYTES: usize = 16 * 1024;
+
+/// How long the command line may take to write a token.
+const UNFINISHED_FOR: Duration = Duration::from_secs(60);
 
 const TOKENS: &str = "tokens";
 const MEMBERS: &str = "members";
@@ -88,6 +92,32 @@ impl IssuerFolder {
     #[must_use]
     pub fn new(data: impl Into<PathBuf>) -> Self {
         Self(data.into())
+    }
+
+    /// Removes what a write left that the end of a process cut off, before the issuer writes anything. The command line may write a
+    /// token at the same time: what it has begun in the last minute stays.
+    pub(crate) fn tidy(&self) {
+        let folders = [self.0.clone(), self.0.join(TOKENS), self.0.join(MEMBERS)];
+        let entries = folders
+            .iter()
+            .filter_map(|folder| fs::read_dir(folder).ok())
+            .flatten()
+            .flatten();
+        let is_left = |entry: &fs::DirEntry| {
+            let is_temporary = entry.file_name().to_str().is_some_and(private_file::is_temporary);
+            let is_old = || {
+                let written = entry.metadata().and_then(|metadata| metadata.modified()).ok();
+                written
+                    .and_then(|then| then.elapsed().ok())
+                    .is_some_and(|age| age >= UNFINISHED_FOR)
+            };
+            is_temporary && (!entry.path().starts_with(self.0.join(TOKENS)) || is_old())
+        };
+        for entry in entries.filter(is_left) {
+            if let Err(error) = fs::remove_file(entry.path()) {
+                tracing::debug!(file = %entry.path().display(), %error, "what a write left cannot be removed");
+            }
+        }
     }
 
     /// Makes a token that lets `uses` nodes in until `not_after`, in seconds since the Unix epoch. Its secret is kept nowhere.
@@ -318,5 +348,44 @@ fn read(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
             path: path.to_owned(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The process was killed while it wrote.
+    #[test]
+    fn a7_what_a_cut_off_write_left_is_removed_at_the_next_start() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        for kind in [MEMBERS, TOKENS] {
+            fs::create_dir(folder.path().join(kind))?;
+        }
+        let id = "ab".repeat(32);
+        let left = [
+            format!("{MEMBERS}/{id}.00000000000000ff.tmp"),
+            "identity.grant.0123456789abcdef.tmp".to_owned(),
+        ];
+        let stays = [
+            format!("{MEMBERS}/{id}"),
+            format!("{TOKENS}/0123456789abcdef.00000000000000ff.tmp"),
+            "notes.tmp".to_owned(),
+            "identity".to_owned(),
+        ];
+        for file in left.iter().chain(&stays) {
+            fs::write(folder.path().join(file), "half")?;
+        }
+        IssuerFolder::new(folder.path()).tidy();
+        assert!(left.iter().all(|file| !folder.path().join(file).exists()));
+        assert!(
+            stays.iter().all(|file| folder.path().join(file).exists()),
+            "a token may be written just now"
+        );
+        let token = fs::File::options().write(true).open(folder.path().join(&stays[1]))?;
+        token.set_modified(std::time::SystemTime::now() - 2 * UNFINISHED_FOR)?;
+        IssuerFolder::new(folder.path()).tidy();
+        assert!(!folder.path().join(&stays[1]).exists());
+        Ok(())
     }
 }

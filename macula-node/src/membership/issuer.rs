@@ -2,19 +2,27 @@
 //!
 //! **What an issuer gives.** A token's bearer gets a grant on the token's terms. A member whose grant an issuer signed, this one or
 //! another, gets the next one on the same terms, also when its grant has ended less than [`LATE`] ago. A grant that the realm's key
-//! itself signed is not renewed: its end was chosen by hand. Neither a revoked node nor a member of a revoked issuer gets anything.
+//! itself signed is not renewed: its end was chosen by hand. Neither a revoked node nor a member of a revoked issuer gets anything; any
+//! node, issuer or not, answers the renewal of such a grant with the order that takes it back.
+//!
+//! **Nothing waits for strangers.** Tokens are looked up for strangers, whose networks have a limit each. A renewal proves its member, and
+//! an order its signer; both proofs cost less than the handshake before them. So renewals have a limit for each member, and an order needs
+//! none: what is no news costs no more than a refusal, and its signer has so many orders at most.
 //!
 //! **A token's use is counted before the grant leaves.** The same node with the same token costs no further use, so an answer that was
 //! lost can be asked for again.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use macula_rpc::{Request, Status};
-use macula_transport::{Access, Identity, Visitor};
+use macula_transport::{Access, Hush, Identity, Visitor};
 use macula_wire::{
     Address, Chain, Effect, Heeded, Issuer, JoinRefusal, JoinReply, JoinRequest, Member, Network, NodeId,
     SignedRevocations, Terms, TokenId, TokenSecret,
@@ -50,6 +58,9 @@ pub(crate) struct Doorkeeper {
     endpoints: watch::Receiver<Arc<[Address]>>,
     /// Held while a token is looked at and used: two nodes must not take one use.
     files: Mutex<()>,
+    /// Requests for a grant that were refused, and the log's part of them.
+    refused: AtomicU64,
+    hush: Hush,
 }
 
 impl Doorkeeper {
@@ -72,33 +83,48 @@ impl Doorkeeper {
             members: Mutex::new(Limiter::new(now)),
             endpoints,
             files: Mutex::new(()),
+            refused: AtomicU64::new(0),
+            hush: Hush::default(),
         }
     }
 
     /// Answers a visitor; `None` for what is no request.
     pub(crate) async fn answer(self: Arc<Self>, visitor: Visitor, body: Bytes, now: Instant) -> Option<Bytes> {
         let request = JoinRequest::decode(body).ok()?;
-        let renewed = match &request {
-            JoinRequest::Renew(chain) => self.renewable(&visitor.node_id, chain),
+        let shown = match &request {
+            JoinRequest::Renew(chain) => self.shown(&visitor.node_id, chain),
             JoinRequest::Join { .. } | JoinRequest::Revoke(_) => None,
         };
-        let admitted = match &renewed {
-            Some(member) => lock(&self.members).admit(*member.node_id(), now),
-            None => lock(&self.strangers).admit(Network::of(visitor.remote_addr.ip()), now),
+        let admitted = match (&request, &shown) {
+            (JoinRequest::Revoke(_), _) => true,
+            (_, Some(member)) => lock(&self.members).admit(*member.node_id(), now),
+            (_, None) => lock(&self.strangers).admit(Network::of(visitor.remote_addr.ip()), now),
         };
         if !admitted {
+            self.note_refusal(&visitor, JoinRefusal::Busy);
             return Some(JoinReply::Refused(JoinRefusal::Busy).encode());
         }
         // Blocking: writes files.
-        let work = tokio::task::spawn_blocking(move || self.reply(&visitor, request, renewed));
+        let work = tokio::task::spawn_blocking(move || self.reply(&visitor, request, shown));
         Some(work.await.ok()?.encode())
     }
 
-    /// The member whose grant an issuer may renew: the node's own, which an issuer signed, and which ended less than [`LATE`] ago. The
-    /// check costs less than the handshake before it.
-    fn renewable(&self, node_id: &NodeId, chain: &Chain) -> Option<Member> {
+    /// The member that the node is by its own grant, when that has not ended longer than [`LATE`] ago.
+    fn shown(&self, node_id: &NodeId, chain: &Chain) -> Option<Member> {
         let member = chain.verify_late(self.access.realm(), self.access.now(), LATE).ok()?;
-        (member.node_id() == node_id && member.issuer().is_some()).then_some(member)
+        (member.node_id() == node_id).then_some(member)
+    }
+
+    /// How many requests for a grant were refused.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Relaxed)
+    }
+
+    fn note_refusal(&self, visitor: &Visitor, reason: JoinRefusal) {
+        self.refused.fetch_add(1, Relaxed);
+        self.hush.say(|unsaid| {
+            tracing::warn!(node = %visitor.node_id, from = %visitor.remote_addr, %reason, unsaid, "a node got no grant");
+        });
     }
 
     /// Answers a member that calls the service. Which member that is, its connection knows.
@@ -112,7 +138,7 @@ impl Doorkeeper {
         reply.ok_or_else(|| Status::invalid_argument("the message is no request of a member"))
     }
 
-    fn reply(&self, visitor: &Visitor, request: JoinRequest, renewed: Option<Member>) -> JoinReply {
+    fn reply(&self, visitor: &Visitor, request: JoinRequest, shown: Option<Member>) -> JoinReply {
         let node_id = &visitor.node_id;
         let replied = match request {
             JoinRequest::Revoke(orders) => match self.access.revoke(&orders) {
@@ -123,12 +149,18 @@ impl Doorkeeper {
                     return self.heeded(&orders);
                 }
                 Err(error) => {
-                    tracing::info!(from = %visitor.remote_addr, %error, "a revocation was not taken");
+                    self.spread.note_refusal(&visitor.node_id, &error);
                     return JoinReply::Refused(JoinRefusal::BadOrders);
                 }
             },
             JoinRequest::Join { token, secret } => self.join(node_id, &token, &secret),
-            JoinRequest::Renew(_) => self.renew(renewed),
+            JoinRequest::Renew(_) => {
+                if let Some(orders) = shown.as_ref().and_then(|member| self.access.proof_against(member)) {
+                    self.note_refusal(visitor, JoinRefusal::Revoked);
+                    return JoinReply::Revoked(orders);
+                }
+                self.renew(shown.filter(|member| member.issuer().is_some()))
+            }
         };
         match replied {
             Ok(chain) => JoinReply::Admitted {
@@ -139,7 +171,7 @@ impl Doorkeeper {
                 }],
             },
             Err(Unusable::Refused(refusal)) => {
-                tracing::info!(node = %node_id, from = %visitor.remote_addr, reason = %refusal, "a node got no grant");
+                self.note_refusal(visitor, refusal);
                 JoinReply::Refused(refusal)
             }
             Err(Unusable::Folder(error)) => {
@@ -184,7 +216,6 @@ impl Doorkeeper {
         let now = self.access.now();
         let member = renewed.ok_or(JoinRefusal::NotRenewable)?;
         let node_id = member.node_id();
-        self.access.check_unrevoked(&member).map_err(|_| JoinRefusal::Revoked)?;
         let terms = Terms::of(&member).ok_or(JoinRefusal::NotRenewable)?;
         let chain = self.grant(&own, node_id, (&terms, member.admitted_at()), Some(&member), now)?;
         if let Some(folder) = &self.folder {

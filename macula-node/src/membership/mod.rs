@@ -16,7 +16,7 @@ mod spread;
 pub use self::{
     folder::{FolderError, IssuerFolder, MAX_MEMBERS, MAX_TOKENS},
     issuer::{DEFAULT_GRANT_LIFE, MIN_GRANT_LIFE},
-    place::MembershipError,
+    place::{MembershipError, realm_file},
 };
 pub(crate) use self::{
     issuer::Doorkeeper,

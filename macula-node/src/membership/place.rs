@@ -5,6 +5,9 @@
 //! last answer named, and those in the directory. So an absent issuer does no harm until the grant ends (A7). The issuer of the present
 //! grant is asked first.
 //!
+//! **Revoked.** A node whose peers say that it is revoked asks for the order that proves it. With the proof it says so, once, and lets no
+//! peer in any more, until it is given a new grant. A peer's word alone changes nothing.
+//!
 //! **By hand.** A grant that the realm's key signed is not renewed by issuers. When a grant is due its file is read again, so that one
 //! that is put there and ends later is used without a restart.
 
@@ -14,15 +17,18 @@ use std::{
     time::Duration,
 };
 
-use macula_rpc::{Resolve as _, ResolveOptions};
-use macula_transport::{Access, Endpoint, VisitError, private_file};
+use macula_rpc::{Resolve as _, ResolveOptions, Routers as _};
+use macula_transport::{Access, Endpoint, PoolEvents, VisitError, private_file};
 use macula_wire::{
     AccessError, Chain, ChainHash, Issuer, JoinRefusal, JoinReply, JoinRequest, JoinToken, MAX_ISSUERS, Member,
-    Membership, NodeId,
+    Membership, NodeId, Realm,
 };
 
 use super::RENEW_SERVICE;
-use crate::{NodeEvent, directory::Directory};
+use crate::{
+    BootstrapAddr, NodeEvent,
+    directory::{Directory, Reached},
+};
 
 /// The most bytes of a grant's file.
 const MAX_FILE_BYTES: usize = 16 * 1024;
@@ -32,6 +38,11 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 const BUSY_WITHIN: Duration = Duration::from_secs(60);
 /// The first pause after a renewal that failed, and the longest.
 const RETRY: Duration = Duration::from_secs(5);
+/// How often a node asks at most for the order that revokes it, and how many nodes each time.
+const ASK_WHY_EVERY: Duration = Duration::from_secs(30);
+const ASKED_WHY: usize = 8;
+/// How long a node with a grant and a token waits at its start for the word of the token's issuer about the grant.
+const TAKEN_BACK_WITHIN: Duration = Duration::from_secs(3);
 const MAX_RETRY: Duration = Duration::from_secs(300);
 
 /// A node got no grant.
@@ -69,6 +80,28 @@ pub enum MembershipError {
     /// The node's own grant is not valid.
     #[error("the node's grant cannot be used")]
     OwnGrant(#[source] AccessError),
+    /// The realm is closed, and nothing lets the node in.
+    #[error(
+        "the realm {0} is closed and the node has no grant: join with a token (`macula join TOKEN`), or start it with a grant or a token"
+    )]
+    NoGrant(Realm),
+    /// The node was in a closed realm, and its grant is gone. It would start in an open realm, and let every node in.
+    #[error(
+        "the node was in {} and its grant, {}, is missing: put it back, or join again with a token (`macula join TOKEN`); a node of an open realm needs a data folder or an identity of its own",
+        realm.as_ref().map_or("a closed realm".to_owned(), |realm| format!("the closed realm {realm}")),
+        file.display()
+    )]
+    GrantGone {
+        /// The realm, as far as it is known.
+        realm: Option<Realm>,
+        /// Where the grant was.
+        file: PathBuf,
+    },
+    /// The node was in a closed realm and is told to be in an open one.
+    #[error(
+        "the node is told to be in the open realm {0}, and was in the closed realm {1}: leave its realm out, or give it a data folder or an identity of its own for the open one"
+    )]
+    Opened(Realm, Realm),
     /// The grant's file cannot be read or is damaged, and there is no other grant.
     #[error("the grant in {} cannot be read: remove the file and join again, or give the node its grant", path.display())]
     File {
@@ -103,6 +136,48 @@ impl Kept {
         text.parse()
             .map(Some)
             .map_err(|error: macula_wire::LineError| unread(error.into()))
+    }
+
+    /// Checks that a node which keeps its grant in `file` may start in this open realm: it was in no closed one.
+    pub(crate) fn check_open(file: &Path, realm: &Realm) -> Result<(), MembershipError> {
+        match Self::last_realm(file) {
+            None => Ok(()),
+            Some(Some(last)) if *realm != Realm::default() => Err(MembershipError::Opened(realm.clone(), last)),
+            Some(realm) => Err(MembershipError::GrantGone {
+                realm,
+                file: file.to_owned(),
+            }),
+        }
+    }
+
+    /// Checks that the grant is in `file` which is all that lets a node into this closed realm.
+    pub(crate) fn check_closed(file: &Path, realm: &Realm) -> Result<(), MembershipError> {
+        let is_of_realm = |kept: Membership| kept.realm == *realm;
+        match (Self::read(file)?.is_some_and(is_of_realm), Self::last_realm(file)) {
+            (true, _) => Ok(()),
+            (false, Some(Some(last))) if last == *realm => Err(MembershipError::GrantGone {
+                realm: Some(last),
+                file: file.to_owned(),
+            }),
+            (false, _) => Err(MembershipError::NoGrant(realm.clone())),
+        }
+    }
+
+    /// The closed realm that a node whose grant is kept in `file` was in last; `Some(None)` when it is known only that there was one.
+    fn last_realm(file: &Path) -> Option<Option<Realm>> {
+        if let Ok(Some(kept)) = Self::read(file) {
+            return kept.realm.is_closed().then_some(Some(kept.realm));
+        }
+        let Ok(bytes) = private_file::read(&realm_file(file), MAX_FILE_BYTES) else {
+            // Of nodes that did not note their realm.
+            let folder = file.parent()?;
+            let is_of_closed = folder.join("revocations").is_file() || folder.join("members").is_dir();
+            return is_of_closed.then_some(None);
+        };
+        let realm = std::str::from_utf8(&bytes)
+            .ok()
+            .and_then(|text| text.trim().parse::<Realm>().ok());
+        Some(realm.filter(Realm::is_closed))
     }
 
     /// Uses the grant, of those given and kept, that is valid the longest, and gives the issuers that renew it. When all have ended, the
@@ -143,6 +218,14 @@ impl Kept {
     }
 }
 
+/// Where a node that keeps its grant in a file notes its closed realm, so that it does not start in an open one when the grant is lost.
+#[must_use]
+pub fn realm_file(grant: &Path) -> PathBuf {
+    let mut name = grant.as_os_str().to_owned();
+    name.push(".realm");
+    name.into()
+}
+
 /// A node's place in its realm, to be kept.
 pub(crate) struct Place {
     access: Access,
@@ -172,8 +255,15 @@ impl Place {
         token: Option<&JoinToken>,
     ) -> Result<(), MembershipError> {
         if self.access.own().is_ok() {
-            self.keep().await;
-            return Ok(());
+            // A token beside a grant is a new one when the grant was taken back, of which this node may not have heard.
+            let is_taken_back = match token.filter(|token| self.access.now() < token.not_after) {
+                Some(token) => self.is_taken_back(&token.issuer).await,
+                None => false,
+            };
+            if !is_taken_back {
+                self.keep().await;
+                return Ok(());
+            }
         }
         let renewed = match ended {
             Some(ended) => self.renew(&ended.chain, Vec::new()).await.map(|_| ()),
@@ -188,6 +278,37 @@ impl Place {
                     secret: token.secret.clone(),
                 };
                 self.ask_patiently(&token.issuer, &request).await
+            }
+        }
+    }
+
+    /// Whether an issuer proves that this node's grant was taken back.
+    async fn is_taken_back(&mut self, issuer: &Issuer) -> bool {
+        let Some(chain) = self.last_grant() else { return false };
+        let request = JoinRequest::Renew(chain);
+        // Without an answer, and with every other one, the grant is as good as before.
+        let _ = tokio::time::timeout(TAKEN_BACK_WITHIN, self.ask(issuer, &request)).await;
+        self.access.own().is_err()
+    }
+
+    /// Asks some nodes for the order that takes this node's grant back, as a peer says that there is one.
+    async fn ask_why(&self, routers: &Reached, bootstrap: &[BootstrapAddr]) {
+        let Some(chain) = self.last_grant() else { return };
+        let request = JoinRequest::Renew(chain).encode();
+        let routers = routers.routers().into_iter();
+        let routers = routers.map(|router| (Some(router.node_id), router.endpoints.to_vec()));
+        let bootstrap = bootstrap.iter().map(|at| (at.node_id, vec![at.endpoint.clone()]));
+        let issuers = self.issuers.iter();
+        let issuers = issuers.map(|issuer| (Some(issuer.node_id), issuer.endpoints.clone()));
+        for (node_id, endpoints) in routers.chain(bootstrap).chain(issuers).take(ASKED_WHY) {
+            let visit = self.transport.visit(node_id, &endpoints, request.clone());
+            let reply = visit.await.ok().and_then(|(_, reply)| JoinReply::decode(reply).ok());
+            if let Some(JoinReply::Revoked(orders)) = reply {
+                // The order proves itself.
+                let _ = self.access.revoke(&orders);
+                if self.access.own().is_err() {
+                    return;
+                }
             }
         }
     }
@@ -258,6 +379,14 @@ impl Place {
                 issuer: node_id,
                 reason,
             }),
+            Ok(JoinReply::Revoked(orders)) => {
+                // The order proves itself, whatever the issuer says.
+                let _ = self.access.revoke(&orders);
+                Err(MembershipError::Refused {
+                    issuer: node_id,
+                    reason: JoinRefusal::Revoked,
+                })
+            }
             Ok(JoinReply::Heeded(_)) | Err(_) => Err(MembershipError::Malformed(node_id)),
         }
     }
@@ -282,8 +411,12 @@ impl Place {
             chain,
             issuers: self.issuers.clone(),
         };
-        let line = format!("{membership}\n");
+        let (line, realm) = (format!("{membership}\n"), format!("{}\n", membership.realm));
         let written = tokio::task::spawn_blocking(move || {
+            let note = realm_file(&file);
+            let is_noted = private_file::read(&note, MAX_FILE_BYTES).is_ok_and(|noted| *noted == realm.as_bytes());
+            let noted = is_noted || private_file::write(&note, realm.as_bytes()).is_ok();
+            tracing::debug!(noted, "the realm is noted beside the grant");
             private_file::write(&file, line.as_bytes()).map_err(|error| (file, error))
         });
         if let Ok(Err((file, error))) = written.await {
@@ -292,13 +425,17 @@ impl Place {
     }
 
     /// Renews the grant for as long as the node runs.
-    pub(crate) async fn stay(mut self, directory: Directory) {
+    pub(crate) async fn stay(mut self, directory: Directory, routers: Reached, bootstrap: Vec<BootstrapAddr>) {
         let mut changed = self.access.changed();
+        let mut events = self.transport.pool().events();
+        let mut asked_why: Option<tokio::time::Instant> = None;
+        let mut revoked = None;
         let mut grant = self.grant();
         let mut pause = RETRY;
         let mut warned = false;
         loop {
             self.tell_rotation(&mut grant, &directory);
+            self.tell_revocation(&mut revoked, &directory);
             let now = self.access.now();
             let due_in = self.access.own().ok().map(|own| due_in(&own, now));
             if let Some(due_in) = due_in.filter(|due_in| !due_in.is_zero()) {
@@ -307,6 +444,13 @@ impl Place {
                     // A grant was given by hand, or a revocation came: the due time may be another.
                     change = changed.changed() => if change.is_err() { return },
                     () = tokio::time::sleep(due_in.min(LOOK_AGAIN)) => {}
+                    () = said_revoked(&mut events) => {
+                        let now = tokio::time::Instant::now();
+                        if asked_why.is_none_or(|then| now >= then + ASK_WHY_EVERY) {
+                            asked_why = Some(now);
+                            self.ask_why(&routers, &bootstrap).await;
+                        }
+                    }
                 }
                 continue;
             }
@@ -340,6 +484,25 @@ impl Place {
                 issuer: own.issuer().copied(),
                 valid_for: Duration::from_secs(ends.saturating_sub(self.access.now())),
             });
+        }
+        *known = present;
+    }
+
+    /// Says once that this node is revoked, and tells its readers. With a new grant it may be said again.
+    fn tell_revocation(&self, known: &mut Option<NodeId>, directory: &Directory) {
+        let present = match self.access.own() {
+            Err(AccessError::Revoked(node_id)) => Some(node_id),
+            Ok(_) | Err(_) => None,
+        };
+        if let (None, Some(node_id)) = (&known, present) {
+            if node_id == self.transport.node_id() {
+                tracing::error!(
+                    "this node was revoked: it is out of its realm until it is given a new grant or a new token"
+                );
+            } else {
+                tracing::error!(issuer = %node_id, "this node is out of its realm, because an issuer of its grants was revoked: join another issuer with a new token");
+            }
+            directory.news().tell(NodeEvent::Revoked(node_id));
         }
         *known = present;
     }
@@ -413,6 +576,16 @@ impl Place {
         self.random ^= self.random << 17;
         self.random % bound.max(1)
     }
+}
+
+/// Waits until a peer says that this node is revoked.
+async fn said_revoked(events: &mut PoolEvents) {
+    while let Some(event) = events.next().await {
+        if event.says_revoked() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// How long until a grant is due: two thirds of its life, less up to a tenth of it.

@@ -10,6 +10,9 @@
 //! would have to ask for it all the time. A revoked node does harm over its connections alone, and a node with a connection hears the
 //! order over it.
 //!
+//! **A fresh node.** The first lookup for this node's own calls waits until the first peers have been compared with, [`CATCH_UP_WITHIN`] at
+//! most, so that no call goes to a provider whose revocation they know.
+//!
 //! **What is known is kept** in a file and read before the node opens a connection. A file that could not be written is written again
 //! every [`COMPARE_EVERY`]. Each list proves itself, so it does not matter who
 //! brings it: replays and old orders change nothing, and forged ones are refused.
@@ -25,11 +28,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::{StreamExt as _, future::join_all, stream};
 use macula_rpc::Routers as _;
 use macula_transport::{Access, Connection, PeerInfo, Pool, PoolEvent, Protocol, private_file};
 use macula_wire::{AccessError, Named, NodeId, RevocationsReply, RevocationsRequest, SignedRevocations, known_hash};
-use tokio::task::JoinSet;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 
 use super::limiter::Limiter;
 use crate::directory::Reached;
@@ -38,6 +44,8 @@ use crate::directory::Reached;
 const COMPARE_EVERY: Duration = Duration::from_secs(20);
 /// With how many peers each time.
 const COMPARED: usize = 3;
+/// How long the first lookup of a node waits for the revocations of its first peers.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(5);
 /// How long a peer is waited for.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// How long to wait before a peer is told or asked again that gave no answer.
@@ -86,9 +94,17 @@ struct Inner {
     ahead: Mutex<Vec<SignedRevocations>>,
     known: Mutex<Known>,
     limiter: Mutex<Limiter<NodeId>>,
-    /// Lists of peers that were not valid, and the peers that the log has named for them.
+    /// Lists of peers and visitors that were not valid, and the nodes that the log has named for them.
     refused: AtomicU64,
     named: Mutex<Named>,
+    /// The first peers have been compared with.
+    is_caught_up: AtomicBool,
+    /// Held by the caller that has them compared with.
+    catching_up: tokio::sync::Mutex<()>,
+    /// Asks [`Spread::run`] for the comparison. It tells whether there were peers.
+    ask: mpsc::Sender<oneshot::Sender<bool>>,
+    /// Until it is run.
+    asked: Mutex<Option<mpsc::Receiver<oneshot::Sender<bool>>>>,
 }
 
 impl Spread {
@@ -109,7 +125,12 @@ impl Spread {
                 Err(error) => tracing::debug!(%error, "a revocation that was kept is not used"),
             }
         }
+        let (ask, asked) = mpsc::channel(1);
         Self(Arc::new(Inner {
+            is_caught_up: AtomicBool::new(!access.realm().is_closed()),
+            catching_up: tokio::sync::Mutex::default(),
+            ask,
+            asked: Mutex::new(Some(asked)),
             known: Mutex::new(Known::of(&access)),
             limiter: Mutex::new(Limiter::new(now)),
             refused: AtomicU64::new(0),
@@ -145,18 +166,23 @@ impl Spread {
         let (_, known) = self.known();
         for list in lists.iter().filter(|list| !known.contains(list)) {
             if let Err(error) = self.0.access.revoke(list) {
-                self.0.refused.fetch_add(1, Relaxed);
-                let now = tokio::time::Instant::now().into_std();
-                let mut named = self.0.named.lock().unwrap_or_else(PoisonError::into_inner);
-                if named.is_new(*peer, now) {
-                    drop(named);
-                    tracing::warn!(%peer, %error, "a peer passes on a revocation that is not valid");
-                }
+                self.note_refusal(peer, &error);
             }
         }
     }
 
-    /// How many lists of peers were not valid.
+    /// Counts a list that is not valid, and names the node in the log that passes it on or hands it in.
+    pub(crate) fn note_refusal(&self, peer: &NodeId, error: &AccessError) {
+        self.0.refused.fetch_add(1, Relaxed);
+        let now = tokio::time::Instant::now().into_std();
+        let mut named = self.0.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.is_new(*peer, now) {
+            drop(named);
+            tracing::warn!(%peer, %error, "a node passes on a revocation that is not valid");
+        }
+    }
+
+    /// How many lists of peers and visitors were not valid.
     pub(crate) fn refused(&self) -> u64 {
         self.0.refused.load(Relaxed)
     }
@@ -194,6 +220,28 @@ impl Spread {
         let _ = tokio::task::spawn_blocking(move || spread.keep()).await;
     }
 
+    /// Waits until this node has the orders that its first peers know, once in its life and [`CATCH_UP_WITHIN`] at most. Returns whether
+    /// there was news.
+    pub(crate) async fn catch_up(&self) -> bool {
+        let inner = &self.0;
+        if inner.is_caught_up.load(Relaxed) {
+            return false;
+        }
+        let before = known_hash(&inner.access.revocations());
+        let _one = inner.catching_up.lock().await;
+        if !inner.is_caught_up.load(Relaxed) {
+            let (told, had_peers) = oneshot::channel();
+            if inner.ask.send(told).await.is_err() {
+                return false;
+            }
+            // Without an answer the time is up, and is not given again.
+            let answer = tokio::time::timeout(CATCH_UP_WITHIN, had_peers).await;
+            let had_peers = answer.is_err() || answer.is_ok_and(|had| had.unwrap_or(false));
+            inner.is_caught_up.store(had_peers, Relaxed);
+        }
+        before != known_hash(&inner.access.revocations())
+    }
+
     /// Takes the lists that were dated ahead, now that the clock has gone on or was set.
     fn look_at_those_ahead(&self) {
         let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
@@ -203,6 +251,8 @@ impl Spread {
     /// Tells, compares and keeps, for as long as the node runs.
     pub(crate) async fn run(self, pool: Pool, routers: Reached) {
         let (mut changed, mut events) = (self.0.access.changed(), pool.events());
+        let asked = self.0.asked.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut asked) = asked else { return };
         let mut compare = tokio::time::interval(COMPARE_EVERY);
         compare.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut turn = 0_usize;
@@ -218,6 +268,17 @@ impl Spread {
                     Vec::new()
                 }
                 Some(_) = tasks.join_next(), if !tasks.is_empty() => Vec::new(),
+                Some(told) = asked.recv() => {
+                    let mut first = pool.all();
+                    first.truncate(COMPARED);
+                    let spread = self.clone();
+                    tasks.spawn(async move {
+                        join_all(first.iter().map(|peer| spread.compare(peer))).await;
+                        // Fails when the caller has stopped waiting.
+                        let _ = told.send(!first.is_empty());
+                    });
+                    Vec::new()
+                }
                 event = events.next() => match event {
                     Some(PoolEvent::Opened { node, .. }) => pool.open(&node).into_iter().collect(),
                     // Any of them may be new.

@@ -226,6 +226,7 @@ fn limits(state: &NodeState) {
         ("records", dht.refused),
         ("records_unproven", dht.unproven),
         ("revocations", state.refused_revocations),
+        ("joins", state.refused_joins),
     ] {
         counter!("macula.node.limits_reached", "limit" => limit).absolute(times);
     }

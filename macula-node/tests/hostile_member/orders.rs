@@ -5,12 +5,16 @@ use std::time::Duration;
 use macula_node::{
     Bytes, Chain, Issuer, JoinReply, Membership, Node, Order, RealmKey, RealmName, SignedRevocations, Signer as _,
 };
-use macula_transport::{Connection, Protocol, testing::Network};
+use macula_transport::{
+    Connection, Protocol,
+    testing::{LinkConditions, Network},
+};
 use macula_wire::{RevocationsReply, RevocationsRequest, proto};
 use prost::Message as _;
 
 use crate::{
-    BAD, DAY, OPEN, START, at, attacker::Attacker, builder, chain, elapse, identity, key, log::Log, provider, realm,
+    BAD, DAY, OPEN, START, addr, at, attacker::Attacker, builder, chain, elapse, identity, key, log::Log, provider,
+    realm, records::good,
 };
 
 async fn pass(on: &Connection, lists: &[SignedRevocations]) {
@@ -130,4 +134,72 @@ async fn a7_a_node_that_is_no_issuer_cannot_shorten_a_members_grant() {
     assert_eq!(member.access().own().unwrap().not_after(), Some(end));
     let named = log.lines(&["not renewed yet", &attacker.endpoint.node_id().to_string()]);
     assert_eq!(named.len(), 1, "{named:?}");
+}
+
+/// The attacker was revoked, goes on as if it were not, and hands its own record out. Clients that have just started know of no order yet.
+#[tokio::test(start_paused = true)]
+async fn a6_a_fresh_client_sends_no_call_to_a_provider_whose_revocation_its_first_peers_know() {
+    let network = Network::new(53);
+    let nodes = [provider(&network, 1).await, provider(&network, 2).await];
+    elapse(10).await;
+    nodes[0]
+        .access()
+        .revoke(&signed(Order::revoke(identity(BAD).node_id(), START + 10)))
+        .unwrap();
+    elapse(60).await;
+    let attacker = Attacker::new(&network).await;
+    attacker.lies(|lies| lies.records = vec![good(9)]);
+    for n in 10..20 {
+        let client = builder(&network, n).client().bootstrap([at(BAD)]);
+        if n % 2 == 1 {
+            // The attacker is close and answers first.
+            network.set_link(addr(1), addr(n), LinkConditions::new(Duration::from_millis(100)));
+        }
+        let client = client.start().await.unwrap();
+        client.join().await.unwrap();
+        if n % 2 == 0 {
+            for _ in 0..5 {
+                client.call(OPEN, "x").await.unwrap();
+            }
+            let found = client.lookup(&OPEN.parse().unwrap()).await.unwrap();
+            assert!(found.iter().all(|provider| provider.node_id != identity(BAD).node_id()));
+        } else {
+            // The client knows the attacker alone so far, and may find no provider.
+            let _ = client.call(OPEN, "x").await;
+        }
+        client.shutdown().await;
+    }
+    assert!(attacker.lies(|lies| lies.asked) > 0, "no client met it");
+    assert_eq!(attacker.lies(|lies| lies.called), 0, "a call reached it");
+}
+
+/// The attacker's node answers a renewal with an order that it has made up.
+#[tokio::test(start_paused = true)]
+async fn a6_an_answer_with_a_forged_order_revokes_no_node() {
+    let (network, log) = (Network::new(54), Log::start());
+    let first = provider(&network, 1).await;
+    let attacker = Attacker::new(&network).await;
+    let victim = identity(5).node_id();
+    let lie = forged(Order::revoke(victim, START), &chain(1, START, DAY, &[]));
+    attacker.lies(|lies| lies.visits = Some(JoinReply::Revoked(lie).encode()));
+    let member = builder(&network, 5).membership(Membership {
+        realm: realm(),
+        chain: chain(5, START, 9000, &["*"]),
+        issuers: vec![Issuer {
+            node_id: attacker.endpoint.node_id(),
+            endpoints: vec![at(BAD).endpoint],
+        }],
+    });
+    let member = member.start().await.unwrap();
+    member.join().await.unwrap();
+    network.kill(first.local_addr());
+    drop(first);
+    // The renewal is due after 6 000 s at the latest.
+    elapse(6500).await;
+    assert!(member.access().own().is_ok());
+    assert_eq!(member.state().await.revoked, None);
+    assert!(
+        !log.lines(&["not renewed yet"]).is_empty(),
+        "the attacker was not asked"
+    );
 }

@@ -24,7 +24,7 @@ fn advertisement() -> Advertisement {
 }
 
 /// A record of the attacker for a service that it may provide.
-fn good(seq: u64) -> SignedProvider {
+pub(crate) fn good(seq: u64) -> SignedProvider {
     let service: ServiceName = OPEN.parse().unwrap();
     let member = chain(BAD, START, crate::DAY, &[OPEN]).verify(&realm(), START).unwrap();
     let place = Place::of(&realm(), &service, &member).unwrap();

@@ -257,7 +257,52 @@ async fn a7_a_renewal_is_refused_to_revoked_nodes_and_for_others_grants() {
         assert_eq!(heeded(told).effect, Effect::Counts);
     };
     revoke(1).await;
-    assert_eq!(renew(7, &chain).await, JoinReply::Refused(JoinRefusal::Revoked));
+    assert!(matches!(renew(7, &chain).await, JoinReply::Revoked(_)));
+}
+
+/// A7: a node starts with a grant that was taken back, or has ended, and with a new token: it uses the token.
+#[cfg(feature = "redb")]
+#[tokio::test(start_paused = true)]
+async fn a7_a_token_is_used_when_the_grant_that_was_kept_is_of_no_use() {
+    let (network, folder) = (Network::new(43), tempfile::tempdir().unwrap());
+    let first = builder(&network, 1, membership(of_issuer(1))).data(folder.path());
+    let first = first.start().await.unwrap();
+    pass(60).await;
+    let order = Order::revoke_present(identity(2).node_id(), START + 60);
+    let orders = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();
+    first.access().revoke(&orders).unwrap();
+    let token = |uses: u32| {
+        let issuer = membership(of_issuer(1)).issuers.remove(0);
+        let terms = macula_node::Terms {
+            role: GrantRole::Node,
+            provide: Patterns::NONE,
+            call: Patterns::all(),
+            labels: Default::default(),
+        };
+        let folder = macula_node::IssuerFolder::new(folder.path());
+        folder
+            .create_token(&realm(), issuer, terms, uses, START + 61, START + HOUR)
+            .unwrap()
+    };
+    let ended = Grant::new(&realm(), identity(3).node_id(), START - 100..=START - 50)
+        .sign(&key())
+        .unwrap();
+    for (n, kept) in [(2, of_member(2)), (3, membership(ended)), (4, of_member(4))] {
+        let node = builder(&network, n, kept.clone()).token(token(1));
+        let own = node.start().await.unwrap().access().own().unwrap();
+        let is_of_token = own.provide() == Some(&Patterns::NONE);
+        // The grant of the last one is good, so its token is not used up.
+        assert_eq!(is_of_token, n != 4, "node {n}");
+    }
+    // The issuer of the token is away, and a good grant does without it.
+    network.kill(addr(1));
+    drop(first);
+    let node = builder(&network, 5, of_member(5))
+        .token(token(1))
+        .start()
+        .await
+        .unwrap();
+    assert!(node.access().own().is_ok());
 }
 
 /// A7: strangers of a member's own network ask without pause, and its renewal is answered.

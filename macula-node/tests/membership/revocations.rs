@@ -1,16 +1,17 @@
 //! Revocations over time: they reach every node, and end what they concern (A6).
 
 use macula_node::{
-    BootstrapAddr, Chain, Effect, Grant, GrantRole, JoinRefusal, JoinReply, JoinRequest, Node, Order, Patterns,
-    RealmKey, RealmName, SignedRevocations,
+    BootstrapAddr, Bytes, Chain, Effect, Grant, GrantRole, JoinRefusal, JoinReply, JoinRequest, Node, Order, Patterns,
+    RealmKey, RealmName, Request, SignedRevocations, Status, TokenId,
 };
 #[cfg(feature = "redb")]
 use macula_node::{DataError, StartError};
 use macula_transport::testing::Network;
+use macula_wire::TokenSecret;
 
 use crate::{
-    LIFE, SERVICE, START, addr, at, builder, call, heeded, identity, issuer, key, member, membership, of_issuer,
-    of_member, pass, realm,
+    LIFE, SERVICE, START, addr, at, builder, call, heeded, identity, issuer, key, log::Log, member, membership,
+    of_issuer, of_member, pass, realm,
 };
 
 /// Any node takes an order, and within a minute every node knows it: no issuer runs.
@@ -169,7 +170,7 @@ async fn a6_the_members_of_a_revoked_issuer_are_out_although_another_renewed_the
     let orders = SignedRevocations::sign(&realm(), &key(), [Order::revoke(stolen.id(), START)]).unwrap();
     other.access().revoke(&orders).unwrap();
     assert!(other.access().check(&renewed).is_err());
-    assert_eq!(asks(at(4), &chain).await, JoinReply::Refused(JoinRefusal::Revoked));
+    assert_eq!(asks(at(4), &chain).await, JoinReply::Revoked(orders));
     pass(60).await;
     assert!(call(&member).await.is_err());
     // It may know no other node that could tell.
@@ -191,6 +192,79 @@ async fn a6_a_member_renews_at_the_issuer_of_its_grant_while_that_one_answers() 
             (Some(&identity(1).node_id()), &[][..])
         );
     }
+}
+
+/// A6: a node hears that it is revoked, whether it runs or starts afterwards: it says so once, and lets no newcomer in.
+#[tokio::test(start_paused = true)]
+async fn a6_a_revoked_node_says_so_once_and_lets_no_newcomer_in() {
+    let (network, log) = (Network::new(42), Log::start());
+    let first = issuer(&network, 1).await;
+    let (runs, _other) = (member(&network, 2).await, member(&network, 3).await);
+    let mut events = runs.events();
+    pass(60).await;
+    assert_eq!(runs.state().await.revoked, None);
+    let out = [2, 5].map(|n| Order::revoke(identity(n).node_id(), START + 60));
+    let orders = SignedRevocations::sign(&realm(), &key(), out).unwrap();
+    first.access().revoke(&orders).unwrap();
+    let told = loop {
+        let event = events.next().await.unwrap();
+        if event.kind() == "revoked" {
+            break event;
+        }
+    };
+    assert_eq!(told.node(), Some(runs.id()));
+    let starts = builder(&network, 5, of_member(5)).start().await.unwrap();
+    assert!(starts.join().await.is_err());
+    pass(600).await;
+    for node in [&runs, &starts] {
+        assert_eq!(node.state().await.revoked, Some(node.id()));
+    }
+    let said = log.lines(&["ERROR", "this node was revoked"]);
+    assert_eq!(said.len(), 2, "each of them once: {said:?}");
+    // It has heard of no order yet.
+    let newcomer = Node::builder().network(&network).client().identity(identity(6));
+    let newcomer = newcomer.membership(of_member(6)).bootstrap([at(2)]);
+    let newcomer = newcomer.start().await.unwrap();
+    assert!(newcomer.join().await.is_err());
+    assert!(call(&newcomer).await.is_err());
+}
+
+/// A6: strangers of the operator's own network ask without pause, and its order is taken. What is refused at the door is counted.
+#[tokio::test(start_paused = true)]
+async fn a6_no_crowd_of_strangers_keeps_an_order_from_a_node() {
+    let network = Network::new(44);
+    let first = issuer(&network, 1).await;
+    let visitor = async |n: u8| {
+        let node = Node::builder().network(&network).client().identity(identity(n));
+        node.listen(addr(n)).start().await.unwrap()
+    };
+    let (stranger, operator) = (visitor(99).await, visitor(98).await);
+    let guess = JoinRequest::Join {
+        token: TokenId::from_bytes([1; TokenId::LEN]),
+        secret: TokenSecret::from_bytes(&[1; TokenSecret::LEN]),
+    };
+    let mut asked = 1;
+    while stranger.visit(&at(1), &guess).await.unwrap().1 != JoinReply::Refused(JoinRefusal::Busy) {
+        asked += 1;
+    }
+    let other = RealmKey::from_bytes(&[8; 32]);
+    let foreign = other.realm(RealmName::new("shop").unwrap());
+    let lie = SignedRevocations::sign(&foreign, &other, [Order::revoke(identity(7).node_id(), START)]).unwrap();
+    for _ in 0..100 {
+        let refused = stranger
+            .visit(&at(1), &JoinRequest::Revoke(lie.clone()))
+            .await
+            .unwrap()
+            .1;
+        assert_eq!(refused, JoinReply::Refused(JoinRefusal::BadOrders));
+    }
+    for n in 100..200 {
+        let order = Order::revoke(identity(n).node_id(), START);
+        let order = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();
+        let told = operator.visit(&at(1), &JoinRequest::Revoke(order)).await.unwrap().1;
+        assert_eq!(heeded(told).effect, Effect::Counts);
+    }
+    assert_eq!((first.refused_joins(), first.refused_revocations()), (asked, 100));
 }
 
 /// A6: the disk takes no order. The node that was told says so, obeys, and writes it down when the disk is well again.
@@ -248,7 +322,7 @@ async fn a6_a_member_is_given_other_rights_and_keeps_its_key() {
     assert!(call(&narrowed).await.is_err());
     let renew = JoinRequest::Renew(of_member(2).chain);
     let again = narrowed.visit(&at(1), &renew).await.unwrap().1;
-    assert_eq!(again, JoinReply::Refused(JoinRefusal::Revoked));
+    assert_eq!(again, JoinReply::Revoked(orders), "the answer proves why");
 
     let by = of_issuer(1).verify(&realm(), START).unwrap();
     let begin = START + 120;
@@ -269,4 +343,27 @@ async fn a6_a_member_is_given_other_rights_and_keeps_its_key() {
     let own = narrowed.access().own().unwrap();
     assert!(own.not_after() > Some(begin + LIFE.as_secs()), "it is not renewed");
     assert_eq!((own.admitted_at(), own.provide()), (begin, Some(&Patterns::NONE)));
+}
+
+/// D9: the data folder of a node was copied, and both run. Each of them is warned, and told where the other one is.
+#[tokio::test(start_paused = true)]
+async fn d9_two_processes_with_one_key_are_both_warned() {
+    let (network, log) = (Network::new(45), Log::start());
+    let _issuer = issuer(&network, 1).await;
+    let _other = member(&network, 3).await;
+    let echo = async |request: Request| Ok::<Bytes, Status>(request.into_payload());
+    let process = async |at: u8| {
+        let node = builder(&network, 2, of_member(2)).listen(addr(at));
+        node.serve(SERVICE, echo).start().await.unwrap()
+    };
+    let original = process(2).await;
+    original.join().await.unwrap();
+    pass(60).await;
+    assert!(log.lines(&["uses this node's key"]).is_empty());
+    let _copy = process(22).await;
+    pass(30 * 60).await;
+    for at in ["10.0.0.2:", "10.0.0.22:"] {
+        let said = log.lines(&["another process uses this node's key", &original.id().to_string(), at]);
+        assert!(!said.is_empty(), "no process is told of the one at {at}");
+    }
 }

@@ -68,6 +68,13 @@ enum AtPath {
     Any,
 }
 
+/// Whether a file of this name is one that [`write()`] has not finished: a leftover, when the process that wrote it is gone.
+#[must_use]
+pub fn is_temporary(name: &str) -> bool {
+    let suffix = name.strip_suffix(".tmp").and_then(|name| name.rsplit_once('.'));
+    suffix.is_some_and(|(_, suffix)| suffix.len() == 16 && suffix.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
 fn put(path: &Path, bytes: &[u8], place: AtPath) -> io::Result<()> {
     let mut suffix = [0; 8];
     getrandom::fill(&mut suffix).map_err(io::Error::other)?;

@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use macula_wire::NodeId;
 use tokio::sync::broadcast;
 
-use crate::error::{DialError, Lost};
+use crate::error::{CloseCode, DialError, HelloError, Lost};
 
 /// How many events are kept for a watcher that is slow.
 pub(super) const MAX_EVENTS: usize = 256;
@@ -59,6 +59,30 @@ impl PoolEvent {
             Self::DialFailed { node, .. } => *node,
             Self::Missed(_) => None,
         }
+    }
+
+    /// Whether the peer says that this node's grant was revoked. It is the peer's word alone.
+    #[must_use]
+    pub fn says_revoked(&self) -> bool {
+        let lost = match self {
+            Self::Closed { reason, .. } => Some(reason),
+            Self::DialFailed { error, .. } => match &**error {
+                DialError::Refused { source, .. }
+                | DialError::Hello {
+                    source: HelloError::Lost(source),
+                    ..
+                } => Some(source),
+                _ => None,
+            },
+            Self::Opened { .. } | Self::Missed(_) => None,
+        };
+        matches!(
+            lost,
+            Some(Lost::ClosedByPeer {
+                code: CloseCode::Revoked,
+                ..
+            })
+        )
     }
 }
 

@@ -458,57 +458,57 @@ impl Revocations {
     /// # Errors
     /// [`AccessError::Revoked`] with the node that is.
     pub fn check(&self, member: &Member, now: u64) -> Result<(), AccessError> {
-        if let Some((issuer, _)) = member
-            .issuing()
-            .filter(|(issuer, at)| self.realm_revoked(issuer, *at, now))
-        {
-            return Err(AccessError::Revoked(*issuer));
-        }
-        let admitted_at = member.admitted_at();
-        let is_out = |issuer: &&NodeId| self.realm_revoked(issuer, admitted_at, now);
-        if let Some(issuer) = member.admitted_by().iter().find(is_out) {
-            return Err(AccessError::Revoked(*issuer));
-        }
-        let node_id = member.node_id();
-        let is_revoked = member.chain().is_some()
-            && (self.realm_revoked(node_id, admitted_at, now)
-                || member
-                    .issuer()
-                    .is_some_and(|issuer| self.issuer_revoked(member, issuer, now)));
-        if is_revoked {
-            Err(AccessError::Revoked(*node_id))
-        } else {
-            Ok(())
+        match self.against(member, now) {
+            Some(kept) => Err(AccessError::Revoked(kept.order.node_id)),
+            None => Ok(()),
         }
     }
 
-    /// The realm's order about the member.
-    fn of_realm(&self, node_id: &NodeId, now: u64) -> Option<&Order> {
+    /// The list that takes the member's grant back at `now`, in seconds since the Unix epoch: the proof of what
+    /// [`Revocations::check`] says.
+    #[must_use]
+    pub fn proof_against(&self, member: &Member, now: u64) -> Option<&SignedRevocations> {
+        self.against(member, now).map(|kept| &kept.list.signed)
+    }
+
+    fn against(&self, member: &Member, now: u64) -> Option<&Kept> {
+        let admitted_at = member.chain().map(|_| member.admitted_at())?;
+        let before = member.admitted_by().iter().map(|issuer| (issuer, admitted_at));
+        let own = std::iter::once((member.node_id(), admitted_at));
+        let by_realm = member.issuing().into_iter().chain(before).chain(own);
+        let mut by_realm = by_realm.filter_map(|(node_id, then)| self.of_realm(node_id, then, now));
+        by_realm
+            .next()
+            .or_else(|| self.of_issuer(member, member.issuer()?, now))
+    }
+
+    /// The realm's order about the node.
+    fn realms_word(&self, node_id: &NodeId, now: u64) -> Option<&Kept> {
         let kept = self.orders.get(node_id)?.get(&None)?;
-        kept.order.is_live(now).then_some(&kept.order)
+        kept.order.is_live(now).then_some(kept)
     }
 
-    /// Whether the realm takes back a grant of the node whose terms were given at `admitted_at`.
-    fn realm_revoked(&self, node_id: &NodeId, admitted_at: u64, now: u64) -> bool {
-        self.of_realm(node_id, now)
-            .is_some_and(|order| order.takes_back(admitted_at))
+    /// The realm's order that takes back a grant of the node whose terms were given at `admitted_at`.
+    fn of_realm(&self, node_id: &NodeId, admitted_at: u64, now: u64) -> Option<&Kept> {
+        let kept = self.realms_word(node_id, now);
+        kept.filter(|kept| kept.order.takes_back(admitted_at))
     }
 
-    /// Whether an order of an issuer takes back the grant that `issuer` signed for the member.
-    fn issuer_revoked(&self, member: &Member, issuer: &NodeId, now: u64) -> bool {
+    /// The order of an issuer that takes back the grant which `issuer` signed for the member.
+    fn of_issuer(&self, member: &Member, issuer: &NodeId, now: u64) -> Option<&Kept> {
         let node_id = member.node_id();
         // The realm's later word stands above any issuer's.
-        let lifted_at = self.of_realm(node_id, now).map(|order| order.ordered_at);
-        let counts = |(signer, kept): (&Option<NodeId>, &Kept)| {
-            signer.as_ref().is_some_and(|signer| {
-                kept.order.is_live(now)
-                    && kept.order.takes_back(member.admitted_at())
-                    && lifted_at.is_none_or(|at| at < kept.order.ordered_at)
-                    && (signer == issuer || member.admitted_by().contains(signer) || kept.may_revoke())
-                    && !self.is_out(signer, now)
-            })
+        let lifted_at = self.realms_word(node_id, now).map(|kept| kept.order.ordered_at);
+        let counts = |signer: &NodeId, kept: &Kept| {
+            kept.order.is_live(now)
+                && kept.order.takes_back(member.admitted_at())
+                && lifted_at.is_none_or(|at| at < kept.order.ordered_at)
+                && (signer == issuer || member.admitted_by().contains(signer) || kept.may_revoke())
+                && !self.is_out(signer, now)
         };
-        self.orders.get(node_id).is_some_and(|by| by.iter().any(counts))
+        let mut orders = self.orders.get(node_id)?.iter();
+        let found = orders.find(|(signer, kept)| signer.is_some_and(|signer| counts(&signer, kept)));
+        found.map(|(_, kept)| kept)
     }
 
     /// The signed lists that hold the latest order of their signer about a member: what another node has to be told. Each once, those of
@@ -606,8 +606,8 @@ impl Revocations {
 
     /// Whether the realm takes back all grants of the node, so that what it orders counts no more.
     fn is_out(&self, node_id: &NodeId, now: u64) -> bool {
-        self.of_realm(node_id, now)
-            .is_some_and(|order| order.takes == Takes::All)
+        self.realms_word(node_id, now)
+            .is_some_and(|kept| kept.order.takes == Takes::All)
     }
 
     fn realm_takes_all(&self, node_id: &NodeId) -> bool {

@@ -866,7 +866,7 @@ pub struct Renew {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JoinReply {
-    #[prost(oneof = "join_reply::Kind", tags = "1, 2, 3")]
+    #[prost(oneof = "join_reply::Kind", tags = "1, 2, 3, 4")]
     pub kind: ::core::option::Option<join_reply::Kind>,
 }
 /// Nested message and enum types in `JoinReply`.
@@ -880,6 +880,9 @@ pub mod join_reply {
         /// The orders were taken, or known already.
         #[prost(message, tag = "3")]
         Heeded(super::Heeded),
+        /// The grant that was to be renewed is taken back, by these orders.
+        #[prost(message, tag = "4")]
+        Revoked(super::SignedRevocations),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -214,7 +214,9 @@ pub enum JoinReply {
     },
     /// The orders were taken, or known already, and the node passes them on.
     Heeded(Heeded),
-    /// Neither.
+    /// The grant that was to be renewed is taken back, by these orders: unchecked.
+    Revoked(SignedRevocations),
+    /// None of these.
     Refused(JoinRefusal),
 }
 
@@ -228,6 +230,7 @@ impl JoinReply {
                 issuers: Issuer::all_to_wire(issuers),
             }),
             Self::Heeded(heeded) => join_reply::Kind::Heeded(heeded.to_wire()),
+            Self::Revoked(orders) => join_reply::Kind::Revoked(orders.clone().into()),
             Self::Refused(refusal) => join_reply::Kind::Refused(proto::Refused {
                 reason: refusal.to_wire().into(),
             }),
@@ -248,6 +251,7 @@ impl JoinReply {
                     issuers: Issuer::all_from_wire(admitted.issuers)?,
                 },
                 join_reply::Kind::Heeded(heeded) => Self::Heeded(Heeded::from_wire(heeded)?),
+                join_reply::Kind::Revoked(orders) => Self::Revoked(orders.into()),
                 join_reply::Kind::Refused(refused) => Self::Refused(JoinRefusal::from_wire(refused.reason)),
             })
         };

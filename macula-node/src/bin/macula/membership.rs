@@ -5,7 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use macula_node::{JoinToken, Membership, Node, NodeBuilder, Realm, Revocations, SignedRevocations, private_file};
+use macula_node::{
+    JoinToken, Membership, Node, NodeBuilder, Realm, Revocations, SignedRevocations, private_file, realm_file,
+};
 use serde_json::json;
 
 use crate::{
@@ -26,6 +28,7 @@ pub(crate) fn grant_file(identity: &Path) -> PathBuf {
 
 /// A grant as it is typed: the line itself, or a file that holds it.
 pub(crate) fn from_line_or_file(text: &str) -> Result<Membership, Failure> {
+    let text = text.trim();
     if text.starts_with("macula_") {
         return text
             .parse()
@@ -54,6 +57,7 @@ pub(crate) fn read_file(file: &Path) -> Result<Option<Membership>, Failure> {
 
 /// A token as it is typed: the line itself, or a file that holds it.
 fn token(text: &str) -> Result<JoinToken, Failure> {
+    let text = text.trim();
     let wrong = |error: macula_node::LineError| Failure::usage(error_line(&error));
     if text.starts_with("macula_") {
         return text.parse().map_err(wrong);
@@ -78,22 +82,37 @@ pub(crate) fn apply(args: &AccessArgs, realm: Option<Realm>, mut builder: NodeBu
 }
 
 /// As [`apply`], for a command that comes and goes: with the identity that its grant is of. The identity is taken while it is kept.
+///
+/// A data folder gives its node's identity and grant, unless the node runs and has them itself.
 pub(crate) fn apply_to_client(
     args: &AccessArgs,
     identity: Option<&Path>,
+    data: Option<&Path>,
     realm: Option<Realm>,
     builder: NodeBuilder,
 ) -> Result<(NodeBuilder, Option<Taken>), Failure> {
-    let mut builder = apply(args, realm, builder)?;
+    let builder = apply(args, realm, builder)?;
     let has_grant = |file: &PathBuf| args.grant.is_some() || grant_file(file).exists();
-    let file = match identity {
-        // An identity without a grant is a node's: in an open realm a command has a key of its own.
-        Some(file) => Some(file.to_owned()).filter(|file| args.token.is_some() || has_grant(file)),
-        None => default_file().filter(|file| args.token.is_none() && has_grant(file)),
+    let of_user = || default_file().filter(|file| args.token.is_none() && has_grant(file));
+    // An identity without a grant is a node's: in an open realm a command has a key of its own.
+    let of_data = data.map(|folder| folder.join("identity")).filter(has_grant);
+    let file = match (identity, of_data) {
+        (Some(file), _) => Some(file.to_owned()).filter(|file| args.token.is_some() || has_grant(file)),
+        (None, Some(file)) => match (identity::take(&file), of_user()) {
+            // Its node runs.
+            (Err(_), Some(of_user)) => Some(of_user),
+            (taken, _) => return with_grant(builder, taken?, &file),
+        },
+        (None, None) => of_user(),
     };
-    let Some(file) = file else { return Ok((builder, None)) };
-    let taken = identity::take(&file)?;
-    builder = builder.identity(taken.identity.clone()).grant_file(grant_file(&file));
+    match file {
+        Some(file) => with_grant(builder, identity::take(&file)?, &file),
+        None => Ok((builder, None)),
+    }
+}
+
+fn with_grant(mut builder: NodeBuilder, taken: Taken, file: &Path) -> Result<(NodeBuilder, Option<Taken>), Failure> {
+    builder = builder.identity(taken.identity.clone()).grant_file(grant_file(file));
     Ok((builder, Some(taken)))
 }
 
@@ -138,7 +157,8 @@ pub(crate) async fn join(args: JoinArgs) -> Result<(), Failure> {
         .await?;
     let member = node.access().own();
     node.shutdown().await;
-    std::fs::rename(&fresh, &kept)
+    std::fs::rename(realm_file(&fresh), realm_file(&kept))
+        .and_then(|()| std::fs::rename(&fresh, &kept))
         .map_err(|error| Failure::other(format!("the grant could not be kept in {}: {error}", kept.display())))?;
     let member = member.map_err(|error| Failure::other(error_line(&error)))?;
     if args.json {

@@ -38,7 +38,8 @@ pub(crate) async fn client(args: &ReachArgs, within: Option<Duration>) -> Result
 
 /// Starts such a node, with the grant or token that it is given.
 async fn start(args: &ReachArgs, realm: Option<Realm>, builder: NodeBuilder) -> Result<Node, Failure> {
-    let (builder, taken) = membership::apply_to_client(&args.mesh.access, args.identity.as_deref(), realm, builder)?;
+    let (access, folder) = (&args.mesh.access, args.admin.folder.as_deref());
+    let (builder, taken) = membership::apply_to_client(access, args.identity.as_deref(), folder, realm, builder)?;
     // The identity stays taken until the process of the command ends.
     std::mem::forget(taken);
     Ok(builder.client().start().await?)

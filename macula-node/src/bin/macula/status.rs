@@ -57,6 +57,14 @@ fn facts(node: &State) -> Vec<(&'static str, String, Tone)> {
     fact("node", node.node_id.clone(), Tone::Plain);
     fact("realm", node.realm.clone(), Tone::Plain);
     fact("state", node.phase.clone(), Tone::of_state(&node.phase));
+    let access = node.access.clone().unwrap_or_default();
+    if !access.revoked.is_empty() {
+        let by = match access.revoked == node.node_id {
+            true => "this node".to_owned(),
+            false => format!("its issuer {}", access.revoked),
+        };
+        fact("revoked", format!("{by}: it is out of its realm"), Tone::Bad);
+    }
     let running = match node.running_calls {
         0 => String::new(),
         calls => format!(", {calls} calls run"),
@@ -149,7 +157,7 @@ fn limits(node: &State) -> Vec<String> {
 
 /// What had no right, with its counts.
 fn denied(node: &State) -> Vec<String> {
-    let access = node.access.unwrap_or_default();
+    let access = node.access.clone().unwrap_or_default();
     not_zero(&[
         (access.rejected_grants, "peers without a valid grant"),
         (access.grants_ended, "connections ended with their grants"),
@@ -158,6 +166,7 @@ fn denied(node: &State) -> Vec<String> {
         (access.calls_not_admitted, "calls not admitted by services"),
         (access.records_unproven, "records without right"),
         (access.revocations_refused, "revocations not valid"),
+        (access.joins_refused, "requests for a grant refused"),
     ])
 }
 

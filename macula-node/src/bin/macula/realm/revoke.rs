@@ -259,7 +259,9 @@ async fn hand_in(
                 continue;
             }
             Ok((_, JoinReply::Refused(reason))) => Err(format!("{at} refused: {reason}")),
-            Ok((_, JoinReply::Admitted { .. })) => Err(format!("{at} gave an answer to another question")),
+            Ok((_, JoinReply::Admitted { .. } | JoinReply::Revoked(_))) => {
+                Err(format!("{at} gave an answer to another question"))
+            }
             Err(error) => Err(format!("{at}: {}", error_line(&error))),
         };
     }
