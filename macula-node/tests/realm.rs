@@ -357,6 +357,65 @@ fn a6_a_members_rights_are_narrowed_by_the_commands() {
     assert_eq!(succeed(&with(&["call", "demo.echo", "x"], &as_it)), "x");
 }
 
+/// A5: commands with the data folder of a node act with its grant, and say so when that does not let them ask.
+#[test]
+fn a5_commands_use_the_grant_of_a_data_folder_and_name_what_it_does_not_allow() {
+    let shop = Shop::open();
+    let token = shop.token(&["--serve", "demo.*", "--call", "demo.*", "--uses", "3"]);
+    let _nodes: Vec<_> = ["a", "b"].map(|name| shop.provider(name, &token)).into();
+    let (idle, bootstrap) = (shop.data("idle"), shop.issuer.pinned());
+    succeed(&["join", &token, "--data", &idle]);
+    let by_data = ["--data".to_owned(), idle, "--bootstrap".to_owned(), bootstrap.clone()];
+    assert_eq!(succeed(&with(&["call", "demo.echo", "x"], &by_data)), "x");
+    let listed = json(&with(&["providers", "demo.echo"], &by_data));
+    let listed = listed["providers"].as_array().unwrap();
+    assert!(
+        listed.len() == 2 && listed.iter().all(|it| it["state"] == "not allowed to ask"),
+        "{listed:?}"
+    );
+    let denied = run(&with(&["services"], &by_data));
+    assert_eq!(denied.status.code(), Some(1));
+    assert!(
+        stderr(&denied).contains("did not let this command ask"),
+        "{}",
+        stderr(&denied)
+    );
+    // A node that runs has its identity itself.
+    let running = [
+        "--data".to_owned(),
+        shop.data("a"),
+        "--bootstrap".to_owned(),
+        bootstrap.clone(),
+    ];
+    let taken = run(&with(&["call", "demo.echo", "x"], &running));
+    assert!(
+        complaint(&taken).contains("another node uses the identity"),
+        "{}",
+        stderr(&taken)
+    );
+    // One that may ask meets all nodes by one of them.
+    let identity = shop.data("operator");
+    succeed(&[
+        "join",
+        &shop.token(&["--call", "*", "--role", "client"]),
+        "--identity",
+        &identity,
+    ]);
+    let operator = ["--identity".to_owned(), identity, "--bootstrap".to_owned(), bootstrap];
+    let shown = json(&with(&["services"], &operator));
+    assert_eq!(
+        (&shown["asked"], &shown["silent"], &shown["denied"]),
+        (&3.into(), &0.into(), &0.into())
+    );
+    let services = shown["services"].as_array().unwrap();
+    assert!(
+        services
+            .iter()
+            .any(|it| it["service"] == "demo.echo" && it["providers"] == 2),
+        "{services:?}"
+    );
+}
+
 /// A1: a node whose grant is lost would be in an open realm, and serve every stranger. It does not start.
 #[test]
 fn a1_a_node_whose_grant_is_gone_does_not_start_in_an_open_realm() {

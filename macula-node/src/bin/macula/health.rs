@@ -144,6 +144,7 @@ pub(crate) async fn state(node: &Node, provider: Provider, service: &str, within
         Ok(ServingStatus::Unknown | ServingStatus::ServiceUnknown) => "unknown",
         // It answers, and has no health to tell: the service is another program's, or was withdrawn.
         Err(status) if matches!(status.code(), Code::Unimplemented | Code::NotFound) => "not served",
+        Err(status) if status.code() == Code::PermissionDenied => "not allowed to ask",
         Err(_) => "unreachable",
     }
 }

@@ -38,6 +38,12 @@ pub(crate) fn make_folder_of(file: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure::other(format!("the folder {} could not be made: {error}", folder.display())))
 }
 
+/// Keeps others from the identity in `file` while the result is kept. `None` when that cannot be done.
+pub(crate) fn hold(file: &Path) -> Option<File> {
+    let lock = File::open(file).ok()?;
+    lock.try_lock().is_ok().then_some(lock)
+}
+
 /// Takes the identity in `file`, which has to be there.
 pub(crate) fn take_existing(file: &Path) -> Result<Taken, Failure> {
     Identity::load(file).map_err(|error| Failure::other(error_line(&error)))?;

@@ -34,6 +34,9 @@ pub(crate) async fn run(args: NodeArgs, otlp: Option<Otlp>) -> Result<(), Failur
         let taken = take_identity(&args)?;
         let metrics = door::count_calls(&args.ops, otlp.as_ref())?;
         let node = start(&args, taken.as_ref(), otlp.as_ref()).await?;
+        // That of the data folder, which the node itself has read.
+        let of_folder = args.admin.folder.as_ref().filter(|_| taken.is_none());
+        let held = of_folder.and_then(|folder| identity::hold(&folder.join("identity")));
         if let Some(otlp) = &otlp {
             otlp.observe(&node);
         }
@@ -44,7 +47,7 @@ pub(crate) async fn run(args: NodeArgs, otlp: Option<Otlp>) -> Result<(), Failur
         let ingress = door::open_ingress(&args.ingress, &node).await?;
         join(&args, &node).await;
         announce(&args, &node, ingress.as_ref(), ops.as_ref())?;
-        Ok::<_, Failure>((node, taken, admin, ingress, ops, metrics, backends))
+        Ok::<_, Failure>((node, (taken, held), admin, ingress, ops, metrics, backends))
     };
     let (node, _taken, admin, ingress, ops, _metrics, mut backends) = tokio::select! {
         started = serving => started?,

@@ -12,6 +12,7 @@ use std::{
 use futures::{StreamExt as _, future, stream};
 use macula_node::{Channel, Node, NodeId, Provider, ServiceName};
 use serde::Serialize;
+use tonic::Code;
 
 use crate::{
     args::ServicesArgs,
@@ -35,9 +36,10 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 #[derive(Debug, Serialize)]
 struct Shown {
     services: Vec<Service>,
-    /// Nodes that were asked, and those of them that did not answer.
+    /// Nodes that were asked, those of them that did not answer, and those that did not let this command ask.
     asked: usize,
     silent: usize,
+    denied: usize,
 }
 
 /// A service and its providers.
@@ -53,8 +55,25 @@ pub(crate) async fn run(args: ServicesArgs) -> Result<(), Failure> {
     let node = mesh::client(&args.reach, None).await?;
     let shown = survey(&node).await;
     node.shutdown().await;
+    let answered = shown.asked - shown.silent - shown.denied;
     if args.json {
-        return print_json(&shown);
+        print_json(&shown)?;
+        return match answered {
+            0 => Err(Failure::shown(1)),
+            _ => Ok(()),
+        };
+    }
+    if shown.denied > 0 {
+        let (denied, asked) = (count(shown.denied as u64, "node"), shown.asked);
+        say(&format!(
+            "{denied} of {asked} did not let this command ask: its grant, or their list, does not allow grpc.reflection.v1.ServerReflection"
+        ));
+    }
+    if answered == 0 {
+        return Err(Failure::other(format!(
+            "none of the {} known said what it serves",
+            count(shown.asked as u64, "node")
+        )));
     }
     if shown.silent > 0 {
         let (silent, asked) = (count(shown.silent as u64, "node"), shown.asked);
@@ -97,7 +116,11 @@ async fn survey(node: &Node) -> Shown {
         health::list(&channel).await
     });
     let answers: Vec<_> = answers.buffer_unordered(AT_A_TIME).collect().await;
-    let silent = answers.iter().filter(|answer| answer.is_err()).count();
+    let failed = || answers.iter().filter_map(|answer| answer.as_ref().err());
+    let denied = failed()
+        .filter(|status| status.code() == Code::PermissionDenied)
+        .count();
+    let silent = failed().count() - denied;
     let names: BTreeSet<ServiceName> = answers
         .into_iter()
         .flatten()
@@ -124,6 +147,7 @@ async fn survey(node: &Node) -> Shown {
         services: looked_up.buffered(AT_A_TIME).collect().await,
         asked,
         silent,
+        denied,
     }
 }
 
@@ -157,6 +181,7 @@ mod tests {
             ],
             asked: 3,
             silent: 0,
+            denied: 0,
         };
         let expected = "\
 SERVICE     PROVIDERS  ZONES
