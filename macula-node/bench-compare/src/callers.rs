@@ -146,7 +146,11 @@ impl Callers {
             macula.first_traffic = first.mesh;
             macula.suspicions = Some(nodes.map(|node| node.transport_stats().suspicions).sum());
         }
-        let ends: JoinSet<()> = self.nodes.into_iter().map(|node| async move { node.shutdown().await }).collect();
+        let ends: JoinSet<()> = self
+            .nodes
+            .into_iter()
+            .map(|node| async move { node.shutdown().await })
+            .collect();
         ends.join_all().await;
         Ok(seen)
     }

@@ -76,9 +76,9 @@ fn row(scenario: &Scenario, seen: &Seen) -> serde_json::Value {
         round(seen.p99_ms),
         round(seen.longest_ms),
         seen.over_a_second,
-        scenario
-            .returns()
-            .then(|| seen.first_traffic.map(|after| (after.as_secs_f64() * 100.0).round() / 100.0)),
+        scenario.returns().then(|| seen
+            .first_traffic
+            .map(|after| (after.as_secs_f64() * 100.0).round() / 100.0)),
         seen.suspicions,
     ])
 }
