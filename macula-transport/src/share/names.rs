@@ -88,7 +88,7 @@ impl Names {
 
     /// The places for names of the domain that `host` is in.
     fn domain(&self, host: &str) -> Arc<Semaphore> {
-        // The last two labels: whoever has the domain chooses all before them.
+        // The last two labels: the owner of the domain chooses all before them.
         let host = host.trim_end_matches('.');
         let mut dots = host.rmatch_indices('.').map(|(dot, _)| dot);
         let name = match (dots.next(), dots.next()) {
