@@ -205,7 +205,7 @@ fn x12_standard_error_goes_to_the_log_and_not_to_the_caller() {
 #[test]
 fn z10_a_command_that_does_not_exist_is_an_error_at_the_start() {
     for (command, said) in [
-        ("nosuchprog -x", "`nosuchprog` is no program"),
+        ("nosuchprog -x", "there is no program `nosuchprog`"),
         ("if then", "the shell cannot read it"),
     ] {
         let output = run(&[

@@ -21,7 +21,7 @@ fn z10_what_is_wrong_is_said_whole_with_suggestions_and_the_commands_own_help() 
         ),
         (
             &["call"],
-            "macula: the following required arguments were not provided: <SERVICE>; see `macula call --help`\n",
+            "macula: the following required arguments were not provided: <SERVICE[/METHOD]>; see `macula call --help`\n",
         ),
         (
             &["call", "a", "--strategy", "affinity", "--bootstrap", "node1:1"],

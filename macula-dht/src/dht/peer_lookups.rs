@@ -12,9 +12,8 @@ use crate::{Contact, QueryId, clock::Tick};
 /// The most lookups that run for peers at a time: half of [`MAX_QUERIES`].
 pub const MAX_PEER_LOOKUPS: usize = MAX_QUERIES / 2;
 
-/// The most requests that lookups for peers have under way. A shell should allow twice as many, so that this node's own are sent. Each
-/// may need a connection, of which a node has a few hundred.
-pub const MAX_PEER_REQUESTS: usize = 128;
+/// The most requests that lookups for peers have under way. A shell should allow twice as many, so that this node's own are sent.
+pub const MAX_PEER_REQUESTS: usize = 1024;
 
 /// A lookup for a peer is not started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

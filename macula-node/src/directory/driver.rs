@@ -39,9 +39,9 @@ use crate::{
     events::NodeEvent,
 };
 
-/// Requests on their way at a time; the core is told that those beyond it were not sent, and asks again later. Most of them are left
-/// for this node itself.
-const MAX_REQUESTS: usize = 16 * MAX_PEER_REQUESTS;
+/// Requests on their way at a time; the core is told that those beyond it were not sent, and asks again later. Half of them are left for
+/// this node itself.
+const MAX_REQUESTS: usize = 2 * MAX_PEER_REQUESTS;
 /// How often the driver looks after connections to neighbours and the clocks, and every [`LOOKS_A_ROUND`] times after its addresses.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const LOOKS_A_ROUND: u32 = 2;
