@@ -212,7 +212,7 @@ pub struct Limits {
     pub stream_window: u32,
     /// Bytes a peer may have in flight on one connection. Default 16 MiB; less where the memory is shared by many connections.
     pub connection_window: u32,
-    /// Accepted connections at a time, at most one for each 192 KiB of [`Limits::memory_bytes`]. Beyond it a newcomer
+    /// Accepted connections at a time, at most one for each 128 KiB of [`Limits::memory_bytes`]. Beyond it a newcomer
     /// replaces a connection of the network and peer with most; else an idle one of a peer with more than the newcomer; else it is refused.
     /// Default 4 096.
     pub max_accepted: usize,

@@ -336,7 +336,7 @@ async fn x6_a_call_that_finds_no_memory_is_refused_as_not_started() {
 async fn tiny(connections: u64) -> (Endpoint, mpsc::UnboundedReceiver<common::Seen>) {
     let (services, events) = common::Service::new();
     let limits = Limits {
-        memory_bytes: 2 * connections * (96 << 10),
+        memory_bytes: 2 * connections * (64 << 10),
         ..Limits::default()
     };
     let tiny = Endpoint::bind(config().with_limits(limits), services).await.unwrap();

@@ -126,7 +126,7 @@ async fn a_name_a_size_and_a_message_that_cannot_be() {
     let many: Metadata = (0..200).map(|n| (format!("k{n}"), "v")).collect();
     says(
         &client.request(name()).metadata(many).send("").await.unwrap_err(),
-        "the call's metadata is too large: it makes a head of 2151 bytes, and a call has at most 16384 bytes and 128 entries beside its payload",
+        "the call's metadata is too large: names and metadata have 2151 bytes and 200 entries, and this node sends at most 16384 bytes and 128 entries; raise `Limits::max_head_bytes` and `Limits::max_metadata_entries` on both sides",
     );
     #[cfg(feature = "json")]
     says(

@@ -16,9 +16,9 @@ const UNIT_BYTES: u64 = 16 * 1024;
 /// Unused bytes at which an account returns them to the budget. Below it calls that come and go draw nothing.
 const SPARE_BYTES: u64 = 128 * 1024;
 /// Bytes of an open connection: its state, its tasks, and small messages that are not charged one by one.
-const CONNECTION_BYTES: u64 = 80 * 1024;
+const CONNECTION_BYTES: u64 = 48 * 1024;
 /// The part of the memory that a node reserves for each connection that it accepts, in bytes: the connection, its lane and a call.
-const ACCEPTED_BYTES: u64 = 96 * 1024;
+const ACCEPTED_BYTES: u64 = 64 * 1024;
 /// Bytes of a peer's stream while it is served: its state and its task.
 pub(crate) const STREAM_BYTES: u64 = 8 * 1024;
 /// Bytes of the task of a call that runs beside its lane. The request is charged as well.

@@ -13,7 +13,7 @@ use crate::config::Limits;
 /// The part of the memory that the windows of `n` equal connections take, as a divisor.
 const PART: u64 = 24;
 /// No window is smaller, in bytes: small calls fit into it, and large messages take more round trips.
-const LEAST_BYTES: u32 = 32 * 1024;
+const LEAST_BYTES: u32 = 16 * 1024;
 
 /// The window of a new connection, in bytes each way, when there are `connections` of them with it.
 pub(crate) fn of_connection(limits: &Limits, connections: usize) -> u32 {
