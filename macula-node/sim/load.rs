@@ -11,7 +11,8 @@ use tonic::codegen::http::uri::PathAndQuery;
 
 use crate::{
     random::Random,
-    services::{Ask, Raw, STREAM, STUB_PATH, Told, UNARY},
+    raw_codec::Raw,
+    services::{Ask, STREAM, STUB_PATH, Told, UNARY},
     truth::{Called, Cause, Ended, Truth, Try},
 };
 

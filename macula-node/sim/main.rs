@@ -13,6 +13,8 @@ mod mutants;
 mod options;
 mod oracle;
 mod random;
+#[path = "../tests/support/raw_codec.rs"]
+mod raw_codec;
 mod run;
 mod schedule;
 mod services;

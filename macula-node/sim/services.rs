@@ -13,7 +13,6 @@ use futures::{Stream, future::BoxFuture, stream};
 use macula_node::{Node, NodeBuilder, Request, Requests, Status, StatusCode};
 use tonic::{
     body::Body,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     codegen::{Service, http},
     server::{Grpc, NamedService, UnaryService},
 };
@@ -21,6 +20,7 @@ use tonic::{
 use crate::{
     fault::Kind,
     random::Random,
+    raw_codec::Raw,
     truth::{End, Running, Truth},
 };
 
@@ -260,44 +260,5 @@ impl UnaryService<Bytes> for Method {
                 )),
             }
         })
-    }
-}
-
-/// Messages that are bytes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = tonic::Status;
-
-    fn encode(&mut self, item: Bytes, to: &mut EncodeBuf<'_>) -> Result<(), tonic::Status> {
-        to.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Raw {
-    type Item = Bytes;
-    type Error = tonic::Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, tonic::Status> {
-        let len = from.remaining();
-        Ok(Some(from.copy_to_bytes(len)))
     }
 }

@@ -4,6 +4,8 @@
 //! to call, and the test says so.
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+#[path = "support/raw_codec.rs"]
+mod raw_codec;
 mod support;
 
 use std::{
@@ -11,15 +13,11 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use bytes::{Buf as _, BufMut as _};
 use futures::{StreamExt as _, stream};
 use macula_node::{Bytes, Channel, Node, ServiceName};
+use raw_codec::Raw;
 use support::{NodeProcess, run, stderr, stdout};
-use tonic::{
-    Code, Status,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    codegen::http::uri::PathAndQuery,
-};
+use tonic::{Code, Status, codegen::http::uri::PathAndQuery};
 
 /// A grpcio server, which ends when it is dropped.
 struct Server {
@@ -51,44 +49,6 @@ impl Drop for Server {
     }
 }
 
-/// Messages as they are: the server's are plain bytes.
-#[derive(Clone, Copy, Default)]
-struct Plain;
-
-impl Codec for Plain {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
-    }
-}
-
-impl Encoder for Plain {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, into: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        into.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Plain {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
-}
-
 /// A stub of the server's service.
 struct Echo(tonic::client::Grpc<Channel>);
 
@@ -97,7 +57,7 @@ impl Echo {
         self.0.ready().await?;
         let request = tonic::Request::new(Bytes::from(request));
         let path = PathAndQuery::from_static("/clients.Echo/Unary");
-        Ok(self.0.unary(request, path, Plain).await?.into_inner())
+        Ok(self.0.unary(request, path, Raw).await?.into_inner())
     }
 
     async fn stream(&mut self, path: &'static str, requests: &[&'static str]) -> Result<Vec<Bytes>, Status> {
@@ -105,7 +65,7 @@ impl Echo {
         let requests: Vec<_> = requests.iter().copied().map(Bytes::from).collect();
         let requests = tonic::Request::new(stream::iter(requests));
         let path = PathAndQuery::from_static(path);
-        let replies = self.0.streaming(requests, path, Plain).await?.into_inner();
+        let replies = self.0.streaming(requests, path, Raw).await?.into_inner();
         replies.collect::<Vec<_>>().await.into_iter().collect()
     }
 }

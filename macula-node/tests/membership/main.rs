@@ -85,6 +85,11 @@ fn builder(network: &Network, n: u8, membership: Membership) -> NodeBuilder {
         .grant_life(LIFE)
 }
 
+/// A client without a grant.
+fn stranger(network: &Network, n: u8) -> NodeBuilder {
+    Node::builder().network(network).client().identity(identity(n))
+}
+
 async fn issuer(network: &Network, n: u8) -> Node {
     let node = builder(network, n, membership(of_issuer(n))).start().await.unwrap();
     // The first node finds no other.
@@ -224,13 +229,7 @@ async fn a7_a_renewal_is_refused_to_revoked_nodes_and_for_others_grants() {
     let network = Network::new(25);
     let (_one, _other) = (issuer(&network, 1).await, issuer(&network, 4).await);
     let renew = async |n: u8, chain: &Chain| {
-        let node = Node::builder()
-            .network(&network)
-            .client()
-            .identity(identity(n))
-            .start()
-            .await
-            .unwrap();
+        let node = stranger(&network, n).start().await.unwrap();
         node.visit(&at(4), &JoinRequest::Renew(chain.clone())).await.unwrap().1
     };
     let chain = of_member(7).chain;
@@ -242,13 +241,7 @@ async fn a7_a_renewal_is_refused_to_revoked_nodes_and_for_others_grants() {
     // The stolen key of an issuer signs no grant that outlives its revocation.
     let revoke = async |n: u8| {
         let orders = SignedRevocations::sign(&realm(), &key(), [Order::revoke(identity(n).node_id(), START)]);
-        let node = Node::builder()
-            .network(&network)
-            .client()
-            .identity(identity(98))
-            .start()
-            .await
-            .unwrap();
+        let node = stranger(&network, 98).start().await.unwrap();
         let told = node
             .visit(&at(4), &JoinRequest::Revoke(orders.unwrap()))
             .await
@@ -311,7 +304,7 @@ async fn a7_no_crowd_of_strangers_keeps_a_member_from_its_next_grant() {
     let network = Network::new(31);
     let _issuer = issuer(&network, 1).await;
     let visitor = async |n: u8| {
-        let node = Node::builder().network(&network).client().identity(identity(n));
+        let node = stranger(&network, n);
         let node = node.listen(addr(n));
         node.start().await.unwrap()
     };
@@ -355,7 +348,7 @@ async fn a7_a_node_waits_for_an_issuer_that_many_ask_at_once() {
         START,
         START + HOUR,
     );
-    let stranger = Node::builder().network(&network).client().identity(identity(99));
+    let stranger = stranger(&network, 99);
     let stranger = stranger.listen(addr(99)).start().await.unwrap();
     let guess = JoinRequest::Join {
         token: TokenId::from_bytes([1; TokenId::LEN]),
@@ -456,13 +449,7 @@ async fn a4_a_service_is_published_with_each_new_grant() {
 async fn a7_a_stranger_that_guesses_tokens_is_slowed_down() {
     let network = Network::new(26);
     let _issuer = issuer(&network, 1).await;
-    let stranger = Node::builder()
-        .network(&network)
-        .client()
-        .identity(identity(99))
-        .start()
-        .await
-        .unwrap();
+    let stranger = stranger(&network, 99).start().await.unwrap();
     let mut answers = Vec::new();
     for n in 0..100 {
         let guess = JoinRequest::Join {
@@ -485,13 +472,7 @@ async fn a7_a_member_that_is_no_issuer_gives_no_grant() {
     let network = Network::new(27);
     let _first = issuer(&network, 1).await;
     let _member = member(&network, 2).await;
-    let stranger = Node::builder()
-        .network(&network)
-        .client()
-        .identity(identity(7))
-        .start()
-        .await
-        .unwrap();
+    let stranger = stranger(&network, 7).start().await.unwrap();
     let reply = stranger
         .visit(&at(2), &JoinRequest::Renew(of_member(7).chain))
         .await

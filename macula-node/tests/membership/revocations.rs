@@ -11,7 +11,7 @@ use macula_wire::TokenSecret;
 
 use crate::{
     LIFE, SERVICE, START, addr, at, builder, call, heeded, identity, issuer, key, log::Log, member, membership,
-    of_issuer, of_member, pass, realm,
+    of_issuer, of_member, pass, realm, stranger,
 };
 
 /// Any node takes an order, and within a minute every node knows it: no issuer runs.
@@ -28,13 +28,7 @@ async fn a6_a_revocation_reaches_every_node_within_a_minute_without_an_issuer() 
     drop(first);
     let order = Order::revoke(identity(9).node_id(), START + 60);
     let orders = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();
-    let stranger = Node::builder()
-        .network(&network)
-        .client()
-        .identity(identity(99))
-        .start()
-        .await
-        .unwrap();
+    let stranger = stranger(&network, 99).start().await.unwrap();
     let request = JoinRequest::Revoke(orders.clone());
     // Those nodes have no data folder.
     for n in [2, 3] {
@@ -222,7 +216,7 @@ async fn a6_a_revoked_node_says_so_once_and_lets_no_newcomer_in() {
     let said = log.lines(&["ERROR", "this node was revoked"]);
     assert_eq!(said.len(), 2, "each of them once: {said:?}");
     // It has heard of no order yet.
-    let newcomer = Node::builder().network(&network).client().identity(identity(6));
+    let newcomer = stranger(&network, 6);
     let newcomer = newcomer.membership(of_member(6)).bootstrap([at(2)]);
     let newcomer = newcomer.start().await.unwrap();
     assert!(newcomer.join().await.is_err());
@@ -235,7 +229,7 @@ async fn a6_no_crowd_of_strangers_keeps_an_order_from_a_node() {
     let network = Network::new(44);
     let first = issuer(&network, 1).await;
     let visitor = async |n: u8| {
-        let node = Node::builder().network(&network).client().identity(identity(n));
+        let node = stranger(&network, n);
         node.listen(addr(n)).start().await.unwrap()
     };
     let (stranger, operator) = (visitor(99).await, visitor(98).await);
@@ -275,7 +269,7 @@ async fn a6_an_order_that_the_disk_does_not_take_is_not_said_to_be_kept() {
     let node = || builder(&network, 1, membership(of_issuer(1))).data(folder.path());
     let first = node().start().await.unwrap();
     let _ = first.join().await;
-    let stranger = Node::builder().network(&network).client().identity(identity(99));
+    let stranger = stranger(&network, 99);
     let stranger = stranger.listen(addr(99)).start().await.unwrap();
     let order = Order::revoke(identity(7).node_id(), START);
     let orders = SignedRevocations::sign(&realm(), &key(), [order]).unwrap();

@@ -18,7 +18,7 @@ use macula_rpc::{
 use macula_transport::{Config, Endpoint, Identity, Limits, NoService, testing::Network};
 use tokio::sync::{Notify, oneshot};
 
-use crate::mesh::name;
+use crate::mesh::{name, pass};
 
 const MESSAGE: usize = 64 << 10;
 /// The bytes that may be under way in a stream: the transport's window, and a message that waits for room at either end.
@@ -35,7 +35,7 @@ fn serving(handler: impl StreamHandler) -> (Mesh, Client) {
 
 /// Until no task has anything left to do.
 async fn settled() {
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    pass(Duration::from_secs(1)).await;
 }
 
 /// Megabytes of messages, and how many of them were taken.

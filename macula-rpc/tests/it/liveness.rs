@@ -18,7 +18,7 @@ use macula_rpc::{
 use macula_transport::{Config, Endpoint, Identity, Limits, NoService, PoolConfig};
 use tokio::time::Instant;
 
-use crate::mesh::name;
+use crate::mesh::{name, pass};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -85,10 +85,10 @@ async fn l3_a_provider_that_is_heard_over_another_connection_stays_the_choice() 
     let start = Instant::now();
     answer(&client).await;
     assert!(start.elapsed() < millis(200), "{:?}", start.elapsed());
-    tokio::time::sleep(millis(200)).await;
+    pass(millis(200)).await;
     assert_eq!(answer(&client).await, "again");
     // And once the old connection is given up.
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    pass(Duration::from_secs(10)).await;
     assert_eq!(answer(&client).await, "again");
 }
 
@@ -112,7 +112,7 @@ impl Resolve for Changing {
             let mut providers = &self.dead;
             if options.force_refresh {
                 self.asked.fetch_add(1, SeqCst);
-                tokio::time::sleep(self.takes).await;
+                pass(self.takes).await;
                 if Instant::now() >= self.changes {
                     providers = &self.live;
                 }
@@ -163,7 +163,7 @@ async fn d12_a_call_that_has_lasted_for_long_waits_for_a_list_of_now() {
     let long = client.request(name()).attempt_timeout(Duration::from_secs(3));
     // Another call asks in the middle of it, before the list changes.
     let other = async {
-        tokio::time::sleep(millis(1_400)).await;
+        pass(millis(1_400)).await;
         let call = client.request(name()).attempt_timeout(millis(100));
         call.send("").await
     };
@@ -198,16 +198,16 @@ async fn h5_a_provider_that_is_lost_is_dialed_soon_although_others_have_been_dow
         let until = Instant::now() + millis(pause);
         while Instant::now() < until {
             answer(&client).await;
-            tokio::time::sleep(millis(100)).await;
+            pass(millis(100)).await;
         }
         mesh.stop("b").await;
         mesh.restart("b");
         let start = Instant::now();
         while link(&client, &b) == Link::Up {
-            tokio::time::sleep(millis(1)).await;
+            pass(millis(1)).await;
         }
         while link(&client, &b) != Link::Up {
-            tokio::time::sleep(millis(1)).await;
+            pass(millis(1)).await;
         }
         assert!(start.elapsed() < millis(200), "{:?}", start.elapsed());
     }
@@ -228,13 +228,13 @@ async fn h6_an_only_provider_that_restarts_in_place_fails_no_call() {
         let calls = clients.iter().map(async |client| {
             for _ in 0..100 {
                 assert_eq!(answer(client).await, "a");
-                tokio::time::sleep(millis(5)).await;
+                pass(millis(5)).await;
             }
         });
         let restarts = async {
-            tokio::time::sleep(millis(50 + seed)).await;
+            pass(millis(50 + seed)).await;
             mesh.kill("a");
-            tokio::time::sleep(millis(100)).await;
+            pass(millis(100)).await;
             mesh.restart("a");
         };
         futures::join!(futures::future::join_all(calls), restarts);
@@ -257,7 +257,7 @@ async fn h1_a_full_pool_says_nothing_about_the_providers_health() {
     let client = Client::builder(&caller, directory).build();
     let hangs = client.request(hanging()).timeout(PATIENCE).attempt_timeout(PATIENCE);
     let hangs = tokio::spawn(hangs.send(""));
-    tokio::time::sleep(millis(100)).await;
+    pass(millis(100)).await;
     for _ in 0..6 {
         let call = client.request(name()).timeout(millis(50));
         let error = call.send("").await.unwrap_err();
@@ -323,7 +323,7 @@ async fn l5_a_call_lost_with_a_connection_that_made_room_is_charged() {
         let call = client.request(hanging()).timeout(PATIENCE).attempt_timeout(PATIENCE);
         call.send("")
     });
-    tokio::time::sleep(millis(100)).await;
+    pass(millis(100)).await;
     // The same node dials once more.
     let again = Endpoint::bind(config(&network, &identity), NoService).await.unwrap();
     let at = [full.local_addr().try_into().unwrap()];

@@ -6,7 +6,7 @@ use macula_rpc::{Client, Provider, Request, Server, StaticResolver, Status, Stra
 use macula_transport::{Config, Endpoint, Identity, NoService, testing::Network};
 use tokio::task::JoinSet;
 
-use crate::mesh::name;
+use crate::mesh::{name, pass};
 
 /// A node on `network` that runs ten calls at a time, and answers with its name unless it is told to wait.
 async fn provider(network: &Network, who: &'static str) -> (Endpoint, Provider) {
@@ -39,7 +39,7 @@ async fn answers(client: &Client) -> BTreeMap<String, u32> {
     for _ in 0..100 {
         let answer = client.call(name(), "").await.unwrap();
         *answers.entry(String::from_utf8(answer.to_vec()).unwrap()).or_default() += 1;
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        pass(Duration::from_millis(20)).await;
     }
     answers
 }
@@ -73,7 +73,7 @@ async fn s4_p2c_picks_a_provider_less_that_says_it_is_busy() {
 
     // The report grows old, and then the provider reports that it is idle again.
     waiting.shutdown().await;
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    pass(Duration::from_secs(10)).await;
     let after = answers(&p2c).await;
     assert!(after["busy"] > 10, "{after:?}");
 }

@@ -12,6 +12,12 @@ use macula_rpc::{
 };
 use macula_transport::{Config, Endpoint, Identity, NoService};
 
+/// Lets simulated time pass: it stands still while a task has something to do, and then goes on at once.
+#[cfg(feature = "testing")]
+pub(crate) async fn pass(time: std::time::Duration) {
+    tokio::time::sleep_until(tokio::time::Instant::now() + time).await;
+}
+
 pub(crate) fn name() -> ServiceName {
     "api.compute".parse().unwrap()
 }

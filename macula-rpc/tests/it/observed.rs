@@ -489,6 +489,8 @@ mod metrics {
         use futures::{StreamExt as _, stream};
         use macula_rpc::{Requests, testing::Mesh};
 
+        use crate::mesh::pass;
+
         let recorder = DebuggingRecorder::new();
         let snapshots = recorder.snapshotter();
         let _guard = metrics::set_default_local_recorder(&recorder);
@@ -497,7 +499,7 @@ mod metrics {
             .serve_streaming("text.stream", async |request: Request<Requests>| {
                 let method = request.method().to_owned();
                 let later = stream::once(async move {
-                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    pass(Duration::from_secs(5)).await;
                     match method.as_str() {
                         "fail" => Err(Status::invalid_argument("on purpose")),
                         _ => Ok("second"),

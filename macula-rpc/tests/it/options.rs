@@ -144,6 +144,7 @@ mod in_paused_time {
     use tokio::time::Instant;
 
     use super::*;
+    use crate::mesh::pass;
 
     /// F10: a slow first attempt gets a second beside it, whose answer wins, and the first is cancelled. A call that is not declared to
     /// allow that is not made, and says so.
@@ -158,7 +159,7 @@ mod in_paused_time {
                 let slow = next_is_slow.swap(false, SeqCst);
                 async move {
                     if slow {
-                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        pass(Duration::from_secs(1)).await;
                     }
                     Ok::<_, Status>(if slow { "slow" } else { "fast" })
                 }
@@ -186,7 +187,7 @@ mod in_paused_time {
         assert_eq!(answer.payload(), "fast");
         assert!(start.elapsed() < Duration::from_millis(100));
         // The loser's handler is dropped.
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        pass(Duration::from_millis(10)).await;
         let running = ["a", "b"].map(|node| mesh.node(node).server().running());
         assert_eq!(running, [0, 0]);
     }
@@ -263,7 +264,7 @@ mod in_paused_time {
         mesh.node("a").serve(name(), move |request: Request| {
             let call = client.request("further.on").attempt_timeout(Duration::from_secs(60));
             async move {
-                tokio::time::sleep(Duration::from_secs(3)).await;
+                pass(Duration::from_secs(3)).await;
                 let answer = call.deadline(request.deadline()).send("").await;
                 answer
                     .map(|answer| answer.into_response())

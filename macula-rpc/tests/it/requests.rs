@@ -11,6 +11,8 @@ use macula_rpc::{
     CallError, Client, Hedge, MAX_REPLAY_BYTES, Request, Requests, Status, StopReason, Strategy, testing::Mesh,
 };
 
+use crate::mesh::pass;
+
 /// The streams that handlers have read to the end: the node, the messages and the bytes.
 type Read = Arc<Mutex<Vec<(&'static str, usize, usize)>>>;
 
@@ -37,7 +39,7 @@ fn readers(
                         read.len() - 1
                     };
                     if before == 0 {
-                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        pass(Duration::from_millis(20)).await;
                     }
                     outcome(before)?;
                     Ok::<_, Status>(stream::iter([Ok::<_, Status>(format!("{messages} {bytes}"))]))
@@ -51,7 +53,7 @@ fn readers(
 /// Messages that come one after another, none with the head, in a stream that must not be polled after its end.
 fn late(messages: usize, bytes: usize) -> impl Stream<Item = Bytes> + Send + 'static {
     stream::unfold(0, move |sent| async move {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        pass(Duration::from_millis(1)).await;
         (sent < messages).then(|| (Bytes::from(vec![0; bytes]), sent + 1))
     })
 }
@@ -91,7 +93,7 @@ async fn f7_a_client_s_time_for_one_provider_is_that_of_its_streams() {
     let mesh = Mesh::new(13);
     mesh.node("a")
         .serve_streaming("text.first", async |_: Request<Requests>| {
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            pass(Duration::from_secs(60)).await;
             Ok::<_, Status>(stream::iter([Ok::<_, Status>("slow")]))
         });
     mesh.node("b")
@@ -194,7 +196,7 @@ mod stubs {
         let mut stub = stub.max_encoding_message_size(1000);
         let sizes = [10, 20, 5000, 30];
         let late = stream::iter(sizes).then(async |bytes| {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            pass(Duration::from_millis(50)).await;
             sized(bytes)
         });
         let error = stub.streaming_input(late).await.unwrap_err();
@@ -224,7 +226,7 @@ mod stubs {
             status: None,
         };
         let late = stream::iter([10, 5000]).then(move |bytes| async move {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            pass(Duration::from_millis(50)).await;
             asking(bytes)
         });
         let mut replies = stub.full_duplex(late).await.unwrap().into_inner();

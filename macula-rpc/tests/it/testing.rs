@@ -11,7 +11,7 @@ use macula_rpc::{
 };
 use tokio::time::Instant;
 
-use crate::mesh::name;
+use crate::mesh::{name, pass};
 
 /// A mesh whose nodes of these names serve `api.compute`, which answers with the node's name.
 fn mesh(seed: u64, names: &[&'static str]) -> Mesh {
@@ -100,7 +100,7 @@ async fn what_is_cut_fails_over_and_what_is_healed_is_called_again() {
         assert_eq!(answers(&neighbour, 1).await, ["a"]);
         mesh.heal();
         // The breaker lets a probe through again after its pause.
-        tokio::time::sleep(Duration::from_secs(600)).await;
+        pass(Duration::from_secs(600)).await;
         assert!(answers(&client, 10).await.contains(&"a".to_owned()));
     }
     mesh.cut("caller", "b");
@@ -113,13 +113,13 @@ async fn what_is_cut_fails_over_and_what_is_healed_is_called_again() {
 async fn n4_a_node_that_stops_in_order_finishes_what_it_runs_and_is_listed_no_more() {
     let mesh = Mesh::new(4);
     mesh.node("a").serve("api.compute", async |_: Request| {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        pass(Duration::from_secs(1)).await;
         Ok::<_, Status>("done")
     });
     let client = mesh.node("caller").client();
     let call = client.request("api.compute").attempt_timeout(Duration::from_secs(5));
     let (answer, ()) = tokio::join!(call.send(""), async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        pass(Duration::from_millis(500)).await;
         mesh.stop("a").await;
     });
     assert_eq!(answer.unwrap().payload(), "done");
@@ -275,7 +275,7 @@ async fn f7_a_provider_has_its_own_time_after_a_slow_refusal_here() {
     let mesh = mesh(1, &["a"]);
     let here = Server::new();
     let refuse = async |_: Request| {
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        pass(Duration::from_secs(4)).await;
         Err::<Bytes, _>(Status::refused("not here"))
     };
     here.serve(name(), refuse).unwrap();
